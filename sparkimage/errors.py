@@ -1,0 +1,130 @@
+"""One error family, with an exit code for each kind of failure.
+
+Every error says what failed, on which target, what was seen, and what to do next.
+``main`` catches ``SparkError`` once and prints it; a traceback appears only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class SparkError(Exception):
+    """A failure that a user can read.
+
+    ``message`` is one sentence with the target and what was seen; ``hint`` is the next action
+    (a command where there is one); ``detail`` is longer output to print below.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "", detail: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Problem:
+    """One thing wrong in a file: where, what, and what to do about it."""
+
+    file: str
+    line: int
+    what: str
+    todo: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.what}\n    {self.todo}"
+
+
+class ConfigError(SparkError):
+    """A file of the user's is wrong; carries every problem of that file, sorted by line."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(sorted(problems))
+        count = len(self.problems)
+        super().__init__(
+            f"{count} problem{'s' if count != 1 else ''} in {self.problems[0].file}",
+            detail="\n".join(str(problem) for problem in self.problems),
+        )
+
+
+class UsageError(SparkError):
+    """What was asked for does not exist or does not fit together."""
+
+    exit_code = 2
+
+
+class EngineError(SparkError):
+    """No Docker engine answers (a dead daemon), or it answers with an error."""
+
+    exit_code = 3
+
+
+class EnginePermissionError(EngineError):
+    """A Docker engine is there, but this user may not talk to it."""
+
+    exit_code = 4
+
+
+class ImageMissingError(SparkError):
+    """The engine or the store answers, but does not hold the image that was asked for."""
+
+    exit_code = 5
+
+
+class BuildError(SparkError):
+    """BuildKit refused or failed a build."""
+
+    exit_code = 6
+
+
+class VerifyError(SparkError):
+    """At least one check of an image failed."""
+
+    exit_code = 7
+
+
+class StoreError(SparkError):
+    """The image store is damaged or lacks what it names."""
+
+    exit_code = 8
+
+
+class PreflightError(SparkError):
+    """This machine cannot do what is asked: disk, emulation, tools or rights are lacking."""
+
+    exit_code = 9
+
+
+class NetworkError(SparkError):
+    """Something that must be fetched cannot be reached."""
+
+    exit_code = 10
+
+
+class LockError(SparkError):
+    """The lock and the matrix disagree, or the lock lacks a pin."""
+
+    exit_code = 11
+
+
+class CommandError(SparkError):
+    """A command failed; shown so that it can be pasted, with its output below it."""
+
+    exit_code = 12
+
+    def __init__(self, argv: Sequence[str], returncode: int, output: str, *, hint: str = "") -> None:
+        self.argv = tuple(argv)
+        self.returncode = returncode
+        self.output = output
+        super().__init__(
+            f"command failed with exit code {returncode}: {shlex.join(argv)}",
+            detail=output.strip(),
+            hint=hint,
+        )
