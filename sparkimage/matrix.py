@@ -1,0 +1,407 @@
+"""From matrix.yaml to variants: parsing, every problem in one report, and the expansion."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparkimage import yamlfile
+from sparkimage.errors import ConfigError, Problem, UsageError
+from sparkimage.model import DebianPin, LayerSpec, MatrixFile, Platform, WheelsPin
+from sparkimage.yamlfile import Document, Key
+
+TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+"""What a tag may be: https://github.com/opencontainers/distribution-spec/blob/main/spec.md"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One image to be: its platform, its layers from the lowest up, and a value for each pin."""
+
+    name: str
+    platform: str
+    layers: tuple[str, ...]
+    pins: Mapping[str, str]
+    entrypoint: tuple[str, ...]
+    cmd: tuple[str, ...]
+
+    @property
+    def arch(self) -> str:
+        return self.platform.split("/")[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A matrix without problems. ``root`` is its folder, with images/ in it."""
+
+    file: Path
+    repository: str
+    source: str | None
+    pins: Mapping[str, Mapping[str, DebianPin | WheelsPin]]
+    layers: Mapping[str, LayerSpec]
+    variants: tuple[Variant, ...]
+    groups: Mapping[str, tuple[str, ...]]
+    warnings: tuple[Problem, ...] = ()
+
+    @property
+    def root(self) -> Path:
+        return self.file.parent
+
+
+def load(path: Path) -> Matrix:
+    """Read and expand a matrix file. Raises ``ConfigError`` with every problem that it has."""
+    path = path.absolute()
+    document = yamlfile.load(path)
+    return _Expansion(path, document, _parse(document)).matrix()
+
+
+def select(
+    matrix: Matrix, *, names: Sequence[str] = (), only: str | None = None, group: str | None = None
+) -> tuple[Variant, ...]:
+    """The variants of these names, matching this glob, or of this group; all without any.
+
+    Raises ``UsageError`` for what names nothing.
+    """
+    known = [variant.name for variant in matrix.variants]
+    wanted = set(known)
+    if names:
+        for name in names:
+            if name not in known:
+                raise UsageError(f"no variant is called {name!r}", hint=_nearest(name, known))
+        wanted = set(names)
+    if group is not None:
+        if group not in matrix.groups:
+            raise UsageError(
+                f"no group is called {group!r}", hint=_nearest(group, matrix.groups)
+            )
+        wanted &= set(matrix.groups[group])
+    if only is not None:
+        wanted = {name for name in wanted if fnmatch.fnmatchcase(name, only)}
+        if not wanted:
+            raise UsageError(f"no variant matches {only!r}", hint="there are " + ", ".join(known))
+    return tuple(variant for variant in matrix.variants if variant.name in wanted)
+
+
+def _parse(document: Document) -> MatrixFile:
+    from pydantic import ValidationError
+
+    try:
+        return MatrixFile.model_validate(document.data)
+    except ValidationError as error:
+        raise ConfigError([_problem(document, e) for e in error.errors()]) from None
+
+
+def _problem(document: Document, error: Any) -> Problem:
+    """One pydantic error in a user's words."""
+    # Discriminator tags are part of pydantic's location but not of the file.
+    key: Key = tuple(part for part in error["loc"] if part != "[key]")
+    real: Key = ()
+    for part in key:
+        if _at(document.data, (*real, part)) is not None or part == key[-1]:
+            real = (*real, part)
+    where = ".".join(str(part) for part in real) or "the file"
+    kind, given = error["type"], error.get("input")
+    what, todo = f"{where}: {error['msg']}", "correct this value"
+    if kind == "extra_forbidden":
+        what = f"unknown key {real[-1]!r} in {'.'.join(map(str, real[:-1])) or 'the file'}"
+        todo = _nearest(str(real[-1]), _known_keys(real[:-1])) or "remove it"
+    elif kind == "missing":
+        what, todo = f"{where} is missing", f"add `{real[-1]}:`"
+    elif kind == "string_type":
+        what = f"{where} must be text, but is {given!r}"
+        todo = f'quote it: "{given}"'
+    elif kind == "string_pattern_mismatch":
+        what = f"{where}: {given!r} does not have the right form"
+        todo = f"it must match {error['ctx']['pattern']}"
+        if real and real[-1] == "require" or len(real) > 1 and real[-2] == "require":
+            todo = "pin it exactly: NAME==VERSION"
+    elif kind == "literal_error":
+        what = f"{where} is {given!r}"
+        todo = f"it must be {error['ctx']['expected']}"
+    elif kind in ("union_tag_invalid", "union_tag_not_found"):
+        what = f"{where} is of no known kind"
+        todo = "give it `kind: debian` or `kind: wheels`"
+    return Problem(file=document.file, line=document.line(real), what=what, todo=todo)
+
+
+def _at(data: Any, key: Key) -> Any:
+    for part in key:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
+
+
+def _known_keys(parent: Key) -> list[str]:
+    """The keys that the model knows at a place of the file."""
+    from sparkimage import model
+
+    if not parent:
+        return list(MatrixFile.model_fields)
+    places: dict[str, list[type[model.Strict]]] = {
+        "pins": [DebianPin, WheelsPin],
+        "layers": [model.WheelsUse if parent[-1] == "wheels" else LayerSpec],
+        "defaults": [model.Defaults],
+        "include": [model.Include],
+    }
+    return [name for m in places.get(str(parent[0]), []) for name in m.model_fields]
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "known are " + ", ".join(sorted(known))
+
+
+@dataclass
+class _Expansion:
+    """One run of the semantic checks and the expansion over a well-formed file."""
+
+    path: Path
+    document: Document
+    given: MatrixFile
+    problems: list[Problem] = field(default_factory=list)
+
+    def matrix(self) -> Matrix:
+        given = self.given
+        self._check_pins()
+        self._check_layers()
+        self._check_axes()
+        if self.problems:
+            # What follows would only repeat these for every variant.
+            raise ConfigError(self.problems)
+        excluded, warnings = self._exclude()
+        variants: dict[str, tuple[Variant, Key]] = {}
+        for variant, key in [*excluded, *self._include()]:
+            if variant.name in variants:
+                other = self.document.line(variants[variant.name][1])
+                self._problem(
+                    key,
+                    f"two variants are called {variant.name!r} (the other: line {other})",
+                    "name an axis that tells them apart in defaults.name, or rename one",
+                )
+            else:
+                variants[variant.name] = (variant, key)
+                self._check_variant(variant, key)
+        groups = self._groups(list(variants))
+        if self.problems:
+            raise ConfigError(self.problems)
+        return Matrix(
+            file=self.path,
+            repository=given.repository,
+            source=given.source,
+            pins=given.pins,
+            layers=given.layers,
+            variants=tuple(variant for variant, _ in variants.values()),
+            groups=groups,
+            warnings=warnings,
+        )
+
+    def _problem(self, key: Key, what: str, todo: str) -> None:
+        problem = Problem(
+            file=self.document.file, line=self.document.line(key), what=what, todo=todo
+        )
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def _check_pins(self) -> None:
+        import semver
+
+        for name, values in self.given.pins.items():
+            for value, pin in values.items():
+                if isinstance(pin, WheelsPin):
+                    version = pin.version or value
+                    try:
+                        semver.Version.parse(version)
+                    except ValueError:
+                        self._problem(
+                            ("pins", name, value),
+                            f"pin {name}: {version!r} is no version",
+                            "name the pin MAJOR.MINOR.PATCH, or give it a `version:`",
+                        )
+                    values[value] = pin.model_copy(update={"version": version})
+
+    def _check_layers(self) -> None:
+        for name, spec in self.given.layers.items():
+            if not (self.path.parent / "images" / name / "Dockerfile").is_file():
+                self._problem(
+                    ("layers", name),
+                    f"layer {name} has no images/{name}/Dockerfile",
+                    "make it (it begins `FROM layer`), or remove the layer",
+                )
+            for pin in spec.uses():
+                if pin not in self.given.pins:
+                    self._problem(
+                        ("layers", name),
+                        f"layer {name} uses pin {pin!r}, which is not in pins",
+                        _nearest(pin, self.given.pins),
+                    )
+
+    def _check_axes(self) -> None:
+        for axis, values in self.given.axes.items():
+            known: Iterable[str] = self.given.pins.get(axis, {})
+            if axis == "platform":
+                known = {p for spec in self.given.layers.values() for p in spec.platforms}
+            elif axis not in self.given.pins:
+                self._problem(
+                    ("axes", axis),
+                    f"axis {axis!r} is neither `platform` nor a pin",
+                    _nearest(axis, [*self.given.pins, "platform"]),
+                )
+                continue
+            for i, value in enumerate(values):
+                if value not in known:
+                    what = (
+                        f"platform {value!r} is supported by no layer"
+                        if axis == "platform"
+                        else f"axis {axis} names {value!r}, but pins.{axis} has no such value"
+                    )
+                    self._problem(("axes", axis, i), what, _nearest(value, known))
+        if "platform" not in self.given.axes and not self.given.include:
+            self._problem(("axes",), "there is no platform axis", "add `platform: [linux/arm64]`")
+
+    def _exclude(self) -> tuple[list[tuple[Variant, Key]], tuple[Problem, ...]]:
+        """The product of the axes without what is excluded; warnings for idle excludes."""
+        axes = self.given.axes
+        rows = [
+            dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+        ]
+        rows = rows if axes else []
+        warnings = []
+        kept = rows
+        for i, entry in enumerate(self.given.exclude):
+            hit = [row for row in rows if entry.items() <= row.items()]
+            if not hit:
+                warnings.append(
+                    Problem(
+                        file=self.document.file,
+                        line=self.document.line(("exclude", i)),
+                        what="this exclude matches no variant",
+                        todo="correct its values, or remove it",
+                    )
+                )
+            kept = [row for row in kept if row not in hit]
+        made = []
+        for row in kept:
+            variant = self._from_axes(row)
+            if variant is not None:
+                made.append((variant, ("defaults", "name")))
+        return made, tuple(warnings)
+
+    def _from_axes(self, row: Mapping[str, str]) -> Variant | None:
+        defaults = self.given.defaults
+        platform = row["platform"]
+        try:
+            name = defaults.name.format(**row, arch=platform.split("/")[1])
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            self._problem(
+                ("defaults", "name"),
+                f"the name template {defaults.name!r} cannot be filled in: {error}",
+                "known are " + ", ".join(f"{{{axis}}}" for axis in (*row, "arch")),
+            )
+            return None
+        return self._variant(name, platform, defaults.layers, row)
+
+    def _include(self) -> list[tuple[Variant, Key]]:
+        made = []
+        for i, entry in enumerate(self.given.include):
+            for pin, value in entry.pins.items():
+                if value not in self.given.pins.get(pin, {}):
+                    self._problem(
+                        ("include", i, "pins", pin),
+                        f"variant {entry.name} names {pin} {value!r}, which is not in pins",
+                        _nearest(value, self.given.pins.get(pin, {})),
+                    )
+            variant = self._variant(
+                entry.name,
+                entry.platform,
+                entry.layers or self.given.defaults.layers,
+                entry.pins,
+                entry.entrypoint,
+                entry.cmd,
+            )
+            made.append((variant, ("include", i, "name")))
+        return made
+
+    def _variant(
+        self,
+        name: str,
+        platform: Platform | str,
+        layers: Sequence[str],
+        values: Mapping[str, str],
+        entrypoint: Sequence[str] | None = None,
+        cmd: Sequence[str] | None = None,
+    ) -> Variant:
+        defaults = self.given.defaults
+        used = {p for la in layers if la in self.given.layers for p in self.given.layers[la].uses()}
+        return Variant(
+            name=name,
+            platform=platform,
+            layers=tuple(layers),
+            pins={pin: values[pin] for pin in sorted(used) if pin in values},
+            entrypoint=tuple(defaults.entrypoint if entrypoint is None else entrypoint),
+            cmd=tuple(defaults.cmd if cmd is None else cmd),
+        )
+
+    def _check_variant(self, variant: Variant, key: Key) -> None:
+        if not TAG.fullmatch(variant.name):
+            self._problem(
+                key, f"{variant.name!r} cannot be an image's tag", "use letters, digits, `.-_`"
+            )
+        layers_key: Key = (*key[:-1], "layers")
+        rest: dict[str, str] = {}
+        for name in variant.layers:
+            spec = self.given.layers.get(name)
+            if spec is None:
+                self._problem(
+                    layers_key, f"unknown layer {name!r}", _nearest(name, self.given.layers)
+                )
+                continue
+            if variant.platform not in spec.platforms:
+                self._problem(
+                    key,
+                    f"variant {variant.name}: layer {name} does not support {variant.platform}",
+                    f"layers.{name}.platforms has {', '.join(spec.platforms)}",
+                )
+            for pin in spec.uses():
+                if pin not in variant.pins and pin in self.given.pins:
+                    self._problem(
+                        key,
+                        f"variant {variant.name}: layer {name} needs a value for pin {pin}",
+                        f"add an axis {pin}, or `pins: {{{pin}: ...}}` to the include",
+                    )
+            if spec.wheels is not None and not spec.wheels.select:
+                if spec.wheels.pin in rest:
+                    self._problem(
+                        layers_key,
+                        f"layers {rest[spec.wheels.pin]} and {name} both take the rest of "
+                        f"pin {spec.wheels.pin}",
+                        "give one of them a `select`",
+                    )
+                rest[spec.wheels.pin] = name
+
+    def _groups(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        groups: dict[str, tuple[str, ...]] = {}
+        for group, entries in self.given.groups.items():
+            found: list[str] = []
+            for i, entry in enumerate(entries):
+                hit = [name for name in names if fnmatch.fnmatchcase(name, entry)]
+                if not hit:
+                    self._problem(
+                        ("groups", group, i),
+                        f"group {group}: {entry!r} is no variant",
+                        _nearest(entry, names),
+                    )
+                found += [name for name in hit if name not in found]
+            groups[group] = tuple(found)
+        if "default" not in groups:
+            self._problem(
+                ("groups",), "there is no group `default`", "add `default: [VARIANT]`"
+            )
+        return groups
