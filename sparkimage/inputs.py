@@ -58,13 +58,18 @@ def ready(
     )
 
 
+def uv_pins() -> str:
+    """The hash-pinned requirement of the static uv."""
+    return resources.files("sparkimage").joinpath("data", "uv.txt").read_text()
+
+
 def static_uv(home: Path, arch: str, runner: Runner, say: Callable[[str], None]) -> Path:
     """The folder with the pinned, statically linked ``uv`` for ``arch``, fetched once.
 
     It runs in the RUN steps of an image of any architecture, natively, since a static binary
     needs nothing of the image.
     """
-    pins = resources.files("sparkimage").joinpath("data", "uv.txt").read_text()
+    pins = uv_pins()
     folder = home / "tools" / f"uv-{arch}-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
     if (folder / "uv").is_file():
         return folder

@@ -1,0 +1,11 @@
+"""vLLM in the pinned version, and its command."""
+
+
+def test_version(plan, host, check):
+    seen = host.check_output("python3 -c 'import importlib.metadata as m; print(m.version(\"vllm\"))'")
+    check("vLLM", seen=seen, expected=plan["versions"]["vllm"])
+
+
+def test_command_is_python(host, check):
+    first = host.run("head -n 1 /usr/local/bin/vllm").stdout.strip()
+    check("first line of the vllm command", seen=first, expected="#!/usr/bin/python3")

@@ -1,0 +1,5 @@
+"""``python -m sparkimage``."""
+
+from sparkimage.cli import main
+
+main()

@@ -1,0 +1,368 @@
+"""Executes a plan: preflight, BuildKit, the store, the proof, and only then the name.
+
+An image gets its name, in the store and in the engine, when its checks have passed. Until then it
+lies in the store by digest and in the engine under a staging name; an interrupted build leaves
+the name where it was, and BuildKit's cache lets the next run resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sparkimage import bake, inputs, seal, verify
+from sparkimage.engine import Engine
+from sparkimage.errors import (
+    BuildError,
+    CommandError,
+    EngineError,
+    ImageMissingError,
+    PreflightError,
+)
+from sparkimage.plan import Plan
+from sparkimage.emulation import ensure_emulation
+from sparkimage.progress import Build, View, human
+from sparkimage.run import Runner
+from sparkimage.store import Descriptor, Image, Store
+
+UNPACKED_PER_BYTE = 6.5
+"""Bytes of disk for each byte of wheels: 2.1 in BuildKit's snapshots, 2.1 unpacked for running,
+1.0 compressed in the engine, 1.0 in the store, and the temporary ones of one step."""
+BASE_BYTES = 2_000_000_000
+STAGING = "-unproven"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One image that was built and proven."""
+
+    plan: Plan
+    image: Image
+    checks: tuple[seal.Check, ...]
+    seconds: float
+    unchanged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """Everything that a build works with on this machine."""
+
+    project: Path
+    home: Path
+    store: Store
+    engine: Engine
+    runner: Runner
+    view: View
+
+
+def fingerprint(plan: Plan, project: Path) -> str:
+    """sha256 over everything that decides a build's result, read from disk now."""
+    digest = hashlib.sha256(plan.checksum().encode())
+    folders = [project / "images" / "_tools"]
+    folders += [(project / layer.dockerfile).parent for layer in plan.layers]
+    for folder in folders:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            if path.suffix == ".py" or path.suffix == ".pyc":
+                continue
+            digest.update(str(path.relative_to(project)).encode() + b"\0" + path.read_bytes())
+    for layer in plan.layers:
+        if layer.find_links is not None:
+            for path in sorted((project / layer.find_links).glob("*.whl")):
+                digest.update(path.name.encode() + path.read_bytes())
+    digest.update(inputs.uv_pins().encode() + bake.COMPRESSION.encode())
+    return digest.hexdigest()
+
+
+def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = False) -> Result:
+    """Build ``plan``, prove the image, and give it its name.
+
+    An image that is there, proven and unchanged is left alone unless ``rebuild``. ``repair`` first
+    removes what is damaged in the store. Raises ``BuildError``, ``VerifyError``, ``PreflightError``,
+    ``NetworkError``, ``StoreError``.
+    """
+    began = time.monotonic()
+    key = fingerprint(plan, shop.project)
+    if repair:
+        _repair(plan, shop)
+    elif not rebuild and (image := _unchanged(plan, shop, key)) is not None:
+        verdict = seal.verdict(
+            shop.store, image.digest, plan_checksum=verify.checksum(plan, shop.project)
+        )
+        if verdict is not None and verdict.result == "PASSED":
+            return Result(
+                plan=plan, image=image, checks=tuple(verdict.checks),
+                seconds=time.monotonic() - began, unchanged=True,
+            )  # fmt: skip
+    preflight(plan, shop)
+    given = inputs.ready(
+        plan,
+        project=shop.project,
+        home=shop.home,
+        store=shop.store,
+        host_arch=shop.engine.arch,
+        runner=shop.runner,
+        say=shop.view.say,
+    )
+    definition = bake.definition([plan], {plan.variant: given})
+    image = _execute(plan, definition, shop)
+    staged = plan.image + STAGING
+    outcome = _prove(plan, image, staged, shop)
+    shop.runner.run([*shop.engine.docker, "tag", staged, plan.image])
+    shop.runner.run([*shop.engine.docker, "rmi", staged], check=False)
+    shop.store.name(plan.image, shop.store.descriptor(image.digest))
+    shop.store.put_fact("built", key, {"digest": image.digest, "variant": plan.variant})
+    return Result(
+        plan=plan,
+        image=shop.store.resolve(image.digest),
+        checks=outcome.checks,
+        seconds=time.monotonic() - began,
+        unchanged=False,
+    )
+
+
+def preflight(plan: Plan, shop: Workshop) -> None:
+    """Check disk and emulation before anything long starts. Raises ``PreflightError``."""
+    need = int(plan.download_bytes * UNPACKED_PER_BYTE) + BASE_BYTES
+    cached = _cached_bytes(shop)
+    for place in {shop.home, Path(shop.engine.data_root)}:
+        free = free_bytes(place)
+        # What BuildKit already holds of an earlier run need not be made again.
+        if free < need - cached:
+            raise PreflightError(
+                f"{place} has {human(free)} free; {plan.variant} needs {human(need - cached)}",
+                hint="free some disk (`docker system prune`), or point SPARKIMAGE_HOME elsewhere",
+            )
+    ensure_emulation(shop.home, shop.runner, plan.platform, shop.view.say)
+
+
+def free_bytes(place: Path) -> int:
+    """Free bytes of the file system on which ``place`` lies or will lie."""
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _cached_bytes(shop: Workshop) -> int:
+    """Bytes in the engine's build cache."""
+    done = shop.runner.run(
+        [*shop.engine.docker, "system", "df", "--format", "{{json .}}"], check=False
+    )
+    units = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+    for line in done.stdout.splitlines():
+        row = json.loads(line)
+        if row.get("Type") == "Build Cache":
+            size = row["Size"]
+            unit = next(u for u in ("kB", "MB", "GB", "TB", "B") if size.endswith(u))
+            return int(float(size.removesuffix(unit)) * units[unit])
+    return 0
+
+
+def _unchanged(plan: Plan, shop: Workshop, key: str) -> Image | None:
+    """The image of an earlier build of the very same inputs, if store and engine still hold it."""
+    fact = shop.store.get_fact("built", key)
+    if fact is None or shop.store.names().get(plan.image) != fact.get("digest"):
+        return None
+    if not shop.store.holds(fact["digest"]):
+        return None
+    image = shop.store.resolve(fact["digest"])
+    held = _engine_id(plan.image, shop)
+    return image if held in (image.digest, image.manifest["config"]["digest"]) else None
+
+
+def _engine_id(reference: str, shop: Workshop) -> str | None:
+    done = shop.runner.run(
+        [*shop.engine.docker, "image", "inspect", "--format", "{{.Id}}", reference], check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _repair(plan: Plan, shop: Workshop) -> None:
+    digest = shop.store.names().get(plan.image)
+    if digest is None:
+        return
+    for damaged in shop.store.damaged(digest):
+        shop.view.say(f"removing the damaged blob {damaged}")
+        shop.store.discard(damaged)
+
+
+def _execute(plan: Plan, definition: dict[str, Any], shop: Workshop) -> Image:
+    """Run bake; afterwards the image is in the store by digest, and in the engine as staged."""
+    target = bake.target_name(plan)
+    staged = plan.image + STAGING
+    with TemporaryDirectory(prefix="sparkimage-bake-") as name:
+        file = Path(name, "bake.json")
+        file.write_text(json.dumps(definition, indent=1))
+        if shop.engine.containerd_store:
+            with shop.store.incoming() as incoming:
+                output = f"type=oci,tar=false,dest={incoming},name={plan.image},{bake.COMPRESSION}"
+                _bake(plan, file, {f"{target}.output": output}, shop, f"building {plan.variant}")
+                descriptor = shop.store.adopt(incoming)
+            output = f"type=image,name={staged},{bake.COMPRESSION}"
+            with shop.view.busy("handing it to the engine"):
+                _bake(plan, file, {f"{target}.output": output}, shop, "")
+        else:
+            # BuildKit in an engine with the older image store knows no OCI export.
+            output = f"type=docker,name={staged}"
+            _bake(plan, file, {f"{target}.output": output}, shop, f"building {plan.variant}")
+            with shop.view.busy("saving it into the image store"):
+                descriptor = _save(staged, shop)
+    return shop.store.resolve(descriptor.digest)
+
+
+def _bake(
+    plan: Plan, file: Path, overrides: dict[str, str], shop: Workshop, title: str
+) -> None:
+    argv = [*shop.engine.docker, "buildx", "bake", "--file", str(file), "--progress", "rawjson"]
+    for key, value in overrides.items():
+        argv += ["--set", f"{key}={value}"]
+    argv.append(bake.target_name(plan))
+    state = Build([layer.name for layer in plan.layers])
+    view = shop.view if title else View(shop.view.console, quiet=True)
+    with view.build(state, title) as feed:
+        # The docker driver has one builder of its own; another one chosen by the user is left alone.
+        done = shop.runner.run(argv, on_stderr=feed, check=False, env=_bake_environment(shop))
+    if done.returncode != 0:
+        if not state.errors and not engine_answers(shop):
+            raise EngineError(
+                f"the engine at {shop.engine.host} went away during the build of {plan.variant}",
+                hint="start it (`python build.py engine up`) and run the same command: "
+                "finished layers are kept",
+            )
+        raise BuildError(
+            f"the build of {plan.variant} failed",
+            detail="\n".join(dict.fromkeys(state.errors)) or f"buildx ended with {done.returncode}",
+            hint=f"to run it by hand: python build.py image {plan.variant} --print bake >bake.json; "
+            "docker buildx bake -f bake.json",
+        )
+
+
+def _bake_environment(shop: Workshop) -> dict[str, str]:
+    # Provenance, buildx's default, would make the index differ from run to run.
+    return {**shop.engine.environment, "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+
+
+def engine_answers(shop: Workshop) -> bool:
+    """Whether the engine still answers at all."""
+    try:
+        return shop.runner.run([*shop.engine.docker, "version"], check=False).returncode == 0
+    except CommandError:
+        return False
+
+
+def _save(reference: str, shop: Workshop) -> Descriptor:
+    import docker
+
+    client = docker.DockerClient(base_url=shop.engine.host, timeout=600)
+    try:
+        chunks = client.images.get(reference).save(chunk_size=1 << 20, named=False)
+        return shop.store.import_docker_archive(ChunkReader(chunks))
+    finally:
+        client.close()
+
+
+class ChunkReader:
+    """A file to read from over an iterator of chunks, for tarfile's streaming mode."""
+
+    def __init__(self, chunks: Any) -> None:
+        self.chunks = iter(chunks)
+        self.held = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes; fewer only at the end."""
+        parts = [self.held]
+        length = len(self.held)
+        while size < 0 or length < size:
+            chunk = next(self.chunks, b"")
+            if not chunk:
+                break
+            parts.append(chunk)
+            length += len(chunk)
+        data = b"".join(parts)
+        if size < 0:
+            self.held = b""
+            return data
+        self.held = data[size:]
+        return data[:size]
+
+
+def _prove(plan: Plan, image: Image, staged: str, shop: Workshop) -> verify.Outcome:
+    with shop.view.busy("unpacking it in the engine"):
+        # The containerd store unpacks with the first container; alone, it can be seen and timed.
+        created = shop.runner.run(
+            [*shop.engine.docker, "create", "--pull", "never", "--platform", plan.platform, staged]
+        ).stdout.strip()
+        shop.runner.run([*shop.engine.docker, "rm", created])
+    with shop.view.busy("verifying: the checks of every layer"):
+        return verify.verify(
+            plan,
+            image,
+            reference=staged,
+            project=shop.project,
+            store=shop.store,
+            engine=shop.engine,
+            runner=shop.runner,
+        )
+
+
+def table(results: Sequence[Result]) -> Any:
+    """What was built, as a table for a terminal."""
+    from rich.table import Table
+
+    from sparkimage.progress import clock
+
+    made = Table(box=None, padding=(0, 2, 0, 0), title="", pad_edge=False)
+    for column in ("variant", "digest", "platform", "size", "layers", "verified", "time"):
+        right = column in ("size", "layers", "time")
+        made.add_column(column, justify="right" if right else "left", overflow="fold")
+    for result in results:
+        done = "unchanged" if result.unchanged else clock(result.seconds)
+        made.add_row(
+            result.plan.variant,
+            result.image.digest[7:19],
+            result.plan.platform,
+            human(result.image.size),
+            str(len(result.image.layers)),
+            f"{len(result.checks)} checks passed",
+            done,
+        )
+    return made
+
+
+def facts(result: Result) -> dict[str, Any]:
+    """What was built, for machines."""
+    return {
+        "variant": result.plan.variant,
+        "image": result.plan.image,
+        "digest": result.image.digest,
+        "platform": result.plan.platform,
+        "size": result.image.size,
+        "layers": [
+            {"digest": layer.digest, "size": layer.size, "diff_id": layer.diff_id}
+            for layer in result.image.layers
+        ],
+        "checks": len(result.checks),
+        "seconds": round(result.seconds, 3),
+        "unchanged": result.unchanged,
+    }
+
+
+def engine_reference(plan: Plan, image: Image, shop: Workshop) -> str:
+    """The name under which the engine holds exactly this image.
+
+    Raises ``ImageMissingError`` when it holds it under none.
+    """
+    known = (image.digest, image.manifest["config"]["digest"])
+    for reference in (plan.image, plan.image + STAGING, image.digest):
+        if _engine_id(reference, shop) in known:
+            return reference
+    raise ImageMissingError(
+        f"the engine does not hold {image.digest[:19]} ({plan.variant})",
+        hint=f"python build.py image {plan.variant} --rebuild",
+    )

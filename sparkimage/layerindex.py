@@ -1,0 +1,180 @@
+"""What lies in every layer of an image, read from the store's blobs: overwritten and deleted too.
+
+A layer is read once in streaming mode, proven against its digest and its diffID, and its list of
+entries kept as a fact of the store under the diffID, which can never mean another list.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import IO, Any
+
+from sparkimage.errors import StoreError
+from sparkimage.store import Image, Layer, Store
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a layer's tar: ``kind`` is tarfile's type character, ``size`` in bytes."""
+
+    layer: int
+    path: str
+    kind: str
+    size: int
+    mode: int
+    target: str
+
+    @property
+    def is_file(self) -> bool:
+        return self.kind == "0"
+
+    def __str__(self) -> str:
+        return f"{self.path} (layer {self.layer})"
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Every entry of every layer, from the lowest up."""
+
+    layers: tuple[tuple[Entry, ...], ...]
+
+    def every(self, pattern: str, *, only_files: bool = False) -> list[Entry]:
+        """The entries of all layers whose path (without a leading /) matches the expression."""
+        expression = re.compile(pattern)
+        return [
+            entry
+            for layer in self.layers
+            for entry in layer
+            if expression.search(entry.path)
+            and not _is_whiteout(entry.path)
+            and (entry.is_file or not only_files)
+        ]
+
+    def layer_sizes(self) -> list[int]:
+        """Bytes of the files in each layer, unpacked."""
+        return [sum(entry.size for entry in layer if entry.is_file) for layer in self.layers]
+
+    def duplicates(self, min_size: int = 1) -> list[str]:
+        """Paths that are stored as a regular file in more than one layer."""
+        seen: dict[str, int] = {}
+        twice = set()
+        for layer in self.layers:
+            for entry in layer:
+                if entry.is_file and entry.size >= min_size:
+                    if seen.get(entry.path, entry.layer) != entry.layer:
+                        twice.add(entry.path)
+                    seen[entry.path] = entry.layer
+        return sorted(twice)
+
+    @cached_property
+    def final(self) -> Mapping[str, Entry]:
+        """What a container sees: path to entry, whiteouts applied.
+
+        https://github.com/opencontainers/image-spec/blob/main/layer.md#whiteouts
+        """
+        root: dict[str, Entry] = {}
+        for layer in self.layers:
+            for entry in layer:
+                folder, _, name = entry.path.rpartition("/")
+                if name == ".wh..wh..opq":
+                    _remove_below(root, folder, before=entry.layer)
+                elif name.startswith(".wh."):
+                    gone = f"{folder}/{name[4:]}".lstrip("/")
+                    root.pop(gone, None)
+                    _remove_below(root, gone, before=entry.layer)
+                else:
+                    if entry.kind != "5":
+                        _remove_below(root, entry.path, before=entry.layer)
+                    root[entry.path] = entry
+        return root
+
+
+def _remove_below(root: dict[str, Entry], folder: str, *, before: int) -> None:
+    prefix = f"{folder}/" if folder else ""
+    for path in [p for p, e in root.items() if p.startswith(prefix) and e.layer < before]:
+        if path != folder:
+            del root[path]
+
+
+def _is_whiteout(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(".wh.")
+
+
+def image_files(store: Store, image: Image) -> ImageFiles:
+    """Index every layer of ``image``. Raises ``StoreError`` for a layer that is not what it says."""
+    return ImageFiles(
+        tuple(_entries(store, layer, number) for number, layer in enumerate(image.layers))
+    )
+
+
+def _entries(store: Store, layer: Layer, number: int) -> tuple[Entry, ...]:
+    rows = store.get_fact("layer", layer.diff_id)
+    if rows is None:
+        rows = _read(store, layer)
+        store.put_fact("layer", layer.diff_id, rows)
+    return tuple(Entry(number, *row) for row in rows)
+
+
+def _read(store: Store, layer: Layer) -> list[Sequence[Any]]:
+    rows: list[Sequence[Any]] = []
+    with store.open_blob(layer.digest) as blob:
+        try:
+            plain = _Hashing(_decompressed(blob, layer.media_type))
+            with tarfile.open(fileobj=plain, mode="r|", bufsize=CHUNK) as archive:  # type: ignore[call-overload]
+                for member in archive:
+                    path = member.name.removeprefix("./").strip("/")
+                    kind = member.type.decode().replace("\0", "0")
+                    rows.append((path, kind, member.size, member.mode, member.linkname))
+                    archive.members = []  # or the list grows with the layer
+            while plain.read(CHUNK):
+                pass
+        except (tarfile.TarError, OSError, EOFError, ValueError, RuntimeError) as error:
+            raise StoreError(
+                f"layer {layer.digest} cannot be read: {error}",
+                hint="build it again: python build.py image VARIANT --repair",
+            ) from None
+        except Exception as error:
+            if type(error).__name__ != "ZstdError":
+                raise
+            raise StoreError(
+                f"layer {layer.digest} cannot be decompressed: {error}",
+                hint="build it again: python build.py image VARIANT --repair",
+            ) from None
+    if f"sha256:{plain.digest.hexdigest()}" != layer.diff_id:
+        raise StoreError(
+            f"layer {layer.digest} unpacks to sha256:{plain.digest.hexdigest()}, "
+            f"but its image says {layer.diff_id}",
+            hint="build it again: python build.py image VARIANT --repair",
+        )
+    return rows
+
+
+def _decompressed(blob: IO[bytes], media_type: str) -> Any:
+    if media_type.endswith(("+gzip", ".gzip")):
+        return gzip.GzipFile(fileobj=blob)
+    if media_type.endswith("+zstd"):
+        import zstandard
+
+        return zstandard.ZstdDecompressor().stream_reader(blob, read_across_frames=True)
+    return blob
+
+
+class _Hashing:
+    """A stream that hashes what is read of it."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self.raw.read(size)
+        self.digest.update(data)
+        return data

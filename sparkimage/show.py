@@ -1,0 +1,71 @@
+"""Plans as tables and as what other programs read. Builds nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sparkimage.plan import Plan
+from sparkimage.progress import human
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sparkimage.builder import Workshop
+
+
+def as_table(plans: Sequence[Plan]) -> Table:
+    """One row a variant."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("variant", "platform", "versions", "layers", "wheels"):
+        table.add_column(column, overflow="fold")
+    for plan in plans:
+        table.add_row(
+            plan.variant,
+            plan.platform,
+            " ".join(f"{pin} {version}" for pin, version in plan.versions.items()),
+            " ".join(layer.name for layer in plan.layers),
+            human(plan.download_bytes),
+        )
+    return table
+
+
+def as_json(plans: Sequence[Plan]) -> str:
+    """The whole plans."""
+    return json.dumps([plan.to_dict() for plan in plans], indent=1)
+
+
+def as_github(plans: Sequence[Plan]) -> str:
+    """A strategy matrix, on one line as a step's output must be.
+
+    https://docs.github.com/actions/reference/workflow-syntax-for-github-actions
+    """
+    runners = {"amd64": "ubuntu-24.04", "arm64": "ubuntu-24.04-arm"}
+    rows = [
+        {
+            "variant": plan.variant,
+            "platform": plan.platform,
+            "runner": runners[plan.arch],
+            "image": plan.image,
+            "lock": plan.lock_checksum,
+        }
+        for plan in plans
+    ]
+    return json.dumps({"include": rows})
+
+
+def as_bake(plans: Sequence[Plan], shop: Workshop) -> str:
+    """The bake file, with everything that it names made ready, so that it can be run by hand."""
+    from sparkimage import bake, inputs
+
+    given = {
+        plan.variant: inputs.ready(
+            plan, project=shop.project, home=shop.home, store=shop.store,
+            host_arch=shop.engine.arch, runner=shop.runner, say=shop.view.say,
+        )
+        for plan in plans
+    }  # fmt: skip
+    return json.dumps(bake.definition(plans, given), indent=1)

@@ -1,0 +1,201 @@
+"""Proves an image: starts it, runs the checks of its layers, and writes the seal.
+
+The checks run under pytest in a process of their own, against a container made from the image's
+digest. The engine emulates where the image is of another architecture than the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import sparkimage
+from sparkimage import seal
+from sparkimage.checks import REQUEST
+from sparkimage.engine import Engine
+from sparkimage.errors import CommandError, ImageMissingError, SparkError, VerifyError
+from sparkimage.plan import Plan
+from sparkimage.run import Runner
+from sparkimage.store import Image, Store
+
+TIER = "run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a verification came to."""
+
+    checks: tuple[seal.Check, ...]
+    seconds: float
+
+    @property
+    def failed(self) -> tuple[seal.Check, ...]:
+        return tuple(check for check in self.checks if check.result != "PASSED")
+
+
+def check_folders(plan: Plan, project: Path) -> tuple[Path, ...]:
+    """The folders whose checks an image of ``plan`` must pass: its layers', and everyone's."""
+    names = ["_every", *(layer.name for layer in plan.layers)]
+    folders = (project / "images" / name for name in names)
+    return tuple(folder for folder in folders if any(folder.glob("test_*.py")))
+
+
+def checksum(plan: Plan, project: Path) -> str:
+    """sha256 over the plan and the text of its checks: what a seal is valid for."""
+    digest = hashlib.sha256(plan.checksum().encode())
+    for folder in check_folders(plan, project):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def verify(
+    plan: Plan,
+    image: Image,
+    *,
+    reference: str,
+    project: Path,
+    store: Store,
+    engine: Engine,
+    runner: Runner,
+) -> Outcome:
+    """Run every check of ``plan`` against ``image`` and write the seal, PASSED or FAILED.
+
+    ``reference`` is what the engine knows the image by. Raises ``VerifyError`` with each failed
+    check, what was seen and what was expected; ``ImageMissingError`` when the engine lacks it.
+    """
+    began = time.time()
+    folders = check_folders(plan, project)
+    with (
+        TemporaryDirectory(prefix="sparkimage-verify-") as name,
+        container(engine, runner, reference, plan.platform) as started,
+    ):
+        results = _run(plan, image, started, folders, Path(name), store, engine, runner)
+    outcome = Outcome(
+        checks=tuple(
+            seal.Check(
+                id=one["id"],
+                layer=one["layer"],
+                title=one["title"],
+                result=one["result"],
+                seen=one["seen"],
+                expected=one["expected"],
+            )
+            for one in results
+        ),
+        seconds=time.time() - began,
+    )
+    seal.save(
+        store,
+        seal.statement(
+            digest=image.digest,
+            platform_name=plan.platform,
+            result="FAILED" if outcome.failed else "PASSED",
+            tiers=(TIER,),
+            checks=outcome.checks,
+            lock_checksum=plan.lock_checksum,
+            tools={"sparkimage": sparkimage.__version__, "docker": engine.version},
+            host=f"{os.uname().sysname} {os.uname().release} {os.uname().machine}",
+            started=began,
+            finished=time.time(),
+            plan_checksum=checksum(plan, project),
+        ),
+    )
+    if outcome.failed:
+        raise failed(plan.variant, image.digest, outcome.failed, len(outcome.checks))
+    return outcome
+
+
+def failed(
+    variant: str, digest: str, checks: tuple[seal.Check, ...], total: int
+) -> VerifyError:
+    """The error for an image that did not pass."""
+    lines = [
+        f"✗ {check.id}: {check.title}\n    seen      {_short(check.seen)}\n"
+        f"    expected  {_short(check.expected)}"
+        for check in checks
+    ]
+    return VerifyError(
+        f"{variant} ({digest[:19]}) is refused: {len(checks)} of {total} checks failed",
+        detail="\n".join(lines),
+        hint="correct the layer that the check stands with, and build again; nothing was named",
+    )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 400 else text[:400] + " …"
+
+
+def _run(
+    plan: Plan,
+    image: Image,
+    started: str,
+    folders: tuple[Path, ...],
+    scratch: Path,
+    store: Store,
+    engine: Engine,
+    runner: Runner,
+) -> list[dict[str, Any]]:
+    request, results = scratch / "request.json", scratch / "results.json"
+    request.write_text(
+        json.dumps(
+            {
+                "plan": plan.to_dict(),
+                "config": image.config,
+                "digest": image.digest,
+                "container": started,
+                "store": str(store.root),
+                "results": str(results),
+            }
+        )
+    )
+    argv = [
+        sys.executable, "-m", "pytest", "--quiet", "-p", "sparkimage.checks",
+        "-p", "no:cacheprovider", "--import-mode=importlib", "--confcutdir", str(folders[0].parent),
+        "--rootdir", str(scratch), "-c", os.devnull, *map(str, folders),
+    ]  # fmt: skip
+    done = runner.run(
+        argv, env={**engine.environment, REQUEST: str(request), "PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )  # fmt: skip
+    # 0 and 1 are verdicts; anything else is a verification that did not take place.
+    if done.returncode not in (0, 1) or not results.is_file():
+        raise CommandError(argv, done.returncode, done.stdout + done.stderr)
+    found: list[dict[str, Any]] = json.loads(results.read_text())
+    if not found:
+        raise SparkError(f"{plan.variant}: no check ran", detail=done.stdout)
+    return found
+
+
+@contextmanager
+def container(
+    engine: Engine, runner: Runner, reference: str, platform: str
+) -> Iterator[str]:
+    """A container of the image that does nothing, for as long as the context lasts."""
+    argv = [
+        *engine.docker, "run", "--detach", "--rm", "--pull", "never", "--platform", platform,
+        "--network", "none", "--label", "dev.sparkimage.verify=1",
+        "--entrypoint", "sleep", reference, "infinity",
+    ]  # fmt: skip
+    try:
+        started = runner.run(argv).stdout.strip()
+    except CommandError as error:
+        if "No such image" in error.output or "not found" in error.output.lower():
+            raise ImageMissingError(
+                f"the engine holds no {reference}", hint="build it: python build.py image"
+            ) from None
+        raise
+    try:
+        yield started
+    finally:
+        runner.run([*engine.docker, "kill", started], check=False)
