@@ -245,7 +245,12 @@ def _bake(
 
 def _bake_environment(shop: Workshop) -> dict[str, str]:
     # Provenance, buildx's default, would make the index differ from run to run.
-    return {**shop.engine.environment, "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+    # Without the second one, the docker driver also exports every layer below as an image.
+    return {
+        **shop.engine.environment,
+        "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
+        "BUILDX_NO_DEFAULT_LOAD": "1",
+    }
 
 
 def engine_answers(shop: Workshop) -> bool:

@@ -2,7 +2,7 @@
 
 A check is a test function in ``images/<layer>/test_*.py`` that compares through ``check``: what is
 seen in the image against what the plan expects. Both go into the seal, whether equal or not.
-Fixtures: ``plan`` (the plan as plain data), ``host`` (testinfra, in a container of the image),
+Fixtures: ``plan`` (the plan as plain data), ``host`` (testinfra's own, in a container of the image),
 ``config`` (the image's OCI config), ``files`` (every entry of every layer), ``check``.
 """
 
@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 if TYPE_CHECKING:
-    from testinfra.host import Host
-
     from sparkimage.layerindex import ImageFiles
 
 REQUEST = "SPARKIMAGE_CHECK_REQUEST"
@@ -55,7 +53,7 @@ class Report:
                 crash = "the check compared nothing"
             self.results.append(
                 {
-                    "id": f"{item.path.parent.name}/{item.name}",
+                    "id": f"{item.path.parent.name}/{getattr(item, 'originalname', item.name)}",
                     "layer": item.path.parent.name,
                     "title": shown.get("title", item.name),
                     "result": "PASSED" if passed else "FAILED",
@@ -95,14 +93,6 @@ def config(request_data: dict[str, Any]) -> dict[str, Any]:
     """The image's OCI config, read from the store."""
     data: dict[str, Any] = request_data["config"]
     return data
-
-
-@pytest.fixture(scope="session")
-def host(request_data: dict[str, Any]) -> Host:
-    """A running container of the image, with the image's own environment."""
-    import testinfra
-
-    return testinfra.get_host(f"docker://{request_data['container']}")
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,6 @@ def _run(
                 "plan": plan.to_dict(),
                 "config": image.config,
                 "digest": image.digest,
-                "container": started,
                 "store": str(store.root),
                 "results": str(results),
             }
@@ -161,7 +160,8 @@ def _run(
     )
     argv = [
         sys.executable, "-m", "pytest", "--quiet", "-p", "sparkimage.checks",
-        "-p", "no:cacheprovider", "--import-mode=importlib", "--confcutdir", str(folders[0].parent),
+        "-p", "no:cacheprovider",
+        f"--hosts=docker://{started}", "--import-mode=importlib", "--confcutdir", str(folders[0].parent),
         "--rootdir", str(scratch), "-c", os.devnull, *map(str, folders),
     ]  # fmt: skip
     done = runner.run(

@@ -2,9 +2,8 @@
 
 
 def test_python_version(plan, host, check):
-    seen = host.check_output(
-        "python3 -c 'import sys; print(\"%%d.%%d\" %% sys.version_info[:2])'"
-    )
+    program = "import sys; print(*sys.version_info[:2], sep='.')"
+    seen = host.check_output("python3 -c %s", program)
     check("python3", seen=seen, expected=plan["python"] or seen)
 
 
