@@ -42,16 +42,23 @@ class Process:
         """Wait until it has ended, at most ``timeout_s`` seconds; says whether it has."""
         try:
             handle = os.pidfd_open(self.pid)
-        except OSError:  # no such process
+        except ProcessLookupError:
             return True
         try:
-            if not self.runs():
+            # A state of Z will not do: the first thread may be one while others hold the sockets.
+            if _stat(self.pid)[1] != self.start:
                 return True
             waiter = select.poll()
             waiter.register(handle, select.POLLIN)
             return bool(waiter.poll(timeout_s * 1000))
         finally:
             os.close(handle)
+
+
+def of_pid(pid: int) -> Process | None:
+    """The process that has this number now, None when there is none."""
+    start = _start(pid)
+    return None if start is None else Process(pid=pid, start=start, program="")
 
 
 def daemon(place: EnginePlace) -> Process | None:
@@ -141,13 +148,19 @@ def _signal(name: str, chosen: Sequence[Process], runner: Runner) -> None:
 
 
 def _start(pid: int) -> int | None:
-    """When the process began, in clock ticks after boot; None when it has ended.
+    """When the process began, in clock ticks after boot; None when it has ended."""
+    state, start = _stat(pid)
+    return None if state in ("Z", "X") else start
 
-    Fields 3 (state) and 22 of https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html, counted
-    from behind the name, which may hold anything.
+
+def _stat(pid: int) -> tuple[str, int | None]:
+    """State and start of a process, "X" and None when there is none.
+
+    Fields 3 and 22 of https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html, counted from
+    behind the name, which may hold anything.
     """
     try:
         fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+        return "X", None
+    return fields[0], int(fields[19])

@@ -14,7 +14,7 @@ KEPT = (
     "http_proxy", "https_proxy", "no_proxy", "all_proxy",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE",
 )  # fmt: skip
-"""Variables that sudo is told to keep. By name: a proxy's password must not be on a command line."""
+"""Variables that sudo keeps. By name: a proxy's password must not be on a command line."""
 
 
 def run_as_root(
@@ -28,8 +28,10 @@ def run_as_root(
     return runner.run((*root_prefix(runner), *argv), check=check, timeout_s=timeout_s)
 
 
-def root_prefix(runner: Runner) -> tuple[str, ...]:
+def root_prefix(runner: Runner, *, ask: bool = True) -> tuple[str, ...]:
     """What goes before a command that needs root: nothing, or sudo with its options.
+
+    sudo may ask for a password when there is a terminal and ``ask``.
 
     Raises ``PreflightError`` when this user is neither root nor may become root.
     """
@@ -41,12 +43,12 @@ def root_prefix(runner: Runner) -> tuple[str, ...]:
             hint="run the same command as root, or let root run `apt-get install sudo` "
             "and add this user to the group sudo",
         )
-    ask = () if sys.stdin.isatty() else ("-n",)
-    if runner.run(("sudo", *ask, "true"), check=False).returncode != 0:
+    quiet = () if ask and sys.stdin.isatty() else ("-n",)
+    if runner.run(("sudo", *quiet, "true"), check=False).returncode != 0:
         raise PreflightError(
             "this step needs root, and sudo refused"
-            + (" (there is no terminal to ask for a password)" if ask else ""),
+            + (" (there is no terminal to ask for a password)" if quiet else ""),
             hint="run `sudo -v` in this terminal and then the same command, or run it as root",
         )
     kept = ",".join(name for name in KEPT if name in os.environ)
-    return ("sudo", *ask, *((f"--preserve-env={kept}",) if kept else ()))
+    return ("sudo", *quiet, *((f"--preserve-env={kept}",) if kept else ()))

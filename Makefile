@@ -1,0 +1,65 @@
+# Thin: build.py and the tools of .venv do the work. `make` alone shows what there is.
+.DEFAULT_GOAL := help
+.PHONY: help image test test-unit check lint dockerfiles shell types lab golden schema lock \
+        engine-up engine-down clean venv
+
+BIN := .venv/bin
+PYTEST := $(BIN)/python -P -m pytest
+VARIANT ?=
+TESTS := $(wildcard tests/unit tests/golden tests/lab)
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+image: ## Build and prove the default variants (VARIANT=NAME for another one)
+	python3 build.py image $(VARIANT)
+
+test: check ## Lint, types, then all tests (sets up an engine where there is none)
+	$(PYTEST) $(TESTS)
+
+test-unit: venv ## The tests that need no Docker
+	$(PYTEST) tests/unit
+
+lab: venv ## The tests on real parts: engine, registry, nodes
+	$(PYTEST) tests/lab
+
+check: lint types dockerfiles shell ## All that reads the code and runs none
+
+lint: venv ## Python style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv ## Python types, strict
+	$(BIN)/mypy
+
+dockerfiles: venv ## Lint of every Dockerfile
+	find images tests -name Dockerfile -print0 | xargs -0 -r $(BIN)/hadolint
+
+# There is no shellcheck wheel for aarch64: there it is Debian's package.
+shell: venv ## Lint of every shell script
+	find images sparkimage tests .ci -type f '(' -name '*.sh' -o -path .ci/run ')' -print0 \
+	    | PATH="$(CURDIR)/$(BIN):$$PATH" xargs -0 -r shellcheck
+
+golden: venv ## Record the golden outputs anew; read the difference before you commit it
+	GOLDEN=write $(PYTEST) tests/golden
+
+schema: ## Write the matrix's JSON schema
+	python3 build.py schema > docs/matrix.schema.json
+
+lock: venv ## Resolve the development tools anew (requirements.txt); `build.py lock` does the matrix
+	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --universal \
+	    --python-version 3.11 --custom-compile-command 'make lock' \
+	    --output-file requirements.txt requirements.in
+
+engine-up: ## Start the private Docker Engine
+	python3 build.py engine up
+
+engine-down: ## Stop it (`python build.py engine down --purge` removes its images too)
+	python3 build.py engine down
+
+clean: ## Remove what tools left in this folder, .venv too; images and engine stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv:
+	@python3 -c 'import build; build.prepare()'
