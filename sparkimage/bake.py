@@ -27,8 +27,8 @@ class Inputs:
     """The folder with images/."""
     uv: Path
     """Folder with the static uv."""
-    base: str
-    """bake context of what the lowest layer stands on."""
+    root: Path | None
+    """Folder with root.tar, where the lowest layer is a Debian root."""
     requirements: dict[str, Path]
     """Layer name to the folder with its requirements.txt (and local wheels)."""
     ca_bundle: str | None
@@ -46,7 +46,7 @@ def definition(plans: Sequence[Plan], inputs: dict[str, Inputs]) -> dict[str, An
     targets: dict[str, Any] = {}
     for plan in plans:
         given = inputs[plan.variant]
-        below = given.base
+        below = "docker-image://scratch"
         for layer in plan.layers:
             last = layer is plan.layers[-1]
             name = target_name(plan, None if last else layer.name)
@@ -64,12 +64,14 @@ def definition(plans: Sequence[Plan], inputs: dict[str, Inputs]) -> dict[str, An
 
 
 def _target(plan: Plan, layer: LayerPlan, given: Inputs, below: str) -> dict[str, Any]:
-    dockerfile = given.project / layer.dockerfile
-    contexts = {"layer": below, "tools": str(given.project / "images" / "_tools")}
+    # Resolved: a project may borrow another one's layers by links.
+    dockerfile = (given.project / layer.dockerfile).resolve()
+    tools = (given.project / "images" / "_tools").resolve()
+    contexts = {"layer": below, "tools": str(tools)}
     if layer.wheels:
         contexts |= {"uv": str(given.uv), "inputs": str(given.requirements[layer.name])}
     target: dict[str, Any] = {
-        "context": str(dockerfile.parent),
+        "context": str(dockerfile.parent if layer.root is None else given.root),
         "dockerfile": str(dockerfile),
         "contexts": contexts,
         "args": {**layer.args, "SOURCE_DATE_EPOCH": str(plan.epoch)},

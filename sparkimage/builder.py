@@ -26,7 +26,7 @@ from sparkimage.errors import (
     ImageMissingError,
     PreflightError,
 )
-from sparkimage.plan import Plan
+from sparkimage.plan import LayerPlan, Plan
 from sparkimage.emulation import ensure_emulation
 from sparkimage.progress import Build, View, human
 from sparkimage.run import Runner
@@ -101,11 +101,11 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
                 seconds=time.monotonic() - began, unchanged=True,
             )  # fmt: skip
     preflight(plan, shop)
+    _reachable(plan, shop)
     given = inputs.ready(
         plan,
         project=shop.project,
         home=shop.home,
-        store=shop.store,
         host_arch=shop.engine.arch,
         runner=shop.runner,
         say=shop.view.say,
@@ -117,6 +117,9 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
     shop.runner.run([*shop.engine.docker, "tag", staged, plan.image])
     shop.runner.run([*shop.engine.docker, "rmi", staged], check=False)
     shop.store.name(plan.image, shop.store.descriptor(image.digest))
+    for layer in plan.layers:
+        if layer.wheels:
+            shop.store.put_fact("fetched", _fetch_key(layer), {"variant": plan.variant})
     shop.store.put_fact("built", key, {"digest": image.digest, "variant": plan.variant})
     return Result(
         plan=plan,
@@ -131,15 +134,38 @@ def preflight(plan: Plan, shop: Workshop) -> None:
     """Check disk and emulation before anything long starts. Raises ``PreflightError``."""
     need = int(plan.download_bytes * UNPACKED_PER_BYTE) + BASE_BYTES
     cached = _cached_bytes(shop)
-    for place in {shop.home, Path(shop.engine.data_root)}:
-        free = free_bytes(place)
+    places = {
+        # The store holds the compressed layers once; the engine holds all the rest.
+        shop.store.root: plan.download_bytes + BASE_BYTES // 4,
         # What BuildKit already holds of an earlier run need not be made again.
-        if free < need - cached:
+        Path(shop.engine.data_root): need - cached,
+    }
+    for place, bytes_needed in places.items():
+        free = free_bytes(place)
+        if free < bytes_needed:
             raise PreflightError(
-                f"{place} has {human(free)} free; {plan.variant} needs {human(need - cached)}",
-                hint="free some disk (`docker system prune`), or point SPARKIMAGE_HOME elsewhere",
+                f"{place} has {human(free)} free; {plan.variant} needs {human(bytes_needed)}",
+                hint="free some disk, or point SPARKIMAGE_HOME (or SPARKIMAGE_STORE) elsewhere",
             )
     ensure_emulation(shop.home, shop.runner, plan.platform, shop.view.say)
+
+
+def _fetch_key(layer: LayerPlan) -> str:
+    return hashlib.sha256(layer.requirements.encode()).hexdigest()
+
+
+def _reachable(plan: Plan, shop: Workshop) -> None:
+    """Fetch the smallest wheel that no earlier build has fetched: the index answers, or not.
+
+    Raises ``NetworkError`` naming the pin; a build whose wheels are all cached asks nothing.
+    """
+    for layer in plan.layers:
+        wheels = [wheel for wheel in layer.wheels if wheel.size]
+        if not wheels or shop.store.get_fact("fetched", _fetch_key(layer)) is not None:
+            continue
+        smallest = min(wheels, key=lambda wheel: (wheel.size, wheel.name))
+        inputs.probe(smallest, layer, plan, shop.runner)
+        return
 
 
 def free_bytes(place: Path) -> int:

@@ -218,7 +218,7 @@ def images(as_json: JsonOption = False) -> None:
     from sparkimage.progress import human
     from sparkimage.store import Store
 
-    store = Store.open(paths.home() / "store")
+    store = Store.open(paths.store())
     rows: list[dict[str, Any]] = []
     for name, digest in sorted(store.names().items()):
         held = store.resolve(digest)
@@ -254,7 +254,7 @@ def store_check() -> None:
     from sparkimage.errors import StoreError
     from sparkimage.store import Store
 
-    store = Store.open(paths.home() / "store")
+    store = Store.open(paths.store())
     wrong = {name: store.damaged(digest) for name, digest in sorted(store.names().items())}
     for name, blobs in wrong.items():
         typer.echo(f"{name}: {'whole' if not blobs else 'damaged: ' + ', '.join(blobs)}")
@@ -273,7 +273,7 @@ def store_gc() -> None:
     from sparkimage.progress import human
     from sparkimage.store import Store
 
-    typer.echo(f"{human(Store.open(paths.home() / 'store').gc())} set free")
+    typer.echo(f"{human(Store.open(paths.store()).gc())} set free")
 
 
 @engine_app.command("up")
@@ -366,7 +366,7 @@ def _workshop(read: Matrix, *, quiet: bool = False) -> Workshop:
     return Workshop(
         project=read.root,
         home=home,
-        store=Store.open(home / "store"),
+        store=Store.open(paths.store()),
         engine=ensure(home, runner, view.say),
         runner=runner,
         view=view,

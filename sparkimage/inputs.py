@@ -6,8 +6,6 @@ is made under a temporary name first.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 import sys
 import zipfile
@@ -17,15 +15,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sparkimage.bake import Inputs
-from sparkimage.errors import CommandError, NetworkError, PreflightError
+from sparkimage.lock import Wheel
+from sparkimage.errors import CommandError, NetworkError
 from sparkimage.plan import DebianRoot, LayerPlan, Plan
+from sparkimage.engine_tree import install_on_host
 from sparkimage.resolve import ca_bundle
+from sparkimage.rights import root_prefix
 from sparkimage.run import Runner
-from sparkimage.store import Store
 
-OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
-OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-OCI_TAR = "application/vnd.oci.image.layer.v1.tar"
+ROOT_EPOCH = 946684800
+"""The newest date of a file in a Debian root: 2000-01-01."""
 UV_WHEELS = {"amd64": "musllinux_1_1_x86_64", "arm64": "musllinux_1_1_aarch64"}
 
 
@@ -34,7 +33,6 @@ def ready(
     *,
     project: Path,
     home: Path,
-    store: Store,
     host_arch: str,
     runner: Runner,
     say: Callable[[str], None],
@@ -45,12 +43,14 @@ def ready(
     that this machine lacks.
     """
     root = plan.layers[0].root
-    base = "docker-image://scratch" if root is None else _root(root, store, runner, say)
+    if root is not None:
+        # The engine's own, where it is private; a user's engine does not bring it.
+        install_on_host(("mmdebstrap",), "mmdebstrap", runner, say)
     uv = static_uv(home, host_arch, runner, say)
     return Inputs(
         project=project,
         uv=uv,
-        base=base,
+        root=None if root is None else _root(root, home, runner, say),
         requirements={
             layer.name: _requirements(layer, project, home) for layer in plan.layers if layer.wheels
         },
@@ -103,6 +103,31 @@ def static_uv(home: Path, arch: str, runner: Runner, say: Callable[[str], None])
     return folder
 
 
+def probe(wheel: Wheel, layer: LayerPlan, plan: Plan, runner: Runner) -> None:
+    """Fetch one small wheel to nowhere. Raises ``NetworkError`` when that cannot be done."""
+    machine = "x86_64" if plan.arch == "amd64" else "aarch64"
+    platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(39, 16, -1)]
+    with TemporaryDirectory(prefix="sparkimage-probe-") as folder:
+        wanted = Path(folder, "probe.txt")
+        wanted.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+        argv = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",
+            "--disable-pip-version-check", "--retries", "1", "--only-binary", ":all:",
+            "--python-version", layer.args["PYTHON_VERSION"], "--dest", folder,
+            "--requirement", str(wanted),
+            *(word for platform in platforms for word in ("--platform", platform)),
+        ]  # fmt: skip
+        try:
+            runner.run(argv)
+        except CommandError as error:
+            raise NetworkError(
+                f"layer {layer.name} of {plan.variant}: the wheel {wheel.name} {wheel.version} "
+                "cannot be fetched from the package index",
+                hint="check this machine's network and proxy settings, then run the same command",
+                detail="\n".join(error.detail.splitlines()[-5:]),
+            ) from None
+
+
 def _requirements(layer: LayerPlan, project: Path, home: Path) -> Path:
     """The folder that a layer's RUN step sees as /run/inputs."""
     digest = hashlib.sha256(layer.requirements.encode())
@@ -136,23 +161,25 @@ def _take_place(made: Path, folder: Path) -> None:
             raise
 
 
-def _root(root: DebianRoot, store: Store, runner: Runner, say: Callable[[str], None]) -> str:
-    """The Debian root as a one-layer image in the store, made by mmdebstrap where it is not."""
-    name = f"debian:{root.suite}-{root.arch}"
-    digest = store.names().get(name)
-    if digest is None or not store.holds(digest):
-        say(f"making the Debian {root.suite} root for {root.arch}")
-        with TemporaryDirectory(prefix=".root-", dir=store.root) as folder:
-            digest = _bootstrap(root, name, Path(folder), store, runner)
-    return f"oci-layout://{store.root}@{digest}"
+def _root(root: DebianRoot, home: Path, runner: Runner, say: Callable[[str], None]) -> Path:
+    """The folder with the Debian root's root.tar, made by mmdebstrap where it is not there."""
+    folder = home / "roots" / f"{root.suite}-{root.arch}"
+    if folder.is_dir():
+        return folder
+    say(f"making the Debian {root.suite} root for {root.arch}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".root-", dir=folder.parent) as name:
+        made = Path(name, "made")
+        made.mkdir()
+        _bootstrap(root, made / "root.tar", runner)
+        _take_place(made, folder)
+    return folder
 
 
-def _bootstrap(root: DebianRoot, name: str, folder: Path, store: Store, runner: Runner) -> str:
-    tar = folder / "root.tar"
-    sudo = [] if os.geteuid() == 0 else ["sudo"]
+def _bootstrap(root: DebianRoot, tar: Path, runner: Runner) -> None:
     # chrootless needs no emulation for a foreign architecture, and minbase no more than it has.
     argv = [
-        *sudo, "mmdebstrap", "--quiet", "--mode=chrootless", "--variant=minbase",
+        "mmdebstrap", "--quiet", "--mode=chrootless", "--variant=minbase",
         f"--architectures={root.arch}",
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
@@ -163,31 +190,12 @@ def _bootstrap(root: DebianRoot, name: str, folder: Path, store: Store, runner: 
         root.suite, str(tar),
     ]  # fmt: skip
     try:
-        runner.run(argv, env={"SOURCE_DATE_EPOCH": "946684800"})
+        runner.run(
+            [*root_prefix(runner), "env", f"SOURCE_DATE_EPOCH={ROOT_EPOCH}", *argv]
+        )
     except CommandError as error:
         raise NetworkError(
             f"pin debian {root.suite} ({root.arch}): mmdebstrap could not fetch the root",
             hint="check that this machine reaches its Debian mirror, then run the same command",
             detail="\n".join(error.detail.splitlines()[-15:]),
         ) from None
-    except PreflightError as error:
-        raise PreflightError(
-            error.message, hint="run `python build.py engine up`, which installs it"
-        ) from None
-    layer = store.put_file(tar, OCI_TAR)
-    config = {
-        "architecture": root.arch,
-        "os": "linux",
-        "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
-        "history": [{"created_by": f"mmdebstrap --variant=minbase {root.suite}"}],
-    }
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": store.put_bytes(json.dumps(config).encode(), OCI_CONFIG).to_dict(),
-        "layers": [layer.to_dict()],
-    }
-    made = store.put_bytes(json.dumps(manifest).encode(), OCI_MANIFEST)
-    store.name(name, made)
-    return made.digest

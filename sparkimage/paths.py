@@ -36,6 +36,12 @@ def home() -> Path:
     return base / "sparkimage"
 
 
+def store() -> Path:
+    """The image store: $SPARKIMAGE_STORE, else store/ in the home."""
+    own = os.environ.get("SPARKIMAGE_STORE")
+    return Path(own).absolute() if own else home() / "store"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnginePlace:
     """The files and names of the private engine of one home."""

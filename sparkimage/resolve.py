@@ -11,6 +11,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -36,19 +37,32 @@ def resolve(matrix: Matrix, runner: Runner, say: Callable[[str], None]) -> Lock:
     ``say`` gets a line per pin and platform. Raises ``LockError`` where a pin cannot be satisfied,
     ``NetworkError`` where the index does not answer.
     """
-    entries: dict[tuple[str, str], WheelsEntry] = {}
-    for (name, value), platforms in _wanted(matrix).items():
+    wanted = [
+        (name, value, platform)
+        for (name, value), platforms in _wanted(matrix).items()
+        for platform in platforms
+    ]
+
+    def one(key: tuple[str, str, str]) -> tuple[Wheel, ...]:
+        name, value, platform = key
         pin = matrix.pins[name][value]
         assert pin.kind == "wheels"
         links = matrix.root / pin.find_links if pin.find_links else None
-        resolved = {}
-        for platform in platforms:
-            resolved[platform] = _wheels(
-                f"{name} {value}", platform, pin.require, pin.exclude, pin.python, links, runner
-            )
-            total = sum(wheel.size for wheel in resolved[platform])
-            say(f"{name} {value} {platform}: {len(resolved[platform])} wheels, {total / 1e6:.0f} MB")
-        entries[(name, value)] = WheelsEntry(asked=asked(pin), platforms=resolved)
+        return _wheels(
+            f"{name} {value}", platform, pin.require, pin.exclude, pin.python, links, runner
+        )
+
+    found: dict[tuple[str, str], dict[str, tuple[Wheel, ...]]] = {}
+    # uv waits for the index nearly all of the time.
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for (name, value, platform), wheels in zip(wanted, pool.map(one, wanted), strict=True):
+            found.setdefault((name, value), {})[platform] = wheels
+            total = sum(wheel.size for wheel in wheels)
+            say(f"{name} {value} {platform}: {len(wheels)} wheels, {total / 1e6:.0f} MB")
+    entries = {
+        (name, value): WheelsEntry(asked=asked(matrix.pins[name][value]), platforms=platforms)
+        for (name, value), platforms in found.items()
+    }
     return Lock(file="matrix.lock", entries=entries)
 
 

@@ -167,5 +167,7 @@ def _stream(
         callback(line.rstrip("\n"))
     reader.join()
     process.wait()
+    process.stdout.close()
+    process.stderr.close()
     rest = "".join(collected)
     return ("", rest) if on_stdout is not None else (rest, "")

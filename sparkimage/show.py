@@ -63,7 +63,7 @@ def as_bake(plans: Sequence[Plan], shop: Workshop) -> str:
 
     given = {
         plan.variant: inputs.ready(
-            plan, project=shop.project, home=shop.home, store=shop.store,
+            plan, project=shop.project, home=shop.home,
             host_arch=shop.engine.arch, runner=shop.runner, say=shop.view.say,
         )
         for plan in plans

@@ -1,0 +1,83 @@
+"""Stand-ins for the gigabytes of vLLM and torch: wheels made here, that behave like them where
+the checks look, and say in their version that they are none.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+TORCH = """\
+'''A stand-in for torch: loads the NCCL that lies where torch's lies, as torch does.'''
+import ctypes
+import pathlib
+
+from torch import version
+
+ctypes.CDLL(
+    str(pathlib.Path(__file__).parents[1] / "nvidia" / "nccl" / "lib" / "libnccl.so.2"),
+    mode=ctypes.RTLD_GLOBAL,
+)
+"""
+VLLM = """\
+'''A stand-in for vLLM: its command says how it was called.'''
+import json
+import sys
+
+
+def main():
+    print(json.dumps(["stand-in vllm", *sys.argv[1:]]))
+"""
+
+
+def wheel(
+    folder: Path,
+    name: str,
+    version: str,
+    files: Mapping[str, str],
+    *,
+    scripts: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a pure wheel, the same bytes each time; ``scripts`` are console entry points."""
+    info = f"{name}-{version}.dist-info"
+    members = {
+        **files,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\n"
+        "Tag: py3-none-any\n",
+    }
+    if scripts:
+        lines = "".join(f"{script} = {target}\n" for script, target in scripts.items())
+        members[f"{info}/entry_points.txt"] = f"[console_scripts]\n{lines}"
+    record = ""
+    for path, text in members.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=")
+        record += f"{path},sha256={digest.decode()},{len(text)}\n"
+    members[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(made, "w") as archive:
+        for path, text in members.items():
+            archive.writestr(zipfile.ZipInfo(path, (2000, 1, 1, 0, 0, 0)), text)
+    return made
+
+
+def make(folder: Path) -> None:
+    """All stand-ins of the lab."""
+    for version, cuda in (("2.13.0+standin", "'13.0'"), ("2.13.1+standin.cpu", "None")):
+        wheel(
+            folder,
+            "torch",
+            version,
+            {"torch/__init__.py": TORCH, "torch/version.py": f"cuda = {cuda}\n"},
+        )
+    wheel(
+        folder,
+        "vllm",
+        "0.32.0+standin",
+        {"vllm/__init__.py": "", "vllm/cli.py": VLLM},
+        scripts={"vllm": "vllm.cli:main"},
+    )
