@@ -102,16 +102,7 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
             )  # fmt: skip
     preflight(plan, shop)
     _reachable(plan, shop)
-    given = inputs.ready(
-        plan,
-        project=shop.project,
-        home=shop.home,
-        host_arch=shop.engine.arch,
-        runner=shop.runner,
-        say=shop.view.say,
-    )
-    definition = bake.definition([plan], {plan.variant: given})
-    image = _execute(plan, definition, shop)
+    image = execute(plan, shop)
     staged = plan.image + STAGING
     outcome = _prove(plan, image, staged, shop)
     shop.runner.run([*shop.engine.docker, "tag", staged, plan.image])
@@ -160,7 +151,8 @@ def _reachable(plan: Plan, shop: Workshop) -> None:
     Raises ``NetworkError`` naming the pin; a build whose wheels are all cached asks nothing.
     """
     for layer in plan.layers:
-        wheels = [wheel for wheel in layer.wheels if wheel.size]
+        local = inputs.local_wheels(layer, shop.project)
+        wheels = [wheel for wheel in layer.wheels if wheel.file not in local]
         if not wheels or shop.store.get_fact("fetched", _fetch_key(layer)) is not None:
             continue
         smallest = min(wheels, key=lambda wheel: (wheel.size, wheel.name))
@@ -218,8 +210,17 @@ def _repair(plan: Plan, shop: Workshop) -> None:
         shop.store.discard(damaged)
 
 
-def _execute(plan: Plan, definition: dict[str, Any], shop: Workshop) -> Image:
+def execute(plan: Plan, shop: Workshop) -> Image:
     """Run bake; afterwards the image is in the store by digest, and in the engine as staged."""
+    given = inputs.ready(
+        plan,
+        project=shop.project,
+        home=shop.home,
+        host_arch=shop.engine.arch,
+        runner=shop.runner,
+        say=shop.view.say,
+    )
+    definition = bake.definition([plan], {plan.variant: given})
     target = bake.target_name(plan)
     staged = plan.image + STAGING
     with TemporaryDirectory(prefix="sparkimage-bake-") as name:
@@ -255,7 +256,7 @@ def _bake(
         # The docker driver has one builder of its own; another one chosen by the user is left alone.
         done = shop.runner.run(argv, on_stderr=feed, check=False, env=_bake_environment(shop))
     if done.returncode != 0:
-        if not state.errors and not engine_answers(shop):
+        if not engine_answers(shop):
             raise EngineError(
                 f"the engine at {shop.engine.host} went away during the build of {plan.variant}",
                 hint="start it (`python build.py engine up`) and run the same command: "

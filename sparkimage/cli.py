@@ -420,7 +420,8 @@ def _print(read: Matrix, plans: Sequence[Plan], form: Form) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the only place where errors become words and exit codes."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app(args=list(argv) if argv is not None else None, standalone_mode=True)
     except SparkError as error:
@@ -428,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         _complain(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except Interrupted:
         print("interrupted: no name was changed; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
@@ -440,8 +441,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _terminated(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, of which typer makes an exit code of its own."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted
 
 
 def _complain(error: SparkError) -> None:

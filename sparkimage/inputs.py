@@ -104,21 +104,21 @@ def static_uv(home: Path, arch: str, runner: Runner, say: Callable[[str], None])
 
 
 def probe(wheel: Wheel, layer: LayerPlan, plan: Plan, runner: Runner) -> None:
-    """Fetch one small wheel to nowhere. Raises ``NetworkError`` when that cannot be done."""
-    machine = "x86_64" if plan.arch == "amd64" else "aarch64"
-    platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(39, 16, -1)]
+    """Fetch one small wheel to nowhere, as the build will. Raises ``NetworkError`` if that fails."""
+    bundle = ca_bundle()
     with TemporaryDirectory(prefix="sparkimage-probe-") as folder:
         wanted = Path(folder, "probe.txt")
         wanted.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
         argv = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",
-            "--disable-pip-version-check", "--retries", "1", "--only-binary", ":all:",
-            "--python-version", layer.args["PYTHON_VERSION"], "--dest", folder,
-            "--requirement", str(wanted),
-            *(word for platform in platforms for word in ("--platform", platform)),
+            str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet", "--no-config",
+            "--no-python-downloads", "--no-cache", "--no-deps", "--require-hashes",
+            "--only-binary", ":all:", "--python-platform", layer.args["PYTHON_PLATFORM"],
+            "--python-version", layer.args["PYTHON_VERSION"], "--target", f"{folder}/made",
+            "--requirements", str(wanted),
         ]  # fmt: skip
+        environment = {"UV_HTTP_RETRIES": "1", **({"SSL_CERT_FILE": bundle} if bundle else {})}
         try:
-            runner.run(argv)
+            runner.run(argv, env=environment)
         except CommandError as error:
             raise NetworkError(
                 f"layer {layer.name} of {plan.variant}: the wheel {wheel.name} {wheel.version} "
@@ -128,15 +128,20 @@ def probe(wheel: Wheel, layer: LayerPlan, plan: Plan, runner: Runner) -> None:
             ) from None
 
 
+def local_wheels(layer: LayerPlan, project: Path) -> dict[str, Path]:
+    """The layer's wheels that lie in the project, by file name."""
+    if layer.find_links is None:
+        return {}
+    files = (project / layer.find_links / wheel.file for wheel in layer.wheels)
+    return {path.name: path for path in files if path.is_file()}
+
+
 def _requirements(layer: LayerPlan, project: Path, home: Path) -> Path:
     """The folder that a layer's RUN step sees as /run/inputs."""
     digest = hashlib.sha256(layer.requirements.encode())
-    local = []
-    if layer.find_links is not None:
-        names = {wheel.file for wheel in layer.wheels}
-        local = [p for p in sorted((project / layer.find_links).glob("*.whl")) if p.name in names]
-        for path in local:
-            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    local = local_wheels(layer, project)
+    for path in local.values():
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     folder = home / "inputs" / digest.hexdigest()[:24]
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +151,7 @@ def _requirements(layer: LayerPlan, project: Path, home: Path) -> Path:
             (made / "requirements.txt").write_text(layer.requirements)
             if local:
                 (made / "wheels").mkdir()
-                for path in local:
+                for path in local.values():
                     shutil.copyfile(path, made / "wheels" / path.name)
             _take_place(made, folder)
     return folder

@@ -86,6 +86,8 @@ def _wheels(
             str(Path(sys.executable).with_name("uv")), "pip", "compile", str(wanted),
             "--override", str(out), "--python-platform", UV_PLATFORMS[platform.split("/")[1]],
             "--python-version", python, "--only-binary", ":all:", "--no-config", "--quiet",
+            # It resolves for another Python than its own; it need not fetch one for that.
+            "--no-python-downloads",
             "--no-annotate", "--no-header", "--format", "pylock.toml", "--output-file", str(pylock),
         ]  # fmt: skip
         if links is not None:

@@ -74,26 +74,11 @@ def verify(
     check, what was seen and what was expected; ``ImageMissingError`` when the engine lacks it.
     """
     began = time.time()
-    folders = check_folders(plan, project)
-    with (
-        TemporaryDirectory(prefix="sparkimage-verify-") as name,
-        container(engine, runner, reference, plan.platform) as started,
-    ):
-        results = _run(plan, image, started, folders, Path(name), store, engine, runner)
-    outcome = Outcome(
-        checks=tuple(
-            seal.Check(
-                id=one["id"],
-                layer=one["layer"],
-                title=one["title"],
-                result=one["result"],
-                seen=one["seen"],
-                expected=one["expected"],
-            )
-            for one in results
-        ),
-        seconds=time.time() - began,
-    )
+    with container(engine, runner, reference, plan.platform) as started:
+        checks = examine(
+            plan, image, started, project=project, store=store, engine=engine, runner=runner
+        )
+    outcome = Outcome(checks=checks, seconds=time.time() - began)
     seal.save(
         store,
         seal.statement(
@@ -136,45 +121,51 @@ def _short(value: Any) -> str:
     return text if len(text) <= 400 else text[:400] + " …"
 
 
-def _run(
+def examine(
     plan: Plan,
     image: Image,
     started: str,
-    folders: tuple[Path, ...],
-    scratch: Path,
+    *,
+    project: Path,
     store: Store,
     engine: Engine,
     runner: Runner,
-) -> list[dict[str, Any]]:
-    request, results = scratch / "request.json", scratch / "results.json"
-    request.write_text(
-        json.dumps(
-            {
-                "plan": plan.to_dict(),
-                "config": image.config,
-                "digest": image.digest,
-                "store": str(store.root),
-                "results": str(results),
-            }
+) -> tuple[seal.Check, ...]:
+    """Run every check of ``plan`` against the container ``started`` of ``image``; seals nothing."""
+    folders = check_folders(plan, project)
+    with TemporaryDirectory(prefix="sparkimage-verify-") as name:
+        request, results = Path(name, "request.json"), Path(name, "results.json")
+        request.write_text(
+            json.dumps(
+                {
+                    "plan": plan.to_dict(),
+                    "config": image.config,
+                    "digest": image.digest,
+                    "store": str(store.root),
+                    "results": str(results),
+                }
+            )
         )
-    )
-    argv = [
-        sys.executable, "-m", "pytest", "--quiet", "-p", "sparkimage.checks",
-        "-p", "no:cacheprovider",
-        f"--hosts=docker://{started}", "--import-mode=importlib", "--confcutdir", str(folders[0].parent),
-        "--rootdir", str(scratch), "-c", os.devnull, *map(str, folders),
-    ]  # fmt: skip
-    done = runner.run(
-        argv, env={**engine.environment, REQUEST: str(request), "PYTHONDONTWRITEBYTECODE": "1"},
-        check=False,
-    )  # fmt: skip
-    # 0 and 1 are verdicts; anything else is a verification that did not take place.
-    if done.returncode not in (0, 1) or not results.is_file():
-        raise CommandError(argv, done.returncode, done.stdout + done.stderr)
-    found: list[dict[str, Any]] = json.loads(results.read_text())
+        argv = [
+            sys.executable, "-m", "pytest", "--quiet", "-p", "sparkimage.checks",
+            "-p", "no:cacheprovider", f"--hosts=docker://{started}", "--import-mode=importlib",
+            "--confcutdir", str(folders[0].parent), "--rootdir", name, "-c", os.devnull,
+            *map(str, folders),
+        ]  # fmt: skip
+        environment = {
+            **engine.environment,
+            REQUEST: str(request),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        done = runner.run(argv, env=environment, check=False)
+        # 0 and 1 are verdicts; anything else is a verification that did not take place.
+        if done.returncode not in (0, 1) or not results.is_file():
+            raise CommandError(argv, done.returncode, done.stdout + done.stderr)
+        found: list[dict[str, Any]] = json.loads(results.read_text())
     if not found:
         raise SparkError(f"{plan.variant}: no check ran", detail=done.stdout)
-    return found
+    keys = ("id", "layer", "title", "result", "seen", "expected")
+    return tuple(seal.Check(**{key: one[key] for key in keys}) for one in found)
 
 
 @contextmanager

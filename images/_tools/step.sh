@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Sourced by the RUN steps of the layers. What a step leaves behind depends on its inputs alone:
 # no bytecode, and no time of the day in a file's date.
 set -eu
@@ -21,7 +22,7 @@ install_wheels() {
     # linked, not copied; it is gone when the step ends.
     export UV_CACHE_DIR=/usr/local/.uv-cache UV_NO_INSTALLER_METADATA=1 UV_HTTP_TIMEOUT=120
     # shellcheck disable=SC2086 # $links is two words or none
-    /run/uv/uv pip install --no-config --no-progress --require-hashes --no-deps --only-binary :all: $links \
+    /run/uv/uv pip install --no-config --no-python-downloads --no-progress --require-hashes --no-deps --only-binary :all: $links \
         --python-platform "$PYTHON_PLATFORM" --python-version "$PYTHON_VERSION" \
         --target "$dist" --link-mode hardlink --no-compile-bytecode \
         --requirements /run/inputs/requirements.txt

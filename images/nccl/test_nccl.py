@@ -47,6 +47,8 @@ for folder, folders, names in os.walk("/"):
         if re.match(r"libnccl\\.so", name):
             path = os.path.join(folder, name)
             real = os.path.realpath(path)
+            if not os.path.exists(real):
+                real += " (missing)"
             found[path] = {"real": real, "soname": soname(real) if os.path.exists(real) else None}
 preload = os.environ.get("LD_PRELOAD", "")
 print(json.dumps({"found": found, "preload": preload, "preload_version": version(preload) if preload else None,

@@ -117,7 +117,7 @@ class Lab:
         read = matrix.load(self.project / "matrix.yaml")
         held = lock.load(self.project / "matrix.lock")
         (variant,) = matrix.select(read, names=[name])
-        return plan.make(read, variant, held, origin.of(PROJECT, None, self.runner))
+        return plan.make(read, variant, held, origin.of(self.project, None, self.runner))
 
     def build(self, name: str, **options: bool) -> builder.Result:
         return builder.build(self.plan(name), self.shop, **options)

@@ -1,4 +1,4 @@
-"""Images built wrong on purpose, each with the one check that is meant to refuse it."""
+"""Images built wrong on purpose, each with the checks that are meant to refuse it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PIP = "/usr/local/lib/python3.13/dist-packages/nvidia/nccl/lib/libnccl.so.2"
 
 @dataclass(frozen=True, kw_only=True)
 class Wrong:
-    """A fault: a layer on top of a good image, or other pins; and the check that must see it."""
+    """A fault: a layer on top of a good image, or other pins; and the checks that must see it."""
 
     name: str
-    check: str
+    checks: tuple[str, ...]
     layer: str = ""
     pins: dict[str, str] = field(default_factory=dict)
     stack: tuple[str, ...] = STACK
@@ -26,98 +26,97 @@ class Wrong:
 WRONG = (
     Wrong(
         name="nccl-2.28.9-under-a-2.30.4-name",
-        check="nccl/test_version_of_every_copy",
+        checks=(
+            "nccl/test_version_of_every_copy",
+            "nccl/test_version_of_the_preload",
+            "torch/test_mapped_nccl_answers_the_pin",
+        ),
         pins={"nccl": "lie"},
     ),
-    Wrong(name="torch-for-cpu", check="torch/test_cuda_build", pins={"vllm": "cpu"}),
+    Wrong(name="torch-for-cpu", checks=("torch/test_cuda_build",), pins={"vllm": "cpu"}),
     Wrong(
         name="preload-file-missing",
-        check="nccl/test_preload_file_is_there",
+        checks=(
+            "nccl/test_preload_file_is_there",
+            "nccl/test_preload_is_obeyed",
+            "nccl/test_one_physical_copy",
+            "nccl/test_soname_and_architecture",
+        ),
         layer="RUN rm -f /usr/lib/x86_64-linux-gnu/libnccl.so.2.30.4",
     ),
     Wrong(
         name="preload-path-off-by-one",
-        check="nccl/test_preload_names_the_library",
-        layer="ENV LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libnccl.so.2.30.5",
+        checks=("nccl/test_preload_names_the_library", "_every/test_entrypoint_can_be_executed"),
+        layer="ENV LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libnccl.so.2.30.5\n"
+        "RUN chmod a-x /usr/local/lib/python3.13/dist-packages/bin/vllm",
     ),
     Wrong(
         name="pip-copy-wins",
-        check="nccl/test_one_physical_copy",
+        checks=("nccl/test_one_physical_copy", "torch/test_maps_exactly_one_nccl"),
         layer=f"RUN cp --remove-destination /usr/lib/x86_64-linux-gnu/libnccl.so.2.30.4 {PIP}",
     ),
     Wrong(
         name="second-nccl-deleted-again",
-        check="nccl/test_no_other_copy_in_any_layer",
-        layer="RUN cp /usr/lib/x86_64-linux-gnu/libnccl.so.2.30.4 /opt/libnccl.so.2\n"
-        "RUN rm /opt/libnccl.so.2",
+        checks=("nccl/test_no_other_copy_in_any_layer",),
+        layer="RUN echo 2.28.9 >/opt/libnccl.so.2\nRUN rm /opt/libnccl.so.2",
+    ),
+    Wrong(
+        name="nccl-beside-the-places",
+        checks=("nccl/test_places",),
+        layer="RUN ln -s libnccl.so.2 /usr/lib/x86_64-linux-gnu/libnccl.so",
     ),
     Wrong(
         name="entrypoint-in-shell-form",
-        check="_every/test_entrypoint",
+        checks=("_every/test_entrypoint",),
         layer="ENTRYPOINT vllm serve",
     ),
     Wrong(
-        name="entrypoint-doubled",
-        check="_every/test_entrypoint",
-        layer='ENTRYPOINT ["vllm", "serve", "vllm", "serve"]',
+        name="entrypoint-doubled-and-a-command",
+        checks=("_every/test_entrypoint", "_every/test_cmd"),
+        layer='ENTRYPOINT ["vllm", "serve", "vllm", "serve"]\nCMD ["vllm", "serve"]',
     ),
-    Wrong(
-        name="entrypoint-not-executable",
-        check="_every/test_entrypoint_can_be_executed",
-        layer="RUN chmod a-x /usr/local/lib/python3.13/dist-packages/bin/vllm",
-    ),
-    Wrong(name="command-beside-it", check="_every/test_cmd", layer='CMD ["vllm", "serve"]'),
     Wrong(
         name="apt-lists-left",
-        check="_every/test_no_apt_lists_in_any_layer",
+        checks=("_every/test_no_apt_lists_in_any_layer",),
         layer="RUN echo list >/var/lib/apt/lists/left_Packages",
     ),
     Wrong(
-        name="apt-lists-deleted-a-layer-later",
-        check="_every/test_no_apt_lists_in_any_layer",
-        layer="RUN echo list >/var/lib/apt/lists/left_Packages\n"
-        "RUN rm /var/lib/apt/lists/left_Packages",
+        name="deleted-a-layer-later",
+        checks=(
+            "_every/test_no_apt_lists_in_any_layer",
+            "_every/test_no_caches_or_logs_in_any_layer",
+            "_every/test_no_certificate_of_the_building_machine",
+            "python/test_no_bytecode_in_any_layer",
+        ),
+        layer="RUN echo list >/var/lib/apt/lists/left_Packages; mkdir -p /root/.cache/pip; "
+        "echo wheel >/root/.cache/pip/left; "
+        "echo site >/usr/local/share/ca-certificates/site.crt; "
+        "python3 -m compileall -q /usr/lib/python3.13/json\n"
+        "RUN rm -rf /var/lib/apt/lists/left_Packages /root/.cache "
+        "/usr/local/share/ca-certificates/site.crt /usr/lib/python3.13/json/__pycache__",
     ),
     Wrong(
-        name="cache-left",
-        check="_every/test_no_caches_or_logs_in_any_layer",
-        layer="RUN mkdir -p /root/.cache/pip && echo wheel >/root/.cache/pip/left",
-    ),
-    Wrong(
-        name="ca-of-the-site-left",
-        check="_every/test_no_certificate_of_the_building_machine",
-        layer="RUN echo site >/usr/local/share/ca-certificates/site.crt",
-    ),
-    Wrong(
-        name="ca-of-the-site-in-the-bundle",
-        check="debian/test_bundle_holds_debian_certificates_only",
-        layer="RUN echo '-----BEGIN CERTIFICATE-----' >>/etc/ssl/certs/ca-certificates.crt",
-    ),
-    Wrong(
-        name="file-stored-twice",
-        check="_every/test_no_file_stored_twice",
-        layer="RUN chmod g+w /usr/local/lib/python3.13/dist-packages/vllm/cli.py",
-    ),
-    Wrong(
-        name="bytecode-left",
-        check="python/test_no_bytecode_in_any_layer",
-        layer="RUN python3 -c 'import json' && python3 -m compileall -q /usr/lib/python3.13/json",
-    ),
-    Wrong(
-        name="label-that-lies",
-        check="_every/test_labels",
-        layer='LABEL dev.sparkimage.version.nccl="2.30.5"',
-    ),
-    Wrong(
-        name="wheel-of-another-version",
-        check="cuda/test_every_wheel_of_the_lock",
-        layer="RUN sed -i 's/^Version: .*/Version: 13.0.95/' "
-        "/usr/local/lib/python3.13/dist-packages/nvidia_cuda_runtime-*.dist-info/METADATA",
-    ),
-    Wrong(
-        name="no-compiler",
-        check="python/test_compiler_builds_an_extension",
-        layer="RUN rm /usr/bin/gcc",
+        name="many-faults",
+        checks=(
+            "_every/test_no_file_stored_twice",
+            "debian/test_bundle_holds_debian_certificates_only",
+            "debian/test_suite",
+            "python/test_compiler_builds_an_extension",
+            "python/test_verbs_library_loads",
+            "cuda/test_every_wheel_of_the_lock",
+            "cuda/test_cuda_home",
+            "vllm/test_version",
+            "vllm/test_command_is_python",
+            "serve/test_environment_for_the_gpu",
+            "serve/test_command_starts",
+        ),
+        layer="ENV CUDA_HOME=/nowhere NVIDIA_VISIBLE_DEVICES=none\n"
+        "RUN echo '-----BEGIN CERTIFICATE-----' >>/etc/ssl/certs/ca-certificates.crt; "
+        "sed -i s/trixie/sid/ /usr/lib/os-release; "
+        "rm /usr/bin/gcc /usr/lib/x86_64-linux-gnu/libibverbs.so.1; "
+        "cd /usr/local/lib/python3.13/dist-packages; "
+        "sed -i 's/^Version: .*/Version: 0.31.0/' vllm-*/METADATA; "
+        "echo '(' >bin/vllm",
     ),
 )
 
