@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sparkimage import bake, inputs, seal, verify
+from sparkimage.emulation import ensure_emulation
 from sparkimage.engine import Engine
 from sparkimage.errors import (
     BuildError,
@@ -27,7 +28,6 @@ from sparkimage.errors import (
     PreflightError,
 )
 from sparkimage.plan import LayerPlan, Plan
-from sparkimage.emulation import ensure_emulation
 from sparkimage.progress import Build, View, human
 from sparkimage.run import Runner
 from sparkimage.store import Descriptor, Image, Store
@@ -84,8 +84,8 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
     """Build ``plan``, prove the image, and give it its name.
 
     An image that is there, proven and unchanged is left alone unless ``rebuild``. ``repair`` first
-    removes what is damaged in the store. Raises ``BuildError``, ``VerifyError``, ``PreflightError``,
-    ``NetworkError``, ``StoreError``.
+    removes what is damaged in the store. Raises ``BuildError``, ``VerifyError``,
+    ``PreflightError``, ``NetworkError``, ``StoreError``.
     """
     began = time.monotonic()
     key = fingerprint(plan, shop.project)
@@ -243,9 +243,7 @@ def execute(plan: Plan, shop: Workshop) -> Image:
     return shop.store.resolve(descriptor.digest)
 
 
-def _bake(
-    plan: Plan, file: Path, overrides: dict[str, str], shop: Workshop, title: str
-) -> None:
+def _bake(plan: Plan, file: Path, overrides: dict[str, str], shop: Workshop, title: str) -> None:
     argv = [*shop.engine.docker, "buildx", "bake", "--file", str(file), "--progress", "rawjson"]
     for key, value in overrides.items():
         argv += ["--set", f"{key}={value}"]
@@ -253,7 +251,7 @@ def _bake(
     state = Build([layer.name for layer in plan.layers])
     view = shop.view if title else View(shop.view.console, quiet=True)
     with view.build(state, title) as feed:
-        # The docker driver has one builder of its own; another one chosen by the user is left alone.
+        # The builder is the one that the user has chosen, the engine's own by default.
         done = shop.runner.run(argv, on_stderr=feed, check=False, env=_bake_environment(shop))
     if done.returncode != 0:
         if not engine_answers(shop):
@@ -265,7 +263,8 @@ def _bake(
         raise BuildError(
             f"the build of {plan.variant} failed",
             detail="\n".join(dict.fromkeys(state.errors)) or f"buildx ended with {done.returncode}",
-            hint=f"to run it by hand: python build.py image {plan.variant} --print bake >bake.json; "
+            hint="to run it by hand: "
+            f"python build.py image {plan.variant} --print bake >bake.json; "
             "docker buildx bake -f bake.json",
         )
 

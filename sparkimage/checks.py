@@ -1,16 +1,16 @@
 """The pytest plugin under which the layers' checks run, and what they are given.
 
-A check is a test function in ``images/<layer>/test_*.py`` that compares through ``check``: what is
-seen in the image against what the plan expects. Both go into the seal, whether equal or not.
-Fixtures: ``plan`` (the plan as plain data), ``host`` (testinfra's own, in a container of the image),
-``config`` (the image's OCI config), ``files`` (every entry of every layer), ``check``.
+A check is a test function in ``images/<layer>/test_*.py`` that compares through ``check`` what is
+seen in the image with what the plan expects. Both go into the seal, whether equal or not.
+Fixtures: ``plan`` (the plan as plain data), ``host`` (testinfra's own, in a container of
+the image), ``config`` (the image's OCI config), ``files`` (every entry of every layer), ``check``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,7 +40,7 @@ class Report:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Iterator[None]:
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         # A fixture that fails is a check that failed; one that passes is no result yet.
         if call.when == "call" or report.failed:
@@ -62,7 +62,7 @@ class Report:
                     "evidence": evidence,
                 }
             )
-        return report  # type: ignore[return-value]
+        return report
 
     def pytest_sessionfinish(self) -> None:
         Path(self.request["results"]).write_text(json.dumps(self.results))

@@ -63,7 +63,7 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr)
 
 
-def _version(wanted: bool) -> None:
+def _say_version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
         raise typer.Exit
@@ -77,8 +77,9 @@ def root(
     print_: PrintOption = None,
     matrix_file: Annotated[Path, typer.Option(help="The matrix.")] = Path("matrix.yaml"),
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version."),
     ] = False,
 ) -> None:
     """Build, prove and ship container images for clusters of Docker nodes."""
@@ -88,7 +89,8 @@ def root(
         if matrix or only or print_:
             raise UsageError(
                 "--matrix, --only and --print stand without a command",
-                hint="python build.py --matrix --only 'GLOB'; python build.py image NAME --print FORM",
+                hint="python build.py --matrix --only 'GLOB'; "
+                "python build.py image NAME --print FORM",
             )
         return
     if not matrix and not only and not print_:
@@ -102,7 +104,9 @@ def root(
 
 @app.command()
 def image(
-    variant: Annotated[list[str] | None, typer.Argument(help="Variants; none: the default group.")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Argument(help="Variants; none: the default group.")
+    ] = None,
     print_: PrintOption = None,
     rebuild: Annotated[bool, typer.Option(help="Build and prove even what is unchanged.")] = False,
     repair: Annotated[bool, typer.Option(help="Replace what is damaged in the store.")] = False,
@@ -131,9 +135,7 @@ def verify(
     read = _read()
     shop = _workshop(read, quiet=as_json)
     names = {variant.name: variant for variant in read.variants}
-    held = shop.store.resolve(
-        f"{read.repository}:{reference}" if reference in names else reference
-    )
+    held = shop.store.resolve(f"{read.repository}:{reference}" if reference in names else reference)
     labels = held.config.get("config", {}).get("Labels") or {}
     name = labels.get(f"{LABEL}variant", reference)
     if name not in names:
@@ -171,7 +173,9 @@ def verify(
 
 @app.command()
 def lock(
-    check: Annotated[bool, typer.Option(help="Only say whether it fits the matrix (offline).")] = False,
+    check: Annotated[
+        bool, typer.Option(help="Only say whether it fits the matrix (offline).")
+    ] = False,
 ) -> None:
     """Resolve the matrix's pins into matrix.lock."""
     from sparkimage import lock as locking
@@ -349,7 +353,7 @@ def _plans(read: Matrix, variants: Sequence[Variant]) -> list[Plan]:
             hint=locking.REMEDY,
         )  # fmt: skip
     where = origin.of(read.root, read.source, Local())
-    return [plan.make(read, variant, held, where) for variant in variants]
+    return list(plan.make_all(read, variants, held, where))
 
 
 def _workshop(read: Matrix, *, quiet: bool = False) -> Workshop:
@@ -430,14 +434,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         _complain(error)
         sys.exit(error.exit_code)
     except Interrupted:
-        print("interrupted: no name was changed; the same command goes on from here", file=sys.stderr)
+        print(
+            "interrupted: no name was changed; the same command goes on from here", file=sys.stderr
+        )
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:
         if Settings.debug:
             raise
-        print(f"error: {type(error).__name__}: {error}\n→ run it again with --debug", file=sys.stderr)
+        print(
+            f"error: {type(error).__name__}: {error}\n→ run it again with --debug", file=sys.stderr
+        )
         sys.exit(1)
 
 
@@ -445,7 +453,7 @@ class Interrupted(BaseException):
     """Ctrl-C or SIGTERM. Not KeyboardInterrupt, of which typer makes an exit code of its own."""
 
 
-def _interrupt(number: int, frame: object) -> None:
+def _interrupt(_number: int, _frame: object) -> None:
     raise Interrupted
 
 

@@ -119,7 +119,9 @@ class CommandError(SparkError):
 
     exit_code = 12
 
-    def __init__(self, argv: Sequence[str], returncode: int, output: str, *, hint: str = "") -> None:
+    def __init__(
+        self, argv: Sequence[str], returncode: int, output: str, *, hint: str = ""
+    ) -> None:
         self.argv = tuple(argv)
         self.returncode = returncode
         self.output = output

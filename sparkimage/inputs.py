@@ -15,10 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sparkimage.bake import Inputs
-from sparkimage.lock import Wheel
-from sparkimage.errors import CommandError, NetworkError
-from sparkimage.plan import DebianRoot, LayerPlan, Plan
 from sparkimage.engine_tree import install_on_host
+from sparkimage.errors import CommandError, NetworkError
+from sparkimage.lock import Wheel
+from sparkimage.plan import DebianRoot, LayerPlan, Plan
 from sparkimage.resolve import ca_bundle
 from sparkimage.rights import root_prefix
 from sparkimage.run import Runner
@@ -104,7 +104,7 @@ def static_uv(home: Path, arch: str, runner: Runner, say: Callable[[str], None])
 
 
 def probe(wheel: Wheel, layer: LayerPlan, plan: Plan, runner: Runner) -> None:
-    """Fetch one small wheel to nowhere, as the build will. Raises ``NetworkError`` if that fails."""
+    """Fetch one small wheel to nowhere, as the build will. Raises ``NetworkError``."""
     bundle = ca_bundle()
     with TemporaryDirectory(prefix="sparkimage-probe-") as folder:
         wanted = Path(folder, "probe.txt")
@@ -191,13 +191,11 @@ def _bootstrap(root: DebianRoot, tar: Path, runner: Runner) -> None:
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
         # It copies this machine's own: https://manpages.debian.org/mmdebstrap
-        '--customize-hook=rm -rf "$1/etc/resolv.conf" "$1/etc/hostname" "$1"/var/log/* "$1"/var/cache/*',
+        '--customize-hook=cd "$1" && rm -rf etc/resolv.conf etc/hostname var/log/* var/cache/*',
         root.suite, str(tar),
     ]  # fmt: skip
     try:
-        runner.run(
-            [*root_prefix(runner), "env", f"SOURCE_DATE_EPOCH={ROOT_EPOCH}", *argv]
-        )
+        runner.run([*root_prefix(runner), "env", f"SOURCE_DATE_EPOCH={ROOT_EPOCH}", *argv])
     except CommandError as error:
         raise NetworkError(
             f"pin debian {root.suite} ({root.arch}): mmdebstrap could not fetch the root",

@@ -109,7 +109,7 @@ def _is_whiteout(path: str) -> bool:
 
 
 def image_files(store: Store, image: Image) -> ImageFiles:
-    """Index every layer of ``image``. Raises ``StoreError`` for a layer that is not what it says."""
+    """Index every layer of ``image``. Raises ``StoreError`` for one that is not what it says."""
     return ImageFiles(
         tuple(_entries(store, layer, number) for number, layer in enumerate(image.layers))
     )

@@ -76,7 +76,7 @@ def asked(pin: Any) -> dict[str, Any]:
 
 
 def load(path: Path) -> Lock:
-    """Read ``matrix.lock``. Raises ``LockError`` when it is missing, damaged or of another version."""
+    """Read ``matrix.lock``. Raises ``LockError`` when it is missing, damaged or foreign."""
     import yaml
 
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -147,14 +147,14 @@ def dump(lock: Lock) -> str:
     import json
 
     lines = [
-        "# Made by `python build.py lock`: what every pin of matrix.yaml resolved to. Not to be edited.",
+        "# Made by `python build.py lock`, not to be edited: what each pin of matrix.yaml came to.",
         "# A wheel: project, version, size in bytes, sha256, file.",
         f"version: {VERSION}",
         "pins:",
     ]
     pins = sorted({pin for pin, _ in lock.entries})
     for pin in pins:
-        lines.append(f"  {pin}:")
+        lines.append(f"  {json.dumps(pin)}:")
         for (_, value), entry in sorted(e for e in lock.entries.items() if e[0][0] == pin):
             lines.append(f"    {json.dumps(value)}:")
             lines.append(f"      asked: {json.dumps(entry.asked, sort_keys=True)}")

@@ -77,9 +77,7 @@ def select(
         wanted = set(names)
     if group is not None:
         if group not in matrix.groups:
-            raise UsageError(
-                f"no group is called {group!r}", hint=_nearest(group, matrix.groups)
-            )
+            raise UsageError(f"no group is called {group!r}", hint=_nearest(group, matrix.groups))
         wanted &= set(matrix.groups[group])
     if only is not None:
         wanted = {name for name in wanted if fnmatch.fnmatchcase(name, only)}
@@ -119,7 +117,7 @@ def _problem(document: Document, error: Any) -> Problem:
     elif kind == "string_pattern_mismatch":
         what = f"{where}: {given!r} does not have the right form"
         todo = f"it must match {error['ctx']['pattern']}"
-        if real and real[-1] == "require" or len(real) > 1 and real[-2] == "require":
+        if (real and real[-1] == "require") or (len(real) > 1 and real[-2] == "require"):
             todo = "pin it exactly: NAME==VERSION"
     elif kind == "literal_error":
         what = f"{where} is {given!r}"
@@ -287,7 +285,7 @@ class _Expansion:
                     )
                 )
             kept = [row for row in kept if row not in hit]
-        made = []
+        made: list[tuple[Variant, Key]] = []
         for row in kept:
             variant = self._from_axes(row)
             if variant is not None:
@@ -309,7 +307,7 @@ class _Expansion:
         return self._variant(name, platform, defaults.layers, row)
 
     def _include(self) -> list[tuple[Variant, Key]]:
-        made = []
+        made: list[tuple[Variant, Key]] = []
         for i, entry in enumerate(self.given.include):
             for pin, value in entry.pins.items():
                 if value not in self.given.pins.get(pin, {}):
@@ -401,7 +399,5 @@ class _Expansion:
                 found += [name for name in hit if name not in found]
             groups[group] = tuple(found)
         if "default" not in groups:
-            self._problem(
-                ("groups",), "there is no group `default`", "add `default: [VARIANT]`"
-            )
+            self._problem(("groups",), "there is no group `default`", "add `default: [VARIANT]`")
         return groups

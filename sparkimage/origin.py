@@ -28,9 +28,7 @@ def of(project: Path, source: str | None, runner: Runner) -> Origin:
     if revision and git("status", "--porcelain", "--", *INPUTS):
         revision += "-dirty"
     remote = source or _public(git("remote", "get-url", "origin"))
-    return Origin(
-        source=remote or UNKNOWN, revision=revision or UNKNOWN, epoch=int(seconds or 0)
-    )
+    return Origin(source=remote or UNKNOWN, revision=revision or UNKNOWN, epoch=int(seconds or 0))
 
 
 def _public(remote: str) -> str:

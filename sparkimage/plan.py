@@ -16,6 +16,7 @@ from typing import Any
 from sparkimage.errors import LockError
 from sparkimage.lock import Lock, Wheel
 from sparkimage.matrix import Matrix, Variant
+from sparkimage.model import WheelsPin
 
 TRIPLETS = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 """Debian's multiarch folder names (https://wiki.debian.org/Multiarch/Tuples)."""
@@ -116,14 +117,23 @@ def make(matrix: Matrix, variant: Variant, lock: Lock, origin: Origin) -> Plan:
 
     Raises ``LockError`` when the lock lacks one of its pins or fits it no longer.
     """
-    wheels = _partition(matrix, variant, lock)
-    versions = {
-        pin: str(matrix.pins[pin][value].version)
-        for pin, value in variant.pins.items()
-        if matrix.pins[pin][value].kind == "wheels"
-    }
+    return make_all(matrix, [variant], lock, origin)[0]
+
+
+def make_all(
+    matrix: Matrix, variants: Sequence[Variant], lock: Lock, origin: Origin
+) -> tuple[Plan, ...]:
+    """Decide everything about each of ``variants``, in their order; raises as ``make`` does."""
+    shared = _Shared(matrix=matrix, lock=lock)
+    return tuple(_make(matrix, variant, shared, origin) for variant in variants)
+
+
+def _make(matrix: Matrix, variant: Variant, shared: _Shared, origin: Origin) -> Plan:
+    wheels = shared.partition(variant)
+    pins = {pin: matrix.pins[pin][value] for pin, value in variant.pins.items()}
+    versions = {name: str(pin.version) for name, pin in pins.items() if isinstance(pin, WheelsPin)}
     layers = tuple(_layer(matrix, variant, name, wheels.get(name, ())) for name in variant.layers)
-    checksum = _sha256(lock.slice(variant.pins, variant.platform))
+    checksum = shared.lock_checksum(variant)
     pythons = {layer.args["PYTHON_VERSION"] for layer in layers if "PYTHON_VERSION" in layer.args}
     labels = {
         "org.opencontainers.image.title": variant.name,
@@ -151,9 +161,7 @@ def make(matrix: Matrix, variant: Variant, lock: Lock, origin: Origin) -> Plan:
     )
 
 
-def _layer(
-    matrix: Matrix, variant: Variant, name: str, wheels: tuple[Wheel, ...]
-) -> LayerPlan:
+def _layer(matrix: Matrix, variant: Variant, name: str, wheels: tuple[Wheel, ...]) -> LayerPlan:
     spec = matrix.layers[name]
     args = dict(spec.args)
     find_links = None
@@ -183,34 +191,67 @@ def _layer(
     )
 
 
-def _partition(matrix: Matrix, variant: Variant, lock: Lock) -> dict[str, tuple[Wheel, ...]]:
-    """Give every wheel of every wheels pin to exactly one layer of the variant."""
-    by_pin: dict[str, list[str]] = {}
-    for name in variant.layers:
-        use = matrix.layers[name].wheels
-        if use is not None:
-            by_pin.setdefault(use.pin, []).append(name)
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """What is worked out once for all variants: a thousand of them hold few pins."""
+
+    matrix: Matrix
+    lock: Lock
+    split: dict[tuple[str, ...], dict[str, tuple[Wheel, ...]]] = field(default_factory=dict)
+    slices: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+    def partition(self, variant: Variant) -> dict[str, tuple[Wheel, ...]]:
+        """Give every wheel of every wheels pin to exactly one layer of the variant."""
+        by_pin: dict[str, list[str]] = {}
+        for name in variant.layers:
+            use = self.matrix.layers[name].wheels
+            if use is not None:
+                by_pin.setdefault(use.pin, []).append(name)
+        given: dict[str, tuple[Wheel, ...]] = {}
+        for pin, names in by_pin.items():
+            key = (pin, variant.pins[pin], variant.platform, *names)
+            if key not in self.split:
+                self.split[key] = _split(self.matrix, variant, self.lock, pin, names)
+            given |= self.split[key]
+        return given
+
+    def lock_checksum(self, variant: Variant) -> str:
+        """sha256 over ``lock.slice`` of the variant's pins in canonical JSON."""
+        parts = {}
+        for pin, value in variant.pins.items():
+            key = (pin, value, variant.platform)
+            if key not in self.slices:
+                one = _canonical(self.lock.slice({pin: value}, variant.platform))
+                self.slices[key] = one.removeprefix("{").removesuffix("}")
+            parts[f"{pin}/{value}"] = self.slices[key]
+        text = ",".join(parts[name] for name in sorted(parts))
+        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
+
+
+def _split(
+    matrix: Matrix, variant: Variant, lock: Lock, pin: str, names: Sequence[str]
+) -> dict[str, tuple[Wheel, ...]]:
+    """Divide one pin's wheels among the layers ``names``; the one without ``select`` comes last."""
     given: dict[str, tuple[Wheel, ...]] = {}
-    for pin, names in by_pin.items():
-        rest = lock.wheels(pin, variant.pins[pin], variant.platform)
-        for name in sorted(names, key=lambda n: matrix.layers[n].wheels.select == ()):  # type: ignore[union-attr]
-            use = matrix.layers[name].wheels
-            assert use is not None
-            taken = tuple(w for w in rest if not use.select or _matches(w.name, use.select))
-            if not taken:
-                raise LockError(
-                    f"layer {name} of variant {variant.name} gets no wheel: "
-                    f"nothing in pin {pin} {variant.pins[pin]} matches {list(use.select)}",
-                    hint=f"correct `select` of layers.{name} in {matrix.file.name}",
-                )
-            rest = tuple(w for w in rest if w not in taken)
-            given[name] = taken
-        if rest:
+    rest = lock.wheels(pin, variant.pins[pin], variant.platform)
+    selects = {name: use.select for name in names if (use := matrix.layers[name].wheels)}
+    for name in sorted(names, key=lambda n: not selects[n]):
+        select = selects[name]
+        taken = tuple(w for w in rest if not select or _matches(w.name, select))
+        if not taken:
             raise LockError(
-                f"variant {variant.name}: no layer takes {', '.join(w.name for w in rest[:5])}"
-                f"{' and more' if len(rest) > 5 else ''} of pin {pin} {variant.pins[pin]}",
-                hint="add a layer with this pin and no `select`: it takes what the others leave",
+                f"layer {name} of variant {variant.name} gets no wheel: "
+                f"nothing in pin {pin} {variant.pins[pin]} matches {list(select)}",
+                hint=f"correct `select` of layers.{name} in {matrix.file.name}",
             )
+        rest = tuple(w for w in rest if select and not _matches(w.name, select))
+        given[name] = taken
+    if rest:
+        raise LockError(
+            f"variant {variant.name}: no layer takes {', '.join(w.name for w in rest[:5])}"
+            f"{' and more' if len(rest) > 5 else ''} of pin {pin} {variant.pins[pin]}",
+            hint="add a layer with this pin and no `select`: it takes what the others leave",
+        )
     return given
 
 
@@ -218,6 +259,9 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def _canonical(data: object) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+
 def _sha256(data: object) -> str:
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(data).encode()).hexdigest()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-STEP = re.compile(r"^\[(?:\S+ )?(?P<stage>\S+) \d+/\d+\] (?P<what>.*)", re.S)
+STEP = re.compile(r"^\[(?:\S+ )?(?P<stage>\S+) \d+/\d+\] (?P<what>.*)", re.DOTALL)
 EXPORT = "export"
 
 
@@ -228,8 +228,10 @@ class View:
 def _plain(row: Row, now: float) -> str:
     size = f", {human(row.current)}" if row.current else ""
     seconds = f" after {clock(row.seconds(now))}" if row.state in ("done", "failed") else ""
-    return f"layer {row.name}: {row.state}{seconds}{size}" if row.name != EXPORT else (
-        f"export: {row.state}{seconds}{size}"
+    return (
+        f"layer {row.name}: {row.state}{seconds}{size}"
+        if row.name != EXPORT
+        else (f"export: {row.state}{seconds}{size}")
     )
 
 
@@ -258,7 +260,5 @@ def _table(build: Build, title: str) -> Table:
         if row.total > row.current:
             moved += f" / {human(row.total)}"
         last = escape(row.last) if row.state == "running" else ""
-        table.add_row(
-            MARKS[row.state], row.name, row.state, seconds, moved, f"[dim]{last}[/]"
-        )
+        table.add_row(MARKS[row.state], row.name, row.state, seconds, moved, f"[dim]{last}[/]")
     return table

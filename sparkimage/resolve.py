@@ -169,7 +169,7 @@ def _pick(
 
 
 def ca_bundle() -> str | None:
-    """The CA bundle that this machine's programs are told to use, or its system's; None without one."""
+    """The CA bundle that this machine's programs are told to use, or its system's."""
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if (path := os.environ.get(name)) and Path(path).is_file():
             return path

@@ -154,9 +154,12 @@ def _stream(
     """Hand out one stream line by line while the other is collected."""
     import threading
 
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     live, quiet = (
-        (process.stdout, process.stderr) if on_stdout is not None else (process.stderr, process.stdout)
+        (process.stdout, process.stderr)
+        if on_stdout is not None
+        else (process.stderr, process.stdout)
     )
     callback = on_stdout or on_stderr
     assert callback is not None

@@ -92,14 +92,16 @@ def history(store: Store, digest: str) -> list[dict[str, Any]]:
     found = store.get_fact("seal", digest)
     if found is None:
         return []
-    for one in found if isinstance(found, list) else [None]:
+    statements: list[Any] = found if isinstance(found, list) else [None]
+    for one in statements:
         try:
             fits = (
                 one["_type"] == STATEMENT
                 and one["predicateType"] == TEST_RESULT
                 and [s["digest"]["sha256"] for s in one["subject"]] == [digest[7:]]
                 and one["predicate"]["result"] in ("PASSED", "FAILED")
-                and bool(one["predicate"]["failedTests"]) == (one["predicate"]["result"] == "FAILED")
+                and bool(one["predicate"]["failedTests"])
+                == (one["predicate"]["result"] == "FAILED")
             )
         except (KeyError, TypeError):
             fits = False

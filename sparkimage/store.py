@@ -243,9 +243,7 @@ class Store:
 
     def descriptor(self, digest: str) -> Descriptor:
         """The descriptor of a stored manifest."""
-        return Descriptor(
-            media_type=MANIFEST, digest=digest, size=self.path(digest).stat().st_size
-        )
+        return Descriptor(media_type=MANIFEST, digest=digest, size=self.path(digest).stat().st_size)
 
     def holds(self, digest: str) -> bool:
         """Whether the manifest and all its blobs are here in their sizes; hashes no layer."""
@@ -397,9 +395,7 @@ class Store:
         with self._lock():
             if any(self.root.glob("incoming-*")):
                 return 0
-            used = {
-                blob for digest in self.names().values() for blob in self._uses(digest)
-            }
+            used = {blob for digest in self.names().values() for blob in self._uses(digest)}
             freed = 0
             for path in (self.root / "blobs" / "sha256").iterdir():
                 if f"sha256:{path.name}" not in used:

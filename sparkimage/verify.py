@@ -100,9 +100,7 @@ def verify(
     return outcome
 
 
-def failed(
-    variant: str, digest: str, checks: tuple[seal.Check, ...], total: int
-) -> VerifyError:
+def failed(variant: str, digest: str, checks: tuple[seal.Check, ...], total: int) -> VerifyError:
     """The error for an image that did not pass."""
     lines = [
         f"✗ {check.id}: {check.title}\n    seen      {_short(check.seen)}\n"
@@ -169,9 +167,7 @@ def examine(
 
 
 @contextmanager
-def container(
-    engine: Engine, runner: Runner, reference: str, platform: str
-) -> Iterator[str]:
+def container(engine: Engine, runner: Runner, reference: str, platform: str) -> Iterator[str]:
     """A container of the image that does nothing, for as long as the context lasts."""
     argv = [
         *engine.docker, "run", "--detach", "--rm", "--pull", "never", "--platform", platform,

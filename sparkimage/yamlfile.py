@@ -68,9 +68,13 @@ def _read(path: Path) -> str:
             )
         return path.read_text("utf-8")
     except FileNotFoundError:
-        raise _wrong(path, 1, "the file does not exist", "name another with --matrix-file") from None
+        raise _wrong(
+            path, 1, "the file does not exist", "name another with --matrix-file"
+        ) from None
     except UnicodeDecodeError as error:
-        raise _wrong(path, 1, f"the file is not UTF-8: {error.reason}", "save it as UTF-8") from None
+        raise _wrong(
+            path, 1, f"the file is not UTF-8: {error.reason}", "save it as UTF-8"
+        ) from None
     except OSError as error:
         raise _wrong(
             path, 1, f"the file cannot be read: {error.strerror}", "check its path and permissions"
@@ -113,7 +117,7 @@ class _Walker:
             if isinstance(node, yaml.SequenceNode):
                 return [self.walk(item, (*key, i)) for i, item in enumerate(node.value)]
             try:
-                return self.scalars.construct_object(node)  # type: ignore[no-untyped-call]
+                return self.scalars.construct_object(node)
             except (yaml.YAMLError, ValueError) as error:
                 reason = getattr(error, "problem", None) or str(error)
                 self._problem(line, f"this value cannot be read: {reason}", "quote it")
@@ -131,9 +135,7 @@ class _Walker:
             # The text as written: a version such as 2.30 must not become the number 2.3.
             name = name_node.value
             if name in data:
-                self._problem(
-                    line, f"the key {name!r} stands here twice", "keep one of the two"
-                )
+                self._problem(line, f"the key {name!r} stands here twice", "keep one of the two")
             self.lines[(*key, name)] = line
             data[name] = self.walk(value, (*key, name))
         return data

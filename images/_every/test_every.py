@@ -68,6 +68,8 @@ def test_no_layer_over_4_gb(files, check):
 
 def test_no_file_stored_twice(files, check):
     # What dpkg, adduser and ldconfig rewrite with every package: a few kilobytes.
-    known = re.compile(r"^(etc/(ld\.so\.cache|ca-certificates.*|(group|gshadow|passwd|shadow)-?)|var/lib/dpkg/.+|var/lib/apt/.+)$")
+    known = re.compile(
+        r"^(etc/(ld\.so\.cache|ca-certificates.*|(group|gshadow|passwd|shadow)-?)|var/lib/dpkg/.+|var/lib/apt/.+)$"
+    )
     seen = [path for path in files.duplicates(min_size=1) if not known.match(path)]
     check("files stored in more than one layer", seen=seen[:20], expected=[])

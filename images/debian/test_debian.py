@@ -5,7 +5,7 @@ import re
 
 def test_suite(plan, host, check):
     release = host.file("/etc/os-release").content_string
-    seen = re.search(r"^VERSION_CODENAME=(\S+)$", release, re.M)
+    seen = re.search(r"^VERSION_CODENAME=(\S+)$", release, re.MULTILINE)
     check(
         "Debian suite",
         seen=seen and seen[1],

@@ -42,7 +42,8 @@ def version(path):
 
 found = {}
 for folder, folders, names in os.walk("/"):
-    folders[:] = [d for d in folders if os.path.join(folder, d) not in ("/proc", "/sys", "/dev", "/run")]
+    skipped = ("/proc", "/sys", "/dev", "/run")
+    folders[:] = [d for d in folders if os.path.join(folder, d) not in skipped]
     for name in names:
         if re.match(r"libnccl\\.so", name):
             path = os.path.join(folder, name)
@@ -51,7 +52,8 @@ for folder, folders, names in os.walk("/"):
                 real += " (missing)"
             found[path] = {"real": real, "soname": soname(real) if os.path.exists(real) else None}
 preload = os.environ.get("LD_PRELOAD", "")
-print(json.dumps({"found": found, "preload": preload, "preload_version": version(preload) if preload else None,
+print(json.dumps({"found": found, "preload": preload,
+    "preload_version": version(preload) if preload else None,
     "versions": {p: version(p) for p in {f["real"] for f in found.values()}}}))
 """
 
@@ -70,9 +72,10 @@ def code(plan):
 @pytest.fixture(scope="module")
 def seen_in_image(host):
     # Without the preload, so that a missing or broken one cannot keep the program from starting.
-    done = host.run('p="$LD_PRELOAD"; unset LD_PRELOAD; python3 -c %s "$p"', PROGRAM.replace(
-        'os.environ.get("LD_PRELOAD", "")', "sys.argv[1]"
-    ))
+    done = host.run(
+        'p="$LD_PRELOAD"; unset LD_PRELOAD; python3 -c %s "$p"',
+        PROGRAM.replace('os.environ.get("LD_PRELOAD", "")', "sys.argv[1]"),
+    )
     assert done.rc == 0, done.stderr[-1500:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -125,5 +128,11 @@ def test_version_of_the_preload(seen_in_image, code, check):
 
 
 def test_linker_cache_knows_it(host, system, check):
-    program = "ldconfig -p | sed -n 's/^[[:space:]]*libnccl.so.2 .*=> //p' | xargs -r -n 1 readlink -f"
-    check("libnccl.so.2 by the linker's cache", seen=host.run(program).stdout.split(), expected=[system])
+    program = (
+        "ldconfig -p | sed -n 's/^[[:space:]]*libnccl.so.2 .*=> //p' | xargs -r -n 1 readlink -f"
+    )
+    check(
+        "libnccl.so.2 by the linker's cache",
+        seen=host.run(program).stdout.split(),
+        expected=[system],
+    )

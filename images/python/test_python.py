@@ -9,7 +9,8 @@ def test_python_version(plan, host, check):
 
 def test_compiler_builds_an_extension(host, check):
     program = (
-        "d=$(mktemp -d); echo '#include <Python.h>' >$d/a.c; echo 'int a(void){return 0;}' >>$d/a.c; "
+        "d=$(mktemp -d); echo '#include <Python.h>' >$d/a.c; "
+        "echo 'int a(void){return 0;}' >>$d/a.c; "
         "gcc -shared -fPIC $(python3-config --includes) -o $d/a.so $d/a.c && echo built; rm -rf $d"
     )
     check("gcc with Python.h", seen=host.run(program).stdout.strip(), expected="built")

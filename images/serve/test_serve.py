@@ -3,7 +3,9 @@
 
 def test_environment_for_the_gpu(config, check):
     env = dict(one.split("=", 1) for one in config["config"].get("Env") or ())
-    seen = {name: env.get(name) for name in ("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES")}
+    seen = {
+        name: env.get(name) for name in ("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES")
+    }
     check(
         "what the NVIDIA runtime is told",
         seen=seen,

@@ -2,7 +2,9 @@
 
 
 def test_version(plan, host, check):
-    seen = host.check_output("python3 -c 'import importlib.metadata as m; print(m.version(\"vllm\"))'")
+    seen = host.check_output(
+        "python3 -c 'import importlib.metadata as m; print(m.version(\"vllm\"))'"
+    )
     check("vLLM", seen=seen, expected=plan["versions"]["vllm"])
 
 

@@ -110,7 +110,7 @@ class Lab:
 
     def lock(self) -> None:
         read = matrix.load(self.project / "matrix.yaml")
-        made = resolve.resolve(read, self.runner, lambda line: None)
+        made = resolve.resolve(read, self.runner, lambda _line: None)
         (self.project / "matrix.lock").write_text(lock.dump(made))
 
     def plan(self, name: str) -> Plan:

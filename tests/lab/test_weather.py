@@ -26,8 +26,7 @@ def slow(lab: Lab) -> Iterator[str]:
     """A variant that waits in its last layer until the test lets it go on."""
     lab.add_layer(
         "waits",
-        "FROM layer AS waits\nARG GATE\n"
-        "RUN [ -z \"$GATE\" ] || sleep 600\n",
+        'FROM layer AS waits\nARG GATE\nRUN [ -z "$GATE" ] || sleep 600\n',
     )
     before = (lab.project / "matrix.yaml").read_text()
     held = (lab.project / "matrix.lock").read_text()
@@ -43,9 +42,7 @@ def slow(lab: Lab) -> Iterator[str]:
         }
     ]
     lab.write(data)
-    (lab.project / "matrix.lock").write_text(
-        held
-    )
+    (lab.project / "matrix.lock").write_text(held)
     lab.lock()
     yield "waits"
     (lab.project / "matrix.yaml").write_text(before)

@@ -1,0 +1,312 @@
+"""The store, the layer index and the seal, on small real images."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from sparkimage import seal
+from sparkimage.errors import ImageMissingError, StoreError
+from sparkimage.layerindex import ImageFiles, image_files
+from sparkimage.store import MANIFEST, TAR, Descriptor, Image, Store
+
+Files = dict[str, bytes | str | None]
+"""Path to content; a str is a link's target, None a folder."""
+
+
+def tar(files: Files) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+                continue
+            member.type = tarfile.DIRTYPE if content is None else tarfile.SYMTYPE
+            member.linkname = content or ""
+            archive.addfile(member)
+    return buffer.getvalue()
+
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda data: data,
+    "+gzip": lambda data: gzip.compress(data, mtime=0),
+    "+zstd": lambda data: zstandard.ZstdCompressor().compress(data),
+}
+LAYERS: list[Files] = [
+    {"etc": None, "etc/a": b"one", "etc/gone": b"x", "opt/dir/f": b"deep"},
+    {"etc/.wh.gone": b"", "etc/a": b"two", "link": "etc/a"},
+    {"opt/.wh..wh..opq": b"", "opt/new": b"n"},
+]
+
+
+def digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def make_image(store: Store, layers: Sequence[Files] = LAYERS, packed: str = "+zstd") -> Image:
+    plain = [tar(files) for files in layers]
+    blobs = [store.put_bytes(PACK[packed](data), TAR + packed) for data in plain]
+    config: dict[str, Any] = {
+        "os": "linux",
+        "architecture": "arm64",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [digest(data) for data in plain]},
+    }
+    kept = store.put_bytes(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json")
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": kept.to_dict(),
+        "layers": [blob.to_dict() for blob in blobs],
+    }
+    return store.resolve(store.put_bytes(json.dumps(manifest).encode(), MANIFEST).digest)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(bytes(data))
+
+
+def test_a_name_moves_and_never_doubles(store: Store) -> None:
+    one, two = make_image(store), make_image(store, LAYERS[:1])
+    store.name("r:v", store.descriptor(one.digest))
+    store.name("r:v", store.descriptor(two.digest))
+    assert store.names() == {"r:v": two.digest}
+    assert store.resolve("r:v").names == ("r:v",)
+    assert store.resolve(two.digest[7:15]).digest == two.digest
+    store.unname("r:v")
+    assert store.names() == {}
+
+
+def test_what_is_missing_is_named_with_what_is_near(store: Store) -> None:
+    image = make_image(store)
+    store.name("spark:vllm-1", store.descriptor(image.digest))
+    with pytest.raises(ImageMissingError) as error:
+        store.resolve("spark:vlm-1")
+    assert error.value.hint == "did you mean spark:vllm-1?"
+
+
+@pytest.mark.parametrize("which", ["manifest", "config", "layer"])
+def test_a_flipped_bit_is_detected_and_named(store: Store, which: str) -> None:
+    image = make_image(store)
+    store.name("r:v", store.descriptor(image.digest))
+    blob = {
+        "manifest": image.digest,
+        "config": image.manifest["config"]["digest"],
+        "layer": image.layers[1].digest,
+    }[which]
+    assert store.damaged(image.digest) == []
+    flip(store.path(blob))
+    assert store.damaged(image.digest) == [blob if which == "layer" else image.digest]
+    with pytest.raises(StoreError) as error, store.open_blob(blob) as file:
+        file.read()
+    assert blob in error.value.message
+    assert "image v --repair" in error.value.hint or which == "manifest"
+    store.discard(blob)
+    assert not store.holds(image.digest)
+
+
+def test_a_crash_between_writes_leaves_the_old(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = make_image(store)
+    store.name("r:v", store.descriptor(image.digest))
+
+    def crash(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError, match="gone"):
+        store.unname("r:v")
+    monkeypatch.undo()
+    assert store.names() == {"r:v": image.digest}
+    assert [p.name for p in store.root.iterdir() if p.name.startswith(".new")] == []
+
+
+def test_an_export_is_adopted_with_its_blobs(store: Store) -> None:
+    with store.incoming() as folder:
+        foreign = Store(folder)
+        (folder / "index.json").write_text('{"manifests": []}')
+        image = make_image(foreign)
+        attestation = {"annotations": {"vnd.docker.reference.type": "attestation-manifest"}}
+        index = {"manifests": [foreign.descriptor(image.digest).to_dict(), attestation]}
+        (folder / "index.json").write_text(json.dumps(index))
+        assert store.adopt(folder).digest == image.digest
+        store.discard(image.layers[0].digest)
+        with pytest.raises(StoreError, match="incomplete"):
+            store.adopt(folder)
+        assert store.gc() == 0
+    assert list(store.root.glob("incoming-*")) == []
+
+
+def test_leftovers_of_a_dead_process_are_removed(store: Store) -> None:
+    (store.root / "incoming-999999999-x").mkdir()
+    (store.root / f"incoming-{os.getpid()}-y").mkdir()
+    Store.open(store.root)
+    assert [p.name for p in store.root.glob("incoming-*")] == [f"incoming-{os.getpid()}-y"]
+
+
+def test_gc_keeps_what_a_name_uses(store: Store) -> None:
+    kept, gone = make_image(store), make_image(store, [{"other": b"file"}])
+    store.name("r:v", store.descriptor(kept.digest))
+    assert store.gc() > 0
+    assert store.holds(kept.digest)
+    assert not store.holds(gone.digest)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_docker_archive_becomes_an_image(store: Store, legacy: bool) -> None:
+    layers = [tar(files) for files in LAYERS[:2]]
+    config = json.dumps(
+        {
+            "os": "linux",
+            "architecture": "arm64",
+            "rootfs": {"diff_ids": [digest(b) for b in layers]},
+        }
+    ).encode()
+    members: Files = {}
+    if legacy:
+        paths = ["one/layer.tar", "two/layer.tar"]
+        name = f"{digest(config)[7:]}.json"
+        members |= {"one/VERSION": b"1.0", "one/json": b"{}", name: config}
+    else:
+        paths = [f"blobs/sha256/{digest(data)[7:]}" for data in layers]
+        name = f"blobs/sha256/{digest(config)[7:]}"
+        members |= {"oci-layout": b"{}", "index.json": b"{}", name: config}
+    members |= dict(zip(paths, layers, strict=True))
+    members["manifest.json"] = json.dumps([{"Config": name, "Layers": paths}]).encode()
+    made = store.import_docker_archive(io.BytesIO(tar(members)))
+    image = store.resolve(made.digest)
+    assert [la.diff_id for la in image.layers] == [digest(data) for data in layers]
+    assert image.manifest["config"]["digest"] == digest(config)
+    assert store.damaged(made.digest) == []
+
+
+@pytest.mark.parametrize(
+    ("members", "what"),
+    [
+        ({"../evil": b"x"}, "unsafe path"),
+        ({"a": b"x"}, "no manifest.json"),
+        ({"manifest.json": b'[{"Config": "c", "Layers": []}]'}, "lacks c"),
+    ],
+)
+def test_an_archive_that_is_none_is_refused(store: Store, members: Files, what: str) -> None:
+    with pytest.raises(StoreError, match=what):
+        store.import_docker_archive(io.BytesIO(tar(members)))
+
+
+@pytest.mark.parametrize("packed", PACK)
+def test_the_index_sees_every_layer_and_the_final_root(store: Store, packed: str) -> None:
+    image = make_image(store, packed=packed)
+    files = image_files(store, image)
+    assert files.duplicates() == ["etc/a"]
+    assert [str(e) for e in files.every("gone$")] == ["etc/gone (layer 0)"]
+    assert files.layer_sizes() == [3 + 1 + 4, 3, 1]
+    assert sorted(files.final) == ["etc", "etc/a", "link", "opt/new"]
+    assert files.final["etc/a"].layer == 1
+    # A second look reads the fact, not the layer.
+    store.discard(image.layers[0].digest)
+    assert image_files(store, image) == files
+
+
+def test_a_layer_that_is_not_its_diff_id_is_refused(store: Store) -> None:
+    image = make_image(store)
+    lying = store.put_bytes(PACK["+zstd"](tar({"x": b"y"})), TAR + "+zstd")
+    layer = type(image.layers[0])(
+        digest=lying.digest, size=lying.size, media_type=TAR + "+zstd",
+        diff_id=image.layers[0].diff_id,
+    )  # fmt: skip
+    forged = Image(
+        digest=image.digest, manifest=image.manifest, config=image.config, layers=(layer,), names=()
+    )
+    with pytest.raises(StoreError, match="its image says"):
+        image_files(store, forged)
+    flip(store.path(image.layers[0].digest))
+    with pytest.raises(StoreError):
+        image_files(store, image)
+    assert ImageFiles(()).final == {}
+
+
+def statement(of: str, result: str = "PASSED", plan: str = "1" * 64) -> dict[str, Any]:
+    check = seal.Check(
+        id="a/b",
+        layer="a",
+        title="t",
+        result=result,
+        seen=1,
+        expected=1 if result == "PASSED" else 2,
+    )
+    return seal.statement(
+        digest=of,
+        platform_name="linux/arm64",
+        result=result,
+        tiers=("run",),
+        checks=[check],
+        lock_checksum="2" * 64,
+        tools={},
+        host="h",
+        started=0,
+        finished=1,
+        plan_checksum=plan,
+    )
+
+
+ONE, TWO = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
+
+
+def test_the_newest_seal_counts(store: Store) -> None:
+    assert seal.verdict(store, ONE) is None
+    seal.save(store, statement(ONE))
+    seal.save(store, statement(ONE, "FAILED"))
+    verdict = seal.verdict(store, ONE)
+    assert verdict is not None
+    assert (verdict.result, verdict.when) == ("FAILED", "1970-01-01T00:00:01Z")
+    assert verdict.statement["predicate"]["failedTests"] == ["a/b"]
+    assert seal.verdict(store, ONE, plan_checksum="3" * 64) is None
+    assert len(seal.history(store, ONE)) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s["subject"][0]["digest"].update(sha256="b" * 64),
+        lambda s: s["predicate"].update(result="FINE"),
+        lambda s: s["predicate"].update(result="FAILED"),
+        lambda s: s.update(predicateType="other"),
+        lambda s: s.pop("subject"),
+    ],
+)
+def test_a_seal_that_is_none_is_refused(
+    store: Store, change: Callable[[dict[str, Any]], None]
+) -> None:
+    made = statement(ONE)
+    change(made)
+    store.put_fact("seal", ONE, [made])
+    with pytest.raises(StoreError, match="not a test result for that digest"):
+        seal.verdict(store, ONE)
+
+
+def test_a_digest_is_never_a_path(store: Store) -> None:
+    for bad in ("sha256:../../etc/passwd", "md5:" + "a" * 64, "sha256:" + "A" * 64):
+        with pytest.raises(StoreError, match="no sha256 digest"):
+            store.path(bad)
+    assert Descriptor(media_type="m", digest=ONE, size=1).to_dict()["mediaType"] == "m"
