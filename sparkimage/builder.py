@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparkimage import bake, inputs, seal, verify
 from sparkimage.emulation import ensure_emulation
@@ -31,6 +31,9 @@ from sparkimage.plan import LayerPlan, Plan
 from sparkimage.progress import Build, View, human
 from sparkimage.run import Runner
 from sparkimage.store import Descriptor, Image, Store
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 UNPACKED_PER_BYTE = 6.5
 """Bytes of disk for each byte of wheels: 2.1 in BuildKit's snapshots, 2.1 unpacked for running,
@@ -342,27 +345,25 @@ def _prove(plan: Plan, image: Image, staged: str, shop: Workshop) -> verify.Outc
         )
 
 
-def table(results: Sequence[Result]) -> Any:
-    """What was built, as a table for a terminal."""
+def table(results: Sequence[Result]) -> Table:
+    """What was built, for a terminal: a block a variant, since a row would not fit 80 columns."""
     from rich.table import Table
 
     from sparkimage.progress import clock
 
-    made = Table(box=None, padding=(0, 2, 0, 0), title="", pad_edge=False)
-    for column in ("variant", "digest", "platform", "size", "layers", "verified", "time"):
-        right = column in ("size", "layers", "time")
-        made.add_column(column, justify="right" if right else "left", overflow="fold")
+    made = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
     for result in results:
-        done = "unchanged" if result.unchanged else clock(result.seconds)
-        made.add_row(
-            result.plan.variant,
-            result.image.digest[7:19],
-            result.plan.platform,
-            human(result.image.size),
-            str(len(result.image.layers)),
-            f"{len(result.checks)} checks passed",
-            done,
-        )
+        layers = len(result.image.layers)
+        made.add_row("variant", f"[bold]{result.plan.variant}[/]")
+        made.add_row("digest", result.image.digest)
+        made.add_row("platform", result.plan.platform)
+        made.add_row("size", f"{human(result.image.size)} in {layers} layers")
+        made.add_row("verified", f"[green]{len(result.checks)} checks passed[/], sealed")
+        made.add_row("time", clock(result.seconds) + (", unchanged" * result.unchanged))
+        made.add_row("name", result.plan.image)
+        made.add_section()
     return made
 
 

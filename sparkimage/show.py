@@ -21,7 +21,7 @@ def as_table(plans: Sequence[Plan]) -> Table:
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("variant", "platform", "versions", "layers", "wheels"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("variant", "platform"))
     for plan in plans:
         table.add_row(
             plan.variant,
