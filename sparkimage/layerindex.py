@@ -80,28 +80,51 @@ class ImageFiles:
 
         https://github.com/opencontainers/image-spec/blob/main/layer.md#whiteouts
         """
-        root: dict[str, Entry] = {}
+        tree = _Tree()
         for layer in self.layers:
             for entry in layer:
                 folder, _, name = entry.path.rpartition("/")
                 if name == ".wh..wh..opq":
-                    _remove_below(root, folder, before=entry.layer)
+                    tree.clear(folder, before=entry.layer)
                 elif name.startswith(".wh."):
-                    gone = f"{folder}/{name[4:]}".lstrip("/")
-                    root.pop(gone, None)
-                    _remove_below(root, gone, before=entry.layer)
+                    tree.remove(f"{folder}/{name[4:]}".lstrip("/"), before=entry.layer)
                 else:
                     if entry.kind != "5":
-                        _remove_below(root, entry.path, before=entry.layer)
-                    root[entry.path] = entry
-        return root
+                        tree.clear(entry.path, before=entry.layer)
+                    tree.put(entry)
+        return tree.entries
 
 
-def _remove_below(root: dict[str, Entry], folder: str, *, before: int) -> None:
-    prefix = f"{folder}/" if folder else ""
-    for path in [p for p, e in root.items() if p.startswith(prefix) and e.layer < before]:
-        if path != folder:
-            del root[path]
+class _Tree:
+    """Entries by path, and the names in every folder, so that a folder can be emptied."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.inside: dict[str, set[str]] = {}
+
+    def put(self, entry: Entry) -> None:
+        self.entries[entry.path] = entry
+        path = entry.path
+        # Folders that no layer lists are there all the same.
+        while path and path not in self.inside.setdefault(path.rpartition("/")[0], set()):
+            folder = path.rpartition("/")[0]
+            self.inside[folder].add(path)
+            path = folder
+
+    def remove(self, path: str, *, before: int) -> None:
+        """Remove what layers below ``before`` put at ``path`` and in it."""
+        if path in self.entries and self.entries[path].layer < before:
+            del self.entries[path]
+        self.clear(path, before=before)
+
+    def clear(self, folder: str, *, before: int) -> None:
+        """Remove what layers below ``before`` put into ``folder``."""
+        for path in tuple(self.inside.get(folder, ())):
+            self.remove(path, before=before)
+            if path not in self.entries and path not in self.inside:
+                self.inside[folder].discard(path)
+        if not self.inside.get(folder, True):
+            del self.inside[folder]
 
 
 def _is_whiteout(path: str) -> bool:

@@ -150,7 +150,7 @@ def dump(lock: Lock) -> str:
         "# Made by `python build.py lock`, not to be edited: what each pin of matrix.yaml came to.",
         "# A wheel: project, version, size in bytes, sha256, file.",
         f"version: {VERSION}",
-        "pins:",
+        "pins:" if lock.entries else "pins: {}",
     ]
     pins = sorted({pin for pin, _ in lock.entries})
     for pin in pins:

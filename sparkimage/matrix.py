@@ -261,7 +261,7 @@ class _Expansion:
                         else f"axis {axis} names {value!r}, but pins.{axis} has no such value"
                     )
                     self._problem(("axes", axis, i), what, _nearest(value, known))
-        if "platform" not in self.given.axes and not self.given.include:
+        if "platform" not in self.given.axes and (self.given.axes or not self.given.include):
             self._problem(("axes",), "there is no platform axis", "add `platform: [linux/arm64]`")
 
     def _exclude(self) -> tuple[list[tuple[Variant, Key]], tuple[Problem, ...]]:
@@ -314,7 +314,9 @@ class _Expansion:
                     self._problem(
                         ("include", i, "pins", pin),
                         f"variant {entry.name} names {pin} {value!r}, which is not in pins",
-                        _nearest(value, self.given.pins.get(pin, {})),
+                        _nearest(value, self.given.pins[pin])
+                        if pin in self.given.pins
+                        else _nearest(pin, self.given.pins),
                     )
             variant = self._variant(
                 entry.name,

@@ -33,7 +33,7 @@ def of(project: Path, source: str | None, runner: Runner) -> Origin:
 
 def _public(remote: str) -> str:
     """The remote's address without any login in it; nothing for a path of this machine."""
-    match = re.fullmatch(r"(https?|ssh|git)://(?:[^@/]*@)?(.+)", remote)
+    match = re.fullmatch(r"(https?|ssh|git)://(?:[^/]*@)?(.+)", remote)
     if match:
         return f"{match[1]}://{match[2]}"
     match = re.fullmatch(r"(?:[\w.-]+@)?([\w.-]+\.[\w-]+):(.+)", remote)

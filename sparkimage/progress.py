@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-STEP = re.compile(r"^\[(?:\S+ )?(?P<stage>\S+) \d+/\d+\] (?P<what>.*)", re.DOTALL)
+STEP = re.compile(r"^\[[^\]]*?(?P<stage>\S+) \d+/\d+\] ")
+"""A step's name ends with its stage, or with the target where that stands on scratch."""
 EXPORT = "export"
 
 
@@ -39,7 +40,7 @@ class Row:
     def seconds(self, now: float) -> float:
         if self.started is None:
             return 0.0
-        return (self.ended or now) - self.started
+        return (now if self.ended is None else self.ended) - self.started
 
 
 @dataclass
@@ -60,21 +61,30 @@ class Build:
     def event(self, event: dict[str, Any]) -> list[Row]:
         """Take in one ``SolveStatus``; returns the rows whose state changed."""
         changed = []
+        # An error is explained by the log before it, which may come in the same document.
+        for vertex in event.get("vertexes") or ():
+            self._row(vertex)
+        for log in event.get("logs") or ():
+            self._log(log)
         for vertex in event.get("vertexes") or ():
             row = self._row(vertex)
             if row is not None and self._vertex(row, vertex) and row not in changed:
                 changed.append(row)
         for status in event.get("statuses") or ():
             self._status(status)
-        for log in event.get("logs") or ():
-            self._log(log)
         return changed
+
+    def _exporting(self) -> None:
+        """Once the export runs, a layer that has shown no step has none to show."""
+        for name in self.layers:
+            if self.rows[name].state == "waiting":
+                self.rows[name].state = "no step"
 
     def _row(self, vertex: dict[str, Any]) -> Row | None:
         name = vertex.get("name", "")
         step = STEP.match(name)
-        if step is not None and step["stage"] in self.rows:
-            self.owner[vertex["digest"]] = step["stage"]
+        if step is not None and (stage := step["stage"].rpartition("--")[2]) in self.rows:
+            self.owner[vertex["digest"]] = stage
         elif "exporting to" in name:
             self.owner[vertex["digest"]] = EXPORT
         owner = self.owner.get(vertex["digest"])
@@ -86,14 +96,19 @@ class Build:
             row.state, row.ended = "failed", self.clock()
             if "context canceled" not in vertex["error"]:
                 self.errors.append(self._explain(vertex))
+        elif row.state == "failed":
+            pass
         elif vertex.get("cached"):
-            row.state = "cached"
+            if row.started is None:
+                row.state = "cached"
         elif vertex.get("completed"):
             if row.state == "running":
                 row.state, row.ended = "done", self.clock()
         elif vertex.get("started") and row.state != "running":
-            row.state = "running"
-            row.started = row.started or self.clock()
+            row.state, row.ended = "running", None
+            row.started = self.clock() if row.started is None else row.started
+            if row.name == EXPORT:
+                self._exporting()
         return row.state != before
 
     def _explain(self, vertex: dict[str, Any]) -> str:
@@ -237,6 +252,7 @@ def _plain(row: Row, now: float) -> str:
 
 MARKS = {
     "waiting": "[dim]·[/]",
+    "no step": "[dim]·[/]",
     "running": "[cyan]⧗[/]",
     "done": "[green]✓[/]",
     "cached": "[green]=[/]",

@@ -94,23 +94,33 @@ def history(store: Store, digest: str) -> list[dict[str, Any]]:
         return []
     statements: list[Any] = found if isinstance(found, list) else [None]
     for one in statements:
-        try:
-            fits = (
-                one["_type"] == STATEMENT
-                and one["predicateType"] == TEST_RESULT
-                and [s["digest"]["sha256"] for s in one["subject"]] == [digest[7:]]
-                and one["predicate"]["result"] in ("PASSED", "FAILED")
-                and bool(one["predicate"]["failedTests"])
-                == (one["predicate"]["result"] == "FAILED")
-            )
-        except (KeyError, TypeError):
-            fits = False
-        if not fits:
+        if not _fits(one, digest):
             raise StoreError(
                 f"the seal kept for {digest} is not a test result for that digest",
                 hint=f"prove the image again: python build.py verify {digest[7:19]}",
             )
     return list(found)
+
+
+def _fits(one: Any, digest: str) -> bool:
+    """Whether ``one`` is a test result for ``digest`` whose parts agree with each other."""
+    try:
+        predicate = one["predicate"]
+        checks = [Check(**check) for check in predicate["evidence"]]
+        passed = [check.id for check in checks if check.result == "PASSED"]
+        failed = [check.id for check in checks if check.result != "PASSED"]
+        return bool(
+            checks
+            and one["_type"] == STATEMENT
+            and one["predicateType"] == TEST_RESULT
+            and [s["digest"]["sha256"] for s in one["subject"]] == [digest[7:]]
+            and (predicate["passedTests"], predicate["failedTests"]) == (passed, failed)
+            and predicate["result"] == ("FAILED" if failed else "PASSED")
+            and isinstance(predicate["finished"], str)
+            and all(c["name"] and c["digest"]["sha256"] for c in predicate["configuration"])
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def verdict(store: Store, digest: str, *, plan_checksum: str | None = None) -> Verdict | None:

@@ -184,21 +184,21 @@ class Store:
 
     def damaged(self, digest: str) -> list[str]:
         """The blobs of an image that are missing or not what their digest says; reads them all."""
-        wrong = []
-        image = None
-        for one in [digest]:
-            try:
-                image = self.resolve(one)
-            except StoreError:
-                return [digest]
-        assert image is not None
-        for blob, _ in image.blobs():
-            try:
-                with self.open_blob(blob):
-                    pass
-            except StoreError:
-                wrong.append(blob)
-        return wrong
+        try:
+            manifest = self.read_json(digest)
+            parts = [manifest["config"], *manifest["layers"]]
+            blobs: list[str] = [part["digest"] for part in parts]
+        except (StoreError, KeyError, TypeError):
+            return [digest]
+        return [blob for blob in dict.fromkeys(blobs) if not self._whole(blob)]
+
+    def _whole(self, digest: str) -> bool:
+        try:
+            with self.open_blob(digest):
+                pass
+        except StoreError:
+            return False
+        return True
 
     def _damage(self, digest: str, what: str) -> StoreError:
         users = [name for name, used in self.names().items() if digest in self._uses(used)]
@@ -342,6 +342,37 @@ class Store:
         files; a layer that another image shares may be a link to its file. The config is kept as
         it is. Raises ``StoreError`` for an archive that is none.
         """
+        try:
+            listed, blobs, links = self._unpack(stream)
+        except (tarfile.TarError, EOFError, ValueError) as error:
+            raise StoreError(
+                f"this is no archive of an image: {error}", hint="save it again: docker save"
+            ) from None
+        try:
+            (one,) = listed
+            config_file, layer_files = str(one["Config"]), [str(name) for name in one["Layers"]]
+        except (KeyError, TypeError, ValueError):
+            raise StoreError("the archive holds no manifest.json with one image") from None
+
+        def blob(name: str) -> Descriptor:
+            name = os.path.normpath(name)
+            found = blobs.get(links.get(name, name))
+            if found is None:
+                raise StoreError(f"the archive lacks {name}, which its manifest.json lists")
+            return found
+
+        config = blob(config_file)
+        layers = [blob(name) for name in layer_files]
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {**config.to_dict(), "mediaType": "application/vnd.oci.image.config.v1+json"},
+            "layers": [{**la.to_dict(), "mediaType": self._layer_type(la)} for la in layers],
+        }
+        return self.put_bytes(json.dumps(manifest, separators=(",", ":")).encode(), MANIFEST)
+
+    def _unpack(self, stream: Readable) -> tuple[Any, dict[str, Descriptor], dict[str, str]]:
+        """The archive's manifest.json, its files as blobs, and its links, by path."""
         blobs: dict[str, Descriptor] = {}
         links: dict[str, str] = {}
         listed: Any = None
@@ -360,25 +391,7 @@ class Store:
                         listed = json.load(source)
                     elif not name.endswith((".json", "/VERSION")) or name.count("/") == 0:
                         blobs[name] = self.put_stream(source, TAR)
-        if not isinstance(listed, list) or len(listed) != 1:
-            raise StoreError("the archive holds no manifest.json with one image")
-
-        def blob(name: str) -> Descriptor:
-            name = os.path.normpath(name)
-            found = blobs.get(links.get(name, name))
-            if found is None:
-                raise StoreError(f"the archive lacks {name}, which its manifest.json lists")
-            return found
-
-        config = blob(listed[0]["Config"])
-        layers = [blob(name) for name in listed[0]["Layers"]]
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": {**config.to_dict(), "mediaType": "application/vnd.oci.image.config.v1+json"},
-            "layers": [{**la.to_dict(), "mediaType": self._layer_type(la)} for la in layers],
-        }
-        return self.put_bytes(json.dumps(manifest, separators=(",", ":")).encode(), MANIFEST)
+        return listed, blobs, links
 
     def _layer_type(self, layer: Descriptor) -> str:
         with self.path(layer.digest).open("rb") as file:

@@ -18,6 +18,9 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 200_000
 """Nodes after the expansion of aliases; 1,000 variants written out have about 20,000."""
 
+MAX_DEPTH = 50
+"""Lists and mappings within each other; libyaml's composer recurses in C, without a limit."""
+
 Key = tuple[str | int, ...]
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -41,6 +44,7 @@ def load(path: Path) -> Document:
     """Read one YAML document. Raises ``ConfigError`` for everything that is wrong with it."""
     text = _read(path)
     try:
+        _check_depth(path, text)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -79,6 +83,21 @@ def _read(path: Path) -> str:
         raise _wrong(
             path, 1, f"the file cannot be read: {error.strerror}", "check its path and permissions"
         ) from None
+
+
+def _check_depth(path: Path, text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise _wrong(
+                    path, line, f"values are nested over {MAX_DEPTH} deep",
+                    "is it the right file?",
+                )  # fmt: skip
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _wrong(path: Path, line: int, what: str, todo: str) -> ConfigError:

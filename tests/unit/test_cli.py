@@ -85,6 +85,9 @@ def event(**parts: object) -> str:
 
 
 STREAM = [
+    event(vertexes=[{"digest": "0", "name": "[a--root 1/1] ADD root.tar /", "started": "t"}]),
+    event(vertexes=[{"digest": "0", "name": "[a--root 1/1] ADD root.tar /", "started": "t",
+                     "completed": "t"}]),
     event(vertexes=[{"digest": "1", "name": "[a--low low 1/1] RUN x", "started": "t"}]),
     event(statuses=[{"id": "extracting", "vertex": "1", "current": 1500, "total": 3000}]),
     event(logs=[{"vertex": "1", "data": base64.b64encode(b"the reason\n").decode()}]),
@@ -96,6 +99,7 @@ STREAM = [
     event(logs=[{"vertex": "3", "data": base64.b64encode(b"no such file\n").decode()}]),
     event(vertexes=[{"digest": "3", "name": "[a high 2/2] RUN z", "started": "t",
                      "completed": "t", "error": "exit code: 3"}]),
+    event(vertexes=[{"digest": "4", "name": "[a] exporting to oci image format", "started": "t"}]),
     "ERROR: failed to solve: exit code: 3",
 ]  # fmt: skip
 
@@ -104,15 +108,18 @@ STREAM = [
 def test_a_build_is_shown_by_layers(terminal: bool) -> None:
     said = io.StringIO()
     console = Console(file=said, force_terminal=terminal, width=80)
-    build = Build(["low", "high"], clock=lambda: 0.0)
+    build = Build(["root", "low", "high", "empty"], clock=lambda: 0.0)
     with View(console).build(build, "building it") as feed:
         for document in STREAM:
             for line in document.splitlines():
                 feed(line)
-    assert [(row.name, row.state) for row in build.rows.values()] == [
-        ("low", "done"), ("high", "failed"), ("export", "waiting"),
-    ]  # fmt: skip
+    states = {row.name: row.state for row in build.rows.values()}
+    assert states == {
+        "root": "done", "low": "done", "high": "failed", "empty": "no step", "export": "running",
+    }  # fmt: skip
     assert build.rows["low"].current == 1500
+    assert build.rows["root"].state == "done"
+    assert build.rows["empty"].state == "no step"
     assert "no such file" in build.errors[0]
     assert build.errors[-1].startswith("ERROR")
     text = said.getvalue()

@@ -73,6 +73,10 @@ def test_expansion(project: Path) -> None:
     assert read.variants[0].pins == {"debian": "trixie", "nccl": "2.30.4"}
 
 
+TWIN = (
+    "include: [{name: n2.30.4-arm64, platform: linux/arm64, "
+    'pins: {debian: trixie, nccl: "2.30.7"}}]'
+)
 WRONG = [
     ("repository:", "repositry:", 2, "unknown key 'repositry'", "did you mean 'repository'?"),
     ("{wheels: {pin: nccl}}", "{wheels: {pin: nccl, selct: [a]}}", 11, "unknown key 'selct'",
@@ -101,6 +105,12 @@ WRONG = [
     ("version: 1\n", "version: 2\n", 1, "version is 2", "it must be 1"),
     ("  debian: [trixie]\n", "", 13, "layer base needs a value for pin debian", "add an axis"),
     ("some/where", "Some/Where", 2, "does not have the right form", "it must match"),
+    ("  platform: [linux/arm64, linux/amd64]\n", "", 16, "there is no platform axis", "add"),
+    ("include: []", "include: [{name: x, platform: linux/arm64, pins: {ncl: '1'}}]", 22,
+     "variant x names ncl '1', which is not in pins", "did you mean 'nccl'?"),
+    ("include: []", ("include: [{name: n2.30.4-arm64, platform: linux/arm64, "
+     "pins: {debian: trixie, nccl: 2.30.7}}]"), 22, "two variants are called 'n2.30.4-arm64'",
+     "rename one"),
     ("include: []", "include: []\ninclude: []", 23, "the key 'include' stands here twice", "keep"),
     ("axes:\n", "axes: &a\n  loop: *a\n", 16, "an alias contains itself", "remove the alias"),
     ("version: 1\n", "version: 1\n\t- x", 2, "this is no YAML", "spaces"),
@@ -172,6 +182,27 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as folder:
         matrix.load(tmp_path)
     assert "cannot be read: Is a directory" in folder.value.detail
+
+
+def test_axes_without_a_platform_are_refused_beside_an_include(project: Path) -> None:
+    text = GOOD.replace("  platform: [linux/arm64, linux/amd64]\n", "").replace(
+        "include: []", "include: [{name: x, platform: linux/arm64, layers: [base]}]"
+    )
+    assert (16, "there is no platform axis", "add `platform: [linux/arm64]`") in problems(
+        project, text
+    )
+
+
+def test_a_matrix_may_be_includes_only(project: Path) -> None:
+    head, _, _ = GOOD.partition("axes:\n")
+    read = load(
+        project,
+        head + "include:\n  - {name: x, platform: linux/amd64, pins: {debian: trixie, "
+        'nccl: "2.30.7"}}\ngroups: {default: [x]}\n',
+    )
+    assert [(v.name, v.platform, v.pins["nccl"]) for v in read.variants] == [
+        ("x", "linux/amd64", "2.30.7")
+    ]
 
 
 def test_select(project: Path) -> None:

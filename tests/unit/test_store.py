@@ -2,88 +2,25 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
 import json
 import os
-import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
 
 from sparkimage import seal
 from sparkimage.errors import ImageMissingError, StoreError
 from sparkimage.layerindex import ImageFiles, image_files
-from sparkimage.store import MANIFEST, TAR, Descriptor, Image, Store
-
-Files = dict[str, bytes | str | None]
-"""Path to content; a str is a link's target, None a folder."""
-
-
-def tar(files: Files) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            if isinstance(content, bytes):
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-                continue
-            member.type = tarfile.DIRTYPE if content is None else tarfile.SYMTYPE
-            member.linkname = content or ""
-            archive.addfile(member)
-    return buffer.getvalue()
-
-
-PACK: dict[str, Callable[[bytes], bytes]] = {
-    "": lambda data: data,
-    "+gzip": lambda data: gzip.compress(data, mtime=0),
-    "+zstd": lambda data: zstandard.ZstdCompressor().compress(data),
-}
-LAYERS: list[Files] = [
-    {"etc": None, "etc/a": b"one", "etc/gone": b"x", "opt/dir/f": b"deep"},
-    {"etc/.wh.gone": b"", "etc/a": b"two", "link": "etc/a"},
-    {"opt/.wh..wh..opq": b"", "opt/new": b"n"},
-]
-
-
-def digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def make_image(store: Store, layers: Sequence[Files] = LAYERS, packed: str = "+zstd") -> Image:
-    plain = [tar(files) for files in layers]
-    blobs = [store.put_bytes(PACK[packed](data), TAR + packed) for data in plain]
-    config: dict[str, Any] = {
-        "os": "linux",
-        "architecture": "arm64",
-        "config": {},
-        "rootfs": {"type": "layers", "diff_ids": [digest(data) for data in plain]},
-    }
-    kept = store.put_bytes(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json")
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": kept.to_dict(),
-        "layers": [blob.to_dict() for blob in blobs],
-    }
-    return store.resolve(store.put_bytes(json.dumps(manifest).encode(), MANIFEST).digest)
+from sparkimage.store import TAR, Descriptor, Image, Store
+from tests.unit.oci_maker import LAYERS, PACK, Files, digest, flip, make_image, tar
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store.open(tmp_path / "store")
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(bytes(data))
 
 
 def test_a_name_moves_and_never_doubles(store: Store) -> None:
@@ -116,7 +53,7 @@ def test_a_flipped_bit_is_detected_and_named(store: Store, which: str) -> None:
     }[which]
     assert store.damaged(image.digest) == []
     flip(store.path(blob))
-    assert store.damaged(image.digest) == [blob if which == "layer" else image.digest]
+    assert store.damaged(image.digest) == [blob]
     with pytest.raises(StoreError) as error, store.open_blob(blob) as file:
         file.read()
     assert blob in error.value.message
@@ -207,11 +144,49 @@ def test_a_docker_archive_becomes_an_image(store: Store, legacy: bool) -> None:
         ({"../evil": b"x"}, "unsafe path"),
         ({"a": b"x"}, "no manifest.json"),
         ({"manifest.json": b'[{"Config": "c", "Layers": []}]'}, "lacks c"),
+        ({"manifest.json": b"[{}]"}, "no manifest.json with one image"),
+        ({"manifest.json": b"not json"}, "no archive of an image"),
     ],
 )
 def test_an_archive_that_is_none_is_refused(store: Store, members: Files, what: str) -> None:
     with pytest.raises(StoreError, match=what):
         store.import_docker_archive(io.BytesIO(tar(members)))
+
+
+@pytest.mark.parametrize("stream", [b"", b"no tar" * 200, tar({"a": b"x" * 5000})[:2000]], ids=len)
+def test_what_is_no_tar_is_refused(store: Store, stream: bytes) -> None:
+    with pytest.raises(StoreError, match="no archive of an image"):
+        store.import_docker_archive(io.BytesIO(stream))
+
+
+def test_a_shared_layer_is_a_link_in_the_archive(store: Store) -> None:
+    layer = tar({"a": b"x"})
+    config = {"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": [digest(layer)] * 2}}
+    listed = [{"Config": "c.json", "Layers": ["one/layer.tar", "two/layer.tar"]}]
+    members: Files = {
+        "one/layer.tar": layer,
+        "two/layer.tar": "../one/layer.tar",
+        "c.json": json.dumps(config).encode(),
+        "manifest.json": json.dumps(listed).encode(),
+    }
+    image = store.resolve(store.import_docker_archive(io.BytesIO(tar(members))).digest)
+    assert [one.digest for one in image.layers] == [digest(layer)] * 2
+
+
+def test_a_missing_manifest_is_damage_too(store: Store) -> None:
+    image = make_image(store)
+    store.name("r:v", store.descriptor(image.digest))
+    store.discard(image.digest)
+    assert store.damaged(image.digest) == [image.digest]
+
+
+def test_what_was_discarded_is_written_again(store: Store) -> None:
+    image = make_image(store)
+    for blob in (image.digest, *(one for one, _ in image.blobs())):
+        flip(store.path(blob))
+        store.discard(blob)
+    assert make_image(store) == image
+    assert store.damaged(image.digest) == []
 
 
 @pytest.mark.parametrize("packed", PACK)

@@ -1,0 +1,27 @@
+"""The plan of the real matrix as a table on a narrow terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from sparkimage import lock, matrix, plan, show
+from sparkimage.plan import Origin
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def test_the_table_at_80_columns(golden: Callable[[str, str], None]) -> None:
+    read = matrix.load(PROJECT / "matrix.yaml")
+    held = lock.load(PROJECT / "matrix.lock")
+    plans = plan.make_all(read, read.variants, held, Origin(source="s", revision="r", epoch=0))
+    said = io.StringIO()
+    Console(file=said, width=80).print(show.as_table(plans))
+    text = "".join(f"{line.rstrip()}\n" for line in said.getvalue().splitlines())
+    assert all(len(line) <= 80 for line in text.splitlines())
+    for one in plans:
+        assert one.variant in text
+    golden("table.txt", text)

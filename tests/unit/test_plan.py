@@ -1,0 +1,222 @@
+"""Plans: many at once, what decides their checksums, and what decides a build's result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparkimage import lock, matrix, plan
+from sparkimage.builder import fingerprint
+from sparkimage.errors import LockError
+from sparkimage.lock import Lock, Wheel, WheelsEntry
+from sparkimage.matrix import Matrix
+from sparkimage.plan import Origin, Plan
+
+ORIGIN = Origin(source="https://example.org/x", revision="0" * 40, epoch=7)
+PLATFORMS = ("linux/amd64", "linux/arm64")
+
+
+def wheel(name: str, version: str = "1.0", size: int = 1) -> Wheel:
+    digest = hashlib.sha256(f"{name} {version}".encode()).hexdigest()
+    return Wheel(name=name, version=version, file=f"{name}.whl", size=size, sha256=digest)
+
+
+def write(
+    folder: Path,
+    apps: list[str],
+    libs: list[str],
+    selects: dict[str, list[str]] | None = None,
+    links: str | None = None,
+) -> Matrix:
+    """A project with two wheels pins: ``app``, divided among layers, and ``lib``."""
+    selects = {"low": ["cuda-*"], "high": []} if selects is None else selects
+    layers: dict[str, Any] = {"base": {"pins": ["debian"]}}
+    for name, select in selects.items():
+        layers[name] = {"wheels": {"pin": "app", "select": select}}
+    layers["lib"] = {"wheels": {"pin": "lib"}}
+    for name in layers:
+        (folder / "images" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name / "Dockerfile").write_text(f"FROM layer AS {name}\n")
+    wheels = {"kind": "wheels", "python": "3.13", **({"find_links": links} if links else {})}
+    data = {
+        "version": 1,
+        "repository": "r",
+        "pins": {
+            "debian": {"trixie": {"kind": "debian", "suite": "trixie"}},
+            "app": {v: {**wheels, "require": [f"app=={v}"]} for v in apps},
+            "lib": {v: {**wheels, "require": [f"lib=={v}"]} for v in libs},
+        },
+        "layers": layers,
+        "defaults": {"name": "a{app}-l{lib}-{arch}", "layers": list(layers)},
+        "axes": {"platform": list(PLATFORMS), "debian": ["trixie"], "app": apps, "lib": libs},
+        "groups": {"default": ["*"]},
+    }
+    (folder / "matrix.yaml").write_text(json.dumps(data))
+    return matrix.load(folder / "matrix.yaml")
+
+
+def locked(read: Matrix, names: tuple[str, ...] = ("app", "cuda-x", "cuda-y", "other")) -> Lock:
+    entries = {}
+    for pin in ("app", "lib"):
+        for value, one in read.pins[pin].items():
+            found = tuple(wheel(n, value) for n in (names if pin == "app" else ("lib",)))
+            entries[pin, value] = WheelsEntry(
+                asked=lock.asked(one), platforms=dict.fromkeys(PLATFORMS, found)
+            )
+    return Lock(file="matrix.lock", entries=entries)
+
+
+def test_a_thousand_variants(tmp_path: Path) -> None:
+    read = write(tmp_path, [f"1.{i}.0" for i in range(5)], [f"2.{i}.0" for i in range(100)])
+    held = locked(read)
+    (tmp_path / "matrix.lock").write_text(lock.dump(held))
+    held = lock.load(tmp_path / "matrix.lock")
+    assert lock.check(read, held) == []
+    plans = plan.make_all(read, read.variants, held, ORIGIN)
+    assert len(plans) == 1000
+    assert len({one.variant for one in plans}) == 1000
+    assert len({one.checksum() for one in plans}) == 1000
+    for variant, one in zip(read.variants, plans, strict=True):
+        assert one.variant == variant.name
+        assert one.versions == {"app": variant.pins["app"], "lib": variant.pins["lib"]}
+        for layer in one.layers:
+            assert {w.version for w in layer.wheels} <= set(one.versions.values())
+    # What many share is worked out once, and comes to the same as each by itself.
+    for number in (0, 499, 999):
+        assert plan.make(read, read.variants[number], held, ORIGIN) == plans[number]
+
+
+def test_the_lock_checksum_is_over_the_slice(tmp_path: Path) -> None:
+    read = write(tmp_path, ["1.0.0"], ["2.0.0", "2.1.0"])
+    held = locked(read)
+    for variant in read.variants:
+        text = json.dumps(
+            held.slice(variant.pins, variant.platform), sort_keys=True, separators=(",", ":")
+        )
+        made = plan.make(read, variant, held, ORIGIN)
+        assert made.lock_checksum == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_slice_holds_the_variants_own_pins_only(tmp_path: Path) -> None:
+    read = write(tmp_path, ["1.0.0"], ["2.0.0", "2.1.0"])
+    held = locked(read)
+    moved = Lock(
+        file=held.file,
+        entries={
+            **held.entries,
+            ("lib", "2.1.0"): replace(
+                held.entries["lib", "2.1.0"],
+                platforms=dict.fromkeys(PLATFORMS, (wheel("lib", "2.1.9"),)),
+            ),
+        },
+    )
+    before = plan.make_all(read, read.variants, held, ORIGIN)
+    after = plan.make_all(read, read.variants, moved, ORIGIN)
+    changed = {one.variant for one, two in zip(before, after, strict=True) if one != two}
+    assert changed == {"a1.0.0-l2.1.0-amd64", "a1.0.0-l2.1.0-arm64"}
+
+
+def test_labels(tmp_path: Path) -> None:
+    read = write(tmp_path, ["1.0.0"], ["2.0.0"])
+    made = plan.make(read, read.variants[1], locked(read), ORIGIN)
+    assert made.labels == {
+        "dev.sparkimage.lock": f"sha256:{made.lock_checksum}",
+        "dev.sparkimage.pin.app": "1.0.0",
+        "dev.sparkimage.pin.debian": "trixie",
+        "dev.sparkimage.pin.lib": "2.0.0",
+        "dev.sparkimage.variant": "a1.0.0-l2.0.0-arm64",
+        "dev.sparkimage.version.app": "1.0.0",
+        "dev.sparkimage.version.lib": "2.0.0",
+        "org.opencontainers.image.revision": "0" * 40,
+        "org.opencontainers.image.source": "https://example.org/x",
+        "org.opencontainers.image.title": "a1.0.0-l2.0.0-arm64",
+    }
+    assert (made.arch, made.triplet, made.python) == ("arm64", "aarch64-linux-gnu", "3.13")
+    assert made.layers[1].args["APP_VERSION"] == "1.0.0"
+    assert made.download_bytes == 5
+
+
+CHANGES: list[Callable[[Plan], Plan]] = [
+    lambda p: replace(p, entrypoint=("other",)),
+    lambda p: replace(p, cmd=("x",)),
+    lambda p: replace(p, platform="linux/amd64"),
+    lambda p: replace(p, epoch=8),
+    lambda p: replace(p, image="r:other"),
+    lambda p: replace(p, labels={**p.labels, "new": "1"}),
+    lambda p: replace(p, layers=p.layers[:-1]),
+    lambda p: replace(p, layers=tuple(reversed(p.layers))),
+    lambda p: replace(p, layers=(replace(p.layers[0], args={"X": "1"}), *p.layers[1:])),
+    lambda p: replace(p, layers=(*p.layers[:-1], replace(p.layers[-1], wheels=()))),
+]
+
+
+def test_every_part_is_in_the_checksum_and_the_order_of_keys_is_not(tmp_path: Path) -> None:
+    read = write(tmp_path, ["1.0.0"], ["2.0.0"])
+    made = plan.make(read, read.variants[1], locked(read), ORIGIN)
+    turned = replace(made, labels=dict(reversed(list(made.labels.items()))))
+    assert turned.checksum() == made.checksum()
+    sums = {change(made).checksum() for change in CHANGES}
+    assert len(sums - {made.checksum()}) == len(CHANGES)
+
+
+projects = st.lists(
+    st.from_regex(r"[ab][a-c-]{0,3}", fullmatch=True), min_size=1, max_size=8, unique=True
+)
+globs = st.lists(st.sampled_from(["a*", "b*", "a", "*c", "ab*", "*"]), min_size=1, max_size=2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(names=projects, one=globs, two=globs)
+def test_every_wheel_goes_to_exactly_one_layer(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], one: list[str], two: list[str]
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "partition"
+    folder.mkdir(exist_ok=True)
+    # The layer that takes the rest stands first and still gets it last.
+    read = write(folder, ["1.0.0"], ["2.0.0"], {"rest": [], "one": one, "two": two})
+    left = [n for n in names if not any(fnmatchcase(n, g) for g in one)]
+    last = [n for n in left if not any(fnmatchcase(n, g) for g in two)]
+    held = locked(read, tuple(names))
+    if len(left) in (0, len(names)) or len(last) in (0, len(left)):
+        with pytest.raises(LockError, match="gets no wheel"):
+            plan.make(read, read.variants[0], held, ORIGIN)
+        return
+    made = plan.make(read, read.variants[0], held, ORIGIN)
+    assert [w.name for w in made.layers[1].wheels] == last
+    given_to = [w.name for layer in made.layers[1:4] for w in layer.wheels]
+    assert sorted(given_to) == sorted(names)
+    assert all(layer.wheels for layer in made.layers[1:])
+
+
+def test_the_fingerprint_is_of_what_decides_the_result(tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "app.whl").write_bytes(b"one")
+    (tmp_path / "images" / "_tools").mkdir(parents=True)
+    tool = tmp_path / "images" / "_tools" / "step.sh"
+    tool.write_text("one")
+    read = write(tmp_path, ["1.0.0"], ["2.0.0"], links="links")
+    made = plan.make(read, read.variants[0], locked(read), ORIGIN)
+    first = fingerprint(made, tmp_path)
+    # A layer's checks decide whether it is good, not what it is; other layers are not in it.
+    (tmp_path / "images" / "low" / "test_low.py").write_text("")
+    (tmp_path / "images" / "foreign").mkdir()
+    (tmp_path / "images" / "foreign" / "Dockerfile").write_text("FROM layer\n")
+    assert fingerprint(made, tmp_path) == first
+    seen = {first}
+    for path in (tool, links / "app.whl", tmp_path / "images" / "low" / "Dockerfile"):
+        path.write_text("two")
+        seen.add(fingerprint(made, tmp_path))
+    (tmp_path / "images" / "low" / "new").write_text("")
+    seen.add(fingerprint(made, tmp_path))
+    seen.add(fingerprint(replace(made, cmd=("x",)), tmp_path))
+    assert len(seen) == 6

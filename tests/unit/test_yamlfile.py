@@ -1,0 +1,85 @@
+"""YAML that people write: what is refused, at which line, and that nothing in it is run."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from sparkimage import yamlfile
+from sparkimage.errors import ConfigError
+
+
+def refused(tmp_path: Path, content: bytes) -> list[tuple[int, str]]:
+    path = tmp_path / "some.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        yamlfile.load(path)
+    return [(problem.line, problem.what) for problem in error.value.problems]
+
+
+def test_every_key_has_its_line_and_a_missing_one_its_parents(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text("a:\n  b:\n    - x\n    - y\n2.30: z\n")
+    document = yamlfile.load(path)
+    assert document.data == {"a": {"b": ["x", "y"]}, "2.30": "z"}
+    assert document.line(("a", "b")) == 2
+    assert document.line(("a", "b", 1)) == 4
+    assert document.line(("a", "c", "d")) == 1
+    assert document.line(("2.30",)) == 5
+    assert document.line(("other",)) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "what"),
+    [
+        # Without a limit of ours, the first two end the process in libyaml's C stack.
+        (b"[" * 1_000_000, 1, "nested over 50 deep"),
+        (b"a: 1\nb:\n  " + b"- " * 500_000, 3, "nested over 50 deep"),
+        (b"[" * 700 + b"]" * 700, 1, "nested over 50 deep"),
+        (b"a: 1\nb: \x00", 1, "control characters are not allowed"),
+        (b"a: 1\nb: 2024-13-45", 2, "month must be in 1..12"),
+        (b"a: !foo bar", 1, "could not determine a constructor for the tag '!foo'"),
+        (b"a: 1\nb: *nothing", 2, "undefined alias"),
+        (b"a: 1\n? [x, y]\n: 1", 2, "a key must be a plain word"),
+        (b"a: 1" + b"1" * 5000, 1, "this value cannot be read"),
+        (b"a: &a [*a]", 1, "an alias contains itself"),
+        (b"a: [b\nc: d", 2, "this is no YAML"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_what_is_refused(tmp_path: Path, content: bytes, line: int, what: str) -> None:
+    found = refused(tmp_path, content)
+    assert [(at, what in said) for at, said in found] == [(line, True)], found
+
+
+def test_every_problem_is_in_one_report(tmp_path: Path) -> None:
+    found = refused(tmp_path, b"a: 2024-13-45\nb: 1\nb: 2\nc: !foo x\n")
+    assert [line for line, _ in found] == [1, 3, 4]
+
+
+def test_depth_is_not_length(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text("a: [[1], [2]]\n" + "".join(f"k{i}: [{{}}]\n" for i in range(500)))
+    assert len(yamlfile.load(path).data) == 501
+
+
+def test_an_alias_is_the_value_that_it_names(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text("a: &a {x: [1, true, text]}\nb: *a\n")
+    data = yamlfile.load(path).data
+    assert data["b"] == data["a"] == {"x": [1, True, "text"]}
+
+
+def test_a_tag_runs_nothing(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    path = tmp_path / "some.yaml"
+    for content in (
+        f"a: !!python/object/apply:os.mkdir [{made}]\n",
+        f'a: !!python/object/apply:os.mkdir "{made}"\n',
+    ):
+        path.write_text(content)
+        with suppress(ConfigError):
+            yamlfile.load(path)
+    assert not made.exists()
