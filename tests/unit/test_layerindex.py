@@ -96,7 +96,7 @@ def stacks(draw: st.DrawFn) -> list[Files]:
     return stack
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(stack=stacks(), packed=st.sampled_from(sorted(PACK)))
 def test_final_is_what_a_container_sees(
     tmp_path_factory: pytest.TempPathFactory, stack: list[Files], packed: str
