@@ -74,7 +74,8 @@ def fingerprint(plan: Plan, project: Path) -> str:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             if path.suffix == ".py" or path.suffix == ".pyc":
                 continue
-            digest.update(str(path.relative_to(project)).encode() + b"\0" + path.read_bytes())
+            head = f"{path.relative_to(project)}\0{path.stat().st_mode & 0o777:o}\0"
+            digest.update(head.encode() + path.read_bytes())
     for layer in plan.layers:
         if layer.find_links is not None:
             for path in sorted((project / layer.find_links).glob("*.whl")):

@@ -116,21 +116,6 @@ class Local:
             errors="replace",
         )
 
-    def spawn_daemon(
-        self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
-    ) -> int:
-        """Start ``argv`` in a session of its own, its output in ``log``; returns its process id."""
-        with log.open("ab") as sink:
-            process = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **env} if env is not None else None,
-                start_new_session=True,
-            )
-        return process.pid
-
 
 def end(process: subprocess.Popen[str]) -> None:
     """Interrupt ``process``, give it ``GRACE_S`` to clean up, then kill it."""
