@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sparkimage import bake, inputs, seal, verify
+from sparkimage import archive, bake, dockerfile, inputs, seal, verify, wheels
+from sparkimage.address import WHEELS
+from sparkimage.builders import Builder
 from sparkimage.emulation import ensure_emulation
-from sparkimage.engine import Engine
+from sparkimage.engine import Engine, docker_client
 from sparkimage.errors import (
     BuildError,
     CommandError,
     EngineError,
     ImageMissingError,
+    LockError,
     PreflightError,
 )
+from sparkimage.outside import Outside
 from sparkimage.plan import LayerPlan, Plan
 from sparkimage.progress import Build, View, human
 from sparkimage.run import Runner
@@ -40,6 +46,10 @@ UNPACKED_PER_BYTE = 6.5
 1.0 compressed in the engine, 1.0 in the store, and the temporary ones of one step."""
 BASE_BYTES = 2_000_000_000
 STAGING = "-unproven"
+POLICY = "policy.json"
+ORPHANED = re.compile(r"could not get object info|repository does not contain ref|not our ref")
+"""What BuildKit says of a commit that was force-pushed away: it fetches branches and tags."""
+DENIED = re.compile(r'source "([^"]+)" denied by policy')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +68,39 @@ class Workshop:
     """Everything that a build works with on this machine."""
 
     project: Path
-    home: Path
     store: Store
     engine: Engine
-    runner: Runner
     view: View
+    outside: Outside
+    builder: Builder
+    """Where BuildKit runs: in the engine, or elsewhere."""
+    cache: str | None = None
+    """REGISTRY/REPOSITORY that keeps the build cache."""
+
+    @property
+    def home(self) -> Path:
+        return self.outside.home
+
+    @property
+    def runner(self) -> Runner:
+        return self.outside.runner
+
+    def inputs(self, plan: Plan) -> bake.Inputs:
+        """Make everything ready that the build of ``plan`` takes in; errors as there."""
+        arch = self.builder.native(plan.arch)
+        return inputs.ready(plan, project=self.project, outside=self.outside, builder_arch=arch)
+
+    def definition(self, plans: Sequence[Plan]) -> dict[str, Any]:
+        """The bake file for these plans, with everything made ready that it names."""
+        given = {plan.variant: self.inputs(plan) for plan in plans}
+        return bake.definition(plans, given, self.outside.mirrors, self.cache)
 
 
 def fingerprint(plan: Plan, project: Path) -> str:
     """sha256 over everything that decides a build's result, read from disk now."""
     digest = hashlib.sha256(plan.checksum().encode())
-    folders = [project / "images" / "_tools"]
-    folders += [(project / layer.dockerfile).parent for layer in plan.layers]
+    folders = [project / "images" / "_tools", project / "images" / "_builder"]
+    folders += [project / "images" / layer.name for layer in plan.layers]
     for folder in folders:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             if path.suffix == ".py" or path.suffix == ".pyc":
@@ -92,6 +123,8 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
     ``PreflightError``, ``NetworkError``, ``StoreError``.
     """
     began = time.monotonic()
+    refuse_unresolved([plan])
+    refuse_open_steps(plan, shop.project)
     key = fingerprint(plan, shop.project)
     if repair:
         _repair(plan, shop)
@@ -113,8 +146,8 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
     shop.runner.run([*shop.engine.docker, "rmi", staged], check=False)
     shop.store.name(plan.image, shop.store.descriptor(image.digest))
     for layer in plan.layers:
-        if layer.wheels:
-            shop.store.put_fact("fetched", _fetch_key(layer), {"variant": plan.variant})
+        if (fetched := _fetch_key(layer)) is not None:
+            shop.store.put_fact("fetched", fetched, {"variant": plan.variant})
     shop.store.put_fact("built", key, {"digest": image.digest, "variant": plan.variant})
     return Result(
         plan=plan,
@@ -142,26 +175,63 @@ def preflight(plan: Plan, shop: Workshop) -> None:
                 f"{place} has {human(free)} free; {plan.variant} needs {human(bytes_needed)}",
                 hint="free some disk, or point SPARKIMAGE_HOME (or SPARKIMAGE_STORE) elsewhere",
             )
+    # The checks run here, even where another machine builds.
     ensure_emulation(shop.home, shop.runner, plan.platform, shop.view.say)
 
 
-def _fetch_key(layer: LayerPlan) -> str:
-    return hashlib.sha256(layer.requirements.encode()).hexdigest()
+def refuse_open_steps(plan: Plan, project: Path) -> None:
+    """Raises ``BuildError`` when a step of a layer could take in what the lock does not hold."""
+    for layer in plan.layers:
+        if layer.source is None and (
+            steps := dockerfile.open_steps((project / layer.dockerfile).read_text())
+        ):
+            raise BuildError(
+                f"{layer.dockerfile}: a step has a network, and what it fetches is in no lock",
+                detail="\n".join(steps),
+                hint=f"write `RUN {dockerfile.CLOSED} …`, and let pins of the matrix bring what it "
+                "needs (`debs`, `wheels`, `patches`)",
+            )
+
+
+def refuse_unresolved(plans: Sequence[Plan]) -> None:
+    """Raises ``LockError`` when one of ``plans`` needs what the lock has no answer for yet."""
+    missing = {str(one): one for plan in plans for one in plan.unresolved}
+    if missing:
+        names = ", ".join(plan.variant for plan in plans if plan.unresolved)
+        raise LockError(
+            f"{names} cannot be built yet: {len(missing)} of its pins are not resolved",
+            detail="\n".join(one.reason for one in missing.values()),
+            hint="where these can be reached, run `python build.py lock`, and commit matrix.lock: "
+            "it resolves what is missing and leaves all else as it is",
+        )
+
+
+def _fetch_key(layer: LayerPlan) -> str | None:
+    """Names what a layer fetches while it is built; None for nothing."""
+    if not (layer.wheels or layer.image or layer.source):
+        return None
+    fetched = f"{layer.requirements}{layer.image}{layer.source}"
+    return hashlib.sha256(fetched.encode()).hexdigest()
 
 
 def _reachable(plan: Plan, shop: Workshop) -> None:
-    """Fetch the smallest wheel that no earlier build has fetched: the index answers, or not.
+    """See that what no earlier build has fetched can be had, before anything long starts.
 
-    Raises ``NetworkError`` naming the pin; a build whose wheels are all cached asks nothing.
+    Images and commits are asked for; of wheels the smallest is fetched: the index answers, or
+    not. Raises ``NetworkError`` or ``LockError`` naming the pin.
     """
+    probed = False
     for layer in plan.layers:
-        local = inputs.local_wheels(layer, shop.project)
-        wheels = [wheel for wheel in layer.wheels if wheel.file not in local]
-        if not wheels or shop.store.get_fact("fetched", _fetch_key(layer)) is not None:
+        key = _fetch_key(layer)
+        if key is None or shop.store.get_fact("fetched", key) is not None:
             continue
-        smallest = min(wheels, key=lambda wheel: (wheel.size, wheel.name))
-        inputs.probe(smallest, layer, plan, shop.runner)
-        return
+        inputs.available(layer, shop.outside)
+        local = inputs.local_wheels(layer, shop.project)
+        ours = [wheel for wheel in layer.wheels if wheel.file not in local]
+        if ours and not probed:
+            smallest = min(ours, key=lambda wheel: (wheel.size, wheel.name))
+            inputs.probe(smallest, layer, plan, shop.outside)
+            probed = True
 
 
 def free_bytes(place: Path) -> int:
@@ -216,21 +286,22 @@ def _repair(plan: Plan, shop: Workshop) -> None:
 
 def execute(plan: Plan, shop: Workshop) -> Image:
     """Run bake; afterwards the image is in the store by digest, and in the engine as staged."""
-    given = inputs.ready(
-        plan,
-        project=shop.project,
-        home=shop.home,
-        host_arch=shop.engine.arch,
-        runner=shop.runner,
-        say=shop.view.say,
-    )
-    definition = bake.definition([plan], {plan.variant: given})
+    definition = shop.definition([plan])
     target = bake.target_name(plan)
     staged = plan.image + STAGING
     with TemporaryDirectory(prefix="sparkimage-bake-") as name:
         file = Path(name, "bake.json")
         file.write_text(json.dumps(definition, indent=1))
-        if shop.engine.containerd_store:
+        policy = json.dumps(bake.policy([plan], shop.outside.mirrors), indent=1)
+        Path(name, POLICY).write_text(policy)
+        if shop.builder.remote:
+            with shop.store.incoming() as incoming:
+                output = f"type=oci,tar=false,dest={incoming},name={plan.image},{bake.COMPRESSION}"
+                _bake(plan, file, {f"{target}.output": output}, shop, f"building {plan.variant}")
+                descriptor = shop.store.adopt(incoming)
+            with shop.view.busy("handing it to the engine"):
+                _load(staged, shop.store.resolve(descriptor.digest), shop)
+        elif shop.engine.containerd_store:
             with shop.store.incoming() as incoming:
                 output = f"type=oci,tar=false,dest={incoming},name={plan.image},{bake.COMPRESSION}"
                 _bake(plan, file, {f"{target}.output": output}, shop, f"building {plan.variant}")
@@ -248,7 +319,10 @@ def execute(plan: Plan, shop: Workshop) -> Image:
 
 
 def _bake(plan: Plan, file: Path, overrides: dict[str, str], shop: Workshop, title: str) -> None:
-    argv = [*shop.engine.docker, "buildx", "bake", "--file", str(file), "--progress", "rawjson"]
+    argv = [
+        *shop.builder.buildx, "bake", *shop.builder.options, "--file", str(file),
+        "--progress", "rawjson",
+    ]  # fmt: skip
     for key, value in overrides.items():
         argv += ["--set", f"{key}={value}"]
     argv.append(bake.target_name(plan))
@@ -256,13 +330,35 @@ def _bake(plan: Plan, file: Path, overrides: dict[str, str], shop: Workshop, tit
     view = shop.view if title else View(shop.view.console, quiet=True)
     with view.build(state, title) as feed:
         # The builder is the one that the user has chosen, the engine's own by default.
-        done = shop.runner.run(argv, on_stderr=feed, check=False, env=_bake_environment(shop))
+        environment = _bake_environment(shop, file.with_name(POLICY))
+        done = shop.runner.run(argv, on_stderr=feed, check=False, env=environment)
     if done.returncode != 0:
         if not engine_answers(shop):
             raise EngineError(
                 f"the engine at {shop.engine.host} went away during the build of {plan.variant}",
                 hint="start it (`python build.py engine up`) and run the same command: "
                 "finished layers are kept",
+            )
+        said = "\n".join(state.errors)
+        if denied := DENIED.findall(said):
+            raise BuildError(
+                f"the build of {plan.variant} asks for {', '.join(sorted(set(denied)))}, which the "
+                "lock does not hold",
+                detail=said,
+                hint="pin it in the matrix, and name it where the layer takes it "
+                "(`source.images`), or take it out of the Dockerfile",
+            )
+        if gone := wheels.withdrawn(said):
+            raise inputs.withdrawn(plan, gone)
+        if wheels.altered(said):
+            raise inputs.altered(plan.variant, said)
+        if ORPHANED.search(said):
+            raise LockError(
+                f"the build of {plan.variant} cannot have its commit: no branch or tag of the "
+                "repository leads to it any more",
+                detail=said,
+                hint="give it one in a mirror of the repository (git push MIRROR COMMIT:refs/heads/"
+                "kept), and name that with --mirror",
             )
         raise BuildError(
             f"the build of {plan.variant} failed",
@@ -273,11 +369,15 @@ def _bake(plan: Plan, file: Path, overrides: dict[str, str], shop: Workshop, tit
         )
 
 
-def _bake_environment(shop: Workshop) -> dict[str, str]:
+def _bake_environment(shop: Workshop, policy: Path) -> dict[str, str]:
     # Provenance, buildx's default, would make the index differ from run to run.
     # Without the second one, the docker driver also exports every layer below as an image.
+    index = shop.outside.mirrors.client(WHEELS)
     return {
-        **shop.engine.environment,
+        **shop.builder.environment,
+        **({bake.INDEX_VARIABLE: index} if index is not None else {}),
+        # https://docs.docker.com/build/building/variables/#experimental_buildkit_source_policy
+        "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY": str(policy),
         "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
         "BUILDX_NO_DEFAULT_LOAD": "1",
     }
@@ -291,15 +391,25 @@ def engine_answers(shop: Workshop) -> bool:
         return False
 
 
-def _save(reference: str, shop: Workshop) -> Descriptor:
-    import docker
+def _load(name: str, image: Image, shop: Workshop) -> None:
+    """Let the engine load an image from the store, and name it ``name``."""
+    with closing(docker_client(shop.engine.host)) as client:
+        answers = client.api.load_image(  # type: ignore[no-untyped-call]
+            archive.stream(image, name, shop.store), quiet=True
+        )
+        said = "".join(str(one.get("error") or one.get("stream") or "") for one in answers)
+    if _engine_id(name, shop) not in (image.digest, image.manifest["config"]["digest"]):
+        raise EngineError(
+            f"the engine at {shop.engine.host} did not load {image.digest[:19]}",
+            detail=said,
+            hint="look at its log, and at its free disk",
+        )
 
-    client = docker.DockerClient(base_url=shop.engine.host, timeout=600)
-    try:
+
+def _save(reference: str, shop: Workshop) -> Descriptor:
+    with closing(docker_client(shop.engine.host)) as client:
         chunks = client.images.get(reference).save(chunk_size=1 << 20, named=False)
         return shop.store.import_docker_archive(ChunkReader(chunks))
-    finally:
-        client.close()
 
 
 class ChunkReader:
@@ -331,7 +441,18 @@ def _prove(plan: Plan, image: Image, staged: str, shop: Workshop) -> verify.Outc
     with shop.view.busy("unpacking it in the engine"):
         # The containerd store unpacks with the first container; alone, it can be seen and timed.
         created = shop.runner.run(
-            [*shop.engine.docker, "create", "--pull", "never", "--platform", plan.platform, staged]
+            [
+                *shop.engine.docker,
+                "create",
+                "--pull",
+                "never",
+                "--platform",
+                plan.platform,
+                # Never started; an image without a command of its own asks for one.
+                "--entrypoint",
+                "none",
+                staged,
+            ]
         ).stdout.strip()
         shop.runner.run([*shop.engine.docker, "rm", created])
     with shop.view.busy("verifying: the checks of every layer"):

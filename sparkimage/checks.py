@@ -3,7 +3,8 @@
 A check is a test function in ``images/<layer>/test_*.py`` that compares through ``check`` what is
 seen in the image with what the plan expects. Both go into the seal, whether equal or not.
 Fixtures: ``plan`` (the plan as plain data), ``host`` (testinfra's own, in a container of
-the image), ``config`` (the image's OCI config), ``files`` (every entry of every layer), ``check``.
+the image), ``config`` (the image's OCI config), ``files`` (every entry of every layer), ``ours``
+(those of our own layers), ``check``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import pytest
 
 if TYPE_CHECKING:
     from sparkimage.layerindex import ImageFiles
+
+STEP = "/run/tools/step.sh"
+"""Stands in the history of every layer that a RUN step of ours made."""
 
 REQUEST = "SPARKIMAGE_CHECK_REQUEST"
 """Environment variable with the path of the request file that ``verify`` writes."""
@@ -103,6 +107,20 @@ def files(request_data: dict[str, Any]) -> ImageFiles:
 
     store = Store.open(Path(request_data["store"]))
     return image_files(store, store.resolve(request_data["digest"]))
+
+
+@pytest.fixture(scope="session")
+def ours(files: ImageFiles, plan: dict[str, Any], config: dict[str, Any]) -> ImageFiles:
+    """Every entry of the layers that this project's own steps made, and of all above them.
+
+    A base image and a repository's own Dockerfile leave behind what they leave behind.
+    """
+    from sparkimage.layerindex import ImageFiles
+
+    foreign = any(layer["image"] or layer["source"] for layer in plan["layers"])
+    made = [one for one in config.get("history") or () if not one.get("empty_layer")]
+    mine = [i for i, one in enumerate(made) if STEP in one.get("created_by", "")]
+    return ImageFiles(layers=files.layers[mine[0] if foreign and mine else 0 :])
 
 
 @pytest.fixture

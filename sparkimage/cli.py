@@ -12,13 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparkimage import __version__
-from sparkimage.errors import ConfigError, LockError, SparkError, UsageError
+from sparkimage import __version__, cli_engine, cli_lock, cli_patches, cli_store
+from sparkimage.cli_base import (
+    JsonOption,
+    MirrorOption,
+    Settings,
+    console,
+    outside,
+    plans_of,
+    read_matrix,
+    use_mirrors,
+    workshop,
+)
+from sparkimage.errors import ConfigError, SparkError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from sparkimage.builder import Workshop
     from sparkimage.matrix import Matrix, Variant
     from sparkimage.plan import Plan
 
@@ -29,10 +37,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-engine_app = typer.Typer(help="The Docker engine to build with.", no_args_is_help=True)
-store_app = typer.Typer(help="The image store.", no_args_is_help=True)
-app.add_typer(engine_app, name="engine")
-app.add_typer(store_app, name="store")
+app.add_typer(cli_engine.app, name="engine")
+app.add_typer(cli_store.app, name="store")
+app.add_typer(cli_patches.app, name="patches")
+app.command("lock")(cli_lock.lock)
 
 
 class Form(StrEnum):
@@ -41,26 +49,19 @@ class Form(StrEnum):
     TABLE = "table"
     JSON = "json"
     BAKE = "bake"
+    POLICY = "policy"
     GITHUB = "github"
 
 
 PrintOption = Annotated[
     Form | None, typer.Option("--print", help="Show the plan in this form and build nothing.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Say the same as JSON, on stdout.")]
-
-
-class Settings:
-    """What the global options said."""
-
-    matrix_file = Path("matrix.yaml")
-    debug = False
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
+BuilderOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="A buildx builder to build with (remote, kubernetes, several nodes)."
+    ),
+]
 
 
 def _say_version(wanted: bool) -> None:
@@ -75,6 +76,8 @@ def root(
     matrix: Annotated[bool, typer.Option("--matrix", help="Build every variant.")] = False,
     only: Annotated[str | None, typer.Option(help="Only variants that match this glob.")] = None,
     print_: PrintOption = None,
+    builder: BuilderOption = None,
+    mirror: MirrorOption = None,
     matrix_file: Annotated[Path, typer.Option(help="The matrix.")] = Path("matrix.yaml"),
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
     _version: Annotated[
@@ -85,10 +88,11 @@ def root(
     """Build, prove and ship container images for clusters of Docker nodes."""
     Settings.matrix_file = matrix_file
     Settings.debug = debug
+    use_mirrors(mirror)
     if context.invoked_subcommand is not None:
-        if matrix or only or print_:
+        if matrix or only or print_ or builder:
             raise UsageError(
-                "--matrix, --only and --print stand without a command",
+                "--matrix, --only, --print and --builder stand without a command",
                 hint="python build.py --matrix --only 'GLOB'; "
                 "python build.py image NAME --print FORM",
             )
@@ -98,8 +102,8 @@ def root(
         raise typer.Exit
     from sparkimage.matrix import select
 
-    read = _read()
-    _build(read, select(read, only=only), print_)
+    read = read_matrix()
+    _build(read, select(read, only=only), print_, builder_name=builder)
 
 
 @app.command()
@@ -110,14 +114,19 @@ def image(
     print_: PrintOption = None,
     rebuild: Annotated[bool, typer.Option(help="Build and prove even what is unchanged.")] = False,
     repair: Annotated[bool, typer.Option(help="Replace what is damaged in the store.")] = False,
+    builder: BuilderOption = None,
+    mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build variants, prove them, and give them their names."""
     from sparkimage.matrix import select
 
-    read = _read()
+    read = read_matrix()
     chosen = select(read, names=variant) if variant else select(read, group="default")
-    _build(read, chosen, print_, rebuild=rebuild, repair=repair, as_json=as_json)
+    use_mirrors(mirror)
+    _build(
+        read, chosen, print_, rebuild=rebuild, repair=repair, as_json=as_json, builder_name=builder
+    )
 
 
 @app.command()
@@ -132,8 +141,8 @@ def verify(
     from sparkimage.plan import LABEL
     from sparkimage.progress import clock
 
-    read = _read()
-    shop = _workshop(read, quiet=as_json)
+    read = read_matrix()
+    shop = workshop(read, quiet=as_json)
     names = {variant.name: variant for variant in read.variants}
     held = shop.store.resolve(f"{read.repository}:{reference}" if reference in names else reference)
     labels = held.config.get("config", {}).get("Labels") or {}
@@ -143,7 +152,7 @@ def verify(
             f"{held.digest[:19]} was built as {name!r}, which {read.file.name} does not have",
             hint="check out the commit that its revision label names",
         )
-    plan = _plans(read, [names[name]])[0]
+    plan = plans_of(read, [names[name]])[0]
     outcome = None
     with shop.view.busy("verifying: the checks of every layer"):
         try:
@@ -161,48 +170,14 @@ def verify(
                 verdict = seal.verdict(shop.store, held.digest)
                 typer.echo(json.dumps(verdict.statement if verdict else None, indent=1))
     if not as_json:
-        console = _console()
+        terminal = console()
         for check in outcome.checks:
-            console.print(f"[green]✓[/] {check.id}  [dim]{check.title}[/]", highlight=False)
-        console.print(
+            terminal.print(f"[green]✓[/] {check.id}  [dim]{check.title}[/]", highlight=False)
+        terminal.print(
             f"{plan.variant} ({held.digest[:19]}): {len(outcome.checks)} checks passed in "
             f"{clock(outcome.seconds)}; the seal says PASSED",
             highlight=False,
         )
-
-
-@app.command()
-def lock(
-    check: Annotated[
-        bool, typer.Option(help="Only say whether it fits the matrix (offline).")
-    ] = False,
-) -> None:
-    """Resolve the matrix's pins into matrix.lock."""
-    from sparkimage import lock as locking
-
-    read = _read()
-    path = read.file.with_suffix(".lock")
-    if check:
-        wrong = locking.check(read, locking.load(path))
-        if wrong:
-            raise LockError(
-                f"{path.name} does not fit {read.file.name}",
-                detail="\n".join(wrong),
-                hint=locking.REMEDY,
-            )
-        typer.echo(f"{path.name} fits {read.file.name}")
-        return
-    from sparkimage.resolve import resolve
-    from sparkimage.run import Local
-
-    made = locking.dump(resolve(read, Local(), typer.echo))
-    if path.is_file() and path.read_text() == made:
-        typer.echo(f"{path.name} is unchanged")
-        return
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(made)
-    temporary.replace(path)
-    typer.echo(f"{path.name} is written; look at `git diff {path.name}`")
 
 
 @app.command()
@@ -248,133 +223,7 @@ def images(as_json: JsonOption = False) -> None:
             row["name"], row["digest"][7:19], row["platform"], human(row["size"]),
             str(row["layers"]), row["seal"] or "none",
         )  # fmt: skip
-    _console().print(table)
-
-
-@store_app.command("check")
-def store_check() -> None:
-    """Read every blob of every named image, and say which are damaged."""
-    from sparkimage import paths
-    from sparkimage.errors import StoreError
-    from sparkimage.store import Store
-
-    store = Store.open(paths.store())
-    wrong = {name: store.damaged(digest) for name, digest in sorted(store.names().items())}
-    for name, blobs in wrong.items():
-        typer.echo(f"{name}: {'whole' if not blobs else 'damaged: ' + ', '.join(blobs)}")
-    broken = [name for name, blobs in wrong.items() if blobs]
-    if broken:
-        raise StoreError(
-            f"{len(broken)} of {len(wrong)} images in the store are damaged",
-            hint=f"python build.py image {broken[0].rpartition(':')[2]} --repair",
-        )
-
-
-@store_app.command("gc")
-def store_gc() -> None:
-    """Remove the blobs that no named image uses."""
-    from sparkimage import paths
-    from sparkimage.progress import human
-    from sparkimage.store import Store
-
-    typer.echo(f"{human(Store.open(paths.store()).gc())} set free")
-
-
-@engine_app.command("up")
-def engine_up() -> None:
-    """Start the private engine; the first time, fetch Debian's packages for it."""
-    from sparkimage import paths, private_engine
-    from sparkimage.run import Local
-
-    made = private_engine.up(paths.home(), Local(), typer.echo)
-    typer.echo(f"Docker Engine {made.version} with buildx {made.buildx} answers at {made.host}")
-
-
-@engine_app.command("down")
-def engine_down(
-    purge: Annotated[bool, typer.Option(help="Remove its data and its packages too.")] = False,
-) -> None:
-    """Stop the private engine."""
-    from sparkimage import paths, private_engine
-    from sparkimage.run import Local
-
-    private_engine.down(paths.home(), Local(), purge)
-    typer.echo("the private engine is stopped" + (" and removed" if purge else ""))
-
-
-@engine_app.command("status")
-def engine_status() -> None:
-    """Say which engine is used, why, and what it has."""
-    from rich.table import Table
-
-    from sparkimage import paths, private_engine
-    from sparkimage.progress import human
-    from sparkimage.run import Local
-
-    status = private_engine.status(paths.home(), Local())
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    used = status.used
-    rows = {
-        "engine": f"{used.version} at {used.host}" if used else "none",
-        "why": status.why,
-        "buildx": used.buildx if used else "",
-        "image store": ("containerd" if used.containerd_store else "classic") if used else "",
-        "data root": used.data_root if used else "",
-        "private engine": "running" if status.running else "stopped",
-        "size on disk": human(status.size_bytes),
-        "free disk": human(status.free_bytes),
-        "bridge": status.bridge or "",
-        "emulated": ", ".join(status.platforms) or "nothing",
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    _console().print(table, highlight=False)
-
-
-def _read() -> Matrix:
-    from sparkimage import matrix
-
-    read = matrix.load(Settings.matrix_file)
-    for warning in read.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    return read
-
-
-def _plans(read: Matrix, variants: Sequence[Variant]) -> list[Plan]:
-    from sparkimage import lock as locking
-    from sparkimage import origin, plan
-    from sparkimage.run import Local
-
-    held = locking.load(read.file.with_suffix(".lock"))
-    wrong = locking.check(read, held)
-    if wrong:
-        raise LockError(
-            f"{held.file} does not fit {read.file.name}", detail="\n".join(wrong),
-            hint=locking.REMEDY,
-        )  # fmt: skip
-    where = origin.of(read.root, read.source, Local())
-    return list(plan.make_all(read, variants, held, where))
-
-
-def _workshop(read: Matrix, *, quiet: bool = False) -> Workshop:
-    from sparkimage import paths
-    from sparkimage.builder import Workshop
-    from sparkimage.engine import ensure
-    from sparkimage.progress import View
-    from sparkimage.run import Local
-    from sparkimage.store import Store
-
-    view = View(_console(stderr=True), quiet=quiet)
-    home = paths.home()
-    runner = Local()
-    return Workshop(
-        project=read.root,
-        home=home,
-        store=Store.open(paths.store()),
-        engine=ensure(home, runner, view.say),
-        runner=runner,
-        view=view,
-    )
+    console().print(table)
 
 
 def _build(
@@ -385,22 +234,24 @@ def _build(
     rebuild: bool = False,
     repair: bool = False,
     as_json: bool = False,
+    builder_name: str | None = None,
 ) -> None:
-    plans = _plans(read, variants)
+    plans = plans_of(read, variants)
     if form is not None:
         _print(read, plans, form)
         return
     from sparkimage import builder
 
-    shop = _workshop(read, quiet=as_json)
+    builder.refuse_unresolved(plans)
+    shop = workshop(read, quiet=as_json, builder=builder_name)
     results = [builder.build(plan, shop, rebuild=rebuild, repair=repair) for plan in plans]
     if as_json:
         typer.echo(json.dumps([builder.facts(result) for result in results], indent=1))
         return
-    console = _console()
-    console.print(builder.table(results))
+    terminal = console()
+    terminal.print(builder.table(results))
     first = results[0]
-    console.print(
+    terminal.print(
         f"\n[bold]Next:[/] python build.py verify {first.plan.variant}\n"
         f"      docker run --rm --gpus all {first.plan.image} MODEL   [dim](arguments follow "
         f"`{' '.join(first.plan.entrypoint)}`)[/]",
@@ -410,14 +261,18 @@ def _build(
 
 def _print(read: Matrix, plans: Sequence[Plan], form: Form) -> None:
     from sparkimage import show
+    from sparkimage.builder import refuse_unresolved
 
+    if form in (Form.BAKE, Form.POLICY):
+        refuse_unresolved(plans)
     printers: dict[Form, Callable[[], str]] = {
         Form.JSON: lambda: show.as_json(plans),
         Form.GITHUB: lambda: show.as_github(plans),
-        Form.BAKE: lambda: show.as_bake(plans, _workshop(read, quiet=True)),
+        Form.POLICY: lambda: show.as_policy(plans, outside(read, lambda _: None).mirrors),
+        Form.BAKE: lambda: show.as_bake(plans, workshop(read, quiet=True)),
     }
     if form is Form.TABLE:
-        _console().print(show.as_table(plans))
+        console().print(show.as_table(plans))
     else:
         typer.echo(printers[form]())
 

@@ -234,10 +234,10 @@ def parse_buildx(said: str) -> str:
     return match[1] if match else said.strip()
 
 
-def client(host: str) -> DockerClient:
+def docker_client(host: str, timeout_s: float = 600.0) -> DockerClient:
     """A client of the SDK for the engine at ``host``; the caller closes it.
 
-    Raises ``EngineError`` when the engine does not answer.
+    ``timeout_s`` is how long one answer may be silent. Raises ``EngineError`` when none comes.
     """
     import docker
     from docker.errors import DockerException
@@ -247,7 +247,7 @@ def client(host: str) -> DockerClient:
         return docker.DockerClient(
             base_url=host,
             version="auto",
-            timeout=int(ANSWER_S),
+            timeout=int(timeout_s),
             tls=kwargs_from_env().get("tls", False) if host.startswith("tcp://") else False,
             use_ssh_client=host.startswith("ssh://"),
         )
@@ -261,7 +261,7 @@ def _ask(host: str) -> tuple[dict[str, Any], dict[str, Any]]:
     _knock(host)
     from docker.errors import DockerException
 
-    answering = client(host)
+    answering = docker_client(host, ANSWER_S)
     try:
         return answering.version(), answering.info()
     except (DockerException, OSError) as error:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 from sparkimage.errors import CommandError, NetworkError, PreflightError
 from sparkimage.paths import EnginePlace
@@ -83,6 +84,22 @@ def install(place: EnginePlace, runner: Runner, say: Callable[[str], None]) -> N
             detail="\n".join(error.detail.splitlines()[-15:]),
         ) from None
     _finish(place, runner)
+
+
+def link_cli(place: EnginePlace) -> None:
+    """Make the configuration folder of the tree's Docker CLI."""
+    own = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+    programs = place.root / "usr"
+    for link, target in (
+        (place.cli / "cli-plugins" / "docker-buildx",
+         programs / "libexec" / "docker" / "cli-plugins" / "docker-buildx"),
+        (place.cli / "bin" / "docker", programs / "bin" / "docker"),
+        # Logins hold, and no secret is copied. It may come to be later.
+        (place.cli / "config.json", own),
+    ):  # fmt: skip
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
 
 
 def install_on_host(

@@ -11,6 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+def update_word(title: str) -> str:
+    """What ``lock --update`` calls the pin of a title such as ``pin nccl 2.30.4``."""
+    return "==".join(title.split()[1:])
+
+
 class SparkError(Exception):
     """A failure that a user can read.
 

@@ -11,9 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparkimage import yamlfile
+from sparkimage import lock, patching, yamlfile
 from sparkimage.errors import ConfigError, Problem, UsageError
-from sparkimage.model import DebianPin, LayerSpec, MatrixFile, Platform, WheelsPin
+from sparkimage.model import (
+    KINDS,
+    DebianPin,
+    DebPin,
+    GitPin,
+    ImagePin,
+    LayerSpec,
+    MatrixFile,
+    Pin,
+    Platform,
+    WheelsPin,
+)
+from sparkimage.patching import Patch
 from sparkimage.yamlfile import Document, Key
 
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -43,8 +55,11 @@ class Matrix:
     file: Path
     repository: str
     source: str | None
-    pins: Mapping[str, Mapping[str, DebianPin | WheelsPin]]
+    pins: Mapping[str, Mapping[str, Pin]]
     layers: Mapping[str, LayerSpec]
+    patches: Mapping[str, Patch]
+    mirrors: Mapping[str, str]
+    cache: str | None
     variants: tuple[Variant, ...]
     groups: Mapping[str, tuple[str, ...]]
     warnings: tuple[Problem, ...] = ()
@@ -58,7 +73,9 @@ def load(path: Path) -> Matrix:
     """Read and expand a matrix file. Raises ``ConfigError`` with every problem that it has."""
     path = path.absolute()
     document = yamlfile.load(path)
-    return _Expansion(path, document, _parse(document)).matrix()
+    given = _parse(document)
+    patches = patching.load(path.parent / patching.FILE)
+    return _Expansion(path, document, given, patches).matrix()
 
 
 def select(
@@ -124,7 +141,7 @@ def _problem(document: Document, error: Any) -> Problem:
         todo = f"it must be {error['ctx']['expected']}"
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
         what = f"{where} is of no known kind"
-        todo = "give it `kind: debian` or `kind: wheels`"
+        todo = "give it one of " + ", ".join(f"`kind: {kind}`" for kind in KINDS)
     return Problem(file=document.file, line=document.line(real), what=what, todo=todo)
 
 
@@ -144,8 +161,14 @@ def _known_keys(parent: Key) -> list[str]:
     if not parent:
         return list(MatrixFile.model_fields)
     places: dict[str, list[type[model.Strict]]] = {
-        "pins": [DebianPin, WheelsPin],
-        "layers": [model.WheelsUse if parent[-1] == "wheels" else LayerSpec],
+        "pins": [DebianPin, DebPin, ImagePin, GitPin, WheelsPin],
+        "layers": [
+            model.WheelsUse
+            if parent[-1] == "wheels"
+            else model.SourceUse
+            if parent[-1] == "source"
+            else LayerSpec
+        ],
         "defaults": [model.Defaults],
         "include": [model.Include],
     }
@@ -157,6 +180,16 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else "known are " + ", ".join(sorted(known))
 
 
+def _is_version(text: str) -> bool:
+    import semver
+
+    try:
+        semver.Version.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
 @dataclass
 class _Expansion:
     """One run of the semantic checks and the expansion over a well-formed file."""
@@ -164,6 +197,7 @@ class _Expansion:
     path: Path
     document: Document
     given: MatrixFile
+    patches: Mapping[str, Patch]
     problems: list[Problem] = field(default_factory=list)
 
     def matrix(self) -> Matrix:
@@ -187,6 +221,7 @@ class _Expansion:
             else:
                 variants[variant.name] = (variant, key)
                 self._check_variant(variant, key)
+        self._check_targets(list(variants))
         groups = self._groups(list(variants))
         if self.problems:
             raise ConfigError(self.problems)
@@ -196,6 +231,9 @@ class _Expansion:
             source=given.source,
             pins=given.pins,
             layers=given.layers,
+            patches=self.patches,
+            mirrors=given.mirrors,
+            cache=given.cache,
             variants=tuple(variant for variant, _ in variants.values()),
             groups=groups,
             warnings=warnings,
@@ -209,15 +247,17 @@ class _Expansion:
             self.problems.append(problem)
 
     def _check_pins(self) -> None:
-        import semver
-
+        if lock.PATCHES in self.given.pins:
+            self._problem(
+                ("pins", lock.PATCHES),
+                f"a pin cannot be called {lock.PATCHES!r}: the lock keeps the patches under it",
+                "call it otherwise",
+            )
         for name, values in self.given.pins.items():
             for value, pin in values.items():
-                if isinstance(pin, WheelsPin):
+                if isinstance(pin, WheelsPin | DebPin | ImagePin):
                     version = pin.version or value
-                    try:
-                        semver.Version.parse(version)
-                    except ValueError:
+                    if not _is_version(version):
                         self._problem(
                             ("pins", name, value),
                             f"pin {name}: {version!r} is no version",
@@ -227,7 +267,8 @@ class _Expansion:
 
     def _check_layers(self) -> None:
         for name, spec in self.given.layers.items():
-            if not (self.path.parent / "images" / name / "Dockerfile").is_file():
+            folder = self.path.parent / "images" / name
+            if spec.source is None and not (folder / "Dockerfile").is_file():
                 self._problem(
                     ("layers", name),
                     f"layer {name} has no images/{name}/Dockerfile",
@@ -239,6 +280,20 @@ class _Expansion:
                         ("layers", name),
                         f"layer {name} uses pin {pin!r}, which is not in pins",
                         _nearest(pin, self.given.pins),
+                    )
+            for i, other in enumerate(spec.checks):
+                if other not in self.given.layers:
+                    self._problem(
+                        ("layers", name, "checks", i),
+                        f"layer {name} takes the checks of {other!r}, which is no layer",
+                        _nearest(other, self.given.layers),
+                    )
+            for i, patch in enumerate(spec.patches):
+                if patch not in self.patches:
+                    self._problem(
+                        ("layers", name, "patches", i),
+                        f"layer {name} applies patch {patch!r}, which {patching.FILE} lacks",
+                        _nearest(patch, self.patches) if self.patches else f"write {patching.FILE}",
                     )
 
     def _check_axes(self) -> None:
@@ -349,12 +404,50 @@ class _Expansion:
             cmd=tuple(defaults.cmd if cmd is None else cmd),
         )
 
+    def _check_roles(self, variant: Variant, key: Key, name: str, spec: LayerSpec) -> None:
+        """Whether the values of the variant's pins are of the kinds that the layer can use."""
+        for role, pin, kinds in spec.roles():
+            value = variant.pins.get(pin)
+            kind = self.given.pins[pin][value].kind if value is not None else None
+            if kind is not None and kind not in kinds:
+                self._problem(
+                    key,
+                    f"variant {variant.name}: layer {name} has {pin} as `{role}`, but {pin} "
+                    f"{value} is a {kind} pin",
+                    f"`{role}` takes a pin of kind {' or '.join(kinds)}",
+                )
+        if (spec.base is not None) != (name == variant.layers[0]):
+            self._problem(
+                key,
+                f"variant {variant.name}: layer {name} "
+                + ("has a `base` but lies on another" if spec.base else "is lowest, on nothing"),
+                "the lowest layer, and no other, has a `base`",
+            )
+
     def _check_variant(self, variant: Variant, key: Key) -> None:
         if not TAG.fullmatch(variant.name):
             self._problem(
                 key, f"{variant.name!r} cannot be an image's tag", "use letters, digits, `.-_`"
             )
         layers_key: Key = (*key[:-1], "layers")
+        for name in sorted({name for name in variant.layers if variant.layers.count(name) > 1}):
+            self._problem(
+                layers_key,
+                f"variant {variant.name} has the layer {name} more than once",
+                "keep one of them",
+            )
+        pythons = {
+            f"{pin} {value} ({python})": python
+            for pin, value in variant.pins.items()
+            if (python := getattr(self.given.pins[pin].get(value), "python", None)) is not None
+        }
+        if len(set(pythons.values())) > 1:
+            self._problem(
+                key,
+                f"variant {variant.name}: its pins are for different Pythons: "
+                + ", ".join(sorted(pythons)),
+                "take pins of one `python`",
+            )
         rest: dict[str, str] = {}
         for name in variant.layers:
             spec = self.given.layers.get(name)
@@ -376,6 +469,8 @@ class _Expansion:
                         f"variant {variant.name}: layer {name} needs a value for pin {pin}",
                         f"add an axis {pin}, or `pins: {{{pin}: ...}}` to the include",
                     )
+            if all(pin in self.given.pins for pin in spec.uses()):
+                self._check_roles(variant, key, name, spec)
             if spec.wheels is not None and not spec.wheels.select:
                 if spec.wheels.pin in rest:
                     self._problem(
@@ -385,6 +480,18 @@ class _Expansion:
                         "give one of them a `select`",
                     )
                 rest[spec.wheels.pin] = name
+
+    def _check_targets(self, names: Sequence[str]) -> None:
+        """Names that differ, but not as names of bake's targets, which know fewer letters."""
+        seen: dict[str, str] = {}
+        for name in names:
+            other = seen.setdefault(re.sub(r"[^a-zA-Z0-9_-]", "_", name), name)
+            if other != name:
+                self._problem(
+                    ("defaults", "name"),
+                    f"the variants {other!r} and {name!r} cannot be told apart by bake",
+                    "let them differ in more than `.` and `_`",
+                )
 
     def _groups(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         groups: dict[str, tuple[str, ...]] = {}

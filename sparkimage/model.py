@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Platform = Literal["linux/amd64", "linux/arm64"]
+PYTHON = r"^3\.\d+$"
 PLATFORMS: tuple[Platform, ...] = ("linux/amd64", "linux/arm64")
 
 
@@ -17,11 +18,65 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+COMMIT = r"^[0-9a-f]{40}$"
+"""A whole git commit: an abbreviated one can be fetched from no server."""
+
+
 class DebianPin(Strict):
-    """A Debian suite's minimal root."""
+    """A Debian suite's minimal root, and packages beside it."""
 
     kind: Literal["debian"]
     suite: str = Field(pattern=r"^[a-z]+$", description="Debian's code name, such as trixie")
+    packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]] = Field(
+        default=[], description="packages for the layer that has this pin as `debs`"
+    )
+
+
+class DebPin(Strict):
+    """Packages of one apt repository, each in an exact version."""
+
+    kind: Literal["deb"]
+    repository: dict[Platform, str] = Field(min_length=1, description="address by platform")
+    packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+=\S+$")]] = Field(
+        min_length=1, description="exact packages, NAME=VERSION"
+    )
+    version: str | None = Field(default=None, description="default: the pin's own name")
+
+    def address(self, platform: str) -> str | None:
+        """The repository for a platform; None where it has none."""
+        return next((url for known, url in self.repository.items() if known == platform), None)
+
+
+class ImagePin(Strict):
+    """An image of a registry, to stand on."""
+
+    kind: Literal["image"]
+    image: str = Field(
+        pattern=r"^[a-z0-9][a-zA-Z0-9._:/-]*(@sha256:[0-9a-f]{64})?$",
+        description="NAME:TAG, and @sha256:… where its digest is known",
+    )
+    version: str | None = Field(default=None, description="default: the pin's own name")
+    python: str | None = Field(default=None, pattern=PYTHON, description="its Python's X.Y")
+    commit: str | None = Field(
+        default=None, pattern=COMMIT, description="the fork commit that a ready image holds"
+    )
+
+
+class GitPin(Strict):
+    """One commit of a git repository."""
+
+    kind: Literal["git"]
+    repository: str = Field(pattern=r"^(https|http|git|ssh)://[^#\s]+$")
+    commit: str = Field(
+        pattern=r"^[0-9a-f]{7,40}$",
+        description="all 40 digits; where only fewer are known, `lock` finds the rest",
+    )
+    version: str = Field(
+        pattern=r"^[0-9][A-Za-z0-9.]*(\+[a-z0-9.]+)?$",
+        description="what the package built from it calls itself (PEP 440)",
+    )
+    python: str = Field(pattern=PYTHON, description="Python's X.Y in the image, quoted")
+    branch: str | None = Field(default=None, description="where `lock --outdated` looks")
 
 
 class WheelsPin(Strict):
@@ -32,12 +87,13 @@ class WheelsPin(Strict):
         Field(min_length=1, description="exact requirements, NAME==VERSION")
     )
     exclude: list[str] = Field(default=[], description="projects that another pin provides")
-    python: str = Field(pattern=r"^3\.\d+$", description="Python's X.Y in the image, quoted")
+    python: str = Field(pattern=PYTHON, description="Python's X.Y in the image, quoted")
     find_links: str | None = Field(default=None, description="folder with local wheels")
     version: str | None = Field(default=None, description="default: the pin's own name")
 
 
-Pin = Annotated[DebianPin | WheelsPin, Field(discriminator="kind")]
+Pin = Annotated[DebianPin | DebPin | ImagePin | GitPin | WheelsPin, Field(discriminator="kind")]
+KINDS = ("debian", "deb", "image", "git", "wheels")
 
 
 class WheelsUse(Strict):
@@ -49,17 +105,54 @@ class WheelsUse(Strict):
     )
 
 
+class SourceUse(Strict):
+    """A layer that a repository's own Dockerfile builds."""
+
+    pin: Name = Field(description="the git pin")
+    dockerfile: str
+    target: str
+    images: dict[str, Name] = Field(
+        description="build argument that names an image, then the image pin to give it; "
+        "`layer` is the layer below"
+    )
+    jobs: int = Field(ge=1, description="max_jobs: compilers at once, times `threads`")
+    threads: int = Field(ge=1, description="nvcc_threads")
+    arch_list: str = Field(description="torch_cuda_arch_list, such as 12.1a")
+
+
 class LayerSpec(Strict):
     """What the folder images/<layer>/ needs."""
 
-    pins: list[Name] = []
+    base: Name | None = Field(
+        default=None, description="what the lowest layer stands on: a debian or image pin"
+    )
+    debs: Name | None = Field(default=None, description="a deb or debian pin: its packages")
     wheels: WheelsUse | None = None
+    source: SourceUse | None = None
+    patches: list[Name] = Field(default=[], description="names in patches/patches.yaml")
+    checks: list[Name] = Field(default=[], description="layers whose checks hold here too")
+    pins: list[Name] = Field(default=[], description="pins of which only the version is needed")
     platforms: list[Platform] = Field(default=list(PLATFORMS), min_length=1)
     args: dict[str, str] = Field(default={}, description="build arguments")
 
+    def roles(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+        """Every pin that the layer needs a value of: its role, name, and the kinds that do."""
+        found: list[tuple[str, str, tuple[str, ...]]] = []
+        if self.base is not None:
+            found.append(("base", self.base, ("debian", "image")))
+        if self.debs is not None:
+            found.append(("debs", self.debs, ("deb", "debian")))
+        if self.wheels is not None:
+            found.append(("wheels", self.wheels.pin, ("wheels",)))
+        if self.source is not None:
+            images = sorted({name for name in self.source.images.values() if name != "layer"})
+            found.append(("source", self.source.pin, ("git",)))
+            found += [("source", name, ("image",)) for name in images]
+        return (*found, *(("pins", name, KINDS) for name in self.pins))
+
     def uses(self) -> tuple[str, ...]:
         """Every pin that the layer needs a value of."""
-        return (*self.pins, *((self.wheels.pin,) if self.wheels else ()))
+        return tuple(dict.fromkeys(name for _, name, _ in self.roles()))
 
 
 class Defaults(Strict):
@@ -86,6 +179,16 @@ class MatrixFile(Strict):
     """matrix.yaml"""
 
     version: Literal[1]
+    cache: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9][a-z0-9._:/-]*$",
+        description="REGISTRY/REPOSITORY that keeps the build cache",
+    )
+    mirrors: dict[str, str] = Field(
+        default={},
+        description="address to ask instead, by the beginning of the address that is meant; "
+        "`wheels` and `debian` are the clients' defaults",
+    )
     repository: str = Field(
         pattern=r"^[a-z0-9]+([._/-][a-z0-9]+)*$", description="images are <repository>:<variant>"
     )

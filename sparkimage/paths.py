@@ -42,6 +42,16 @@ def store() -> Path:
     return Path(own).absolute() if own else home() / "store"
 
 
+def mirrors() -> Path:
+    """The user's own list of mirrors: $SPARKIMAGE_MIRRORS, else in the XDG configuration."""
+    own = os.environ.get("SPARKIMAGE_MIRRORS")
+    if own:
+        return Path(own).absolute()
+    config = os.environ.get("XDG_CONFIG_HOME", "")
+    base = Path(config) if config.startswith("/") else Path.home() / ".config"
+    return base / "sparkimage" / "mirrors.yaml"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnginePlace:
     """The files and names of the private engine of one home."""

@@ -6,17 +6,13 @@ executes it, and the checks take every expected value from it.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sparkimage.errors import LockError
-from sparkimage.lock import Lock, Wheel
-from sparkimage.matrix import Matrix, Variant
-from sparkimage.model import WheelsPin
+from sparkimage.lock import Deb, PinnedImage, Target, Wheel
 
 TRIPLETS = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 """Debian's multiarch folder names (https://wiki.debian.org/Multiarch/Tuples)."""
@@ -24,16 +20,70 @@ TRIPLETS = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 UV_PLATFORMS = {"amd64": "x86_64-manylinux_2_39", "arm64": "aarch64-manylinux_2_39"}
 """uv's names for what may run on glibc 2.39 and later (Debian 13 has 2.41)."""
 
+ROOT, MORE = "root", "more"
+"""The two parts of a Debian suite's packages: the minimal root, and what was asked for beside."""
+
 LABEL = "dev.sparkimage."
 """Prefix of the labels that the OCI image spec has no name for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DebianRoot:
-    """The root that mmdebstrap makes: the suite's minimal set of packages for ``arch``."""
+    """The root that mmdebstrap makes of a suite's minimal set of packages, for ``arch``."""
 
+    pin: str
+    value: str
     suite: str
     arch: str
+    debs: tuple[Deb, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debs:
+    """Packages for a layer: every file of the lock, and those that were asked for by name."""
+
+    pin: str
+    value: str
+    arch: str
+    debs: tuple[Deb, ...]
+    names: tuple[str, ...]
+    """As apt-get takes them: NAME or NAME=VERSION."""
+    suite: str | None
+    """Debian's suite, whose default mirror has them; else ``repository`` does."""
+    repository: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceBuild:
+    """A build by a repository's own Dockerfile, at one commit."""
+
+    pin: str
+    value: str
+    repository: str
+    commit: str
+    tree: str
+    dockerfile: str
+    target: str
+    version: str
+    images: Mapping[str, PinnedImage | None]
+    """By build argument; None is the layer below."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchPlan:
+    """One patch of a layer: its text by sha256, and what it makes of each file in the image."""
+
+    name: str
+    kind: str
+    repository: str | None
+    commit: str | None
+    path: str
+    """In its repository, or below patches/ where there is none."""
+    sha256: str
+    root: str
+    fork: tuple[str, str] | None
+    """Repository and commit that the files before it come from."""
+    targets: tuple[Target, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +92,36 @@ class LayerPlan:
 
     name: str
     dockerfile: str
-    """Path below the project's root."""
+    """Path below the project's root; in the source's repository where there is a source."""
     args: Mapping[str, str]
     wheels: tuple[Wheel, ...] = ()
     find_links: str | None = None
     """Folder with local wheels, below the project's root."""
     root: DebianRoot | None = None
-    """Set on a lowest layer that stands on a Debian root."""
+    image: PinnedImage | None = None
+    """Set, one of the two, on the lowest layer: what it stands on."""
+    debs: Debs | None = None
+    source: SourceBuild | None = None
+    patches: tuple[PatchPlan, ...] = ()
+    checks: tuple[str, ...] = ()
+    """Other layers whose checks hold for this one too."""
 
     @property
     def requirements(self) -> str:
         """The layer's wheels as a hash-pinned requirements file."""
         return "".join(f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in self.wheels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unresolved:
+    """A pin that the lock has no answer for yet: nothing can be built with it."""
+
+    pin: str
+    value: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.pin} {self.value}: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +144,8 @@ class Plan:
     """sha256 over what the lock holds for this variant's pins."""
     epoch: int = field(default=0)
     """Seconds since 1970 of the image's creation date."""
+    unresolved: tuple[Unresolved, ...] = ()
+    """What must be resolved before this can be built; its layers are then incomplete."""
 
     @property
     def arch(self) -> str:
@@ -87,8 +157,9 @@ class Plan:
 
     @property
     def download_bytes(self) -> int:
-        """Bytes of the wheels that a build from nothing fetches."""
-        return sum(wheel.size for layer in self.layers for wheel in layer.wheels)
+        """Bytes of the wheels and packages that a build from nothing fetches."""
+        wheels = sum(wheel.size for layer in self.layers for wheel in layer.wheels)
+        return wheels + sum(deb.size for layer in self.layers for deb in debs(layer))
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, for ``--print json``, the checks and the fingerprint."""
@@ -96,7 +167,12 @@ class Plan:
 
     def checksum(self) -> str:
         """sha256 over the whole plan in canonical JSON."""
-        return _sha256(self.to_dict())
+        return hashlib.sha256(canonical(self.to_dict()).encode()).hexdigest()
+
+
+def debs(layer: LayerPlan) -> tuple[Deb, ...]:
+    """Every package that a layer is made of."""
+    return (*(layer.root.debs if layer.root else ()), *(layer.debs.debs if layer.debs else ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,156 +188,11 @@ class Origin:
     epoch: int
 
 
-def make(matrix: Matrix, variant: Variant, lock: Lock, origin: Origin) -> Plan:
-    """Decide everything about ``variant``.
-
-    Raises ``LockError`` when the lock lacks one of its pins or fits it no longer.
-    """
-    return make_all(matrix, [variant], lock, origin)[0]
+def context_name(arg: str, image: PinnedImage | None) -> str:
+    """The named context that stands for the image of a source's build argument."""
+    return "layer" if image is None else arg.lower()
 
 
-def make_all(
-    matrix: Matrix, variants: Sequence[Variant], lock: Lock, origin: Origin
-) -> tuple[Plan, ...]:
-    """Decide everything about each of ``variants``, in their order; raises as ``make`` does."""
-    shared = _Shared(matrix=matrix, lock=lock)
-    return tuple(_make(matrix, variant, shared, origin) for variant in variants)
-
-
-def _make(matrix: Matrix, variant: Variant, shared: _Shared, origin: Origin) -> Plan:
-    wheels = shared.partition(variant)
-    pins = {pin: matrix.pins[pin][value] for pin, value in variant.pins.items()}
-    versions = {name: str(pin.version) for name, pin in pins.items() if isinstance(pin, WheelsPin)}
-    layers = tuple(_layer(matrix, variant, name, wheels.get(name, ())) for name in variant.layers)
-    checksum = shared.lock_checksum(variant)
-    pythons = {layer.args["PYTHON_VERSION"] for layer in layers if "PYTHON_VERSION" in layer.args}
-    labels = {
-        "org.opencontainers.image.title": variant.name,
-        "org.opencontainers.image.source": origin.source,
-        "org.opencontainers.image.revision": origin.revision,
-        f"{LABEL}variant": variant.name,
-        f"{LABEL}lock": f"sha256:{checksum}",
-        **{f"{LABEL}pin.{pin}": value for pin, value in variant.pins.items()},
-        **{f"{LABEL}version.{pin}": version for pin, version in versions.items()},
-    }
-    if "vllm" in versions:
-        labels["org.opencontainers.image.version"] = versions["vllm"]
-    return Plan(
-        variant=variant.name,
-        image=f"{matrix.repository}:{variant.name}",
-        platform=variant.platform,
-        layers=layers,
-        entrypoint=variant.entrypoint,
-        cmd=variant.cmd,
-        versions=versions,
-        python=min(pythons) if pythons else None,
-        labels=dict(sorted(labels.items())),
-        lock_checksum=checksum,
-        epoch=origin.epoch,
-    )
-
-
-def _layer(matrix: Matrix, variant: Variant, name: str, wheels: tuple[Wheel, ...]) -> LayerPlan:
-    spec = matrix.layers[name]
-    args = dict(spec.args)
-    find_links = None
-    if spec.wheels is not None:
-        value = variant.pins[spec.wheels.pin]
-        pin = matrix.pins[spec.wheels.pin][value]
-        assert pin.kind == "wheels"
-        find_links = pin.find_links
-        args |= {
-            "PYTHON_PLATFORM": UV_PLATFORMS[variant.arch],
-            "PYTHON_VERSION": pin.python,
-            "TRIPLET": TRIPLETS[variant.arch],
-            f"{spec.wheels.pin.upper().replace('-', '_')}_VERSION": str(pin.version),
-        }
-    root = None
-    for pin_name in spec.pins:
-        pin = matrix.pins[pin_name][variant.pins[pin_name]]
-        if pin.kind == "debian":
-            root = DebianRoot(suite=pin.suite, arch=variant.arch)
-    return LayerPlan(
-        name=name,
-        dockerfile=f"images/{name}/Dockerfile",
-        args=dict(sorted(args.items())),
-        wheels=wheels,
-        find_links=find_links,
-        root=root,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Shared:
-    """What is worked out once for all variants: a thousand of them hold few pins."""
-
-    matrix: Matrix
-    lock: Lock
-    split: dict[tuple[str, ...], dict[str, tuple[Wheel, ...]]] = field(default_factory=dict)
-    slices: dict[tuple[str, str, str], str] = field(default_factory=dict)
-
-    def partition(self, variant: Variant) -> dict[str, tuple[Wheel, ...]]:
-        """Give every wheel of every wheels pin to exactly one layer of the variant."""
-        by_pin: dict[str, list[str]] = {}
-        for name in variant.layers:
-            use = self.matrix.layers[name].wheels
-            if use is not None:
-                by_pin.setdefault(use.pin, []).append(name)
-        given: dict[str, tuple[Wheel, ...]] = {}
-        for pin, names in by_pin.items():
-            key = (pin, variant.pins[pin], variant.platform, *names)
-            if key not in self.split:
-                self.split[key] = _split(self.matrix, variant, self.lock, pin, names)
-            given |= self.split[key]
-        return given
-
-    def lock_checksum(self, variant: Variant) -> str:
-        """sha256 over ``lock.slice`` of the variant's pins in canonical JSON."""
-        parts = {}
-        for pin, value in variant.pins.items():
-            key = (pin, value, variant.platform)
-            if key not in self.slices:
-                one = _canonical(self.lock.slice({pin: value}, variant.platform))
-                self.slices[key] = one.removeprefix("{").removesuffix("}")
-            parts[f"{pin}/{value}"] = self.slices[key]
-        text = ",".join(parts[name] for name in sorted(parts))
-        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
-
-
-def _split(
-    matrix: Matrix, variant: Variant, lock: Lock, pin: str, names: Sequence[str]
-) -> dict[str, tuple[Wheel, ...]]:
-    """Divide one pin's wheels among the layers ``names``; the one without ``select`` comes last."""
-    given: dict[str, tuple[Wheel, ...]] = {}
-    rest = lock.wheels(pin, variant.pins[pin], variant.platform)
-    selects = {name: use.select for name in names if (use := matrix.layers[name].wheels)}
-    for name in sorted(names, key=lambda n: not selects[n]):
-        select = selects[name]
-        taken = tuple(w for w in rest if not select or _matches(w.name, select))
-        if not taken:
-            raise LockError(
-                f"layer {name} of variant {variant.name} gets no wheel: "
-                f"nothing in pin {pin} {variant.pins[pin]} matches {list(select)}",
-                hint=f"correct `select` of layers.{name} in {matrix.file.name}",
-            )
-        rest = tuple(w for w in rest if select and not _matches(w.name, select))
-        given[name] = taken
-    if rest:
-        raise LockError(
-            f"variant {variant.name}: no layer takes {', '.join(w.name for w in rest[:5])}"
-            f"{' and more' if len(rest) > 5 else ''} of pin {pin} {variant.pins[pin]}",
-            hint="add a layer with this pin and no `select`: it takes what the others leave",
-        )
-    return given
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _canonical(data: object) -> str:
+def canonical(data: object) -> str:
+    """Canonical JSON: the same text for the same data."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"))
-
-
-def _sha256(data: object) -> str:
-    return hashlib.sha256(_canonical(data).encode()).hexdigest()

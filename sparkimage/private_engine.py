@@ -204,18 +204,7 @@ def _configure(place: EnginePlace, pool: ipaddress.IPv4Network, mtu: int) -> Non
     handle = os.open(place.config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w") as sink:
         sink.write(text)
-    own = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
-    docker = place.root / "usr" / "bin" / "docker"
-    buildx = place.root / "usr" / "libexec" / "docker" / "cli-plugins" / "docker-buildx"
-    for link, target in (
-        (place.cli / "cli-plugins" / "docker-buildx", buildx),
-        (place.cli / "bin" / "docker", docker),
-        # Logins hold, and no secret is copied. It may come to be later.
-        (place.cli / "config.json", own),
-    ):
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
+    engine_tree.link_cli(place)
 
 
 def _network(place: EnginePlace, runner: Runner) -> tuple[ipaddress.IPv4Network, int]:
@@ -273,7 +262,7 @@ def _answers(place: EnginePlace, runner: Runner) -> bool:
     from docker.errors import DockerException
 
     try:
-        client = engine.client(place.host)
+        client = engine.docker_client(place.host)
     except EngineError:
         return False
     try:

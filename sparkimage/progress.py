@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-STEP = re.compile(r"^\[[^\]]*?(?P<stage>\S+) \d+/\d+\] ")
-"""A step's name ends with its stage, or with the target where that stands on scratch."""
+STEP = re.compile(r"^\[(?P<words>[^\]]+) \d+/\d+\] ")
+"""A step's name begins with its target, VARIANT--LAYER but for the last layer, and ends with its
+stage: the layer's name, or one of a repository's own Dockerfile."""
 EXPORT = "export"
 
 
@@ -83,8 +84,10 @@ class Build:
     def _row(self, vertex: dict[str, Any]) -> Row | None:
         name = vertex.get("name", "")
         step = STEP.match(name)
-        if step is not None and (stage := step["stage"].rpartition("--")[2]) in self.rows:
-            self.owner[vertex["digest"]] = stage
+        words = step["words"].split() if step is not None else ["", ""]
+        known = [one for word in words if (one := word.rpartition("--")[2]) in self.rows]
+        if known:
+            self.owner[vertex["digest"]] = known[0]
         elif "exporting to" in name:
             self.owner[vertex["digest"]] = EXPORT
         owner = self.owner.get(vertex["digest"])

@@ -1,179 +1,382 @@
-"""Resolves the matrix's pins: asks uv for the wheels, and picks one file for each project.
+"""Resolves the matrix's pins, each kind through its own client, and keeps what is locked.
 
-uv resolves for a platform that need not be this machine's, and writes a PEP 751 lock
-(https://peps.python.org/pep-0751/) with every file of every project; of those the first in the
-order of the platform's tags is what an installer takes, and the only one that is kept.
+A pin that fits its entry in the lock is left alone; what cannot be resolved is reported and
+stands in the lock as such, beside all that could.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-import tomllib
-from collections.abc import Callable, Iterable
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sparkimage.errors import CommandError, LockError, NetworkError
-from sparkimage.lock import Lock, Wheel, WheelsEntry, _wanted, asked
-from sparkimage.plan import UV_PLATFORMS
+from sparkimage import apt, lock, patch_files, registry, wheels
+from sparkimage.errors import LockError, NetworkError, SparkError, UsageError
+from sparkimage.lock import (
+    ANY,
+    PATCHES,
+    Commit,
+    Deb,
+    Entry,
+    Item,
+    Key,
+    Lock,
+    PinnedImage,
+    Target,
+    Wheel,
+)
+from sparkimage.model import DebianPin, DebPin, GitPin, ImagePin, WheelsPin
+from sparkimage.outside import Outside
+from sparkimage.plan import MORE
 
 if TYPE_CHECKING:
     from sparkimage.matrix import Matrix
-    from sparkimage.run import Runner
-
-GLIBC = (2, 39)
-"""Newest glibc that a wheel may ask for; matches ``plan.UV_PLATFORMS``."""
-
-MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
 
-def resolve(matrix: Matrix, runner: Runner, say: Callable[[str], None]) -> Lock:
-    """Resolve every pin that some variant uses.
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One pin that could not be resolved, and why."""
 
-    ``say`` gets a line per pin and platform. Raises ``LockError`` where a pin cannot be satisfied,
-    ``NetworkError`` where the index does not answer.
-    """
-    wanted = [
-        (name, value, platform)
-        for (name, value), platforms in _wanted(matrix).items()
-        for platform in platforms
-    ]
+    key: Key
+    error: SparkError
 
-    def one(key: tuple[str, str, str]) -> tuple[Wheel, ...]:
-        name, value, platform = key
-        pin = matrix.pins[name][value]
-        assert pin.kind == "wheels"
-        links = matrix.root / pin.find_links if pin.find_links else None
-        return _wheels(
-            f"{name} {value}", platform, pin.require, pin.exclude, pin.python, links, runner
-        )
 
-    found: dict[tuple[str, str], dict[str, tuple[Wheel, ...]]] = {}
-    # uv waits for the index nearly all of the time.
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        for (name, value, platform), wheels in zip(wanted, pool.map(one, wanted), strict=True):
-            found.setdefault((name, value), {})[platform] = wheels
-            total = sum(wheel.size for wheel in wheels)
-            say(f"{name} {value} {platform}: {len(wheels)} wheels, {total / 1e6:.0f} MB")
-    entries = {
-        (name, value): WheelsEntry(asked=asked(matrix.pins[name][value]), platforms=platforms)
-        for (name, value), platforms in found.items()
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The new lock, what in it was resolved now, and what could not be."""
+
+    lock: Lock
+    moved: tuple[Key, ...]
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """One thing that is newer outside than in the lock."""
+
+    pin: str
+    what: str
+    locked: str
+    newest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """What ``--update`` asks for: pins (NAME or NAME==VALUE, as globs), and projects of wheels
+    with the version to move to, or None for the newest that fits."""
+
+    pins: tuple[Key, ...] = ()
+    projects: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+
+    def pin(self, key: Key) -> bool:
+        """Whether this pin is to be resolved anew, as a whole."""
+        return key in self.pins
+
+
+def read_move(matrix: Matrix, held: Lock | None, words: Sequence[str]) -> Move:
+    """What the words of ``--update`` mean. Raises ``UsageError`` for one that means nothing."""
+    pins: list[Key] = []
+    projects: dict[str, str | None] = {}
+    known = lock.wanted(matrix)
+    there = {
+        item.name
+        for entry in (held.entries.values() if held is not None else ())
+        for items in entry.platforms.values()
+        for item in items
+        if isinstance(item, Wheel)
     }
-    return Lock(file="matrix.lock", entries=entries)
+    for word in words:
+        name, _, value = word.partition("==")
+        found = [
+            key
+            for key in known
+            if fnmatch.fnmatchcase(key[0] if key[0] != PATCHES or value else key[1], name)
+            and fnmatch.fnmatchcase(key[1], value or "*")
+        ]
+        if found:
+            pins += found
+        elif name in there:
+            projects[name] = value or None
+        elif name in {pin for pin, _ in known}:
+            values = ", ".join(v for pin, v in known if pin == name)
+            raise UsageError(
+                f"pin {name} has no value {value!r} that a variant uses; it has {values}",
+                hint=f"add `{value}` to pins.{name} in {matrix.file.name} and to a variant; then "
+                "python build.py lock",
+            )
+        else:
+            raise UsageError(
+                f"{word!r} is no pin of {matrix.file.name} and no locked project",
+                hint="known are " + ", ".join(sorted({pin for pin, _ in known})),
+            )
+    return Move(pins=tuple(dict.fromkeys(pins)), projects=projects)
 
 
-def _wheels(
-    title: str,
-    platform: str,
-    require: Iterable[str],
-    exclude: Iterable[str],
-    python: str,
-    links: Path | None,
-    runner: Runner,
-) -> tuple[Wheel, ...]:
-    with TemporaryDirectory(prefix="sparkimage-lock-") as folder:
-        wanted = Path(folder, "require.txt")
-        wanted.write_text("".join(f"{line}\n" for line in require))
-        # A marker that never holds takes a project out of the resolution (uv's overrides).
-        out = Path(folder, "override.txt")
-        out.write_text("".join(f"{name}; sys_platform == 'never'\n" for name in exclude))
-        pylock = Path(folder, "pylock.toml")
-        argv = [
-            str(Path(sys.executable).with_name("uv")), "pip", "compile", str(wanted),
-            "--override", str(out), "--python-platform", UV_PLATFORMS[platform.split("/")[1]],
-            "--python-version", python, "--only-binary", ":all:", "--no-config", "--quiet",
-            # It resolves for another Python than its own; it need not fetch one for that.
-            "--no-python-downloads",
-            "--no-annotate", "--no-header", "--format", "pylock.toml", "--output-file", str(pylock),
-        ]  # fmt: skip
-        if links is not None:
-            argv += ["--find-links", str(links)]
+def resolve(matrix: Matrix, held: Lock | None, outside: Outside, move: Move) -> Outcome:
+    """Resolve what the lock lacks, what asks for something else now, and what is to move."""
+    needed = lock.wanted(matrix)
+    old = {} if held is None else dict(held.entries)
+    kept: dict[Key, dict[str, tuple[Item, ...]]] = {}
+    jobs: list[tuple[Key, str]] = []
+    for key, (ask, platforms) in needed.items():
+        entry = old.get(key)
+        fits = entry is not None and dict(entry.asked) == ask and entry.unresolved is None
+        for platform in platforms:
+            items = entry.platforms.get(platform) if entry is not None and fits else None
+            if items is not None and not _moves(key, items, move):
+                kept.setdefault(key, {})[platform] = items
+            else:
+                jobs.append((key, platform))
+    # Patches come last: they look into the commits that the git pins came to.
+    jobs.sort(key=lambda job: job[0][0] == PATCHES)
+    failures: dict[Key, SparkError] = {}
+    moved: list[Key] = []
+
+    def one(job: tuple[Key, str]) -> tuple[Item, ...] | SparkError:
+        key, platform = job
         try:
-            runner.run(argv, env={"SSL_CERT_FILE": bundle} if (bundle := ca_bundle()) else None)
-        except CommandError as error:
-            raise _explain(title, platform, error) from None
-        packages = tomllib.loads(pylock.read_text())["packages"]
-    ranks = _ranks(platform, python)
-    return tuple(sorted(_pick(package, ranks, title, platform, links) for package in packages))
+            before = old[key].platforms.get(platform, ()) if key in old else ()
+            return _one(matrix, key, platform, before, kept, outside, move)
+        except SparkError as error:
+            return error
 
-
-def _explain(title: str, platform: str, error: CommandError) -> Exception:
-    """Tell an index that cannot be reached from a requirement that cannot be satisfied."""
-    text = error.output
-    if any(sign in text for sign in ("error sending request", "dns error", "Failed to fetch")):
-        return NetworkError(
-            f"pin {title} on {platform}: the wheel index cannot be reached",
-            hint="run `python build.py lock` where it can",
-            detail=text,
-        )
-    return LockError(
-        f"pin {title} on {platform} cannot be resolved",
-        hint="correct `require` of this pin in the matrix",
-        detail=text,
+    for batch in ([j for j in jobs if j[0][0] != PATCHES], [j for j in jobs if j[0][0] == PATCHES]):
+        # Each client waits for the network nearly all of the time.
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            for (key, platform), found in zip(batch, pool.map(one, batch), strict=True):
+                if isinstance(found, SparkError):
+                    failures.setdefault(key, found)
+                    continue
+                kept.setdefault(key, {})[platform] = found
+                moved.append(key)
+                outside.say(f"{' '.join(key)} {platform}: {_summary(found)}")
+    entries: dict[Key, Entry] = {}
+    for key, (ask, platforms) in needed.items():
+        entry = old.get(key)
+        if key not in failures:
+            entries[key] = Entry(asked=ask, platforms={p: kept[key][p] for p in platforms})
+        elif (
+            entry is not None
+            and dict(entry.asked) == ask
+            and set(platforms) <= set(entry.platforms)
+        ):
+            entries[key] = entry  # it was to move and could not: it stays
+        else:
+            entries[key] = Entry(asked=ask, unresolved=failures[key].message)
+    return Outcome(
+        lock=Lock(file="matrix.lock", meaning=lock.meaning(matrix), entries=entries),
+        moved=tuple(dict.fromkeys(key for key in moved if key not in failures)),
+        failures=tuple(Failure(key=key, error=error) for key, error in failures.items()),
     )
 
 
-def _ranks(platform: str, python: str) -> dict[Any, int]:
-    """Every wheel tag that runs on the platform, best first."""
-    from packaging import tags
+def outdated(matrix: Matrix, held: Lock, outside: Outside) -> tuple[tuple[News, ...], Outcome]:
+    """What is newer outside than in the lock: everything is resolved anew, and nothing written.
 
-    machine = MACHINES[platform]
-    version = tuple(int(part) for part in python.split("."))
-    oldest = 5 if machine == "x86_64" else 17
-    systems = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC[1], oldest - 1, -1)]
-    aliases = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
-    systems += [f"{alias}_{machine}" for minor, alias in aliases.items() if minor >= oldest]
-    systems.append(f"linux_{machine}")
-    ordered = [
-        *tags.cpython_tags(version, platforms=systems),
-        *tags.compatible_tags(version, f"cp{version[0]}{version[1]}", systems),
+    Tags of images that moved, branches' tips, newer packages and wheels within what is asked.
+    """
+    pins = tuple(lock.wanted(matrix))
+    fresh = resolve(matrix, held, outside, Move(pins=pins))
+    news: list[News] = []
+    for key, entry in fresh.lock.entries.items():
+        before = held.entries.get(key)
+        if before is not None and entry is not before:
+            news += _news(" ".join(key), before, entry)
+    news += _tips(matrix, held, outside)
+    news += _newer_debs(matrix, held, outside)
+    return tuple(dict.fromkeys(news)), fresh
+
+
+def _news(title: str, before: Entry, now: Entry) -> list[News]:
+    def facts(entry: Entry) -> dict[str, str]:
+        return {
+            _called(item): _version(item) for items in entry.platforms.values() for item in items
+        }
+
+    old, new = facts(before), facts(now)
+    return [
+        News(pin=title, what=name, locked=old.get(name, "none"), newest=version)
+        for name, version in new.items()
+        if old.get(name) != version
     ]
-    return {tag: rank for rank, tag in reversed(list(enumerate(ordered)))}
 
 
-def _pick(
-    package: dict[str, Any], ranks: dict[Any, int], title: str, platform: str, links: Path | None
-) -> Wheel:
-    """The wheel of ``package`` that an installer takes on the platform."""
-    from packaging.utils import parse_wheel_filename
+def _called(item: Item) -> str:
+    """What a user knows the item by."""
+    if isinstance(item, Wheel | Deb | PinnedImage):
+        return item.name
+    return item.path if isinstance(item, Target) else type(item).__name__.lower()
 
-    best: tuple[int, str, dict[str, Any]] | None = None
-    for wheel in package.get("wheels", ()):
-        file = wheel.get("name") or unquote(
-            Path(urlsplit(wheel.get("url", "")).path or wheel["path"]).name
+
+def _version(item: Item) -> str:
+    """What tells two states of the item apart, short enough for a table."""
+    if isinstance(item, Wheel | Deb):
+        return item.version
+    if isinstance(item, PinnedImage):
+        return item.tagged[:19]
+    if isinstance(item, Commit):
+        return item.commit[:12]
+    return (item.after if isinstance(item, Target) else item.sha256)[:12]
+
+
+def _tips(matrix: Matrix, held: Lock, outside: Outside) -> list[News]:
+    """Branches whose tip is another commit than the locked one."""
+    found = []
+    for key in lock.wanted(matrix):
+        pin = matrix.pins[key[0]][key[1]] if key[0] != PATCHES else None
+        if not isinstance(pin, GitPin) or pin.branch is None or held.unresolved(*key):
+            continue
+        (commit,) = held.items(*key, ANY)
+        assert isinstance(commit, Commit)
+        try:
+            repository = outside.repository(_title(key), pin.repository)
+            tip = repository.tip(pin.branch)
+        except SparkError:
+            continue  # resolving it anew has reported it
+        if tip is not None and tip != commit.commit:
+            found.append(
+                News(
+                    pin=" ".join(key),
+                    what=f"branch {pin.branch}",
+                    locked=commit.commit[:12],
+                    newest=tip[:12],
+                )
+            )
+    return found
+
+
+def _newer_debs(matrix: Matrix, held: Lock, outside: Outside) -> list[News]:
+    """Newer versions of packages that the matrix asks for in an exact one."""
+    found = []
+    for key, (_, platforms) in lock.wanted(matrix).items():
+        pin = matrix.pins[key[0]][key[1]] if key[0] != PATCHES else None
+        if not isinstance(pin, DebPin) or held.unresolved(*key):
+            continue
+        for platform in platforms:
+            place = apt.Place(
+                suite=None, repository=_address(pin, platform), arch=platform.split("/")[1]
+            )
+            names = [package.partition("=")[0] for package in pin.packages]
+            try:
+                newest = apt.resolve(_title(key), place, names, outside.runner, outside.mirrors)
+            except SparkError:
+                continue  # resolving it anew has reported it
+            locked = {deb.name: deb.version for deb in held.items(*key, platform)
+                      if isinstance(deb, Deb)}  # fmt: skip
+            found += [
+                News(pin=" ".join(key), what=deb.name, locked=locked[deb.name], newest=deb.version)
+                for deb in newest
+                if locked.get(deb.name, deb.version) != deb.version
+            ]
+    return found
+
+
+def _moves(key: Key, items: Sequence[Item], move: Move) -> bool:
+    names = {item.name for item in items if isinstance(item, Wheel)}
+    return move.pin(key) or any(
+        project in names and not any(
+            isinstance(i, Wheel) and i.name == project and i.version == version for i in items
         )
-        _, _, _, file_tags = parse_wheel_filename(file)
-        rank = min((ranks[tag] for tag in file_tags if tag in ranks), default=None)
-        if rank is not None and (best is None or (rank, file) < best[:2]):
-            best = (rank, file, wheel)
-    if best is None:
+        for project, version in move.projects.items()
+    )  # fmt: skip
+
+
+def _one(
+    matrix: Matrix,
+    key: Key,
+    platform: str,
+    before: Sequence[Item],
+    kept: Mapping[Key, Mapping[str, tuple[Item, ...]]],
+    outside: Outside,
+    move: Move,
+) -> tuple[Item, ...]:
+    """Resolve one pin for one platform."""
+    name, value = key
+    title, runner, mirrors = _title(key), outside.runner, outside.mirrors
+    if name == PATCHES:
+        return _patch(matrix, value, kept, outside)
+    pin = matrix.pins[name][value]
+    arch = platform.rsplit("/", maxsplit=1)[-1]
+    if isinstance(pin, WheelsPin):
+        keep = None
+        if not move.pin(key) and any(isinstance(i, Wheel) and i.name in move.projects
+                                     for i in before):  # fmt: skip
+            keep = {i.name: i.version for i in before if isinstance(i, Wheel)} | {
+                project: version for project, version in move.projects.items() if version
+            }
+            for project, version in move.projects.items():
+                if version is None:
+                    keep.pop(project, None)
+        links = matrix.root / pin.find_links if pin.find_links else None
+        return wheels.resolve(title, platform, pin, links, runner, mirrors, keep=keep)
+    if isinstance(pin, ImagePin):
+        return (registry.resolve(title, pin.image, platform, outside.docker, runner, mirrors),)
+    if isinstance(pin, GitPin):
+        repository = outside.repository(title, pin.repository)
+        commit = pin.commit
+        if len(commit) < 40:
+            commit = repository.whole(commit, pin.branch)
+        repository.fetch(commit)
+        return (Commit(commit=commit, tree=repository.tree(commit)),)
+    apt.ready(runner, outside.say)
+    if isinstance(pin, DebianPin):
+        place = apt.Place(suite=pin.suite, repository=None, arch=arch)
+        return apt.resolve(title, place, sorted(pin.packages), runner, mirrors)
+    place = apt.Place(suite=None, repository=_address(pin, platform), arch=arch)
+    found = apt.resolve(title, place, sorted(pin.packages), runner, mirrors)
+    return tuple(dataclasses.replace(deb, part=MORE) for deb in found)
+
+
+def _address(pin: DebPin, platform: str) -> str:
+    found = pin.address(platform)
+    if found is None:
         raise LockError(
-            f"pin {title}: {package['name']} {package.get('version')} has no wheel for {platform}",
-            hint="pin another version, or leave the platform out",
+            f"the deb pin with {pin.packages[0]} names no repository for {platform}",
+            hint="add its address to `repository`, or leave the platform out",
         )
-    _, file, wheel = best
-    size = wheel.get("size")
-    if size is None and links is not None and (links / file).is_file():
-        size = (links / file).stat().st_size
-    return Wheel(
-        name=package["name"],
-        version=package["version"],
-        file=file,
-        size=int(size or 0),
-        sha256=wheel["hashes"]["sha256"],
-    )
+    return found
 
 
-def ca_bundle() -> str | None:
-    """The CA bundle that this machine's programs are told to use, or its system's."""
-    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        if (path := os.environ.get(name)) and Path(path).is_file():
-            return path
-    for path in ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"):
-        if Path(path).is_file():
-            return path
-    return None
+def _patch(
+    matrix: Matrix,
+    name: str,
+    kept: Mapping[Key, Mapping[str, tuple[Item, ...]]],
+    outside: Outside,
+) -> tuple[Item, ...]:
+    patch = matrix.patches[name]
+    address, commit, path = patch.place
+    text = patch_files.read(f"patch {name}", address, commit, path, matrix.root, outside.repository)
+    found: list[Item] = [patch_files.summary(text)]
+    for pin_name, value in lock.forks(matrix, name, patch):
+        pin = matrix.pins[pin_name][value]
+        assert isinstance(pin, GitPin)
+        held = kept.get((pin_name, value), {}).get(ANY)
+        if held is None:
+            # Not an error of its own: what keeps that commit away is reported beside it.
+            raise NetworkError(
+                f"patch {name}: the fork commit {pin_name} {value} is not resolved",
+                hint=f"python build.py lock --update '{pin_name}=={value}' where it can be",
+            )
+        (fork,) = held
+        assert isinstance(fork, Commit)
+        repository = outside.repository(_title((pin_name, value)), pin.repository)
+        repository.fetch(fork.commit)
+        found += patch_files.targets(name, patch, text, fork.commit, repository)
+    return tuple(found)
+
+
+def _title(key: Key) -> str:
+    return " ".join(("patch", key[1]) if key[0] == PATCHES else ("pin", *key))
+
+
+def _summary(items: Sequence[Item]) -> str:
+    if len(items) == 1:
+        return _version(items[0])
+    sizes = sum(item.size for item in items if isinstance(item, Wheel | Deb))
+    kind = "packages" if any(isinstance(item, Deb) for item in items) else "wheels"
+    if not sizes:
+        return f"{len(items)} files"
+    return f"{len(items)} {kind}, {sizes / 1e6:.0f} MB"

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sparkimage import bake
+from sparkimage.address import Mirrors
 from sparkimage.plan import Plan
 from sparkimage.progress import human
 
@@ -20,7 +22,7 @@ def as_table(plans: Sequence[Plan]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("variant", "platform", "versions", "layers", "wheels"):
+    for column in ("variant", "platform", "versions", "layers", "fetches"):
         table.add_column(column, overflow="fold", no_wrap=column in ("variant", "platform"))
     for plan in plans:
         table.add_row(
@@ -28,7 +30,7 @@ def as_table(plans: Sequence[Plan]) -> Table:
             plan.platform,
             " ".join(f"{pin} {version}" for pin, version in plan.versions.items()),
             " ".join(layer.name for layer in plan.layers),
-            human(plan.download_bytes),
+            human(plan.download_bytes) if not plan.unresolved else "[red]not resolved[/]",
         )
     return table
 
@@ -51,21 +53,18 @@ def as_github(plans: Sequence[Plan]) -> str:
             "runner": runners[plan.arch],
             "image": plan.image,
             "lock": plan.lock_checksum,
+            "resolved": not plan.unresolved,
         }
         for plan in plans
     ]
     return json.dumps({"include": rows})
 
 
+def as_policy(plans: Sequence[Plan], mirrors: Mirrors) -> str:
+    """The BuildKit source policy: what a build of these plans may read."""
+    return json.dumps(bake.policy(plans, mirrors), indent=1)
+
+
 def as_bake(plans: Sequence[Plan], shop: Workshop) -> str:
     """The bake file, with everything that it names made ready, so that it can be run by hand."""
-    from sparkimage import bake, inputs
-
-    given = {
-        plan.variant: inputs.ready(
-            plan, project=shop.project, home=shop.home,
-            host_arch=shop.engine.arch, runner=shop.runner, say=shop.view.say,
-        )
-        for plan in plans
-    }  # fmt: skip
-    return json.dumps(bake.definition(plans, given), indent=1)
+    return json.dumps(shop.definition(plans), indent=1)

@@ -44,8 +44,8 @@ class Outcome:
 
 def check_folders(plan: Plan, project: Path) -> tuple[Path, ...]:
     """The folders whose checks an image of ``plan`` must pass: its layers', and everyone's."""
-    names = ["_every", *(layer.name for layer in plan.layers)]
-    folders = (project / "images" / name for name in names)
+    names = ["_every", *(name for layer in plan.layers for name in (*layer.checks, layer.name))]
+    folders = (project / "images" / name for name in dict.fromkeys(names))
     return tuple(folder for folder in folders if any(folder.glob("test_*.py")))
 
 

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+
+from sparkimage.errors import SparkError
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """An error of the product's own shows its details below its message."""
+    report = yield
+    if report.failed and call.excinfo is not None and isinstance(call.excinfo.value, SparkError):
+        error = call.excinfo.value
+        report.sections.append(("detail", f"{error.detail}\n→ {error.hint}"))
+    return report
+
 
 GOLDEN = Path(__file__).parent / "golden"
 

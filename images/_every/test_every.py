@@ -43,13 +43,13 @@ def test_labels(plan, config, check):
     check("labels", seen=seen, expected=plan["labels"])
 
 
-def test_no_apt_lists_in_any_layer(files, check):
-    left = files.every(r"^var/lib/apt/lists/(?!partial$|lock$|auxfiles$)[^/]+$")
+def test_no_apt_lists_in_any_layer(ours, check):
+    left = ours.every(r"^var/lib/apt/lists/(?!partial$|lock$|auxfiles$)[^/]+$")
     check("apt lists in any layer", seen=[str(one) for one in left][:20], expected=[])
 
 
-def test_no_caches_or_logs_in_any_layer(files, check):
-    left = files.every(
+def test_no_caches_or_logs_in_any_layer(ours, check):
+    left = ours.every(
         r"^(var/cache/.+|var/log/.+|root/\.cache/.+|.*/\.uv-cache(/.*)?|tmp/.+)$", only_files=True
     )
     check("caches and logs in any layer", seen=[str(one) for one in left][:20], expected=[])
@@ -61,15 +61,15 @@ def test_no_certificate_of_the_building_machine(files, check):
     check("CA bundles brought in by the build", seen=[str(one) for one in left], expected=[])
 
 
-def test_no_layer_over_4_gb(files, check):
-    seen = [number for number, size in enumerate(files.layer_sizes()) if size > 4_000_000_000]
+def test_no_layer_over_4_gb(ours, check):
+    seen = [number for number, size in enumerate(ours.layer_sizes()) if size > 4_000_000_000]
     check("layers over 4 GB unpacked", seen=seen, expected=[])
 
 
-def test_no_file_stored_twice(files, check):
+def test_no_file_stored_twice(ours, check):
     # What dpkg, adduser and ldconfig rewrite with every package: a few kilobytes.
     known = re.compile(
         r"^(etc/(ld\.so\.cache|ca-certificates.*|(group|gshadow|passwd|shadow)-?)|var/lib/dpkg/.+|var/lib/apt/.+)$"
     )
-    seen = [path for path in files.duplicates(min_size=1) if not known.match(path)]
+    seen = [path for path in ours.duplicates(min_size=1) if not known.match(path)]
     check("files stored in more than one layer", seen=seen[:20], expected=[])

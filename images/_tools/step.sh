@@ -16,6 +16,11 @@ install_wheels() {
     dist="/usr/local/lib/python${PYTHON_VERSION}/dist-packages"
     # The bundle of the machine that builds, where a proxy re-signs TLS; a secret, never a layer.
     if [ -s /run/ca.pem ]; then export SSL_CERT_FILE=/run/ca.pem; fi
+    # A mirror of the index; a secret, since its address may hold a password.
+    if [ -s /run/index ]; then
+        UV_DEFAULT_INDEX=$(cat /run/index)
+        export UV_DEFAULT_INDEX
+    fi
     links=
     if [ -d /run/inputs/wheels ]; then links='--find-links /run/inputs/wheels'; fi
     # The cache lies in the same layer as the target, so that wheels are unpacked once and
@@ -31,6 +36,30 @@ install_wheels() {
         name="/usr/local/bin/${script##*/}"
         if [ -e "$script" ] && [ ! -e "$name" ]; then ln -s "$script" "$name"; fi
     done
+}
+
+# Installs the packages that /run/inputs/packages names, from /run/inputs/debs and nowhere else.
+# What a base image holds back gives way, downwards too: the lock says what goes in.
+# Needs tmpfs mounts on /tmp, /var/cache, /var/lib/apt/lists and /var/log, so that nothing stays.
+install_debs() {
+    echo 'deb [trusted=yes] file:/run/inputs/debs ./' >/run/debs.list
+    only='-o Dir::Etc::SourceList=/run/debs.list -o Dir::Etc::SourceParts=/dev/null'
+    export DEBIAN_FRONTEND=noninteractive
+    # shellcheck disable=SC2086 # $only is words
+    apt-get -qq $only update
+    # shellcheck disable=SC2046,SC2086 # and the packages' names are, too
+    apt-get -qq $only install --yes --no-install-recommends \
+        --allow-downgrades --allow-change-held-packages $(cat /run/inputs/packages)
+}
+
+# Puts the files of /run/inputs/files in the place of those that they were made for. What is there
+# must be what the lock expects, before and after.
+apply_patches() {
+    sha256sum --check --strict --quiet /run/inputs/before.sha256
+    (cd /run/inputs/files && find . -type f) | while read -r path; do
+        cat "/run/inputs/files/$path" >"/$path"
+    done
+    sha256sum --check --strict --quiet /run/inputs/after.sha256
 }
 
 # The last word of every step.

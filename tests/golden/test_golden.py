@@ -1,46 +1,177 @@
-"""Recorded outputs of the real matrix: plans, bake definition, CI strategy."""
+"""Recorded outputs of the real matrix: plans, bake definitions, source policies, CI strategy.
+
+What the real lock has no answer for yet stands in the plans as not resolved. What such variants
+come to once they are resolved is recorded from a lock that is made here, of small made-up items.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sparkimage import bake, lock, matrix, model, plan, show
-from sparkimage.plan import Origin, Plan
+from sparkimage import bake, lock, matrix, model, planning, show
+from sparkimage.address import WHEELS, Mirrors, image_name
+from sparkimage.lock import (
+    PATCHES,
+    Commit,
+    Deb,
+    Entry,
+    Item,
+    Key,
+    Lock,
+    PatchText,
+    PinnedImage,
+    Target,
+)
+from sparkimage.matrix import Matrix
+from sparkimage.plan import MORE, Origin, Plan
 
 PROJECT = Path(__file__).resolve().parents[2]
+ORIGIN = Origin(source="https://example.org/spark", revision="0" * 40, epoch=1)
+RESOLVED = ("ds4-flash", "ds4-flash-ga", "ds4-flash-ga-ready")
+INDEX = "https://index.example/simple"
+MIRRORS = Mirrors(
+    rules={
+        "docker.io": "registry.example:5000/hub",
+        "https://github.com": "https://git.example/github",
+        WHEELS: INDEX,
+    }
+)
 Golden = Callable[[str, str], None]
 
 
 @pytest.fixture(scope="module")
-def plans() -> list[Plan]:
-    read = matrix.load(PROJECT / "matrix.yaml")
+def read() -> Matrix:
+    return matrix.load(PROJECT / "matrix.yaml")
+
+
+@pytest.fixture(scope="module")
+def plans(read: Matrix) -> list[Plan]:
     held = lock.load(PROJECT / "matrix.lock")
-    origin = Origin(source="https://example.org/spark", revision="0" * 40, epoch=1)
-    return [plan.make(read, variant, held, origin) for variant in read.variants]
+    return [planning.make(read, variant, held, ORIGIN) for variant in read.variants]
 
 
-def test_plans(plans: list[Plan], golden: Golden) -> None:
+@pytest.fixture(scope="module")
+def resolved(read: Matrix) -> tuple[Plan, ...]:
+    held = made_up(read, lock.load(PROJECT / "matrix.lock"))
+    return planning.make_all(read, matrix.select(read, names=RESOLVED), held, ORIGIN)
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def made_up(read: Matrix, held: Lock) -> Lock:
+    """The lock with small made-up items for all that ``RESOLVED`` needs, and nothing else new."""
+    entries = dict(held.entries)
+    for variant in matrix.select(read, names=RESOLVED):
+        names = {patch for layer in variant.layers for patch in read.layers[layer].patches}
+        for key in (*variant.pins.items(), *((PATCHES, name) for name in names)):
+            ask, platforms = lock.wanted(read)[key]
+            found = items(read, key)
+            entries[key] = Entry(asked=ask, platforms=dict.fromkeys(platforms, found))
+    return replace(held, entries=entries)
+
+
+def items(read: Matrix, key: Key) -> tuple[Item, ...]:
+    pin = None if key[0] == PATCHES else read.pins[key[0]][key[1]]
+    if isinstance(pin, model.ImagePin):
+        full = image_name(pin.image)
+        tagged = full.digest or f"sha256:{sha256(pin.image)}"
+        digest = f"sha256:{sha256(f'{pin.image} linux/arm64')}"
+        return (PinnedImage(name=full.repository, digest=digest, tagged=tagged),)
+    if isinstance(pin, model.GitPin):
+        return (commit(pin),)
+    if isinstance(pin, model.DebPin):
+        named = (package.split("=") for package in sorted(pin.packages))
+        return tuple(
+            Deb(name=deb, version=version, part=MORE, size=1000, sha256=sha256(deb),
+                file=f"{deb}_{version}_arm64.deb")
+            for deb, version in named
+        )  # fmt: skip
+    patch = read.patches[key[1]]
+    text = PatchText(size=100, sha256=sha256(key[1]))
+    targets: list[Item] = []
+    for name, value in lock.forks(read, key[1], patch):
+        fork = read.pins[name][value]
+        assert isinstance(fork, model.GitPin)
+        targets.append(
+            Target(commit=commit(fork).commit, before=sha256("before"), after=text.sha256,
+                   size=text.size, path=str(patch.replaces))
+        )  # fmt: skip
+    return (text, *targets)
+
+
+def commit(pin: model.GitPin) -> Commit:
+    whole = pin.commit + sha256(pin.commit)[: 40 - len(pin.commit)]
+    return Commit(commit=whole, tree=sha256(whole)[:40])
+
+
+def given(plan: Plan, index: str | None = None) -> bake.Inputs:
+    """Where a build of ``plan`` would find what it takes in."""
+    fed = [one for one in plan.layers if one.wheels or one.debs or one.patches]
+    return bake.Inputs(
+        project=Path("/project"),
+        uv=Path("/home/tools/uv") if any(one.wheels for one in plan.layers) else None,
+        root=Path("/home/roots/trixie") if plan.layers[0].root else None,
+        layers={one.name: Path("/home/inputs", one.name) for one in fed},
+        ca_bundle="/etc/ssl/certs/ca-certificates.crt",
+        index=index,
+    )
+
+
+def text(data: object) -> str:
+    return json.dumps(data, indent=1, sort_keys=True) + "\n"
+
+
+def described(plans: Sequence[Plan]) -> str:
+    """The plans, with counts where lists of wheels and packages are long."""
     data = [one.to_dict() for one in plans]
     for one in data:
         for layer in one["layers"]:
             layer["wheels"] = len(layer["wheels"])
-    golden("plans.json", json.dumps(data, indent=1, sort_keys=True) + "\n")
+            for part in ("root", "debs"):
+                if layer[part] is not None and len(layer[part]["debs"]) > 5:
+                    layer[part]["debs"] = len(layer[part]["debs"])
+    return text(data)
+
+
+def test_plans(plans: list[Plan], golden: Golden) -> None:
+    golden("plans.json", described(plans))
 
 
 def test_bake_definition(plans: list[Plan], golden: Golden) -> None:
-    given = bake.Inputs(
-        project=Path("/project"),
-        uv=Path("/home/tools/uv"),
-        root=Path("/home/roots/trixie"),
-        requirements={layer.name: Path("/home/inputs", layer.name) for layer in plans[0].layers},
-        ca_bundle="/etc/ssl/certs/ca-certificates.crt",
-    )
-    made = bake.definition(plans, {one.variant: given for one in plans})
-    golden("bake.json", json.dumps(made, indent=1, sort_keys=True) + "\n")
+    whole = [one for one in plans if not one.unresolved]
+    golden("bake.json", text(bake.definition(whole, {one.variant: given(one) for one in whole})))
+
+
+def test_policy(plans: list[Plan], golden: Golden) -> None:
+    golden("policy.json", text(bake.policy([one for one in plans if not one.unresolved])))
+
+
+def test_plans_once_resolved(resolved: tuple[Plan, ...], golden: Golden) -> None:
+    assert [one.variant for one in resolved] == list(RESOLVED)
+    assert not any(one.unresolved for one in resolved)
+    golden("resolved-plans.json", described(resolved))
+
+
+@pytest.mark.parametrize("kind", ["plain", "mirrored"])
+def test_bake_definition_and_policy_once_resolved(
+    read: Matrix, plans: list[Plan], golden: Golden, kind: str
+) -> None:
+    held = made_up(read, lock.load(PROJECT / "matrix.lock"))
+    # One variant of wheels beside them: its mirror is a secret and its policy allows nothing.
+    chosen = (plans[0].variant, *RESOLVED)
+    made = planning.make_all(read, matrix.select(read, names=chosen), held, ORIGIN)
+    mirrors = MIRRORS if kind == "mirrored" else Mirrors()
+    inputs = {one.variant: given(one, mirrors.client(WHEELS)) for one in made}
+    golden(f"resolved-bake-{kind}.json", text(bake.definition(made, inputs, mirrors)))
+    golden(f"resolved-policy-{kind}.json", text(bake.policy(made, mirrors)))
 
 
 def test_github_strategy(plans: list[Plan], golden: Golden) -> None:
@@ -52,18 +183,20 @@ def test_the_schema_is_the_models() -> None:
     assert recorded == model.schema(), "make schema"
 
 
-def test_the_lock_fits_the_matrix() -> None:
-    read = matrix.load(PROJECT / "matrix.yaml")
+def test_the_lock_fits_the_matrix(read: Matrix) -> None:
     held = lock.load(PROJECT / "matrix.lock")
     assert lock.check(read, held) == []
     assert lock.dump(held) == (PROJECT / "matrix.lock").read_text()
 
 
-def test_every_layer_has_checks_and_is_in_the_matrix() -> None:
-    read = matrix.load(PROJECT / "matrix.yaml")
+def test_every_layer_has_checks_and_is_in_the_matrix(read: Matrix) -> None:
     folders = {p.name for p in (PROJECT / "images").iterdir() if not p.name.startswith("_")}
     assert folders == set(read.layers)
-    for name in folders:
-        assert (PROJECT / "images" / name / f"test_{name}.py").is_file()
-        text = (PROJECT / "images" / name / "Dockerfile").read_text()
-        assert f"FROM layer AS {name}\n" in text
+    for name, spec in read.layers.items():
+        folder = PROJECT / "images" / name
+        assert (folder / f"test_{name.replace('-', '_')}.py").is_file()
+        if spec.source is not None:
+            # The repository's own Dockerfile builds it; one beside it would never be read.
+            assert not (folder / "Dockerfile").exists()
+            continue
+        assert f"FROM layer AS {name}\n" in (folder / "Dockerfile").read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparkimage import lock, matrix, plan, show
+from sparkimage import lock, matrix, planning, show
 from sparkimage.plan import Origin
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 def test_the_table_at_80_columns(golden: Callable[[str, str], None]) -> None:
     read = matrix.load(PROJECT / "matrix.yaml")
     held = lock.load(PROJECT / "matrix.lock")
-    plans = plan.make_all(read, read.variants, held, Origin(source="s", revision="r", epoch=0))
+    plans = planning.make_all(read, read.variants, held, Origin(source="s", revision="r", epoch=0))
     said = io.StringIO()
     Console(file=said, width=80).print(show.as_table(plans))
     text = "".join(f"{line.rstrip()}\n" for line in said.getvalue().splitlines())

@@ -6,38 +6,43 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import python_on_whales
+import yaml
 
-from sparkimage import builder, lock, matrix, origin, paths, plan, resolve
+from sparkimage import builder, builders, lock, matrix, origin, paths, planning, resolve
+from sparkimage.address import Mirrors
 from sparkimage.builder import Workshop
 from sparkimage.engine import Engine, ensure
+from sparkimage.outside import Outside
 from sparkimage.plan import Plan
 from sparkimage.progress import View
 from sparkimage.run import Local
 from sparkimage.store import Store
+from tests.lab import recipe as recipes
 from tests.lab import standins
+from tests.lab.recipe import Recipe
 
 PROJECT = Path(__file__).resolve().parents[2]
-BORROWED = ("_every", "_tools", "debian", "python", "cuda", "torch", "vllm", "nccl", "serve")
 REPOSITORY = "sparkimage-lab"
 
 
 def matrix_data() -> dict[str, Any]:
     """The lab's matrix: the real layers, a real NCCL, stand-ins for the gigabytes."""
+    product = yaml.safe_load((PROJECT / "matrix.yaml").read_text())
     python = {"kind": "wheels", "python": "3.13"}
     vllm = ["vllm==0.32.0+standin", "nvidia-cuda-runtime==13.0.96"]
     links = {"find_links": "wheels"}
-    layers = ["debian", "python", "cuda", "torch", "vllm", "nccl", "serve"]
+    layers = ["debian", "python", "cuda", "torch", "vllm", "nccl", "nccl-pip", "serve"]
     return {
         "version": 1,
         "repository": REPOSITORY,
         "pins": {
-            "debian": {"trixie": {"kind": "debian", "suite": "trixie"}},
+            "debian": product["pins"]["debian"],
             "vllm": {
                 "0.32.0+standin": {**python, **links, "require": ["torch==2.13.0+standin", *vllm]},
                 "cpu": {
@@ -58,12 +63,13 @@ def matrix_data() -> dict[str, Any]:
             },
         },
         "layers": {
-            "debian": {"pins": ["debian"]},
-            "python": {},
+            "debian": {"base": "debian"},
+            "python": {"debs": "debian"},
             "cuda": {"wheels": {"pin": "vllm", "select": ["nvidia-*"]}},
             "torch": {"wheels": {"pin": "vllm", "select": ["torch"]}},
             "vllm": {"wheels": {"pin": "vllm"}},
             "nccl": {"wheels": {"pin": "nccl"}},
+            "nccl-pip": {"pins": ["nccl"]},
             "serve": {},
         },
         "defaults": {"name": "good-{arch}", "layers": layers, "entrypoint": ["vllm", "serve"]},
@@ -73,7 +79,25 @@ def matrix_data() -> dict[str, Any]:
             "vllm": ["0.32.0+standin"],
             "nccl": ["2.30.4"],
         },
-        "include": [],
+        "include": [
+            {
+                "name": f"plain-{arch}",
+                "platform": f"linux/{arch}",
+                "layers": ["debian", "python"],
+                "entrypoint": [],
+                "pins": {"debian": "trixie"},
+            }
+            for arch in ("amd64", "arm64")
+        ]
+        + [
+            {
+                "name": "tiny-amd64",
+                "platform": "linux/amd64",
+                "layers": ["debian"],
+                "entrypoint": [],
+                "pins": {"debian": "trixie"},
+            }
+        ],
         "groups": {"default": ["good-amd64"]},
     }
 
@@ -81,8 +105,12 @@ def matrix_data() -> dict[str, Any]:
 class Lab:
     """A project of its own that borrows the real layers, with a store of its own."""
 
-    def __init__(self, project: Path, store: Path, engine: Engine) -> None:
+    def __init__(
+        self, project: Path, store: Path, engine: Engine, mirrors: Mapping[str, str] | None = None
+    ) -> None:
         self.project = project
+        self.mirrors = dict(mirrors or {})
+        self.data: dict[str, Any] = {}
         self.engine = engine
         self.runner = Local()
         from rich.console import Console
@@ -90,40 +118,60 @@ class Lab:
         self.said = (project / "said").open("a+")
         self.shop = Workshop(
             project=project,
-            home=paths.home(),
             store=Store.open(store),
             engine=engine,
-            runner=self.runner,
             view=View(Console(file=self.said, width=200)),
+            outside=Outside(
+                home=paths.home(),
+                runner=self.runner,
+                mirrors=Mirrors(rules=self.mirrors),
+                say=lambda _line: None,
+            ),
+            builder=builders.own(engine),
         )
         self.docker = python_on_whales.DockerClient(client_call=list(engine.docker))
 
     def add_layer(self, name: str, dockerfile: str) -> None:
-        """A layer that only the lab has."""
+        """A layer that only the lab has; its steps are closed as those of a real one."""
         folder = self.project / "images" / name
         folder.mkdir(exist_ok=True)
-        (folder / "Dockerfile").write_text(dockerfile)
+        closed = dockerfile.replace("RUN ", "RUN --network=none ")
+        (folder / "Dockerfile").write_text(dockerfile if "from=uv" in dockerfile else closed)
 
     def write(self, data: dict[str, Any]) -> None:
+        """Write the matrix; the first one is the lab's own."""
+        self.data = self.data or data
         # JSON is YAML.
         (self.project / "matrix.yaml").write_text(json.dumps(data, indent=1))
 
     def lock(self) -> None:
+        """Resolve what the lock lacks; the real one's Debian packages hold here too."""
         read = matrix.load(self.project / "matrix.yaml")
-        made = resolve.resolve(read, self.runner, lambda _line: None)
-        (self.project / "matrix.lock").write_text(lock.dump(made))
+        file = self.project / "matrix.lock"
+        held = lock.load(file if file.is_file() else PROJECT / "matrix.lock")
+        made = resolve.resolve(read, held, self.shop.outside, resolve.Move())
+        assert made.failures == ()
+        file.write_text(lock.dump(made.lock))
 
     def plan(self, name: str) -> Plan:
         read = matrix.load(self.project / "matrix.yaml")
         held = lock.load(self.project / "matrix.lock")
         (variant,) = matrix.select(read, names=[name])
-        return plan.make(read, variant, held, origin.of(self.project, None, self.runner))
+        return planning.make(read, variant, held, origin.of(self.project, None, self.runner))
 
     def build(self, name: str, **options: bool) -> builder.Result:
         return builder.build(self.plan(name), self.shop, **options)
 
     def environment(self, **more: str) -> dict[str, str]:
-        return {**os.environ, "SPARKIMAGE_STORE": str(self.shop.store.root), **more}
+        # The user's own file of mirrors.
+        file = self.project / "mirrors.yaml"
+        file.write_text(json.dumps({"mirrors": self.mirrors}))
+        return {
+            **os.environ,
+            "SPARKIMAGE_STORE": str(self.shop.store.root),
+            "SPARKIMAGE_MIRRORS": str(file),
+            **more,
+        }
 
     def argv(self, *words: str) -> list[str]:
         return [
@@ -140,6 +188,16 @@ class Lab:
             text=True,
             check=False,
         )
+
+    def clean(self) -> None:
+        """Forget what this lab named."""
+        for name in self.images():
+            self.docker.image.remove(name, force=True)
+        store = self.shop.store
+        for name in [n for n in store.names() if n.startswith(f"{REPOSITORY}:")]:
+            store.unname(name)
+        store.gc()
+        self.said.close()
 
     def images(self) -> set[str]:
         """The lab's names in the engine."""
@@ -162,8 +220,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[La
     """The lab's project, locked; what it named is gone afterwards."""
     project = tmp_path_factory.mktemp("lab")
     (project / "images").mkdir()
-    for name in BORROWED:
-        (project / "images" / name).symlink_to(PROJECT / "images" / name)
+    for folder in (PROJECT / "images").iterdir():
+        (project / "images" / folder.name).symlink_to(folder)
     standins.make(project / "wheels")
     # On the home's disk: a temporary folder may be memory.
     made = Lab(project, paths.home() / "lab-store", engine)
@@ -175,9 +233,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[La
     made.write(data)
     made.lock()
     yield made
-    for name in made.images():
-        made.docker.image.remove(name, force=True)
-    for name in [n for n in made.shop.store.names() if n.startswith(f"{REPOSITORY}:")]:
-        made.shop.store.unname(name)
-    made.shop.store.gc()
-    made.said.close()
+    made.clean()
+
+
+@pytest.fixture(scope="session")
+def recipe(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
+    """The recipe's variants against small real servers; see recipe.py."""
+    with recipes.serve(lab, tmp_path_factory.mktemp("recipe")) as made:
+        yield made

@@ -116,7 +116,7 @@ def test_up_makes_an_engine_that_answers_and_up_again_is_the_same(lab: Lab) -> N
     assert first.arch == native_arch()
     assert first.data_root == str(lab.place.data)
     assert engine.usable(first.version)
-    client = engine.client(first.host)
+    client = engine.docker_client(first.host)
     assert client.ping()
     client.close()
     assert lab.up() == engine.find(lab.home, RUNNER) == first

@@ -154,18 +154,20 @@ def fragile(lab: Lab) -> Iterator[Lab]:
     place = EnginePlace.of(home)
     tree = EnginePlace.of(paths.home())
     place.engine.mkdir(parents=True)
-    for shared in ("roots", "tools", "inputs"):
+    for shared in ("roots", "tools", "inputs", "debs"):
         (paths.home() / shared).mkdir(exist_ok=True)
         (home / shared).symlink_to(paths.home() / shared)
     if engine_tree.installed(tree):
         run_as_root(RUNNER, ("cp", "-al", str(tree.root), str(place.root)))
     made = Lab(lab.project, paths.home() / "lab-store", private_engine.up(home, RUNNER, print))
-    made.shop = dataclasses.replace(made.shop, home=home)
+    made.shop = dataclasses.replace(
+        made.shop, outside=dataclasses.replace(made.shop.outside, home=home)
+    )
     try:
         yield made
     finally:
         private_engine.down(home, RUNNER, purge=True)
-        for shared in ("roots", "tools", "inputs"):
+        for shared in ("roots", "tools", "inputs", "debs"):
             (home / shared).unlink()
         home.rmdir()
         made.said.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tests.lab.conftest import Lab
 
-STACK = ("debian", "python", "cuda", "torch", "vllm", "nccl", "serve")
+STACK = ("debian", "python", "cuda", "torch", "vllm", "nccl", "nccl-pip", "serve")
 PIP = "/usr/local/lib/python3.13/dist-packages/nvidia/nccl/lib/libnccl.so.2"
 
 
@@ -27,9 +27,9 @@ WRONG = (
     Wrong(
         name="nccl-2.28.9-under-a-2.30.4-name",
         checks=(
-            "nccl/test_version_of_every_copy",
-            "nccl/test_version_of_the_preload",
-            "torch/test_mapped_nccl_answers_the_pin",
+            "nccl-pip/test_version_of_every_copy",
+            "nccl-pip/test_version_of_the_preload",
+            "nccl-pip/test_mapped_nccl_answers_the_pin",
         ),
         pins={"nccl": "lie"},
     ),
@@ -37,32 +37,40 @@ WRONG = (
     Wrong(
         name="preload-file-missing",
         checks=(
-            "nccl/test_preload_file_is_there",
-            "nccl/test_preload_is_obeyed",
-            "nccl/test_one_physical_copy",
-            "nccl/test_soname_and_architecture",
+            "nccl/test_system_library",
+            "nccl-pip/test_preload_file_is_there",
+            "nccl-pip/test_preload_is_obeyed",
+            "nccl-pip/test_one_physical_copy",
+            "nccl-pip/test_soname_and_architecture",
         ),
         layer="RUN rm -f /usr/lib/x86_64-linux-gnu/libnccl.so.2.30.4",
     ),
     Wrong(
         name="preload-path-off-by-one",
-        checks=("nccl/test_preload_names_the_library", "_every/test_entrypoint_can_be_executed"),
+        checks=(
+            "nccl-pip/test_preload_names_the_library",
+            "_every/test_entrypoint_can_be_executed",
+        ),
         layer="ENV LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libnccl.so.2.30.5\n"
         "RUN chmod a-x /usr/local/lib/python3.13/dist-packages/bin/vllm",
     ),
     Wrong(
         name="pip-copy-wins",
-        checks=("nccl/test_one_physical_copy", "torch/test_maps_exactly_one_nccl"),
+        checks=(
+            "nccl-pip/test_one_physical_copy",
+            "nccl-pip/test_no_other_copy_in_the_root",
+            "nccl-pip/test_torch_maps_exactly_one_nccl",
+        ),
         layer=f"RUN cp --remove-destination /usr/lib/x86_64-linux-gnu/libnccl.so.2.30.4 {PIP}",
     ),
     Wrong(
         name="second-nccl-deleted-again",
-        checks=("nccl/test_no_other_copy_in_any_layer",),
+        checks=("nccl-pip/test_no_other_copy_in_our_layers",),
         layer="RUN echo 2.28.9 >/opt/libnccl.so.2\nRUN rm /opt/libnccl.so.2",
     ),
     Wrong(
         name="nccl-beside-the-places",
-        checks=("nccl/test_places",),
+        checks=("nccl-pip/test_places",),
         layer="RUN ln -s libnccl.so.2 /usr/lib/x86_64-linux-gnu/libnccl.so",
     ),
     Wrong(

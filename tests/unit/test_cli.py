@@ -14,17 +14,29 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sparkimage import __version__
+from sparkimage import __version__, lock
 from sparkimage.progress import Build, View, clock, human
 
 PROJECT = Path(__file__).resolve().parents[2]
+NOWHERE = Path("nowhere")
+"""A home that is refused as soon as it is asked for, so that no test starts an engine."""
 
 
-def run(*words: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: str, cwd: Path = PROJECT, home: Path = NOWHERE, **more: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "sparkimage", *words],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(PROJECT),
+            "SPARKIMAGE_HOME": str(home),
+            # Whoever runs the tests has mirrors of their own, and a terminal of any width.
+            "SPARKIMAGE_MIRRORS": os.devnull,
+            "COLUMNS": "200",
+            **more,
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -56,8 +68,11 @@ def test_an_unknown_variant_has_its_nearest() -> None:
 def test_print_forms_build_nothing() -> None:
     github = json.loads(run("--matrix", "--print", "github").stdout)
     assert [row["platform"] for row in github["include"]] == [
-        "linux/arm64", "linux/arm64", "linux/amd64",
+        "linux/arm64", "linux/arm64", "linux/amd64", *["linux/arm64"] * 4,
     ]  # fmt: skip
+    assert {row["variant"] for row in github["include"] if not row["resolved"]} == {
+        "ds4-flash", "ds4-flash-20260621", "ds4-flash-ga", "ds4-flash-ga-ready",
+    }  # fmt: skip
     only = json.loads(run("--matrix", "--only", "*2.30.7*", "--print", "json").stdout)
     assert [plan["variant"] for plan in only] == ["vllm0.32.0-nccl2.30.7-arm64"]
     assert "2.30.7" in run("--print", "table").stdout
@@ -65,7 +80,8 @@ def test_print_forms_build_nothing() -> None:
 
 def test_the_lock_is_checked_offline(tmp_path: Path) -> None:
     assert run("lock", "--check").returncode == 0
-    (tmp_path / "images").symlink_to(PROJECT / "images")
+    for name in ("images", "patches"):
+        (tmp_path / name).symlink_to(PROJECT / name)
     text = (PROJECT / "matrix.yaml").read_text()
     (tmp_path / "matrix.yaml").write_text(text.replace("vllm==0.32.0", "vllm==0.32.1"))
     (tmp_path / "matrix.lock").write_text((PROJECT / "matrix.lock").read_text())
@@ -73,6 +89,96 @@ def test_the_lock_is_checked_offline(tmp_path: Path) -> None:
         stale = run(*words, cwd=tmp_path)
         assert stale.returncode == 11
         assert "pin vllm 0.32.0 asks for something else than was locked" in stale.stderr
+
+
+def test_what_is_not_resolved_is_said_and_fits() -> None:
+    done = run("lock", "--check")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *rest = done.stdout.splitlines()
+    assert first == "matrix.lock fits matrix.yaml"
+    held = lock.load(PROJECT / "matrix.lock")
+    keys = sorted(key for key, entry in held.entries.items() if entry.unresolved is not None)
+    assert rest == [f"  not resolved yet: {pin} {value}" for pin, value in keys]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("image", "ds4-flash"), "ds4-flash cannot be built yet"),
+        (("--matrix", "--only", "ds4-flash-ga*"),
+         "ds4-flash-ga, ds4-flash-ga-ready cannot be built yet"),
+        pytest.param(
+            ("image", "ds4-flash", "--print", "bake"), "ds4-flash cannot be built yet"),
+    ],
+)  # fmt: skip
+def test_what_is_not_resolved_is_refused_before_an_engine_is_asked_for(
+    words: tuple[str, ...], named: str
+) -> None:
+    # The home is no place at all: whoever asks for it, as for an engine, ends with 9.
+    done = run(*words)
+    assert done.returncode == 11
+    assert done.stdout == ""
+    assert named in done.stderr
+    assert "pin vllm 20260" in done.stderr or "pin vllm ready-20260" in done.stderr
+    assert "run `python build.py lock`" in done.stderr
+
+
+def test_the_patches_of_the_real_matrix() -> None:
+    table = run("patches")
+    assert (table.returncode, table.stderr) == (0, "")
+    patch = "sm12x-deep-gemm-fallbacks"
+    assert f"{patch}: " in table.stdout
+    assert "Apache-2.0" in table.stdout
+    rows = json.loads(run("patches", "--json").stdout)
+    assert all(set(row) == {"patch", "variant", "state", "reason"} for row in rows)
+    # What holds no commit of a fork is not in question.
+    states = {row["variant"]: row["state"] for row in rows if row["patch"] == patch}
+    assert states.pop("ds4-flash") in ("applied", "not resolved")
+    assert states == {
+        "ds4-flash-20260621": "does not fit",
+        "ds4-flash-ga": "not needed",
+        "ds4-flash-ga-ready": "not needed",
+    }
+    assert all(row["variant"] in table.stdout for row in rows)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--mirror", "bad", "--print", "policy"),
+        ("image", "--mirror", "bad", "--print", "policy"),
+        ("--mirror", "bad", "lock", "--outdated"),
+        pytest.param(("lock", "--check", "--mirror", "bad")),
+        pytest.param(("--mirror", "bad", "--print", "table")),
+    ],
+)
+def test_a_mirror_that_is_none(words: tuple[str, ...]) -> None:
+    done = run(*words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--mirror 'bad' is not FROM=TO" in done.stderr
+
+
+def test_a_policy_is_printed_without_an_engine(tmp_path: Path) -> None:
+    words = ("image", "--print", "policy", "--mirror", "docker.io=registry.example")
+    done = run(*words, home=tmp_path / "home")
+    assert done.returncode == 0
+    assert [rule["action"] for rule in json.loads(done.stdout)["rules"]] == ["DENY", "ALLOW"]
+    assert not (tmp_path / "home").exists()
+    (tmp_path / "mirrors.yaml").write_text("mirors: {}\n")
+    wrong = run(*words, SPARKIMAGE_MIRRORS=str(tmp_path / "mirrors.yaml"))
+    assert wrong.returncode == 2
+    assert "this is no list of mirrors" in wrong.stderr
+
+
+def test_what_excludes_each_other() -> None:
+    for words in (
+        ("--check", "--outdated"),
+        ("--outdated", "--update", "x"),
+    ):
+        done = run("lock", *words)
+        assert done.returncode == 2
+        assert "--check, --update and --outdated exclude each other" in done.stderr
 
 
 def test_the_schema_is_json() -> None:

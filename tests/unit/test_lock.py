@@ -2,33 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sparkimage import lock, matrix
 from sparkimage.errors import LockError
-from sparkimage.lock import Lock, Wheel, WheelsEntry
+from sparkimage.lock import (
+    ANY,
+    MISSING,
+    PATCHES,
+    Commit,
+    Deb,
+    Entry,
+    Item,
+    Key,
+    Lock,
+    PatchText,
+    PinnedImage,
+    Target,
+    Wheel,
+)
+from sparkimage.matrix import Matrix
+from tests.unit import project_maker as maker
 
 PROJECT = Path(__file__).resolve().parents[2]
+ASKED: dict[str, object] = {
+    "kind": "wheels", "require": ["a==1.0"], "exclude": [], "python": "3.13",
+}  # fmt: skip
 ONE = Wheel(name="a", version="1.0", file="a-1.0-py3-none-any.whl", size=3, sha256="a" * 64)
-ASKED = {"require": ["a==1.0"], "exclude": [], "python": "3.13"}
 
 
-def entry(*platforms: str) -> WheelsEntry:
-    return WheelsEntry(asked=ASKED, platforms=dict.fromkeys(platforms, (ONE,)))
+def made_of(entries: Mapping[Key, Entry], meaning: str = "f" * 64) -> Lock:
+    return Lock(file="matrix.lock", meaning=meaning, entries=entries)
+
+
+def entry(*platforms: str) -> Entry:
+    return Entry(asked=ASKED, platforms=dict.fromkeys(platforms, (ONE,)))
 
 
 @pytest.mark.parametrize("pin", ["no", "on", "null", "y", "1", "2e3"])
 @pytest.mark.parametrize("value", ["no", "2.30", "1:30", "a b", 'with "quotes"', "~"])
 def test_no_name_becomes_something_else(tmp_path: Path, pin: str, value: str) -> None:
-    made = Lock(file="matrix.lock", entries={(pin, value): entry("linux/arm64")})
+    made = made_of({(pin, value): entry("linux/arm64")})
     (tmp_path / "matrix.lock").write_text(lock.dump(made))
     assert lock.load(tmp_path / "matrix.lock") == made
 
 
-def test_a_matrix_without_wheels_has_a_lock_without_pins(tmp_path: Path) -> None:
-    empty = Lock(file="matrix.lock", entries={})
+def test_a_matrix_without_pins_has_a_lock_without_pins(tmp_path: Path) -> None:
+    empty = made_of({})
     (tmp_path / "matrix.lock").write_text(lock.dump(empty))
     assert lock.load(tmp_path / "matrix.lock") == empty
 
@@ -36,34 +64,45 @@ def test_a_matrix_without_wheels_has_a_lock_without_pins(tmp_path: Path) -> None
 def test_order_in_is_not_order_out() -> None:
     two = Wheel(name="b", version="1.0", file="b.whl", size=3, sha256="b" * 64)
     entries = {
-        ("p", "1"): WheelsEntry(
-            asked=ASKED, platforms={"linux/arm64": (two, ONE), "linux/amd64": (ONE,)}
+        ("p", "1"): Entry(
+            asked=ASKED, platforms={"linux/arm64": (ONE, two), "linux/amd64": (ONE,)}
         ),
         ("a", "1"): entry("linux/amd64"),
     }
     turned = {
         ("a", "1"): entry("linux/amd64"),
-        ("p", "1"): WheelsEntry(
-            asked=ASKED, platforms={"linux/amd64": (ONE,), "linux/arm64": (ONE, two)}
+        ("p", "1"): Entry(
+            asked=dict(reversed(ASKED.items())),
+            platforms={"linux/amd64": (ONE,), "linux/arm64": (ONE, two)},
         ),
     }
-    assert lock.dump(Lock(file="f", entries=entries)) == lock.dump(Lock(file="f", entries=turned))
+    assert lock.dump(made_of(entries)) == lock.dump(made_of(turned))
+
+
+def test_the_order_of_items_in_is_not_their_order_out() -> None:
+    two = Wheel(name="b", version="1.0", file="b.whl", size=3, sha256="b" * 64)
+    one_way, other_way = (
+        made_of({("p", "1"): Entry(asked=ASKED, platforms={"linux/arm64": items})})
+        for items in ((ONE, two), (two, ONE))
+    )
+    assert lock.dump(one_way) == lock.dump(other_way)
 
 
 def test_the_real_lock_without_one_platform() -> None:
     read = matrix.load(PROJECT / "matrix.yaml")
     held = lock.load(PROJECT / "matrix.lock")
     vllm = held.entries["vllm", "0.32.0"]
-    lacking = WheelsEntry(
+    lacking = Entry(
         asked=vllm.asked,
         platforms={p: w for p, w in vllm.platforms.items() if p != "linux/amd64"},
     )
     entries = {**held.entries, ("vllm", "0.32.0"): lacking}
-    assert lock.check(read, Lock(file="f", entries=entries)) == [
+    assert lock.check(read, replace(held, entries=entries)) == [
         "pin vllm 0.32.0 is not locked for linux/amd64"
     ]
-    with pytest.raises(LockError, match=r"f holds nothing for pin vllm 0.32.0 on linux/amd64"):
-        Lock(file="f", entries=entries).wheels("vllm", "0.32.0", "linux/amd64")
+    said = r"^matrix.lock holds nothing for pin vllm 0.32.0 on linux/amd64$"
+    with pytest.raises(LockError, match=said):
+        replace(held, entries=entries).wheels("vllm", "0.32.0", "linux/amd64")
 
 
 def test_every_disagreement_is_told_at_once() -> None:
@@ -73,7 +112,7 @@ def test_every_disagreement_is_told_at_once() -> None:
     del entries["nccl", "2.30.7"]
     entries["old", "1"] = entry("linux/arm64")
     entries["vllm", "0.32.0"] = entry("linux/arm64")
-    assert lock.check(read, Lock(file="f", entries=entries)) == [
+    assert lock.check(read, replace(held, entries=entries)) == [
         "pin nccl 2.30.7 is not locked",
         "pin vllm 0.32.0 asks for something else than was locked",
         "pin vllm 0.32.0 is not locked for linux/amd64",
@@ -81,7 +120,7 @@ def test_every_disagreement_is_told_at_once() -> None:
     ]
 
 
-GOOD = lock.dump(Lock(file="f", entries={("p", "1"): entry("linux/arm64")}))
+GOOD = lock.dump(made_of({("p", "1"): entry("linux/arm64")}))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +132,9 @@ GOOD = lock.dump(Lock(file="f", entries={("p", "1"): entry("linux/arm64")}))
         ("a 1.0 3", "a 1.0", "is damaged"),
         ("asked:", "axed:", "is damaged"),
         ("linux/arm64:\n", "linux/arm64: [\n", "cannot be read"),
-        ("version: 1", "version: 2", "is not a lock of version 1"),
+        ("version: 2", "version: 1", "is not a lock of version 2"),
+        ("- wheel", "- wheal", "is damaged"),
+        ("matrix:", "matrx:", "is damaged"),
     ],
 )
 def test_damage_is_told_with_the_remedy(tmp_path: Path, old: str, new: str, what: str) -> None:
@@ -111,3 +152,225 @@ def test_a_missing_lock_is_told_with_the_remedy(tmp_path: Path) -> None:
     assert error.value.hint == lock.REMEDY
     with pytest.raises(LockError, match="cannot be read"):
         lock.load(tmp_path)
+
+
+# One token of a line: no spaces, and nothing that YAML would take for a comment.
+token = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9:._+~%-]{0,8}[a-z0-9]", fullmatch=True)
+path = st.from_regex(r"[a-z_][A-Za-z0-9_. /+-]{0,12}[a-z]", fullmatch=True)
+sha256 = st.text("0123456789abcdef", min_size=64, max_size=64)
+digest = sha256.map("sha256:{}".format)
+commit = st.text("0123456789abcdef", min_size=40, max_size=40)
+size = st.integers(0, 10**12)
+items: dict[str, st.SearchStrategy[Item]] = {
+    "wheel": st.builds(
+        Wheel, name=token, version=token, size=size, sha256=sha256, file=path
+    ),
+    "deb": st.builds(
+        Deb, name=token, version=token, part=st.sampled_from(["root", "more"]), size=size,
+        sha256=sha256, file=path,
+    ),
+    "image": st.builds(PinnedImage, name=token, digest=digest, tagged=digest),
+    "commit": st.builds(Commit, commit=commit, tree=commit),
+    "patch": st.builds(PatchText, size=size, sha256=sha256),
+    "target": st.builds(
+        Target, commit=commit, before=sha256 | st.just(MISSING), after=sha256, size=size, path=path
+    ),
+}  # fmt: skip
+readable = st.text(st.characters(max_codepoint=0xD7FF, exclude_categories=["Cc", "Cs"]))
+# YAML has room for 1,024 characters in a key.
+names = st.text(st.characters(max_codepoint=0xD7FF, exclude_categories=["Cc", "Cs"]), min_size=1,
+                max_size=40)  # fmt: skip
+
+
+def entries(kind: str) -> st.SearchStrategy[Entry]:
+    lists = st.lists(items[kind], min_size=1, max_size=3).map(tuple)
+    asked = st.dictionaries(names, names | st.lists(names) | st.none(), max_size=3)
+    platforms = st.dictionaries(
+        st.sampled_from(["linux/arm64", "linux/amd64", ANY]), lists, min_size=1
+    )
+    resolved = st.builds(Entry, asked=asked, platforms=platforms)
+    return resolved | st.builds(Entry, asked=asked, unresolved=readable)
+
+
+def test_every_kind_of_item_has_its_strategy() -> None:
+    assert set(items) == set(lock.WORDS)
+
+
+@pytest.mark.parametrize("kind", items)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_a_lock_reads_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
+) -> None:
+    made = made_of(
+        data.draw(st.dictionaries(st.tuples(names, names), entries(kind), max_size=3)),
+        meaning=data.draw(sha256.filter(lambda text: not text.isdecimal())),
+    )
+    file = tmp_path_factory.getbasetemp() / "matrix.lock"
+    file.write_text(lock.dump(made))
+    read = lock.load(file)
+    assert lock.dump(read) == lock.dump(made)
+    assert {key: unordered(one) for key, one in read.entries.items()} == {
+        key: unordered(one) for key, one in made.entries.items()
+    }
+
+
+def unordered(entry: Entry) -> tuple[object, ...]:
+    """The entry, but for the order of its items, which the file has its own way with."""
+    platforms = {platform: frozenset(items) for platform, items in entry.platforms.items()}
+    return dict(entry.asked), platforms, entry.unresolved
+
+
+def patching(path: str) -> Lock:
+    target = Target(commit="a" * 40, before=MISSING, after="b" * 64, size=1, path=path)
+    return made_of({(PATCHES, "x"): Entry(asked={}, platforms={ANY: (target,)})})
+
+
+UNQUOTED = {
+    "a checksum of digits only": made_of({}, meaning="0" * 64),
+    "a path with a comment's sign": patching("a #b"),
+    "a path with a colon": patching("a: b"),
+    "a reason beyond the basic plane": made_of(
+        {("x", "1"): Entry(asked={}, unresolved="\N{COLLISION SYMBOL}")}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNQUOTED)
+def test_nothing_that_can_be_locked_is_damage(tmp_path: Path, what: str) -> None:
+    (tmp_path / "matrix.lock").write_text(lock.dump(UNQUOTED[what]))
+    assert lock.load(tmp_path / "matrix.lock") == UNQUOTED[what]
+
+
+PINS: dict[str, dict[str, Any]] = {
+    "os": {"trixie": maker.OS, "sid": {**maker.OS, "suite": "sid"}},
+    "cuda": {"13.0.0": maker.CUDA, "13.1.0": {**maker.CUDA, "image": "nvidia/cuda:13.1"}},
+    "nccl": {"2.30.0": maker.NCCL},
+    "app": {"1.0.0": maker.APP, "2.0.0": {**maker.APP, "require": ["app==2.0"]}},
+    "fork": {"one": maker.git_pin("a" * 40), "two": maker.git_pin("b" * 8)},
+}
+LAYERS: dict[str, dict[str, Any]] = {
+    "low": {"base": "os"},
+    "debs": {"debs": "nccl"},
+    "wheels": {"wheels": {"pin": "app"}},
+    "rest": {"pins": ["cuda", "fork"]},
+}
+CHANGES: dict[str, tuple[dict[str, Any], ...]] = {
+    "os": ({"suite": "forky"}, {"packages": ["gcc"]}),
+    "cuda": ({"image": "nvidia/cuda:13.0-devel"},),
+    "nccl": ({"packages": ["libnccl2=2.31"]}, {"repository": {maker.ARM: "https://other.example"}}),
+    "app": ({"require": ["app==3.0"]}, {"exclude": []}, {"python": "3.13"}),
+    "fork": ({"commit": "c" * 40}, {"repository": "https://git.example/other.git"}),
+}
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> dict[str, Any]:
+    """One to three variants over all kinds of pins."""
+    variants = [
+        maker.include(
+            f"v{i}",
+            *LAYERS,
+            platform=draw(st.sampled_from(["linux/arm64", "linux/amd64"])),
+            **{pin: draw(st.sampled_from(list(values))) for pin, values in PINS.items()},
+        )
+        for i in range(draw(st.integers(1, 3)))
+    ]
+    return maker.document(PINS, LAYERS, variants)
+
+
+def turned(draw: st.DrawFn, data: Any, name: str = "") -> Any:
+    """The same with every mapping, and every list whose order means nothing, in another order."""
+    if isinstance(data, dict):
+        return {key: turned(draw, data[key], key) for key in draw(st.permutations(list(data)))}
+    if isinstance(data, list):
+        moves = name in ("packages", "require", "exclude", "include", "pins")
+        order = draw(st.permutations(data)) if moves else data
+        return [turned(draw, one) for one in order]
+    return data
+
+
+@st.composite
+def written(draw: st.DrawFn, data: dict[str, Any]) -> str:
+    """The matrix as somebody might write it: any order, form, indentation, and comments."""
+    text = yaml.safe_dump(
+        turned(draw, data),
+        sort_keys=False,
+        default_flow_style=draw(st.sampled_from([True, False, None])),
+        indent=draw(st.integers(2, 8)),
+        width=10_000,
+    )
+    comment = st.sampled_from(["", "# why\n", "\n", "   # - x: [\n\n"])
+    return "".join(draw(comment) + line for line in text.splitlines(keepends=True))
+
+
+def read_as(folder: Path, text: str) -> Matrix:
+    (folder / "matrix.yaml").write_text(text)
+    return matrix.load(folder / "matrix.yaml")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    for name in LAYERS:
+        (folder / "images" / name).mkdir(parents=True)
+        (folder / "images" / name / "Dockerfile").write_text(f"FROM layer AS {name}\n")
+    return folder
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_only_what_a_pin_asks_makes_a_lock_stale(project: Path, data: st.DataObject) -> None:
+    given_matrix = data.draw(matrices())
+    read = read_as(project, yaml.safe_dump(given_matrix))
+    held = maker.locked(read)
+    assert lock.check(read, held) == []
+    again = read_as(project, data.draw(written(given_matrix)))
+    assert lock.meaning(again) == held.meaning
+    assert lock.check(again, held) == []
+    # One pin of one variant asks for something else, and that is all that is said.
+    pin = data.draw(st.sampled_from(list(CHANGES)))
+    value = data.draw(st.sampled_from([v["pins"][pin] for v in given_matrix["include"]]))
+    change = data.draw(st.sampled_from(CHANGES[pin]))
+    asks = {**PINS[pin], value: {**PINS[pin][value], **change}}
+    other = {**given_matrix, "pins": {**PINS, pin: asks}}
+    moved = read_as(project, data.draw(written(other)))
+    assert lock.meaning(moved) != held.meaning
+    assert lock.check(moved, held) == [f"pin {pin} {value} asks for something else than was locked"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_a_value_that_no_variant_uses_asks_nothing(project: Path, data: st.DataObject) -> None:
+    given_matrix = data.draw(matrices())
+    read = read_as(project, yaml.safe_dump(given_matrix))
+    more = {**PINS, "cuda": {**PINS["cuda"], "14.0.0": {**maker.CUDA, "image": "nvidia/cuda:14"}}}
+    wider = read_as(project, yaml.safe_dump({**given_matrix, "pins": more}))
+    assert lock.meaning(wider) == lock.meaning(read)
+    assert lock.check(wider, maker.locked(read)) == []
+
+
+def test_a_lock_that_was_edited_by_hand_is_told(project: Path) -> None:
+    variants = [maker.include("v", *LAYERS, **{pin: next(iter(v)) for pin, v in PINS.items()})]
+    read = read_as(project, yaml.safe_dump(maker.document(PINS, LAYERS, variants)))
+    held = replace(maker.locked(read), meaning="0" * 64)
+    (said,) = lock.check(read, held)
+    assert "its checksum is not the matrix's" in said
+
+
+def test_what_is_not_resolved_fits_until_something_else_is_asked(project: Path) -> None:
+    variants = [maker.include("v", *LAYERS, **{pin: next(iter(v)) for pin, v in PINS.items()})]
+    read = read_as(project, yaml.safe_dump(maker.document(PINS, LAYERS, variants)))
+    held = maker.locked(read)
+    key = ("fork", "one")
+    open_ = Entry(asked=held.entries[key].asked, unresolved="its server is silent")
+    held = replace(held, entries={**held.entries, key: open_})
+    assert lock.check(read, held) == []
+    assert held.unresolved(*key) == "its server is silent"
+    assert held.unresolved("os", "trixie") is None
+    assert held.slice([key], maker.ARM) == {"fork/one": []}
+    with pytest.raises(LockError, match=r"holds nothing for pin fork one"):
+        held.items(*key, maker.ARM)
+    pins = {**PINS, "fork": {"one": maker.git_pin("d" * 40)}}
+    moved = read_as(project, yaml.safe_dump(maker.document(pins, LAYERS, variants)))
+    assert lock.check(moved, held) == ["pin fork one asks for something else than was locked"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage import lock, matrix, plan
+from sparkimage import lock, matrix, planning
 from sparkimage.errors import ConfigError, LockError, UsageError
-from sparkimage.lock import Lock, Wheel, WheelsEntry
+from sparkimage.lock import Deb, Entry, Item, Lock, Wheel
 from sparkimage.plan import Origin
+from tests.unit import project_maker as maker
 
 GOOD = """\
 version: 1
@@ -27,7 +29,7 @@ pins:
     "2.30.4": {kind: wheels, require: ["nvidia-nccl-cu13==2.30.4"], python: "3.13"}
     "2.30.7": {kind: wheels, require: ["nvidia-nccl-cu13==2.30.7"], python: "3.13"}
 layers:
-  base: {pins: [debian]}
+  base: {base: debian}
   nccl: {wheels: {pin: nccl}}
 defaults:
   name: "n{nccl}-{arch}"
@@ -83,7 +85,7 @@ WRONG = [
      "did you mean 'select'?"),
     ('nccl: ["2.30.4", "2.30.7"]\nex', 'nccl: ["2.30.4", "2.30.9"]\nex', 19,
      "axis nccl names '2.30.9', but pins.nccl has no such value", "did you mean"),
-    ("  base: {pins", "  gone: {}\n  base: {pins", 10, "layer gone has no images/gone/Dockerfile",
+    ("  base: {base", "  gone: {}\n  base: {base", 10, "layer gone has no images/gone/Dockerfile",
      "make it"),
     ('"2.30.7": {kind', '"newest": {kind', 8, "pin nccl: 'newest' is no version",
      "MAJOR.MINOR.PATCH"),
@@ -95,7 +97,7 @@ WRONG = [
     ('["n2.30.4-*"]', "[other]", 24, "group default: 'other' is no variant", "known are"),
     ("[base, nccl]", "[base, ncl]", 14, "unknown layer 'ncl'", "did you mean 'nccl'?"),
     ("debian: [trixie]\n  n", "debain: [trixie]\n  n", 18, "axis 'debain' is neither", "did you"),
-    ("{pins: [debian]}", "{pins: [debian, cuda]}", 10, "uses pin 'cuda', which is not in pins",
+    ("{base: debian}", "{base: debian, pins: [cuda]}", 10, "uses pin 'cuda', which is not in pins",
      "known are"),
     ('python: "3.13"}\n    "2.30.7"', 'python: 3.13}\n    "2.30.7"', 7, "must be text, but is 3.13",
      'quote it: "3.13"'),
@@ -112,6 +114,27 @@ WRONG = [
      "pins: {debian: trixie, nccl: 2.30.7}}]"), 22, "two variants are called 'n2.30.4-arm64'",
      "rename one"),
     ("include: []", "include: []\ninclude: []", 23, "the key 'include' stands here twice", "keep"),
+    ("{base: debian}", "{base: nccl}", 13, ("layer base has nccl as `base`, but nccl 2.30.4 is a "
+     "wheels pin"), "`base` takes a pin of kind debian or image"),
+    ("{wheels: {pin: nccl}}", "{debs: nccl}", 13, ("layer nccl has nccl as `debs`, but nccl 2.30.4 "
+     "is a wheels pin"), "`debs` takes a pin of kind deb or debian"),
+    ("{wheels: {pin: nccl}}", "{wheels: {pin: debian}}", 13, ("layer nccl has debian as `wheels`, "
+     "but debian trixie is a debian pin"), "`wheels` takes a pin of kind wheels"),
+    ("{wheels: {pin: nccl}}", ("{source: {pin: nccl, dockerfile: D, target: t, images: {A: debian},"
+     " jobs: 1, threads: 1, arch_list: x}}"), 13, ("layer nccl has debian as `source`, but debian "
+     "trixie is a debian pin"), "`source` takes a pin of kind image"),
+    ("[base, nccl]", "[nccl, base]", 13, ("variant n2.30.4-arm64: layer base has a `base` but lies "
+     "on another"), "the lowest layer, and no other, has a `base`"),
+    ("[base, nccl]", "[nccl]", 13, "variant n2.30.4-arm64: layer nccl is lowest, on nothing",
+     "the lowest layer, and no other, has a `base`"),
+    ("{wheels: {pin: nccl}}", "{wheels: {pin: nccl}, patches: [fix]}", 11,
+     "layer nccl applies patch 'fix', which patches/patches.yaml lacks", "write patches/patches"),
+    ("{wheels: {pin: nccl}}", "{wheels: {pin: nccl}, checks: [bsae]}", 11,
+     "layer nccl takes the checks of 'bsae', which is no layer", "did you mean 'base'?"),
+    ('suite: trixie}', 'suite: trixie, pakages: [gcc]}', 5, "unknown key 'pakages'",
+     "did you mean 'packages'?"),
+    ("{kind: debian, suite: trixie}", "{kind: git, repository: x}", 5, "'x' does not have the",
+     "^(https|http|git|ssh)://"),
     ("axes:\n", "axes: &a\n  loop: *a\n", 16, "an alias contains itself", "remove the alias"),
     ("version: 1\n", "version: 1\n\t- x", 2, "this is no YAML", "spaces"),
     ("version: 1\n", "---\nversion: 1\n---\n", 3, "this is no YAML", "one document"),
@@ -134,6 +157,86 @@ def test_all_problems_are_in_one_report_sorted_by_line(project: Path) -> None:
     assert len(found) == 3  # two unknown keys, and the repository is missing
 
 
+def test_an_unknown_patch_has_its_nearest(tmp_path: Path) -> None:
+    pins = {"os": {"trixie": maker.OS}}
+    layers = {"low": {"base": "os"}, "high": {"patches": ["fox"]}}
+    data = maker.document(pins, layers, [maker.include("v", *layers, os="trixie")])
+    patch = {"kind": "replace", "purpose": "x", "file": "f", "root": "/opt", "replaces": "x",
+             "needed_by": ["aaaaaaa"]}  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        maker.write(tmp_path, data, {"fix": patch})
+    (problem,) = error.value.problems
+    assert problem.what == "layer high applies patch 'fox', which patches/patches.yaml lacks"
+    assert problem.todo == "did you mean 'fix'?"
+
+
+def test_a_matrix_of_every_kind_of_pin_and_layer(tmp_path: Path) -> None:
+    pins = {
+        "os": {"13.0.0": maker.CUDA, "trixie": maker.OS},
+        "fork": {"one": maker.git_pin("a" * 9)},
+        "nccl": {"2.30.0": maker.NCCL},
+    }
+    source = {
+        "pin": "fork", "dockerfile": "D", "target": "t", "jobs": 1, "threads": 1,
+        "arch_list": "12.1a", "images": {"BUILD": "os", "FINAL": "layer"},
+    }  # fmt: skip
+    layers = {
+        "low": {"base": "os"},
+        "made": {"source": source, "checks": ["low"]},
+        "debs": {"debs": "nccl"},
+    }
+    good = maker.include("v", *layers, os="13.0.0", fork="one", nccl="2.30.0")
+    read = maker.write(tmp_path, maker.document(pins, layers, [good]))
+    # What a source builds has no Dockerfile of ours.
+    assert not (tmp_path / "images" / "made").exists()
+    assert read.variants[0].pins == {"os": "13.0.0", "fork": "one", "nccl": "2.30.0"}
+    assert set(lock.wanted(read)) == set(read.variants[0].pins.items())
+    # One value of a pin suits a layer, and another one does not.
+    bad = {**good, "pins": {**good["pins"], "os": "trixie"}}
+    with pytest.raises(ConfigError) as error:
+        maker.write(tmp_path, maker.document(pins, layers, [bad]))
+    assert [(p.what, p.todo) for p in error.value.problems] == [
+        ("variant v: layer made has os as `source`, but os trixie is a debian pin",
+         "`source` takes a pin of kind image"),
+    ]  # fmt: skip
+
+
+def test_pins_of_a_variant_agree_on_python(tmp_path: Path) -> None:
+    pins = {
+        "os": {"trixie": maker.OS},
+        "app": {"1.0.0": maker.APP},
+        "lib": {"1.0.0": {**maker.APP, "python": "3.13"}},
+    }
+    layers = {
+        "low": {"base": "os"},
+        "a": {"wheels": {"pin": "app"}},
+        "b": {"wheels": {"pin": "lib"}},
+    }
+    variant = maker.include("v", *layers, os="trixie", app="1.0.0", lib="1.0.0")
+    with pytest.raises(ConfigError) as error:
+        maker.write(tmp_path, maker.document(pins, layers, [variant]))
+    assert "3.13" in error.value.detail
+
+
+def test_a_pin_may_not_take_the_place_of_the_patches(tmp_path: Path) -> None:
+    layers = {"low": {"base": "patches"}}
+    data = maker.document(
+        {"patches": {"trixie": maker.OS}}, layers, [maker.include("v", "low", patches="trixie")]
+    )
+    try:
+        read = maker.write(tmp_path, data)
+    except ConfigError:
+        return
+    assert set(lock.wanted(read)) == {("patches", "trixie")}
+
+
+def test_a_layer_stands_in_a_variant_once(tmp_path: Path) -> None:
+    layers: dict[str, Any] = {"low": {"base": "os"}, "high": {}}
+    variant = maker.include("v", "low", "high", "high", os="trixie")
+    with pytest.raises(ConfigError):
+        maker.write(tmp_path, maker.document({"os": {"trixie": maker.OS}}, layers, [variant]))
+
+
 def test_an_idle_exclude_is_a_warning(project: Path) -> None:
     read = load(project, GOOD.replace("linux/amd64, nccl", "linux/arm64, debian: sid, nccl"))
     assert [(w.line, w.what) for w in read.warnings] == [(21, "this exclude matches no variant")]
@@ -146,7 +249,7 @@ def test_a_layer_that_does_not_support_the_platform(project: Path) -> None:
 
 
 def test_two_layers_cannot_both_take_the_rest(project: Path) -> None:
-    text = GOOD.replace("base: {pins: [debian]}", "base: {pins: [debian], wheels: {pin: nccl}}")
+    text = GOOD.replace("{base: debian}", "{base: debian, wheels: {pin: nccl}}")
     assert any("both take the rest of pin nccl" in what for _, what, _ in problems(project, text))
 
 
@@ -235,7 +338,7 @@ def test_the_product_without_what_is_excluded(
             axis: {value: {"kind": "debian", "suite": "sid"} for value in values}
             for axis, values in (("a", a), ("b", b))
         },
-        "layers": {"base": {"pins": ["a", "b"]}},
+        "layers": {"base": {"base": "a", "pins": ["b"]}},
         "defaults": {"name": "{a}-{b}-{arch}", "layers": ["base"]},
         "axes": {"platform": ["linux/arm64"], "a": a, "b": b},
         "exclude": [{"a": x, "b": y} for x, y in gone],
@@ -258,44 +361,43 @@ def wheel(name: str, version: str = "1.0") -> Wheel:
 ORIGIN = Origin(source="unknown", revision="unknown", epoch=0)
 
 
+DEB = Deb(name="apt", version="3.0", part="root", size=1, sha256="1" * 64, file="apt_3.0_all.deb")
+
+
 def locked(read: matrix.Matrix, *wheels: Wheel) -> Lock:
-    entries = {
-        ("nccl", value): WheelsEntry(
-            asked=lock.asked(read.pins["nccl"][value]),
-            platforms={"linux/arm64": wheels, "linux/amd64": wheels},
-        )
-        for value in ("2.30.4", "2.30.7")
-    }
-    return Lock(file="matrix.lock", entries=entries)
+    """A lock of all that the matrix wants, its wheels pins with these wheels."""
+    entries = {}
+    for (pin, value), (asked, platforms) in lock.wanted(read).items():
+        items: tuple[Item, ...] = wheels if pin == "nccl" else (DEB,)
+        entries[pin, value] = Entry(asked=asked, platforms=dict.fromkeys(platforms, items))
+    return Lock(file="matrix.lock", meaning=lock.meaning(read), entries=entries)
 
 
 def test_every_wheel_goes_to_exactly_one_layer(project: Path) -> None:
-    text = GOOD.replace(
-        "base: {pins: [debian]}", 'base: {pins: [debian], wheels: {pin: nccl, select: ["nv*"]}}'
-    )
+    text = GOOD.replace("{base: debian}", '{base: debian, wheels: {pin: nccl, select: ["nv*"]}}')
     read = load(project, text)
     held = locked(read, wheel("nvidia-x"), wheel("torch"), wheel("vllm"))
-    made = plan.make(read, read.variants[0], held, ORIGIN)
+    made = planning.make(read, read.variants[0], held, ORIGIN)
     assert [[w.name for w in layer.wheels] for layer in made.layers] == [
         ["nvidia-x"],
         ["torch", "vllm"],
     ]
     assert made.layers[1].requirements.splitlines()[0] == f"torch==1.0 --hash=sha256:{'0' * 64}"
     with pytest.raises(LockError, match="gets no wheel"):
-        plan.make(read, read.variants[0], locked(read, wheel("torch")), ORIGIN)
+        planning.make(read, read.variants[0], locked(read, wheel("torch")), ORIGIN)
 
 
 def test_a_wheel_that_no_layer_takes_is_an_error(project: Path) -> None:
     read = load(project, GOOD.replace("{pin: nccl}", '{pin: nccl, select: ["nv*"]}'))
     with pytest.raises(LockError, match="no layer takes torch"):
-        plan.make(read, read.variants[0], locked(read, wheel("nvidia"), wheel("torch")), ORIGIN)
+        planning.make(read, read.variants[0], locked(read, wheel("nvidia"), wheel("torch")), ORIGIN)
 
 
 def test_the_checksum_changes_with_what_goes_in_and_with_nothing_else(project: Path) -> None:
     read = load(project, GOOD)
-    one = plan.make(read, read.variants[0], locked(read, wheel("a")), ORIGIN)
-    same = plan.make(read, read.variants[0], locked(read, wheel("a")), ORIGIN)
-    other = plan.make(read, read.variants[0], locked(read, wheel("a", "1.1")), ORIGIN)
+    one = planning.make(read, read.variants[0], locked(read, wheel("a")), ORIGIN)
+    same = planning.make(read, read.variants[0], locked(read, wheel("a")), ORIGIN)
+    other = planning.make(read, read.variants[0], locked(read, wheel("a", "1.1")), ORIGIN)
     assert one.checksum() == same.checksum()
     assert one.checksum() != other.checksum()
     assert one.lock_checksum != other.lock_checksum
@@ -309,52 +411,18 @@ def test_lock_and_matrix_disagree(project: Path) -> None:
     assert lock.check(read, held) == []
     moved = load(project, GOOD.replace("cu13==2.30.4", "cu13==2.30.5"))
     assert lock.check(moved, held) == ["pin nccl 2.30.4 asks for something else than was locked"]
-    fewer = Lock(file="matrix.lock", entries={("nccl", "2.30.4"): held.entries["nccl", "2.30.4"]})
+    fewer = replace(
+        held, entries={k: one for k, one in held.entries.items() if k != ("nccl", "2.30.7")}
+    )
     assert lock.check(read, fewer) == ["pin nccl 2.30.7 is not locked"]
-    more = Lock(file="f", entries={**held.entries, ("old", "1"): held.entries["nccl", "2.30.4"]})
+    more = replace(held, entries={**held.entries, ("old", "1"): held.entries["nccl", "2.30.4"]})
     assert lock.check(read, more) == ["pin old 1 is locked but no variant uses it"]
     with pytest.raises(LockError, match="holds nothing for pin nccl"):
-        plan.make(read, read.variants[1], fewer, ORIGIN)
-
-
-words = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
-wheels_of = st.lists(
-    st.builds(
-        Wheel,
-        name=words,
-        version=st.from_regex(r"[0-9]\.[0-9]", fullmatch=True),
-        file=words,
-        size=st.integers(0, 10**12),
-        sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
-    ),
-    min_size=1,
-    max_size=4,
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.dictionaries(st.tuples(words, words), wheels_of, max_size=4))
-def test_a_lock_reads_as_it_was_written(
-    project: Path, entries: dict[tuple[str, str], list[Wheel]]
-) -> None:
-    made = Lock(
-        file="matrix.lock",
-        entries={
-            key: WheelsEntry(
-                asked={"require": ["a==1"], "exclude": [], "python": "3.13"},
-                platforms={"linux/arm64": tuple(sorted(found))},
-            )
-            for key, found in entries.items()
-        },
-    )
-    path = project / "matrix.lock"
-    path.write_text(lock.dump(made))
-    if entries:
-        assert lock.dump(lock.load(path)) == lock.dump(made)
+        planning.make(read, read.variants[1], fewer, ORIGIN)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "version: 9\n", "version: 1\npins: 3\n", "a: [", "version: 1\n"]
+    "text", ["", "version: 9\n", "version: 2\npins: 3\n", "a: [", "version: 2\n"]
 )
 def test_a_damaged_lock_says_what_to_run(tmp_path: Path, text: str) -> None:
     (tmp_path / "matrix.lock").write_text(text)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage import lock, matrix, plan
+from sparkimage import lock, matrix, planning
 from sparkimage.builder import fingerprint
 from sparkimage.errors import LockError
-from sparkimage.lock import Lock, Wheel, WheelsEntry
+from sparkimage.lock import Deb, Entry, Item, Lock, Wheel
 from sparkimage.matrix import Matrix
 from sparkimage.plan import Origin, Plan
 
@@ -39,7 +39,7 @@ def write(
 ) -> Matrix:
     """A project with two wheels pins: ``app``, divided among layers, and ``lib``."""
     selects = {"low": ["cuda-*"], "high": []} if selects is None else selects
-    layers: dict[str, Any] = {"base": {"pins": ["debian"]}}
+    layers: dict[str, Any] = {"base": {"base": "debian"}}
     for name, select in selects.items():
         layers[name] = {"wheels": {"pin": "app", "select": select}}
     layers["lib"] = {"wheels": {"pin": "lib"}}
@@ -64,15 +64,17 @@ def write(
     return matrix.load(folder / "matrix.yaml")
 
 
+ROOT = Deb(name="apt", version="3", part="root", size=7, sha256="1" * 64, file="apt_3_all.deb")
+
+
 def locked(read: Matrix, names: tuple[str, ...] = ("app", "cuda-x", "cuda-y", "other")) -> Lock:
     entries = {}
-    for pin in ("app", "lib"):
-        for value, one in read.pins[pin].items():
-            found = tuple(wheel(n, value) for n in (names if pin == "app" else ("lib",)))
-            entries[pin, value] = WheelsEntry(
-                asked=lock.asked(one), platforms=dict.fromkeys(PLATFORMS, found)
-            )
-    return Lock(file="matrix.lock", entries=entries)
+    for (pin, value), (asked, platforms) in lock.wanted(read).items():
+        items: tuple[Item, ...] = (ROOT,)
+        if pin != "debian":
+            items = tuple(wheel(name, value) for name in (names if pin == "app" else ("lib",)))
+        entries[pin, value] = Entry(asked=asked, platforms=dict.fromkeys(platforms, items))
+    return Lock(file="matrix.lock", meaning=lock.meaning(read), entries=entries)
 
 
 def test_a_thousand_variants(tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_a_thousand_variants(tmp_path: Path) -> None:
     (tmp_path / "matrix.lock").write_text(lock.dump(held))
     held = lock.load(tmp_path / "matrix.lock")
     assert lock.check(read, held) == []
-    plans = plan.make_all(read, read.variants, held, ORIGIN)
+    plans = planning.make_all(read, read.variants, held, ORIGIN)
     assert len(plans) == 1000
     assert len({one.variant for one in plans}) == 1000
     assert len({one.checksum() for one in plans}) == 1000
@@ -92,7 +94,7 @@ def test_a_thousand_variants(tmp_path: Path) -> None:
             assert {w.version for w in layer.wheels} <= set(one.versions.values())
     # What many share is worked out once, and comes to the same as each by itself.
     for number in (0, 499, 999):
-        assert plan.make(read, read.variants[number], held, ORIGIN) == plans[number]
+        assert planning.make(read, read.variants[number], held, ORIGIN) == plans[number]
 
 
 def test_the_lock_checksum_is_over_the_slice(tmp_path: Path) -> None:
@@ -100,17 +102,19 @@ def test_the_lock_checksum_is_over_the_slice(tmp_path: Path) -> None:
     held = locked(read)
     for variant in read.variants:
         text = json.dumps(
-            held.slice(variant.pins, variant.platform), sort_keys=True, separators=(",", ":")
+            held.slice(variant.pins.items(), variant.platform),
+            sort_keys=True,
+            separators=(",", ":"),
         )
-        made = plan.make(read, variant, held, ORIGIN)
+        made = planning.make(read, variant, held, ORIGIN)
         assert made.lock_checksum == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_slice_holds_the_variants_own_pins_only(tmp_path: Path) -> None:
     read = write(tmp_path, ["1.0.0"], ["2.0.0", "2.1.0"])
     held = locked(read)
-    moved = Lock(
-        file=held.file,
+    moved = replace(
+        held,
         entries={
             **held.entries,
             ("lib", "2.1.0"): replace(
@@ -119,15 +123,15 @@ def test_a_slice_holds_the_variants_own_pins_only(tmp_path: Path) -> None:
             ),
         },
     )
-    before = plan.make_all(read, read.variants, held, ORIGIN)
-    after = plan.make_all(read, read.variants, moved, ORIGIN)
+    before = planning.make_all(read, read.variants, held, ORIGIN)
+    after = planning.make_all(read, read.variants, moved, ORIGIN)
     changed = {one.variant for one, two in zip(before, after, strict=True) if one != two}
     assert changed == {"a1.0.0-l2.1.0-amd64", "a1.0.0-l2.1.0-arm64"}
 
 
 def test_labels(tmp_path: Path) -> None:
     read = write(tmp_path, ["1.0.0"], ["2.0.0"])
-    made = plan.make(read, read.variants[1], locked(read), ORIGIN)
+    made = planning.make(read, read.variants[1], locked(read), ORIGIN)
     assert made.labels == {
         "dev.sparkimage.lock": f"sha256:{made.lock_checksum}",
         "dev.sparkimage.pin.app": "1.0.0",
@@ -142,7 +146,7 @@ def test_labels(tmp_path: Path) -> None:
     }
     assert (made.arch, made.triplet, made.python) == ("arm64", "aarch64-linux-gnu", "3.13")
     assert made.layers[1].args["APP_VERSION"] == "1.0.0"
-    assert made.download_bytes == 5
+    assert made.download_bytes == 5 + ROOT.size
 
 
 CHANGES: list[Callable[[Plan], Plan]] = [
@@ -161,7 +165,7 @@ CHANGES: list[Callable[[Plan], Plan]] = [
 
 def test_every_part_is_in_the_checksum_and_the_order_of_keys_is_not(tmp_path: Path) -> None:
     read = write(tmp_path, ["1.0.0"], ["2.0.0"])
-    made = plan.make(read, read.variants[1], locked(read), ORIGIN)
+    made = planning.make(read, read.variants[1], locked(read), ORIGIN)
     turned = replace(made, labels=dict(reversed(list(made.labels.items()))))
     assert turned.checksum() == made.checksum()
     sums = {change(made).checksum() for change in CHANGES}
@@ -188,9 +192,9 @@ def test_every_wheel_goes_to_exactly_one_layer(
     held = locked(read, tuple(names))
     if len(left) in (0, len(names)) or len(last) in (0, len(left)):
         with pytest.raises(LockError, match="gets no wheel"):
-            plan.make(read, read.variants[0], held, ORIGIN)
+            planning.make(read, read.variants[0], held, ORIGIN)
         return
-    made = plan.make(read, read.variants[0], held, ORIGIN)
+    made = planning.make(read, read.variants[0], held, ORIGIN)
     assert [w.name for w in made.layers[1].wheels] == last
     given_to = [w.name for layer in made.layers[1:4] for w in layer.wheels]
     assert sorted(given_to) == sorted(names)
@@ -205,7 +209,7 @@ def test_the_fingerprint_is_of_what_decides_the_result(tmp_path: Path) -> None:
     tool = tmp_path / "images" / "_tools" / "step.sh"
     tool.write_text("one")
     read = write(tmp_path, ["1.0.0"], ["2.0.0"], links="links")
-    made = plan.make(read, read.variants[0], locked(read), ORIGIN)
+    made = planning.make(read, read.variants[0], locked(read), ORIGIN)
     first = fingerprint(made, tmp_path)
     # A layer's checks decide whether it is good, not what it is; other layers are not in it.
     (tmp_path / "images" / "low" / "test_low.py").write_text("")

@@ -1,128 +1,355 @@
-"""Which wheel an installer takes on a platform, and what uv's failures mean."""
+"""What `lock` resolves, what it leaves alone, and what `--update` means: on real local git."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sparkimage import resolve
-from sparkimage.errors import CommandError, LockError, NetworkError
-
-
-def package(*files: str, **more: Any) -> dict[str, Any]:
-    return {
-        "name": "x",
-        "version": "1.0",
-        "wheels": [
-            {"url": f"https://files.example.org/{f}", "hashes": {"sha256": f * 2}, "size": 5}
-            for f in files
-        ],
-        **more,
-    }
+from sparkimage import lock, planning, resolve
+from sparkimage.address import Mirrors
+from sparkimage.errors import LockError, NetworkError, UsageError
+from sparkimage.lock import ANY, PATCHES, Commit, Entry, Key, Lock, Target
+from sparkimage.matrix import Matrix
+from sparkimage.resolve import Move
+from sparkimage.run import Completed
+from tests.unit import project_maker as maker
+from tests.unit.git_maker import SITE, Remote, isolate, outside
 
 
-def pick(platform: str, *files: str, python: str = "3.13") -> str:
-    ranks = resolve._ranks(platform, python)
-    return resolve._pick(package(*files), ranks, "pin 1", platform, None).file
+class NoProcess:
+    """Fails the test that starts a process."""
+
+    def run(self, argv: Sequence[str], **_: object) -> Completed:
+        raise AssertionError(f"a process was started: {argv}")
 
 
-PURE = "x-1.0-py3-none-any.whl"
-ARM = "x-1.0-cp313-cp313-manylinux_2_28_aarch64.whl"
-ARM_OLD = "x-1.0-cp313-cp313-manylinux2014_aarch64.manylinux_2_17_aarch64.whl"
-ARM_STABLE = "x-1.0-cp39-abi3-manylinux_2_28_aarch64.whl"
-AMD = "x-1.0-cp313-cp313-manylinux1_x86_64.whl"
+FIX = {"kind": "replace", "purpose": "x", "file": "fix.py", "root": "/opt/x", "replaces": "a/b.py"}
+ALL: dict[str, Any] = {
+    "os": {"trixie": maker.OS},
+    "cuda": {"13.0.0": maker.CUDA},
+    "nccl": {"2.30.0": maker.NCCL},
+    "app": {"1.0.0": maker.APP},
+    "fork": {"one": maker.git_pin("a" * 40), "two": maker.git_pin("b" * 40)},
+}
+LAYERS: dict[str, Any] = {
+    "low": {"base": "os"},
+    "debs": {"debs": "nccl"},
+    "wheels": {"wheels": {"pin": "app"}},
+    "rest": {"pins": ["cuda", "fork"]},
+    "fix": {"patches": ["fix"]},
+}
 
 
-@pytest.mark.parametrize(
-    ("platform", "files", "best"),
-    [
-        ("linux/arm64", (PURE, ARM, AMD), ARM),
-        ("linux/amd64", (PURE, ARM, AMD), AMD),
-        ("linux/amd64", (ARM, PURE), PURE),
-        ("linux/arm64", (ARM_OLD, ARM), ARM),
-        ("linux/arm64", (ARM_STABLE, ARM_OLD), ARM_OLD),
-        ("linux/arm64", (PURE, ARM_STABLE), ARM_STABLE),
-    ],
-)
-def test_the_best_tag_is_taken_in_any_order(
-    platform: str, files: tuple[str, ...], best: str
+def everything(folder: Path) -> Matrix:
+    values = {pin: next(iter(found)) for pin, found in ALL.items()}
+    variants = [
+        maker.include("one", *LAYERS, **values),
+        maker.include("two", "low", "rest", **{**values, "fork": "two"}),
+        maker.include("amd", "low", "debs", platform="linux/amd64", **values),
+    ]
+    (folder / "patches").mkdir(exist_ok=True)
+    (folder / "patches" / "fix.py").write_text("fixed\n")
+    patches = {"fix": {**FIX, "needed_by": ["a" * 40]}}
+    return maker.write(folder, maker.document(ALL, LAYERS, variants), patches)
+
+
+def test_what_is_locked_is_left_alone_and_starts_no_process(tmp_path: Path) -> None:
+    read = everything(tmp_path)
+    held = maker.locked(read)
+    assert {key[0] for key in held.entries} == {*ALL, PATCHES}
+    done = resolve.resolve(read, held, outside(tmp_path, tmp_path, NoProcess()), Move())
+    assert done.lock == held
+    assert (done.moved, done.failures) == ((), ())
+    assert not (tmp_path / "git").exists()
+
+
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_any_part_that_is_locked_is_left_alone(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    assert pick(platform, *files) == best
-    assert pick(platform, *reversed(files)) == best
+    folder = tmp_path_factory.getbasetemp() / "idempotent"
+    folder.mkdir(exist_ok=True)
+    read = everything(folder)
+    held = maker.locked(read)
+    # Whatever else lies in the lock goes, and is asked of nobody.
+    more = data.draw(st.dictionaries(
+        st.tuples(st.sampled_from(["old", *ALL, PATCHES]), st.sampled_from(["x", "y"])),
+        st.sampled_from(list(held.entries.values())),
+    ))  # fmt: skip
+    wider = replace(held, meaning="0" * 64, entries={**held.entries, **more})
+    done = resolve.resolve(read, wider, outside(folder, folder, NoProcess()), Move())
+    assert lock.dump(done.lock) == lock.dump(held)
 
 
 @pytest.mark.parametrize(
-    "file",
+    ("word", "pins", "projects"),
     [
-        AMD,
-        "x-1.0-cp313-cp313-musllinux_1_2_aarch64.whl",
-        "x-1.0-cp313-cp313-manylinux_2_40_aarch64.whl",
-        "x-1.0-cp312-cp312-manylinux_2_28_aarch64.whl",
-        "x-1.0-cp313-cp313-macosx_11_0_arm64.whl",
-        "x-1.0-cp313-cp313-win_arm64.whl",
+        ("fork", [("fork", "one"), ("fork", "two")], {}),
+        ("fork==two", [("fork", "two")], {}),
+        ("fork==t*", [("fork", "two")], {}),
+        ("nc*", [("nccl", "2.30.0")], {}),
+        ("f*", [("fork", "one"), ("fork", "two"), (PATCHES, "fix")], {}),
+        ("fix", [(PATCHES, "fix")], {}),
+        ("patches==fix", [(PATCHES, "fix")], {}),
+        # A wheels pin goes before a project of the same name.
+        ("app", [("app", "1.0.0")], {}),
+        ("lib", [], {"lib": None}),
+        ("lib==2.1", [], {"lib": "2.1"}),
     ],
 )
-def test_what_does_not_run_there_is_not_taken(file: str) -> None:
-    with pytest.raises(LockError, match=r"pin 1: x 1\.0 has no wheel for linux/arm64"):
-        pick("linux/arm64", file)
-
-
-def test_a_local_wheel_has_a_path_and_its_size_from_the_disk(tmp_path: Path) -> None:
-    (tmp_path / "x-1.0+local-py3-none-any.whl").write_bytes(b"12345678")
-    found = resolve._pick(
-        {
-            "name": "x",
-            "version": "1.0+local",
-            "wheels": [
-                {"path": "some/x-1.0+local-py3-none-any.whl", "hashes": {"sha256": "a" * 64}}
-            ],
-        },
-        resolve._ranks("linux/amd64", "3.13"),
-        "pin 1",
-        "linux/amd64",
-        tmp_path,
-    )
-    assert (found.file, found.size) == ("x-1.0+local-py3-none-any.whl", 8)
-
-
-def test_a_quoted_address_is_unquoted() -> None:
-    address = "https://files.example.org/x-1.0%2Blocal-py3-none-any.whl#frag"
-    found = resolve._pick(
-        {
-            "name": "x",
-            "version": "1.0+local",
-            "wheels": [{"url": address, "hashes": {"sha256": "a" * 64}}],
-        },
-        resolve._ranks("linux/amd64", "3.13"),
-        "pin 1",
-        "linux/amd64",
-        None,
-    )
-    assert found.file == "x-1.0+local-py3-none-any.whl"
-
-
-@pytest.mark.parametrize(
-    ("output", "kind", "what"),
-    [
-        ("error sending request for url", NetworkError, "the wheel index cannot be reached"),
-        ("dns error: no such host", NetworkError, "the wheel index cannot be reached"),
-        ("because x==9 was not found", LockError, "cannot be resolved"),
-    ],
-)
-def test_no_network_is_not_no_version(output: str, kind: type[Exception], what: str) -> None:
-    error = resolve._explain("x 1", "linux/arm64", CommandError(["uv"], 2, output))
-    assert isinstance(error, kind)
-    assert what in str(error)
-    assert "pin x 1 on linux/arm64" in str(error)
-
-
-def test_the_ca_bundle_that_the_user_names_goes_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_a_word_of_update_means(
+    tmp_path: Path, word: str, pins: list[Key], projects: Mapping[str, str | None]
 ) -> None:
-    bundle = tmp_path / "ca.pem"
-    bundle.write_text("x")
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nothing.pem"))
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
-    assert resolve.ca_bundle() == str(bundle)
+    read = everything(tmp_path)
+    move = resolve.read_move(read, maker.locked(read), [word, word])
+    assert move == Move(pins=tuple(pins), projects=projects)
+
+
+@pytest.mark.parametrize(
+    ("word", "what", "hint"),
+    [
+        ("fork==three", "pin fork has no value 'three' that a variant uses; it has one, two",
+         "add `three` to pins.fork in matrix.yaml"),
+        ("patches==other", "pin patches has no value 'other' that a variant uses; it has fix", ""),
+        ("frok", "'frok' is no pin of matrix.yaml and no locked project", "known are app, cuda"),
+        ("x*", "'x*' is no pin of matrix.yaml and no locked project", "known are app, cuda"),
+        ("fix==2", "'fix==2' is no pin of matrix.yaml and no locked project", "known are"),
+        ("libs==2.1", "'libs==2.1' is no pin", "known are"),
+        ("", "'' is no pin", "known are"),
+    ],
+)  # fmt: skip
+def test_a_word_of_update_that_means_nothing(
+    tmp_path: Path, word: str, what: str, hint: str
+) -> None:
+    read = everything(tmp_path)
+    with pytest.raises(UsageError) as error:
+        resolve.read_move(read, maker.locked(read), ["os", word])
+    assert what in error.value.message
+    assert hint in error.value.hint
+
+
+def test_a_project_is_known_from_the_lock_only(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'lib' is no pin"):
+        resolve.read_move(everything(tmp_path), None, ["lib"])
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    isolate(monkeypatch)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return tmp_path / "site"
+
+
+def forks(
+    folder: Path, *pins: Mapping[str, Any], patches: Mapping[str, Any] | None = None
+) -> Matrix:
+    """A project with a git pin ``fork<number>`` for each of these, one variant for all."""
+    layers: dict[str, Any] = {"low": {"base": "os", "pins": []}}
+    values = {"os": {"trixie": maker.OS}}
+    for number, pin in enumerate(pins):
+        layers["low"]["pins"].append(f"fork{number}")
+        values[f"fork{number}"] = {"one": dict(pin)}
+    if patches is not None:
+        layers["fix"] = {"patches": list(patches)}
+    chosen = {pin: next(iter(found)) for pin, found in values.items()}
+    variants = [maker.include("v", *layers, **chosen)]
+    folder.mkdir(exist_ok=True)
+    return maker.write(folder, maker.document(values, layers, variants), patches)
+
+
+def base_only(read: Matrix) -> Lock:
+    """A lock of what needs other clients than git."""
+    held = maker.locked(read)
+    return replace(held, entries={("os", "trixie"): held.entries["os", "trixie"]})
+
+
+def changed(before: Lock, after: Lock) -> list[str]:
+    """The lines of the lock that are new or gone."""
+    lines = difflib.ndiff(lock.dump(before).splitlines(), lock.dump(after).splitlines())
+    return [line for line in lines if line[0] in "+-"]
+
+
+def test_commits_are_resolved_whole_and_abbreviated(tmp_path: Path, site: Path) -> None:
+    remotes = [Remote.make(site, f"{name}.git") for name in "ab"]
+    commits = [remote.commit({"x": remote.folder.name}) for remote in remotes]
+    read = forks(
+        tmp_path / "p",
+        maker.git_pin(commits[0], remotes[0].address),
+        maker.git_pin(commits[1][:9], remotes[1].address),
+    )
+    said: list[str] = []
+    reached = replace(outside(site, tmp_path / "home"), say=said.append)
+    done = resolve.resolve(read, base_only(read), reached, Move())
+    assert done.failures == ()
+    assert lock.check(read, done.lock) == []
+    for number, (remote, commit) in enumerate(zip(remotes, commits, strict=True)):
+        tree = remote.git("rev-parse", f"{commit}^{{tree}}")
+        assert done.lock.items(f"fork{number}", "one", ANY) == (Commit(commit=commit, tree=tree),)
+    assert done.moved == (("fork0", "one"), ("fork1", "one"))
+    assert said == [f"fork{n} one any: {commit[:12]}" for n, commit in enumerate(commits)]
+    again = resolve.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Move())
+    assert lock.dump(again.lock) == lock.dump(done.lock)
+
+
+def test_many_pins_of_one_repository(tmp_path: Path, site: Path) -> None:
+    remote = Remote.make(site, "fork.git")
+    commits = [remote.commit({"x": str(number)}) for number in range(8)]
+    read = forks(tmp_path / "p", *(maker.git_pin(one, remote.address) for one in commits))
+    done = resolve.resolve(read, base_only(read), outside(site, tmp_path / "home"), Move())
+    assert [failure.error.message for failure in done.failures] == []
+
+
+def test_an_update_moves_one_entry_and_no_other(tmp_path: Path, site: Path) -> None:
+    remotes = [Remote.make(site, f"{name}.git") for name in "ab"]
+    pins = [maker.git_pin(remote.commit({"x": "1"}), remote.address) for remote in remotes]
+    read = forks(tmp_path / "p", *pins)
+    # The trees of both were made up; only the one that is named is looked at.
+    held = maker.locked(read)
+    move = resolve.read_move(read, held, ["fork1"])
+    done = resolve.resolve(read, held, outside(site, tmp_path / "home"), move)
+    commit = pins[1]["commit"]
+    old, new = (held.items("fork1", "one", ANY), done.lock.items("fork1", "one", ANY))
+    assert old != new
+    assert sorted(changed(held, done.lock)) == [
+        f"+           - commit {commit} {remotes[1].git('rev-parse', 'main^{tree}')}",
+        f"-           - commit {commit} {maker.sha256('fork1 one')[:40]}",
+    ]
+    assert done.moved == (("fork1", "one"),)
+
+
+UNREACHABLE = [
+    ("{}/nowhere", LockError, "there is no repository"),
+    ("http://127.0.0.1:9", NetworkError, "cannot be reached"),
+]
+
+
+@pytest.mark.parametrize(("to", "kind", "what"), UNREACHABLE)
+def test_what_cannot_be_reached_stays_as_it_was(
+    tmp_path: Path, site: Path, to: str, kind: type[Exception], what: str
+) -> None:
+    remote = Remote.make(site, "here.git")
+    pins = (
+        maker.git_pin(remote.commit({"x": "1"}), "https://here.example/here.git"),
+        maker.git_pin("b" * 40, f"{SITE}/gone.git"),
+    )
+    read = forks(tmp_path / "p", *pins)
+    held = maker.locked(read)
+    rules = {SITE: to.format(tmp_path), "https://here.example": str(site)}
+    reached = replace(outside(site, tmp_path / "home"), mirrors=Mirrors(rules=rules))
+    done = resolve.resolve(read, held, reached, resolve.read_move(read, held, ["fork*"]))
+    (failure,) = done.failures
+    assert failure.key == ("fork1", "one")
+    assert isinstance(failure.error, kind)
+    assert what in failure.error.message
+    assert done.lock.entries["fork1", "one"] == held.entries["fork1", "one"]
+    # The other one has moved all the same.
+    assert done.lock.entries["fork0", "one"] != held.entries["fork0", "one"]
+    assert lock.check(read, done.lock) == []
+
+
+@pytest.mark.parametrize(("to", "kind", "what"), UNREACHABLE)
+@pytest.mark.parametrize("stale", [False, True])
+def test_what_was_never_reached_stands_as_not_resolved(
+    tmp_path: Path, site: Path, to: str, kind: type[Exception], what: str, stale: bool
+) -> None:
+    read = forks(tmp_path / "p", maker.git_pin("b" * 40, f"{SITE}/gone.git"))
+    held = base_only(read)
+    if stale:
+        # What it asked for before counts for nothing.
+        entry = Entry(asked={"kind": "git"}, platforms={ANY: (Commit(commit="a", tree="a"),)})
+        held = replace(held, entries={**held.entries, ("fork0", "one"): entry})
+    reached = replace(
+        outside(site, tmp_path / "home"), mirrors=Mirrors(rules={SITE: to.format(tmp_path)})
+    )
+    done = resolve.resolve(read, held, reached, Move())
+    (failure,) = done.failures
+    assert isinstance(failure.error, kind)
+    reason = done.lock.unresolved("fork0", "one")
+    assert reason == failure.error.message
+    assert what in reason
+    assert lock.check(read, done.lock) == []
+    (path := tmp_path / "matrix.lock").write_text(lock.dump(done.lock))
+    assert lock.dump(lock.load(path)) == lock.dump(done.lock)
+    plan = planning.make(read, read.variants[0], done.lock, maker.ORIGIN)
+    assert [(one.pin, one.value, one.reason) for one in plan.unresolved] == [
+        ("fork0", "one", reason)
+    ]
+
+
+def patched(folder: Path, commit: str, address: str, *needed: str) -> Matrix:
+    patches = {"fix": {**FIX, "needed_by": list(needed)}}
+    read = forks(folder, maker.git_pin(commit, address), patches=patches)
+    (folder / "patches" / "fix.py").write_text("fixed\n")
+    return read
+
+
+def test_a_patch_is_resolved_against_the_forks_commit(tmp_path: Path, site: Path) -> None:
+    remote = Remote.make(site, "fork.git")
+    commit = remote.commit({"a/b.py": "broken\n"})
+    read = patched(tmp_path / "p", commit, remote.address, commit[:8])
+    reached = outside(site, tmp_path / "home")
+    done = resolve.resolve(read, base_only(read), reached, Move())
+    assert done.failures == ()
+    _, target = done.lock.items(PATCHES, "fix", ANY)
+    assert target == Target(
+        commit=commit,
+        before=maker.sha256("broken\n"),
+        after=maker.sha256("fixed\n"),
+        size=6,
+        path="a/b.py",
+    )
+    # Its own file has changed: that moves it when it is asked to, and nothing else.
+    (read.root / "patches" / "fix.py").write_text("better\n")
+    same = resolve.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Move())
+    assert same.lock == done.lock
+    move = resolve.read_move(read, done.lock, ["fix"])
+    moved = resolve.resolve(read, done.lock, reached, move)
+    assert moved.moved == ((PATCHES, "fix"),)
+    assert {line.split()[2] for line in changed(done.lock, moved.lock)} == {"patch", "target"}
+
+
+def test_a_patch_waits_for_its_fork(tmp_path: Path, site: Path) -> None:
+    read = patched(tmp_path / "p", "a" * 40, f"{SITE}/gone.git", "a" * 7)
+    done = resolve.resolve(read, base_only(read), outside(site, tmp_path / "home"), Move())
+    assert {failure.key for failure in done.failures} == {("fork0", "one"), (PATCHES, "fix")}
+    said = done.lock.unresolved(PATCHES, "fix")
+    assert said == "patch fix: the fork commit fork0 one is not resolved"
+
+
+def test_a_patch_follows_a_fork_that_moves(tmp_path: Path, site: Path) -> None:
+    remote = Remote.make(site, "fork.git")
+    one, two = (remote.commit({"a/b.py": text}) for text in ("broken\n", "still broken\n"))
+    reached = outside(site, tmp_path / "home")
+    read = patched(tmp_path / "p", one, remote.address, one, two)
+    held = resolve.resolve(read, base_only(read), reached, Move()).lock
+    moved = patched(tmp_path / "p", two, remote.address, one, two)
+    done = resolve.resolve(moved, held, reached, Move())
+    assert (done.failures, lock.check(moved, done.lock)) == ((), [])
+    items = done.lock.items(PATCHES, "fix", ANY)
+    assert [one.commit for one in items if isinstance(one, Target)] == [two]
+
+
+def test_news_of_a_branch(tmp_path: Path, site: Path) -> None:
+    remote = Remote.make(site, "fork.git")
+    first = remote.commit({"x": "1"})
+    pin = maker.git_pin(first, remote.address, branch="main")
+    read = forks(tmp_path / "p", pin)
+    # Debian is out of reach of this test: taken as a pin of its own it would ask apt.
+    held = resolve.resolve(read, base_only(read), outside(site, tmp_path / "home"), Move()).lock
+    git_only = replace(read, variants=(replace(read.variants[0], pins={"fork0": "one"}),))
+    reached = outside(site, tmp_path / "home")
+    news, fresh = resolve.outdated(git_only, held, reached)
+    assert (news, fresh.failures) == ((), ())
+    tip = remote.commit({"x": "2"})
+    (one,), _ = resolve.outdated(git_only, held, reached)
+    assert (one.pin, one.what) == ("fork0 one", "branch main")
+    assert (one.locked, one.newest) == (first[:12], tip[:12])

@@ -1,0 +1,239 @@
+"""The recipe's variants of the real matrix in the lab: a registry with stand-ins of the CUDA
+images, a git server with stand-ins of the fork and of the patch, an apt repository with real NCCL.
+
+The definition is the real one. Only what names a content by its hash is other: the commits of the
+stand-ins are theirs. For speed there is an amd64 twin of ``ds4-flash``, on which faults are laid.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sparkimage import builder, paths
+from tests.lab import cuda_base, fork, nccl_debs, servers
+from tests.lab.fork import Fork, PatchRepository
+from tests.lab.servers import Registry, Web
+
+if TYPE_CHECKING:
+    from tests.lab.conftest import Lab
+
+PROJECT = Path(__file__).resolve().parents[2]
+PATCH = "sm12x-deep-gemm-fallbacks"
+NVIDIA = "https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2404"
+TWIN = "ds4-flash-amd64"
+STACK = ("cuda-base", "vllm-source", "nccl-apt", "nccl-pip", "sm12x-patch")
+PINS = {"cuda": "13.0.3", "cuda-devel": "13.0.3", "vllm": "20260613", "nccl": "2.30.4-cuda13.2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A layer laid on the twin, with the checks that must refuse the image."""
+
+    name: str
+    layer: str
+    checks: tuple[str, ...]
+    stack: tuple[str, ...] = STACK
+    also: tuple[str, ...] = ()
+    """Layers whose checks the fault's layer takes over, where it stands in for them."""
+
+
+DIST = "/usr/local/lib/python3.12/dist-packages"
+SYSTEM = "/usr/lib/x86_64-linux-gnu"
+TARGET = f"{DIST}/{fork.RECIPE_PATH}"
+FAULTS = (
+    Fault(
+        name="overlay-left-out",
+        stack=("cuda-base", "vllm-source"),
+        layer="RUN true",
+        also=("nccl-pip", "nccl-apt"),
+        checks=(
+            "nccl-pip/test_one_physical_copy",
+            "nccl-pip/test_version_of_every_copy",
+            "nccl-pip/test_preload_names_the_library",
+            "nccl-pip/test_mapped_nccl_answers_the_pin",
+        ),
+    ),
+    Fault(
+        name="pip-copy-wins",
+        stack=("cuda-base", "vllm-source", "nccl-apt"),
+        layer="RUN true",
+        also=("nccl-pip",),
+        checks=(
+            "nccl-pip/test_torch_maps_exactly_one_nccl",
+            "nccl-pip/test_mapped_nccl_answers_the_pin",
+            "nccl-pip/test_no_other_copy_in_the_root",
+        ),
+    ),
+    Fault(
+        name="base-package-back",
+        layer="RUN sed -i 's/^Version: 2.30.4-1.*/Version: 2.28.9-1+cuda13.0/' "
+        "/var/lib/dpkg/status",
+        checks=("nccl-apt/test_packages",),
+    ),
+    Fault(
+        name="package-half-installed",
+        layer="RUN sed -i '/^Package: libnccl-dev$/,/^$/s/ok installed/ok half-configured/' "
+        "/var/lib/dpkg/status",
+        checks=("nccl-apt/test_packages", "nccl-apt/test_database_is_whole"),
+    ),
+    Fault(
+        name="torch-swapped-for-cpu",
+        layer=f"RUN echo 'cuda = None' >{DIST}/torch/version.py",
+        checks=("torch/test_cuda_build",),
+    ),
+    Fault(
+        name="entrypoint-doubled",
+        layer='ENTRYPOINT ["vllm", "serve", "vllm", "serve"]',
+        checks=("_every/test_entrypoint",),
+    ),
+    Fault(
+        name="apt-lists-left",
+        layer="RUN echo list >/var/lib/apt/lists/left_Packages",
+        checks=("_every/test_no_apt_lists_in_any_layer",),
+    ),
+    Fault(
+        name="patch-undone",
+        layer=f"RUN echo '(' >>{TARGET}",
+        checks=("sm12x-patch/test_patched_files", "sm12x-patch/test_they_are_python"),
+    ),
+    Fault(
+        name="vllm-elsewhere-and-other-cuda",
+        layer=f"ENV CUDA_VERSION=12.9.1\nRUN rm /usr/local/cuda; mv {DIST}/vllm /usr/lib/python3/ "
+        "&& echo /usr/lib/python3 >/usr/local/lib/python3.13/dist-packages/other.pth",
+        checks=(
+            "cuda-base/test_version",
+            "cuda-base/test_toolkit_folder",
+            "vllm-source/test_place",
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The project with the recipe's variants, and what it is served from."""
+
+    lab: Lab
+    fork: Fork
+    patches: PatchRepository
+    registry: Registry
+    apt: Web
+    data: dict[str, Any]
+    """matrix.yaml"""
+
+    def write_patches(self, **changes: Any) -> None:
+        """Write patches.yaml: the real one, with the stand-ins' commits, and ``changes``."""
+        text = (PROJECT / "patches" / "patches.yaml").read_text()
+        data = yaml.safe_load(text)
+        one = data["patches"][PATCH]
+        one["origin"]["commit"] = self.patches.first
+        one["needed_by"] = [self.fork.recipe[:10]]
+        one["native_from"] = self.fork.ga
+        one["not_for"] = {self.fork.between: next(iter(one["not_for"].values()))}
+        one |= changes
+        folder = self.lab.project / "patches"
+        folder.mkdir(exist_ok=True)
+        (folder / "patches.yaml").write_text(json.dumps(data, indent=1))
+
+
+def matrix_data(made: Fork) -> dict[str, Any]:
+    """The real matrix without the variants from wheels, with the stand-in fork's commits."""
+    data: dict[str, Any] = yaml.safe_load((PROJECT / "matrix.yaml").read_text())
+    data |= {
+        "repository": "sparkimage-lab",
+        "axes": {},
+        "exclude": [],
+        "groups": {"default": [TWIN]},
+    }
+    pins = data["pins"]["vllm"]
+    pins["20260613"]["commit"] = made.recipe[:10]
+    pins["20260621"]["commit"] = made.between
+    pins["20260727"]["commit"] = made.ga
+    for layer in ("cuda-base", "vllm-source", "prebuilt"):
+        data["layers"][layer]["platforms"] = ["linux/arm64", "linux/amd64"]
+    # The ready image is made in its test.
+    data["include"] = [one for one in data["include"] if one["name"] != "ds4-flash-ga-ready"]
+    for name, commit, stack in (
+        (TWIN, "20260613", STACK),
+        ("ds4-flash-ga-amd64", "20260727", STACK[:-1]),
+    ):
+        data["include"].append(
+            {
+                "name": name,
+                "platform": "linux/amd64",
+                "layers": list(stack),
+                "pins": {**PINS, "vllm": commit},
+            }
+        )
+    return data
+
+
+@contextmanager
+def serve(lab: Lab, folder: Path) -> Iterator[Recipe]:
+    """Make all parts, start the servers, write and lock the project."""
+    from tests.lab.conftest import Lab as Project
+
+    home = paths.home()
+    served = folder / "git"
+    made, patches = fork.make_fork(served), fork.make_patches(served)
+    debs = home / "lab-tools" / "nvidia"
+    for name, arch in (("sbsa", "arm64"), ("x86_64", "amd64")):
+        nccl_debs.make(debs / name, home=home, arch=arch)
+    with ExitStack() as stack:
+        registry = stack.enter_context(servers.registry(folder / "registry", home=home))
+        git = stack.enter_context(servers.git_server(served))
+        web = stack.enter_context(servers.http_folder(debs))
+        bases = {}
+        for arch in ("amd64", "arm64"):
+            plan = lab.plan(f"plain-{arch}")
+            builder.preflight(plan, lab.shop)
+            builder.execute(plan, lab.shop)
+            bases[f"linux/{arch}"] = plan.image + builder.STAGING
+        cuda_base.build(lab.engine, registry, home=home, bases=bases)
+        project = folder / "project"
+        (project / "images").mkdir(parents=True)
+        for one in (PROJECT / "images").iterdir():
+            (project / "images" / one.name).symlink_to(one)
+        mirrors: Mapping[str, str] = {
+            "docker.io": registry.address,
+            "https://github.com": git,
+            NVIDIA: web.url,
+        }
+        data = matrix_data(made)
+        recipe = Recipe(
+            lab=Project(project, home / "lab-store", lab.engine, mirrors),
+            fork=made,
+            patches=patches,
+            registry=registry,
+            apt=web,
+            data=data,
+        )
+        for fault in FAULTS:
+            _add(recipe, fault)
+        recipe.write_patches()
+        recipe.lab.write(data)
+        recipe.lab.lock()
+        yield recipe
+        recipe.lab.clean()
+
+
+def _add(recipe: Recipe, fault: Fault) -> None:
+    """Add the fault's variant to the matrix, and its layer to the folders."""
+    name = f"fault-{fault.name}"
+    recipe.lab.add_layer(name, f"FROM layer AS {name}\n{fault.layer}\n")
+    recipe.data["layers"][name] = {"checks": list(fault.also), "pins": ["nccl"]}
+    recipe.data["include"].append(
+        {
+            "name": name,
+            "platform": "linux/amd64",
+            "layers": [*fault.stack, name],
+            "pins": PINS,
+        }
+    )

@@ -1,0 +1,199 @@
+"""The recipe's variants end to end: locked, built by the fork's own Dockerfile, proven, refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sparkimage import builder, lock, seal
+from sparkimage.errors import BuildError, VerifyError
+from tests.lab import fork
+from tests.lab.recipe import FAULTS, PATCH, STACK, TWIN, Fault, Recipe
+
+
+@pytest.fixture(scope="module")
+def good(recipe: Recipe) -> builder.Result:
+    return recipe.lab.build(TWIN)
+
+
+def test_the_recipe_builds_for_its_own_platform(recipe: Recipe) -> None:
+    made = recipe.lab.build("ds4-flash")
+    assert made.image.platform == "linux/arm64"
+    assert [layer.name for layer in made.plan.layers] == list(STACK)
+    seen = {check.id: check.seen for check in made.checks}
+    assert seen["nccl-apt/test_packages"] == {
+        "libnccl2": "2.30.4-1+cuda13.2",
+        "libnccl-dev": "2.30.4-1+cuda13.2",
+    }
+    assert seen["nccl-pip/test_mapped_nccl_answers_the_pin"] == 23004
+    # The letter-suffixed tag notwithstanding, and not the guess that setuptools_scm would make.
+    assert seen["vllm/test_version"] == "20260613.dev297+ga93b9098b"
+    verdict = seal.verdict(recipe.lab.shop.store, made.image.digest)
+    assert verdict is not None
+    assert verdict.result == "PASSED"
+
+
+def test_the_abbreviated_commit_became_whole(recipe: Recipe) -> None:
+    held = lock.load(recipe.lab.project / "matrix.lock")
+    (commit,) = held.items("vllm", "20260613", lock.ANY)
+    assert isinstance(commit, lock.Commit)
+    assert commit.commit == recipe.fork.recipe
+    assert held.entries[("vllm", "20260613")].asked["commit"] == recipe.fork.recipe[:10]
+
+
+def test_the_fork_got_its_arguments(recipe: Recipe, good: builder.Result) -> None:
+    said = recipe.lab.docker.run(
+        good.plan.image,
+        ["/usr/local/lib/python3.12/dist-packages/vllm/_build.json"],
+        entrypoint="cat",
+        remove=True,
+    )
+    built = json.loads(str(said))
+    assert "12.1a" in built.values()
+    assert {"16", "2"} <= set(map(str, built.values()))
+
+
+def test_arguments_follow_the_entrypoint(recipe: Recipe, good: builder.Result) -> None:
+    said = recipe.lab.docker.run(good.plan.image, ["MODEL", "--port", "1"], remove=True)
+    assert json.loads(str(said))[1:] == ["serve", "MODEL", "--port", "1"]
+
+
+def test_the_later_commit_needs_no_patch(recipe: Recipe) -> None:
+    made = recipe.lab.build("ds4-flash-ga-amd64")
+    assert not any(check.layer == "sm12x-patch" for check in made.checks)
+    done = recipe.lab.run("patches", "--json")
+    states = {row["variant"]: row["state"] for row in json.loads(done.stdout)}
+    assert states["ds4-flash"] == "applied"
+    assert states["ds4-flash-20260621"] == "does not fit"
+    assert states["ds4-flash-ga"] == "not needed"
+
+
+@pytest.mark.usefixtures("good")
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_trap_is_refused(recipe: Recipe, fault: Fault) -> None:
+    with pytest.raises(VerifyError) as refusal:
+        recipe.lab.build(f"fault-{fault.name}")
+    refused_by = set(re.findall(r"^✗ ([^:]+):", refusal.value.detail, re.MULTILINE))
+    assert set(fault.checks) <= refused_by
+    assert f"sparkimage-lab:fault-{fault.name}" not in recipe.lab.shop.store.names()
+
+
+def test_a_version_that_git_would_guess_is_refused(recipe: Recipe) -> None:
+    # Without its environment setuptools_scm makes 0.1.dev1+g… of a shallow commit, in silence.
+    folder = recipe.lab.project / "images" / "_builder"
+    real = folder.resolve()
+    folder.unlink()
+    folder.mkdir()
+    (folder / "Dockerfile").write_text("FROM layer AS builder\n")
+    try:
+        with pytest.raises(VerifyError, match="refused") as refusal:
+            recipe.lab.build(TWIN, rebuild=True)
+    finally:
+        (folder / "Dockerfile").unlink()
+        folder.rmdir()
+        folder.symlink_to(real)
+    assert "vllm/test_version" in refusal.value.detail
+    recipe.lab.build(TWIN, rebuild=True)
+
+
+def test_no_overlay_below_says_so(recipe: Recipe) -> None:
+    recipe.data["include"].append(
+        {**next(one for one in recipe.data["include"] if one["name"] == TWIN),
+         "name": "no-overlay", "layers": ["cuda-base", "vllm-source", "nccl-pip"]}
+    )  # fmt: skip
+    recipe.lab.write(recipe.data)
+    recipe.lab.lock()
+    with pytest.raises(BuildError) as failure:
+        recipe.lab.build("no-overlay")
+    assert "no layer below brings NCCL 2.30.4" in failure.value.detail
+
+
+def test_a_changed_patch_is_one_layer_of_kilobytes(recipe: Recipe, good: builder.Result) -> None:
+    held = (recipe.lab.project / "matrix.lock").read_text()
+    origin = {
+        "repository": "https://github.com/hazyumps/deepseek-v4-flash-gb10.git",
+        "commit": recipe.patches.second,
+        "path": "patches/sm12x_deep_gemm_fallbacks.py",
+        "licence": "Apache-2.0",
+    }
+    try:
+        recipe.write_patches(origin=origin)
+        stale = recipe.lab.run("lock", "--check")
+        assert stale.returncode == 11
+        assert f"pin patches {PATCH} asks for something else" in stale.stderr
+        recipe.lab.lock()
+        made = recipe.lab.build(TWIN)
+    finally:
+        recipe.write_patches()
+        (recipe.lab.project / "matrix.lock").write_text(held)
+    assert made.image.layers[:-1] == good.image.layers[:-1]
+    assert made.image.layers[-1] != good.image.layers[-1]
+    assert made.image.layers[-1].size < 4096
+    recipe.lab.build(TWIN)
+
+
+def test_a_diff_is_applied_as_git_does(recipe: Recipe, good: builder.Result) -> None:
+    held = (recipe.lab.project / "matrix.lock").read_text()
+    origin = {
+        "repository": "https://github.com/hazyumps/deepseek-v4-flash-gb10.git",
+        "commit": recipe.patches.second,
+        "path": "patches/sm12x.diff",
+        "licence": "Apache-2.0",
+    }
+    try:
+        recipe.write_patches(origin=origin, kind="diff", replaces=None)
+        recipe.lab.lock()
+        made = recipe.lab.build(TWIN)
+        (patch,) = made.plan.layers[-1].patches
+        assert [target.path for target in patch.targets] == [fork.RECIPE_PATH]
+    finally:
+        recipe.write_patches()
+        (recipe.lab.project / "matrix.lock").write_text(held)
+    assert made.image.layers[:-1] == good.image.layers[:-1]
+    recipe.lab.build(TWIN)
+
+
+def test_export_writes_what_a_mount_takes(
+    recipe: Recipe, good: builder.Result, tmp_path: Path
+) -> None:
+    done = recipe.lab.run("patches", "export", str(tmp_path / "live"), "--variant", TWIN)
+    assert done.returncode == 0, done.stderr
+    mount = next(line for line in done.stdout.splitlines() if "-v " in line).split()[1]
+    source, target, mode = mount.split(":")
+    assert (target, mode) == (f"/usr/local/lib/python3.12/dist-packages/{fork.RECIPE_PATH}", "ro")
+    inside = recipe.lab.docker.run(good.plan.image, [target], entrypoint="cat", remove=True)
+    assert Path(source).read_text().strip() == str(inside).strip()
+    many = recipe.lab.run("patches", "export", str(tmp_path / "live"))
+    assert many.returncode == 2
+    assert f"--variant: ds4-flash, {TWIN}" in many.stderr
+
+
+def test_a_ready_image_takes_the_overlay(recipe: Recipe) -> None:
+    lab = recipe.lab
+    ready = lab.build("ds4-flash-ga-amd64")
+    name = f"{recipe.registry.address}/hazyumps/deepseek-v4-flash-gb10:ready"
+    lab.docker.image.tag(ready.plan.image, name)
+    lab.docker.image.push(name, quiet=True)
+    lab.docker.image.remove(name)
+    pin = recipe.data["pins"]["vllm"]["ready-20260727"]
+    pin |= {
+        "image": f"hazyumps/deepseek-v4-flash-gb10:ready@{ready.image.digest}",
+        "version": "0.1.0",
+        "commit": recipe.fork.ga,
+    }
+    recipe.data["include"].append(
+        {
+            "name": "ready-amd64",
+            "platform": "linux/amd64",
+            "layers": ["prebuilt", "nccl-apt", "nccl-pip"],
+            "pins": {"vllm": "ready-20260727", "nccl": "2.30.4-cuda13.2"},
+        }
+    )
+    lab.write(recipe.data)
+    lab.lock()
+    made = lab.build("ready-amd64")
+    assert made.image.layers[: len(ready.image.layers)] == ready.image.layers
+    assert {"prebuilt", "torch", "nccl-pip"} <= {check.layer for check in made.checks}

@@ -1,0 +1,137 @@
+"""Real wheels from the package index, pinned by hash and kept in the home's lab-tools."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.lab import standins
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wheel:
+    """One file of the index."""
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+
+
+def nccl(version: str, arch: str) -> Wheel:
+    """NVIDIA's wheel of NCCL for "amd64" or "arm64"."""
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}[arch]
+    file = f"nvidia_nccl_cu13-{version}-py3-none-manylinux_2_18_{machine}.whl"
+    return Wheel(name="nvidia-nccl-cu13", version=version, file=file, sha256=_nccl_hash(file))
+
+
+# setuptools_scm's own needs with it.
+BUILDING = (
+    Wheel(
+        name="packaging",
+        version="26.3",
+        file="packaging-26.3-py3-none-any.whl",
+        sha256="d7193f7c8e4e93f444fde0262bf90af30e16fa0ad0ad44cb553c87339b23cd1c",
+    ),
+    Wheel(
+        name="pip",
+        version="26.3",
+        file="pip-26.3-py3-none-any.whl",
+        sha256="f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13",
+    ),
+    Wheel(
+        name="setuptools",
+        version="84.2.1",
+        file="setuptools-84.2.1-py3-none-any.whl",
+        sha256="ca140b45d5325a9478f880e351484f62fef15f336462e449ca0c03c873d589c2",
+    ),
+    Wheel(
+        name="setuptools-scm",
+        version="10.3.4",
+        file="setuptools_scm-10.3.4-py3-none-any.whl",
+        sha256="82f34c3e3084fc2b57d397200637cc13f2338004052d2fee47baa5f0e902464e",
+    ),
+    Wheel(
+        name="vcs-versioning",
+        version="2.6.0",
+        file="vcs_versioning-2.6.0-py3-none-any.whl",
+        sha256="f8bebd1302ebc12e67ceb30fc7dd698ec969414b6fa43b30c3f14ac9b1e72c41",
+    ),
+)
+"""What builds a wheel with the real setuptools_scm, and installs it."""
+
+TORCH = "2.11.0+standin"
+"""The version of the stand-in for torch."""
+
+# As torch 2.11 bundles it; the newer ones are in the project's own lock.
+NCCL_2_28_9 = {
+    "nvidia_nccl_cu13-2.28.9-py3-none-manylinux_2_18_aarch64.whl": (
+        "01c873ba1626b54caa12272ed228dc5b2781545e0ae8ba3f432a8ef1c6d78643"
+    ),
+    "nvidia_nccl_cu13-2.28.9-py3-none-manylinux_2_18_x86_64.whl": (
+        "e4553a30f34195f3fa1da02a6da3d6337d28f2003943aa0a3d247bbc25fefc42"
+    ),
+}
+
+
+def fetch(wheel: Wheel, home: Path) -> Path:
+    """The wheel's file, downloaded where it is not there yet; its hash is checked each time."""
+    folder = home / "lab-tools" / "wheels"
+    kept = folder / wheel.file
+    if not kept.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="wheel-", dir=folder) as name:
+            _download(wheel, Path(name))
+            Path(name, wheel.file).rename(kept)
+    with kept.open("rb") as file:
+        seen = hashlib.file_digest(file, "sha256").hexdigest()
+    if seen != wheel.sha256:
+        raise RuntimeError(f"{kept} has sha256 {seen}, not {wheel.sha256}: remove it")
+    return kept
+
+
+def _download(wheel: Wheel, folder: Path) -> None:
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+    platform = wheel.file.removesuffix(".whl").rsplit("-", 1)[1]
+    subprocess.run(
+        [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+            "--only-binary=:all:", "--platform", platform, "--require-hashes",
+            "--requirement", str(wanted), "--dest", str(folder),
+        ],
+        check=True,
+    )  # fmt: skip
+
+
+def _nccl_hash(file: str) -> str:
+    if file in NCCL_2_28_9:
+        return NCCL_2_28_9[file]
+    for line in (PROJECT / "matrix.lock").read_text().splitlines():
+        words = line.split()
+        if words[-1:] == [file]:
+            return words[-2]
+    raise KeyError(f"matrix.lock holds no {file}")
+
+
+def fill(folder: Path, *, home: Path, arch: str) -> None:
+    """Into ``folder``, by hard links: what the stand-in of the fork is built and run with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"torch/__init__.py": standins.TORCH, "torch/version.py": "cuda = '13.0'\n"}
+    standins.wheel(folder, "torch", TORCH, files)
+    for wheel in (*BUILDING, nccl("2.28.9", arch)):
+        link = folder / wheel.file
+        kept = fetch(wheel, home)
+        link.unlink(missing_ok=True)
+        try:
+            link.hardlink_to(kept)
+        except OSError:
+            # Another disk.
+            shutil.copyfile(kept, link)

@@ -1,0 +1,130 @@
+"""Makes small projects: a matrix of every kind of pin, and locks that fit it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparkimage import lock, matrix, patching
+from sparkimage.lock import (
+    PATCHES,
+    Commit,
+    Deb,
+    Entry,
+    Item,
+    Key,
+    Lock,
+    PatchText,
+    PinnedImage,
+    Target,
+    Wheel,
+)
+from sparkimage.matrix import Matrix
+from sparkimage.plan import Origin
+
+ORIGIN = Origin(source="https://example.org/x", revision="0" * 40, epoch=7)
+ARM = "linux/arm64"
+FORK = "https://git.example/fork.git"
+OS = {"kind": "debian", "suite": "trixie", "packages": ["gcc", "python3"]}
+CUDA = {"kind": "image", "image": "nvidia/cuda:13.0"}
+NCCL = {
+    "kind": "deb",
+    "packages": ["libnccl2=2.30", "libnccl-dev=2.30"],
+    "repository": {ARM: "https://repo.example/arm", "linux/amd64": "https://repo.example/amd"},
+}
+APP = {
+    "kind": "wheels",
+    "require": ["app==1.0", "lib==2.0"],
+    "exclude": ["other", "more"],
+    "python": "3.12",
+}
+
+
+def git_pin(commit: str, repository: str = FORK, **more: str) -> dict[str, str]:
+    return {"kind": "git", "repository": repository, "commit": commit, "version": "1.0",
+            "python": "3.12", **more}  # fmt: skip
+
+
+def include(name: str, *layers: str, platform: str = ARM, **pins: str) -> dict[str, Any]:
+    return {"name": name, "platform": platform, "layers": list(layers), "pins": pins}
+
+
+def document(
+    pins: Mapping[str, Any], layers: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "repository": "r",
+        "pins": pins,
+        "layers": layers,
+        "defaults": {"name": "x", "layers": list(layers), "entrypoint": ["run"]},
+        "include": variants,
+        "groups": {"default": ["*"]},
+    }
+
+
+def write(
+    folder: Path, data: Mapping[str, Any], patches: Mapping[str, Any] | None = None
+) -> Matrix:
+    """The project on disk, a Dockerfile for each of our layers, and its matrix read."""
+    for name, spec in data["layers"].items():
+        if "source" not in spec:
+            (folder / "images" / name).mkdir(parents=True, exist_ok=True)
+            (folder / "images" / name / "Dockerfile").write_text(f"FROM layer AS {name}\n")
+    if patches is not None:
+        (folder / "patches").mkdir(exist_ok=True)
+        (folder / patching.FILE).write_text(json.dumps({"version": 1, "patches": patches}))
+    (folder / "matrix.yaml").write_text(json.dumps(data))
+    return matrix.load(folder / "matrix.yaml")
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def items(read: Matrix, key: Key) -> tuple[Item, ...]:
+    """What ``key`` comes to in a lock that is made up."""
+    name = " ".join(key)
+    if key[0] == PATCHES:
+        text = PatchText(size=1, sha256=sha256(name))
+        forks = (
+            read.pins[pin][value] for pin, value in lock.forks(read, key[1], read.patches[key[1]])
+        )
+        before = sha256("before")
+        targets = (
+            Target(commit=fork.commit, before=before, after=text.sha256, size=1, path="a/b")
+            for fork in forks
+            if fork.kind == "git"
+        )
+        return (text, *targets)
+    pin = read.pins[key[0]][key[1]]
+    if pin.kind == "git":
+        return (Commit(commit=pin.commit.ljust(40, "0"), tree=sha256(name)[:40]),)
+    if pin.kind == "image":
+        image = f"sha256:{sha256(name)}"
+        return (PinnedImage(name="docker.io/nvidia/cuda", digest=image, tagged=image),)
+    if pin.kind == "wheels":
+        return tuple(
+            Wheel(name=one, version="1.0", size=10, sha256=sha256(one), file=f"{one}.whl")
+            for one in ("app", "lib")
+        )
+    parts = ("root", "more") if pin.kind == "debian" else ("more",)
+    return tuple(
+        Deb(name=f"x-{part}", version="1", part=part, size=5, sha256=sha256(part), file="x.deb")
+        for part in parts
+    )
+
+
+def locked(read: Matrix) -> Lock:
+    """A lock that fits, with made-up items."""
+    return Lock(
+        file="matrix.lock",
+        meaning=lock.meaning(read),
+        entries={
+            key: Entry(asked=ask, platforms=dict.fromkeys(platforms, items(read, key)))
+            for key, (ask, platforms) in lock.wanted(read).items()
+        },
+    )

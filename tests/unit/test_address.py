@@ -1,0 +1,156 @@
+"""Names of images, and the mirrors that stand in for addresses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparkimage.address import Mirrors, image_name, parse_rules, read_rules
+from sparkimage.errors import ConfigError, UsageError
+
+DIGEST = f"sha256:{'a' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("text", "repository", "tag", "digest"),
+    [
+        ("debian", "docker.io/library/debian", None, None),
+        ("debian:13", "docker.io/library/debian", "13", None),
+        ("nvidia/cuda:13.0", "docker.io/nvidia/cuda", "13.0", None),
+        ("registry.example/a/b", "registry.example/a/b", None, None),
+        ("localhost/a", "localhost/a", None, None),
+        ("localhost:5000/a", "localhost:5000/a", None, None),
+        ("registry.example:5000/a/b:c", "registry.example:5000/a/b", "c", None),
+        (f"debian@{DIGEST}", "docker.io/library/debian", None, DIGEST),
+        (f"registry:5000/a:b@{DIGEST}", "registry:5000/a", "b", DIGEST),
+    ],
+)
+def test_a_name_is_read_as_docker_does(
+    text: str, repository: str, tag: str | None, digest: str | None
+) -> None:
+    name = image_name(text)
+    assert (name.repository, name.tag, name.digest) == (repository, tag, digest)
+    # In full it reads as itself.
+    assert image_name(str(name)) == name
+
+
+def test_the_default_registry_by_name_is_the_default_registry() -> None:
+    assert image_name("docker.io/debian:13") == image_name("debian:13")
+
+
+RULES = {
+    "docker.io": "registry.example:5000/hub",
+    "docker.io/nvidia": "https://nvidia.example/",
+    "https://git.example/": "/srv/git/",
+    "https://repo.example": "http://127.0.0.1:8000/repo/",
+    "registry.example:50": "other",
+}
+
+
+@pytest.mark.parametrize(
+    ("address", "mirrored"),
+    [
+        ("docker.io/library/debian", "registry.example:5000/hub/library/debian"),
+        ("docker.io/nvidia/cuda", "https://nvidia.example/cuda"),
+        ("docker.io/nvidia2/cuda", "registry.example:5000/hub/nvidia2/cuda"),
+        ("https://git.example/a/b.git", "/srv/git/a/b.git"),
+        ("https://repo.example/x/", "http://127.0.0.1:8000/repo/x/"),
+        ("https://repo.example.org/x", None),
+        ("https://git.example", None),
+        ("registry.example:5000/a", None),
+        ("registry.example:50/a", "other/a"),
+        ("docker.iox/a", None),
+        ("http://docker.io/a", None),
+    ],
+)
+def test_the_longest_rule_that_fits_whole_parts(address: str, mirrored: str | None) -> None:
+    assert Mirrors(rules=RULES).of(address) == (mirrored or address)
+
+
+def test_a_rule_for_a_whole_address() -> None:
+    mirrors = Mirrors(rules={"docker.io/nvidia/cuda": "registry.example/cuda"})
+    assert mirrors.of("docker.io/nvidia/cuda") == "registry.example/cuda"
+
+
+def test_a_port_stays_with_its_host() -> None:
+    mirrors = Mirrors(rules={"registry.example": "mirror.example/hub"})
+    assert mirrors.of("registry.example:5000/a") != "mirror.example/hub:5000/a"
+
+
+parts = st.lists(st.from_regex(r"[a-z]{1,3}", fullmatch=True), min_size=1, max_size=4)
+addresses = parts.map("/".join)
+rules = st.dictionaries(addresses, addresses, max_size=6)
+
+
+@settings(max_examples=30)
+@given(rules=rules, address=addresses)
+def test_only_a_beginning_of_whole_parts_is_replaced(rules: dict[str, str], address: str) -> None:
+    fitting = [start for start in rules if address.startswith(f"{start}/")]
+    if address in rules:
+        return
+    expected = address
+    if fitting:
+        longest = max(fitting, key=len)
+        expected = rules[longest] + address.removeprefix(longest)
+    assert Mirrors(rules=rules).of(address) == expected
+    # The order in which rules are written means nothing.
+    assert Mirrors(rules=dict(reversed(rules.items()))).of(address) == expected
+
+
+@settings(max_examples=30)
+@given(below=rules, above=rules, address=addresses)
+def test_what_lies_above_goes_first(
+    below: dict[str, str], above: dict[str, str], address: str
+) -> None:
+    both = Mirrors(rules=above).over(below)
+    assert both.rules == {**below, **above}
+    assert both.of(address) == Mirrors(rules={**below, **above}).of(address)
+
+
+def test_the_clients_words_are_no_addresses() -> None:
+    mirrors = parse_rules(["wheels=https://index.example/simple?a=b", "debian=http://deb.example"])
+    assert mirrors.client("wheels") == "https://index.example/simple?a=b"
+    assert mirrors.client("debian") == "http://deb.example"
+    assert Mirrors().client("wheels") is None
+
+
+@pytest.mark.parametrize("word", ["", "bad", "=to", "from=", "=", "a b=c", "a=b c", "a=b\n"])
+def test_a_word_that_is_no_rule(word: str) -> None:
+    with pytest.raises(UsageError, match="is not FROM=TO") as error:
+        parse_rules(["docker.io=x", word])
+    assert repr(word) in error.value.message
+    assert "--mirror docker.io=" in error.value.hint
+
+
+def test_a_users_own_file(tmp_path: Path) -> None:
+    path = tmp_path / "mirrors.yaml"
+    assert read_rules(path) == {}
+    path.write_text("mirrors:\n  docker.io: registry.example\n  wheels: https://index.example\n")
+    assert read_rules(path) == {"docker.io": "registry.example", "wheels": "https://index.example"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "docker.io: registry.example\n",
+        "mirrors: [docker.io]\n",
+        "mirrors: {docker.io: 1}\n",
+        "mirrors:\n",
+        "mirrors: {a: b}\nmore: 1\n",
+        "[]",
+        "a: [",
+        "",
+    ],
+)
+def test_a_file_that_is_no_list_of_mirrors(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mirrors.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        read_rules(path)
+    (problem,) = error.value.problems
+    assert problem.line >= 1
+    assert problem.todo
+    assert "mirrors.yaml" in problem.file

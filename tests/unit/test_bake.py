@@ -1,0 +1,274 @@
+"""What BuildKit is told to build, and what it may read: nothing but what the plan holds."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparkimage import bake, planning
+from sparkimage.address import WHEELS, Mirrors
+from sparkimage.lock import PinnedImage
+from sparkimage.plan import Plan
+from tests.unit import project_maker as maker
+
+COMMIT = "a" * 40
+MIRRORS = Mirrors(
+    rules={
+        "docker.io": "registry.example:5000/hub",
+        "https://git.example": "https://mirror.example/git",
+        WHEELS: "https://user:secret@index.example/simple",
+    }
+)
+SOURCE = {
+    "pin": "fork",
+    "dockerfile": "docker/Dockerfile",
+    "target": "final",
+    "images": {"BUILD_IMAGE": "cuda-devel", "FINAL_IMAGE": "layer"},
+    "jobs": 3,
+    "threads": 2,
+    "arch_list": "12.1a",
+}
+PINS: dict[str, Any] = {
+    "os": {"trixie": maker.OS},
+    "app": {"1.0.0": maker.APP},
+    "nccl": {"2.30.0": maker.NCCL},
+    "cuda": {"13.0.0": maker.CUDA},
+    "cuda-devel": {"13.0.0": {**maker.CUDA, "image": "nvidia/cuda:13.0-devel"}},
+    "fork": {"one": maker.git_pin(COMMIT)},
+}
+LAYERS: dict[str, Any] = {
+    "root": {"base": "os"},
+    "more": {"debs": "os"},
+    "wheels": {"wheels": {"pin": "app"}},
+    "cuda-base": {"base": "cuda"},
+    "source": {"source": SOURCE},
+    "debs": {"debs": "nccl"},
+    "last": {},
+}
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Plan]:
+    values = {pin: next(iter(found)) for pin, found in PINS.items()}
+    variants = [
+        maker.include("of-wheels", "root", "more", "wheels", "last", **values),
+        maker.include("of.source", "cuda-base", "source", "debs", "last", **values),
+    ]
+    folder = tmp_path_factory.mktemp("project")
+    read = maker.write(folder, maker.document(PINS, LAYERS, variants))
+    made = planning.make_all(read, read.variants, maker.locked(read), maker.ORIGIN)
+    return {plan.variant: plan for plan in made}
+
+
+def inputs(plan: Plan, *, index: str | None = None, ca: str | None = None) -> bake.Inputs:
+    fed = (one.name for one in plan.layers if one.wheels or one.debs or one.patches)
+    return bake.Inputs(
+        project=Path("/project"),
+        uv=Path("/uv"),
+        root=Path("/root-folder"),
+        layers={name: Path("/inputs", name) for name in fed},
+        ca_bundle=ca,
+        index=index,
+    )
+
+
+def targets(
+    plan: Plan, mirrors: Mirrors = bake.NO_MIRRORS, cache: str | None = None, **more: str
+) -> dict[str, Any]:
+    made = bake.definition([plan], {plan.variant: inputs(plan, **more)}, mirrors, cache)
+    assert made["group"] == {"default": {"targets": [bake.target_name(plan)]}}
+    found: dict[str, Any] = made["target"]
+    return found
+
+
+def allowed(rules: Mapping[str, Any], identifier: str) -> bool:
+    """Whether BuildKit reads this source: of the rules that fit, the last one counts."""
+    verdict = "ALLOW"
+    for rule in rules["rules"]:
+        pattern, kind = rule["selector"]["identifier"], rule["selector"]["matchType"]
+        hit = (
+            fnmatch.fnmatchcase(identifier, pattern)
+            if kind == "WILDCARD"
+            else identifier == pattern
+        )
+        if hit:
+            verdict = rule["action"]
+    return verdict == "ALLOW"
+
+
+def image(plan: Plan, layer: str) -> PinnedImage:
+    (found,) = (one for one in plan.layers if one.name == layer)
+    if found.source is not None:
+        (only,) = (one for one in found.source.images.values() if one is not None)
+        return only
+    assert found.image is not None
+    return found.image
+
+
+def test_a_plan_of_wheels_reads_local_files_only(plans: Mapping[str, Plan]) -> None:
+    rules = bake.policy([plans["of-wheels"]])
+    assert [rule["action"] for rule in rules["rules"]] == ["DENY", "ALLOW"]
+    assert allowed(rules, "local://context")
+    for other in ("docker-image://docker.io/library/debian:13", "https://example.org/x",
+                  "git://git.example/fork.git#" + COMMIT, "oci-layout://x"):  # fmt: skip
+        assert not allowed(rules, other)
+
+
+def test_a_plan_reads_its_own_images_and_commit_only(plans: Mapping[str, Plan]) -> None:
+    plan = plans["of.source"]
+    rules = bake.policy([plan])
+    base, devel = (image(plan, name) for name in ("cuda-base", "source"))
+    assert base.digest != devel.digest
+    for name in (base, devel):
+        reference = f"docker-image://{name.name}@{name.digest}"
+        assert allowed(rules, reference)
+        assert not allowed(rules, f"docker-image://{name.name}:13.0")
+        assert not allowed(rules, f"docker-image://{name.name}:13.0@{name.digest}")
+        assert not allowed(rules, f"{reference[:-1]}x")
+    assert allowed(rules, f"git://git.example/fork.git#{COMMIT}")
+    assert not allowed(rules, f"git://git.example/fork.git#{COMMIT[:9]}")
+    assert not allowed(rules, "git://git.example/fork.git")
+    assert not allowed(rules, f"git://git.example/other.git#{COMMIT}")
+
+
+def test_with_mirrors_only_the_mirror_is_read(plans: Mapping[str, Plan]) -> None:
+    plan = plans["of.source"]
+    rules = bake.policy([plan], MIRRORS)
+    digest = image(plan, "cuda-base").digest
+    assert allowed(rules, f"docker-image://registry.example:5000/hub/nvidia/cuda@{digest}")
+    assert not allowed(rules, f"docker-image://docker.io/nvidia/cuda@{digest}")
+    assert allowed(rules, f"git://mirror.example/git/fork.git#{COMMIT}")
+    assert not allowed(rules, f"git://git.example/fork.git#{COMMIT}")
+
+
+def remote(target: Mapping[str, Any]) -> list[str]:
+    """Every source of a target that lies elsewhere, as the policy names it."""
+    named = [target["context"], *target["contexts"].values()]
+    found = []
+    for one in named:
+        if one.startswith("docker-image://") and one != "docker-image://scratch":
+            found.append(one)
+        elif "://" in one and not one.startswith("docker-image://"):
+            found.append("git://" + one.partition("://")[2])
+    return found
+
+
+@given(
+    st.sampled_from([bake.NO_MIRRORS, MIRRORS]),
+    st.lists(st.sampled_from(["of-wheels", "of.source"]), min_size=1, max_size=2, unique=True),
+)
+def test_what_is_built_is_what_may_be_read(
+    plans: Mapping[str, Plan], mirrors: Mirrors, names: list[str]
+) -> None:
+    chosen = [plans[name] for name in names]
+    rules = bake.policy(chosen, mirrors)
+    made = bake.definition(chosen, {one.variant: inputs(one) for one in chosen}, mirrors)
+    asked = {one for target in made["target"].values() for one in remote(target)}
+    assert all(allowed(rules, one) for one in asked)
+    exact = {r["selector"]["identifier"] for r in rules["rules"]
+             if r["selector"]["matchType"] == "EXACT"}  # fmt: skip
+    # And nothing may be read that no target asks for.
+    assert exact == asked
+
+
+@pytest.mark.parametrize(
+    ("mirrors", "site", "hub"),
+    [
+        (bake.NO_MIRRORS, "https://git.example", "docker.io"),
+        (MIRRORS, "https://mirror.example/git", "registry.example:5000/hub"),
+    ],
+)
+def test_a_source_is_built_at_its_commit_by_its_own_dockerfile(
+    plans: Mapping[str, Plan], mirrors: Mirrors, site: str, hub: str
+) -> None:
+    plan = plans["of.source"]
+    made = targets(plan, mirrors)
+    assert list(made) == [
+        "of_source--cuda-base",
+        "of_source--source--build_image",
+        "of_source--source",
+        "of_source--debs",
+        "of_source",
+    ]
+    source, builder = made["of_source--source"], made["of_source--source--build_image"]
+    assert source["context"] == f"{site}/fork.git#{COMMIT}"
+    assert (source["dockerfile"], source["target"]) == ("docker/Dockerfile", "final")
+    assert source["contexts"] == {
+        "build_image": "target:of_source--source--build_image",
+        "layer": "target:of_source--cuda-base",
+    }
+    args = source["args"]
+    assert (args["BUILD_IMAGE"], args["FINAL_IMAGE"]) == ("build_image", "layer")
+    assert (args["max_jobs"], args["nvcc_threads"]) == ("3", "2")
+    assert args["torch_cuda_arch_list"] == "12.1a"
+    assert args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"] == "1"
+    # The version that its git has no tag for stands in the image that it is compiled in.
+    devel = image(plan, "source")
+    assert builder["context"] == "/project/images/_builder"
+    assert builder["args"] == {"VERSION": "1.0"}
+    assert builder["contexts"] == {"layer": f"docker-image://{hub}/nvidia/cuda@{devel.digest}"}
+    base = image(plan, "cuda-base")
+    bottom = made["of_source--cuda-base"]["contexts"]["layer"]
+    assert bottom == f"docker-image://{hub}/nvidia/cuda@{base.digest}"
+
+
+def test_a_layer_is_given_its_own_inputs(plans: Mapping[str, Plan]) -> None:
+    made = targets(plans["of-wheels"])
+    given = {name: target["contexts"].get("inputs") for name, target in made.items()}
+    assert given == {
+        "of-wheels--root": None,
+        "of-wheels--more": "/inputs/more",
+        "of-wheels--wheels": "/inputs/wheels",
+        "of-wheels": None,
+    }
+    assert made["of-wheels--root"]["context"] == "/root-folder"
+    assert made["of-wheels--root"]["contexts"]["layer"] == "docker-image://scratch"
+    assert [name for name, one in made.items() if "uv" in one["contexts"]] == ["of-wheels--wheels"]
+
+
+def test_secrets_are_given_to_wheels_and_are_no_arguments(plans: Mapping[str, Plan]) -> None:
+    plan = plans["of-wheels"]
+    index = MIRRORS.client(WHEELS)
+    assert index is not None
+    made = targets(plan, MIRRORS, index=index, ca="/ca.pem")
+    assert {name: one["secret"] for name, one in made.items() if "secret" in one} == {
+        "of-wheels--wheels": ["id=ca,src=/ca.pem", f"id=index,env={bake.INDEX_VARIABLE}"]
+    }
+    assert "secret@" not in repr(made)
+    # A mirror changes nothing else of what is built.
+    plain = targets(plan, ca="/ca.pem")
+    assert plain["of-wheels--wheels"]["secret"] == ["id=ca,src=/ca.pem"]
+    for target in (*made.values(), *plain.values()):
+        target.pop("secret", None)
+    assert made == plain
+    assert not any("secret" in one for one in targets(plan).values())
+
+
+def test_a_cache_is_read_by_all_and_written_once(plans: Mapping[str, Plan]) -> None:
+    plan = plans["of-wheels"]
+    made = targets(plan, cache="registry.example/cache")
+    ref = "type=registry,ref=registry.example/cache:of-wheels"
+    assert [one["cache-from"] for one in made.values()] == [[ref]] * 4
+    (written,) = (one["cache-to"] for one in made.values() if "cache-to" in one)
+    (said,) = written
+    assert said.startswith(f"{ref},mode=max,")
+    assert "ignore-error=true" in said
+    assert "cache-to" in made["of-wheels"]
+    assert not any({"cache-from", "cache-to"} & set(one) for one in targets(plan).values())
+
+
+def test_one_target_alone_is_the_image(plans: Mapping[str, Plan]) -> None:
+    for plan in plans.values():
+        made = targets(plan)
+        last = made.pop(bake.target_name(plan))
+        assert last["labels"] == plan.labels
+        assert last["output"] == [f"type=image,name={plan.image},{bake.COMPRESSION}"]
+        assert all(one["output"] == ["type=cacheonly"] for one in made.values())
+        assert not any("labels" in one for one in made.values())
+        assert all(one["platforms"] == [plan.platform] for one in made.values())

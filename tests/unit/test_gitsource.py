@@ -1,0 +1,114 @@
+"""Commits of git repositories: on real, small, local ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sparkimage.address import Mirrors
+from sparkimage.errors import LockError, NetworkError
+from sparkimage.gitsource import Repository
+from sparkimage.outside import Outside
+from sparkimage.run import Local
+from tests.unit.git_maker import SITE, Remote, isolate, outside
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remote:
+    isolate(monkeypatch)
+    return Remote.make(tmp_path / "site", "fork.git")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, remote: Remote) -> Repository:
+    return outside(tmp_path / "site", tmp_path / "home").repository("pin fork 1", remote.address)
+
+
+def test_a_commit_its_tree_and_its_files(remote: Remote, repository: Repository) -> None:
+    first = remote.commit({"a/b.py": "one\n", "link": "a"})
+    second = remote.commit({"a/b.py": "two\n"})
+    for commit, said in ((first, b"one\n"), (second, b"two\n"), (first, b"one\n")):
+        repository.fetch(commit)
+        assert repository.tree(commit) == remote.git("rev-parse", f"{commit}^{{tree}}")
+        assert repository.read(commit, "a/b.py") == said
+        assert repository.read(commit, "a") is None
+        assert repository.read(commit, "a/c.py") is None
+
+
+def test_the_digits_that_are_missing_are_found(remote: Remote, repository: Repository) -> None:
+    commits = [remote.commit({"a": f"{i}\n"}) for i in range(3)]
+    side = remote.commit({"a": "side\n"}, branch="side")
+    remote.git("update-ref", "refs/tags/old", side)
+    remote.git("update-ref", "-d", "refs/heads/side")
+    for commit in (*commits, side):
+        assert repository.whole(commit[:8], "main") == commit
+
+
+def test_a_beginning_that_nothing_has(remote: Remote, repository: Repository) -> None:
+    remote.commit({"a": "1\n"})
+    with pytest.raises(LockError, match=r"pin fork 1: no branch or tag of \S+ leads to") as error:
+        repository.whole("0123456789", "topic")
+    assert "0123456789" in error.value.message
+    assert "all 40 digits" in error.value.hint
+    assert "topic" in error.value.hint
+
+
+def test_a_commit_that_was_pushed_away_is_fetched_while_it_is_there(
+    remote: Remote, repository: Repository
+) -> None:
+    remote.commit({"a": "base\n"})
+    gone = remote.commit({"a": "gone\n"})
+    remote.git("update-ref", "refs/heads/main", f"{gone}~1")
+    repository.fetch(gone)
+    assert repository.read(gone, "a") == b"gone\n"
+    # No branch leads to it, so that its beginning finds it nowhere else.
+    other = replace(repository, home=repository.home / "other")
+    with pytest.raises(LockError, match="no branch or tag"):
+        other.whole(gone[:10], "main")
+
+
+def test_a_commit_that_vanished_is_named(remote: Remote, repository: Repository) -> None:
+    kept = remote.commit({"a": "base\n"})
+    gone = remote.commit({"a": "gone\n"})
+    remote.git("update-ref", "refs/heads/main", kept)
+    remote.git("reflog", "expire", "--expire=now", "--all")
+    remote.git("gc", "--quiet", "--prune=now")
+    with pytest.raises(LockError, match=r"pin fork 1: .*no longer has the commit") as error:
+        repository.fetch(gone)
+    assert gone in error.value.message
+    assert "name a mirror" in error.value.hint
+    # What was fetched before it vanished needs the server no more.
+    repository.fetch(kept)
+    assert repository.tree(kept)
+
+
+def test_a_branch_has_a_tip(remote: Remote, repository: Repository) -> None:
+    tip = remote.commit({"a": "1\n"})
+    repository.fetch(tip)
+    assert repository.tip("main") == tip
+    assert repository.tip("mai") is None
+
+
+@pytest.mark.parametrize(
+    ("to", "kind", "what"),
+    [
+        ("{}/nowhere", LockError, "there is no repository https://git.example/fork.git"),
+        ("http://127.0.0.1:9", NetworkError, "https://git.example/fork.git cannot be reached"),
+    ],
+)
+def test_no_repository_is_not_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, kind: type[Exception], what: str
+) -> None:
+    isolate(monkeypatch)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    reached = Outside(
+        home=tmp_path / "home",
+        runner=Local(),
+        mirrors=Mirrors(rules={SITE: to.format(tmp_path)}),
+        say=lambda _: None,
+    )
+    with pytest.raises(kind, match=f"pin fork 1: {what}"):
+        reached.repository("pin fork 1", f"{SITE}/fork.git").fetch("a" * 40)
