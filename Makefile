@@ -1,6 +1,6 @@
 # Thin: build.py and the tools of .venv do the work. `make` alone shows what there is.
 .DEFAULT_GOAL := help
-.PHONY: help image test test-unit check lint dockerfiles shell types lab golden schema lock \
+.PHONY: help image test test-unit bench-recipe check lint dockerfiles shell types lab golden schema lock \
         engine-up engine-down clean venv
 
 BIN := .venv/bin
@@ -22,6 +22,9 @@ test-unit: venv ## The tests that need no Docker
 
 lab: venv ## The tests on real parts: engine, registry, nodes
 	$(PYTEST) tests/lab
+
+bench-recipe: venv ## Measure the lock's verbs and the lab's builds of ds4-flash
+	$(PYTEST) -q tests/lab/bench_recipe.py
 
 check: lint types dockerfiles shell ## All that reads the code and runs none
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,10 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sparkimage import archive, bake, dockerfile, inputs, seal, verify, wheels
+from sparkimage import archive, bake, inputs, preflight, seal, verify, wheels
 from sparkimage.address import WHEELS
 from sparkimage.builders import Builder
-from sparkimage.emulation import ensure_emulation
 from sparkimage.engine import Engine, docker_client
 from sparkimage.errors import (
     BuildError,
@@ -30,21 +28,16 @@ from sparkimage.errors import (
     EngineError,
     ImageMissingError,
     LockError,
-    PreflightError,
 )
 from sparkimage.outside import Outside
-from sparkimage.plan import LayerPlan, Plan
-from sparkimage.progress import Build, View, human
+from sparkimage.plan import Plan
+from sparkimage.progress import Build, View
 from sparkimage.run import Runner
 from sparkimage.store import Descriptor, Image, Store
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
-UNPACKED_PER_BYTE = 6.5
-"""Bytes of disk for each byte of wheels: 2.1 in BuildKit's snapshots, 2.1 unpacked for running,
-1.0 compressed in the engine, 1.0 in the store, and the temporary ones of one step."""
-BASE_BYTES = 2_000_000_000
 STAGING = "-unproven"
 POLICY = "policy.json"
 ORPHANED = re.compile(r"could not get object info|repository does not contain ref|not our ref")
@@ -123,8 +116,8 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
     ``PreflightError``, ``NetworkError``, ``StoreError``.
     """
     began = time.monotonic()
-    refuse_unresolved([plan])
-    refuse_open_steps(plan, shop.project)
+    preflight.refuse_unresolved([plan])
+    preflight.refuse_open_steps(plan, shop.project)
     key = fingerprint(plan, shop.project)
     if repair:
         _repair(plan, shop)
@@ -137,8 +130,8 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
                 plan=plan, image=image, checks=tuple(verdict.checks),
                 seconds=time.monotonic() - began, unchanged=True,
             )  # fmt: skip
-    preflight(plan, shop)
-    _reachable(plan, shop)
+    preflight.check(plan, shop)
+    preflight.reachable(plan, shop)
     image = execute(plan, shop)
     staged = plan.image + STAGING
     outcome = _prove(plan, image, staged, shop)
@@ -146,7 +139,7 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
     shop.runner.run([*shop.engine.docker, "rmi", staged], check=False)
     shop.store.name(plan.image, shop.store.descriptor(image.digest))
     for layer in plan.layers:
-        if (fetched := _fetch_key(layer)) is not None:
+        if (fetched := preflight.fetch_key(layer)) is not None:
             shop.store.put_fact("fetched", fetched, {"variant": plan.variant})
     shop.store.put_fact("built", key, {"digest": image.digest, "variant": plan.variant})
     return Result(
@@ -156,104 +149,6 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
         seconds=time.monotonic() - began,
         unchanged=False,
     )
-
-
-def preflight(plan: Plan, shop: Workshop) -> None:
-    """Check disk and emulation before anything long starts. Raises ``PreflightError``."""
-    need = int(plan.download_bytes * UNPACKED_PER_BYTE) + BASE_BYTES
-    cached = _cached_bytes(shop)
-    places = {
-        # The store holds the compressed layers once; the engine holds all the rest.
-        shop.store.root: plan.download_bytes + BASE_BYTES // 4,
-        # What BuildKit already holds of an earlier run need not be made again.
-        Path(shop.engine.data_root): need - cached,
-    }
-    for place, bytes_needed in places.items():
-        free = free_bytes(place)
-        if free < bytes_needed:
-            raise PreflightError(
-                f"{place} has {human(free)} free; {plan.variant} needs {human(bytes_needed)}",
-                hint="free some disk, or point SPARKIMAGE_HOME (or SPARKIMAGE_STORE) elsewhere",
-            )
-    # The checks run here, even where another machine builds.
-    ensure_emulation(shop.home, shop.runner, plan.platform, shop.view.say)
-
-
-def refuse_open_steps(plan: Plan, project: Path) -> None:
-    """Raises ``BuildError`` when a step of a layer could take in what the lock does not hold."""
-    for layer in plan.layers:
-        if layer.source is None and (
-            steps := dockerfile.open_steps((project / layer.dockerfile).read_text())
-        ):
-            raise BuildError(
-                f"{layer.dockerfile}: a step has a network, and what it fetches is in no lock",
-                detail="\n".join(steps),
-                hint=f"write `RUN {dockerfile.CLOSED} …`, and let pins of the matrix bring what it "
-                "needs (`debs`, `wheels`, `patches`)",
-            )
-
-
-def refuse_unresolved(plans: Sequence[Plan]) -> None:
-    """Raises ``LockError`` when one of ``plans`` needs what the lock has no answer for yet."""
-    missing = {str(one): one for plan in plans for one in plan.unresolved}
-    if missing:
-        names = ", ".join(plan.variant for plan in plans if plan.unresolved)
-        raise LockError(
-            f"{names} cannot be built yet: {len(missing)} of its pins are not resolved",
-            detail="\n".join(one.reason for one in missing.values()),
-            hint="where these can be reached, run `python build.py lock`, and commit matrix.lock: "
-            "it resolves what is missing and leaves all else as it is",
-        )
-
-
-def _fetch_key(layer: LayerPlan) -> str | None:
-    """Names what a layer fetches while it is built; None for nothing."""
-    if not (layer.wheels or layer.image or layer.source):
-        return None
-    fetched = f"{layer.requirements}{layer.image}{layer.source}"
-    return hashlib.sha256(fetched.encode()).hexdigest()
-
-
-def _reachable(plan: Plan, shop: Workshop) -> None:
-    """See that what no earlier build has fetched can be had, before anything long starts.
-
-    Images and commits are asked for; of wheels the smallest is fetched: the index answers, or
-    not. Raises ``NetworkError`` or ``LockError`` naming the pin.
-    """
-    probed = False
-    for layer in plan.layers:
-        key = _fetch_key(layer)
-        if key is None or shop.store.get_fact("fetched", key) is not None:
-            continue
-        inputs.available(layer, shop.outside)
-        local = inputs.local_wheels(layer, shop.project)
-        ours = [wheel for wheel in layer.wheels if wheel.file not in local]
-        if ours and not probed:
-            smallest = min(ours, key=lambda wheel: (wheel.size, wheel.name))
-            inputs.probe(smallest, layer, plan, shop.outside)
-            probed = True
-
-
-def free_bytes(place: Path) -> int:
-    """Free bytes of the file system on which ``place`` lies or will lie."""
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
-
-
-def _cached_bytes(shop: Workshop) -> int:
-    """Bytes in the engine's build cache."""
-    done = shop.runner.run(
-        [*shop.engine.docker, "system", "df", "--format", "{{json .}}"], check=False
-    )
-    units = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
-    for line in done.stdout.splitlines():
-        row = json.loads(line)
-        if row.get("Type") == "Build Cache":
-            size = row["Size"]
-            unit = next(u for u in ("kB", "MB", "GB", "TB", "B") if size.endswith(u))
-            return int(float(size.removesuffix(unit)) * units[unit])
-    return 0
 
 
 def _unchanged(plan: Plan, shop: Workshop, key: str) -> Image | None:
@@ -465,46 +360,6 @@ def _prove(plan: Plan, image: Image, staged: str, shop: Workshop) -> verify.Outc
             engine=shop.engine,
             runner=shop.runner,
         )
-
-
-def table(results: Sequence[Result]) -> Table:
-    """What was built, for a terminal: a block a variant, since a row would not fit 80 columns."""
-    from rich.table import Table
-
-    from sparkimage.progress import clock
-
-    made = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    made.add_column(style="dim", no_wrap=True)
-    made.add_column(overflow="fold")
-    for result in results:
-        layers = len(result.image.layers)
-        made.add_row("variant", f"[bold]{result.plan.variant}[/]")
-        made.add_row("digest", result.image.digest)
-        made.add_row("platform", result.plan.platform)
-        made.add_row("size", f"{human(result.image.size)} in {layers} layers")
-        made.add_row("verified", f"[green]{len(result.checks)} checks passed[/], sealed")
-        made.add_row("time", clock(result.seconds) + (", unchanged" * result.unchanged))
-        made.add_row("name", result.plan.image)
-        made.add_section()
-    return made
-
-
-def facts(result: Result) -> dict[str, Any]:
-    """What was built, for machines."""
-    return {
-        "variant": result.plan.variant,
-        "image": result.plan.image,
-        "digest": result.image.digest,
-        "platform": result.plan.platform,
-        "size": result.image.size,
-        "layers": [
-            {"digest": layer.digest, "size": layer.size, "diff_id": layer.diff_id}
-            for layer in result.image.layers
-        ],
-        "checks": len(result.checks),
-        "seconds": round(result.seconds, 3),
-        "unchanged": result.unchanged,
-    }
 
 
 def engine_reference(plan: Plan, image: Image, shop: Workshop) -> str:

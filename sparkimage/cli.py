@@ -240,16 +240,17 @@ def _build(
     if form is not None:
         _print(read, plans, form)
         return
-    from sparkimage import builder
+    from sparkimage import builder, show
+    from sparkimage.preflight import refuse_unresolved
 
-    builder.refuse_unresolved(plans)
+    refuse_unresolved(plans)
     shop = workshop(read, quiet=as_json, builder=builder_name)
     results = [builder.build(plan, shop, rebuild=rebuild, repair=repair) for plan in plans]
     if as_json:
-        typer.echo(json.dumps([builder.facts(result) for result in results], indent=1))
+        typer.echo(json.dumps([show.facts(result) for result in results], indent=1))
         return
     terminal = console()
-    terminal.print(builder.table(results))
+    terminal.print(show.results_table(results))
     first = results[0]
     terminal.print(
         f"\n[bold]Next:[/] python build.py verify {first.plan.variant}\n"
@@ -261,7 +262,7 @@ def _build(
 
 def _print(read: Matrix, plans: Sequence[Plan], form: Form) -> None:
     from sparkimage import show
-    from sparkimage.builder import refuse_unresolved
+    from sparkimage.preflight import refuse_unresolved
 
     if form in (Form.BAKE, Form.POLICY):
         refuse_unresolved(plans)

@@ -72,8 +72,8 @@ def export(
     So that a patch can be changed live, without a build.
     """
     from sparkimage import inputs
-    from sparkimage.builder import refuse_unresolved
     from sparkimage.matrix import select
+    from sparkimage.preflight import refuse_unresolved
 
     use_mirrors(mirror)
     read = read_matrix()

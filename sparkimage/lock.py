@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.errors import LockError
+from sparkimage.patching import PATCHES, same_commit
 
 if TYPE_CHECKING:
     from sparkimage.matrix import Matrix
@@ -24,8 +25,6 @@ VERSION = 2
 REMEDY = "run `python build.py lock`, and commit matrix.lock"
 ANY = "any"
 """The platform of what is the same on all of them: a commit, a patch."""
-PATCHES = "patches"
-"""Stands where a pin's name does for the patches, whose values are their names."""
 MISSING = "missing"
 """Stands where a sha256 does for a file that is not there."""
 
@@ -190,8 +189,6 @@ def asked_of_patch(matrix: Matrix, name: str) -> dict[str, Any]:
 
 def forks(matrix: Matrix, name: str, patch: Patch) -> tuple[Key, ...]:
     """The git pins whose commits some variant applies the patch to."""
-    from sparkimage.patching import same_commit
-
     found = set()
     for variant in matrix.variants:
         if any(name in matrix.layers[layer].patches for layer in variant.layers):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparkimage import lock, patching, yamlfile
+from sparkimage import patching, yamlfile
 from sparkimage.errors import ConfigError, Problem, UsageError
 from sparkimage.model import (
     KINDS,
@@ -247,10 +247,10 @@ class _Expansion:
             self.problems.append(problem)
 
     def _check_pins(self) -> None:
-        if lock.PATCHES in self.given.pins:
+        if patching.PATCHES in self.given.pins:
             self._problem(
-                ("pins", lock.PATCHES),
-                f"a pin cannot be called {lock.PATCHES!r}: the lock keeps the patches under it",
+                ("pins", patching.PATCHES),
+                f"a pin cannot be called {patching.PATCHES!r}: the lock keeps the patches under it",
                 "call it otherwise",
             )
         for name, values in self.given.pins.items():

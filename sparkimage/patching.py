@@ -22,6 +22,8 @@ from sparkimage.errors import ConfigError, Problem
 from sparkimage.model import COMMIT, Name, Strict
 
 FILE = "patches/patches.yaml"
+PATCHES = "patches"
+"""Stands in the lock where a pin's name does, for the patches, whose values are their names."""
 SHA256 = r"^[0-9a-f]{64}$"
 PART = r"^[0-9a-f]{7,40}$"
 RELATIVE = r"^[^/\s].*$"

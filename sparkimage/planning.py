@@ -12,7 +12,6 @@ from sparkimage.errors import LockError
 from sparkimage.lock import (
     ANY,
     MISSING,
-    PATCHES,
     Commit,
     Deb,
     Item,
@@ -25,7 +24,7 @@ from sparkimage.lock import (
 )
 from sparkimage.matrix import Matrix, Variant
 from sparkimage.model import DebianPin, DebPin, GitPin, ImagePin, Pin, SourceUse, WheelsPin
-from sparkimage.patching import State, Verdict
+from sparkimage.patching import PATCHES, State, Verdict
 from sparkimage.plan import (
     LABEL,
     MORE,

@@ -17,7 +17,6 @@ from sparkimage import apt, lock, patch_files, registry, wheels
 from sparkimage.errors import LockError, NetworkError, SparkError, UsageError
 from sparkimage.lock import (
     ANY,
-    PATCHES,
     Commit,
     Deb,
     Entry,
@@ -30,6 +29,7 @@ from sparkimage.lock import (
 )
 from sparkimage.model import DebianPin, DebPin, GitPin, ImagePin, WheelsPin
 from sparkimage.outside import Outside
+from sparkimage.patching import PATCHES
 from sparkimage.plan import MORE
 
 if TYPE_CHECKING:

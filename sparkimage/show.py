@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparkimage import bake
 from sparkimage.address import Mirrors
 from sparkimage.plan import Plan
-from sparkimage.progress import human
+from sparkimage.progress import clock, human
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sparkimage.builder import Workshop
+    from sparkimage.builder import Result, Workshop
 
 
 def as_table(plans: Sequence[Plan]) -> Table:
@@ -68,3 +68,41 @@ def as_policy(plans: Sequence[Plan], mirrors: Mirrors) -> str:
 def as_bake(plans: Sequence[Plan], shop: Workshop) -> str:
     """The bake file, with everything that it names made ready, so that it can be run by hand."""
     return json.dumps(shop.definition(plans), indent=1)
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """What was built, for a terminal: a block a variant, since a row would not fit 80 columns."""
+    from rich.table import Table
+
+    made = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for result in results:
+        layers = len(result.image.layers)
+        made.add_row("variant", f"[bold]{result.plan.variant}[/]")
+        made.add_row("digest", result.image.digest)
+        made.add_row("platform", result.plan.platform)
+        made.add_row("size", f"{human(result.image.size)} in {layers} layers")
+        made.add_row("verified", f"[green]{len(result.checks)} checks passed[/], sealed")
+        made.add_row("time", clock(result.seconds) + (", unchanged" * result.unchanged))
+        made.add_row("name", result.plan.image)
+        made.add_section()
+    return made
+
+
+def facts(result: Result) -> dict[str, Any]:
+    """What was built, for machines."""
+    return {
+        "variant": result.plan.variant,
+        "image": result.plan.image,
+        "digest": result.image.digest,
+        "platform": result.plan.platform,
+        "size": result.image.size,
+        "layers": [
+            {"digest": layer.digest, "size": layer.size, "diff_id": layer.diff_id}
+            for layer in result.image.layers
+        ],
+        "checks": len(result.checks),
+        "seconds": round(result.seconds, 3),
+        "unchanged": result.unchanged,
+    }

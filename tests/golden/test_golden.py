@@ -17,7 +17,6 @@ import pytest
 from sparkimage import bake, lock, matrix, model, planning, show
 from sparkimage.address import WHEELS, Mirrors, image_name
 from sparkimage.lock import (
-    PATCHES,
     Commit,
     Deb,
     Entry,
@@ -29,6 +28,7 @@ from sparkimage.lock import (
     Target,
 )
 from sparkimage.matrix import Matrix
+from sparkimage.patching import PATCHES
 from sparkimage.plan import MORE, Origin, Plan
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,26 @@ import pytest
 import python_on_whales
 import yaml
 
-from sparkimage import builder, builders, lock, matrix, origin, paths, planning, resolve
+from sparkimage import (
+    builder,
+    builders,
+    engine_tree,
+    lock,
+    matrix,
+    origin,
+    paths,
+    planning,
+    private_engine,
+    resolve,
+)
 from sparkimage.address import Mirrors
 from sparkimage.builder import Workshop
 from sparkimage.engine import Engine, ensure
 from sparkimage.outside import Outside
+from sparkimage.paths import EnginePlace
 from sparkimage.plan import Plan
 from sparkimage.progress import View
+from sparkimage.rights import run_as_root
 from sparkimage.run import Local
 from sparkimage.store import Store
 from tests.lab import recipe as recipes
@@ -207,6 +222,31 @@ class Lab:
             for tag in image.repo_tags
             if tag.startswith(f"{REPOSITORY}:")
         }
+
+
+SHARED = ("roots", "tools", "inputs", "debs", "git")
+"""Folders of the home that a spare engine's home has too."""
+
+
+@contextmanager
+def spare_engine(name: str) -> Iterator[tuple[Path, Engine]]:
+    """An engine that may be killed, or begins with nothing cached; and its home."""
+    home = paths.home() / f"lab-{name}-{os.getpid()}"
+    place, tree = EnginePlace.of(home), EnginePlace.of(paths.home())
+    place.engine.mkdir(parents=True)
+    for shared in SHARED:
+        (paths.home() / shared).mkdir(exist_ok=True)
+        (home / shared).symlink_to(paths.home() / shared)
+    runner = Local()
+    if engine_tree.installed(tree):
+        run_as_root(runner, ("cp", "-al", str(tree.root), str(place.root)))
+    try:
+        yield home, private_engine.up(home, runner, print)
+    finally:
+        private_engine.down(home, runner, purge=True)
+        for shared in SHARED:
+            (home / shared).unlink()
+        shutil.rmtree(home)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sparkimage import builder, paths
+from sparkimage import builder, paths, preflight
 from tests.lab import cuda_base, fork, nccl_debs, servers
 from tests.lab.fork import Fork, PatchRepository
 from tests.lab.servers import Registry, Web
@@ -128,6 +128,15 @@ class Recipe:
     data: dict[str, Any]
     """matrix.yaml"""
 
+    def later_patch(self) -> dict[str, str]:
+        """The origin of the patch as it was changed."""
+        return {
+            "repository": "https://github.com/hazyumps/deepseek-v4-flash-gb10.git",
+            "commit": self.patches.second,
+            "path": "patches/sm12x_deep_gemm_fallbacks.py",
+            "licence": "Apache-2.0",
+        }
+
     def write_patches(self, **changes: Any) -> None:
         """Write patches.yaml: the real one, with the stand-ins' commits, and ``changes``."""
         text = (PROJECT / "patches" / "patches.yaml").read_text()
@@ -193,7 +202,7 @@ def serve(lab: Lab, folder: Path) -> Iterator[Recipe]:
         bases = {}
         for arch in ("amd64", "arm64"):
             plan = lab.plan(f"plain-{arch}")
-            builder.preflight(plan, lab.shop)
+            preflight.check(plan, lab.shop)
             builder.execute(plan, lab.shop)
             bases[f"linux/{arch}"] = plan.image + builder.STAGING
         cuda_base.build(lab.engine, registry, home=home, bases=bases)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import builder, paths
+from sparkimage import builder, paths, preflight
 from sparkimage.address import Mirrors
 from tests.lab import node as nodes
 from tests.lab import servers
@@ -22,7 +22,7 @@ CONTEXT = "lab-remote"
 @pytest.fixture(scope="module")
 def node(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     plan = lab.plan("plain-amd64")
-    builder.preflight(plan, lab.shop)
+    preflight.check(plan, lab.shop)
     builder.execute(plan, lab.shop)
     base = plan.image + builder.STAGING
     with nodes.node(lab.engine, base=base, folder=tmp_path_factory.mktemp("node")) as made:

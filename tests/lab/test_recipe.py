@@ -113,14 +113,8 @@ def test_no_overlay_below_says_so(recipe: Recipe) -> None:
 
 def test_a_changed_patch_is_one_layer_of_kilobytes(recipe: Recipe, good: builder.Result) -> None:
     held = (recipe.lab.project / "matrix.lock").read_text()
-    origin = {
-        "repository": "https://github.com/hazyumps/deepseek-v4-flash-gb10.git",
-        "commit": recipe.patches.second,
-        "path": "patches/sm12x_deep_gemm_fallbacks.py",
-        "licence": "Apache-2.0",
-    }
     try:
-        recipe.write_patches(origin=origin)
+        recipe.write_patches(origin=recipe.later_patch())
         stale = recipe.lab.run("lock", "--check")
         assert stale.returncode == 11
         assert f"pin patches {PATCH} asks for something else" in stale.stderr
@@ -137,12 +131,7 @@ def test_a_changed_patch_is_one_layer_of_kilobytes(recipe: Recipe, good: builder
 
 def test_a_diff_is_applied_as_git_does(recipe: Recipe, good: builder.Result) -> None:
     held = (recipe.lab.project / "matrix.lock").read_text()
-    origin = {
-        "repository": "https://github.com/hazyumps/deepseek-v4-flash-gb10.git",
-        "commit": recipe.patches.second,
-        "path": "patches/sm12x.diff",
-        "licence": "Apache-2.0",
-    }
+    origin = {**recipe.later_patch(), "path": "patches/sm12x.diff"}
     try:
         recipe.write_patches(origin=origin, kind="diff", replaces=None)
         recipe.lab.lock()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import builder, engine, engine_process, engine_tree, paths, private_engine
+from sparkimage import builder, engine, engine_process, paths, private_engine
 from sparkimage.errors import BuildError, EngineError
 from sparkimage.paths import EnginePlace
 from sparkimage.rights import run_as_root
 from sparkimage.run import Local
-from tests.lab.conftest import REPOSITORY, Lab, matrix_data
+from tests.lab.conftest import REPOSITORY, Lab, matrix_data, spare_engine
 
 RUNNER = Local()
 
@@ -128,8 +127,10 @@ def cut_off(lab: Lab, prefix: tuple[str, ...], *words: str, **more: str) -> tupl
 
 
 def test_a_lock_without_a_network_names_the_pin(lab: Lab, no_network: tuple[str, ...]) -> None:
-    code, said = cut_off(lab, no_network, "lock")
+    held = (lab.project / "matrix.lock").read_text()
+    code, said = cut_off(lab, no_network, "lock", "--update", "nccl==2.30.4")
     assert code == 10
+    assert (lab.project / "matrix.lock").read_text() == held
     assert "pin nccl 2.30.4 on linux/" in said
     assert "cannot be reached" in said
     assert "Traceback" not in said
@@ -150,26 +151,12 @@ def test_a_wheel_that_cannot_be_fetched_is_named_before_anything_long(
 @pytest.fixture
 def fragile(lab: Lab) -> Iterator[Lab]:
     """The lab with an engine that may be killed."""
-    home = paths.home() / f"lab-fragile-{os.getpid()}"
-    place = EnginePlace.of(home)
-    tree = EnginePlace.of(paths.home())
-    place.engine.mkdir(parents=True)
-    for shared in ("roots", "tools", "inputs", "debs"):
-        (paths.home() / shared).mkdir(exist_ok=True)
-        (home / shared).symlink_to(paths.home() / shared)
-    if engine_tree.installed(tree):
-        run_as_root(RUNNER, ("cp", "-al", str(tree.root), str(place.root)))
-    made = Lab(lab.project, paths.home() / "lab-store", private_engine.up(home, RUNNER, print))
-    made.shop = dataclasses.replace(
-        made.shop, outside=dataclasses.replace(made.shop.outside, home=home)
-    )
-    try:
+    with spare_engine("fragile") as (home, spare):
+        made = Lab(lab.project, paths.home() / "lab-store", spare)
+        made.shop = dataclasses.replace(
+            made.shop, outside=dataclasses.replace(made.shop.outside, home=home)
+        )
         yield made
-    finally:
-        private_engine.down(home, RUNNER, purge=True)
-        for shared in ("roots", "tools", "inputs", "debs"):
-            (home / shared).unlink()
-        home.rmdir()
         made.said.close()
 
 

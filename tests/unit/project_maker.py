@@ -10,7 +10,6 @@ from typing import Any
 
 from sparkimage import lock, matrix, patching
 from sparkimage.lock import (
-    PATCHES,
     Commit,
     Deb,
     Entry,
@@ -23,6 +22,7 @@ from sparkimage.lock import (
     Wheel,
 )
 from sparkimage.matrix import Matrix
+from sparkimage.patching import PATCHES
 from sparkimage.plan import Origin
 
 ORIGIN = Origin(source="https://example.org/x", revision="0" * 40, epoch=7)

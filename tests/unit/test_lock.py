@@ -17,7 +17,6 @@ from sparkimage.errors import LockError
 from sparkimage.lock import (
     ANY,
     MISSING,
-    PATCHES,
     Commit,
     Deb,
     Entry,
@@ -30,6 +29,7 @@ from sparkimage.lock import (
     Wheel,
 )
 from sparkimage.matrix import Matrix
+from sparkimage.patching import PATCHES
 from tests.unit import project_maker as maker
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -259,7 +259,7 @@ CHANGES: dict[str, tuple[dict[str, Any], ...]] = {
     "os": ({"suite": "forky"}, {"packages": ["gcc"]}),
     "cuda": ({"image": "nvidia/cuda:13.0-devel"},),
     "nccl": ({"packages": ["libnccl2=2.31"]}, {"repository": {maker.ARM: "https://other.example"}}),
-    "app": ({"require": ["app==3.0"]}, {"exclude": []}, {"python": "3.13"}),
+    "app": ({"require": ["app==3.0"]}, {"exclude": []}, {"require": ["app==2.0", "more==1.0"]}),
     "fork": ({"commit": "c" * 40}, {"repository": "https://git.example/other.git"}),
 }
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from sparkimage import lock, planning, resolve
 from sparkimage.address import Mirrors
 from sparkimage.errors import LockError, NetworkError, UsageError
-from sparkimage.lock import ANY, PATCHES, Commit, Entry, Key, Lock, Target
+from sparkimage.lock import ANY, Commit, Entry, Key, Lock, Target
 from sparkimage.matrix import Matrix
+from sparkimage.patching import PATCHES
 from sparkimage.resolve import Move
 from sparkimage.run import Completed
 from tests.unit import project_maker as maker
