@@ -206,7 +206,9 @@ def _news(title: str, before: Entry, now: Entry) -> list[News]:
 
 def _called(item: Item) -> str:
     """What a user knows the item by."""
-    if isinstance(item, Wheel | Deb | PinnedImage):
+    if isinstance(item, PinnedImage):
+        return f"tag of {item.name}"
+    if isinstance(item, Wheel | Deb):
         return item.name
     return item.path if isinstance(item, Target) else type(item).__name__.lower()
 

@@ -67,7 +67,8 @@ def test_a_moved_tag_is_told_and_not_followed(recipe: Recipe, kept: str) -> None
     try:
         news = lab.run("lock", "--outdated", "--json")
         rows = json.loads(news.stdout)
-        assert ("cuda 13.0.3", "docker.io/nvidia/cuda") in {(r["pin"], r["what"]) for r in rows}
+        seen = {(row["pin"], row["what"]) for row in rows}
+        assert ("cuda 13.0.3", "tag of docker.io/nvidia/cuda") in seen
         table = lab.run("lock", "--outdated")
         assert "python build.py lock --update NAME" in table.stdout
         assert (lab.project / "matrix.lock").read_text() == kept
@@ -134,6 +135,17 @@ def test_what_cannot_be_reached_is_reported_pin_by_pin(recipe: Recipe, kept: str
     # And where they can be, the same command resolves them all, to the same lock.
     assert recipe.lab.run("lock").returncode == 0
     assert path.read_text() == kept
+
+
+def test_debians_mirror_is_asked_in_place_of_the_default(lab: Lab, tmp_path: Path) -> None:
+    held = (lab.project / "matrix.lock").read_text()
+    with servers.http_folder(tmp_path) as web:
+        mirror = f"debian={web.url}/debian"
+        done = lab.run("lock", "--update", "debian", "--mirror", mirror)
+    assert done.returncode in (10, 11)
+    assert "pin debian trixie" in done.stderr
+    assert "/debian/dists/trixie/InRelease" in web.seen
+    assert (lab.project / "matrix.lock").read_text() == held
 
 
 def test_an_index_mirror_serves_lock_and_build(lab: Lab, tmp_path: Path) -> None:

@@ -129,6 +129,22 @@ def test_a_changed_patch_is_one_layer_of_kilobytes(recipe: Recipe, good: builder
     recipe.lab.build(TWIN)
 
 
+def test_a_patch_at_a_wrong_path_stops_before_the_build(recipe: Recipe) -> None:
+    held = (recipe.lab.project / "matrix.lock").read_text()
+    try:
+        recipe.write_patches(replaces="vllm/v1/attention/ops/elsewhere.py")
+        recipe.lab.lock()
+        done = recipe.lab.run("image", TWIN)
+        listed = recipe.lab.run("patches")
+    finally:
+        recipe.write_patches()
+        (recipe.lab.project / "matrix.lock").write_text(held)
+    assert done.returncode == 11
+    assert "vllm/v1/attention/ops/elsewhere.py is not in the fork at" in done.stderr
+    assert "layer" not in done.stderr.split("error:")[0]
+    assert "does not fit" in listed.stdout
+
+
 def test_a_diff_is_applied_as_git_does(recipe: Recipe, good: builder.Result) -> None:
     held = (recipe.lab.project / "matrix.lock").read_text()
     origin = {**recipe.later_patch(), "path": "patches/sm12x.diff"}
