@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sparkimage.address import Mirrors
 from sparkimage.lock import PinnedImage
@@ -139,8 +140,12 @@ def _git_context(layer: LayerPlan, mirrors: Mirrors) -> str:
 
 
 def _git_identifier(layer: LayerPlan, mirrors: Mirrors) -> str:
-    """How BuildKit names a git source: ``git://`` and the address without its scheme."""
-    return "git://" + _git_context(layer, mirrors).partition("://")[2]
+    """How BuildKit names a git source: without the address's own scheme and user.
+
+    https://github.com/moby/buildkit/blob/master/client/llb/source.go (Git)
+    """
+    context = urlsplit(_git_context(layer, mirrors))
+    return f"git://{context.netloc.rpartition('@')[2]}{context.path}#{context.fragment}"
 
 
 def _builders(

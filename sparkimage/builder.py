@@ -221,7 +221,8 @@ def _bake(plan: Plan, file: Path, overrides: dict[str, str], shop: Workshop, tit
     for key, value in overrides.items():
         argv += ["--set", f"{key}={value}"]
     argv.append(bake.target_name(plan))
-    state = Build([layer.name for layer in plan.layers])
+    source = next((layer.name for layer in plan.layers if layer.source is not None), None)
+    state = Build([layer.name for layer in plan.layers], foreign=source)
     view = shop.view if title else View(shop.view.console, quiet=True)
     with view.build(state, title) as feed:
         # The builder is the one that the user has chosen, the engine's own by default.

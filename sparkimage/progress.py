@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-STEP = re.compile(r"^\[(?P<words>[^\]]+) \d+/\d+\] ")
-"""A step's name begins with its target, VARIANT--LAYER but for the last layer, and ends with its
-stage: the layer's name, or one of a repository's own Dockerfile."""
+STEP = re.compile(r"^\[[^\]]*?(?P<stage>\S+) \d+/\d+\] ")
+"""A step's name ends with its stage, or with the target where that stands on scratch."""
 EXPORT = "export"
 
 
@@ -55,6 +54,8 @@ class Build:
     moved: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
+    foreign: str | None = None
+    """The layer whose Dockerfile is not ours: it has every stage that is not a layer's name."""
 
     def __post_init__(self) -> None:
         self.rows = {name: Row(name) for name in (*self.layers, EXPORT)}
@@ -84,10 +85,11 @@ class Build:
     def _row(self, vertex: dict[str, Any]) -> Row | None:
         name = vertex.get("name", "")
         step = STEP.match(name)
-        words = step["words"].split() if step is not None else ["", ""]
-        known = [one for word in words if (one := word.rpartition("--")[2]) in self.rows]
-        if known:
-            self.owner[vertex["digest"]] = known[0]
+        stage = step["stage"].rpartition("--")[2] if step is not None else None
+        if stage in self.rows:
+            self.owner[vertex["digest"]] = stage
+        elif stage is not None and self.foreign is not None:
+            self.owner[vertex["digest"]] = self.foreign
         elif "exporting to" in name:
             self.owner[vertex["digest"]] = EXPORT
         owner = self.owner.get(vertex["digest"])

@@ -147,6 +147,12 @@ def test_with_mirrors_only_the_mirror_is_read(plans: Mapping[str, Plan]) -> None
     assert not allowed(rules, f"git://git.example/fork.git#{COMMIT}")
 
 
+def test_a_user_is_no_part_of_a_git_sources_name(plans: Mapping[str, Plan]) -> None:
+    site = Mirrors(rules={"https://git.example": "ssh://git@mirror.example:22/x"})
+    rules = bake.policy([plans["of.source"]], site)
+    assert allowed(rules, f"git://mirror.example:22/x/fork.git#{COMMIT}")
+
+
 def remote(target: Mapping[str, Any]) -> list[str]:
     """Every source of a target that lies elsewhere, as the policy names it."""
     named = [target["context"], *target["contexts"].values()]

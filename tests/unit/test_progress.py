@@ -175,6 +175,16 @@ def test_whose_step_it_is(name: str, layer: str | None) -> None:
     assert [row.name for row in changed] == ([layer] if layer else [])
 
 
+def test_a_foreign_dockerfiles_stages_are_the_source_layers() -> None:
+    build = Build(["cuda-base", "vllm-source", "nccl-apt"], foreign="vllm-source")
+    build.event(vertex("a", "[v--nccl-apt base 3/9] RUN compile", started="2026"))
+    build.event(vertex("b", "[v--nccl-apt nccl-apt 1/1] RUN install", started="2026"))
+    build.event(vertex("c", "[context layer] load metadata", started="2026"))
+    states = rows(build)
+    assert (states["vllm-source"], states["nccl-apt"]) == ("running", "running")
+    assert states["cuda-base"] == "waiting"
+
+
 def view(terminal: bool, *, quiet: bool = False) -> tuple[str, Build]:
     said = io.StringIO()
     console = Console(file=said, force_terminal=terminal, width=80, height=30)
