@@ -126,7 +126,7 @@ def verify(
                 )
             )
         if html is not None and verdict is not None:
-            _write_report(html, plan, held, verdict)
+            _write_report(html, plan, held, verdict, read.root)
     if as_json:
         return
     terminal = console()
@@ -162,12 +162,14 @@ def report(
             f"{held.digest[:19]} has no seal of this plan and its checks",
             hint=f"prove it: python build.py verify {held.digest[7:19]}",
         )
-    _write_report(output, plan, held, verdict)
+    _write_report(output, plan, held, verdict, read.root)
 
 
-def _write_report(path: Path, plan: Plan, held: Image, verdict: seal.Verdict) -> None:
+def _write_report(
+    path: Path, plan: Plan, held: Image, verdict: seal.Verdict, project: Path
+) -> None:
     from sparkimage import report as reporting
     from sparkimage.shipping import written
 
     with written(path) as sink:
-        sink.write(reporting.page(plan, held, verdict).encode())
+        sink.write(reporting.page(plan, held, verdict, project).encode())

@@ -9,6 +9,7 @@ import html
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sparkimage.plan import Plan
@@ -25,6 +26,8 @@ TIERS = {
 LIBRARY = re.compile(r"/?[^\s,'\"]*libnccl\.so[^\s,'\"]*")
 WINNERS = ("nccl-pip/test_torch_maps_exactly_one_nccl", "nccl-pip/test_preload_names_the_library")
 """Checks that saw which library programs use, the surest first."""
+FILES = "nccl-pip/test_one_physical_copy"
+"""The check that saw which files all the names lead to."""
 SHORT = 160
 
 STYLE = """
@@ -39,6 +42,7 @@ body { margin: 0; background: var(--page); color: var(--ink);
 main { max-width: 1120px; margin: 0 auto; padding: 24px 16px 64px }
 h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere }
 h2 { font-size: 1.1rem; margin: 0 0 12px }
+.head h2 { margin: 0 }
 h3 { font-size: .95rem; margin: 20px 0 4px; color: var(--soft) }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 18px; margin: 16px 0 }
@@ -71,19 +75,23 @@ rect.track { fill: var(--line) }
   .layer .mono { grid-column: 1 / 3 }
   .checks thead { display: none } .checks tr { display: block; border-top: 1px solid var(--line);
     padding: 6px 0 } .checks td { display: block; border: 0; padding: 1px 0 }
+  .checks td.mark { float: left; width: 1.5em }
   .checks td[data-of]::before { content: attr(data-of) " "; color: var(--soft) }
 }
 """
 
 
-def page(plan: Plan, image: Image, verdict: Verdict) -> str:
-    """The whole page."""
+def page(plan: Plan, image: Image, verdict: Verdict, project: Path) -> str:
+    """The whole page; ``project`` has the Dockerfiles, which name the layers."""
     body = "".join(
         (
-            _head(plan, image, verdict), _nccl(verdict), _layers(plan, image), _checks(verdict),
+            _head(plan, image, verdict),
+            _nccl(verdict),
+            _layers(plan, image, project),
+            _checks(verdict),
             _seal(verdict),
         )
-    )  # fmt: skip
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -151,7 +159,8 @@ def _libraries(value: Any) -> Iterator[tuple[str, str]]:
         for one in value:
             yield from _libraries(one)
     elif isinstance(value, str):
-        yield from ((found, "") for found in LIBRARY.findall(value))
+        # A SONAME alone is no place.
+        yield from ((found, "") for found in LIBRARY.findall(value) if "/" in found)
 
 
 def _nccl(verdict: Verdict) -> str:
@@ -170,10 +179,13 @@ def _nccl(verdict: Verdict) -> str:
         if len(seen) == 1:
             winner = "/" + seen[0].lstrip("/")
             break
+    physical = {path for path, _ in _libraries(of[FILES].seen)} if FILES in of else set()
     rows = ""
     for path, facts in sorted(copies.items()):
         wins = path == winner
-        note = "★ this one is mapped" if wins else "a place that was looked at"
+        note = "★ the one that programs get" if wins else "found there, too"
+        if physical and not wins:
+            note = "another copy" if path in physical else "a link"
         detail = "".join(f'<span class="id mono">{_text(fact)}</span>' for fact in facts)
         rows += (
             f'<tr class="{"winner" if wins else ""}"><td><code>{_text(path)}</code>{detail}</td>'
@@ -188,11 +200,10 @@ def _nccl(verdict: Verdict) -> str:
     return f"<section><h2>NCCL</h2><table><tbody>{rows}</tbody></table>{said}</section>"
 
 
-def _layers(plan: Plan, image: Image) -> str:
+def _layers(plan: Plan, image: Image, project: Path) -> str:
     largest = max((layer.size for layer in image.layers), default=1) or 1
-    made = [one for one in image.config.get("history") or () if not one.get("empty_layer")]
-    # Our steps name their layer; where history and layers do not agree, nothing is guessed.
-    names = [_layer_name(plan, str(one.get("created_by", ""))) for one in made]
+    names = _layer_names(plan, project)
+    # Where Dockerfiles and layers do not agree (a base image has many), nothing is guessed.
     if len(names) != len(image.layers):
         names = [""] * len(image.layers)
     rows = ""
@@ -210,9 +221,15 @@ def _layers(plan: Plan, image: Image) -> str:
     return f"<section><h2>Layers, from the lowest up</h2>{rows}</section>"
 
 
-def _layer_name(plan: Plan, command: str) -> str:
-    words = set(re.split(r"[^a-z0-9_-]+", command))
-    return next((la.name for la in reversed(plan.layers) if la.name in words), "")
+def _layer_names(plan: Plan, project: Path) -> list[str]:
+    """The name of the layer that each step made which writes files, as the Dockerfiles say."""
+    names = []
+    for layer in plan.layers:
+        path = project / layer.dockerfile
+        if layer.source is None and path.is_file():
+            last = re.split(r"^FROM .*$", path.read_text(), flags=re.MULTILINE)[-1]
+            names += [layer.name] * len(re.findall(r"^(?:RUN|COPY|ADD)\b", last, re.MULTILINE))
+    return names
 
 
 def _checks(verdict: Verdict) -> str:

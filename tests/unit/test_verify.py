@@ -276,7 +276,7 @@ def page(bench: Bench, *checks: Check, statements: Mapping[str, Any] | None = No
     seal.save(bench.store, made(*checks, digest=bench.image.digest, **more), bench.keys)
     found = seal.verdict(bench.store, bench.image.digest, keys=bench.keys)
     assert found is not None
-    return report.page(bench.plan, bench.image, found)
+    return report.page(bench.plan, bench.image, found, bench.project)
 
 
 def test_a_report_shows_everything_and_loads_nothing(bench: Bench) -> None:
