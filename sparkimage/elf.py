@@ -53,7 +53,10 @@ class Elf:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Elf:
         """The reverse of ``to_dict``, from JSON too."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        return cls(**fields)
 
 
 def parse(data: bytes) -> Elf | None:
@@ -108,8 +111,10 @@ class Reader:
             span.feed(self.position, data)
         self._last = (self.position, data)
         self.position += len(data)
-        while not self._done and all(span.whole for span in self._spans):
+        while all(span.whole for span in self._spans):
             self._step()
+            if self._done:
+                return
 
     def _step(self) -> None:
         try:

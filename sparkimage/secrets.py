@@ -32,8 +32,7 @@ _TOKENS: tuple[tuple[str, bytes, bytes], ...] = (
     (
         "Hugging Face token",
         b"hf_",
-        rb"(?<![A-Za-z0-9_])hf_(?=[a-z0-9]*[A-Z])(?=[A-Z0-9]*[a-z])[A-Za-z0-9]{34}"
-        rb"(?![A-Za-z0-9_])",
+        rb"(?<!\w)hf_(?=[a-z0-9]*[A-Z])(?=[A-Z0-9]*[a-z])[A-Za-z0-9]{34}(?!\w)",
     ),
     ("Docker token", b"dckr_", rb"dckr_[po]at_[A-Za-z0-9_-]{27}"),
     ("NVIDIA token", b"nvapi-", rb"nvapi-[A-Za-z0-9_-]{60}"),
@@ -46,24 +45,33 @@ _SETTING = re.compile(
     rb"(?i)(?:^|[^A-Z0-9])(?:[A-Z0-9]+_)*" + SECRET_NAMES.encode() + rb"=[\"']?([^\s\"'$<>|;]{6,})"
 )
 
-# By a file's name: what programs keep logins in.
-_FILES: tuple[tuple[str, str, bytes], ...] = (
+_BY_NAME: tuple[tuple[str, re.Pattern[str], re.Pattern[bytes]], ...] = (
     (
         "registry login",
-        r"(^|/)(config\.json|\.dockercfg|\.dockerconfigjson|auth\.json)$",
-        rb'"(?:auth|identitytoken|registrytoken)"\s*:\s*"[^"]{4,}"',
+        re.compile(r"config\.json|auth\.json|\.dockercfg|\.dockerconfigjson"),
+        re.compile(rb'"(?:auth|identitytoken|registrytoken)"\s*:\s*"[^"]{4,}"'),
     ),
-    ("login of netrc", r"(^|/)[._]netrc$", rb"(?m)\bpassword\s+\S+"),
-    ("login of pip", r"(^|/)(\.pypirc|pip\.conf|uv\.toml)$", rb"(?m)^\s*password\s*[:=]\s*\S+"),
+    ("login of netrc", re.compile(r"[._]netrc"), re.compile(rb"(?m)\bpassword\s+\S+")),
+    (
+        "login of pip",
+        re.compile(r"\.pypirc|pip\.conf|uv\.toml"),
+        re.compile(rb"(?m)^\s*password\s*[:=]\s*\S+"),
+    ),
+    (
+        "login of npm",
+        re.compile(r"\.npmrc"),
+        re.compile(rb"_(?:authToken|auth|password)\s*=\s*[^\s$]+"),
+    ),
     (
         "login in an address",
-        r"(^|/)(pip\.conf|uv\.toml|\.git-credentials|\.gitconfig|\.netrc|sources\.list|"
-        r"[^/]+\.(list|sources)|apt\.conf|\.condarc|\.npmrc|\.wgetrc|\.curlrc)$",
-        _URL_LOGIN.pattern,
+        re.compile(
+            r"pip\.conf|uv\.toml|\.git-credentials|\.gitconfig|\.npmrc|\.wgetrc|\.curlrc"
+            r"|\.condarc|apt\.conf|[^/]+\.(list|sources)"
+        ),
+        _URL_LOGIN,
     ),
-    ("login of npm", r"(^|/)\.npmrc$", rb"_(?:authToken|auth|password)\s*=\s*[^\s$]+"),
 )
-_BY_NAME = tuple((kind, re.compile(name), re.compile(text)) for kind, name, text in _FILES)
+"""By a file's name: what programs keep logins in."""
 _BUNDLE = re.compile(r"^(usr/local/share/ca-certificates/.+|run/.+)$")
 """Where a site's own certificates lie; a distribution's lie elsewhere."""
 
@@ -75,7 +83,7 @@ def in_file(path: str, data: bytes) -> list[str]:
         found += _tokens(data)
         name = path.rpartition("/")[2]
         for kind, names, pattern in _BY_NAME:
-            if names.search(name) and pattern.search(data):
+            if names.fullmatch(name) and pattern.search(data):
                 found.append(kind)
     if _BUNDLE.match(path) and b"-----BEGIN CERTIFICATE" in data:
         found.append("CA bundle of a site")
