@@ -111,18 +111,18 @@ class Reader:
             span.feed(self.position, data)
         self._last = (self.position, data)
         self.position += len(data)
-        while all(span.whole for span in self._spans):
-            self._step()
-            if self._done:
-                return
+        while all(span.whole for span in self._spans) and self._step():
+            pass
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Whether there are more."""
         try:
             next(self._steps)
         except StopIteration:
             self._finish(None)
-        except (struct.error, ValueError, UnicodeDecodeError) as error:
+        except (struct.error, ValueError) as error:
             self._finish(str(error))
+        return not self._done
 
     def _finish(self, problem: str | None) -> None:
         self._done = True
