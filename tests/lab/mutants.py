@@ -22,8 +22,9 @@ from rich.table import Table
 
 from sparkimage import static
 from sparkimage.layerindex import FACT, STEP, ImageFiles, image_files
-from sparkimage.linking import Root
+from sparkimage.linking import Linker, Root
 from sparkimage.plan import Plan
+from sparkimage.seal import Check
 from sparkimage.static import Limits
 from sparkimage.static_nccl import system_path
 from sparkimage.store import Image, Store
@@ -96,22 +97,28 @@ class Copy:
         rest = [e for e in self.settings.get("Env", ()) if not e.startswith(f"{name}=")]
         self.settings["Env"] = [*rest, f"{name}={value}"]
 
-    def labels(self, **changes: str | None) -> None:
+    def label(self, value: str | None) -> None:
         """Change the label that says the variant; None removes it."""
-        name = "dev.sparkimage.variant"
-        labels = {k: v for k, v in self.settings["Labels"].items() if k != name}
-        self.settings["Labels"] = labels | {name: v for v in changes.values() if v is not None}
+        labels = self.settings["Labels"]
+        labels.pop("dev.sparkimage.variant")
+        if value is not None:
+            labels["dev.sparkimage.variant"] = value
 
     def needed_library(self) -> str:
         """A file of the image that another one needs, by its path; not the C library."""
         root = Root(self.files.final)
-        linker = static.Linker.of(root, self.arch, self.plan.triplet)
+        linker = Linker.of(root, self.arch, self.plan.triplet)
         for entry, head in root.elves():
             for name in head.needed:
                 found = linker.find(name, entry)
                 if found and not name.startswith(("libc.", "ld-")) and found.path != self.system:
                     return found.path
         raise AssertionError("nothing needs a library")
+
+    def preload(self, path: str, files: Files) -> None:
+        """Preload ``path`` of a layer with ``files``."""
+        self.add(files)
+        self.env("LD_PRELOAD", f"/{self.system}:/{path}")
 
     def image(self) -> Image:
         return put_image(self.store, self.config, self.layers)
@@ -241,18 +248,12 @@ MUTANTS = (
     Mutant(
         name="preload link to nowhere",
         check="preload",
-        make=lambda c: (
-            c.add({"opt/p.so": "gone.so"}),
-            c.env("LD_PRELOAD", f"/{c.system}:/opt/p.so"),
-        ),
+        make=lambda c: c.preload("opt/p.so", {"opt/p.so": "gone.so"}),
     ),
     Mutant(
         name="preload of the other architecture",
         check="preload",
-        make=lambda c: (
-            c.add({"opt/p.so": library(OTHER[c.arch])}),
-            c.env("LD_PRELOAD", "/opt/p.so"),
-        ),
+        make=lambda c: c.preload("opt/p.so", {"opt/p.so": library(OTHER[c.arch])}),
     ),
     Mutant(
         name="ld.so.preload names a missing file",
@@ -286,8 +287,8 @@ MUTANTS = (
         make=lambda c: c.env("PATH", "/nowhere"),
     ),
     Mutant(name="USER changed", check="user", make=lambda c: c.settings.update(User="1000")),
-    Mutant(name="a label that lies", check="labels", make=lambda c: c.labels(to="other")),
-    Mutant(name="a label missing", check="labels", make=lambda c: c.labels(to=None)),
+    Mutant(name="a label that lies", check="labels", make=lambda c: c.label("other")),
+    Mutant(name="a label missing", check="labels", make=lambda c: c.label(None)),
     Mutant(
         name="architecture in the config wrong",
         check="platform",
@@ -447,9 +448,7 @@ def with_patch(plan: Plan, files: ImageFiles) -> Plan:
     return dataclasses.replace(plan, layers=(*plan.layers[:-1], top))
 
 
-def examined(
-    plan: Plan, image: Image, store: Store, limits: Limits = LIMITS
-) -> dict[str, static.Check]:
+def examined(plan: Plan, image: Image, store: Store, limits: Limits = LIMITS) -> dict[str, Check]:
     """Every check of the static tier, by its name without ``static/``."""
     found = static.examine(plan, image, store, None, limits=limits)
     return {one.id.removeprefix("static/"): one for one in found}
