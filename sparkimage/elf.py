@@ -47,8 +47,12 @@ class Elf:
         return f"machine {self.machine}" + ("" if self.wide else ", not 64-bit little-endian")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, without what is empty."""
-        return {k: v for k, v in vars(self).items() if v is not None and v != () and v is not True}
+        """As plain data that JSON keeps as it is, without what is empty."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in vars(self).items()
+            if value is not None and value != () and value is not True
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Elf:

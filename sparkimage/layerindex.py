@@ -24,6 +24,8 @@ from sparkimage.errors import StoreError
 from sparkimage.store import Image, Layer, Store
 
 CHUNK = 1 << 20
+BUFFER = 1 << 16
+"""tarfile copies the rest of its buffer with every header."""
 FACT = f"scan-{layerscan.VERSION}"
 STEP = "/run/tools/step.sh"
 """Stands in the history of every layer that a RUN step of ours made."""
@@ -45,6 +47,11 @@ class Entry:
     @property
     def is_file(self) -> bool:
         return self.kind == "0"
+
+    @property
+    def is_whiteout(self) -> bool:
+        """Whether it is only the sign that something below is removed."""
+        return self.path.rpartition("/")[2].startswith(".wh.")
 
     @cached_property
     def elf(self) -> Elf | None:
@@ -69,7 +76,7 @@ class ImageFiles:
             for layer in self.layers
             for entry in layer
             if expression.search(entry.path)
-            and not _is_whiteout(entry.path)
+            and not entry.is_whiteout
             and (entry.is_file or not only_files)
         ]
 
@@ -142,10 +149,6 @@ class _Tree:
             del self.inside[folder]
 
 
-def _is_whiteout(path: str) -> bool:
-    return path.rpartition("/")[2].startswith(".wh.")
-
-
 def first_own(*, foreign: bool, history: Iterable[Mapping[str, Any]]) -> int:
     """The number of the lowest layer that a step of ours made.
 
@@ -180,7 +183,7 @@ def _read(store: Store, layer: Layer) -> list[Sequence[Any]]:
     with store.open_blob(layer.digest) as blob:
         try:
             plain = _Hashing(_decompressed(blob, layer.media_type))
-            with tarfile.open(fileobj=plain, mode="r|", bufsize=CHUNK) as archive:  # type: ignore[call-overload]
+            with tarfile.open(fileobj=plain, mode="r|", bufsize=BUFFER) as archive:  # type: ignore[call-overload]
                 for member in archive:
                     path = member.name.removeprefix("./").strip("/")
                     kind = member.type.decode().replace("\0", "0")
@@ -188,7 +191,7 @@ def _read(store: Store, layer: Layer) -> list[Sequence[Any]]:
                     if member.isreg():
                         content = archive.extractfile(member)
                         assert content is not None
-                        seen = known[path] = layerscan.learn(path, content)
+                        seen = known[path] = layerscan.learn(path, member.size, content)
                     elif member.islnk():
                         seen = known.get(member.linkname.removeprefix("./").strip("/"), {})
                     rows.append((path, kind, member.size, member.mode, member.linkname, seen))

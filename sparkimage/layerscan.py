@@ -13,6 +13,8 @@ VERSION = 1
 CHUNK = 1 << 20
 SMALL = 1 << 20
 """Bytes up to which a file is searched for secrets."""
+HASHED = 16 << 20
+"""Bytes up to which a file is hashed; a libnccl is, whatever its size."""
 
 NCCL = re.compile(r"(^|/)libnccl\.so[^/]*$")
 _NCCL_VERSION = re.compile(rb"NCCL version (\d+\.\d+\.\d+)")
@@ -27,23 +29,22 @@ _CUDA = re.compile(rb"(?m)^cuda\b[^=\n]*=\s*['\"]?([^'\"\s#]+)")
 _CERTIFICATES = re.compile(r"^(etc/ssl/certs|usr/share/ca-certificates)/")
 
 
-def learn(path: str, stream: IO[bytes]) -> dict[str, Any]:
-    """Read a regular file to its end.
+def learn(path: str, size: int, stream: IO[bytes]) -> dict[str, Any]:
+    """Read a regular file of ``size`` bytes to its end.
 
     ``sha256``; ``elf`` (as ``Elf.to_dict``); ``nccl``: the version that a libnccl says; ``cuda``:
     what torch/version.py says; ``secrets``: kinds; ``certificates``: how many; ``packages``: name
     to version, by dpkg; ``text`` of a few.
     """
-    digest = hashlib.sha256()
+    is_nccl = NCCL.search(path) is not None
+    digest = hashlib.sha256() if size <= HASHED or is_nccl else None
     piece = stream.read(CHUNK)
     reader = elf.Reader() if piece.startswith(elf.MAGIC) else None
-    is_nccl = NCCL.search(path) is not None
     version, tail = None, b""
     first = piece
-    size = 0
     while piece:
-        size += len(piece)
-        digest.update(piece)
+        if digest is not None:
+            digest.update(piece)
         if reader is not None:
             reader.feed(piece)
         if is_nccl and version is None:
@@ -51,21 +52,21 @@ def learn(path: str, stream: IO[bytes]) -> dict[str, Any]:
             version = match[1].decode() if match else None
             tail = piece[-64:]
         piece = stream.read(CHUNK)
-    seen: dict[str, Any] = {"sha256": digest.hexdigest()}
+    seen: dict[str, Any] = {}
+    if digest is not None:
+        seen["sha256"] = digest.hexdigest()
     if reader is not None and (found := reader.result()) is not None:
         seen["elf"] = found.to_dict()
     if version is not None:
         seen["nccl"] = version
-    if size == len(first):
+    if size <= SMALL:
         seen |= _of_text(path, first)
-    elif _STATUS.match(path):  # larger than a piece: a full desktop's
-        seen["problem"] = f"{size} bytes are too many to be read"
     return seen
 
 
 def _of_text(path: str, data: bytes) -> dict[str, Any]:
     seen: dict[str, Any] = {}
-    if len(data) <= SMALL and (found := secrets.in_file(path, data)):
+    if found := secrets.in_file(path, data):
         seen["secrets"] = found
     if _KEPT.search(path):
         seen["text"] = data.decode(errors="replace")

@@ -21,8 +21,11 @@ _TOKENS: tuple[tuple[str, bytes, bytes], ...] = (
         + _GAP
         + rb"(?:[A-Za-z-]+: [^\n]*\n\s*)*[A-Za-z0-9+/=]{40}",
     ),
-    ("AWS key", b"AKIA", rb"(?<![A-Za-z0-9/+])AKIA[A-Z2-7]{16}(?![A-Za-z0-9/+=])"),
-    ("AWS key", b"ASIA", rb"(?<![A-Za-z0-9/+])ASIA[A-Z2-7]{16}(?![A-Za-z0-9/+=])"),
+    *(
+        # Amazon's documents use one that ends so.
+        ("AWS key", b, rb"(?<![A-Za-z0-9/+])" + b + rb"(?!\w{9}EXAMPLE)[A-Z2-7]{16}(?![\w/+=])")
+        for b in (b"AKIA", b"ASIA")
+    ),
     ("GitHub token", b"github_pat_", rb"github_pat_[A-Za-z0-9_]{60}"),
     *(
         ("GitHub token", prefix, rb"(?<![A-Za-z0-9_])" + prefix + rb"[A-Za-z0-9]{36}")

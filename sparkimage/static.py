@@ -66,8 +66,9 @@ class _Subject:
         return dict(one.partition("=")[::2] for one in self.config.get("Env") or ())
 
     def every(self, *, from_layer: int = 0) -> Iterator[Entry]:
+        """What the layers hold, from one on up, without the signs of removal."""
         for layer in self.files.layers[from_layer:]:
-            yield from layer
+            yield from (entry for entry in layer if not entry.is_whiteout)
 
 
 def examine(
@@ -317,9 +318,7 @@ def _layers(s: _Subject) -> Iterator[Compared]:
         left = [
             str(entry)
             for entry in s.every(from_layer=s.first)
-            if entry.is_file
-            and pattern.search(entry.path)
-            and not entry.path.rpartition("/")[2].startswith(".wh.")
+            if entry.is_file and pattern.search(entry.path)
         ]
         yield rule.name, f"{rule.name} in any layer of ours", left[:SHOWN], []
     stored = {la.digest: la.size for la in s.image.layers if la.size > s.limits.stored}
