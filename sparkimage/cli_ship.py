@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -78,11 +79,13 @@ def load(
 
     read, store = read_matrix(), Store.open(paths.store())
     view = View(console(stderr=True))
-    path = Path("/dev/stdin" if file == "-" else file)
+    path = Path(file)
     if file != "-" and not path.is_file():
         raise StoreError(f"{file} is no file", hint="give what `python build.py save` wrote")
     size = path.stat().st_size if file != "-" else 0
-    with path.open("rb") as source, view.transfer(f"loading {file}", size) as moved:
+    # A socket, as some sshd give it, cannot be opened again as /dev/stdin.
+    opened = nullcontext(sys.stdin.buffer) if file == "-" else path.open("rb")
+    with opened as source, view.transfer(f"loading {file}", size) as moved:
         loaded = shipping.load(
             _Counting(source, moved),
             store,
