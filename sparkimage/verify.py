@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import sparkimage
-from sparkimage import node, seal
+from sparkimage import node, rules, seal, static
 from sparkimage.checks import REQUEST
 from sparkimage.engine import Engine
 from sparkimage.errors import (
@@ -38,7 +38,10 @@ from sparkimage.run import Runner
 from sparkimage.store import Image, Store
 from sparkimage.tier import DEFAULT, Tier
 
-CHECKERS = ("elf.py", "layerscan.py", "layerindex.py", "node.py", "static.py")
+CHECKERS = (
+    "elf.py", "layerindex.py", "layerscan.py", "linking.py", "node.py", "rules.py", "secrets.py",
+    "static.py", "static_nccl.py",
+)  # fmt: skip
 """The package's own files that hold checks."""
 
 
@@ -77,10 +80,9 @@ def checksum(plan: Plan, project: Path) -> str:
     for folder in check_folders(plan, project):
         for path in sorted(folder.glob("*.py")):
             digest.update(path.read_bytes())
+    digest.update(rules.checksum_text(project))
     for name in CHECKERS:
-        path = Path(__file__).with_name(name)
-        if path.exists():
-            digest.update(path.read_bytes())
+        digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()
 
 
@@ -177,8 +179,6 @@ def verify(
 
 def static_checks(plan: Plan, image: Image, store: Store, project: Path) -> tuple[seal.Check, ...]:
     """Run the static tier; starts no engine. Raises ``StoreError`` for a damaged image."""
-    from sparkimage import static
-
     found = static.examine(plan, image, store, project)
     return tuple(replace(check, tier=Tier.STATIC) for check in found)
 

@@ -135,7 +135,7 @@ def test_the_static_tier_needs_no_engine(bench: Bench) -> None:
 
 FAULTS: dict[str, dict[str, Any]] = {
     "static/platform": {"architecture": "amd64"},
-    "static/command": {"Entrypoint": ["/bin/sh", "-c", "run"]},
+    "static/exec-form": {"Entrypoint": ["/bin/sh", "-c", "run"]},
     "static/labels": {"Labels": {}},
 }
 
