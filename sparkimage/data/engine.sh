@@ -61,6 +61,8 @@ start)
 run)
     engine=$1 run=$2 bridge=$3 pool=$4 gateway=$5 mtu=$6
     take_tree "$engine/root"
+    # The folder that this was called from may go; git, which dockerd calls, dies in one that is gone.
+    cd /
     clean_network "$bridge"
     ip link add name "$bridge" type bridge
     ip address add "$gateway" dev "$bridge"
