@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from sparkimage.store import CHUNK, MANIFEST, REF_NAME, Image, Store
 
 
-def stream(image: Image, name: str, store: Store) -> Iterator[bytes]:
+def stream(
+    image: Image, name: str, store: Store, more: Mapping[str, Any] | None = None
+) -> Iterator[bytes]:
     """The bytes of an archive in which ``image`` is called ``name``, in constant memory.
 
+    ``more`` are further JSON documents by path, which engines ignore.
     Raises ``StoreError`` in mid-stream when a blob is not what its digest says.
     """
     index = {
@@ -40,6 +44,8 @@ def stream(image: Image, name: str, store: Store) -> Iterator[bytes]:
         "oci-layout": {"imageLayoutVersion": "1.0.0"},
         "index.json": index,
         "manifest.json": listed,
+        # Before the blobs: who loads it can refuse before the gigabytes come.
+        **(more or {}),
     }
     for path, data in small.items():
         encoded = json.dumps(data).encode()

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sparkimage import archive, bake, inputs, preflight, seal, verify, wheels
+from sparkimage import archive, bake, gate, inputs, preflight, seal, verify, wheels
 from sparkimage.address import WHEELS
 from sparkimage.builders import Builder
 from sparkimage.engine import Engine, docker_client
@@ -26,14 +26,17 @@ from sparkimage.errors import (
     BuildError,
     CommandError,
     EngineError,
+    GateError,
     ImageMissingError,
     LockError,
 )
+from sparkimage.keys import Keyring
 from sparkimage.outside import Outside
 from sparkimage.plan import Plan
 from sparkimage.progress import Build, View
 from sparkimage.run import Runner
 from sparkimage.store import Descriptor, Image, Store
+from sparkimage.tier import DEFAULT
 
 if TYPE_CHECKING:
     pass
@@ -73,6 +76,11 @@ class Workshop:
     @property
     def home(self) -> Path:
         return self.outside.home
+
+    @property
+    def keys(self) -> Keyring:
+        """What seals are signed with, and whose are believed."""
+        return Keyring.of(self.home)
 
     @property
     def runner(self) -> Runner:
@@ -122,10 +130,8 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
     if repair:
         _repair(plan, shop)
     elif not rebuild and (image := _unchanged(plan, shop, key)) is not None:
-        verdict = seal.verdict(
-            shop.store, image.digest, plan_checksum=verify.checksum(plan, shop.project)
-        )
-        if verdict is not None and verdict.result == "PASSED":
+        verdict = _sealed(plan, image, shop)
+        if verdict is not None:
             return Result(
                 plan=plan, image=image, checks=tuple(verdict.checks),
                 seconds=time.monotonic() - began, unchanged=True,
@@ -149,6 +155,22 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
         seconds=time.monotonic() - began,
         unchanged=False,
     )
+
+
+def _sealed(plan: Plan, image: Image, shop: Workshop) -> seal.Verdict | None:
+    """The seal of an image that was built and proven, where the gate would let it ship."""
+    try:
+        passage = gate.ask(
+            shop.store,
+            image.digest,
+            plan_checksum=verify.checksum(plan, shop.project),
+            # What only a node can prove is not proven by building again.
+            required=gate.Required(tiers=DEFAULT),
+            keys=shop.keys,
+        )
+    except GateError:
+        return None
+    return passage.verdict
 
 
 def _unchanged(plan: Plan, shop: Workshop, key: str) -> Image | None:
@@ -334,32 +356,27 @@ class ChunkReader:
 
 
 def _prove(plan: Plan, image: Image, staged: str, shop: Workshop) -> verify.Outcome:
-    with shop.view.busy("unpacking it in the engine"):
-        # The containerd store unpacks with the first container; alone, it can be seen and timed.
+    def live() -> verify.Live:
+        # The containerd store unpacks with the first container. This one is never started; an
+        # image without a command of its own asks for one.
         created = shop.runner.run(
             [
-                *shop.engine.docker,
-                "create",
-                "--pull",
-                "never",
-                "--platform",
-                plan.platform,
-                # Never started; an image without a command of its own asks for one.
-                "--entrypoint",
-                "none",
-                staged,
+                *shop.engine.docker, "create", "--pull", "never", "--platform", plan.platform,
+                "--entrypoint", "none", staged,
             ]
-        ).stdout.strip()
+        ).stdout.strip()  # fmt: skip
         shop.runner.run([*shop.engine.docker, "rm", created])
-    with shop.view.busy("verifying: the checks of every layer"):
+        return verify.Live(engine=shop.engine, reference=staged)
+
+    with shop.view.busy("verifying: its layers, then the checks of every layer"):
         return verify.verify(
             plan,
             image,
-            reference=staged,
+            live=live,
             project=shop.project,
             store=shop.store,
-            engine=shop.engine,
             runner=shop.runner,
+            keys=shop.keys,
         )
 
 

@@ -20,9 +20,6 @@ import pytest
 if TYPE_CHECKING:
     from sparkimage.layerindex import ImageFiles
 
-STEP = "/run/tools/step.sh"
-"""Stands in the history of every layer that a RUN step of ours made."""
-
 REQUEST = "SPARKIMAGE_CHECK_REQUEST"
 """Environment variable with the path of the request file that ``verify`` writes."""
 
@@ -115,12 +112,11 @@ def ours(files: ImageFiles, plan: dict[str, Any], config: dict[str, Any]) -> Ima
 
     A base image and a repository's own Dockerfile leave behind what they leave behind.
     """
-    from sparkimage.layerindex import ImageFiles
+    from sparkimage.layerindex import ImageFiles, first_own
 
     foreign = any(layer["image"] or layer["source"] for layer in plan["layers"])
-    made = [one for one in config.get("history") or () if not one.get("empty_layer")]
-    mine = [i for i, one in enumerate(made) if STEP in one.get("created_by", "")]
-    return ImageFiles(layers=files.layers[mine[0] if foreign and mine else 0 :])
+    first = first_own(foreign=foreign, history=config.get("history") or ())
+    return ImageFiles(layers=files.layers[first:])
 
 
 @pytest.fixture

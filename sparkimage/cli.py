@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparkimage import __version__, cli_engine, cli_lock, cli_patches, cli_store
+from sparkimage import (
+    __version__,
+    cli_engine,
+    cli_lock,
+    cli_patches,
+    cli_ship,
+    cli_store,
+    cli_verify,
+)
 from sparkimage.cli_base import (
     JsonOption,
     MirrorOption,
@@ -24,7 +32,7 @@ from sparkimage.cli_base import (
     use_mirrors,
     workshop,
 )
-from sparkimage.errors import ConfigError, SparkError, UsageError
+from sparkimage.errors import ConfigError, GateError, SparkError, UsageError
 
 if TYPE_CHECKING:
     from sparkimage.matrix import Matrix, Variant
@@ -41,6 +49,10 @@ app.add_typer(cli_engine.app, name="engine")
 app.add_typer(cli_store.app, name="store")
 app.add_typer(cli_patches.app, name="patches")
 app.command("lock")(cli_lock.lock)
+app.command("verify")(cli_verify.verify)
+app.command("report")(cli_verify.report)
+app.command("save")(cli_ship.save)
+app.command("load")(cli_ship.load)
 
 
 class Form(StrEnum):
@@ -130,57 +142,6 @@ def image(
 
 
 @app.command()
-def verify(
-    reference: Annotated[str, typer.Argument(help="A variant, or a digest (or its beginning).")],
-    as_json: JsonOption = False,
-) -> None:
-    """Run an image's checks again, and write its seal."""
-    from sparkimage import seal
-    from sparkimage import verify as verifying
-    from sparkimage.builder import engine_reference
-    from sparkimage.plan import LABEL
-    from sparkimage.progress import clock
-
-    read = read_matrix()
-    shop = workshop(read, quiet=as_json)
-    names = {variant.name: variant for variant in read.variants}
-    held = shop.store.resolve(f"{read.repository}:{reference}" if reference in names else reference)
-    labels = held.config.get("config", {}).get("Labels") or {}
-    name = labels.get(f"{LABEL}variant", reference)
-    if name not in names:
-        raise UsageError(
-            f"{held.digest[:19]} was built as {name!r}, which {read.file.name} does not have",
-            hint="check out the commit that its revision label names",
-        )
-    plan = plans_of(read, [names[name]])[0]
-    outcome = None
-    with shop.view.busy("verifying: the checks of every layer"):
-        try:
-            outcome = verifying.verify(
-                plan,
-                held,
-                reference=engine_reference(plan, held, shop),
-                project=read.root,
-                store=shop.store,
-                engine=shop.engine,
-                runner=shop.runner,
-            )
-        finally:
-            if as_json:
-                verdict = seal.verdict(shop.store, held.digest)
-                typer.echo(json.dumps(verdict.statement if verdict else None, indent=1))
-    if not as_json:
-        terminal = console()
-        for check in outcome.checks:
-            terminal.print(f"[green]✓[/] {check.id}  [dim]{check.title}[/]", highlight=False)
-        terminal.print(
-            f"{plan.variant} ({held.digest[:19]}): {len(outcome.checks)} checks passed in "
-            f"{clock(outcome.seconds)}; the seal says PASSED",
-            highlight=False,
-        )
-
-
-@app.command()
 def schema() -> None:
     """Print the JSON schema of matrix.yaml."""
     from sparkimage.model import schema as made
@@ -201,7 +162,11 @@ def images(as_json: JsonOption = False) -> None:
     rows: list[dict[str, Any]] = []
     for name, digest in sorted(store.names().items()):
         held = store.resolve(digest)
-        verdict = seal.verdict(store, digest)
+        try:
+            verdict = seal.verdict(store, digest)
+            sealed = f"{verdict.result} {'+'.join(verdict.tiers)}".strip() if verdict else None
+        except GateError:
+            sealed = "refused"
         rows.append(
             {
                 "name": name,
@@ -209,7 +174,7 @@ def images(as_json: JsonOption = False) -> None:
                 "platform": held.platform,
                 "size": held.size,
                 "layers": len(held.layers),
-                "seal": verdict.result if verdict else None,
+                "seal": sealed,
             }
         )
     if as_json:

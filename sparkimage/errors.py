@@ -135,3 +135,9 @@ class CommandError(SparkError):
             detail=output.strip(),
             hint=hint,
         )
+
+
+class GateError(SparkError):
+    """An image may not ship: its seal is missing, broken, FAILED, or says too little."""
+
+    exit_code = 14

@@ -1,24 +1,34 @@
 """What lies in every layer of an image, read from the store's blobs: overwritten and deleted too.
 
-A layer is read once in streaming mode, proven against its digest and its diffID, and its list of
-entries kept as a fact of the store under the diffID, which can never mean another list.
+A layer is read once in streaming mode, proven against its digest and its diffID. Its list of
+entries, with what ``layerscan`` learns of each file, is kept as a fact of the store under the
+diffID, which can never mean another list. Layers are read side by side.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, Any
 
+from sparkimage import layerscan
+from sparkimage.elf import Elf
 from sparkimage.errors import StoreError
 from sparkimage.store import Image, Layer, Store
 
 CHUNK = 1 << 20
+BUFFER = 1 << 16
+"""tarfile copies the rest of its buffer with every header."""
+FACT = f"scan-{layerscan.VERSION}"
+STEP = "/run/tools/step.sh"
+"""Stands in the history of every layer that a RUN step of ours made."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +41,22 @@ class Entry:
     size: int
     mode: int
     target: str
+    seen: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What ``layerscan.learn`` found out of a regular file."""
 
     @property
     def is_file(self) -> bool:
         return self.kind == "0"
+
+    @property
+    def is_whiteout(self) -> bool:
+        """Whether it is only the sign that something below is removed."""
+        return self.path.rpartition("/")[2].startswith(".wh.")
+
+    @cached_property
+    def elf(self) -> Elf | None:
+        """What it is as a program or a library; a hard link is what it links to."""
+        return Elf.from_dict(self.seen["elf"]) if "elf" in self.seen else None
 
     def __str__(self) -> str:
         return f"{self.path} (layer {self.layer})"
@@ -54,7 +76,7 @@ class ImageFiles:
             for layer in self.layers
             for entry in layer
             if expression.search(entry.path)
-            and not _is_whiteout(entry.path)
+            and not entry.is_whiteout
             and (entry.is_file or not only_files)
         ]
 
@@ -127,35 +149,52 @@ class _Tree:
             del self.inside[folder]
 
 
-def _is_whiteout(path: str) -> bool:
-    return path.rpartition("/")[2].startswith(".wh.")
+def first_own(*, foreign: bool, history: Iterable[Mapping[str, Any]]) -> int:
+    """The number of the lowest layer that a step of ours made.
+
+    ``foreign``: whether there are others, a base image's or those of a source's own Dockerfile,
+    which leave behind what they leave behind. Pure.
+    """
+    made = [one for one in history if not one.get("empty_layer")]
+    mine = [i for i, one in enumerate(made) if STEP in one.get("created_by", "")]
+    return mine[0] if foreign and mine else 0
 
 
 def image_files(store: Store, image: Image) -> ImageFiles:
     """Index every layer of ``image``. Raises ``StoreError`` for one that is not what it says."""
-    return ImageFiles(
-        tuple(_entries(store, layer, number) for number, layer in enumerate(image.layers))
-    )
+    # The longest first. Decompression and hashes leave the interpreter to the other threads.
+    order = sorted(range(len(image.layers)), key=lambda number: -image.layers[number].size)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        found = {n: pool.submit(_entries, store, image.layers[n], n) for n in order}
+    return ImageFiles(tuple(found[number].result() for number in range(len(image.layers))))
 
 
 def _entries(store: Store, layer: Layer, number: int) -> tuple[Entry, ...]:
-    rows = store.get_fact("layer", layer.diff_id)
+    rows = store.get_fact(FACT, layer.diff_id)
     if rows is None:
         rows = _read(store, layer)
-        store.put_fact("layer", layer.diff_id, rows)
+        store.put_fact(FACT, layer.diff_id, rows)
     return tuple(Entry(number, *row) for row in rows)
 
 
 def _read(store: Store, layer: Layer) -> list[Sequence[Any]]:
     rows: list[Sequence[Any]] = []
+    known: dict[str, dict[str, Any]] = {}
     with store.open_blob(layer.digest) as blob:
         try:
             plain = _Hashing(_decompressed(blob, layer.media_type))
-            with tarfile.open(fileobj=plain, mode="r|", bufsize=CHUNK) as archive:  # type: ignore[call-overload]
+            with tarfile.open(fileobj=plain, mode="r|", bufsize=BUFFER) as archive:  # type: ignore[call-overload]
                 for member in archive:
                     path = member.name.removeprefix("./").strip("/")
                     kind = member.type.decode().replace("\0", "0")
-                    rows.append((path, kind, member.size, member.mode, member.linkname))
+                    seen: dict[str, Any] = {}
+                    if member.isreg():
+                        content = archive.extractfile(member)
+                        assert content is not None
+                        seen = known[path] = layerscan.learn(path, member.size, content)
+                    elif member.islnk():
+                        seen = known.get(member.linkname.removeprefix("./").strip("/"), {})
+                    rows.append((path, kind, member.size, member.mode, member.linkname, seen))
                     archive.members = []  # or the list grows with the layer
             while plain.read(CHUNK):
                 pass

@@ -26,6 +26,7 @@ from sparkimage.model import (
     WheelsPin,
 )
 from sparkimage.patching import Patch
+from sparkimage.tier import Tier
 from sparkimage.yamlfile import Document, Key
 
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -60,6 +61,7 @@ class Matrix:
     patches: Mapping[str, Patch]
     mirrors: Mapping[str, str]
     cache: str | None
+    requires: tuple[Tier, ...]
     variants: tuple[Variant, ...]
     groups: Mapping[str, tuple[str, ...]]
     warnings: tuple[Problem, ...] = ()
@@ -234,6 +236,7 @@ class _Expansion:
             patches=self.patches,
             mirrors=given.mirrors,
             cache=given.cache,
+            requires=tuple(tier for tier in Tier if tier in given.requires),
             variants=tuple(variant for variant, _ in variants.values()),
             groups=groups,
             warnings=warnings,

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sparkimage.tier import DEFAULT, Tier
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Platform = Literal["linux/amd64", "linux/arm64"]
 PYTHON = r"^3\.\d+$"
@@ -188,6 +190,11 @@ class MatrixFile(Strict):
         default={},
         description="address to ask instead, by the beginning of the address that is meant; "
         "`wheels` and `debian` are the clients' defaults",
+    )
+    requires: list[Annotated[Tier, Field(strict=False)]] = Field(
+        default=list(DEFAULT),
+        min_length=1,
+        description="tiers that an image must have passed before it ships",
     )
     repository: str = Field(
         pattern=r"^[a-z0-9]+([._/-][a-z0-9]+)*$", description="images are <repository>:<variant>"

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sparkimage.lock import Deb, PinnedImage, Target, Wheel
+from sparkimage.tier import DEFAULT, Tier
 
 TRIPLETS = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 """Debian's multiarch folder names (https://wiki.debian.org/Multiarch/Tuples)."""
@@ -146,6 +147,8 @@ class Plan:
     """Seconds since 1970 of the image's creation date."""
     unresolved: tuple[Unresolved, ...] = ()
     """What must be resolved before this can be built; its layers are then incomplete."""
+    requires: tuple[Tier, ...] = DEFAULT
+    """Tiers that the image must have passed before it ships."""
 
     @property
     def arch(self) -> str:
@@ -166,8 +169,12 @@ class Plan:
         return {**asdict(self), "arch": self.arch, "triplet": self.triplet}
 
     def checksum(self) -> str:
-        """sha256 over the whole plan in canonical JSON."""
-        return hashlib.sha256(canonical(self.to_dict()).encode()).hexdigest()
+        """sha256 over all that decides the image and its checks, in canonical JSON.
+
+        What is required to ship decides neither: asking for more leaves seals as they are.
+        """
+        decided = {key: value for key, value in self.to_dict().items() if key != "requires"}
+        return hashlib.sha256(canonical(decided).encode()).hexdigest()
 
 
 def debs(layer: LayerPlan) -> tuple[Deb, ...]:

@@ -107,6 +107,7 @@ def _make(matrix: Matrix, variant: Variant, shared: _Shared, origin: Origin) -> 
         cmd=variant.cmd,
         versions=versions,
         python=_python(pins),
+        requires=matrix.requires,
         labels=dict(sorted(labels.items())),
         lock_checksum=checksum,
         epoch=origin.epoch,

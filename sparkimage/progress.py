@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 STEP = re.compile(r"^\[[^\]]*?(?P<stage>\S+) \d+/\d+\] ")
 """A step's name ends with its stage, or with the target where that stands on scratch."""
 EXPORT = "export"
+LINE_S = 10.0
+"""Seconds between two lines about a transfer, where there is no terminal."""
+Moved = Callable[[int], None]
+"""Takes the number of bytes that have moved since the last call."""
 
 
 @dataclass
@@ -215,6 +219,26 @@ class View:
         self.say(f"{text} [dim]({clock(time.monotonic() - began)})[/]")
 
     @contextmanager
+    def transfer(self, text: str, total: int) -> Iterator[Moved]:
+        """Show bytes that move, of ``total`` (0: not known); yields what takes their number."""
+        if self.quiet or not self.console.is_terminal:
+            lines = Lines(self, text, total)
+            self.say(f"{text}: {human(total)}" if total else text)
+            yield lines.moved
+            self.say(f"{text}: {human(lines.done)} in {clock(time.monotonic() - lines.began)}")
+            return
+        from rich import progress
+
+        columns = (
+            progress.TextColumn("{task.description}", markup=False), progress.BarColumn(),
+            progress.DownloadColumn(), progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+        )  # fmt: skip
+        with progress.Progress(*columns, console=self.console) as shown:
+            task = shown.add_task(text, total=total or None)
+            yield lambda count: shown.advance(task, count)
+
+    @contextmanager
     def build(self, build: Build, title: str) -> Iterator[Callable[[str], None]]:
         """Show ``build`` while it runs; yields what takes in the stream's lines."""
         events = Events()
@@ -243,6 +267,28 @@ class View:
 
                 yield live
         build.errors += [line for line in events.other if line.startswith("ERROR")]
+
+
+@dataclass
+class Lines:
+    """Bytes that move, as a line now and then."""
+
+    view: View
+    text: str
+    total: int
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+
+    def moved(self, count: int) -> None:
+        """Take in that ``count`` more bytes have moved."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.said >= LINE_S:
+            self.said = now
+            rate = self.done / (now - self.began)
+            left = f", {clock((self.total - self.done) / rate)} left" if self.total else ""
+            self.view.say(f"{self.text}: {human(self.done)}, {human(rate)}/s{left}")
 
 
 def _plain(row: Row, now: float) -> str:

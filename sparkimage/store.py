@@ -431,6 +431,15 @@ class Store:
         except (OSError, ValueError):
             return None
 
+    def fact_keys(self, kind: str) -> list[str]:
+        """The digests that documents of this kind are kept under."""
+        names = sorted(path.stem for path in (self.root / "facts" / kind).glob("sha256-*.json"))
+        return [name.replace("-", ":", 1) for name in names]
+
+    def has_fact(self, kind: str, key: str) -> bool:
+        """Whether a document is kept under this key, be it whole or broken."""
+        return self._fact(kind, key).exists()
+
     def _fact(self, kind: str, key: str) -> Path:
         return self.root / "facts" / kind / f"{key.replace(':', '-').replace('/', '-')}.json"
 

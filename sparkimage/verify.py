@@ -1,33 +1,56 @@
-"""Proves an image: starts it, runs the checks of its layers, and writes the seal.
+"""Proves an image: reads its layers, starts it, runs the checks of its layers, writes the seal.
 
-The checks run under pytest in a process of their own, against a container made from the image's
-digest. The engine emulates where the image is of another architecture than the machine.
+The checks of the run tier run under pytest in a process of their own, against a container made
+from the image's digest. The engine emulates where the image is of another architecture than the
+machine.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import sparkimage
-from sparkimage import seal
+from sparkimage import node, rules, seal, static
 from sparkimage.checks import REQUEST
 from sparkimage.engine import Engine
-from sparkimage.errors import CommandError, ImageMissingError, SparkError, VerifyError
+from sparkimage.errors import (
+    CommandError,
+    ImageMissingError,
+    PreflightError,
+    SparkError,
+    VerifyError,
+)
+from sparkimage.gate import Required
+from sparkimage.keys import Keyring
 from sparkimage.plan import Plan
 from sparkimage.run import Runner
 from sparkimage.store import Image, Store
+from sparkimage.tier import DEFAULT, Tier
 
-TIER = "run"
+CHECKERS = (
+    "elf.py", "layerindex.py", "layerscan.py", "linking.py", "node.py", "rules.py", "secrets.py",
+    "static.py", "static_nccl.py",
+)  # fmt: skip
+"""The package's own files that hold checks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """An engine, and what it knows the image by."""
+
+    engine: Engine
+    reference: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +59,12 @@ class Outcome:
 
     checks: tuple[seal.Check, ...]
     seconds: float
+    not_run: Mapping[Tier, str] = field(default_factory=dict)
+    """Tiers that were asked for and could not run here, and why."""
 
     @property
     def failed(self) -> tuple[seal.Check, ...]:
-        return tuple(check for check in self.checks if check.result != "PASSED")
+        return tuple(check for check in self.checks if not check.passed)
 
 
 def check_folders(plan: Plan, project: Path) -> tuple[Path, ...]:
@@ -55,49 +80,107 @@ def checksum(plan: Plan, project: Path) -> str:
     for folder in check_folders(plan, project):
         for path in sorted(folder.glob("*.py")):
             digest.update(path.read_bytes())
+    digest.update(rules.checksum_text(project))
+    for name in CHECKERS:
+        digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()
+
+
+def required(plan: Plan, project: Path) -> Required:
+    """What a seal of ``plan`` must say before its image ships.
+
+    A seal of the same ``checksum`` ran the same static checks, so that only those of the layers
+    are named.
+    """
+    ids = []
+    if Tier.RUN in plan.requires:
+        for folder in check_folders(plan, project):
+            for path in sorted(folder.glob("test_*.py")):
+                parts = ast.parse(path.read_text(), str(path)).body
+                functions = [one.name for one in parts if isinstance(one, ast.FunctionDef)]
+                ids += [f"{folder.name}/{one}" for one in functions if one.startswith("test_")]
+    return Required(tiers=plan.requires, checks=tuple(ids))
 
 
 def verify(
     plan: Plan,
     image: Image,
     *,
-    reference: str,
+    live: Callable[[], Live],
     project: Path,
     store: Store,
-    engine: Engine,
     runner: Runner,
+    keys: Keyring | None = None,
+    tiers: Sequence[Tier] = DEFAULT,
 ) -> Outcome:
-    """Run every check of ``plan`` against ``image`` and write the seal, PASSED or FAILED.
+    """Run every check of these tiers against ``image`` and write the seal, PASSED or FAILED.
 
-    ``reference`` is what the engine knows the image by. Raises ``VerifyError`` with each failed
-    check, what was seen and what was expected; ``ImageMissingError`` when the engine lacks it.
+    ``live`` is called once, and only for tiers that need an engine. Raises ``VerifyError`` with
+    each failed check, what was seen and what was expected; ``ImageMissingError`` when the engine
+    lacks the image; ``PreflightError`` when not one of the tiers can run here.
     """
     began = time.time()
-    with container(engine, runner, reference, plan.platform) as started:
-        checks = examine(
-            plan, image, started, project=project, store=store, engine=engine, runner=runner
+    checks: list[seal.Check] = []
+    not_run: dict[Tier, str] = {}
+    tools = {"sparkimage": sparkimage.__version__}
+    if Tier.STATIC in tiers:
+        checks += static_checks(plan, image, store, project)
+    try:
+        if set(tiers) - {Tier.STATIC}:
+            at = live()
+            tools["docker"] = at.engine.version
+            if Tier.RUN in tiers:
+                with container(at.engine, runner, at.reference, plan.platform) as started:
+                    checks += examine(
+                        plan, image, started, project=project, store=store, engine=at.engine,
+                        runner=runner,
+                    )  # fmt: skip
+            if Tier.NODE in tiers:
+                came = node.examine(plan, at.engine, at.reference, runner)
+                checks += came.checks
+                if came.not_run:
+                    not_run[Tier.NODE] = came.not_run
+    except SparkError as error:
+        # What the static tier refuses may well not start: then it says why.
+        if all(check.passed for check in checks):
+            raise
+        ran = {check.tier for check in checks}
+        not_run |= {tier: f"not run: {error.message}" for tier in tiers if tier not in ran}
+    if not checks:
+        raise PreflightError(
+            f"{plan.variant}: " + "; ".join(f"{tier}: {why}" for tier, why in not_run.items()),
+            hint="run it on a node; `--tier static,run` can be run anywhere",
         )
-    outcome = Outcome(checks=checks, seconds=time.time() - began)
+    outcome = Outcome(checks=tuple(checks), seconds=time.time() - began, not_run=not_run)
+    ran = {check.tier for check in checks}
     seal.save(
         store,
         seal.statement(
             digest=image.digest,
             platform_name=plan.platform,
             result="FAILED" if outcome.failed else "PASSED",
-            tiers=(TIER,),
+            tiers=[tier for tier in Tier if tier in ran],
             checks=outcome.checks,
             lock_checksum=plan.lock_checksum,
-            tools={"sparkimage": sparkimage.__version__, "docker": engine.version},
+            tools=tools,
             host=f"{os.uname().sysname} {os.uname().release} {os.uname().machine}",
             started=began,
             finished=time.time(),
             plan_checksum=checksum(plan, project),
+            image=plan.image,
+            not_run={str(tier): why for tier, why in not_run.items()},
         ),
+        keys,
     )
     if outcome.failed:
         raise failed(plan.variant, image.digest, outcome.failed, len(outcome.checks))
     return outcome
+
+
+def static_checks(plan: Plan, image: Image, store: Store, project: Path) -> tuple[seal.Check, ...]:
+    """Run the static tier; starts no engine. Raises ``StoreError`` for a damaged image."""
+    found = static.examine(plan, image, store, project)
+    return tuple(replace(check, tier=Tier.STATIC) for check in found)
 
 
 def failed(variant: str, digest: str, checks: tuple[seal.Check, ...], total: int) -> VerifyError:

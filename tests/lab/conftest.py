@@ -25,6 +25,7 @@ from sparkimage import (
     origin,
     paths,
     planning,
+    preflight,
     private_engine,
     resolve,
 )
@@ -176,6 +177,15 @@ class Lab:
 
     def build(self, name: str, **options: bool) -> builder.Result:
         return builder.build(self.plan(name), self.shop, **options)
+
+    def plain(self, arch: str) -> str:
+        """The name of an image of the layers debian and python, which the engine holds."""
+        plan = self.plan(f"plain-{arch}")
+        names = (plan.image + builder.STAGING, plan.image)
+        if not any(self.docker.image.exists(name) for name in names):
+            preflight.check(plan, self.shop)
+            builder.execute(plan, self.shop)
+        return next(name for name in names if self.docker.image.exists(name))
 
     def environment(self, **more: str) -> dict[str, str]:
         # The user's own file of mirrors.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sparkimage import builder, paths, preflight
+from sparkimage import paths
 from tests.lab import cuda_base, fork, nccl_debs, servers
 from tests.lab.fork import Fork, PatchRepository
 from tests.lab.servers import Registry, Web
@@ -201,10 +201,7 @@ def serve(lab: Lab, folder: Path) -> Iterator[Recipe]:
         web = stack.enter_context(servers.http_folder(debs))
         bases = {}
         for arch in ("amd64", "arm64"):
-            plan = lab.plan(f"plain-{arch}")
-            preflight.check(plan, lab.shop)
-            builder.execute(plan, lab.shop)
-            bases[f"linux/{arch}"] = plan.image + builder.STAGING
+            bases[f"linux/{arch}"] = lab.plain(arch)
         cuda_base.build(lab.engine, registry, home=home, bases=bases)
         project = folder / "project"
         (project / "images").mkdir(parents=True)

@@ -12,6 +12,7 @@ import pytest
 from sparkimage import builder, seal, verify
 from sparkimage.errors import VerifyError
 from sparkimage.store import Store
+from sparkimage.tier import Tier
 from tests.lab.conftest import REPOSITORY, Lab
 from tests.lab.wrong import WRONG, Wrong
 
@@ -30,7 +31,8 @@ def test_a_good_image_is_proven_sealed_and_named(lab: Lab, good: builder.Result)
     verdict = seal.verdict(store, good.image.digest)
     assert verdict is not None
     assert verdict.result == "PASSED"
-    assert {check.layer for check in verdict.checks} == {
+    assert verdict.tiers == (Tier.STATIC, Tier.RUN)
+    assert {check.layer for check in verdict.checks if check.tier is Tier.RUN} == {
         "_every",
         *(layer.name for layer in good.plan.layers),
     }
@@ -81,7 +83,10 @@ def test_a_wrong_image_is_refused(lab: Lab, wrong: Wrong) -> None:
     assert lab.shop.store.names() == before[1]
     digest = refusal.value.message.split("sha256:")[1].split(")")[0]
     kept = [p for p in (lab.shop.store.root / "facts" / "seal").iterdir() if digest in p.name]
-    assert json.loads(kept[0].read_text())[-1]["predicate"]["result"] == "FAILED"
+    sealed = seal.verdict(lab.shop.store, kept[0].stem.replace("-", ":"))
+    assert sealed is not None
+    assert sealed.result == "FAILED"
+    assert {check.tier for check in sealed.checks} == {Tier.STATIC, Tier.RUN}
     lab.docker.image.remove(staged, force=True)
 
 
@@ -127,7 +132,7 @@ def test_verify_proves_again_and_names_what_is_wrong(lab: Lab, good: builder.Res
     assert done.returncode == 0, done.stderr
     assert f"{len(good.checks)} checks passed" in done.stdout
     by_digest = lab.run("verify", good.image.digest[7:19], "--json")
-    assert json.loads(by_digest.stdout)["predicate"]["result"] == "PASSED"
+    assert json.loads(by_digest.stdout)["result"] == "PASSED"
     missing = lab.run("verify", "0123456789ab")
     assert missing.returncode == 5
     assert "the image store holds no 0123456789ab" in missing.stderr

@@ -161,7 +161,7 @@ def test_an_index_mirror_serves_lock_and_build(lab: Lab, tmp_path: Path) -> None
     (project / "images").mkdir(parents=True)
     for one in (PROJECT / "images").iterdir():
         (project / "images" / one.name).symlink_to(one)
-    plain = lab.plan("plain-amd64").image + "-unproven"
+    plain = lab.plain("amd64")
     server = str(
         lab.docker.run(
             plain, ["-m", "http.server", "--directory", "/srv", "80"], entrypoint="python3",

@@ -26,6 +26,7 @@ def tar(files: Files) -> bytes:
             member = tarfile.TarInfo(name)
             if isinstance(content, bytes):
                 member.size = len(content)
+                member.mode = 0o755 if name.startswith("bin/") else member.mode
                 archive.addfile(member, io.BytesIO(content))
                 continue
             member.type = tarfile.DIRTYPE if content is None else tarfile.SYMTYPE

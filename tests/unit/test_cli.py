@@ -244,3 +244,22 @@ def test_units() -> None:
         "0 B", "999 B", "2 kB", "2.5 MB", "3.6 GB", "5000.0 GB",
     ]  # fmt: skip
     assert [clock(s) for s in (0.04, 59, 61)] == ["0.0 s", "59.0 s", "1m 01s"]
+
+
+def test_what_ships_and_verifies_without_an_engine(tmp_path: Path) -> None:
+    asked = {
+        ("verify", "0123456789ab", "--tier", "moon"): (5, "the image store holds no"),
+        ("report", "nowhere", "-o", "x"): (5, "the image store holds no nowhere"),
+        ("save", "0123456789ab", "-o", str(tmp_path / "x")): (5, "the image store holds no"),
+        ("load", str(tmp_path / "none.tar")): (8, "none.tar is no file"),
+    }
+    for words, (code, said) in asked.items():
+        done = run(*words, home=tmp_path, SPARKIMAGE_ENGINE="system", DOCKER_HOST="unix:///no")
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr
+    broken = tmp_path / "broken.tar"
+    broken.write_bytes(b"x" * 2000)
+    done = run("load", str(broken), home=tmp_path)
+    assert done.returncode == 8
+    assert "no whole archive" in done.stderr
+    assert not (tmp_path / "x").exists()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.layerindex import Entry, ImageFiles, image_files
+from sparkimage.layerindex import FACT, Entry, ImageFiles, image_files
 from sparkimage.store import Store
 from tests.unit.oci_maker import PACK, Files, make_image, tar
 
@@ -152,4 +152,4 @@ def test_a_layer_that_ends_early_is_named(tmp_path: Path, packed: str, cut: int)
     with pytest.raises(Exception, match=image.layers[0].digest) as error:
         image_files(store, image)
     assert type(error.value).__name__ == "StoreError"
-    assert store.get_fact("layer", image.layers[0].diff_id) is None
+    assert store.get_fact(FACT, image.layers[0].diff_id) is None

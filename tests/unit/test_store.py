@@ -5,13 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sparkimage import seal
 from sparkimage.errors import ImageMissingError, StoreError
 from sparkimage.layerindex import ImageFiles, image_files
 from sparkimage.store import TAR, Descriptor, Image, Store
@@ -221,63 +218,7 @@ def test_a_layer_that_is_not_its_diff_id_is_refused(store: Store) -> None:
     assert ImageFiles(()).final == {}
 
 
-def statement(of: str, result: str = "PASSED", plan: str = "1" * 64) -> dict[str, Any]:
-    check = seal.Check(
-        id="a/b",
-        layer="a",
-        title="t",
-        result=result,
-        seen=1,
-        expected=1 if result == "PASSED" else 2,
-    )
-    return seal.statement(
-        digest=of,
-        platform_name="linux/arm64",
-        result=result,
-        tiers=("run",),
-        checks=[check],
-        lock_checksum="2" * 64,
-        tools={},
-        host="h",
-        started=0,
-        finished=1,
-        plan_checksum=plan,
-    )
-
-
-ONE, TWO = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
-
-
-def test_the_newest_seal_counts(store: Store) -> None:
-    assert seal.verdict(store, ONE) is None
-    seal.save(store, statement(ONE))
-    seal.save(store, statement(ONE, "FAILED"))
-    verdict = seal.verdict(store, ONE)
-    assert verdict is not None
-    assert (verdict.result, verdict.when) == ("FAILED", "1970-01-01T00:00:01Z")
-    assert verdict.statement["predicate"]["failedTests"] == ["a/b"]
-    assert seal.verdict(store, ONE, plan_checksum="3" * 64) is None
-    assert len(seal.history(store, ONE)) == 2
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda s: s["subject"][0]["digest"].update(sha256="b" * 64),
-        lambda s: s["predicate"].update(result="FINE"),
-        lambda s: s["predicate"].update(result="FAILED"),
-        lambda s: s.update(predicateType="other"),
-        lambda s: s.pop("subject"),
-    ],
-)
-def test_a_seal_that_is_none_is_refused(
-    store: Store, change: Callable[[dict[str, Any]], None]
-) -> None:
-    made = statement(ONE)
-    change(made)
-    store.put_fact("seal", ONE, [made])
-    with pytest.raises(StoreError, match="not a test result for that digest"):
-        seal.verdict(store, ONE)
+ONE = f"sha256:{'a' * 64}"
 
 
 def test_a_digest_is_never_a_path(store: Store) -> None:

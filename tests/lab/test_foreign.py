@@ -1,0 +1,90 @@
+"""Foreign eyes: programs of other people read an image of the store, and see what we say of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from sparkimage import archive, builder
+from sparkimage.engine_tree import install_on_host
+from sparkimage.run import Local
+from tests.lab.conftest import PROJECT, Lab
+
+NAME = "good"
+
+
+@pytest.fixture(scope="module")
+def good(lab: Lab) -> builder.Result:
+    for program in ("skopeo", "umoci"):
+        install_on_host((program,), program, Local(), print)
+    return lab.build("good-amd64")
+
+
+@pytest.fixture(scope="module")
+def layout(lab: Lab, good: builder.Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `save` writes, unpacked: an OCI layout."""
+    folder = tmp_path_factory.mktemp("foreign")
+    file = folder / "image.tar"
+    with file.open("wb") as sink:
+        for chunk in archive.stream(good.image, NAME, lab.shop.store):
+            sink.write(chunk)
+    with tarfile.open(file) as saved:
+        saved.extractall(folder / "layout", filter="data")
+    file.unlink()
+    return folder / "layout"
+
+
+def run(*argv: str, **environment: str) -> str:
+    done = subprocess.run(
+        argv, check=False, capture_output=True, text=True, env=environment or None
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_skopeo_sees_the_same_image(good: builder.Result, layout: Path) -> None:
+    seen = json.loads(run("skopeo", "inspect", f"oci:{layout}:{NAME}"))
+    assert seen["Digest"] == good.image.digest
+    assert seen["Layers"] == [layer.digest for layer in good.image.layers]
+    assert seen["Labels"] == dict(good.plan.labels)
+    config = json.loads(run("skopeo", "inspect", "--config", f"oci:{layout}:{NAME}"))
+    assert config["config"]["Entrypoint"] == ["vllm", "serve"]
+    assert config["rootfs"]["diff_ids"] == [layer.diff_id for layer in good.image.layers]
+
+
+def test_umoci_unpacks_what_we_say_is_in_it(
+    good: builder.Result, layout: Path, tmp_path: Path
+) -> None:
+    # Debian's umoci knows no zstd: skopeo recompresses for it, which leaves every diffID.
+    source, target = f"oci:{layout}:{NAME}", f"oci:{tmp_path}/gzip:{NAME}"
+    run("skopeo", "copy", "--quiet", "--dest-compress-format", "gzip", source, target)
+    run("umoci", "unpack", "--image", f"{tmp_path}/gzip:{NAME}", f"{tmp_path}/bundle")
+    root = tmp_path / "bundle" / "rootfs"
+    system = root / "usr/lib/x86_64-linux-gnu/libnccl.so.2.30.4"
+    (ours,) = (check.seen for check in good.checks if check.id == "static/nccl-bytes")
+    with system.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    assert digest == ours
+    bundled = root / "usr/local/lib/python3.13/dist-packages/nvidia/nccl/lib/libnccl.so.2"
+    assert bundled.readlink() == Path("/usr/lib/x86_64-linux-gnu/libnccl.so.2.30.4")
+    spec = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    assert spec["process"]["args"][:2] == ["vllm", "serve"]
+
+
+def test_container_structure_test_passes(lab: Lab, good: builder.Result, tmp_path: Path) -> None:
+    file = tmp_path / "structure.yaml"
+    emitted = lab.run("verify", "good-amd64", "--emit", "container-structure-test")
+    assert emitted.returncode == 0, emitted.stderr
+    file.write_text(emitted.stdout)
+    said = run(
+        str(PROJECT / ".venv/bin/container-structure-test"), "test", "--image", good.plan.image,
+        "--config", str(file), "--output", "json", **lab.environment(**lab.engine.environment),
+    )  # fmt: skip
+    result = json.loads(said[said.index("{") :])
+    assert result["Fail"] == 0
+    assert result["Pass"] >= 7

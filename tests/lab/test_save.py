@@ -1,0 +1,92 @@
+"""Images as files on a real engine: `docker load` takes what `save` writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sparkimage import builder, emit
+from sparkimage.store import Store
+from tests.lab.conftest import Lab
+
+
+@pytest.fixture(scope="module")
+def tiny(lab: Lab) -> builder.Result:
+    return lab.build("plain-amd64")
+
+
+@pytest.fixture(scope="module")
+def saved(lab: Lab, tiny: builder.Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("saved") / "image.tar"
+    done = lab.run("save", tiny.plan.variant, "-o", str(file))
+    assert done.returncode == 0, done.stderr
+    return file
+
+
+def test_an_engine_loads_what_was_saved(lab: Lab, tiny: builder.Result, saved: Path) -> None:
+    name = tiny.plan.image
+    lab.docker.image.remove(name, force=True)
+    try:
+        with saved.open("rb") as source:
+            done = subprocess.run(
+                [*lab.engine.docker, "load"], stdin=source, capture_output=True, text=True,
+                check=False,
+            )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert name in done.stdout
+        seen = lab.docker.image.inspect(name)
+        assert seen.id in (tiny.image.digest, tiny.image.manifest["config"]["digest"])
+        assert seen.root_fs.layers == [layer.diff_id for layer in tiny.image.layers]
+        said = lab.docker.run(name, ["--version"], entrypoint="python3", remove=True)
+        assert str(said).startswith("Python 3.13")
+    finally:
+        lab.docker.image.remove(name, force=True)
+        lab.build("plain-amd64", rebuild=True)
+
+
+def test_another_store_loads_it_by_pipe(
+    lab: Lab, tiny: builder.Result, saved: Path, tmp_path: Path
+) -> None:
+    with saved.open("rb") as source:
+        done = subprocess.run(
+            lab.argv("load", "-"), stdin=source, capture_output=True, text=True, check=False,
+            env=lab.environment(SPARKIMAGE_STORE=str(tmp_path)),
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    store = Store.open(tmp_path)
+    assert store.names() == {tiny.plan.image: tiny.image.digest}
+    assert store.damaged(tiny.image.digest) == []
+
+
+def test_the_static_tier_starts_no_engine(lab: Lab, tiny: builder.Result, tmp_path: Path) -> None:
+    # A home that no engine could be made in; its own key signs, so it is a seal of its own.
+    home = tmp_path / "home"
+    done = lab.run(
+        "verify", tiny.plan.variant, "--tier", "static", "--json",
+        SPARKIMAGE_HOME=str(home), SPARKIMAGE_ENGINE="system", DOCKER_HOST="unix:///nowhere",
+        SPARKIMAGE_STORE=str(lab.shop.store.root), SPARKIMAGE_KEY=str(lab.shop.keys.file),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["tiers"] == ["static", "run"]
+    assert {check["tier"] for check in said["checks"]} == {"static", "run"}
+    assert not (home / "engine").exists()
+
+
+def test_the_node_tier_never_passes_without_a_gpu(lab: Lab, tiny: builder.Result) -> None:
+    alone = lab.run("verify", tiny.plan.variant, "--tier", "node")
+    assert alone.returncode == 9
+    assert "not run: no GPU" in alone.stderr
+    both = lab.run("verify", tiny.plan.variant, "--tier", "static,node", "--json")
+    assert both.returncode == 0, both.stderr
+    said = json.loads(both.stdout)
+    assert said["notRun"]["node"].startswith("not run: no GPU")
+    assert "node" not in said["tiers"]
+
+
+def test_foreign_eyes_on_the_plan(lab: Lab, tiny: builder.Result) -> None:
+    done = lab.run("verify", tiny.plan.variant, "--emit", "container-structure-test")
+    assert done.stdout == emit.structure_test(tiny.plan, tiny.image.config)

@@ -1,0 +1,45 @@
+"""Makes statements and seals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparkimage import seal
+from sparkimage.seal import Check
+from sparkimage.tier import Tier
+
+DIGEST = f"sha256:{'a' * 64}"
+PLAN = "1" * 64
+
+
+def check(id: str, result: str = "PASSED", tier: Tier = Tier.RUN) -> Check:
+    return Check(
+        id=id, layer=id.split("/", maxsplit=1)[0], title="t", result=result, seen=1,
+        expected=1 if result == "PASSED" else 2, tier=tier,
+    )  # fmt: skip
+
+
+def made(
+    *checks: Check,
+    digest: str = DIGEST,
+    plan: str = PLAN,
+    finished: float = 1.0,
+    tiers: Sequence[Tier] | None = None,
+    image: str = "spark:v",
+) -> dict[str, Any]:
+    checks = checks or (check("static/a", tier=Tier.STATIC), check("l/test_a"))
+    return seal.statement(
+        digest=digest,
+        platform_name="linux/arm64",
+        result="PASSED" if all(one.passed for one in checks) else "FAILED",
+        tiers=tiers or [tier for tier in Tier if tier in {one.tier for one in checks}],
+        checks=checks,
+        lock_checksum="2" * 64,
+        tools={"tool": "1"},
+        host="host",
+        started=0,
+        finished=finished,
+        plan_checksum=plan,
+        image=image,
+    )

@@ -1,0 +1,100 @@
+"""ELF heads, whole or in pieces: this machine's as pyelftools reads them, and broken ones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from elftools.elf.dynamic import DynamicSegment
+from elftools.elf.elffile import ELFFile
+
+from sparkimage import elf
+from sparkimage.elf import Elf, Reader, parse
+from sparkimage.emulation import CPUS, program
+from tests.unit import elf_maker
+
+FOUND = sorted(
+    {
+        Path(sys.executable).resolve(),
+        *Path("/usr/lib").glob("*-linux-gnu/libc.so.6"),
+        *Path("/usr/lib").glob("*-linux-gnu/libm.so.6"),
+        *list(Path(sys.prefix).rglob("*.so"))[:5],
+    }
+)
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
+def test_real_files_as_pyelftools_reads_them(path: Path) -> None:
+    head = parse(path.read_bytes())
+    with path.open("rb") as file:
+        real: Any = ELFFile(file)
+        dynamic: Any
+        (dynamic,) = (s for s in real.iter_segments() if isinstance(s, DynamicSegment))
+        needed = tuple(t.needed for t in dynamic.iter_tags("DT_NEEDED"))
+        soname = [t.soname for t in dynamic.iter_tags("DT_SONAME")]
+        interp = [s.get_interp_name() for s in real.iter_segments("PT_INTERP")]
+    assert head is not None
+    assert (head.machine, head.problem) == (CPUS[head.arch].elf_machine, None)
+    assert head.needed == needed
+    assert [head.soname] == (soname or [None])
+    assert [head.interpreter] == (interp or [None])
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_pieces_come_to_the_same(last: bool, size: int) -> None:
+    data = elf_maker.library(
+        "arm64", soname="libx.so.1", needed=["a.so", "b.so"], runpath="$ORIGIN:/x",
+        interpreter="/lib/ld.so", text=bytes(300), strings_last=last,
+    )  # fmt: skip
+    reader = Reader()
+    for at in range(0, len(data), size):
+        reader.feed(data[at : at + size])
+    found = reader.result()
+    assert found == parse(data)
+    assert found == Elf(
+        machine=183, type=3, soname="libx.so.1", needed=("a.so", "b.so"),
+        runpath=("$ORIGIN", "/x"), interpreter="/lib/ld.so",
+    )  # fmt: skip
+    assert found is not None
+    assert Elf.from_dict(found.to_dict()) == found
+
+
+def test_a_program_without_a_dynamic_section() -> None:
+    for arch in CPUS:
+        head = parse(program(arch, CPUS[arch].exit_code))
+        assert head is not None
+        assert (head.arch, head.type, head.needed, head.problem) == (arch, elf.PROGRAM, (), None)
+
+
+def test_other_kinds() -> None:
+    assert parse(b"#!/bin/sh\n" * 20) is None
+    assert parse(b"\x7fELF") is None
+    narrow = parse(b"\x7fELF\x01\x01\x01" + bytes(9) + b"\x02\x00\x28\x00" + bytes(60))
+    assert narrow is not None
+    assert narrow.arch == "machine 40, not 64-bit little-endian"
+    assert Elf.from_dict(narrow.to_dict()) == narrow
+
+
+def test_every_cut_is_seen() -> None:
+    data = elf_maker.library("amd64", soname="l.so", needed=["a.so"])
+    for length in range(64, len(data) - 1, 7):
+        head = parse(data[:length])
+        assert head is not None
+        assert head.problem is not None or head.soname == "l.so"
+    # The dynamic section is the end of the file.
+    assert parse(data[:-16]).problem is not None  # type: ignore[union-attr]
+
+
+def test_only_the_beginning_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elf, "KEPT", 300)
+    data = elf_maker.library("amd64", soname="l.so", text=bytes(400))
+    reader = Reader()
+    for at in range(0, len(data), 10):
+        reader.feed(data[at : at + 10])
+        assert len(reader._head) <= 300
+    found = reader.result()
+    assert found is not None
+    assert "further back" in str(found.problem)

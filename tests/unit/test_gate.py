@@ -1,0 +1,344 @@
+"""The gate's refusals, each with its reason and its next action; and the files that ship."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparkimage import dsse, gate, seal, shipping
+from sparkimage.errors import GateError, StoreError
+from sparkimage.gate import Passage, Required
+from sparkimage.keys import Keyring
+from sparkimage.seal import Check
+from sparkimage.store import Image, Store
+from sparkimage.tier import Tier
+from tests.unit.oci_maker import LAYERS, make_image
+from tests.unit.seal_maker import PLAN, check, made
+
+STATIC = check("static/a", tier=Tier.STATIC)
+RUN = check("l/test_a")
+NAME = "spark:v"
+
+
+class World:
+    """A store with an image in it, and its keys."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store.open(folder / "store")
+        self.keys = Keyring(folder=folder / "keys")
+        self.image = make_image(self.store)
+        self.store.name(NAME, self.store.descriptor(self.image.digest))
+        self.said: list[str] = []
+
+    def seal(self, *checks: Check, of: Image | None = None, **more: Any) -> None:
+        digest = (of or self.image).digest
+        seal.save(self.store, made(*checks, digest=digest, **more), self.keys)
+
+    def ask(self, **more: Any) -> Passage:
+        given: dict[str, Any] = {
+            "plan_checksum": PLAN, "required": Required(), "name": NAME, "keys": self.keys,
+            "say": self.said.append, **more,
+        }  # fmt: skip
+        return gate.ask(self.store, self.image.digest, **given)
+
+    def file(self, passage: Passage | None = None) -> bytes:
+        passage = passage or self.ask()
+        return b"".join(shipping.chunks(self.image, NAME, passage, self.store, self.keys))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_sealed_image_passes(world: World) -> None:
+    world.seal(STATIC, RUN)
+    passage = world.ask(required=Required(checks=("l/test_a",)))
+    assert passage.verdict is not None
+    assert passage.verdict.tiers == (Tier.STATIC, Tier.RUN)
+    assert (passage.unverified, world.said) == ("", [])
+
+
+def tampered(world: World) -> None:
+    world.seal(STATIC, RUN)
+    (envelope,) = world.store.get_fact("seal", world.image.digest)
+    other = made(STATIC, RUN, digest=world.image.digest, finished=5)
+    payload = dsse.sign(json.dumps(other).encode(), seal.PAYLOAD_TYPE, world.keys.signer())
+    envelope["payload"] = payload["payload"]
+    world.store.put_fact("seal", world.image.digest, [envelope])
+
+
+def foreign(world: World) -> None:
+    keys = world.keys
+    world.keys = Keyring(folder=keys.folder.with_name("other"))
+    world.seal(STATIC, RUN)
+    world.keys = keys
+
+
+def of_another(world: World) -> None:
+    other = make_image(world.store, LAYERS[:1])
+    world.seal(STATIC, RUN, of=other)
+    world.store.put_fact("seal", world.image.digest, world.store.get_fact("seal", other.digest))
+
+
+def rebuilt_and_not_sealed(world: World) -> None:
+    world.seal(STATIC, RUN)
+    world.image = make_image(world.store, LAYERS[:1])
+    world.store.name(NAME, world.store.descriptor(world.image.digest))
+
+
+def rebuilt_and_asked_for_the_old(world: World) -> None:
+    world.seal(STATIC, RUN)
+    world.store.name(NAME, world.store.descriptor(make_image(world.store, LAYERS[:1]).digest))
+
+
+def failed_later(world: World) -> None:
+    world.seal(STATIC, RUN)
+    world.seal(check("l/test_a", "FAILED"), finished=2)
+
+
+REFUSALS: dict[str, tuple[Callable[[World], object], str, str]] = {
+    "no seal": (lambda _: None, "has no seal", "prove it: python build.py verify"),
+    "FAILED": (
+        lambda w: w.seal(STATIC, check("l/test_a", "FAILED")),
+        "says FAILED: 1 of 2 checks",
+        "build again",
+    ),
+    "FAILED later": (
+        failed_later,
+        "says FAILED: 1 of 2 checks",
+        "build again",
+    ),
+    "a tier missing": (
+        lambda w: w.seal(STATIC),
+        "lacks the required tier run: it has static",
+        "--tier run",
+    ),
+    "a check missing": (
+        lambda w: w.seal(STATIC, check("l/test_b")), "lacks 1 required checks", "run them"
+    ),
+    "another plan": (
+        lambda w: w.seal(STATIC, RUN, plan="9" * 64),
+        "another plan or other checks",
+        "against these",
+    ),
+    "another digest": (of_another, "is of another image", "prove the image again"),
+    "edited": (tampered, "was edited", "prove the image again"),
+    "another key": (foreign, "not trusted", "keys/trusted"),
+    "rebuilt": (rebuilt_and_not_sealed, "was rebuilt: the seal is of", "prove what is there"),
+    "the old one": (rebuilt_and_asked_for_the_old, "was rebuilt: it stands for", "ship what it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_says_why_and_what_next(world: World, name: str) -> None:
+    arrange, why, todo = REFUSALS[name]
+    arrange(world)
+    required = Required(checks=("l/test_a",))
+    with pytest.raises(GateError, match=why) as refusal:
+        world.ask(required=required)
+    assert todo in refusal.value.hint
+    # Overruled, it says so, and the reason goes into the file.
+    passage = world.ask(required=required, allow_unverified=True)
+    assert passage.unverified == refusal.value.message
+    assert len(world.said) == 1
+    assert world.said[0].startswith("WARNING: ")
+    assert refusal.value.message in world.said[0]
+    documents = members(world.file(passage))
+    assert json.loads(documents[shipping.SEAL])["unverified"] == refusal.value.message
+
+
+def test_the_warning_goes_to_standard_error(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.ask(allow_unverified=True, say=None)
+    assert "UNVERIFIED" in capsys.readouterr().err
+
+
+# Files
+
+
+def members(data: bytes) -> dict[str, bytes]:
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            assert content is not None
+            found[member.name] = content.read()
+    return found
+
+
+def packed(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def load(data: bytes, store: Store, keys: Keyring, **more: Any) -> shipping.Loaded:
+    given: dict[str, Any] = {"required": Required(), "keys": keys, **more}
+    return shipping.load(io.BytesIO(data), store, **given)
+
+
+def test_a_round_trip(world: World, tmp_path: Path) -> None:
+    world.seal(STATIC, RUN)
+    store = Store.open(tmp_path / "elsewhere")
+    loaded = load(world.file(), store, world.keys)
+    assert (loaded.image.digest, loaded.name) == (world.image.digest, NAME)
+    assert store.names() == {NAME: world.image.digest}
+    assert store.damaged(world.image.digest) == []
+    assert loaded.passage.unverified == ""
+    here = gate.ask(
+        store, world.image.digest, plan_checksum=PLAN, required=Required(), keys=world.keys
+    )
+    assert here.verdict is not None
+    # Once more adds nothing.
+    load(world.file(), store, world.keys)
+    assert len(seal.history(store, world.image.digest, world.keys)) == 1
+    assert not list(store.root.glob("incoming-*"))
+
+
+def change(world: World, name: str, edit: Callable[[Any], object]) -> bytes:
+    files = members(world.file())
+    document = json.loads(files[name])
+    edit(document)
+    files[name] = json.dumps(document).encode()
+    return packed(files)
+
+
+def without(world: World, name: str) -> bytes:
+    files = members(world.file())
+    return packed({path: data for path, data in files.items() if path != name})
+
+
+def blob(world: World, edit: Callable[[bytes], bytes]) -> bytes:
+    files = members(world.file())
+    name = "blobs/" + world.image.layers[1].digest.replace(":", "/")
+    return packed({**files, name: edit(files[name])})
+
+
+AT_LOAD: dict[str, tuple[Callable[[World], bytes], type[Exception], str]] = {
+    "no seal": (lambda w: without(w, shipping.SEAL), GateError, "has no seal"),
+    "empty seal": (
+        lambda w: change(w, shipping.SEAL, lambda s: s.update(envelopes=[])), GateError,
+        "has no seal",
+    ),
+    "edited": (
+        lambda w: change(
+            w, shipping.SEAL, lambda s: s["envelopes"][0]["signatures"][0].update(sig="AAAA")
+        ),
+        GateError, "was edited",
+    ),
+    "another digest": (
+        lambda w: change(w, "index.json", lambda s: s["manifests"][0].update(
+            digest=f"sha256:{'b' * 64}")),
+        GateError, "seal is of",
+    ),
+    "another digest in both": (
+        lambda w: packed({
+            path: data.replace(w.image.digest.encode(), b"sha256:" + b"b" * 64)
+            if path.endswith(".json") else data for path, data in members(w.file()).items()
+        }),
+        GateError, "is of another image",
+    ),
+    "another name": (
+        lambda w: change(w, shipping.SEAL, lambda s: s.update(name="x:y")), GateError, "seal is of"
+    ),
+    "shipped unverified": (
+        lambda w: w.file(Passage(digest=w.image.digest, verdict=None, unverified="because")),
+        GateError, "was shipped unverified: because",
+    ),
+    "a blob with a flipped bit": (
+        lambda w: blob(w, lambda data: data[:-1] + bytes([data[-1] ^ 1])), StoreError,
+        "holds other bytes",
+    ),
+    "a blob missing": (
+        lambda w: without(w, "blobs/" + w.image.layers[0].digest.replace(":", "/")), StoreError,
+        "is incomplete",
+    ),
+    "cut off": (lambda w: w.file()[:-3000], StoreError, "no whole archive|is incomplete"),
+    "no archive": (lambda _: b"x" * 4000, StoreError, "no whole archive"),
+    "an empty one": (lambda _: packed({}), StoreError, "no archive of one image"),
+    "a path that is no blob": (
+        lambda w: packed({**members(w.file()), "blobs/sha256/../../x": b""}), StoreError,
+        "no sha256 digest",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AT_LOAD)
+def test_what_load_refuses_it_does_not_name(world: World, tmp_path: Path, name: str) -> None:
+    world.seal(STATIC, RUN)
+    arrange, error, why = AT_LOAD[name]
+    store = Store.open(tmp_path / "elsewhere")
+    with pytest.raises(error, match=why):
+        load(arrange(world), store, world.keys)
+    assert store.names() == {}
+    assert seal.history(store, world.image.digest, world.keys) == ()
+
+
+def test_load_over_the_gate_is_loud(world: World, tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "elsewhere")
+    data = world.file(world.ask(allow_unverified=True))
+    said: list[str] = []
+    loaded = load(data, store, world.keys, allow_unverified=True, say=said.append)
+    assert store.names() == {NAME: world.image.digest}
+    assert "has no seal" in loaded.passage.unverified
+    assert said == [
+        f"WARNING: {world.image.digest[:19]} ships UNVERIFIED: {loaded.passage.unverified}"
+    ]
+
+
+def test_a_failed_of_ours_outweighs_a_passed_that_comes(world: World, tmp_path: Path) -> None:
+    world.seal(STATIC, RUN)
+    data = world.file()
+    other = World(tmp_path / "other")
+    other.store.unname(NAME)
+    other.keys = world.keys
+    other.seal(STATIC, check("l/test_a", "FAILED"), finished=9)
+    with pytest.raises(GateError, match="says FAILED"):
+        load(data, other.store, world.keys)
+    assert other.store.names() == {}
+    assert (
+        "says FAILED"
+        in load(
+            data, other.store, world.keys, allow_unverified=True, say=lambda _: None
+        ).passage.unverified
+    )
+
+
+def test_a_tier_that_the_other_side_requires(world: World, tmp_path: Path) -> None:
+    world.seal(STATIC, RUN)
+    required = Required(tiers=(*Tier,))
+    with pytest.raises(GateError, match="lacks the required tier node"):
+        load(world.file(), Store.open(tmp_path / "x"), world.keys, required=required)
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    def write(to: Path, interrupted: bool) -> None:
+        with shipping.written(to) as sink:
+            sink.write(b"whole")
+            if interrupted:
+                raise Interrupted
+
+    path = tmp_path / "image.tar"
+    with pytest.raises(Interrupted):
+        write(path, interrupted=True)
+    assert os.listdir(tmp_path) == []
+    write(path, interrupted=False)
+    assert path.read_bytes() == b"whole"
+    with pytest.raises(StoreError, match="cannot be written"):
+        write(path / "x", interrupted=False)

@@ -1,0 +1,149 @@
+"""The static tier's parts; its checks are proven by tests/lab/test_mutants.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparkimage import layerscan, rules, static
+from sparkimage.errors import ConfigError
+from sparkimage.layerindex import FACT, STEP, Entry, first_own, image_files
+from sparkimage.linking import Linker, Root, configured
+from sparkimage.lock import PinnedImage
+from sparkimage.seal import Check
+from sparkimage.store import TAR, Store
+from tests.unit import elf_maker, good_maker
+from tests.unit.good_maker import DIST, SYSTEM, Files, put_image, put_layer
+
+
+def links(targets: Mapping[str, str]) -> Root:
+    """Each path a link to its target; a file where that is empty."""
+    return Root({p: Entry(0, p, "2" if to else "0", 0, 0o644, to) for p, to in targets.items()})
+
+
+@pytest.mark.parametrize(
+    ("path", "real"),
+    [
+        ("/a/f", "a/f"),
+        ("a//./b/../f", "a/f"),
+        ("l/f", "a/f"),
+        ("abs", "a/f"),
+        ("deep/f", "a/f"),
+        ("up", "a/f"),
+        ("none", None),
+        ("gone", None),
+        ("round", None),
+    ],
+)
+def test_links_are_followed_inside_the_image(path: str, real: str | None) -> None:
+    root = links(
+        {"a/f": "", "l": "a", "abs": "/l/f", "deep": "l/../l", "up": "../../a/f",
+         "gone": "/nowhere", "round": "round"}
+    )  # fmt: skip
+    assert root.real(path) == real
+
+
+def examined(store: Store, *layers: Files, **config: object) -> dict[str, Check]:
+    """The good image with layers below and more config."""
+    made = [put_layer(store, files) for files in (*layers, *good_maker.stack())]
+    whole = good_maker.config([diff_id for _, diff_id in made])
+    whole["history"] = [*[{"created_by": "base"}] * len(layers), *whole["history"]]
+    image = put_image(store, whole | config, [one for one, _ in made])
+    base = PinnedImage(name="b", digest="sha256:" + "0" * 64, tagged="sha256:" + "0" * 64)
+    plan = good_maker.plan()
+    lowest = dataclasses.replace(plan.layers[0], root=None, image=base)
+    plan = dataclasses.replace(plan, layers=(lowest, *plan.layers[1:]))
+    return {one.id: one for one in static.examine(plan, image, store, None)}
+
+
+def test_an_older_nccl_of_a_base_image_is_listed_and_allowed(tmp_path: Path) -> None:
+    old = elf_maker.nccl(good_maker.ARCH, "2.28.9")
+    found = examined(
+        Store.open(tmp_path),
+        {"usr/lib/libnccl.so.2.28.9": old, "var/lib/apt/lists/x_Packages": b"x"},
+        {"usr/lib/.wh.libnccl.so.2.28.9": b""},
+    )
+    assert [one.id for one in found.values() if one.result != "PASSED"] == []
+    seen = found["static/nccl-every-layer"].seen
+    assert [(e["layer"], e["version"], e["visible"]) for e in seen] == [
+        (0, "2.28.9", False),
+        (4, "2.30.4", True),
+    ]
+    assert seen[1]["path"] == SYSTEM
+
+
+def test_an_older_nccl_of_a_base_image_must_not_be_visible(tmp_path: Path) -> None:
+    old = elf_maker.nccl(good_maker.ARCH, "2.28.9")
+    found = examined(Store.open(tmp_path), {"usr/lib/libnccl.so.2.28.9": old})
+    assert found["static/nccl-root"].result == "FAILED"
+
+
+def test_a_hard_link_is_what_it_links_to(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        data = elf_maker.nccl("arm64")
+        member = tarfile.TarInfo("./a/libnccl.so.2")
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+        member = tarfile.TarInfo("./b/libnccl.so.2")
+        member.type, member.linkname = tarfile.LNKTYPE, "./a/libnccl.so.2"
+        archive.addfile(member)
+    blob = store.put_bytes(buffer.getvalue(), TAR)
+    image = put_image(store, good_maker.config([blob.digest]), [blob.to_dict()])
+    files = image_files(store, image)
+    assert [e.seen["nccl"] for e in files.layers[0]] == ["2.30.4"] * 2
+    assert files.layers[0][1].elf == files.layers[0][0].elf
+    # From the store's facts it reads the same.
+    assert store.get_fact(FACT, image.layers[0].diff_id) is not None
+    assert image_files(store, image).layers == files.layers
+
+
+def test_where_the_linker_looks(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    root = Root(image_files(store, good_maker.make(store)).final)
+    assert configured(root) == ("/usr/lib/aarch64-linux-gnu",)
+    linker = Linker.of(root, "arm64", "aarch64-linux-gnu", f"/x:/{DIST}/torch/lib")
+    found = linker.find("libtorch.so")
+    assert found is not None
+    assert found.path == f"{DIST}/torch/lib/libtorch.so"
+    assert linker.find("libown.so.1") is None
+    assert linker.find("libown.so.1", root.file(f"{DIST}/vllm/_C.abi3.so")) is not None
+
+
+def test_which_layers_are_ours() -> None:
+    ours: dict[str, Any] = {"created_by": f"RUN . {STEP}"}
+    history: list[dict[str, Any]] = [
+        {"created_by": "ADD"},
+        {"created_by": "ENV", "empty_layer": True},
+        ours,
+        ours,
+    ]
+    assert first_own(foreign=True, history=history) == 1
+    assert first_own(foreign=False, history=history) == 0
+    assert first_own(foreign=True, history=history[:1]) == 0
+
+
+def test_packages_of_dpkg() -> None:
+    status = (
+        "Package: a\nStatus: install ok installed\nVersion: 1:2\nDescription: x\n y: z\n\n"
+        "Package: b\nStatus: deinstall ok config-files\nVersion: 2\n"
+    )
+    assert layerscan.packages(status) == {"a": "1:2"}
+
+
+def test_a_project_adds_rules_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "static.yaml").write_text("driver_libraries: [{name: libx.so, reason: a test}]\n")
+    names = [one.name for one in rules.load(tmp_path).driver_libraries]
+    assert names == [*(one.name for one in rules.own().driver_libraries), "libx.so"]
+    (tmp_path / "static.yaml").write_text("setuid:\n  - {path: a, mode: '0755', reason: x}\n")
+    with pytest.raises(ConfigError) as error:
+        rules.load(tmp_path)
+    (problem,) = error.value.problems
+    assert (problem.file, problem.line) == ("static.yaml", 2)
