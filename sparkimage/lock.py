@@ -304,10 +304,10 @@ def dump(lock: Lock) -> str:
         lines.append(f"  {json.dumps(pin)}:")
         for (_, value), entry in sorted(e for e in lock.entries.items() if e[0][0] == pin):
             lines.append(f"    {json.dumps(value)}:")
-            asked = json.dumps(entry.asked, sort_keys=True, ensure_ascii=False)
+            asked = _quoted(entry.asked)
             lines.append(f"      asked: {asked}")
             if entry.unresolved is not None:
-                reason = json.dumps(entry.unresolved, ensure_ascii=False)
+                reason = _quoted(entry.unresolved)
                 lines.append(f"      unresolved: {reason}")
                 continue
             lines.append("      platforms:")
@@ -317,10 +317,16 @@ def dump(lock: Lock) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _quoted(data: object) -> str:
+    """JSON that YAML reads back the same: what it takes for the end of a line is escaped."""
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False)
+    return "".join(one if one.isprintable() else f"\\U{ord(one):08x}" for one in text)
+
+
 def _scalar(line: str) -> str:
     """The line as YAML reads it back: as it is, but for what YAML would take for something else."""
     plain = re.fullmatch(r"[\w.+~%/@=: -]+", line, re.ASCII) and ": " not in line
-    return line if plain and line[-1] not in ": " else json.dumps(line, ensure_ascii=False)
+    return line if plain and line[-1] not in ": " else _quoted(line)
 
 
 def _write(item: Item) -> str:
