@@ -109,8 +109,7 @@ def policy(plans: Sequence[Plan], mirrors: Mirrors = NO_MIRRORS) -> dict[str, An
     allowed = set()
     for plan in plans:
         for layer in plan.layers:
-            images = [layer.image, *(layer.source.images.values() if layer.source else ())]
-            allowed |= {_reference(image, mirrors) for image in images if image is not None}
+            allowed |= {_reference(image, mirrors) for image in layer.images}
             if layer.source is not None:
                 allowed.add(_git_identifier(layer, mirrors))
     return {

@@ -6,7 +6,6 @@ is made under a temporary name first.
 from __future__ import annotations
 
 import hashlib
-import posixpath
 import shlex
 import shutil
 import sys
@@ -22,6 +21,7 @@ from sparkimage.bake import Inputs
 from sparkimage.errors import CommandError, LockError, NetworkError
 from sparkimage.lock import Wheel
 from sparkimage.outside import Outside
+from sparkimage.patching import in_image
 from sparkimage.plan import DebianRoot, Debs, LayerPlan, PatchPlan, Plan
 from sparkimage.rights import root_prefix
 from sparkimage.run import Runner
@@ -58,11 +58,10 @@ def ready(plan: Plan, *, project: Path, outside: Outside, builder_arch: str) -> 
 def available(layer: LayerPlan, outside: Outside) -> None:
     """See that a layer's images and commit are still to be had. Errors as ``ready``."""
     source = layer.source
-    for image in (layer.image, *(source.images.values() if source is not None else ())):
-        if image is not None:
-            registry.exists(
-                f"layer {layer.name}", image, outside.docker, outside.runner, outside.mirrors
-            )
+    for image in layer.images:
+        registry.exists(
+            f"layer {layer.name}", image, outside.docker, outside.runner, outside.mirrors
+        )
     if source is not None:
         repository = outside.repository(f"pin {source.pin} {source.value}", source.repository)
         repository.fetch(source.commit)
@@ -260,7 +259,7 @@ def _patched(patch: PatchPlan, project: Path, outside: Outside) -> Mapping[str, 
                 f"{target.after[:12]}",
                 hint=f"python build.py lock --update '{patch.name}'",
             )
-    return {posixpath.join(patch.root, path): content for path, content in after.items()}
+    return {in_image(patch.root, path): content for path, content in after.items()}
 
 
 def _write_patches(
@@ -270,7 +269,7 @@ def _write_patches(
     sums: dict[str, list[str]] = {"before": [], "after": []}
     for patch in patches:
         for target in patch.targets:
-            path = posixpath.join(patch.root, target.path)
+            path = in_image(patch.root, target.path)
             (made / "files" / path.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
             (made / "files" / path.lstrip("/")).write_bytes(patched[patch.name][path])
             sums["before"].append(f"{target.before}  {path}\n")

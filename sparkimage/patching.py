@@ -198,6 +198,6 @@ def same_commit(commit: str, known: str) -> bool:
     return commit.startswith(known) or known.startswith(commit)
 
 
-def in_image(patch: Patch, path: str) -> str:
+def in_image(root: str, path: str) -> str:
     """Where a path of the fork lies in the image."""
-    return posixpath.join(patch.root, path)
+    return posixpath.join(root, path)

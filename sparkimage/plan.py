@@ -108,6 +108,12 @@ class LayerPlan:
     """Other layers whose checks hold for this one too."""
 
     @property
+    def images(self) -> tuple[PinnedImage, ...]:
+        """Every image of a registry that the layer stands on or is compiled in."""
+        named = (self.image, *(self.source.images.values() if self.source is not None else ()))
+        return tuple(image for image in named if image is not None)
+
+    @property
     def requirements(self) -> str:
         """The layer's wheels as a hash-pinned requirements file."""
         return "".join(f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in self.wheels)

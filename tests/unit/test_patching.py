@@ -68,7 +68,7 @@ def test_the_file_is_read(tmp_path: Path) -> None:
     one, two = load(tmp_path, GOOD).values()
     assert one.place == (None, None, "one.py")
     assert two.place == ("https://git.example/x.git", "a" * 40, "two.diff")
-    assert patching.in_image(one, "a/b.py") == "/opt/site/a/b.py"
+    assert patching.in_image(one.root, "a/b.py") == "/opt/site/a/b.py"
     assert patching.load(tmp_path / "nothing.yaml") == {}
 
 
