@@ -1,17 +1,23 @@
 """Images as archives that every engine loads, streamed straight from the store.
 
 An archive is an OCI layout and a ``manifest.json`` beside it: engines with the containerd store
-read the one, older ones the other (https://github.com/moby/docker-image-spec).
+read the one, older ones the other (https://github.com/moby/docker-image-spec). Both take an
+archive that lacks the blobs that they have.
 """
 
 from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from sparkimage.address import image_name
+from sparkimage.delta import Step
 from sparkimage.store import CHUNK, MANIFEST, REF_NAME, Image, Store
+
+Read = Callable[[str], Iterator[bytes]]
+"""Yields the bytes of a blob by its digest."""
 
 
 def stream(
@@ -22,52 +28,87 @@ def stream(
     ``more`` are further JSON documents by path, which engines ignore.
     Raises ``StoreError`` in mid-stream when a blob is not what its digest says.
     """
+
+    def read(digest: str) -> Iterator[bytes]:
+        with store.open_blob(digest) as blob:
+            while chunk := blob.read(CHUNK):
+                yield chunk
+
+    manifest = (image.digest, store.path(image.digest).stat().st_size)
+    layers = [layer.digest for layer in image.layers]
+    documents = _documents(manifest, image.manifest["config"]["digest"], layers, name)
+    # Before the blobs: who loads it can refuse before the gigabytes come.
+    yield from _small({**documents, **(more or {})})
+    yield from _blobs([manifest, *image.blobs()], read)
+    yield END
+
+
+def partial(step: Step, read: Read) -> tuple[Iterator[bytes], bytes]:
+    """The bytes of an archive of ``step``, with the layers to send alone, in two pieces.
+
+    An engine begins to unpack after the second piece, which is a few kilobytes: it can be held
+    back until the step before is done. ``read`` may raise in mid-stream.
+    """
+    part = step.part
+    layers = [layer.digest for layer in part.layers]
+    documents = _documents(
+        (part.manifest.digest, len(part.manifest.data)), part.config.digest, layers, part.name
+    )
+    own = [(one.digest, one.data) for one in (part.manifest, part.config)]
+    end = [
+        *(_member(_file(digest), data) for digest, data in own),
+        *_small(documents),
+        END,
+    ]
+    return _blobs([(layer.digest, layer.size) for layer in step.send], read), b"".join(end)
+
+
+END = bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _documents(
+    manifest: tuple[str, int], config: str, layers: Sequence[str], name: str
+) -> dict[str, Any]:
+    digest, size = manifest
     index = {
         "schemaVersion": 2,
         "manifests": [
             {
                 "mediaType": MANIFEST,
-                "digest": image.digest,
-                "size": store.path(image.digest).stat().st_size,
-                "annotations": {"io.containerd.image.name": _full(name), REF_NAME: name},
+                "digest": digest,
+                "size": size,
+                "annotations": {"io.containerd.image.name": str(image_name(name)), REF_NAME: name},
             }
         ],
     }
     listed = [
-        {
-            "Config": _file(image.manifest["config"]["digest"]),
-            "RepoTags": [name],
-            "Layers": [_file(layer.digest) for layer in image.layers],
-        }
+        {"Config": _file(config), "RepoTags": [name], "Layers": [_file(one) for one in layers]}
     ]
-    small = {
+    return {
         "oci-layout": {"imageLayoutVersion": "1.0.0"},
         "index.json": index,
         "manifest.json": listed,
-        # Before the blobs: who loads it can refuse before the gigabytes come.
-        **(more or {}),
     }
-    for path, data in small.items():
-        encoded = json.dumps(data).encode()
-        yield _header(path, len(encoded)) + encoded + _padding(len(encoded))
-    manifest = (image.digest, store.path(image.digest).stat().st_size)
-    for digest, size in dict.fromkeys([manifest, *image.blobs()]):
+
+
+def _small(documents: Mapping[str, Any]) -> Iterator[bytes]:
+    for path, document in documents.items():
+        yield _member(path, json.dumps(document).encode())
+
+
+def _blobs(blobs: Iterable[tuple[str, int]], read: Read) -> Iterator[bytes]:
+    for digest, size in dict.fromkeys(blobs):
         yield _header(_file(digest), size)
-        with store.open_blob(digest) as blob:
-            while chunk := blob.read(CHUNK):
-                yield chunk
+        yield from read(digest)
         yield _padding(size)
-    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _member(path: str, data: bytes) -> bytes:
+    return _header(path, len(data)) + data + _padding(len(data))
 
 
 def _file(digest: str) -> str:
     return "blobs/" + digest.replace(":", "/")
-
-
-def _full(name: str) -> str:
-    from sparkimage.address import image_name
-
-    return str(image_name(name))
 
 
 def _header(path: str, size: int) -> bytes:

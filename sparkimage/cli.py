@@ -15,6 +15,7 @@ import typer
 from sparkimage import (
     __version__,
     cli_engine,
+    cli_fleet,
     cli_lock,
     cli_patches,
     cli_ship,
@@ -53,6 +54,11 @@ app.command("verify")(cli_verify.verify)
 app.command("report")(cli_verify.report)
 app.command("save")(cli_ship.save)
 app.command("load")(cli_ship.load)
+app.command("distribute")(cli_fleet.distribute)
+app.command("nodes")(cli_fleet.nodes)
+app.command("rollback")(cli_fleet.rollback)
+app.command("gc")(cli_fleet.gc)
+app.command("receipts")(cli_fleet.receipts)
 
 
 class Form(StrEnum):

@@ -29,6 +29,14 @@ MirrorOption = Annotated[
     ),
 ]
 
+AllowOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unverified",
+        help="Go over the gate's refusal, and write into what ships that it did.",
+    ),
+]
+
 
 class Settings:
     """What the global options said."""

@@ -9,20 +9,12 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli_base import console, read_matrix
+from sparkimage.cli_base import AllowOption, console, read_matrix
 from sparkimage.cli_verify import Reference, find
 from sparkimage.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from sparkimage.progress import Moved
-
-AllowOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-unverified",
-        help="Go over the gate's refusal, and write into the file that it did.",
-    ),
-]
 
 
 def save(

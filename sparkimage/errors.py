@@ -137,7 +137,27 @@ class CommandError(SparkError):
         )
 
 
+class NodeError(SparkError):
+    """A node cannot be reached, refuses, or answers with an error."""
+
+    exit_code = 13
+
+
+class UnreachableError(NodeError):
+    """The connection to a node was not made, or was lost. May pass, unless ``definite``."""
+
+    def __init__(self, message: str, *, definite: bool, hint: str = "", detail: str = "") -> None:
+        super().__init__(message, hint=hint, detail=detail)
+        self.definite = definite
+
+
 class GateError(SparkError):
     """An image may not ship: its seal is missing, broken, FAILED, or says too little."""
 
     exit_code = 14
+
+
+class MixedFleetError(NodeError):
+    """The nodes do not have one image under one name, and it could not be mended now."""
+
+    exit_code = 15

@@ -169,6 +169,14 @@ def image_files(store: Store, image: Image) -> ImageFiles:
     return ImageFiles(tuple(found[number].result() for number in range(len(image.layers))))
 
 
+def unpacked_size(store: Store, layer: Layer) -> int:
+    """Bytes of a layer's files: as it was scanned, else a guess that is rather too high."""
+    rows = store.get_fact(FACT, layer.diff_id)
+    if rows is not None:
+        return sum(row[2] for row in rows if row[1] == "0")
+    return layer.size if layer.media_type.endswith("tar") else 3 * layer.size
+
+
 def _entries(store: Store, layer: Layer, number: int) -> tuple[Entry, ...]:
     rows = store.get_fact(FACT, layer.diff_id)
     if rows is None:

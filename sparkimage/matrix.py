@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from sparkimage import patching, yamlfile
+from sparkimage import patching, wellformed, yamlfile
 from sparkimage.errors import ConfigError, Problem, UsageError
 from sparkimage.model import (
-    KINDS,
     DebianPin,
     DebPin,
     GitPin,
@@ -74,8 +71,8 @@ class Matrix:
 def load(path: Path) -> Matrix:
     """Read and expand a matrix file. Raises ``ConfigError`` with every problem that it has."""
     path = path.absolute()
-    document = yamlfile.load(path)
-    given = _parse(document)
+    document = yamlfile.load(path, if_missing="name another with --matrix-file")
+    given = wellformed.parse(document, MatrixFile, _known_keys)
     patches = patching.load(path.parent / patching.FILE)
     return _Expansion(path, document, given, patches).matrix()
 
@@ -92,68 +89,21 @@ def select(
     if names:
         for name in names:
             if name not in known:
-                raise UsageError(f"no variant is called {name!r}", hint=_nearest(name, known))
+                raise UsageError(
+                    f"no variant is called {name!r}", hint=wellformed.nearest(name, known)
+                )
         wanted = set(names)
     if group is not None:
         if group not in matrix.groups:
-            raise UsageError(f"no group is called {group!r}", hint=_nearest(group, matrix.groups))
+            raise UsageError(
+                f"no group is called {group!r}", hint=wellformed.nearest(group, matrix.groups)
+            )
         wanted &= set(matrix.groups[group])
     if only is not None:
         wanted = {name for name in wanted if fnmatch.fnmatchcase(name, only)}
         if not wanted:
             raise UsageError(f"no variant matches {only!r}", hint="there are " + ", ".join(known))
     return tuple(variant for variant in matrix.variants if variant.name in wanted)
-
-
-def _parse(document: Document) -> MatrixFile:
-    from pydantic import ValidationError
-
-    try:
-        return MatrixFile.model_validate(document.data)
-    except ValidationError as error:
-        raise ConfigError([_problem(document, e) for e in error.errors()]) from None
-
-
-def _problem(document: Document, error: Any) -> Problem:
-    """One pydantic error in a user's words."""
-    # Discriminator tags are part of pydantic's location but not of the file.
-    key: Key = tuple(part for part in error["loc"] if part != "[key]")
-    real: Key = ()
-    for part in key:
-        if _at(document.data, (*real, part)) is not None or part == key[-1]:
-            real = (*real, part)
-    where = ".".join(str(part) for part in real) or "the file"
-    kind, given = error["type"], error.get("input")
-    what, todo = f"{where}: {error['msg']}", "correct this value"
-    if kind == "extra_forbidden":
-        what = f"unknown key {real[-1]!r} in {'.'.join(map(str, real[:-1])) or 'the file'}"
-        todo = _nearest(str(real[-1]), _known_keys(real[:-1])) or "remove it"
-    elif kind == "missing":
-        what, todo = f"{where} is missing", f"add `{real[-1]}:`"
-    elif kind == "string_type":
-        what = f"{where} must be text, but is {given!r}"
-        todo = f'quote it: "{given}"'
-    elif kind == "string_pattern_mismatch":
-        what = f"{where}: {given!r} does not have the right form"
-        todo = f"it must match {error['ctx']['pattern']}"
-        if (real and real[-1] == "require") or (len(real) > 1 and real[-2] == "require"):
-            todo = "pin it exactly: NAME==VERSION"
-    elif kind == "literal_error":
-        what = f"{where} is {given!r}"
-        todo = f"it must be {error['ctx']['expected']}"
-    elif kind in ("union_tag_invalid", "union_tag_not_found"):
-        what = f"{where} is of no known kind"
-        todo = "give it one of " + ", ".join(f"`kind: {kind}`" for kind in KINDS)
-    return Problem(file=document.file, line=document.line(real), what=what, todo=todo)
-
-
-def _at(data: Any, key: Key) -> Any:
-    for part in key:
-        try:
-            data = data[part]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return data
 
 
 def _known_keys(parent: Key) -> list[str]:
@@ -175,11 +125,6 @@ def _known_keys(parent: Key) -> list[str]:
         "include": [model.Include],
     }
     return [name for m in places.get(str(parent[0]), []) for name in m.model_fields]
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else "known are " + ", ".join(sorted(known))
 
 
 def _is_version(text: str) -> bool:
@@ -282,21 +227,23 @@ class _Expansion:
                     self._problem(
                         ("layers", name),
                         f"layer {name} uses pin {pin!r}, which is not in pins",
-                        _nearest(pin, self.given.pins),
+                        wellformed.nearest(pin, self.given.pins),
                     )
             for i, other in enumerate(spec.checks):
                 if other not in self.given.layers:
                     self._problem(
                         ("layers", name, "checks", i),
                         f"layer {name} takes the checks of {other!r}, which is no layer",
-                        _nearest(other, self.given.layers),
+                        wellformed.nearest(other, self.given.layers),
                     )
             for i, patch in enumerate(spec.patches):
                 if patch not in self.patches:
                     self._problem(
                         ("layers", name, "patches", i),
                         f"layer {name} applies patch {patch!r}, which {patching.FILE} lacks",
-                        _nearest(patch, self.patches) if self.patches else f"write {patching.FILE}",
+                        wellformed.nearest(patch, self.patches)
+                        if self.patches
+                        else f"write {patching.FILE}",
                     )
 
     def _check_axes(self) -> None:
@@ -308,7 +255,7 @@ class _Expansion:
                 self._problem(
                     ("axes", axis),
                     f"axis {axis!r} is neither `platform` nor a pin",
-                    _nearest(axis, [*self.given.pins, "platform"]),
+                    wellformed.nearest(axis, [*self.given.pins, "platform"]),
                 )
                 continue
             for i, value in enumerate(values):
@@ -318,7 +265,7 @@ class _Expansion:
                         if axis == "platform"
                         else f"axis {axis} names {value!r}, but pins.{axis} has no such value"
                     )
-                    self._problem(("axes", axis, i), what, _nearest(value, known))
+                    self._problem(("axes", axis, i), what, wellformed.nearest(value, known))
         if "platform" not in self.given.axes and (self.given.axes or not self.given.include):
             self._problem(("axes",), "there is no platform axis", "add `platform: [linux/arm64]`")
 
@@ -372,9 +319,9 @@ class _Expansion:
                     self._problem(
                         ("include", i, "pins", pin),
                         f"variant {entry.name} names {pin} {value!r}, which is not in pins",
-                        _nearest(value, self.given.pins[pin])
+                        wellformed.nearest(value, self.given.pins[pin])
                         if pin in self.given.pins
-                        else _nearest(pin, self.given.pins),
+                        else wellformed.nearest(pin, self.given.pins),
                     )
             variant = self._variant(
                 entry.name,
@@ -456,7 +403,9 @@ class _Expansion:
             spec = self.given.layers.get(name)
             if spec is None:
                 self._problem(
-                    layers_key, f"unknown layer {name!r}", _nearest(name, self.given.layers)
+                    layers_key,
+                    f"unknown layer {name!r}",
+                    wellformed.nearest(name, self.given.layers),
                 )
                 continue
             if variant.platform not in spec.platforms:
@@ -506,7 +455,7 @@ class _Expansion:
                     self._problem(
                         ("groups", group, i),
                         f"group {group}: {entry!r} is no variant",
-                        _nearest(entry, names),
+                        wellformed.nearest(entry, names),
                     )
                 found += [name for name in hit if name not in found]
             groups[group] = tuple(found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -239,6 +240,18 @@ class View:
             yield lambda count: shown.advance(task, count)
 
     @contextmanager
+    def board(self, names: Sequence[str], text: str) -> Iterator[Board]:
+        """Show how far each of ``names`` is, and all of them."""
+        if self.quiet:
+            yield Board()
+        elif not self.console.is_terminal:
+            yield PlainBoard(self, text)
+        else:
+            board = LiveBoard(self.console, names)
+            with board.shown:
+                yield board
+
+    @contextmanager
     def build(self, build: Build, title: str) -> Iterator[Callable[[str], None]]:
         """Show ``build`` while it runs; yields what takes in the stream's lines."""
         events = Events()
@@ -267,6 +280,73 @@ class View:
 
                 yield live
         build.errors += [line for line in events.other if line.startswith("ERROR")]
+
+
+class Board:
+    """Takes in how far each of several transfers is; by itself it shows nothing."""
+
+    def total(self, name: str, count: int) -> None:
+        """So many bytes will move to ``name``."""
+
+    def moved(self, name: str, count: int) -> None:
+        """``count`` more bytes have moved to ``name``."""
+
+    def state(self, name: str, text: str) -> None:
+        """What ``name`` is doing now."""
+
+
+class PlainBoard(Board):
+    """Lines: each change of a state, and now and then how far all are."""
+
+    def __init__(self, view: View, text: str) -> None:
+        self.view = view
+        self.lines = Lines(view, text, 0)
+        self.lock = threading.Lock()
+
+    def total(self, name: str, count: int) -> None:  # noqa: ARG002
+        with self.lock:
+            self.lines.total += count
+
+    def moved(self, name: str, count: int) -> None:  # noqa: ARG002
+        with self.lock:
+            self.lines.moved(count)
+
+    def state(self, name: str, text: str) -> None:
+        self.view.say(f"{name}: {text}")
+
+
+class LiveBoard(Board):
+    """A bar for each, and one for all."""
+
+    def __init__(self, console: Console, names: Sequence[str]) -> None:
+        from rich import progress
+
+        self.shown = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(bar_width=12),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("[dim]{task.fields[state]}"),
+            console=console,
+        )
+        self.lock = threading.Lock()
+        self.tasks = {name: self.shown.add_task(name, total=None, state="") for name in names}
+        self.all = self.shown.add_task("all", total=None, state="")
+        self.totals = dict.fromkeys(names, 0)
+
+    def total(self, name: str, count: int) -> None:
+        with self.lock:
+            self.totals[name] += count
+            self.shown.update(self.tasks[name], total=self.totals[name])
+            self.shown.update(self.all, total=sum(self.totals.values()))
+
+    def moved(self, name: str, count: int) -> None:
+        self.shown.advance(self.tasks[name], count)
+        self.shown.advance(self.all, count)
+
+    def state(self, name: str, text: str) -> None:
+        self.shown.update(self.tasks[name], state=text)
 
 
 @dataclass

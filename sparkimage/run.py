@@ -100,10 +100,7 @@ class Local:
         pipe_stdin: bool = False,
     ) -> subprocess.Popen[str]:
         """Start ``argv`` with its output piped, and return the running process."""
-        if shutil.which(argv[0]) is None:
-            raise PreflightError(
-                f"the program {argv[0]!r} is not on this machine", hint=f"install {argv[0]}"
-            )
+        _present(argv[0])
         return subprocess.Popen(
             list(argv),
             stdin=subprocess.PIPE if pipe_stdin else subprocess.DEVNULL,
@@ -114,6 +111,29 @@ class Local:
             text=True,
             encoding="utf-8",
             errors="replace",
+        )
+
+
+def start_bytes(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start ``argv`` with all three streams as pipes of bytes.
+
+    A Ctrl-C on the terminal does not reach it: whoever started it decides when it ends.
+    Raises ``PreflightError`` when the program is not there.
+    """
+    _present(argv[0])
+    return subprocess.Popen(
+        list(argv),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def _present(program: str) -> None:
+    if shutil.which(program) is None:
+        raise PreflightError(
+            f"the program {program!r} is not on this machine", hint=f"install {program}"
         )
 
 

@@ -162,9 +162,9 @@ class Store:
                 while proving.read(CHUNK):
                     pass
         except FileNotFoundError:
-            raise self._damage(digest, "is missing") from None
+            raise self.damage(digest, "is missing") from None
         if f"sha256:{proving.digest.hexdigest()}" != digest:
-            raise self._damage(digest, f"holds other bytes: sha256:{proving.digest.hexdigest()}")
+            raise self.damage(digest, f"holds other bytes: sha256:{proving.digest.hexdigest()}")
 
     def read_json(self, digest: str) -> dict[str, Any]:
         """The JSON document of ``digest``, proven. Raises ``StoreError``."""
@@ -175,7 +175,7 @@ class Store:
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise self._damage(digest, "is no JSON document")
+            raise self.damage(digest, "is no JSON document")
         return document
 
     def discard(self, digest: str) -> None:
@@ -200,7 +200,7 @@ class Store:
             return False
         return True
 
-    def _damage(self, digest: str, what: str) -> StoreError:
+    def damage(self, digest: str, what: str) -> StoreError:
         users = [name for name, used in self.names().items() if digest in self._uses(used)]
         return StoreError(
             f"the stored blob {digest} {what}" + (f"; {', '.join(users)} uses it" if users else ""),
@@ -290,7 +290,7 @@ class Store:
                 )
             )
         except (KeyError, TypeError, ValueError):
-            raise self._damage(digest, "is no image manifest with its config") from None
+            raise self.damage(digest, "is no image manifest with its config") from None
         return Image(
             digest=digest,
             manifest=manifest,

@@ -40,9 +40,12 @@ class Document:
         return self.lines.get(key, 1)
 
 
-def load(path: Path) -> Document:
-    """Read one YAML document. Raises ``ConfigError`` for everything that is wrong with it."""
-    text = _read(path)
+def load(path: Path, *, if_missing: str = "name another one") -> Document:
+    """Read one YAML document; ``if_missing`` is what to do when there is no such file.
+
+    Raises ``ConfigError`` for everything that is wrong with it.
+    """
+    text = _read(path, if_missing)
     try:
         _check_depth(path, text)
         node = yaml.compose(text, Loader=_Loader)
@@ -64,7 +67,7 @@ def load(path: Path) -> Document:
     return Document(file=path.name, data=data, lines=walker.lines)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, if_missing: str) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise _wrong(
@@ -72,9 +75,7 @@ def _read(path: Path) -> str:
             )
         return path.read_text("utf-8")
     except FileNotFoundError:
-        raise _wrong(
-            path, 1, "the file does not exist", "name another with --matrix-file"
-        ) from None
+        raise _wrong(path, 1, "the file does not exist", if_missing) from None
     except UnicodeDecodeError as error:
         raise _wrong(
             path, 1, f"the file is not UTF-8: {error.reason}", "save it as UTF-8"

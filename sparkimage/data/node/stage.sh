@@ -1,0 +1,28 @@
+#!/bin/sh
+# Loads what comes on standard input under a staging name, or takes what is here under it, and
+# shows that it can run.
+# stage.sh DOCKER NAME FROM EARLIER PROVE: FROM is `-` for standard input, else an image's id;
+# EARLIER is a staging name that is not needed any more, or nothing; PROVE is `prove` or nothing.
+set -u
+docker=$1
+name=$2
+from=$3
+earlier=$4
+prove=$5
+if [ "$from" = - ]; then
+    said=$($docker load 2>&1)
+    code=$?
+    printf '%s\n' "$said"
+    [ $code = 0 ] || exit 91
+    # containerd's store says this and then ends as if all were well.
+    case $said in *'Error unpacking'*) exit 92 ;; esac
+else
+    $docker tag "$from" "$name" || exit 93
+fi
+[ -z "$earlier" ] || $docker rmi "$earlier" >/dev/null 2>&1
+[ "$prove" = prove ] || exit 0
+printf '@@ image '
+$docker image inspect --format '[{{json .Id}},"{{.Os}}/{{.Architecture}}",{{json .RootFS.Layers}}]' "$name" || exit 94
+made=$($docker create --label dev.sparkimage.proof=1 --network none --entrypoint /proof "$name") || exit 95
+$docker rm "$made" >/dev/null || exit 96
+printf '@@ created\n'

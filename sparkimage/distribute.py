@@ -1,0 +1,344 @@
+"""An image on every node of a fleet, or on none.
+
+Look at all nodes; bring each the layers that it lacks, under a staging name; prove it there; and
+only when it is proven everywhere, move the name, everywhere. What a failed run has brought stays
+under the staging names, for the next one to go on from.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sparkimage import delta, layerindex, moving, receipts, remote
+from sparkimage.delta import Document, Whole
+from sparkimage.errors import SparkError, UnreachableError
+from sparkimage.fanout import Shared
+from sparkimage.fleet import Fleet
+from sparkimage.gate import Passage
+from sparkimage.moving import PREVIOUS, Errors, Move, together
+from sparkimage.progress import Board, View
+from sparkimage.remote import Remote
+from sparkimage.station import ATTEMPTS, Station
+from sparkimage.store import Image, Store
+
+WAIT_S = (1.0, 3.0)
+"""Seconds between two attempts at a node that could not be reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to go about it."""
+
+    partial: bool = False
+    """Leave a mixed fleet when some nodes fail."""
+    patience_s: float = remote.PATIENCE_S
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeResult:
+    """What came of a node."""
+
+    name: str
+    state: str
+    """``moved``, ``unchanged``, ``planned`` or ``failed``."""
+    sent: int = 0
+    layers_sent: int = 0
+    layers_kept: int = 0
+    error: SparkError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of it all."""
+
+    name: str
+    digest: str
+    nodes: tuple[NodeResult, ...]
+    seconds: float
+    read: int
+    """Bytes that were read from the store, for all nodes together."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> tuple[NodeResult, ...]:
+        return tuple(node for node in self.nodes if node.error is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "seconds": round(self.seconds, 3),
+            "read": self.read,
+            "warnings": list(self.warnings),
+            "nodes": [
+                {
+                    "node": one.name,
+                    "state": one.state,
+                    "sent": one.sent,
+                    "layers_sent": one.layers_sent,
+                    "layers_kept": one.layers_kept,
+                    "error": one.error.message if one.error is not None else None,
+                }
+                for one in self.nodes
+            ],
+        }
+
+
+@contextmanager
+def stations(fleet: Fleet, patience_s: float) -> Iterator[list[Station]]:
+    """The fleet's nodes, not yet connected; their connections end with the context."""
+    with remote.sockets() as folder:
+        made = [
+            Station(remote=Remote(node=node, sockets=folder, patience_s=patience_s))
+            for node in fleet.nodes
+        ]
+        try:
+            yield made
+        finally:
+            together(made, lambda one: one.remote.close(), _name)
+
+
+@dataclass(kw_only=True)
+class Distribution:
+    """One image on its way to a fleet."""
+
+    image: Image
+    name: str
+    passage: Passage
+    store: Store
+    fleet: Fleet
+    view: View
+    options: Options = field(default_factory=Options)
+    receipts_folder: Path | None = None
+    """The folder of our own receipts; None to keep none."""
+
+    def __post_init__(self) -> None:
+        self.whole = Whole(
+            image=self.image,
+            manifest=self._document(self.image.digest),
+            config=self._document(self.image.manifest["config"]["digest"]),
+        )
+        self.part = delta.part(self.whole, len(self.image.layers))
+        self.shared = Shared(self.store)
+        self.who = who()
+        self.known = _known(self.store)
+        self.lacking: dict[str, list[int]] = {}
+
+    def run(self) -> Outcome:
+        """Do it. Raises ``NodeError`` with every node that failed; then nothing was moved, or
+        (``partial``) only the others' names. ``MixedFleetError`` when what failed in the last
+        phase could not be undone everywhere."""
+        began = time.monotonic()
+        with stations(self.fleet, self.options.patience_s) as all_:
+            errors = together(all_, self._look, _name)
+            self._decide(all_, errors, "nothing was sent")
+            well = [one for one in all_ if one.name not in errors]
+            todo = [one for one in well if not self._is_there(one)]
+            if self.options.dry_run:
+                return self._outcome(all_, errors, todo, began, "planned")
+            errors |= self._stage(todo)
+            self._decide(all_, errors, "no name was moved: every node keeps what it had")
+            ready = [one for one in todo if one.name not in errors]
+            came = moving.move([self._move(one) for one in ready], partial=self.options.partial)
+            errors |= came.failed
+            if came.stuck:
+                raise moving.mixed(self.name, came.stuck, errors)
+            self._decide(all_, errors, "what was moved has been undone: every node has what it had")
+            self._clean([one for one in well if one.name not in errors])
+            self._keep_receipts([one for one in ready if one.name not in errors])
+            return self._outcome(all_, errors, todo, began, "moved")
+
+    # Phases
+
+    def _look(self, station: Station) -> None:
+        station.connect(lock=not self.options.dry_run, who=self.who)
+        station.check(self.image)
+        lacking = self.lacking[station.name] = (
+            [] if station.has(self.image) else station.lacking(self.whole, self.known)
+        )
+        layers = [self.image.layers[place] for place in lacking]
+        if layers:
+            steps = delta.steps(self.whole, lacking)
+            station.room(
+                sum(layer.size for layer in layers),
+                sum(layerindex.unpacked_size(self.store, layer) for layer in layers),
+                max(step.size for step in steps),
+            )
+
+    def _is_there(self, station: Station) -> bool:
+        held, named = station.has(self.image), station.now.by_tag(self.name)
+        return held is not None and named is not None and held.id == named.id
+
+    def _stage(self, todo: Sequence[Station]) -> Errors:
+        if not todo:
+            return {}
+        text = f"{self.name} to {len(todo)} nodes"
+        with self.view.board([one.name for one in todo], text) as board:
+            for one in todo:
+                board.total(one.name, self._bytes(one))
+                kept = len(self.image.layers) - len(self.lacking[one.name])
+                board.state(one.name, f"{kept} of {len(self.image.layers)} layers are there")
+            return together(todo, lambda one: self._bring(one, board), _name)
+
+    def _bring(self, station: Station, board: Board) -> None:
+        """Load and prove it there; what can pass is tried again."""
+        for attempt in range(ATTEMPTS):
+            try:
+                held = station.has(self.image)
+                if held is not None:
+                    station.adopt(held.id, self.part)
+                else:
+                    steps = delta.steps(self.whole, self.lacking[station.name])
+                    station.load(steps, self.shared, lambda n: board.moved(station.name, n))
+                board.state(station.name, "proven")
+                return
+            except UnreachableError as error:
+                if error.definite or attempt == ATTEMPTS - 1:
+                    board.state(station.name, "failed")
+                    raise
+                board.state(station.name, f"again: {error.message}")
+                time.sleep(WAIT_S[attempt])
+                station.remote.close()
+                self._look(station)
+            except SparkError:
+                board.state(station.name, "failed")
+                raise
+
+    def _move(self, station: Station) -> Move:
+        named = station.now.by_tag(self.name)
+        before = station.now.by_tag(self.name + PREVIOUS)
+        return Move(
+            station=station,
+            name=self.name,
+            previous=self.name + PREVIOUS,
+            target=station.target,
+            former=named.id if named is not None else "",
+            before=before.id if before is not None else "",
+            staging=self.part.name,
+            receipt=self._receipt(station),
+        )
+
+    def _clean(self, well: Sequence[Station]) -> None:
+        """Remove what earlier runs left under staging names; a failure is no one's trouble."""
+
+        def one(station: Station) -> None:
+            stale = station.stale(keep=self.part.name)
+            if stale:
+                words = remote.script("clean", station.remote.docker, *stale)
+                station.remote.run(words, check=False)
+
+        together(well, one, _name)
+
+    def _keep_receipts(self, moved: Sequence[Station]) -> None:
+        if self.receipts_folder is not None:
+            for station in moved:
+                receipts.keep(self.receipts_folder, self._receipt(station))
+
+    # Words
+
+    def _decide(self, all_: Sequence[Station], errors: Errors, what: str) -> None:
+        moving.decide(
+            self.name, len(all_), errors, what, partial=self.options.partial,
+            again="run the same command again: what has arrived stays there",
+        )  # fmt: skip
+
+    def _outcome(
+        self,
+        all_: Sequence[Station],
+        errors: Errors,
+        todo: Sequence[Station],
+        began: float,
+        state: str,
+    ) -> Outcome:
+        changed = {one.name for one in todo}
+
+        def result(one: Station) -> NodeResult:
+            lacking = self.lacking.get(one.name, [])
+            return NodeResult(
+                name=one.name,
+                state="failed"
+                if one.name in errors
+                else state
+                if one.name in changed
+                else "unchanged",
+                sent=one.sent,
+                layers_sent=one.layers_sent if state != "planned" else len(lacking),
+                layers_kept=len(self.image.layers) - len(lacking),
+                error=errors.get(one.name),
+            )
+
+        return Outcome(
+            name=self.name,
+            digest=self.image.digest,
+            nodes=tuple(result(one) for one in all_),
+            seconds=time.monotonic() - began,
+            read=self.shared.read_bytes,
+            warnings=tuple(said for one in all_ for said in one.warnings),
+        )
+
+    def _receipt(self, station: Station) -> dict[str, Any]:
+        verdict = self.passage.verdict
+        return {
+            "version": 1,
+            "node": station.name,
+            "name": self.name,
+            "digest": self.image.digest,
+            "platform": self.image.platform,
+            "config": self.image.manifest["config"]["digest"],
+            "layers": [layer.digest for layer in self.image.layers],
+            "when": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "by": self.who,
+            "engine": f"{station.now.version} {station.now.store}",
+            "proven": ["layers", "config", "platform", "container"],
+            "seal": {
+                "result": verdict.result,
+                "when": verdict.when,
+                "tiers": list(verdict.tiers),
+                "checks": len(verdict.checks),
+            }
+            if verdict is not None
+            else None,
+            "unverified": self.passage.unverified or None,
+        }
+
+    def _bytes(self, station: Station) -> int:
+        return sum(self.image.layers[place].size for place in self.lacking[station.name])
+
+    def _document(self, digest: str) -> Document:
+        with self.store.open_blob(digest) as blob:
+            return Document(digest=digest, data=blob.read())
+
+
+def _known(store: Store) -> Mapping[str, list[str]]:
+    """The layers of every image of ours, by its manifest."""
+    found = {}
+    for digest in set(store.names().values()):
+        try:
+            found[digest] = [layer.digest for layer in store.resolve(digest).layers]
+        except SparkError:
+            continue
+    return found
+
+
+def _name(station: Station) -> str:
+    return station.name
+
+
+def who() -> str:
+    """Who changes the nodes' images now, for those who find them locked."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()} (process {os.getpid()})"

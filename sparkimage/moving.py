@@ -1,0 +1,242 @@
+"""Moves a name to another image on many nodes as one act, or on none.
+
+Each node gets its script first, which looks whether all is as expected and then waits for one
+word. Only when all wait is the word given, to one after the other within microseconds; the
+scripts go on by themselves from there, whatever becomes of this process. What failed is undone
+everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sparkimage import remote
+from sparkimage.errors import MixedFleetError, NodeError, SparkError
+from sparkimage.remote import Watch
+from sparkimage.station import Station
+
+Errors = dict[str, SparkError]
+"""What went wrong, by node."""
+Item = TypeVar("Item")
+PREVIOUS = "-previous"
+"""What is added to a name for the image that had it before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """What a node is to do: ids of its own; an empty one stands for none."""
+
+    station: Station
+    name: str
+    previous: str
+    """The name that the former image is to have."""
+    target: str
+    former: str
+    """The image that has ``name`` now."""
+    before: str
+    """The image that has ``previous`` now."""
+    staging: str = ""
+    """A name of the target to give up."""
+    receipt: Mapping[str, Any] | None = None
+
+
+@dataclass(kw_only=True)
+class Moved:
+    """What came of it: errors by node; ``stuck`` are those that could not be undone."""
+
+    failed: Errors = field(default_factory=dict)
+    stuck: Errors = field(default_factory=dict)
+
+
+def together(
+    items: Sequence[Item], act: Callable[[Item], None], name: Callable[[Item], str]
+) -> Errors:
+    """Do ``act`` for all items at once and to the end; returns every error."""
+    errors: Errors = {}
+
+    def one(item: Item) -> None:
+        try:
+            act(item)
+        except SparkError as error:
+            errors[name(item)] = error
+
+    if items:
+        with ThreadPoolExecutor(len(items)) as pool:
+            for done in [pool.submit(one, item) for item in items]:
+                done.result()
+    return errors
+
+
+def move(moves: Sequence[Move], *, partial: bool = False) -> Moved:
+    """Do all of these, or none. With ``partial`` those that can, whatever the others do."""
+    came = Moved()
+    armed: list[_Armed] = []
+    try:
+        armed += [_Armed(one) for one in moves]
+        came.failed = together(armed, _Armed.wait, _name)
+        ready = [one for one in armed if _name(one) not in came.failed]
+        if len(ready) < len(armed) and not partial:
+            return came
+        with _undisturbed():
+            for one in ready:
+                one.go()
+            came.failed |= together(ready, _Armed.moved, _name)
+            failed = [one for one in ready if _name(one) in came.failed]
+            if failed:
+                came.stuck = together(failed if partial else ready, _Armed.undo, _name)
+        return came
+    finally:
+        # Without the word they change nothing.
+        for one in armed:
+            one.close()
+
+
+def decide(name: str, count: int, errors: Errors, what: str, *, partial: bool, again: str) -> None:
+    """Go on where no node failed, or (``partial``) not all of ``count``.
+
+    Raises ``NodeError`` with what became of every node that failed; ``what`` says what that means
+    for the fleet.
+    """
+    if not errors or (partial and len(errors) < count):
+        return
+    nodes = f"{len(errors)} of {count} nodes" if count > 1 else "the node"
+    raise NodeError(f"{name}: {nodes} failed; {what}", detail="\n".join(lines(errors)), hint=again)
+
+
+def mixed(name: str, stuck: Errors, errors: Errors) -> MixedFleetError:
+    """The error for nodes that could not be brought back to what the others have."""
+    return MixedFleetError(
+        f"{name}: {', '.join(sorted(stuck))} could not be brought back to what the other nodes "
+        "have: THE FLEET IS MIXED",
+        detail="\n".join(lines(errors) + lines(stuck)),
+        hint="see who has what: python build.py nodes; then run the same command again",
+    )
+
+
+def lines(errors: Errors) -> list[str]:
+    """What went wrong, node by node, as people read it."""
+    found = []
+    for _, error in sorted(errors.items()):
+        found.append(f"✗ {error.message}")
+        found += [f"    {line}" for line in error.detail.splitlines()[-6:]]
+        if error.hint:
+            found.append(f"    → {error.hint}")
+    return found
+
+
+class _Armed:
+    """A node's script, and the way to give it the word."""
+
+    def __init__(self, move: Move) -> None:
+        self.move = move
+        receipt = move.receipt
+        words = remote.script(
+            "move", move.station.remote.docker, move.name, move.previous, move.target,
+            move.former, move.staging,
+            f"{receipt['digest'][7:]}.json" if receipt is not None else "",
+            json.dumps(receipt, separators=(",", ":")) if receipt is not None else "",
+        )  # fmt: skip
+        self.process: subprocess.Popen[bytes] = move.station.remote.start(words)
+        self.watch = Watch(self.process)
+
+    def wait(self) -> None:
+        """Until it waits for the word. Raises ``NodeError`` when it does not."""
+        station = self.move.station
+        assert self.process.stdout is not None
+        with self.watch.limit(station.remote.patience_s):
+            line = self.process.stdout.readline().decode("utf-8", "replace").strip()
+        if line == "@@ armed":
+            return
+        if line.startswith("@@ changed"):
+            raise NodeError(
+                f"{station.name}: {self.move.name} was moved there by somebody else meanwhile",
+                detail=f"it stands for {line[11:30] or 'nothing'} now",
+                hint="run the same command again",
+            )
+        if line.startswith("@@ gone"):
+            raise NodeError(
+                f"{station.name}: the image was removed there meanwhile",
+                hint="run the same command again",
+            )
+        raise self._failure(f"{line}\n{self._rest()}")
+
+    def go(self) -> None:
+        """Give it the word."""
+        assert self.process.stdin is not None
+        # One that is gone by now says so when it is asked what came of it.
+        with contextlib.suppress(OSError):
+            self.process.stdin.write(b"go\n")
+            self.process.stdin.flush()
+
+    def moved(self) -> None:
+        """Until it has moved the name. Raises ``NodeError`` when it has not, or is unheard of."""
+        said = self._rest()
+        if "@@ moved" not in said.splitlines():
+            raise self._failure(said)
+        if "@@ noreceipt" in said:
+            station = self.move.station
+            station.warnings.append(f"{station.name}: its receipt could not be written there")
+
+    def undo(self) -> None:
+        """Give the names back to what had them."""
+        one = self.move
+        kept = (one.staging, one.target) if one.staging else ()
+        words = remote.script(
+            "undo", one.station.remote.docker, *kept, one.name, one.former, one.previous,
+            one.before,
+        )  # fmt: skip
+        one.station.remote.run(words)
+
+    def close(self) -> None:
+        """End it."""
+        if self.process.poll() is None:
+            self._rest()
+        self.watch.close()
+
+    def _rest(self) -> str:
+        with contextlib.suppress(OSError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        self.process.stdin = None
+        with self.watch.limit(self.move.station.remote.patience_s):
+            stdout, stderr = self.process.communicate()
+        return (stdout + stderr).decode("utf-8", "replace")
+
+    def _failure(self, said: str) -> SparkError:
+        station = self.move.station
+        if self.watch.hung:
+            return NodeError(
+                f"{station.name}: no answer while the name was moved",
+                hint=f"look there: {station.remote.ssh} {station.remote.docker} info",
+            )
+        broken = station.remote.failure(self.process, said)
+        return broken or station.refusal(self.process.returncode, said)
+
+
+def _name(one: _Armed) -> str:
+    return one.move.station.name
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """An interrupt waits until the word that was given has been answered."""
+    came: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {
+        one: signal.signal(one, lambda number, _frame: came.append(number)) for one in signals
+    }
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    for number in came:
+        signal.raise_signal(number)

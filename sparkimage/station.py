@@ -1,0 +1,286 @@
+"""One node on its way to an image: what it has, what it gets, and how it goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from sparkimage import archive, delta, probe, remote
+from sparkimage.delta import Part, Step, Whole
+from sparkimage.errors import NodeError, UnreachableError
+from sparkimage.fanout import Shared
+from sparkimage.probe import NodeImage, Seen
+from sparkimage.progress import Moved
+from sparkimage.remote import Remote, Watch
+from sparkimage.store import Image
+
+MIN_MAJOR = (20, 10)
+"""The first engine that loads an OCI layout's layers by what manifest.json says."""
+UNPACK_RATE = 10_000_000
+"""Bytes of blobs a second that an engine at least unpacks; below it counts as hung."""
+SPARE = 500_000_000
+"""Bytes that a node's disk keeps free beside what the image needs."""
+SKEW_S = 60.0
+ATTEMPTS = 3
+GONE = re.compile(
+    r"cannot connect to the docker daemon|error during connect|unexpected EOF"
+    r"|connection reset by peer|is the docker daemon running",
+    re.IGNORECASE,
+)
+"""What the docker command says when its daemon went away."""
+LACKS = re.compile(r"(content )?digest sha256:[0-9a-f]{64}: not found", re.IGNORECASE)
+
+
+@dataclass(kw_only=True)
+class Station:
+    """A node, and how far it is."""
+
+    remote: Remote
+    seen: Seen | None = None
+    warnings: list[str] = field(default_factory=list)
+    target: str = ""
+    """The image's id on this node, once it is there and proven."""
+    sent: int = 0
+    """Bytes that went to it."""
+    layers_sent: int = 0
+    error: Exception | None = None
+
+    @property
+    def name(self) -> str:
+        return self.remote.name
+
+    @property
+    def now(self) -> Seen:
+        assert self.seen is not None
+        return self.seen
+
+    def connect(self, *, lock: bool, who: str) -> None:
+        """Open its connection and look at it. Raises ``NodeError`` and its kin."""
+        words = remote.script("probe", self.remote.docker, "lock" if lock else "", who)
+        said = self.remote.open(words, timeout_s=self.remote.patience_s)
+        self.seen = probe.read(said, self.remote.node)
+        busy = self.now.lock.removeprefix("busy: ")
+        if self.now.lock.startswith("busy") and busy != who:
+            raise NodeError(
+                f"{self.name}: another run changes its images: {busy or 'of an unknown user'}",
+                hint="wait for it; a run that was killed lets go within a minute",
+            )
+        self.warnings = [said for said in (probe.slow(self.remote.node, self.now),) if said]
+        if abs(self.now.skew_s) > SKEW_S:
+            self.warnings.append(
+                f"{self.name}: its clock is {self.now.skew_s:+.0f} s off: there, timedatectl"
+            )
+        if self.now.lock.startswith("none"):
+            self.warnings.append(f"{self.name}: not locked: {self.now.lock[6:]}")
+
+    def check(self, image: Image) -> None:
+        """Whether it can take the image at all. Raises ``NodeError``."""
+        arch = image.platform.partition("/")[2]
+        if self.now.arch != arch:
+            raise NodeError(
+                f"{self.name}: the image is for {arch}, the node is {self.now.arch}",
+                hint="build a variant of the node's platform, or leave the node out",
+            )
+        version = tuple(int(n) for n in re.findall(r"\d+", self.now.version)[:2])
+        if version < MIN_MAJOR:
+            raise NodeError(
+                f"{self.name}: Docker {self.now.version} is too old", hint="20.10 is the oldest"
+            )
+
+    def has(self, image: Image) -> NodeImage | None:
+        """The image itself, under whatever name it is there."""
+        config = image.manifest["config"]["digest"]
+        return self.now.by_id(image.digest if self.now.containerd else config)
+
+    def lacking(self, whole: Whole, known: Mapping[str, Iterable[str]]) -> list[int]:
+        """The places of the layers that it lacks."""
+        own = {
+            one.manifest.digest: [layer.digest for layer in one.layers]
+            for one in delta.parts(whole)
+        }
+        chains = None if self.now.containerd else self.now.chains()
+        blobs = self.now.blobs({**known, **own}) if self.now.containerd else ()
+        return delta.missing(whole.image, chains=chains, blobs=blobs)
+
+    def room(self, blobs: int, unpacked: int, largest: int) -> None:
+        """Whether so many bytes fit: of blobs, of their files, of the largest step's blobs.
+
+        Both stores keep the files; containerd's keeps the blobs as well, the other one has up to
+        two steps' in its tmp folder. Raises ``NodeError``.
+        """
+        need = unpacked + (blobs if self.now.containerd else min(blobs, 2 * largest)) + SPARE
+        tight = min(self.now.disks, key=lambda disk: disk.free, default=None)
+        if tight is not None and tight.free < need:
+            from sparkimage.progress import human
+
+            raise NodeError(
+                f"{self.name}: {tight.at} has {human(tight.free)} free, the image needs "
+                f"{human(need)}",
+                hint="free some: python build.py gc; there: docker system df",
+            )
+
+    def stale(self, keep: str = "") -> list[str]:
+        """Staging names that earlier runs left."""
+        prefix = f"{delta.STAGING}:"
+        return [
+            tag
+            for image in self.now.images
+            for tag in image.tags
+            if tag.startswith(prefix) and tag != keep
+        ]
+
+    # Staging
+
+    def load(self, steps: tuple[Step, ...], shared: Shared, moved: Moved) -> None:
+        """Load these steps one behind the other and prove the last one.
+
+        While one is being unpacked the next one is on its way already, but for its end.
+        """
+        before: Loading | None = None
+        current: Loading | None = None
+        try:
+            for step in steps:
+                earlier = before.part.name if before is not None else ""
+                current = Loading(self, step, earlier, prove=step is steps[-1])
+                body, end = archive.partial(step, shared.blob)
+                for piece in body:
+                    if before is not None and before.ended:
+                        before.finish()
+                        before = None
+                    current.write(piece)
+                    self._count(len(piece), moved)
+                if before is not None:
+                    before.finish()
+                current.write(end)
+                self._count(len(end), moved)
+                self.layers_sent += len(step.send)
+                before = current
+            assert before is not None
+            self.prove(before.finish(), steps[-1].part)
+        except BaseException:
+            # The children end with us, whatever the reason.
+            for one in (before, current):
+                if one is not None:
+                    one.kill()
+            raise
+
+    def _count(self, count: int, moved: Moved) -> None:
+        self.sent += count
+        moved(count)
+
+    def adopt(self, id: str, part: Part) -> None:
+        """Give an image that is there the staging name and prove it. Raises as ``load``."""
+        words = remote.script("stage", self.remote.docker, part.name, id, "", "prove")
+        done = self.remote.run(words, check=False)
+        if done.returncode != 0:
+            raise self.refusal(done.returncode, done.stdout + done.stderr)
+        self.prove(done.stdout, part)
+
+    def prove(self, said: str, part: Part) -> None:
+        """What is there under the staging name is this image, and can run. Raises ``NodeError``."""
+        lines = [line[3:] for line in said.splitlines() if line.startswith("@@ ")]
+        found = next((line.removeprefix("image ") for line in lines if line[:6] == "image "), "")
+        if not found or "created" not in lines:
+            raise NodeError(f"{self.name}: the image could not be proven there", detail=said)
+        id, _platform, diff_ids = json.loads(found)
+        expected = part.manifest.digest if self.now.containerd else part.config.digest
+        if diff_ids != [layer.diff_id for layer in part.layers] or id != expected:
+            raise NodeError(
+                f"{self.name}: another image is there than was sent: {id[:19]}, not "
+                f"{expected[:19]}",
+                hint="run it again; what is there is not used",
+            )
+        self.target = id
+
+    def refusal(self, code: int, said: str) -> NodeError:
+        """What a script's exit code and words mean."""
+        last = next((line for line in reversed(said.strip().splitlines()) if line), "")
+        look = f"look there: {self.remote.ssh} {self.remote.docker} system df; journalctl -u docker"
+        if GONE.search(said):
+            return UnreachableError(
+                f"{self.name}: its Docker went away in mid-work", definite=False, detail=last,
+                hint=f"look there: {self.remote.ssh} sudo systemctl status docker",
+            )  # fmt: skip
+        if "no space left on device" in said:
+            return NodeError(
+                f"{self.name}: its disk is full", detail=last,
+                hint="free some: python build.py gc; there: docker system df",
+            )  # fmt: skip
+        if code == 92:
+            return NodeError(
+                f"{self.name}: its engine could not unpack the image, and called it a success",
+                detail=said.strip(), hint=look,
+            )  # fmt: skip
+        if code == 95:
+            return NodeError(
+                f"{self.name}: no container can be made of the image", detail=last, hint=look
+            )
+        return NodeError(
+            f"{self.name}: docker there refused the image (code {code}): {last}",
+            detail=said.strip(), hint=look,
+        )  # fmt: skip
+
+
+class Loading:
+    """One ``docker load`` on a node, fed from here."""
+
+    def __init__(self, station: Station, step: Step, earlier: str, *, prove: bool) -> None:
+        self.station, self.part = station, step.part
+        self.size = step.size
+        words = remote.script(
+            "stage", station.remote.docker, step.part.name, "-", earlier, "prove" if prove else ""
+        )
+        self.process = station.remote.start(words, bulk=True)
+        self.watch = Watch(self.process)
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def write(self, piece: bytes) -> None:
+        """Send a piece. Raises ``NodeError`` when it is not taken."""
+        assert self.process.stdin is not None
+        try:
+            with self.watch.limit(self.station.remote.patience_s):
+                self.process.stdin.write(piece)
+                self.process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            self.finish()
+            raise NodeError(f"{self.station.name}: it ended before all was sent") from None
+
+    def finish(self) -> str:
+        """Wait for its end; returns what it said. Raises ``NodeError``."""
+        station, patience = self.station, self.station.remote.patience_s
+        with contextlib.suppress(OSError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        self.process.stdin = None
+        with self.watch.limit(patience + self.size / UNPACK_RATE):
+            stdout, stderr = self.process.communicate()
+        said = (stdout + stderr).decode("utf-8", "replace")
+        if self.watch.hung:
+            raise NodeError(
+                f"{station.name}: no progress for {patience:g} s: it hangs",
+                hint=f"look there: {station.remote.ssh} {station.remote.docker} info; "
+                "more time: --patience SECONDS",
+            )
+        broken = station.remote.failure(self.process, stderr.decode("utf-8", "replace"))
+        if broken is not None:
+            raise broken
+        if self.process.returncode != 0:
+            raise station.refusal(self.process.returncode, said)
+        return said
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.watch.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
