@@ -50,8 +50,9 @@ shell: venv ## Lint of every shell script
 golden: venv ## Record the golden outputs anew; read the difference before you commit it
 	GOLDEN=write $(PYTEST) tests/golden
 
-schema: ## Write the matrix's JSON schema
-	python3 build.py schema > docs/matrix.schema.json
+schema: ## Write the JSON schemas of matrix.yaml and fleet.yaml
+	python3 build.py schema matrix > docs/matrix.schema.json
+	python3 build.py schema fleet > docs/fleet.schema.json
 
 lock: venv ## Resolve the development tools anew (requirements.txt); `build.py lock` does the matrix
 	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --universal \

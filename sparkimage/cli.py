@@ -147,12 +147,22 @@ def image(
     )
 
 
-@app.command()
-def schema() -> None:
-    """Print the JSON schema of matrix.yaml."""
-    from sparkimage.model import schema as made
+class Kind(StrEnum):
+    """A file that people write."""
 
-    typer.echo(json.dumps(made(), indent=2))
+    MATRIX = "matrix"
+    FLEET = "fleet"
+
+
+@app.command()
+def schema(
+    kind: Annotated[Kind, typer.Argument(help="Of matrix.yaml or of fleet.yaml.")] = Kind.MATRIX,
+) -> None:
+    """Print the JSON schema of a file, for editors."""
+    from sparkimage import fleet, model
+
+    made = model.schema() if kind is Kind.MATRIX else fleet.schema()
+    typer.echo(json.dumps(made, indent=2))
 
 
 @app.command()

@@ -1,0 +1,144 @@
+"""What a node lacks, and the steps in which it gets it."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparkimage import archive, delta
+from sparkimage.delta import Document, Whole
+from sparkimage.errors import StoreError
+from sparkimage.fanout import Shared
+from sparkimage.probe import chain_ids
+from sparkimage.store import CHUNK, Image, Store
+from tests.unit.oci_maker import Files, digest, flip, make_image
+
+LAYERS: list[Files] = [{f"f{n}": bytes([n]) * (1000 * (n + 1))} for n in range(5)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store.open(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def image(store: Store) -> Image:
+    return make_image(store, LAYERS, "")
+
+
+@pytest.fixture(scope="module")
+def whole(store: Store, image: Image) -> Whole:
+    config = image.manifest["config"]["digest"]
+    documents = [
+        Document(digest=d, data=store.path(d).read_bytes()) for d in (image.digest, config)
+    ]
+    return Whole(image=image, manifest=documents[0], config=documents[1])
+
+
+def test_a_chain_id_stands_for_all_below_it() -> None:
+    a, b = digest(b"a"), digest(b"b")
+    assert chain_ids([a, b]) == [a, digest(f"{a} {b}".encode())]
+    assert chain_ids([b, a])[1] != chain_ids([a, b])[1]
+    assert chain_ids([]) == []
+
+
+def test_a_changed_middle_layer_costs_what_lies_above_it_in_one_store_only(image: Image) -> None:
+    diff_ids = [layer.diff_id for layer in image.layers]
+    other = [*diff_ids[:2], digest(b"other"), *diff_ids[3:]]
+    blobs = [layer.digest for n, layer in enumerate(image.layers) if n != 2]
+    assert delta.missing(image, chains=chain_ids(other), blobs=()) == [2, 3, 4]
+    assert delta.missing(image, chains=None, blobs=blobs) == [2]
+
+
+@given(lacking=st.sets(st.integers(0, 4)), size=st.integers(1, 30_000))
+def test_steps_bring_each_lacking_layer_once_and_end_with_the_image(
+    whole: Whole, lacking: set[int], size: int
+) -> None:
+    steps = delta.steps(whole, lacking, size=size)
+    layers = whole.image.layers
+    assert [one for step in steps for one in step.send] == [layers[n] for n in sorted(lacking)]
+    last = steps[-1].part
+    assert (last.manifest, last.config) == (whole.manifest, whole.config)
+    counts = [len(step.part.layers) for step in steps]
+    assert counts == sorted(set(counts))
+    assert len({step.part.name for step in steps}) == len(steps)
+    # A step names no layer that is neither there nor among what came so far.
+    there = {layer for n, layer in enumerate(layers) if n not in lacking}
+    for step in steps:
+        there |= set(step.send)
+        assert set(step.part.layers) <= there
+    # None but the last is smaller than asked for.
+    assert all(step.size >= size for step in steps[:-1])
+
+
+def test_a_part_is_the_image_cut(whole: Whole) -> None:
+    part = delta.part(whole, 2)
+    config, manifest = json.loads(part.config.data), json.loads(part.manifest.data)
+    assert config["rootfs"]["diff_ids"] == [layer.diff_id for layer in whole.image.layers[:2]]
+    assert manifest["config"]["digest"] == digest(part.config.data)
+    assert manifest["config"]["size"] == len(part.config.data)
+    assert digest(part.manifest.data) == part.manifest.digest
+    assert delta.part(whole, 2) == part
+    assert part.name == f"{delta.STAGING}:{whole.image.digest[7:19]}-2"
+
+
+def test_an_archive_holds_what_is_sent_and_names_all(whole: Whole, store: Store) -> None:
+    step = delta.steps(whole, {1, 4})[-1]
+    body, end = archive.partial(step, Shared(store).blob)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(body) + end)) as tar:
+        names = tar.getnames()
+        (listed,) = json.load(tar.extractfile("manifest.json") or io.BytesIO())
+    sent = [f"blobs/sha256/{whole.image.layers[n].digest[7:]}" for n in (1, 4)]
+    assert names[:2] == sent
+    assert len([name for name in names if name.startswith("blobs/")]) == 4
+    assert len(listed["Layers"]) == 5
+    assert listed["RepoTags"] == [step.part.name]
+
+
+def test_one_reading_serves_all_who_are_close(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    data = b"x" * (3 * CHUNK + 5)
+    named = store.put_bytes(data, "t").digest
+    shared = Shared(store)
+    readers = [shared.blob(named) for _ in range(4)]
+    got = [b"".join(parts) for parts in zip(*readers, strict=True)]
+    assert b"".join(piece[: len(piece) // 4] for piece in got) == data
+    assert shared.read_bytes == len(data)
+
+
+def test_who_falls_behind_reads_for_himself(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    data = bytes(range(256)) * (4 * CHUNK // 256)
+    named = store.put_bytes(data, "t").digest
+    shared = Shared(store, window=1)
+    slow = shared.blob(named)
+    first = next(slow)
+    assert b"".join(shared.blob(named)) == data
+    assert first + b"".join(slow) == data
+    assert shared.read_bytes > len(data)
+
+
+@pytest.mark.parametrize("spoil", ["flip", "cut", "empty", "remove"])
+def test_a_damaged_blob_never_ends(tmp_path: Path, spoil: str) -> None:
+    store = Store.open(tmp_path)
+    named = store.put_bytes(b"y" * (2 * CHUNK), "t").digest
+    path = store.path(named)
+    if spoil == "flip":
+        flip(path)
+    elif spoil == "remove":
+        path.unlink()
+    else:
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[: CHUNK + 5] if spoil == "cut" else b"")
+    shared = Shared(store)
+    for _ in range(2):
+        got: list[bytes] = []
+        with pytest.raises(StoreError, match=named):
+            got.extend(shared.blob(named))
+        assert len(b"".join(got)) < 2 * CHUNK

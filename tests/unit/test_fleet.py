@@ -1,0 +1,111 @@
+"""The fleet file: what is taken, and every problem of one that is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparkimage import fleet
+from sparkimage.errors import ConfigError, UsageError
+from sparkimage.fleet import Node
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def load(folder: Path, nodes: Any, **more: Any) -> fleet.Fleet:
+    path = folder / "fleet.yaml"
+    path.write_text(json.dumps({"version": 1, "nodes": nodes, **more}, indent=1))
+    return fleet.load(path)
+
+
+def problems(folder: Path, nodes: Any, **more: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, nodes, **more)
+    return caught.value.detail
+
+
+def test_what_is_not_said_is_left_to_ssh(tmp_path: Path) -> None:
+    read = load(tmp_path, {"spark1": {}, "spark2": {"control": "10.0.0.2", "data": "10.9.0.2"}})
+    assert read.nodes[0] == Node(name="spark1", control="spark1")
+    assert read.nodes[1].data == "10.9.0.2"
+    assert read.names == ("spark1", "spark2")
+
+
+def test_a_data_address_that_is_the_control_address_is_none(tmp_path: Path) -> None:
+    read = load(tmp_path, {"a": {"control": "h", "data": "h"}})
+    assert read.nodes[0].data is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"contrl": "x"}, "did you mean 'control'"),
+        ({"control": "-oProxyCommand=evil"}, "does not have the right form"),
+        ({"control": "a b"}, "does not have the right form"),
+        ({"user": "root;reboot"}, "does not have the right form"),
+        ({"port": 70000}, "nodes.a.port"),
+        ({"role": "boss"}, "it must be 'head' or 'worker'"),
+        ({"control": "0.0.0.0"}, "the address of no host"),
+    ],
+)
+def test_a_wrong_node(tmp_path: Path, spec: dict[str, Any], said: str) -> None:
+    assert said in problems(tmp_path, {"a": spec})
+
+
+@pytest.mark.parametrize("name", ["a;reboot", "$(reboot)", "-a", "a b", "`x`", "a/b", ""])
+def test_a_name_that_a_shell_could_misread(tmp_path: Path, name: str) -> None:
+    assert "form" in problems(tmp_path, {name: {}})
+    with pytest.raises(UsageError):
+        fleet.of_names([name])
+
+
+def test_every_problem_is_told_with_its_line(tmp_path: Path) -> None:
+    same = {"control": "h1"}
+    said = problems(tmp_path, {"a": {**same, "role": "head"}, "b": {**same, "role": "head"}})
+    assert "b and a have the same address h1" in said
+    assert "a and b are both the head" in said
+    assert "fleet.yaml:9" in said
+
+
+def test_one_host_with_two_ports_is_two_nodes(tmp_path: Path) -> None:
+    given = {name: {"control": "h", "port": port} for name, port in (("a", 22), ("b", 23))}
+    assert len(load(tmp_path, given).nodes) == 2
+
+
+def test_unknown_keys_and_versions(tmp_path: Path) -> None:
+    assert "unknown key 'node'" in problems(tmp_path, {"a": {}}, node=1)
+    assert "version" in problems(tmp_path, {"a": {}}, version=2)
+    assert "nodes" in problems(tmp_path, {})
+
+
+def test_names_alone() -> None:
+    read = fleet.read("spark1, root@spark2", Path())
+    assert read.nodes == (
+        Node(name="spark1", control="spark1"),
+        Node(name="spark2", control="spark2", user="root"),
+    )
+    with pytest.raises(UsageError, match="twice"):
+        fleet.read("a,a", Path())
+
+
+def test_a_file_beside_the_matrix_is_found(tmp_path: Path) -> None:
+    load(tmp_path, {"a": {}})
+    assert fleet.read("fleet.yaml", tmp_path).names == ("a",)
+    with pytest.raises(ConfigError) as caught:
+        fleet.read("other.yaml", tmp_path)
+    assert "--nodes spark1,spark2" in caught.value.detail
+
+
+def test_nodes_are_picked_by_name(tmp_path: Path) -> None:
+    read = load(tmp_path, {"a": {}, "b": {}})
+    assert read.pick(("b",)).names == ("b",)
+    with pytest.raises(UsageError, match="no node 'c'"):
+        read.pick(("c",))
+
+
+def test_the_schema_is_the_model() -> None:
+    recorded = json.loads((PROJECT / "docs" / "fleet.schema.json").read_text())
+    assert recorded == fleet.schema(), "make schema"
