@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparkimage.cli_base import AllowOption, JsonOption, console, read_matrix
-from sparkimage.cli_verify import Reference, find
+from sparkimage.cli_verify import Reference, find, tiers_of
 from sparkimage.errors import NodeError, UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +50,19 @@ def distribute(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Look at the nodes and say what would be sent.")
     ] = False,
+    via: Annotated[
+        str,
+        typer.Option(
+            metavar="REGISTRY/REPOSITORY",
+            help="The nodes pull it from there, by digest; nothing is sent from here.",
+        ),
+    ] = "",
+    prove: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST", help="Run these tiers on every node before the name moves: run,node."
+        ),
+    ] = "",
     allow_unverified: AllowOption = False,
     patience: PatienceOption = 60.0,
     as_json: JsonOption = False,
@@ -59,6 +72,7 @@ def distribute(
     from sparkimage import gate, paths, receipts
     from sparkimage import verify as verifying
     from sparkimage.distribute import Distribution, Options
+    from sparkimage.examine import examiner
     from sparkimage.keys import Keyring
     from sparkimage.progress import View
     from sparkimage.store import Store
@@ -82,7 +96,8 @@ def distribute(
         store=store,
         fleet=fleet,
         view=View(console(stderr=True), quiet=as_json),
-        options=Options(partial=partial, patience_s=patience, dry_run=dry_run),
+        options=Options(partial=partial, patience_s=patience, dry_run=dry_run, via=via),
+        examine=examiner(plan, held, read.root, store, keys, tiers_of(prove)) if prove else None,
         receipts_folder=paths.home() / receipts.FOLDER,
     ).run()
     for warning in outcome.warnings:

@@ -11,7 +11,7 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +30,8 @@ from sparkimage.remote import Remote
 from sparkimage.station import ATTEMPTS, Station
 from sparkimage.store import Image, Store
 
+PROVEN = ("layers", "config", "platform", "container")
+"""What every node proves of an image before its name is moved."""
 WAIT_S = (1.0, 3.0)
 """Seconds between two attempts at a node that could not be reached."""
 
@@ -42,6 +44,8 @@ class Options:
     """Leave a mixed fleet when some nodes fail."""
     patience_s: float = remote.PATIENCE_S
     dry_run: bool = False
+    via: str = ""
+    """A repository of a registry that the nodes pull from; empty: the layers go out from here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,8 @@ class Distribution:
     options: Options = field(default_factory=Options)
     receipts_folder: Path | None = None
     """The folder of our own receipts; None to keep none."""
+    examine: Callable[[Station, str], Sequence[str]] | None = None
+    """Proves the image of this name on a node further, before any name is moved; says how."""
 
     def __post_init__(self) -> None:
         self.whole = Whole(
@@ -134,6 +140,7 @@ class Distribution:
         self.who = who()
         self.known = _known(self.store)
         self.lacking: dict[str, list[int]] = {}
+        self.proven: dict[str, Sequence[str]] = {}
 
     def run(self) -> Outcome:
         """Do it. Raises ``NodeError`` with every node that failed; then nothing was moved, or
@@ -186,7 +193,8 @@ class Distribution:
         text = f"{self.name} to {len(todo)} nodes"
         with self.view.board([one.name for one in todo], text) as board:
             for one in todo:
-                board.total(one.name, self._bytes(one))
+                if not self.options.via:
+                    board.total(one.name, self._bytes(one))
                 kept = len(self.image.layers) - len(self.lacking[one.name])
                 board.state(one.name, f"{kept} of {len(self.image.layers)} layers are there")
             return together(todo, lambda one: self._bring(one, board), _name)
@@ -198,9 +206,15 @@ class Distribution:
                 held = station.has(self.image)
                 if held is not None:
                     station.adopt(held.id, self.part)
+                elif self.options.via:
+                    pulled = f"{self.options.via}@{self.image.digest}"
+                    station.adopt(pulled, self.part, size=self._bytes(station))
                 else:
                     steps = delta.steps(self.whole, self.lacking[station.name])
                     station.load(steps, self.shared, lambda n: board.moved(station.name, n))
+                if self.examine is not None:
+                    board.state(station.name, "being examined")
+                    self.proven[station.name] = self.examine(station, self.part.name)
                 board.state(station.name, "proven")
                 return
             except UnreachableError as error:
@@ -300,7 +314,7 @@ class Distribution:
             "when": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "by": self.who,
             "engine": f"{station.now.version} {station.now.store}",
-            "proven": ["layers", "config", "platform", "container"],
+            "proven": [*PROVEN, *self.proven.get(station.name, ())],
             "seal": {
                 "result": verdict.result,
                 "when": verdict.when,

@@ -168,6 +168,13 @@ class Remote:
         """Why a started command that has ended could not be talked to; None when it could."""
         return self._unreachable(said) if process.returncode == TRANSPORT else None
 
+    def forward(self, path: str) -> Path:
+        """A socket here that leads to the socket ``path`` there, as long as the connection."""
+        here = self.sockets / f"{self.name[:20]}.d"
+        argv = ["ssh", "-S", str(self._socket), "-O", "forward", "-L", f"{here}:{path}"]
+        Local().run([*argv, *self._control()])
+        return here
+
     def close(self) -> None:
         """End the connection, and with it the lock."""
         self._beating.set()

@@ -153,7 +153,8 @@ def save(store: Store, made: Mapping[str, Any], keys: Keyring | None = None) -> 
     digest = f"sha256:{made['subject'][0]['digest']['sha256']}"
     payload = json.dumps(made, sort_keys=True, separators=(",", ":")).encode()
     envelope = dsse.sign(payload, PAYLOAD_TYPE, keys.signer())
-    keep(store, digest, [*_believed(store, digest, keys), envelope])
+    with store.locked():
+        keep(store, digest, [*_believed(store, digest, keys), envelope])
 
 
 def keep(store: Store, digest: str, given: Sequence[Mapping[str, Any]]) -> None:

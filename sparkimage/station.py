@@ -171,10 +171,12 @@ class Station:
         self.sent += count
         moved(count)
 
-    def adopt(self, id: str, part: Part) -> None:
-        """Give an image that is there the staging name and prove it. Raises as ``load``."""
-        words = remote.script("stage", self.remote.docker, part.name, id, "", "prove")
-        done = self.remote.run(words, check=False)
+    def adopt(self, origin: str, part: Part, *, size: int = 0) -> None:
+        """Give an image that is there (its id), or that the node is to pull (NAME@DIGEST, of
+        ``size`` bytes), the staging name and prove it. Raises as ``load``."""
+        words = remote.script("stage", self.remote.docker, part.name, origin, "", "prove")
+        limit = self.remote.patience_s + size / UNPACK_RATE
+        done = self.remote.run(words, check=False, timeout_s=limit)
         if done.returncode != 0:
             raise self.refusal(done.returncode, done.stdout + done.stderr)
         self.prove(done.stdout, part)
@@ -208,6 +210,12 @@ class Station:
             return NodeError(
                 f"{self.name}: its disk is full", detail=last,
                 hint="free some: python build.py gc; there: docker system df",
+            )  # fmt: skip
+        if code == 94:
+            return NodeError(
+                f"{self.name}: it could not pull the image: {last}", detail=said.strip(),
+                hint=f"is it there, and may the node have it? {self.remote.ssh} "
+                f"{self.remote.docker} pull …",
             )  # fmt: skip
         if code == 92:
             return NodeError(

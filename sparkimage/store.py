@@ -229,14 +229,14 @@ class Store:
 
     def name(self, ref: str, descriptor: Descriptor) -> None:
         """Let ``ref`` stand for this image, and for no other."""
-        with self._lock():
+        with self.locked():
             entries = [e for e in self._index() if e.get("annotations", {}).get(REF_NAME) != ref]
             entries.append({**descriptor.to_dict(), "annotations": {REF_NAME: ref}})
             self._write_index(entries)
 
     def unname(self, ref: str) -> None:
         """Forget the name; the image stays until ``gc``."""
-        with self._lock():
+        with self.locked():
             self._write_index(
                 [e for e in self._index() if e.get("annotations", {}).get(REF_NAME) != ref]
             )
@@ -405,7 +405,7 @@ class Store:
 
         Does nothing while an export into the store is under way.
         """
-        with self._lock():
+        with self.locked():
             if any(self.root.glob("incoming-*")):
                 return 0
             used = {blob for digest in self.names().values() for blob in self._uses(digest)}
@@ -475,7 +475,8 @@ class Store:
                 os.unlink(name)
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Nobody else changes the index or a seal within."""
         with (self.root / ".lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield

@@ -112,10 +112,12 @@ def verify(
     runner: Runner,
     keys: Keyring | None = None,
     tiers: Sequence[Tier] = DEFAULT,
+    host: str | None = None,
 ) -> Outcome:
     """Run every check of these tiers against ``image`` and write the seal, PASSED or FAILED.
 
-    ``live`` is called once, and only for tiers that need an engine. Raises ``VerifyError`` with
+    ``live`` is called once, and only for tiers that need an engine; ``host`` says where that is,
+    where it is not this machine. Raises ``VerifyError`` with
     each failed check, what was seen and what was expected; ``ImageMissingError`` when the engine
     lacks the image; ``PreflightError`` when not one of the tiers can run here.
     """
@@ -163,7 +165,7 @@ def verify(
             checks=outcome.checks,
             lock_checksum=plan.lock_checksum,
             tools=tools,
-            host=f"{os.uname().sysname} {os.uname().release} {os.uname().machine}",
+            host=host or f"{os.uname().sysname} {os.uname().release} {os.uname().machine}",
             started=began,
             finished=time.time(),
             plan_checksum=checksum(plan, project),

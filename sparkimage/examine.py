@@ -1,0 +1,61 @@
+"""The run and node tiers on a node of the fleet, through its own engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sparkimage import engine, paths, verify
+from sparkimage.engine import Engine
+from sparkimage.errors import NodeError, PreflightError, VerifyError
+from sparkimage.keys import Keyring
+from sparkimage.plan import Plan
+from sparkimage.run import Local
+from sparkimage.station import Station
+from sparkimage.store import Image, Store
+from sparkimage.tier import Tier
+from sparkimage.verify import Live
+
+SOCKET = "/var/run/docker.sock"
+
+
+def examiner(
+    plan: Plan, image: Image, project: Path, store: Store, keys: Keyring, tiers: Sequence[Tier]
+) -> Callable[[Station, str], Sequence[str]]:
+    """What proves an image on a node by these tiers, adds that to its seal, and names them."""
+
+    def examine(station: Station, reference: str) -> Sequence[str]:
+        at = _engine(station)
+        try:
+            outcome = verify.verify(
+                plan, image, live=lambda: Live(engine=at, reference=reference), project=project,
+                store=store, runner=Local(), keys=keys, tiers=tiers, host=station.name,
+            )  # fmt: skip
+        except (VerifyError, PreflightError) as error:
+            raise NodeError(
+                f"{station.name}: {error.message}", detail=error.detail, hint=error.hint
+            ) from None
+        ran = {check.tier for check in outcome.checks}
+        return [str(tier) for tier in Tier if tier in ran]
+
+    return examine
+
+
+def _engine(station: Station) -> Engine:
+    """The node's engine, through our connection, with the docker program that is here."""
+    if station.remote.node.sudo:
+        raise NodeError(
+            f"{station.name}: --prove needs its Docker's socket, which `sudo: true` hides",
+            hint="there: sudo usermod -aG docker USER, and leave out `sudo: true`",
+        )
+    runner = Local()
+    here = engine.find(paths.home(), runner)
+    socket = station.remote.forward(SOCKET)
+    program, *_ = here.docker
+    config = here.docker[1:3] if here.docker[1:2] == ("--config",) else ()
+    there = engine.describe(
+        f"unix://{socket}", (program, *config, "--host", f"unix://{socket}"), runner,
+        is_private=here.private, folder=here.bin,
+    )  # fmt: skip
+    return replace(there, private=here.private)
