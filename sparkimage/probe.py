@@ -158,7 +158,7 @@ def read(said: str, node: Node, *, now: float | None = None) -> Seen:
         arch=MACHINES.get(str(info["Architecture"]), str(info["Architecture"])),
         root=str(info["DockerRootDir"]),
         skew_s=int(about[2]) - (time.time() if now is None else now),
-        images=tuple(_image(json.loads(line)) for line in parts["images"] if line[:1] == "["),
+        images=tuple(_image(json.loads(line)) for line in parts["images"] if line[:1] == "{"),
         content=frozenset(line for line in content if line.startswith("sha256:"))
         if "@whole" in content
         else None,
@@ -209,16 +209,17 @@ def _info(node: Node, user: str, lines: list[str]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _image(row: list[Any]) -> NodeImage:
-    id, tags, _digests, platform, diff_ids, size, created, config = row
-    config = {key: config[key] for key in CONFIG if config and config.get(key)}
+def _image(said: Mapping[str, Any]) -> NodeImage:
+    """What is missing in one that was made elsewhere is left empty."""
+    config = said.get("Config") or {}
+    config = {key: config[key] for key in CONFIG if config.get(key)}
     return NodeImage(
-        id=str(id),
-        tags=tuple(tags or ()),
-        platform=str(platform),
-        diff_ids=tuple(diff_ids or ()),
-        size=int(size),
-        created=str(created or ""),
+        id=str(said["Id"]),
+        tags=tuple(said.get("RepoTags") or ()),
+        platform=f"{said.get('Os')}/{said.get('Architecture')}",
+        diff_ids=tuple((said.get("RootFS") or {}).get("Layers") or ()),
+        size=int(said.get("Size") or 0),
+        created=str(said.get("Created") or ""),
         labels=dict(config.get("Labels", {})),
         config=config,
     )

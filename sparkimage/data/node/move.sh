@@ -2,7 +2,7 @@
 # Moves a name to an image, when it is told to; whoever told it may be gone by then.
 # move.sh DOCKER NAME PREVIOUS TARGET FORMER STAGING FILE RECEIPT: ids of the image to be and of
 # the one that has the name now (nothing: none has); the staging name to give up (or nothing);
-# a file of receipts to write, and its text.
+# a file of receipts to write (or nothing), and its text.
 set -u
 docker=$1
 name=$2
@@ -13,16 +13,19 @@ staging=$6
 file=$7
 receipt=$8
 trap '' HUP INT TERM PIPE
-id() { $docker image inspect --format '{{.Id}}' "$1" 2>/dev/null; }
-now=$(id "$name")
-if [ "$now" != "$former" ]; then
-    echo "@@ changed $now"
+# One question for both: those that are there answer, in this order.
+now=$($docker image inspect --format '{{.Id}}' "$target" "$name" 2>/dev/null | tr '\n' ' ')
+case $now in
+"$target ${former:+$former }") ;;
+"$target "*)
+    echo "@@ changed ${now#"$target "}"
     exit 81
-fi
-if [ "$(id "$target")" = '' ]; then
+    ;;
+*)
     echo '@@ gone'
     exit 82
-fi
+    ;;
+esac
 echo '@@ armed'
 read -r word || exit 83
 [ "$word" = go ] || exit 83
@@ -30,7 +33,6 @@ if [ -n "$former" ] && [ "$former" != "$target" ]; then
     $docker tag "$former" "$previous" || exit 84
 fi
 $docker tag "$target" "$name" || exit 85
-[ "$(id "$name")" = "$target" ] || exit 86
 [ -z "$staging" ] || $docker rmi "$staging" >/dev/null
 if [ -n "$file" ]; then
     state=${XDG_STATE_HOME:-$HOME/.local/state}/sparkimage/receipts

@@ -23,9 +23,9 @@ root=$(printf '%s\n' "$info" | sed -n 's/^@root //p')
 part images
 ids=$($docker image ls --all --quiet --no-trunc 2>/dev/null | sort -u)
 if [ -n "$ids" ]; then
-    # One JSON list a line; an image whose content is damaged is left out.
+    # A JSON document a line; an image whose content is damaged is left out.
     # shellcheck disable=SC2086 # it may be two words
-    printf '%s\n' "$ids" | xargs $docker image inspect --format '[{{json .Id}},{{json .RepoTags}},{{json .RepoDigests}},"{{.Os}}/{{.Architecture}}",{{json .RootFS.Layers}},{{.Size}},{{json .Created}},{{json .Config}}]' 2>/dev/null
+    printf '%s\n' "$ids" | xargs $docker image inspect --format '{{json .}}' 2>/dev/null
 fi
 
 part content
