@@ -39,8 +39,10 @@ from sparkimage.progress import View
 from sparkimage.rights import run_as_root
 from sparkimage.run import Local
 from sparkimage.store import Store
+from tests.lab import fleet as fleets
 from tests.lab import recipe as recipes
 from tests.lab import standins
+from tests.lab.fleet import Fleet
 from tests.lab.recipe import Recipe
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -291,3 +293,17 @@ def recipe(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recip
     """The recipe's variants against small real servers; see recipe.py."""
     with recipes.serve(lab, tmp_path_factory.mktemp("recipe")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def four(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """The four nodes, as the last test left them; see fleet.py."""
+    with fleets.fleet(engine, tmp_path_factory.mktemp("fleet")) as made:
+        yield made
+
+
+@pytest.fixture
+def fleet(four: Fleet) -> Iterator[Fleet]:
+    """The four nodes, as they began."""
+    yield four
+    four.reset()

@@ -1,150 +1,222 @@
-"""A Docker node in a container: its own Docker Engine with the containerd image store, and SSH."""
+"""A Docker node in a container: its own Docker Engine and containerd, and SSH, behind two wires."""
 
 from __future__ import annotations
 
+import io
 import select
-import shutil
 import subprocess
+import tarfile
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparkimage.engine import Engine
-from tests.lab.servers import LOOPBACK
+from tests.lab.node_image import Release, run
+from tests.lab.wire import Wire
 
 READY_S = 90.0
-ALIAS = "lab-node"
-IMAGE = "sparkimage-lab-node"
+DISK_BYTES = 8 << 30
+CONTAINERD = "/run/containerd/containerd.sock"
+USERS = ("root", "worker", "plain", "sudoer", "asker")
+"""root and worker may use Docker; sudoer may with sudo, asker with sudo and his password, plain
+may not."""
+PASSWORD = "asker"
+HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a node is to be."""
+
+    release: Release = Release.TRIXIE
+    containerd_store: bool = True
+    disk_bytes: int | None = DISK_BYTES
+    """The size of its own disk, of which only what is used takes up any of this machine's; None
+    for this machine's disk itself, which is faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A node that answers: ``ssh -F ssh_config lab-node``, or ``ssh lab-node`` with ``bin`` first
-    in PATH, as the docker CLI calls it for ssh://root@lab-node.
-    """
+    """A node; see ``fleet``."""
 
-    address: str
-    port: int
-    ssh_config: Path
-    bin: Path
+    name: str
+    spec: Spec
+    engine: Engine
+    """In which its container is."""
     container: str
+    inside: str
+    """Its address among the nodes."""
+    control: Wire
+    data: Wire
+    """Both end at the node's sshd, and have the same port."""
+    folder: Path
+    """With the keys ``host`` and, after ``change_host_key``, ``other``."""
+    _hosts_key: list[str] = field(default_factory=lambda: ["host"])
 
+    @property
+    def port(self) -> int:
+        return self.control.port
 
-@contextmanager
-def node(engine: Engine, *, base: str, folder: Path) -> Iterator[Node]:
-    """A node made of ``base``, an image of Debian that the engine holds, of its own architecture.
+    @property
+    def wires(self) -> tuple[Wire, Wire]:
+        return (self.control, self.data)
 
-    Keys and settings are written into ``folder``; container, volume and image are gone afterwards.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("host", "client"):
-        _keygen(folder / name)
-    image = f"{IMAGE}:{uuid.uuid4().hex[:12]}"
-    _build(engine, base, image)
-    container = _docker(
-        engine, "create", "--privileged", "--cgroupns=private", f"--publish={LOOPBACK}::22", image
-    )
-    try:
-        for path, to in (
-            (folder / "host", "/etc/ssh/ssh_host_ed25519_key"),
-            (folder / "client.pub", "/root/.ssh/authorized_keys"),
-        ):
-            _docker(engine, "cp", "--quiet", str(path), f"{container}:{to}")
-        _docker(engine, "start", container)
-        port = int(_docker(engine, "port", container, "22/tcp").splitlines()[0].rsplit(":", 1)[1])
-        config = _configure(folder, port)
-        made = Node(
-            address=LOOPBACK,
-            port=port,
-            ssh_config=config,
-            bin=_wrapper(folder / "bin", config),
-            container=container,
+    # Looking
+
+    def exec(self, *words: str, given: bytes = b"") -> str:
+        """What a command says in the node, as root and not by SSH. Raises ``RuntimeError``."""
+        return run([*self.engine.docker, "exec", "--interactive", self.container, *words], given)
+
+    def docker(self, *words: str, given: bytes = b"") -> str:
+        """What the node's own docker says."""
+        return self.exec("docker", *words, given=given)
+
+    def images(self) -> dict[str, str]:
+        """The id of every image that has a name."""
+        said = self.docker(
+            "image", "ls", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}"
         )
-        _wait(engine, made)
-        yield made
-    finally:
-        _docker(engine, "rm", "--force", "--volumes", container)
-        _docker(engine, "rmi", image)
+        found = dict(line.split() for line in said.splitlines())
+        return {name: id for name, id in found.items() if "<none>" not in name}
+
+    def dangling(self) -> set[str]:
+        """The ids of the images that have no name."""
+        said = self.docker("image", "ls", "--no-trunc", "--quiet", "--filter", "dangling=true")
+        return set(said.split())
+
+    def diff_ids(self, image: str) -> tuple[str, ...]:
+        """The layers of an image, whatever the store calls it."""
+        template = '{{join .RootFS.Layers " "}}'
+        return tuple(self.docker("image", "inspect", "--format", template, image).split())
+
+    def blobs(self) -> set[str]:
+        """The digests in containerd's content store."""
+        return set(self.exec("ctr", "--namespace", "moby", "content", "ls", "--quiet").split())
+
+    def disk_used(self) -> int:
+        """Bytes on disk of all that dockerd and containerd hold."""
+        parts = ("/var/lib/docker", "/var/lib/containerd")
+        said = self.exec("du", "--summarize", "--one-file-system", "--block-size=1", *parts)
+        return sum(int(line.split()[0]) for line in said.splitlines())
+
+    def disk_free(self) -> int:
+        """Bytes that are free where dockerd and containerd write."""
+        said = self.exec("df", "--block-size=1", "--output=avail", "/var/lib/docker")
+        return int(said.splitlines()[1])
+
+    def log(self) -> str:
+        """The last words of dockerd and containerd."""
+        return self.exec("tail", "-n", "40", "/var/log/dockerd.log", "/var/log/containerd.log")
+
+    # Faults
+
+    def kill_dockerd(self) -> None:
+        """SIGKILL for dockerd and containerd; both are gone afterwards."""
+        self.exec("engine.sh", "kill")
+
+    def stop_dockerd(self) -> None:
+        """End dockerd and containerd in order."""
+        self.exec("engine.sh", "stop")
+
+    def start_dockerd(self) -> None:
+        """Start what of dockerd and containerd does not run, and wait for Docker's answer."""
+        self.exec("engine.sh", "start")
+        self.wait_docker()
+
+    def pause_dockerd(self) -> None:
+        """SIGSTOP for both: whoever asks Docker waits."""
+        self.exec("engine.sh", "pause")
+
+    def resume_dockerd(self) -> None:
+        self.exec("engine.sh", "resume")
+
+    def wait_docker(self) -> None:
+        """Until the node's Docker answers."""
+        try:
+            self.exec("timeout", f"{READY_S:g}", "engine.sh", "ready")
+        except RuntimeError as error:
+            said = f"{self.name}'s Docker does not answer: {error}\n{self.log()}"
+            raise RuntimeError(said) from None
+
+    def fill_disk(self, leave_bytes: int) -> None:
+        """Take all of the node's own disk but ``leave_bytes``; takes none of this machine's."""
+        assert self.spec.disk_bytes is not None
+        self.free_disk()
+        self.exec("fallocate", "--length", str(self.disk_free() - leave_bytes), "/disk/small/fill")
+
+    def free_disk(self) -> None:
+        """Undo ``fill_disk``."""
+        self.exec("rm", "-f", "/disk/small/fill")
+
+    def change_host_key(self) -> None:
+        """Another host key, as after a new installation, or with another machine in between."""
+        keygen(self.folder / "other")
+        self._present("other")
+
+    def restore_host_key(self) -> None:
+        """The key that the client knows."""
+        if self._hosts_key != ["host"]:
+            self._present("host")
+
+    def part(self, other: Node) -> None:
+        """Drop, silently, what this node sends to ``other`` directly."""
+        self.exec("ip", "route", "replace", "blackhole", other.inside)
+
+    def join(self) -> None:
+        """Undo every ``part`` of this node."""
+        self.exec("ip", "route", "flush", "type", "blackhole")
+
+    def reset(self) -> bool:
+        """A node as it began; whether that took a new disk."""
+        for wire in self.wires:
+            wire.restore()
+        self.restore_host_key()
+        wiped = "wiped" in self.exec("reset.sh")
+        for wire in self.wires:
+            wire.forget()
+        return wiped
+
+    def _present(self, key: str) -> None:
+        put(self, {HOST_KEY: (0o600, (self.folder / key).read_bytes())})
+        self.exec("kill", "-HUP", "1")
+        self._hosts_key[:] = [key]
+        wanted = (self.folder / key).with_suffix(".pub").read_text().split()[1]
+        scan = ["ssh-keyscan", "-t", "ed25519", "-p", str(self.port), self.control.address]
+        wait(
+            lambda: (
+                wanted in subprocess.run(scan, check=False, capture_output=True, text=True).stdout
+            ),
+            f"{self.name} does not present its key {key}",
+        )
 
 
-def _build(engine: Engine, base: str, image: str) -> None:
-    output = f"type=image,name={image},compression=uncompressed,oci-mediatypes=true"
-    _docker(
-        engine, "buildx", "build", "--quiet", "--provenance=false", f"--output={output}",
-        f"--build-context=below=docker-image://{base}",
-        str(Path(__file__).with_name("node")),
-    )  # fmt: skip
+def put(node: Node, files: Mapping[str, tuple[int, bytes]]) -> None:
+    """Write files into a node, or into one that has not started yet: path to mode and content."""
+    put_into(node.engine, node.container, files)
 
 
-def _keygen(key: Path) -> None:
+def put_into(engine: Engine, container: str, files: Mapping[str, tuple[int, bytes]]) -> None:
+    """As ``put``."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path, (mode, content) in files.items():
+            member = tarfile.TarInfo(path.lstrip("/"))
+            member.mode, member.size = mode, len(content)
+            archive.addfile(member, io.BytesIO(content))
+    run([*engine.docker, "cp", "--quiet", "-", f"{container}:/"], buffer.getvalue())
+
+
+def keygen(key: Path) -> None:
+    """A key pair without a passphrase, in place of an earlier one."""
     for old in (key, key.with_suffix(".pub")):
         old.unlink(missing_ok=True)
-    _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(key)])
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(key)])
 
 
-def _configure(folder: Path, port: int) -> Path:
-    """The client's settings: they know this node's key, and no other one."""
-    known = folder / "known_hosts"
-    known.write_text(f"[{LOOPBACK}]:{port} {(folder / 'host.pub').read_text()}")
-    config = folder / "ssh_config"
-    config.write_text(
-        f"Host {ALIAS}\n"
-        f"    HostName {LOOPBACK}\n"
-        f"    Port {port}\n"
-        "    User root\n"
-        f'    IdentityFile "{folder.resolve()}/client"\n'
-        "    IdentitiesOnly yes\n"
-        f'    UserKnownHostsFile "{known.resolve()}"\n'
-        "    StrictHostKeyChecking yes\n"
-        "    BatchMode yes\n"
-        "    ConnectTimeout 10\n"
-        "    ControlMaster no\n"
-        "    ControlPath none\n"
-        "    LogLevel ERROR\n"
-    )
-    return config
-
-
-def _wrapper(folder: Path, config: Path) -> Path:
-    """A folder with an ``ssh`` that reads ``config``."""
-    real = shutil.which("ssh")
-    assert real is not None
-    folder.mkdir(exist_ok=True)
-    program = folder / "ssh"
-    program.write_text(f'#!/bin/sh\nexec "{real}" -F "{config.resolve()}" "$@"\n')
-    program.chmod(0o755)
-    return folder
-
-
-def _wait(engine: Engine, made: Node) -> None:
-    """Until the node's own engine answers over SSH."""
-    deadline = time.monotonic() + READY_S
-    while True:
-        asked = subprocess.run(
-            ["ssh", "-F", str(made.ssh_config), ALIAS, "docker", "version"],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        if asked.returncode == 0:
-            return
-        if time.monotonic() > deadline:
-            tail = ("tail", "-n", "30", "/var/log/dockerd.log")
-            said = _docker(engine, "exec", made.container, *tail)
-            raise RuntimeError(f"the node does not answer: {asked.stderr}\n{said}")
-        select.select([], [], [], 0.2)
-
-
-def _docker(engine: Engine, *words: str) -> str:
-    return _run([*engine.docker, *words])
-
-
-def _run(argv: Sequence[str]) -> str:
-    """The output of ``argv``; what it says of an error is the exception's message."""
-    done = subprocess.run(argv, check=False, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(argv)} ended with {done.returncode}: {done.stderr}")
-    return done.stdout.strip()
+def wait(true: Callable[[], bool], otherwise: str, seconds: float = READY_S) -> None:
+    """Until ``true``. Raises ``AssertionError`` when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, otherwise
+        select.select([], [], [], 0.05)

@@ -11,38 +11,38 @@ import pytest
 
 from sparkimage import paths
 from sparkimage.address import Mirrors
-from tests.lab import node as nodes
+from tests.lab import fleet as fleets
 from tests.lab import servers
 from tests.lab.conftest import REPOSITORY, Lab
-from tests.lab.node import Node
+from tests.lab.fleet import Fleet
+from tests.lab.node import Spec
 
-CONTEXT = "lab-remote"
+CONTEXT, NODE = "lab-remote", "lab-node"
 
 
 @pytest.fixture(scope="module")
-def node(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    base = lab.plain("amd64")
-    with nodes.node(lab.engine, base=base, folder=tmp_path_factory.mktemp("node")) as made:
+def remote(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("remote")
+    with fleets.fleet(lab.engine, folder, {NODE: Spec(disk_bytes=None)}) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def environment(lab: Lab, node: Node, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(
+    lab: Lab, remote: Fleet, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """A user's configuration in which the node is a context."""
-    found = {
-        "DOCKER_CONFIG": str(tmp_path_factory.mktemp("docker")),
-        "PATH": f"{node.bin}{os.pathsep}{os.environ['PATH']}",
-    }
+    found = {"DOCKER_CONFIG": str(tmp_path_factory.mktemp("docker")), **remote.environment}
     subprocess.run(
         [lab.engine.docker[0], "context", "create", CONTEXT,
-         f"--docker=host=ssh://root@{nodes.ALIAS}"],
+         f"--docker=host=ssh://root@{NODE}"],
         env={**os.environ, **found}, check=True, capture_output=True,
     )  # fmt: skip
     return found
 
 
 def test_a_nodes_engine_builds_and_the_image_is_proven_here(
-    lab: Lab, node: Node, environment: dict[str, str]
+    lab: Lab, remote: Fleet, environment: dict[str, str]
 ) -> None:
     done = lab.run("image", "tiny-amd64", "--builder", CONTEXT, **environment)
     assert done.returncode == 0, done.stderr
@@ -50,11 +50,7 @@ def test_a_nodes_engine_builds_and_the_image_is_proven_here(
     held = lab.shop.store.resolve(f"{REPOSITORY}:tiny-amd64")
     assert lab.docker.image.inspect(f"{REPOSITORY}:tiny-amd64").id == held.digest
     # What was built there left its layers there.
-    cached = subprocess.run(
-        ["ssh", "-F", str(node.ssh_config), nodes.ALIAS, "docker", "system", "df", "--format",
-         "'{{.Type}} {{.Size}}'"],
-        check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
+    cached = remote[NODE].docker("system", "df", "--format", "{{.Type}} {{.Size}}")
     assert "Build Cache 0B" not in cached
 
 

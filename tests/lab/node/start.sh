@@ -1,5 +1,6 @@
 #!/bin/sh
-# The node's first process: starts dockerd and becomes sshd.
+# The node's first process: makes its disk, starts the engine and becomes sshd.
+# STORE is overlay2 or containerd; DISK_BYTES, where it is set, the size of the node's own disk.
 set -eu
 # cgroup v2 takes children only below a group without processes of its own.
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
@@ -7,9 +8,38 @@ if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
     xargs -rn1 </sys/fs/cgroup/cgroup.procs >/sys/fs/cgroup/init/cgroup.procs || :
     sed 's/^/+/; s/ / +/g' /sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control
 fi
+
+disk=/disk
+if [ -n "${DISK_BYTES:-}" ]; then
+    truncate -s "$DISK_BYTES" /disk/image
+    mkfs.ext4 -q -m 0 -O ^has_journal -E lazy_itable_init=1,nodiscard /disk/image
+    # The kernel makes new loop devices in the machine's /dev only.
+    n=0
+    while [ "$n" -lt 64 ]; do
+        [ -b "/dev/loop$n" ] || mknod "/dev/loop$n" b 7 "$n"
+        n=$((n + 1))
+    done
+    disk=/disk/small
+    mkdir -p "$disk"
+    # What is freed inside is freed outside.
+    mount -o loop,discard /disk/image "$disk"
+fi
+for part in docker containerd; do
+    mkdir -p "$disk/$part"
+    mount --bind "$disk/$part" "/var/lib/$part"
+done
+
+for home in /root /home/*; do
+    user=$(basename "$home")
+    install -d -m 700 -o "$user" -g "$user" "$home/.ssh"
+    install -m 600 -o "$user" -g "$user" /etc/ssh/inter "$home/.ssh/id_ed25519"
+done
+
+case $STORE in
+containerd) echo '{"features": {"containerd-snapshotter": true}}' ;;
+*) echo '{"features": {"containerd-snapshotter": false}, "storage-driver": "overlay2"}' ;;
+esac >/etc/docker/daemon.json
+engine.sh start &
+
 mkdir -p /run/sshd
-# The outer network's MTU holds for the inner one.
-mkdir -p /etc/docker
-echo '{"features": {"containerd-snapshotter": true}}' >/etc/docker/daemon.json
-dockerd --mtu "$(cat /sys/class/net/eth0/mtu)" >/var/log/dockerd.log 2>&1 &
-exec /usr/sbin/sshd -D -e -o PasswordAuthentication=no -o PermitRootLogin=prohibit-password
+exec /usr/sbin/sshd -D -e

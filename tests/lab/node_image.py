@@ -1,0 +1,116 @@
+"""The images that the lab's nodes run: Debian with one of two versions of Docker Engine.
+
+They are made once and stay in the engine, named by what they are made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import subprocess
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sparkimage import apt, paths
+from sparkimage.engine import Engine
+from sparkimage.rights import root_prefix
+from sparkimage.run import Local
+
+NAME = "sparkimage-lab-node"
+FILES = Path(__file__).with_name("node")
+PACKAGES = (
+    "docker.io", "docker-cli", "containerd", "runc", "iptables", "iproute2",
+    "openssh-server", "openssh-client", "sudo",
+    "e2fsprogs", "procps", "socat", "busybox-static",
+)  # fmt: skip
+LATER = ("docker.io", "docker-cli", "containerd", "runc", "tini-static")
+"""What is another one in testing; its binaries run on Debian 13's libraries."""
+
+
+class Release(StrEnum):
+    """The release of Debian that a node's Docker Engine comes from."""
+
+    TRIXIE = "trixie"
+    TESTING = "testing"
+
+
+def ensure(engine: Engine, release: Release) -> str:
+    """The name of the image, which the engine holds. Makes it where it is not there."""
+    tools = paths.home() / "lab-tools"
+    root = _root(tools, engine.arch)
+    debs = _debs(tools, engine.arch)
+    made_of = hashlib.sha256(f"{root.name} {release}".encode())
+    made_of.update(" ".join(sorted(deb.name for deb in debs.iterdir())).encode())
+    for file in sorted(FILES.iterdir()):
+        made_of.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+    name = f"{NAME}:{release}-{made_of.hexdigest()[:12]}"
+    held = run([*engine.docker, "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", NAME])
+    if name in held.split():
+        return name
+    output = f"type=image,name={name},compression=uncompressed,oci-mediatypes=true"
+    run([
+        *engine.docker, "buildx", "build", "--quiet", "--provenance=false", f"--output={output}",
+        f"--file={FILES / 'Dockerfile'}", f"--build-arg=ENGINE={release}",
+        f"--build-context=files={FILES}", f"--build-context=debs={debs}", str(root),
+    ])  # fmt: skip
+    for old in held.split():
+        if old.startswith(f"{NAME}:{release}-"):
+            # One that runs somewhere stays.
+            subprocess.run([*engine.docker, "rmi", old], check=False, capture_output=True)
+    return name
+
+
+def run(argv: Sequence[str], given: bytes = b"") -> str:
+    """The output of ``argv``; what it says of an error is the exception's message."""
+    done = subprocess.run(argv, check=False, capture_output=True, input=given)
+    if done.returncode != 0:
+        said = (done.stdout + done.stderr).decode(errors="replace")
+        raise RuntimeError(f"{shlex.join(argv)} ended with {done.returncode}: {said}")
+    return done.stdout.decode().strip()
+
+
+def _root(tools: Path, arch: str) -> Path:
+    """The folder with the root.tar of a Debian 13 with ``PACKAGES``."""
+    words = [
+        "--variant=minbase", f"--include={','.join(PACKAGES)}", f"--architectures={arch}",
+        "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        ('--customize-hook=cd "$1" && rm -rf etc/resolv.conf etc/hostname etc/ssh/ssh_host_* '
+         "var/log/* var/cache/* var/lib/apt/lists/*"),
+    ]  # fmt: skip
+    return _made(tools, "node-root", words, Release.TRIXIE, "root.tar")
+
+
+def _debs(tools: Path, arch: str) -> Path:
+    """The folder with the packages ``LATER``, as testing had them when it was made."""
+    words = [
+        "--mode=chrootless", "--variant=custom", f"--architectures={arch}",
+        # A mirror's copy of testing may be some weeks old.
+        '--aptopt=Acquire::Check-Valid-Until "false"',
+        ('--customize-hook=cd "$LAB_FOLDER" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" '
+         f"apt-get -qq -o APT::Sandbox::User=root download {' '.join(LATER)}"),
+    ]  # fmt: skip
+    return _made(tools, "node-debs", words, Release.TESTING, None)
+
+
+def _made(
+    tools: Path, name: str, words: Sequence[str], release: Release, target: str | None
+) -> Path:
+    """A folder of ``tools`` that mmdebstrap filled, once for the same words."""
+    folder = tools / f"{name}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    runner = Local()
+    apt.ready(runner, print)
+    tools.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{name}-", dir=tools) as temporary:
+        made = Path(temporary, "made")
+        made.mkdir()
+        run([
+            *root_prefix(runner), "env", f"LAB_FOLDER={made}", "mmdebstrap", "--quiet", *words,
+            str(release), str(made / target) if target is not None else "/dev/null",
+        ])  # fmt: skip
+        made.rename(folder)
+    return folder
