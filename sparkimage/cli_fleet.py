@@ -50,6 +50,13 @@ def distribute(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Look at the nodes and say what would be sent.")
     ] = False,
+    relay: Annotated[
+        bool,
+        typer.Option(
+            "--relay",
+            help="Nodes pass layers on to each other: they must reach each other by ssh.",
+        ),
+    ] = False,
     via: Annotated[
         str,
         typer.Option(
@@ -96,7 +103,9 @@ def distribute(
         store=store,
         fleet=fleet,
         view=View(console(stderr=True), quiet=as_json),
-        options=Options(partial=partial, patience_s=patience, dry_run=dry_run, via=via),
+        options=Options(
+            partial=partial, patience_s=patience, dry_run=dry_run, relay=relay, via=via
+        ),
         examine=examiner(plan, held, read.root, store, keys, tiers_of(prove)) if prove else None,
         receipts_folder=paths.home() / receipts.FOLDER,
     ).run()

@@ -44,6 +44,8 @@ class Options:
     """Leave a mixed fleet when some nodes fail."""
     patience_s: float = remote.PATIENCE_S
     dry_run: bool = False
+    relay: bool = False
+    """Nodes that lack the same layers pass them on; only one of them gets them from here."""
     via: str = ""
     """A repository of a registry that the nodes pull from; empty: the layers go out from here."""
 
@@ -197,10 +199,43 @@ class Distribution:
                     board.total(one.name, self._bytes(one))
                 kept = len(self.image.layers) - len(self.lacking[one.name])
                 board.state(one.name, f"{kept} of {len(self.image.layers)} layers are there")
-            return together(todo, lambda one: self._bring(one, board), _name)
+            if self.options.relay and not self.options.via:
+                self._relay(todo, board)
+            left = [one for one in todo if not one.target or self.examine is not None]
+            return together(left, lambda one: self._bring(one, board), _name)
+
+    def _relay(self, todo: Sequence[Station], board: Board) -> None:
+        """Chains of nodes that lack the same; what it does not bring is brought from here."""
+        groups: dict[tuple[int, ...], list[Station]] = {}
+        for one in todo:
+            if not one.has(self.image):
+                groups.setdefault(tuple(self.lacking[one.name]), []).append(one)
+
+        def chain(stations: list[Station]) -> None:
+            first, *others = stations
+            for one in others:
+                board.state(one.name, f"by relay from {first.name}")
+                board.total(one.name, -self._bytes(one))
+            steps = delta.steps(self.whole, self.lacking[first.name])
+            try:
+                first.load(
+                    steps, self.shared, lambda n: board.moved(first.name, n), followers=others
+                )
+            finally:
+                for one in stations:
+                    if one.target:
+                        one.layers_sent = sum(len(step.send) for step in steps)
+                        board.state(one.name, "proven")
+                    else:
+                        one.warnings.append(f"{one.name}: the relay did not reach it")
+
+        # What went wrong is seen again, and told, when it is brought from here.
+        together([g for g in groups.values() if len(g) > 1], chain, lambda g: g[0].name)
 
     def _bring(self, station: Station, board: Board) -> None:
         """Load and prove it there; what can pass is tried again."""
+        if self.options.relay:
+            self._again(station)
         for attempt in range(ATTEMPTS):
             try:
                 held = station.has(self.image)
@@ -223,11 +258,14 @@ class Distribution:
                     raise
                 board.state(station.name, f"again: {error.message}")
                 time.sleep(WAIT_S[attempt])
-                station.remote.close()
-                self._look(station)
+                self._again(station)
             except SparkError:
                 board.state(station.name, "failed")
                 raise
+
+    def _again(self, station: Station) -> None:
+        station.remote.close()
+        self._look(station)
 
     def _move(self, station: Station) -> Move:
         named = station.now.by_tag(self.name)

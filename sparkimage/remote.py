@@ -63,8 +63,12 @@ def sockets() -> Iterator[Path]:
 
 def script(name: str, docker: str, *words: str) -> list[str]:
     """The command that runs one of our scripts on a node, with its arguments."""
-    text = resources.files("sparkimage").joinpath("data", "node", f"{name}.sh").read_text()
-    return ["sh", "-c", text, name, docker, *words]
+    return ["sh", "-c", text(name), name, docker, *words]
+
+
+def text(name: str) -> str:
+    """The text of one of our scripts for nodes."""
+    return resources.files("sparkimage").joinpath("data", "node", f"{name}.sh").read_text()
 
 
 @dataclass(kw_only=True)
@@ -93,6 +97,13 @@ class Remote:
         port = f" -p {self.node.port}" if self.node.port else ""
         user = f"{self.node.user}@" if self.node.user else ""
         return f"ssh{port} {user}{self.node.control}"
+
+    @property
+    def hop(self) -> str:
+        """The words with which ssh reaches it from another node, over the data addresses."""
+        user = ["-l", self.node.user] if self.node.user else []
+        port = ["-p", str(self.node.port)] if self.node.port else []
+        return " ".join([*user, *port, "--", self.node.data or self.node.control])
 
     def open(self, words: Sequence[str], *, timeout_s: float) -> str:
         """Open the connection that all commands share, with the command that holds it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sparkimage import archive, delta, probe, remote
@@ -134,17 +134,26 @@ class Station:
 
     # Staging
 
-    def load(self, steps: tuple[Step, ...], shared: Shared, moved: Moved) -> None:
+    def load(
+        self,
+        steps: tuple[Step, ...],
+        shared: Shared,
+        moved: Moved,
+        *,
+        followers: Sequence[Station] = (),
+    ) -> None:
         """Load these steps one behind the other and prove the last one.
 
-        While one is being unpacked the next one is on its way already, but for its end.
+        While one is being unpacked the next one is on its way already, but for its end. The node
+        passes all of it on to the first of ``followers``, and that to the next one; those that
+        it came to have their ``target`` afterwards, the others do not.
         """
         before: Loading | None = None
         current: Loading | None = None
         try:
             for step in steps:
                 earlier = before.part.name if before is not None else ""
-                current = Loading(self, step, earlier, prove=step is steps[-1])
+                current = Loading(self, step, earlier, prove=step is steps[-1], followers=followers)
                 body, end = archive.partial(step, shared.blob)
                 for piece in body:
                     if before is not None and before.ended:
@@ -159,7 +168,11 @@ class Station:
                 self.layers_sent += len(step.send)
                 before = current
             assert before is not None
-            self.prove(before.finish(), steps[-1].part)
+            said = before.finish()
+            for follower in followers:
+                with contextlib.suppress(NodeError):
+                    follower.prove(_section(said, follower)[1], steps[-1].part)
+            self.prove(_section(said, self)[1] if followers else said, steps[-1].part)
         except BaseException:
             # The children end with us, whatever the reason.
             for one in (before, current):
@@ -235,12 +248,28 @@ class Station:
 class Loading:
     """One ``docker load`` on a node, fed from here."""
 
-    def __init__(self, station: Station, step: Step, earlier: str, *, prove: bool) -> None:
+    def __init__(
+        self,
+        station: Station,
+        step: Step,
+        earlier: str,
+        *,
+        prove: bool,
+        followers: Sequence[Station] = (),
+    ) -> None:
         self.station, self.part = station, step.part
         self.size = step.size
-        words = remote.script(
-            "stage", station.remote.docker, step.part.name, "-", earlier, "prove" if prove else ""
-        )
+        self.relayed = bool(followers)
+        last = "prove" if prove else ""
+        docker = station.remote.docker
+        words = remote.script("stage", docker, step.part.name, "-", earlier, last)
+        if followers:
+            texts = remote.text("relay"), remote.text("stage")
+            hops = [w for one in followers for w in (one.remote.hop, one.name, one.remote.docker)]
+            words = [
+                "sh", "-c", texts[0], "relay", *texts, step.part.name, earlier, last,
+                station.name, docker, *hops,
+            ]  # fmt: skip
         self.process = station.remote.start(words, bulk=True)
         self.watch = Watch(self.process)
 
@@ -278,8 +307,11 @@ class Loading:
         broken = station.remote.failure(self.process, stderr.decode("utf-8", "replace"))
         if broken is not None:
             raise broken
-        if self.process.returncode != 0:
-            raise station.refusal(self.process.returncode, said)
+        code, words = self.process.returncode, said
+        if code == 0 and self.relayed:
+            code, words = _section(said, station)
+        if code != 0:
+            raise station.refusal(code, words)
         return said
 
     def kill(self) -> None:
@@ -292,3 +324,18 @@ class Loading:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+
+def _section(said: str, station: Station) -> tuple[int, str]:
+    """What a relay says of one node: the exit code of its load, and its words."""
+    code, mine = remote.TRANSPORT, False
+    lines: list[str] = []
+    for line in said.splitlines():
+        if line.startswith("@@ of "):
+            words = line.split()
+            mine = words[2] == station.name
+            if mine:
+                code = int(words[3])
+        elif mine:
+            lines.append(line)
+    return code, "\n".join(lines)

@@ -1,0 +1,46 @@
+#!/bin/sh
+# Loads what comes on standard input and passes it on, as it comes, to the next node, which does
+# the same; says what came of each.
+# relay.sh SELF STAGE NAME EARLIER PROVE NODE DOCKER [SSH NODE DOCKER]...: the texts of this script
+# and of stage.sh; what stage.sh takes; for each further node the words that ssh needs to reach it
+# from the one before.
+set -u
+self=$1
+stage=$2
+name=$3
+earlier=$4
+prove=$5
+node=$6
+docker=$7
+shift 7
+load() {
+    said=$(sh -c "$stage" stage "$docker" "$name" - "$earlier" "$prove" 2>&1)
+    printf '@@ of %s %s\n%s\n' "$node" "$?" "$said"
+}
+if [ $# = 0 ]; then
+    load
+    exit 0
+fi
+hop=$1
+shift
+quoted() {
+    for word in "$@"; do
+        printf "'%s' " "$(printf '%s' "$word" | sed "s/'/'\\\\''/g")"
+    done
+}
+folder=$(mktemp -d) || exit 98
+trap 'rm -rf "$folder"' EXIT
+mkfifo "$folder/next" || exit 98
+next=$1
+# shellcheck disable=SC2086 # the words for ssh are several
+{
+    ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=10 \
+        -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o LogLevel=ERROR $hop \
+        "sh -c $(quoted "$self") relay $(quoted "$self" "$stage" "$name" "$earlier" "$prove" "$@")"
+    code=$?
+    [ $code = 0 ] || printf '@@ of %s %s\n' "$next" "$code"
+} <"$folder/next" >"$folder/said" 2>&1 &
+# Goes on when the next node does not.
+tee -p "$folder/next" | load
+wait
+cat "$folder/said"
