@@ -151,7 +151,7 @@ class Distribution:
         began = time.monotonic()
         with stations(self.fleet, self.options.patience_s) as all_:
             errors = together(all_, self._look, _name)
-            self._decide(all_, errors, "nothing was sent")
+            self._decide(all_, errors, "nothing was sent", "run the same command again")
             well = [one for one in all_ if one.name not in errors]
             todo = [one for one in well if not self._is_there(one)]
             if self.options.dry_run:
@@ -299,11 +299,15 @@ class Distribution:
 
     # Words
 
-    def _decide(self, all_: Sequence[Station], errors: Errors, what: str) -> None:
-        moving.decide(
-            self.name, len(all_), errors, what, partial=self.options.partial,
-            again="run the same command again: what has arrived stays there",
-        )  # fmt: skip
+    def _decide(
+        self,
+        all_: Sequence[Station],
+        errors: Errors,
+        what: str,
+        again: str = "run the same command again: what has arrived stays there",
+    ) -> None:
+        partial = self.options.partial
+        moving.decide(self.name, len(all_), errors, what, partial=partial, again=again)
 
     def _outcome(
         self,

@@ -187,14 +187,19 @@ def _info(node: Node, user: str, lines: list[str]) -> dict[str, Any]:
     for line in lines:
         if line.startswith("{"):
             found = json.loads(line)
-    errors = "\n".join([text, *(found.get("ServerErrors") or ())]).strip()
+    errors = "\n".join(dict.fromkeys([*text.splitlines(), *(found.get("ServerErrors") or ())]))
     if found.get("ServerVersion") and found.get("DockerRootDir"):
         return found
-    if re.search(r"permission denied|a password is required|not allowed to execute", errors):
-        sudo = "password" in errors or "not allowed" in errors
+    if re.search(r"a password is required|not allowed to execute|not in the sudoers", errors):
         raise EnginePermissionError(
-            f"{node.name}: {user} may not talk to its Docker"
-            + (" through sudo without a password" if sudo else ""),
+            f"{node.name}: {user} may not call docker through sudo without a password",
+            detail=errors,
+            hint=f"there: sudo usermod -aG docker {user}, and leave out `sudo: true` of the fleet "
+            "file; or a NOPASSWD rule for docker in sudoers",
+        )
+    if "permission denied" in errors:
+        raise EnginePermissionError(
+            f"{node.name}: {user} may not talk to its Docker",
             detail=errors,
             hint=f"there: sudo usermod -aG docker {user}; or `sudo: true` for this node in the "
             "fleet file, where sudo asks for no password",

@@ -6,6 +6,8 @@ an interrupt of this process interrupts the child, waits for it, and only then g
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -17,6 +19,8 @@ from typing import Protocol
 
 from sparkimage.errors import CommandError, PreflightError
 
+PIPE = 1 << 20
+"""Bytes in a pipe, where the system lets it have so many: fewer switches for gigabytes."""
 GRACE_S = 20.0
 """Seconds that an interrupted child gets to clean up before it is killed."""
 
@@ -121,13 +125,18 @@ def start_bytes(argv: Sequence[str]) -> subprocess.Popen[bytes]:
     Raises ``PreflightError`` when the program is not there.
     """
     _present(argv[0])
-    return subprocess.Popen(
+    process = subprocess.Popen(
         list(argv),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    assert process.stdin is not None
+    # Linux only, and not more than the system lets a user have.
+    with contextlib.suppress(AttributeError, OSError):
+        fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, PIPE)
+    return process
 
 
 def _present(program: str) -> None:
