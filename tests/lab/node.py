@@ -17,6 +17,8 @@ from tests.lab.wire import Wire
 
 READY_S = 90.0
 DISK_BYTES = 8 << 30
+LEAST_FREE = 1 << 20
+"""What a file system needs to say where the rest is."""
 CONTAINERD = "/run/containerd/containerd.sock"
 USERS = ("root", "worker", "plain", "sudoer", "asker")
 """root and worker may use Docker; sudoer may with sudo, asker with sudo and his password, plain
@@ -107,7 +109,7 @@ class Node:
 
     def log(self) -> str:
         """The last words of dockerd and containerd."""
-        return self.exec("tail", "-n", "40", "/var/log/dockerd.log", "/var/log/containerd.log")
+        return self.exec("sh", "-c", "tail -n 40 /var/log/containerd.log /var/log/dockerd.log || :")
 
     # Faults
 
@@ -143,7 +145,8 @@ class Node:
         """Take all of the node's own disk but ``leave_bytes``; takes none of this machine's."""
         assert self.spec.disk_bytes is not None
         self.free_disk()
-        self.exec("fallocate", "--length", str(self.disk_free() - leave_bytes), "/disk/small/fill")
+        size = self.disk_free() - max(leave_bytes, LEAST_FREE)
+        self.exec("fallocate", "--length", str(size), "/disk/small/fill")
 
     def free_disk(self) -> None:
         """Undo ``fill_disk``."""

@@ -6,8 +6,10 @@ They are made once and stay in the engine, named by what they are made of.
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import subprocess
+import tarfile
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -60,6 +62,21 @@ def ensure(engine: Engine, release: Release) -> str:
             # One that runs somewhere stays.
             subprocess.run([*engine.docker, "rmi", old], check=False, capture_output=True)
     return name
+
+
+def busybox(arch: str) -> bytes:
+    """A statically linked busybox."""
+    root = _root(paths.home() / "lab-tools", arch)
+    program = root / "busybox"
+    if not program.exists():
+        with tarfile.open(root / "root.tar") as archive:
+            member = archive.extractfile("./usr/bin/busybox")
+            assert member is not None
+            content = member.read()
+        temporary = root / f".busybox-{os.getpid()}"
+        temporary.write_bytes(content)
+        temporary.replace(program)
+    return program.read_bytes()
 
 
 def run(argv: Sequence[str], given: bytes = b"") -> str:

@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
 import pytest
 
-from tests.lab.fleet import FOUR, Fleet
-from tests.lab.node import PASSWORD, Node
+from sparkimage import archive, gate
+from sparkimage.errors import GateError
+from sparkimage.gate import Required
+from sparkimage.keys import Keyring
+from sparkimage.store import Image, Store
+from tests.lab.fleet import CONTROL, DATA, FOUR, Fleet
+from tests.lab.node import PASSWORD, USERS, Node, wait
 from tests.lab.node_image import Release
+from tests.lab.payload import PLAIN, Payload, sealed
+from tests.unit.seal_maker import PLAN
 
 MAY = {"root": "direct", "worker": "direct", "sudoer": "sudo", "asker": "password", "plain": "no"}
+NAME = "lab/payload:one"
+MIB = 1 << 20
+TRANSPORT = 255
+
+
+class Images:
+    """A store with a payload, and what of it is sent to nodes."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.payload = Payload.of(3 * MIB, 2 * MIB, MIB)
+        self.image = self.payload.put(store, NAME)
+
+    def file(self, image: Image | None = None) -> bytes:
+        return b"".join(archive.stream(image or self.image, NAME, self.store))
+
+    def load(self, node: Node, image: Image | None = None) -> str:
+        return node.docker("load", given=self.file(image))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    return Images(Store.open(tmp_path_factory.mktemp("images")))
 
 
 def test_engines_and_stores_are_those_of_the_field(fleet: Fleet) -> None:
@@ -37,3 +74,248 @@ def test_users_may_what_they_are_said_to(fleet: Fleet, user: str) -> None:
         return "no"
 
     assert set(fleet.each(granted).values()) == {MAY[user]}
+
+
+def test_the_same_image_runs_on_every_node(fleet: Fleet, images: Images) -> None:
+    plain = Payload(parts=images.payload.parts, packed=PLAIN).put(images.store)
+    for image in (images.image, plain):
+        fleet.each(partial(images.load, image=image))
+        for node in fleet:
+            assert node.diff_ids(NAME) == tuple(layer.diff_id for layer in image.layers)
+            assert node.docker("run", "--rm", "--network=none", NAME) == "it runs"
+            assert list(node.images()) == [NAME]
+            blobs = {layer.digest for layer in image.layers}
+            assert (node.blobs() >= blobs) == node.spec.containerd_store
+
+
+def test_a_changed_layer_is_the_only_one_that_differs(images: Images) -> None:
+    top = images.payload.changed(-1).put(images.store)
+    middle = images.payload.changed(1).put(images.store)
+
+    def same(image: Image) -> list[bool]:
+        return [a == b for a, b in zip(image.layers, images.image.layers, strict=True)]
+
+    assert same(top) == [True, True, True, False]
+    assert same(middle) == [True, True, False, True]
+
+
+def test_the_gate_takes_a_sealed_payload(images: Images, tmp_path: Path) -> None:
+    keys = Keyring(folder=tmp_path / "keys")
+    digest = images.image.digest
+    asked = {"plan_checksum": PLAN, "required": Required(), "name": NAME, "keys": keys}
+    with pytest.raises(GateError, match="no seal"):
+        gate.ask(images.store, digest, **asked)  # type: ignore[arg-type]
+    sealed(images.store, images.image, NAME, keys=keys)
+    assert gate.ask(images.store, digest, **asked).verdict is not None  # type: ignore[arg-type]
+    sealed(images.store, images.image, NAME, keys=keys, result="FAILED")
+    with pytest.raises(GateError, match="says FAILED"):
+        gate.ask(images.store, digest, **asked)  # type: ignore[arg-type]
+
+
+# The network
+
+
+def test_bytes_are_counted_on_the_wire_that_they_took(fleet: Fleet) -> None:
+    node = fleet["node1"]
+    given = bytes(MIB)
+    assert fleet.ssh("node1", "cat", given=given).stdout == given
+    assert node.control.up > MIB
+    assert node.control.down > MIB
+    assert node.data.up == 0
+    to_data = ("-p", str(node.port))
+    assert fleet.ssh(DATA, "cat", options=to_data, given=given).stdout == given
+    assert node.data.up > MIB
+    assert node.control.up < 2 * MIB
+
+
+def test_the_fleet_file_names_what_answers(fleet: Fleet) -> None:
+    for name, said in fleet.data("worker")["nodes"].items():
+        for address in (said["control"], said["data"]):
+            done = fleet.ssh(
+                f"{said['user']}@{address}", "hostname", options=("-p", str(said["port"]))
+            )
+            assert done.stdout.decode().strip() == name
+    assert list(fleet.data("root", "node2")["nodes"]) == ["node2"]
+
+
+def test_nodes_reach_each_other(fleet: Fleet) -> None:
+    quick = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=2")
+
+    def hostname(source: str, *words: str) -> str:
+        done = fleet.ssh(source, "ssh", *quick, *words, "hostname")
+        return done.stdout.decode().strip() or f"{done.returncode}"
+
+    other = fleet["node3"]
+    for user in USERS:
+        assert hostname(f"{user}@node2", other.name) == "node3"
+    assert hostname("node2", f"worker@{other.inside}") == "node3"
+    assert hostname("worker@node2", "-p", str(other.port), f"root@{DATA}") == "node3"
+    fleet["node2"].part(other)
+    assert hostname("node2", other.name) == f"{TRANSPORT}"
+    assert hostname("node2", "node1") == "node1"
+    fleet["node2"].join()
+    assert hostname("node2", other.name) == "node3"
+
+
+def test_a_cut_wire_is_one_node_that_cannot_be_reached(fleet: Fleet) -> None:
+    with waiting(fleet, "node2") as command:
+        for wire in fleet["node2"].wires:
+            wire.cut()
+        assert command.wait(20) == TRANSPORT
+    codes = fleet.each(lambda node: fleet.ssh(node.name, "true").returncode)
+    assert codes == {"node1": 0, "node2": TRANSPORT, "node3": 0, "node4": 0}
+    fleet["node2"].control.restore()
+    assert fleet.ssh("node2", "true").returncode == 0
+
+
+def test_a_wire_that_hangs_ends_nothing(fleet: Fleet) -> None:
+    with waiting(fleet, "node2") as command:
+        fleet["node2"].control.hang()
+        assert command.stdin is not None
+        command.stdin.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            command.wait(0.5)
+        alive = ("-o", "ConnectTimeout=1")
+        assert fleet.ssh("node2", "true", options=alive).returncode == TRANSPORT
+        fleet["node2"].control.restore()
+        assert command.wait(20) == 0
+
+
+def test_a_flipped_bit_does_not_get_past_ssh(fleet: Fleet) -> None:
+    wire = fleet["node1"].control
+    wire.flip_after(MIB)
+    done = fleet.ssh("node1", "cat", given=bytes(4 * MIB))
+    assert done.returncode == TRANSPORT
+    assert MIB < wire.up < 5 * MIB
+    assert fleet.ssh("node1", "true").returncode == 0
+
+
+@contextmanager
+def waiting(fleet: Fleet, to: str) -> Iterator[subprocess.Popen[bytes]]:
+    """An SSH command that has answered, and waits for the end of its input."""
+    argv = ["ssh", "-F", str(fleet.ssh_config), to, "echo here; cat >/dev/null"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+        yield process
+        process.kill()
+
+
+def test_another_host_key_is_refused(fleet: Fleet) -> None:
+    fleet["node4"].change_host_key()
+    done = fleet.ssh("node4", "true")
+    assert done.returncode == TRANSPORT
+    assert b"Host key verification failed" in done.stderr
+    fleet["node4"].restore_host_key()
+    assert fleet.ssh("node4", "true").returncode == 0
+
+
+# The engine
+
+
+def test_a_killed_daemon_comes_back_with_its_images(fleet: Fleet, images: Images) -> None:
+    fleet.each(images.load)
+    before = fleet.each(Node.images)
+    fleet.each(Node.kill_dockerd)
+    for node in fleet:
+        with pytest.raises(RuntimeError, match="Docker daemon"):
+            node.docker("version")
+    fleet.each(Node.start_dockerd)
+    assert fleet.each(Node.images) == before
+    fleet.each(Node.stop_dockerd)
+    fleet.each(Node.start_dockerd)
+    assert fleet.each(Node.images) == before
+
+
+def test_a_daemon_killed_in_mid_load_names_nothing(fleet: Fleet, images: Images) -> None:
+    whole = images.file()
+
+    def broken(node: Node) -> int:
+        argv = ["ssh", "-F", str(fleet.ssh_config), node.name, "docker load"]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as loading:
+            assert loading.stdin is not None
+            loading.stdin.write(whole[: len(whole) // 2])
+            loading.stdin.flush()
+            wait(
+                lambda: "docker" in node.exec("pgrep", "--full", "--list-full", "docker load"),
+                "docker load has not begun",
+            )
+            node.kill_dockerd()
+            # docker hears of it when it sends on.
+            with suppress(BrokenPipeError):
+                loading.stdin.write(whole[len(whole) // 2 :])
+                loading.stdin.close()
+            return loading.wait(30)
+
+    assert 0 not in fleet.each(broken).values()
+    fleet.each(Node.start_dockerd)
+    assert list(fleet.each(Node.images).values()) == [{}] * 4
+    fleet.each(images.load)
+    assert [list(held) for held in fleet.each(Node.images).values()] == [[NAME]] * 4
+
+
+def test_a_paused_daemon_keeps_everybody_waiting(fleet: Fleet) -> None:
+    node = fleet["node3"]
+    node.pause_dockerd()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(node.docker, "version")
+        with pytest.raises(TimeoutError):
+            asked.result(0.5)
+        node.resume_dockerd()
+        assert "Version" in asked.result(20)
+
+
+def test_a_full_disk_is_full(fleet: Fleet, images: Images) -> None:
+    for node in fleet:
+        node.fill_disk(2 * MIB)
+        assert node.disk_free() <= 2 * MIB
+
+    def refusal(node: Node) -> str:
+        try:
+            return images.load(node)
+        except RuntimeError as error:
+            return str(error)
+
+    for name, said in fleet.each(refusal).items():
+        assert "no space left on device" in said, name
+    assert [held for held in fleet.each(Node.images).values() if held] == []
+    fleet.each(Node.free_disk)
+    fleet.each(images.load)
+    assert [list(held) for held in fleet.each(Node.images).values()] == [[NAME]] * 4
+
+
+def test_reset_leaves_a_node_as_it_began(fleet: Fleet, images: Images) -> None:
+    fleet.reset()
+    before = fleet.each(Node.disk_used)
+    fleet.each(images.load)
+    for node in fleet:
+        node.docker("run", "--detach", "--network=none", NAME, "sleep 600")
+        node.docker("tag", NAME, "lab/other:name")
+        assert node.disk_used() > before[node.name] + 6 * MIB
+    for user in USERS:
+        assert fleet.ssh(f"{user}@node1", "mkdir", "-p", ".local/state/sparkimage").returncode == 0
+    fleet["node1"].kill_dockerd()
+    fleet["node2"].pause_dockerd()
+    fleet["node3"].control.cut()
+    fleet["node4"].change_host_key()
+    fleet["node4"].fill_disk(0)
+    fleet.reset()
+    for node in fleet:
+        assert node.images() == {}
+        assert node.dangling() == set()
+        assert node.blobs() == set()
+        assert node.docker("ps", "--all", "--quiet") == ""
+        assert node.disk_used() < before[node.name] + MIB
+        assert fleet.ssh(node.name, "true").returncode == 0
+    found = fleet["node1"].exec("find", "/root", "/home", "-name", "sparkimage")
+    assert found == ""
+
+
+def test_servers_are_on_the_loopback_only(fleet: Fleet) -> None:
+    listening = subprocess.run(
+        ["ss", "--tcp", "--listening", "--numeric", "--no-header"],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    for node in fleet:
+        found = [line.split()[3] for line in listening.splitlines() if f":{node.port} " in line]
+        assert sorted(found) == [f"{CONTROL}:{node.port}", f"{DATA}:{node.port}"]

@@ -177,7 +177,6 @@ class Wire:
                 return
             with self._state:
                 if self._cut or self.target is None:
-                    _reset(near)
                     near.close()
                     continue
                 far = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

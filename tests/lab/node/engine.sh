@@ -8,14 +8,16 @@ runs() { # PROGRAM: those that have ended and are not yet reaped do not count
     pgrep --exact --runstates R,S,D,T,t "$1" >/dev/null
 }
 
-signal() { # SIGNAL
-    for program in dockerd containerd; do
-        pkill "-$1" --exact "$program" || :
-    done
+signal() { # SIGNAL PROGRAM...
+    name=$1
+    shift
+    for program; do pkill "-$name" --exact "$program" || :; done
 }
 
-gone() {
-    while runs dockerd || runs containerd; do sleep 0.02; done
+gone() { # PROGRAM...
+    for program; do
+        while runs "$program"; do sleep 0.02; done
+    done
 }
 
 start() {
@@ -24,9 +26,11 @@ start() {
     if ! runs containerd; then
         rm -f "$SOCKET"
         setsid containerd </dev/null >>/var/log/containerd.log 2>&1 9>&- &
+        tries=1000
         until [ -S "$SOCKET" ]; do
             sleep 0.02
-            runs containerd || exit 1
+            tries=$((tries - 1))
+            [ "$tries" -gt 0 ]
         done
     fi
     if ! runs dockerd; then
@@ -39,6 +43,7 @@ start() {
 }
 
 ready() {
+    # Callers have a deadline.
     until docker version >/dev/null 2>&1; do sleep 0.05; done
 }
 
@@ -46,14 +51,16 @@ case $1 in
 start) start ;;
 ready) ready ;;
 kill)
-    signal KILL
-    gone
+    signal KILL dockerd containerd
+    gone dockerd containerd
     ;;
 stop)
-    signal CONT
-    signal TERM
-    gone
+    signal CONT dockerd containerd
+    for service in dockerd containerd; do
+        signal TERM "$service"
+        gone "$service"
+    done
     ;;
-pause) signal STOP ;;
-resume) signal CONT ;;
+pause) signal STOP dockerd containerd ;;
+resume) signal CONT dockerd containerd ;;
 esac

@@ -7,9 +7,17 @@ rm -f /disk/fill /disk/small/fill
 ip route flush type blackhole
 rm -rf /root/.local/state /home/*/.local/state
 
+end_containers() { # dockerd would give each of a crashed engine 10 seconds
+    own=$(readlink /proc/self/ns/pid)
+    for process in /proc/[0-9]*; do
+        namespace=$(readlink "$process/ns/pid") || continue
+        [ "$namespace" = "$own" ] || kill -KILL "${process#/proc/}" || :
+    done
+}
+
 remove() {
     engine.sh start
-    engine.sh ready
+    timeout 60 engine.sh ready
     docker ps --all --quiet | xargs -r docker rm --force --volumes >/dev/null
     docker image ls --all --quiet | sort -u | xargs -r docker rmi --force >/dev/null
 }
@@ -17,19 +25,28 @@ remove() {
 holds() { # All that an engine has left after that, from a load that was broken off say
     docker image ls --all --quiet
     ctr --namespace moby content ls --quiet
+    ctr --namespace moby content active | tail -n +2
+    ctr --namespace moby leases ls --quiet
     ctr --namespace moby snapshots --snapshotter overlayfs ls | tail -n +2
     ls -A /var/lib/docker/tmp
-    ls /var/lib/docker/overlay2 2>/dev/null | grep -Ev '^l$|^backingFsBlockDev$' || :
+    for layer in /var/lib/docker/overlay2/*; do
+        case $layer in
+        */'*' | */l | */backingFsBlockDev) ;;
+        *) echo "$layer" ;;
+        esac
+    done
 }
 
+pgrep --exact dockerd >/dev/null || end_containers
 remove || :
 if [ -n "$(holds)" ]; then
     engine.sh kill
+    end_containers
     pkill -KILL --full containerd-shim || :
     findmnt --raw --noheadings --output TARGET \
         | grep -E '^/(var/lib|run)/(docker|containerd)/' | sort -r | xargs -r umount --lazy
     find /var/lib/docker /var/lib/containerd -mindepth 1 -delete
     engine.sh start
-    engine.sh ready
+    timeout 60 engine.sh ready
     echo wiped
 fi
