@@ -1,0 +1,96 @@
+"""A project with one variant, its proven images, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparkimage import lock, matrix, origin, planning, verify
+from sparkimage.keys import Keyring
+from sparkimage.run import Local
+from sparkimage.store import Image, Store
+from tests.lab.fleet import Fleet
+from tests.lab.payload import Payload, sealed
+from tests.unit import project_maker as maker
+
+VARIANT = "payload"
+NAME = f"r:{VARIANT}"
+PREVIOUS = f"{NAME}-previous"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipment:
+    """A project in ``folder`` for the nodes of ``fleet``."""
+
+    folder: Path
+    fleet: Fleet
+
+    @classmethod
+    def make(cls, folder: Path, fleet: Fleet) -> Shipment:
+        """A project whose home, store and keys are its own."""
+        data = maker.document(
+            {"os": {"trixie": maker.OS}},
+            {"os": {"base": "os"}},
+            [maker.include(VARIANT, "os", platform="linux/amd64", os="trixie")],
+        )
+        read = maker.write(folder, data)
+        (folder / "matrix.lock").write_text(lock.dump(maker.locked(read)))
+        made = cls(folder=folder, fleet=fleet)
+        made.nodes(fleet.data())
+        return made
+
+    @property
+    def store(self) -> Store:
+        return Store.open(self.folder / "home" / "store")
+
+    def nodes(self, data: Mapping[str, Any]) -> None:
+        """Write fleet.yaml."""
+        (self.folder / "fleet.yaml").write_text(json.dumps(data, indent=1))
+
+    def image(self, payload: Payload) -> Image:
+        """The variant's image, with a seal that the gate takes."""
+        read = matrix.load(self.folder / "matrix.yaml")
+        held = lock.load(self.folder / "matrix.lock")
+        where = origin.of(self.folder, None, Local())
+        plan = planning.make(read, read.variants[0], held, where)
+        store = self.store
+        return sealed(
+            store, payload.put(store), NAME, plan=verify.checksum(plan, self.folder),
+            keys=Keyring(folder=self.folder / "home" / "keys"),
+        )  # fmt: skip
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            **self.fleet.environment,
+            "SPARKIMAGE_HOME": str(self.folder / "home"),
+            **more,
+        }
+
+    def argv(self, *words: str) -> list[str]:
+        file = str(self.folder / "matrix.yaml")
+        return [sys.executable, "-m", "sparkimage", "--matrix-file", file, *words]
+
+    def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """The command line, to its end."""
+        return subprocess.run(
+            self.argv(*words), env=self.environment(**more), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    def distribute(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """``distribute`` of the variant."""
+        return self.run("distribute", VARIANT, *words, **more)
+
+    def digests(self) -> dict[str, str | None]:
+        """What the name stands for on each node, as layers: equal where the image is."""
+        return {
+            node.name: "+".join(node.diff_ids(NAME)) if NAME in node.images() else None
+            for node in self.fleet
+        }
