@@ -138,7 +138,7 @@ class Distribution:
             config=self._document(self.image.manifest["config"]["digest"]),
         )
         self.part = delta.part(self.whole, len(self.image.layers))
-        self.shared = Shared(self.store)
+        self.shared = Shared(self.store, self.image.layers)
         self.who = who()
         self.known = _known(self.store)
         self.lacking: dict[str, list[int]] = {}

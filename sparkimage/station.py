@@ -154,7 +154,7 @@ class Station:
             for step in steps:
                 earlier = before.part.name if before is not None else ""
                 current = Loading(self, step, earlier, prove=step is steps[-1], followers=followers)
-                body, end = archive.partial(step, shared.blob)
+                body, end = archive.partial(step, lambda digest: shared.blob(digest, self.name))
                 for piece in body:
                     if before is not None and before.ended:
                         before.finish()
@@ -179,6 +179,8 @@ class Station:
                 if one is not None:
                     one.kill()
             raise
+        finally:
+            shared.done(self.name)
 
     def _count(self, count: int, moved: Moved) -> None:
         self.sent += count

@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage import archive, delta
+from sparkimage import archive, delta, fanout
 from sparkimage.delta import Document, Whole
 from sparkimage.errors import StoreError
 from sparkimage.fanout import Shared
 from sparkimage.probe import chain_ids
-from sparkimage.store import CHUNK, Image, Store
+from sparkimage.store import CHUNK, Image, Layer, Store
 from tests.unit.oci_maker import Files, digest, flip, make_image
 
 LAYERS: list[Files] = [{f"f{n}": bytes([n]) * (1000 * (n + 1))} for n in range(5)]
@@ -90,7 +92,7 @@ def test_a_part_is_the_image_cut(whole: Whole) -> None:
 
 def test_an_archive_holds_what_is_sent_and_names_all(whole: Whole, store: Store) -> None:
     step = delta.steps(whole, {1, 4})[-1]
-    body, end = archive.partial(step, Shared(store).blob)
+    body, end = archive.partial(step, reading(Shared(store, whole.image.layers), "a"))
     with tarfile.open(fileobj=io.BytesIO(b"".join(body) + end)) as tar:
         names = tar.getnames()
         (listed,) = json.load(tar.extractfile("manifest.json") or io.BytesIO())
@@ -101,34 +103,64 @@ def test_an_archive_holds_what_is_sent_and_names_all(whole: Whole, store: Store)
     assert listed["RepoTags"] == [step.part.name]
 
 
+def reading(shared: Shared, reader: str) -> Callable[[str], Iterator[bytes]]:
+    return lambda digest: shared.blob(digest, reader)
+
+
+def one_blob(folder: Path, data: bytes) -> tuple[Store, Layer]:
+    store = Store.open(folder)
+    named = store.put_bytes(data, "t")
+    return store, Layer(digest=named.digest, size=named.size, media_type="t", diff_id="")
+
+
 def test_one_reading_serves_all_who_are_close(tmp_path: Path) -> None:
-    store = Store.open(tmp_path)
-    data = b"x" * (3 * CHUNK + 5)
-    named = store.put_bytes(data, "t").digest
-    shared = Shared(store)
-    readers = [shared.blob(named) for _ in range(4)]
-    got = [b"".join(parts) for parts in zip(*readers, strict=True)]
-    assert b"".join(piece[: len(piece) // 4] for piece in got) == data
+    data = bytes(range(256)) * (3 * CHUNK // 256) + b"end"
+    store, layer = one_blob(tmp_path, data)
+    shared = Shared(store, [layer])
+    readers = [shared.blob(layer.digest, str(n)) for n in range(4)]
+    for pieces in zip(*readers, strict=True):
+        assert len(set(pieces)) == 1
     assert shared.read_bytes == len(data)
 
 
-def test_who_falls_behind_reads_for_himself(tmp_path: Path) -> None:
-    store = Store.open(tmp_path)
+def test_who_is_ahead_waits_for_who_moves_on(tmp_path: Path) -> None:
+    store, layer = one_blob(tmp_path, bytes(range(256)) * (12 * CHUNK // 256))
+    shared = Shared(store, [layer], window=2)
+    slow = shared.blob(layer.digest, "slow")
+    next(slow)
+    ahead: list[bytes] = []
+
+    def run() -> None:
+        ahead.extend(shared.blob(layer.digest, "quick"))
+
+    quick = threading.Thread(target=run)
+    quick.start()
+    rest = list(slow)
+    shared.done("slow")
+    quick.join()
+    assert len(ahead) == len(rest) + 1 == 12
+    assert shared.read_bytes == layer.size
+
+
+def test_nobody_waits_for_one_that_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "PATIENT_S", 0.0)
     data = bytes(range(256)) * (4 * CHUNK // 256)
-    named = store.put_bytes(data, "t").digest
-    shared = Shared(store, window=1)
-    slow = shared.blob(named)
-    first = next(slow)
-    assert b"".join(shared.blob(named)) == data
-    assert first + b"".join(slow) == data
+    store, layer = one_blob(tmp_path, data)
+    shared = Shared(store, [layer], window=1)
+    stopped = shared.blob(layer.digest, "stopped")
+    first = next(stopped)
+    assert b"".join(shared.blob(layer.digest, "quick")) == data
+    # It reads for itself when it goes on.
+    assert first + b"".join(stopped) == data
     assert shared.read_bytes > len(data)
 
 
 @pytest.mark.parametrize("spoil", ["flip", "cut", "empty", "remove"])
 def test_a_damaged_blob_never_ends(tmp_path: Path, spoil: str) -> None:
-    store = Store.open(tmp_path)
-    named = store.put_bytes(b"y" * (2 * CHUNK), "t").digest
-    path = store.path(named)
+    store, layer = one_blob(tmp_path, b"y" * (2 * CHUNK))
+    path = store.path(layer.digest)
     if spoil == "flip":
         flip(path)
     elif spoil == "remove":
@@ -136,9 +168,10 @@ def test_a_damaged_blob_never_ends(tmp_path: Path, spoil: str) -> None:
     else:
         path.chmod(0o644)
         path.write_bytes(path.read_bytes()[: CHUNK + 5] if spoil == "cut" else b"")
-    shared = Shared(store)
-    for _ in range(2):
+    shared = Shared(store, [layer])
+    for reader in ("a", "b"):
         got: list[bytes] = []
-        with pytest.raises(StoreError, match=named):
-            got.extend(shared.blob(named))
+        with pytest.raises(StoreError, match=layer.digest):
+            got.extend(shared.blob(layer.digest, reader))
+        shared.done(reader)
         assert len(b"".join(got)) < 2 * CHUNK
