@@ -1,0 +1,324 @@
+"""Measures `distribute` beside what people use instead, on the lab's four nodes: `make
+bench-distribute`. Writes docs/benchmarks.json, from which docs/benchmarks.svg and the tables of
+docs/benchmarks.md are made. Not a test of any time.
+
+Every way starts from the same nodes and ends with the same image on each, which is looked at.
+All ways are run in turn, ROUNDS times (default 3). Bytes are those that the nodes' network
+interfaces took in, SSH and all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparkimage import archive
+from sparkimage.engine import Engine
+from sparkimage.store import Image
+from tests.lab.fleet import Fleet, each
+from tests.lab.node import Node
+from tests.lab.payload import PLAIN, Payload
+from tests.lab.shipment import NAME, Shipment
+
+MB = 1_000_000
+SIZES = (250, 250, 250, 250, 250, 200, 49, 1)
+SCALE = float(os.environ.get("SCALE", "1"))
+"""Less than 1 to try the benchmark itself; then nothing is written."""
+PAYLOAD = Payload.of(*(int(size * MB * SCALE) for size in SIZES))
+IMAGES = {
+    "cold": PAYLOAD,
+    "top layer of 1 MB changed": PAYLOAD.changed(-1),
+    "layer of 250 MB in the middle changed": PAYLOAD.changed(3),
+    "nothing changed": PAYLOAD,
+}
+COLD, TOP, MIDDLE, SAME = IMAGES
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+BASE = "r:base"
+LINK = 125 * MB
+"""Bytes a second of a link of 1 Gbit/s."""
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+RESULTS = DOCS / "benchmarks.json"
+
+
+@dataclass
+class Bench:
+    """The nodes, the engine that the peers save from, and what was measured."""
+
+    shipment: Shipment
+    engine: Engine
+    direct: Mapping[str, Any]
+    wired: Mapping[str, Any]
+    seen: dict[tuple[str, str], list[tuple[float, int]]] = field(default_factory=dict)
+    memory: int = 0
+
+    @property
+    def nodes(self) -> list[Node]:
+        return list(self.shipment.fleet)
+
+    def reset(self, *, keep_base: bool) -> None:
+        """Nothing on the nodes, or nothing but the image that the changes are made to."""
+
+        def one(node: Node) -> None:
+            for tag in node.images():
+                if not (keep_base and tag == BASE):
+                    node.docker("rmi", "--force", tag)
+            for dangling in node.dangling():
+                node.docker("rmi", "--force", dangling)
+
+        each(self.nodes, one)
+
+    def measure(
+        self, case: str, way: str, image: Image, run: Callable[[], None], name: str
+    ) -> None:
+        """One run of ``way``, after which every node must have ``image`` under ``name``."""
+        before = [_received(node) for node in self.nodes]
+        began = time.monotonic()
+        run()
+        seconds = time.monotonic() - began
+        moved = sum(_received(node) for node in self.nodes) - sum(before)
+        wanted = tuple(layer.diff_id for layer in image.layers)
+        assert all(node.diff_ids(name) == wanted for node in self.nodes)
+        self.seen.setdefault((case, way), []).append((seconds, moved))
+        print(f"{case} | {way} | {seconds:.2f} s | {moved / MB:.1f} MB", flush=True)
+
+    def ours(self, *words: str) -> None:
+        done = self.shipment.distribute(*words)
+        assert done.returncode == 0, done.stderr
+        # The greatest of all children so far: ssh and the like are small beside it.
+        self.memory = max(self.memory, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+
+
+def _received(node: Node) -> int:
+    return int(node.exec("cat", "/sys/class/net/eth0/statistics/rx_bytes"))
+
+
+@contextmanager
+def _bench(engine: Engine, fleet: Fleet, folder: Path) -> Iterator[Bench]:
+    """The nodes reached without the wires, whose pumps would share the processors."""
+    config, known = folder / "direct_config", folder / "direct_known"
+    hosts, keys = [], []
+    for node in fleet:
+        host, port = node.control.target or ("", 0)
+        key = " ".join((node.folder / "host.pub").read_text().split()[:2])
+        hosts.append(f"Host direct-{node.name}\n    HostName {host}\n    Port {port}\n")
+        keys.append(f"[{host}]:{port} {key}\n")
+    known.write_text("".join(keys))
+    config.write_text(
+        "".join(hosts) + f"Host direct-*\n    User root\n    IdentityFile {fleet.folder}/client\n"
+        f"    IdentitiesOnly yes\n    UserKnownHostsFile {known}\n    StrictHostKeyChecking yes\n"
+        "    BatchMode yes\n    LogLevel ERROR\n"
+    )
+    with fleet.ssh_config.open("a") as file:
+        file.write(config.read_text())
+    shipment = Shipment.make(folder / "project", fleet)
+    yield Bench(
+        shipment=shipment,
+        engine=engine,
+        direct={"version": 1, "nodes": {f"direct-{node.name}": {} for node in fleet}},
+        wired=fleet.data(),
+    )
+    for name in IMAGES:
+        subprocess.run([*engine.docker, "rmi", _peer_name(name)], check=False, capture_output=True)
+
+
+def _peer_name(case: str) -> str:
+    return "r:" + re.sub(r"[^a-z0-9]+", "-", case)
+
+
+def _load_here(bench: Bench, image: Image, name: str) -> None:
+    """The image in this machine's engine, where the peers save or push it from."""
+    loading = subprocess.Popen(
+        [*bench.engine.docker, "load", "--quiet"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    assert loading.stdin is not None
+    for piece in archive.stream(image, name, bench.shipment.store):
+        loading.stdin.write(piece)
+    loading.stdin.close()
+    assert loading.wait() == 0
+
+
+def _ssh(bench: Bench, node: Node) -> list[str]:
+    return ["ssh", "-F", str(bench.shipment.fleet.ssh_config), f"direct-{node.name}"]
+
+
+def _save_load(bench: Bench, name: str, node: Node) -> None:
+    with subprocess.Popen([*bench.engine.docker, "save", name], stdout=subprocess.PIPE) as saving:
+        loading = subprocess.run(
+            [*_ssh(bench, node), "docker", "load"], stdin=saving.stdout, capture_output=True,
+            check=False,
+        )  # fmt: skip
+    assert saving.returncode == 0
+    assert loading.returncode == 0, loading.stderr
+
+
+def one_by_one(bench: Bench, name: str) -> None:
+    for node in bench.nodes:
+        _save_load(bench, name, node)
+
+
+def in_parallel(bench: Bench, name: str) -> None:
+    each(bench.nodes, lambda node: _save_load(bench, name, node))
+
+
+def by_file(bench: Bench, name: str) -> None:
+    """Save to a file, copy it, load it there: the nodes at once, as eugr's script does."""
+    file = bench.shipment.folder / "saved.tar"
+    subprocess.run([*bench.engine.docker, "save", "--output", str(file), name], check=True)
+
+    def one(node: Node) -> None:
+        with file.open("rb") as source:
+            subprocess.run([*_ssh(bench, node), "cat >/var/lib/docker/saved.tar"], stdin=source,
+                           check=True)  # fmt: skip
+        command = "docker load -i /var/lib/docker/saved.tar && rm /var/lib/docker/saved.tar"
+        subprocess.run([*_ssh(bench, node), command], check=True, capture_output=True)
+
+    each(bench.nodes, one)
+    file.unlink()
+
+
+def test_side_by_side(
+    engine: Engine, fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with capsys.disabled(), _bench(engine, fleet, tmp_path) as bench:
+        print()
+        _run(bench)
+        if SCALE == 1:
+            _write(bench)
+
+
+def _run(bench: Bench) -> None:
+    shipment = bench.shipment
+    images = {case: shipment.image(payload) for case, payload in IMAGES.items()}
+    for case in (COLD, TOP, MIDDLE):
+        _load_here(bench, images[case], _peer_name(case))
+    peers: dict[str, Callable[[Bench, str], None]] = {
+        "save | ssh load, all at once": in_parallel,
+        "save | ssh load, one by one": one_by_one,
+        "temporary file": by_file,
+    }
+    for round_ in range(ROUNDS):
+        shipment.nodes(bench.direct)
+        # Cold
+        image = shipment.image(PAYLOAD)
+        for way in ("distribute", "distribute --relay"):
+            bench.reset(keep_base=False)
+            bench.measure(COLD, way, image, partial(bench.ours, *way.split()[1:]), NAME)
+        for way, run in peers.items():
+            bench.reset(keep_base=False)
+            name = _peer_name(COLD)
+            bench.measure(COLD, way, image, partial(run, bench, name), name)
+        _local_load(bench, image)
+        # Plain layers, and a link of 1 Gbit/s
+        plain = shipment.image(Payload(parts=PAYLOAD.parts, packed=PLAIN))
+        bench.reset(keep_base=False)
+        bench.measure(COLD, "distribute, layers not compressed", plain, bench.ours, NAME)
+        shipment.nodes(bench.wired)
+        for case, rate, words in (
+            ("cold, 1 Gbit/s to each node", LINK, ()),
+            ("cold, 1 Gbit/s for all nodes together", LINK // 4, ()),
+            ("cold, 1 Gbit/s for all nodes together", LINK, ("--relay",)),
+        ):
+            for packed in (plain, shipment.image(PAYLOAD)) if not words else (image,):
+                shipment.store.name(NAME, shipment.store.descriptor(packed.digest))
+                bench.reset(keep_base=False)
+                for node in bench.nodes:
+                    node.data.rate(rate)
+                way = " ".join(["distribute", *words]) + (
+                    ", layers not compressed" if packed is plain else ""
+                )
+                bench.measure(case, way, packed, partial(bench.ours, *words), NAME)
+        for node in bench.nodes:
+            node.data.rate(None)
+        # What a change costs
+        shipment.nodes(bench.direct)
+        bench.reset(keep_base=False)
+        shipment.image(PAYLOAD)
+        bench.ours()
+        each(bench.nodes, lambda node: node.docker("tag", NAME, BASE))
+        for case in (TOP, MIDDLE, SAME):
+            image = shipment.image(IMAGES[case])
+            bench.reset(keep_base=True)
+            if case == SAME:
+                bench.ours()
+            bench.measure(case, "distribute", image, bench.ours, NAME)
+            name = _peer_name(COLD if case == SAME else case)
+            for way, run in peers.items():
+                if way != "save | ssh load, all at once" and round_ > 0:
+                    continue
+                bench.reset(keep_base=True)
+                bench.measure(case, way, image, partial(run, bench, name), name)
+
+
+def _local_load(bench: Bench, image: Image) -> None:
+    """What the nodes' engines need for a file that they have already, all at once."""
+    file = bench.shipment.folder / "local.tar"
+    with file.open("wb") as sink:
+        for piece in archive.stream(image, NAME, bench.shipment.store):
+            sink.write(piece)
+
+    def put(node: Node) -> None:
+        with file.open("rb") as source:
+            subprocess.run([*_ssh(bench, node), "cat >/var/lib/docker/local.tar"], stdin=source,
+                           check=True)  # fmt: skip
+
+    bench.reset(keep_base=False)
+    each(bench.nodes, put)
+    file.unlink()
+
+    def load() -> None:
+        each(bench.nodes, lambda node: node.docker("load", "-i", "/var/lib/docker/local.tar"))
+
+    bench.measure(COLD, "docker load of a local file, all at once", image, load, NAME)
+    each(bench.nodes, lambda node: node.exec("rm", "/var/lib/docker/local.tar"))
+
+
+def _write(bench: Bench) -> None:
+    rows = [
+        {
+            "case": case,
+            "way": way,
+            "seconds": [round(seconds, 2) for seconds, _ in runs],
+            "median": round(statistics.median(seconds for seconds, _ in runs), 2),
+            "bytes": int(statistics.median(moved for _, moved in runs)),
+        }
+        for (case, way), runs in bench.seen.items()
+    ]
+    data = {
+        "command": "make bench-distribute",
+        "image": {"megabytes": sum(SIZES), "layers": len(SIZES) + 1},
+        "nodes": [
+            f"{node.name}: Docker {node.docker('version', '--format', '{{.Server.Version}}')}"
+            for node in bench.nodes
+        ],
+        "memory_kib": bench.memory,
+        "rows": rows,
+    }
+    RESULTS.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as docs/benchmarks.md has them."""
+    lines = [
+        "| case | way | median | all runs | bytes to the nodes |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        runs = ", ".join(f"{one:.2f}" for one in row["seconds"])
+        lines.append(
+            f"| {row['case']} | {row['way']} | {row['median']:.2f} s | {runs} | "
+            f"{row['bytes'] / MB:,.1f} MB |"
+        )
+    return "\n".join(lines)
