@@ -113,14 +113,14 @@ def verify(
         except GateError as error:
             typer.echo(f"warning: {error.message}", err=True)
         if as_json:
-            said = verdict.to_dict() if verdict else None
+            said = verdict.to_dict() if verdict else {"result": None, "notRun": {}}
+            said["notRun"] |= {} if outcome is None else outcome.not_run
             typer.echo(
                 json.dumps(
                     {
                         "digest": held.digest,
                         "variant": plan.variant,
-                        "notRun": {} if outcome is None else dict(outcome.not_run),
-                        **(said or {"result": None}),
+                        **said,
                     },
                     indent=1,
                 )

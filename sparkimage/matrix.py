@@ -15,6 +15,7 @@ from sparkimage import patching, yamlfile
 from sparkimage.errors import ConfigError, Problem, UsageError
 from sparkimage.model import (
     KINDS,
+    AnswerSpec,
     DebianPin,
     DebPin,
     GitPin,
@@ -43,6 +44,7 @@ class Variant:
     pins: Mapping[str, str]
     entrypoint: tuple[str, ...]
     cmd: tuple[str, ...]
+    answer: AnswerSpec | None = None
 
     @property
     def arch(self) -> str:
@@ -383,6 +385,7 @@ class _Expansion:
                 entry.pins,
                 entry.entrypoint,
                 entry.cmd,
+                entry.answer,
             )
             made.append((variant, ("include", i, "name")))
         return made
@@ -395,8 +398,10 @@ class _Expansion:
         values: Mapping[str, str],
         entrypoint: Sequence[str] | None = None,
         cmd: Sequence[str] | None = None,
+        answer: AnswerSpec | None = None,
     ) -> Variant:
         defaults = self.given.defaults
+        same = entrypoint is None or entrypoint == defaults.entrypoint
         used = {p for la in layers if la in self.given.layers for p in self.given.layers[la].uses()}
         return Variant(
             name=name,
@@ -405,6 +410,8 @@ class _Expansion:
             pins={pin: values[pin] for pin in sorted(used) if pin in values},
             entrypoint=tuple(defaults.entrypoint if entrypoint is None else entrypoint),
             cmd=tuple(defaults.cmd if cmd is None else cmd),
+            # Another program answers otherwise.
+            answer=answer or (defaults.answer if same else None),
         )
 
     def _check_roles(self, variant: Variant, key: Key, name: str, spec: LayerSpec) -> None:

@@ -119,7 +119,9 @@ def _head(plan: Plan, image: Image, verdict: Verdict) -> str:
     for tier in Tier:
         of = [check for check in verdict.checks if check.tier is tier]
         passed = sum(check.passed for check in of)
+        left = len(_left(verdict, tier))
         words = f"{passed} of {len(of)} checks passed" if of else _not_run(verdict, tier)
+        words += f", {left} not run" if of and left else ""
         tiers.append((str(tier), words))
     rows: dict[str, object] = {
         "digest": image.digest,
@@ -139,11 +141,12 @@ def _head(plan: Plan, image: Image, verdict: Verdict) -> str:
 
 
 def _not_run(verdict: Verdict, tier: Tier) -> str:
-    for one in reversed(verdict.statements):
-        why = one.statement["predicate"].get("notRun", {}).get(tier)
-        if why:
-            return str(why)
-    return "not run"
+    return verdict.not_run.get(tier, "not run")
+
+
+def _left(verdict: Verdict, tier: Tier) -> dict[str, str]:
+    """Checks of a tier that ran, which could not."""
+    return {name: why for name, why in verdict.not_run.items() if name.startswith(f"{tier}/")}
 
 
 def _libraries(value: Any) -> Iterator[tuple[str, str]]:
@@ -252,6 +255,13 @@ def _checks(verdict: Verdict) -> str:
                 f"<th>check</th><th>seen</th><th>expected</th></tr></thead><tbody>{body}</tbody>"
                 "</table>"
             )
+        if left := _left(verdict, tier):
+            body = "".join(
+                f'<tr><td class="mark">·</td><td><span class="id mono">{_text(name)}</span></td>'
+                f'<td colspan="2">{_text(why)}</td></tr>'
+                for name, why in left.items()
+            )
+            rows += f'<h3>not run</h3><table class="checks"><tbody>{body}</tbody></table>'
         made += (
             f'<section><div class="head"><h2>{_text(TIERS[tier])}</h2>'
             f"{_badge(result, f'{len(of)} checks')}</div>{rows}</section>"

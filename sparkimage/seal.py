@@ -86,12 +86,22 @@ class Verdict:
     def failed(self) -> tuple[Check, ...]:
         return tuple(check for check in self.checks if not check.passed)
 
+    @property
+    def not_run(self) -> Mapping[str, str]:
+        """Tiers, and checks by their ids, that have no result of any statement, and why."""
+        said: dict[str, str] = {}
+        for one in self.statements:
+            said |= one.statement["predicate"].get("notRun") or {}
+        known = {check.id for check in self.checks} | {str(check.tier) for check in self.checks}
+        return {name: why for name, why in said.items() if name not in known}
+
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
             "result": self.result,
             "when": self.when,
             "tiers": list(self.tiers),
+            "notRun": dict(self.not_run),
             "checks": [asdict(check) for check in self.checks],
             "keys": sorted({one.key for one in self.statements}),
             "statements": [one.statement for one in self.statements],
@@ -116,7 +126,8 @@ def statement(
 ) -> dict[str, Any]:
     """The statement that these checks came to ``result`` (PASSED or FAILED) for ``digest``.
 
-    ``image`` is the name that it was built for; ``not_run`` says why a tier was left out.
+    ``image`` is the name that it was built for; ``not_run`` says why a tier, or
+    a check by its id, was left out.
     """
     algorithm, _, value = digest.partition(":")
     return {
