@@ -24,6 +24,8 @@ from sparkimage.tier import Tier
 STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+UNVERIFIED = "unverified"
+"""The kind of fact that marks an image which came without a seal that fits."""
 KEPT = 20
 """Statements kept for one digest; the oldest go first."""
 
@@ -158,13 +160,27 @@ def statement(
 def save(store: Store, made: Mapping[str, Any], keys: Keyring | None = None) -> None:
     """Sign the statement and keep it with the digest that it is about, behind the earlier ones.
 
-    Earlier ones that are not believed are dropped: the image is proven anew.
+    Earlier ones that are not believed are dropped, and a mark of an image that was loaded
+    unverified is gone: the image is proven anew.
     """
     keys = keys or Keyring.user()
     digest = f"sha256:{made['subject'][0]['digest']['sha256']}"
     payload = json.dumps(made, sort_keys=True, separators=(",", ":")).encode()
     envelope = dsse.sign(payload, PAYLOAD_TYPE, keys.signer())
     keep(store, digest, [*_believed(store, digest, keys), envelope])
+    set_mark(store, digest, None)
+
+
+def mark(store: Store, digest: str) -> str | None:
+    """Why the image was loaded although the gate refused it; None where it was not."""
+    found = store.get_fact(UNVERIFIED, digest)
+    return str(found.get("why")) if isinstance(found, dict) else None
+
+
+def set_mark(store: Store, digest: str, why: str | None) -> None:
+    """Say that the image was loaded unverified, or take that back."""
+    if why is not None or store.has_fact(UNVERIFIED, digest):
+        store.put_fact(UNVERIFIED, digest, None if why is None else {"why": why})
 
 
 def keep(store: Store, digest: str, given: Sequence[Mapping[str, Any]]) -> None:
