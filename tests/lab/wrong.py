@@ -87,7 +87,7 @@ WRONG = (
     Wrong(
         name="interpreter-of-the-entrypoint-missing",
         checks=("run/entrypoint-answers", "vllm/test_command_is_python"),
-        layer=f"RUN sed -i '1s|.*|#!/usr/bin/python3.99|' {DIST}/bin/vllm",
+        layer=f"RUN sed -i '1s|.*|#!/nowhere/python3|' {DIST}/bin/vllm",
     ),
     # What no other check sees.
     Wrong(
@@ -144,8 +144,7 @@ WRONG = (
 NEEDS_GPU = Wrong(
     name="needs-a-gpu",
     checks=(),
-    layer=f"RUN echo 'def main(): raise RuntimeError(\"Failed to infer device type\")' "
-    f">{DIST}/vllm/cli.py",
+    layer="ENV STANDIN_WITHOUT_GPU=1",
 )
 """Not wrong: it behaves as the real vLLM does where there is no GPU."""
 
