@@ -31,6 +31,10 @@ UNLIMITED = -1
 LIMIT_S = 300.0
 GPUS = ("--gpus", "all")
 PROBE = Path(__file__).with_name("probe.py")
+VARIABLE = "SPARKIMAGE_PROBE"
+"""In the container: the text of ``PROBE``, so that no command line is made of it."""
+START = f'import os; exec(os.environ["{VARIABLE}"])'
+MEMLOCK = ("--ulimit", "memlock=-1:-1")
 HANDED = "the engine hands out the machine's GPUs"
 
 
@@ -86,22 +90,30 @@ def _look(
     plan: Plan, engine: Engine, reference: str, runner: Runner, *options: str
 ) -> tuple[dict[str, Any] | None, Completed]:
     """What a container of the image sees; None where the engine has no GPU to give."""
-    argv = [
-        *engine.docker, "run", "--rm", "--pull", "never", "--platform", plan.platform,
-        *options, "--network", "none", "--ipc", "host", "--ulimit", "memlock=-1:-1",
-        "--cap-add", "IPC_LOCK", "--mount", "type=bind,src=/dev,dst=/host/dev,readonly",
-        "--env", "NCCL_DEBUG=VERSION", "--env", "NCCL_SOCKET_IFNAME=lo",
-        "--label", "dev.sparkimage.verify=1",
-        "--entrypoint", "python3", reference, "-c", PROBE.read_text(),
-    ]  # fmt: skip
-    done = runner.run(argv, check=False, timeout_s=LIMIT_S)
+
+    def run(*more: str) -> Completed:
+        argv = [
+            *engine.docker, "run", "--rm", "--pull", "never", "--platform", plan.platform,
+            *options, *more, "--network", "none", "--ipc", "host",
+            "--cap-add", "IPC_LOCK", "--mount", "type=bind,src=/dev,dst=/host/dev,readonly",
+            "--env", "NCCL_DEBUG=VERSION", "--env", "NCCL_SOCKET_IFNAME=lo", "--env", VARIABLE,
+            "--label", "dev.sparkimage.verify=1",
+            "--entrypoint", "python3", reference, "-c", START,
+        ]  # fmt: skip
+        given = {VARIABLE: PROBE.read_text()}
+        return runner.run(argv, check=False, timeout_s=LIMIT_S, env=given)
+
+    done = run(*MEMLOCK)
+    if done.returncode and "rlimit" in done.stderr:
+        # An engine that may not lift the limit; the check sees what it then is.
+        done = run()
     lines = [line for line in done.stdout.splitlines() if line.startswith("seen {")]
     if lines:
         seen: dict[str, Any] = json.loads(lines[-1].removeprefix("seen "))
         return seen, done
     if options and NO_DEVICE.search(done.stderr):
         return None, done
-    raise CommandError(argv, done.returncode, done.stdout + done.stderr)
+    raise CommandError(done.argv, done.returncode, done.stdout + done.stderr)
 
 
 def _machine(seen: dict[str, Any]) -> tuple[Check, ...]:

@@ -1,4 +1,4 @@
-"""What ``node`` runs inside of a container of the image: ``python3 -c`` of this file's text.
+"""What ``node`` runs inside of a container of the image, by its text.
 
 It knows nothing but the standard library. The first process looks at the machine, and starts one
 of itself for each GPU, as vLLM has one worker for each; those make a communicator together.

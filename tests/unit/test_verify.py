@@ -384,6 +384,14 @@ def test_a_gpu_that_the_engine_cannot_hand_out_is_a_failure(
         assert way in runtime.seen
 
 
+def test_an_engine_that_may_not_lift_the_limit_of_locked_memory(bench: Bench) -> None:
+    refused = (125, "", "runc create failed: error setting rlimit type 8: not permitted")
+    limited = {"memlock": 8 << 20}
+    answers = refused, seen(BARE, "", **limited), refused, good(**limited)
+    failed = [one for one in nodes(bench, *answers).checks if not one.passed]
+    assert [(one.id, one.seen) for one in failed] == [("node/memlock", 8 << 20)]
+
+
 @pytest.mark.parametrize("answers", [[seen(BARE), seen(BARE)], [seen(BARE), REFUSED]])
 def test_without_a_gpu_nothing_has_passed(bench: Bench, answers: list[Any]) -> None:
     came = nodes(bench, *answers)
