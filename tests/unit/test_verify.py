@@ -386,7 +386,7 @@ def test_a_gpu_that_the_engine_cannot_hand_out_is_a_failure(
 
 def test_an_engine_that_may_not_lift_the_limit_of_locked_memory(bench: Bench) -> None:
     refused = (125, "", "runc create failed: error setting rlimit type 8: not permitted")
-    limited = {"memlock": 8 << 20}
+    limited: dict[str, Any] = {"memlock": 8 << 20}
     answers = refused, seen(BARE, "", **limited), refused, good(**limited)
     failed = [one for one in nodes(bench, *answers).checks if not one.passed]
     assert [(one.id, one.seen) for one in failed] == [("node/memlock", 8 << 20)]
