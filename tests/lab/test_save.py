@@ -143,6 +143,8 @@ def test_the_node_tier_never_passes_without_a_gpu(lab: Lab, tiny: builder.Result
     alone = lab.run("verify", tiny.plan.variant, "--tier", "node")
     assert alone.returncode == 9
     assert "not run: no GPU" in alone.stderr
+    shown = lab.run("verify", tiny.plan.variant, "--tier", "static,node")
+    assert "[[gpu]]" in shown.stdout
     both = lab.run("verify", tiny.plan.variant, "--tier", "static,node", "--json")
     assert both.returncode == 0, both.stderr
     said = json.loads(both.stdout)
