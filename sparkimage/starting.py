@@ -19,7 +19,7 @@ from sparkimage.seal import Check
 from sparkimage.tier import Tier
 
 ID = "entrypoint-answers"
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 """Seconds that a program has for its answer."""
 EMULATED_S = 600.0
 """The same under emulation; one that is silent for longer has neither passed nor failed."""
