@@ -11,9 +11,9 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,8 @@ class Result:
     checks: tuple[seal.Check, ...]
     seconds: float
     unchanged: bool
+    not_run: Mapping[str, str] = field(default_factory=dict)
+    """Checks that could not run here, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,7 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
         if verdict is not None:
             return Result(
                 plan=plan, image=image, checks=tuple(verdict.checks),
-                seconds=time.monotonic() - began, unchanged=True,
+                seconds=time.monotonic() - began, unchanged=True, not_run=verdict.not_run,
             )  # fmt: skip
     preflight.check(plan, shop)
     preflight.reachable(plan, shop)
@@ -154,6 +156,7 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
         checks=outcome.checks,
         seconds=time.monotonic() - began,
         unchanged=False,
+        not_run=outcome.not_run,
     )
 
 

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli_base import AllowOption, console, read_matrix
+from sparkimage.cli_base import AllowOption, console, plans_of, read_matrix
 from sparkimage.cli_verify import Reference, find
 from sparkimage.errors import StoreError, UsageError
 
@@ -65,11 +65,20 @@ def load(
 ) -> None:
     """Take an image and its seal from a file into the store, and name it if the seal fits."""
     from sparkimage import gate, paths, shipping
+    from sparkimage import verify as verifying
     from sparkimage.keys import Keyring
     from sparkimage.progress import View
     from sparkimage.store import Store
 
     read, store = read_matrix(), Store.open(paths.store())
+
+    def required(name: str) -> gate.Required:
+        # What the matrix knows by this name must have passed its layers' checks too.
+        ours = [one for one in read.variants if f"{read.repository}:{one.name}" == name]
+        if not ours:
+            return gate.Required(tiers=read.requires)
+        return verifying.required(plans_of(read, ours)[0], read.root)
+
     view = View(console(stderr=True))
     path = Path(file)
     if file != "-" and not path.is_file():
@@ -81,7 +90,7 @@ def load(
         loaded = shipping.load(
             _Counting(source, moved),
             store,
-            required=gate.Required(tiers=read.requires),
+            required=required,
             keys=Keyring.user(),
             allow_unverified=allow_unverified,
         )

@@ -76,6 +76,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Run an image's checks again, and add what they came to to its seal."""
+    from rich.markup import escape
+
     from sparkimage import emit as emitting
     from sparkimage import paths, seal
     from sparkimage import verify as verifying
@@ -113,14 +115,14 @@ def verify(
         except GateError as error:
             typer.echo(f"warning: {error.message}", err=True)
         if as_json:
-            said = verdict.to_dict() if verdict else None
+            said = verdict.to_dict() if verdict else {"result": None, "notRun": {}}
+            said["notRun"] |= {} if outcome is None else outcome.not_run
             typer.echo(
                 json.dumps(
                     {
                         "digest": held.digest,
                         "variant": plan.variant,
-                        "notRun": {} if outcome is None else dict(outcome.not_run),
-                        **(said or {"result": None}),
+                        **said,
                     },
                     indent=1,
                 )
@@ -132,10 +134,10 @@ def verify(
     terminal = console()
     for check in outcome.checks:
         terminal.print(
-            f"[green]✓[/] {check.tier} {check.id}  [dim]{check.title}[/]", highlight=False
+            f"[green]✓[/] {check.tier} {check.id}  [dim]{escape(check.title)}[/]", highlight=False
         )
     for left, why in outcome.not_run.items():
-        terminal.print(f"[yellow]·[/] {left}: {why}", highlight=False)
+        terminal.print(f"[yellow]·[/] {left}: {escape(why)}", highlight=False)
     assert verdict is not None
     terminal.print(
         f"{plan.variant} ({held.digest[:19]}): {len(outcome.checks)} checks passed in "

@@ -57,6 +57,11 @@ def ask(
     keys = keys or Keyring.user()
     try:
         _same_name(store, digest, name, keys)
+        if (why := seal.mark(store, digest)) is not None:
+            raise GateError(
+                f"{digest[:19]} was loaded unverified: {why}",
+                hint=f"prove it here: python build.py verify {digest[7:19]}",
+            )
         return judge(seal.history(store, digest, keys), digest, plan_checksum, required)
     except GateError as refusal:
         if not allow_unverified:

@@ -12,6 +12,7 @@ from pathlib import Path
 from sparkimage import patching, wellformed, yamlfile
 from sparkimage.errors import ConfigError, Problem, UsageError
 from sparkimage.model import (
+    AnswerSpec,
     DebianPin,
     DebPin,
     GitPin,
@@ -40,6 +41,7 @@ class Variant:
     pins: Mapping[str, str]
     entrypoint: tuple[str, ...]
     cmd: tuple[str, ...]
+    answer: AnswerSpec | None = None
 
     @property
     def arch(self) -> str:
@@ -330,6 +332,7 @@ class _Expansion:
                 entry.pins,
                 entry.entrypoint,
                 entry.cmd,
+                entry.answer,
             )
             made.append((variant, ("include", i, "name")))
         return made
@@ -342,8 +345,10 @@ class _Expansion:
         values: Mapping[str, str],
         entrypoint: Sequence[str] | None = None,
         cmd: Sequence[str] | None = None,
+        answer: AnswerSpec | None = None,
     ) -> Variant:
         defaults = self.given.defaults
+        same = entrypoint is None or entrypoint == defaults.entrypoint
         used = {p for la in layers if la in self.given.layers for p in self.given.layers[la].uses()}
         return Variant(
             name=name,
@@ -352,6 +357,8 @@ class _Expansion:
             pins={pin: values[pin] for pin in sorted(used) if pin in values},
             entrypoint=tuple(defaults.entrypoint if entrypoint is None else entrypoint),
             cmd=tuple(defaults.cmd if cmd is None else cmd),
+            # Another program answers otherwise.
+            answer=answer or (defaults.answer if same else None),
         )
 
     def _check_roles(self, variant: Variant, key: Key, name: str, spec: LayerSpec) -> None:

@@ -157,6 +157,18 @@ class LayerSpec(Strict):
         return tuple(dict.fromkeys(name for _, name, _ in self.roles()))
 
 
+class AnswerSpec(Strict):
+    """How the ENTRYPOINT shows that it starts."""
+
+    args: list[str] = Field(description="what it is started with")
+    says: str = Field(min_length=1, description="what its output then holds")
+    without_gpu: str | None = Field(
+        default=None,
+        min_length=1,
+        description="what the output holds instead where it can answer with a GPU only",
+    )
+
+
 class Defaults(Strict):
     """What every variant has that does not say otherwise."""
 
@@ -164,6 +176,7 @@ class Defaults(Strict):
     layers: list[Name] = Field(min_length=1, description="from the lowest up")
     entrypoint: list[str] = []
     cmd: list[str] = []
+    answer: AnswerSpec | None = None
 
 
 class Include(Strict):
@@ -174,6 +187,7 @@ class Include(Strict):
     layers: list[Name] | None = Field(default=None, min_length=1)
     entrypoint: list[str] | None = None
     cmd: list[str] | None = None
+    answer: AnswerSpec | None = None
     pins: dict[Name, str] = {}
 
 

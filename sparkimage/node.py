@@ -1,97 +1,126 @@
-"""The node tier: the image in a container with the GPU of the machine that it is to run on.
+"""The node tier: the image in a container with the GPUs of the machine that it is to run on.
 
-The node is the machine of the engine that is given. Where no GPU answers, nothing has passed.
+The node is the machine of the engine that is given. It is looked at without its GPUs first: where
+it has none, nothing has passed; where it has one that the engine cannot hand out, that has failed.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from sparkimage import starting
 from sparkimage.engine import Engine
 from sparkimage.errors import CommandError
 from sparkimage.plan import Plan
-from sparkimage.run import Runner
+from sparkimage.run import Completed, Runner
 from sparkimage.seal import Check
+from sparkimage.static_nccl import system_path
 from sparkimage.tier import Tier
 
 NO_GPU = "not run: no GPU"
 BANNER = re.compile(r"NCCL version (\d+\.\d+\.\d+)")
 """What NCCL_DEBUG=VERSION prints when the first communicator is made."""
-NO_DEVICE = re.compile(r"select device driver|nvidia-container|CDI device")
+NO_DEVICE = re.compile(r"select device driver|nvidia-container|CDI device|nvidia\.com/gpu")
 """What engines say of a GPU that they cannot give."""
 UNLIMITED = -1
-
-PROGRAM = """
-import ctypes, json, os, resource, sys
-seen = {"gpus": 0, "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]}
-try:
-    seen["infiniband"] = sorted(os.listdir("/host/dev/infiniband"))
-except OSError:
-    seen["infiniband"] = []
-try:
-    cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
-    if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0:
-        seen["gpus"] = count.value
-except OSError:
-    pass
-if seen["gpus"]:
-    class Id(ctypes.Structure):
-        _fields_ = [("internal", ctypes.c_byte * 128)]
-    nccl, unique, comm = ctypes.CDLL("libnccl.so.2"), Id(), ctypes.c_void_p()
-    nccl.ncclCommInitRank.argtypes = [ctypes.c_void_p, ctypes.c_int, Id, ctypes.c_int]
-    seen["nccl"] = nccl.ncclGetUniqueId(ctypes.byref(unique)) or nccl.ncclCommInitRank(
-        ctypes.byref(comm), 1, unique, 0)
-    seen["mapped"] = sorted({l.split()[-1] for l in open("/proc/self/maps") if "libnccl.so" in l})
-print("seen " + json.dumps(seen))
-"""
+LIMIT_S = 300.0
+GPUS = ("--gpus", "all")
+PROBE = Path(__file__).with_name("gpu_probe.py")
+VARIABLE = "SPARKIMAGE_PROBE"
+"""In the container: the text of ``PROBE``, so that no command line is made of it."""
+START = f'import os; exec(os.environ["{VARIABLE}"])'
+MEMLOCK = ("--ulimit", "memlock=-1:-1")
+HANDED = "the engine hands out the machine's GPUs"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examined:
-    """What came of the node tier: its checks, or why it did not run."""
+    """What came of the node tier: its checks, and what did not run (the tier, or a check's id)."""
 
     checks: tuple[Check, ...] = ()
-    not_run: str = ""
+    not_run: Mapping[str, str] = field(default_factory=dict)
 
 
 def examine(plan: Plan, engine: Engine, reference: str, runner: Runner) -> Examined:
-    """Start ``reference`` with every GPU of the engine's machine, and look around in there."""
-    known = runtimes(engine, runner)
-    if not known:
-        return Examined(not_run=f"{NO_GPU} (the engine knows no nvidia runtime and no CDI device)")
-    argv = [
-        *engine.docker, "run", "--rm", "--pull", "never", "--platform", plan.platform,
-        "--gpus", "all", "--network", "none", "--ipc", "host", "--ulimit", "memlock=-1:-1",
-        "--cap-add", "IPC_LOCK", "--mount", "type=bind,src=/dev,dst=/host/dev,readonly",
-        "--env", "NCCL_DEBUG=VERSION", "--env", "NCCL_SOCKET_IFNAME=lo",
-        "--label", "dev.sparkimage.verify=1",
-        "--entrypoint", "python3", reference, "-c", PROGRAM,
-    ]  # fmt: skip
-    done = runner.run(argv, check=False, timeout_s=300)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("seen {")]
-    if not lines:
-        if NO_DEVICE.search(done.stderr):
-            return Examined(not_run=f"{NO_GPU} ({done.stderr.strip().splitlines()[-1][:200]})")
-        raise CommandError(argv, done.returncode, done.stdout + done.stderr)
-    seen: dict[str, Any] = json.loads(lines[-1].removeprefix("seen "))
-    if not seen["gpus"]:
-        return Examined(not_run=f"{NO_GPU} (CUDA finds none in the container)")
-    banner = BANNER.search(done.stdout + done.stderr)
-    pinned = plan.versions.get("nccl")
+    """Start ``reference`` on the engine's machine, with every GPU of it, and look around."""
+    bare, _ = _look(plan, engine, reference, runner)
+    assert bare is not None
+    seen, done = _look(plan, engine, reference, runner, *GPUS)
+    if seen is None or not seen["gpus"]:
+        refusal = done.stderr.strip().splitlines()[-1:]
+        said = refusal[0][:200] if seen is None and refusal else "CUDA finds none in the container"
+        if not bare["devices"]:
+            return Examined(not_run={Tier.NODE: f"{NO_GPU} ({said})"})
+        ways = ", ".join(runtimes(engine, runner)) or "no nvidia runtime, no CDI device"
+        why = f"{', '.join(bare['devices'])} cannot be handed out ({ways}): {said}"
+        return Examined(checks=(_check("runtime", HANDED, why, True), *_machine(bare)))
+    workers = seen["workers"]
     checks = [
-        _check("runtime", "the engine hands out GPUs", bool(known), True),
+        _check("runtime", HANDED, True, True),
+        *_machine(seen),
+        _check(
+            "nccl-communicator", "a communicator of one process a GPU (0: made)",
+            [one["nccl"] for one in workers], [0] * seen["gpus"],
+        ),
+    ]  # fmt: skip
+    mapped = [one["mapped"] for one in workers]
+    pinned = plan.versions.get("nccl")
+    if pinned is not None:
+        found = BANNER.search(done.stdout + done.stderr)
+        path = [f"/{system_path(plan)}"]
+        checks += [
+            _check("nccl-mapped", "libnccl that each worker maps", mapped, [path] * seen["gpus"]),
+            _check("nccl-banner", "NCCL's own banner", found[1] if found else None, pinned),
+        ]
+    not_run: dict[str, str] = {}
+    with starting.begun(
+        plan, engine, reference, runner, tier=Tier.NODE, options=GPUS
+    ) as entrypoint:
+        if entrypoint is not None:
+            starting.add(entrypoint, checks, not_run)
+    return Examined(checks=tuple(checks), not_run=not_run)
+
+
+def _look(
+    plan: Plan, engine: Engine, reference: str, runner: Runner, *options: str
+) -> tuple[dict[str, Any] | None, Completed]:
+    """What a container of the image sees; None where the engine has no GPU to give."""
+
+    def run(*more: str) -> Completed:
+        argv = [
+            *engine.docker, "run", "--rm", "--pull", "never", "--platform", plan.platform,
+            *options, *more, "--network", "none", "--ipc", "host",
+            "--cap-add", "IPC_LOCK", "--mount", "type=bind,src=/dev,dst=/host/dev,readonly",
+            "--env", "NCCL_DEBUG=VERSION", "--env", "NCCL_SOCKET_IFNAME=lo", "--env", VARIABLE,
+            "--label", "dev.sparkimage.verify=1",
+            "--entrypoint", "python3", reference, "-c", START,
+        ]  # fmt: skip
+        given = {VARIABLE: PROBE.read_text()}
+        return runner.run(argv, check=False, timeout_s=LIMIT_S, env=given)
+
+    done = run(*MEMLOCK)
+    if done.returncode and "rlimit" in done.stderr:
+        # An engine that may not lift the limit; the check sees what it then is.
+        done = run()
+    lines = [line for line in done.stdout.splitlines() if line.startswith("seen {")]
+    if lines:
+        seen: dict[str, Any] = json.loads(lines[-1].removeprefix("seen "))
+        return seen, done
+    if options and NO_DEVICE.search(done.stderr):
+        return None, done
+    raise CommandError(done.argv, done.returncode, done.stdout + done.stderr)
+
+
+def _machine(seen: dict[str, Any]) -> tuple[Check, ...]:
+    return (
         _check("infiniband", "/dev/infiniband has devices", bool(seen["infiniband"]), True),
         _check("memlock", "RLIMIT_MEMLOCK, -1 for none", seen["memlock"], UNLIMITED),
-        _check("nccl_communicator", "a communicator of one rank (0: made)", seen["nccl"], 0),
-        _check("nccl_mapped", "libnccl files that are mapped", len(seen["mapped"]), 1),
-    ]
-    if pinned is not None:
-        said = banner[1] if banner else None
-        checks.append(_check("nccl_banner", "NCCL's own banner", said, pinned))
-    return Examined(checks=tuple(checks))
+    )
 
 
 def runtimes(engine: Engine, runner: Runner) -> list[str]:

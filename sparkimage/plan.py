@@ -88,6 +88,18 @@ class PatchPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answer:
+    """How the ENTRYPOINT shows that it starts."""
+
+    args: tuple[str, ...]
+    """What it is started with."""
+    says: str
+    """What its output then holds."""
+    without_gpu: str | None = None
+    """What the output holds instead where it can answer with a GPU only."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerPlan:
     """One layer of a variant: a Dockerfile, its arguments, and what it is given."""
 
@@ -155,6 +167,8 @@ class Plan:
     """What must be resolved before this can be built; its layers are then incomplete."""
     requires: tuple[Tier, ...] = DEFAULT
     """Tiers that the image must have passed before it ships."""
+    answer: Answer | None = None
+    """None where nothing is started, or nothing is known of an answer."""
 
     @property
     def arch(self) -> str:

@@ -23,7 +23,16 @@ from sparkimage.lock import (
     Wheel,
 )
 from sparkimage.matrix import Matrix, Variant
-from sparkimage.model import DebianPin, DebPin, GitPin, ImagePin, Pin, SourceUse, WheelsPin
+from sparkimage.model import (
+    AnswerSpec,
+    DebianPin,
+    DebPin,
+    GitPin,
+    ImagePin,
+    Pin,
+    SourceUse,
+    WheelsPin,
+)
 from sparkimage.patching import PATCHES, State, Verdict
 from sparkimage.plan import (
     LABEL,
@@ -31,6 +40,7 @@ from sparkimage.plan import (
     ROOT,
     TRIPLETS,
     UV_PLATFORMS,
+    Answer,
     DebianRoot,
     Debs,
     LayerPlan,
@@ -108,11 +118,18 @@ def _make(matrix: Matrix, variant: Variant, shared: _Shared, origin: Origin) -> 
         versions=versions,
         python=_python(pins),
         requires=matrix.requires,
+        answer=_answer(variant.answer),
         labels=dict(sorted(labels.items())),
         lock_checksum=checksum,
         epoch=origin.epoch,
         unresolved=unresolved,
     )
+
+
+def _answer(given: AnswerSpec | None) -> Answer | None:
+    if given is None:
+        return None
+    return Answer(args=tuple(given.args), says=given.says, without_gpu=given.without_gpu)
 
 
 def _python(pins: Mapping[str, Pin]) -> str | None:

@@ -29,6 +29,8 @@ WINNERS = ("nccl-pip/test_torch_maps_exactly_one_nccl", "nccl-pip/test_preload_n
 FILES = "nccl-pip/test_one_physical_copy"
 """The check that saw which files all the names lead to."""
 SHORT = 160
+TITLES = {"_every": "every image", "static": "layers and config"}
+"""Headings of what stands with no layer of its own."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b2733; --soft: #5b6b7b; --line: #d9e0e7; --page: #f6f8fa;
@@ -62,6 +64,7 @@ th, td { padding: 6px 10px 6px 0; border-top: 1px solid var(--line); vertical-al
 .mark { width: 1.8em } .good { color: var(--good) } .bad { color: var(--bad) }
 .id { color: var(--soft); display: block }
 .winner td { background: var(--accent) } .winner td:first-child { padding-left: 8px }
+.places td:last-child { width: 19em }
 summary { cursor: pointer; color: var(--soft) }
 svg { width: 100%; height: 14px; display: block } rect.bar { fill: var(--bar) }
 rect.track { fill: var(--line) }
@@ -73,8 +76,10 @@ rect.track { fill: var(--line) }
   dl { grid-template-columns: 1fr } dd { margin-bottom: 6px }
   .layer { grid-template-columns: 1fr 5.5em } .layer svg { grid-column: 1 / 3; grid-row: 2 }
   .layer .mono { grid-column: 1 / 3 }
-  .checks thead { display: none } .checks tr { display: block; border-top: 1px solid var(--line);
-    padding: 6px 0 } .checks td { display: block; border: 0; padding: 1px 0 }
+  .checks thead { display: none }
+  .checks tr, .places tr { display: block; border-top: 1px solid var(--line); padding: 6px 0 }
+  .checks td, .places td { display: block; border: 0; padding: 1px 0 }
+  .places td:last-child { width: auto } .winner td { padding-left: 8px }
   .checks td.mark { float: left; width: 1.5em }
   .checks td[data-of]::before { content: attr(data-of) " "; color: var(--soft) }
 }
@@ -119,7 +124,9 @@ def _head(plan: Plan, image: Image, verdict: Verdict) -> str:
     for tier in Tier:
         of = [check for check in verdict.checks if check.tier is tier]
         passed = sum(check.passed for check in of)
+        left = len(_left(verdict, tier))
         words = f"{passed} of {len(of)} checks passed" if of else _not_run(verdict, tier)
+        words += f", {left} not run" if of and left else ""
         tiers.append((str(tier), words))
     rows: dict[str, object] = {
         "digest": image.digest,
@@ -139,11 +146,12 @@ def _head(plan: Plan, image: Image, verdict: Verdict) -> str:
 
 
 def _not_run(verdict: Verdict, tier: Tier) -> str:
-    for one in reversed(verdict.statements):
-        why = one.statement["predicate"].get("notRun", {}).get(tier)
-        if why:
-            return str(why)
-    return "not run"
+    return verdict.not_run.get(tier, "not run")
+
+
+def _left(verdict: Verdict, tier: Tier) -> dict[str, str]:
+    """Checks of a tier that ran, which could not."""
+    return {name: why for name, why in verdict.not_run.items() if name.startswith(f"{tier}/")}
 
 
 def _libraries(value: Any) -> Iterator[tuple[str, str]]:
@@ -151,8 +159,12 @@ def _libraries(value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         path = value.get("path")
         if isinstance(path, str) and LIBRARY.fullmatch(path):
-            facts = {key: said for key, said in value.items() if key != "path"}
+            facts = {key: said for key, said in value.items() if key not in ("path", "sha256")}
+            if "visible" in facts:
+                facts["visible"] = "yes" if facts["visible"] else "no, overwritten or deleted above"
             yield path, ", ".join(f"{key} {said}" for key, said in facts.items())
+            if "sha256" in value:
+                yield path, f"sha256 {value['sha256']}"
             return
         value = [*value, *value.values()]
     if isinstance(value, list):
@@ -197,7 +209,9 @@ def _nccl(verdict: Verdict) -> str:
         f"<code>{_text(_short(c.seen))}</code></p>"
         for c in answers
     )
-    return f"<section><h2>NCCL</h2><table><tbody>{rows}</tbody></table>{said}</section>"
+    return (
+        f'<section><h2>NCCL</h2><table class="places"><tbody>{rows}</tbody></table>{said}</section>'
+    )
 
 
 def _layers(plan: Plan, image: Image, project: Path) -> str:
@@ -245,13 +259,20 @@ def _checks(verdict: Verdict) -> str:
         rows = ""
         for layer in dict.fromkeys(check.layer for check in of):
             inside = [check for check in of if check.layer == layer]
-            title = "every image" if layer == "_every" else f"layer {layer}"
+            title = TITLES.get(layer, f"layer {layer}")
             body = "".join(map(_row, sorted(inside, key=lambda check: check.passed)))
             rows += (
                 f'<h3>{_text(title)}</h3><table class="checks"><thead><tr><th class="mark"></th>'
                 f"<th>check</th><th>seen</th><th>expected</th></tr></thead><tbody>{body}</tbody>"
                 "</table>"
             )
+        if left := _left(verdict, tier):
+            body = "".join(
+                f'<tr><td class="mark">·</td><td><span class="id mono">{_text(name)}</span></td>'
+                f'<td colspan="2">{_text(why)}</td></tr>'
+                for name, why in left.items()
+            )
+            rows += f'<h3>not run</h3><table class="checks"><tbody>{body}</tbody></table>'
         made += (
             f'<section><div class="head"><h2>{_text(TIERS[tier])}</h2>'
             f"{_badge(result, f'{len(of)} checks')}</div>{rows}</section>"

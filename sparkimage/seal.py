@@ -24,6 +24,8 @@ from sparkimage.tier import Tier
 STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+UNVERIFIED = "unverified"
+"""The kind of fact that marks an image which came without a seal that fits."""
 KEPT = 20
 """Statements kept for one digest; the oldest go first."""
 
@@ -86,12 +88,22 @@ class Verdict:
     def failed(self) -> tuple[Check, ...]:
         return tuple(check for check in self.checks if not check.passed)
 
+    @property
+    def not_run(self) -> Mapping[str, str]:
+        """Tiers, and checks by their ids, that have no result of any statement, and why."""
+        said: dict[str, str] = {}
+        for one in self.statements:
+            said |= one.statement["predicate"].get("notRun") or {}
+        known = {check.id for check in self.checks} | {str(check.tier) for check in self.checks}
+        return {name: why for name, why in said.items() if name not in known}
+
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
             "result": self.result,
             "when": self.when,
             "tiers": list(self.tiers),
+            "notRun": dict(self.not_run),
             "checks": [asdict(check) for check in self.checks],
             "keys": sorted({one.key for one in self.statements}),
             "statements": [one.statement for one in self.statements],
@@ -116,7 +128,8 @@ def statement(
 ) -> dict[str, Any]:
     """The statement that these checks came to ``result`` (PASSED or FAILED) for ``digest``.
 
-    ``image`` is the name that it was built for; ``not_run`` says why a tier was left out.
+    ``image`` is the name that it was built for; ``not_run`` says why a tier, or
+    a check by its id, was left out.
     """
     algorithm, _, value = digest.partition(":")
     return {
@@ -147,7 +160,8 @@ def statement(
 def save(store: Store, made: Mapping[str, Any], keys: Keyring | None = None) -> None:
     """Sign the statement and keep it with the digest that it is about, behind the earlier ones.
 
-    Earlier ones that are not believed are dropped: the image is proven anew.
+    Earlier ones that are not believed are dropped, and a mark of an image that was loaded
+    unverified is gone: the image is proven anew.
     """
     keys = keys or Keyring.user()
     digest = f"sha256:{made['subject'][0]['digest']['sha256']}"
@@ -155,6 +169,19 @@ def save(store: Store, made: Mapping[str, Any], keys: Keyring | None = None) -> 
     envelope = dsse.sign(payload, PAYLOAD_TYPE, keys.signer())
     with store.locked():
         keep(store, digest, [*_believed(store, digest, keys), envelope])
+        set_mark(store, digest, None)
+
+
+def mark(store: Store, digest: str) -> str | None:
+    """Why the image was loaded although the gate refused it; None where it was not."""
+    found = store.get_fact(UNVERIFIED, digest)
+    return str(found.get("why")) if isinstance(found, dict) else None
+
+
+def set_mark(store: Store, digest: str, why: str | None) -> None:
+    """Say that the image was loaded unverified, or take that back."""
+    if why is not None or store.has_fact(UNVERIFIED, digest):
+        store.put_fact(UNVERIFIED, digest, None if why is None else {"why": why})
 
 
 def keep(store: Store, digest: str, given: Sequence[Mapping[str, Any]]) -> None:

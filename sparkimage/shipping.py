@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,28 +88,34 @@ class _Incoming:
     passage: Passage | None = None
     digest: str = ""
     name: str = ""
+    failed: tuple[seal.Signed, ...] = ()
+    """Statements that came and say FAILED."""
 
 
 def load(
     source: Readable,
     store: Store,
     *,
-    required: Required,
+    required: Callable[[str], Required],
     keys: Keyring,
     allow_unverified: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Loaded:
     """Take in the image of ``source`` and name it, if its seal fits.
 
-    The seal is judged before the layers come, and with what the store knows of the image after.
-    Nothing is named when it is refused. Raises ``GateError``; ``StoreError`` for a file that is
-    none, or whose blobs are not what their digests say.
+    The seal is judged before the layers come, and with what the store knows of the image after;
+    ``required`` says by the image's name what it must hold. Nothing is named when it is refused.
+    What ``allow_unverified`` lets in is marked in the store: it ships no further until it is
+    proven here, or comes again with a seal that fits. Raises ``GateError``; ``StoreError`` for a
+    file that is none, or whose blobs are not what their digests say.
     """
     incoming = _Incoming()
 
     def judged() -> None:
         if incoming.passage is None:
-            incoming.passage = _judge(incoming, required, keys, allow_unverified, say)
+            _identify(incoming)
+            needs = required(incoming.name)
+            incoming.passage = _judge(incoming, needs, keys, allow_unverified, say)
 
     with store.incoming():
         try:
@@ -133,20 +139,18 @@ def load(
                 f"the archive of {incoming.digest[:19]} is incomplete", hint="save it again"
             )
         passage = incoming.passage
-        if not passage.unverified and passage.verdict is not None:
-            passage = _with_ours(store, passage, required, keys, allow_unverified, say)
+        if passage.verdict is not None:
+            needs = required(incoming.name)
+            passage = _with_ours(store, passage, needs, keys, allow_unverified, say)
+        else:
+            _add(store, incoming.digest, incoming.failed, keys)
+        seal.set_mark(store, incoming.digest, passage.unverified or None)
         store.name(incoming.name, store.descriptor(incoming.digest))
     return Loaded(image=store.resolve(incoming.digest), name=incoming.name, passage=passage)
 
 
-def _judge(
-    incoming: _Incoming,
-    required: Required,
-    keys: Keyring,
-    allow_unverified: bool,
-    say: Callable[[str], None] | None,
-) -> Passage:
-    """The gate's word on what came before the blobs; sets the digest and the name."""
+def _identify(incoming: _Incoming) -> None:
+    """Set the digest and the name, as the archive's index says them."""
     try:
         (entry,) = incoming.documents["index.json"]["manifests"]
         incoming.digest, annotations = str(entry["digest"]), entry.get("annotations", {})
@@ -156,6 +160,16 @@ def _judge(
             "this is no archive of one image: it has no index.json before its blobs",
             hint="make it with `python build.py save`",
         ) from None
+
+
+def _judge(
+    incoming: _Incoming,
+    required: Required,
+    keys: Keyring,
+    allow_unverified: bool,
+    say: Callable[[str], None] | None,
+) -> Passage:
+    """The gate's word on what came before the blobs."""
     try:
         shipped = incoming.documents.get(SEAL)
         if not isinstance(shipped, dict):
@@ -169,12 +183,15 @@ def _judge(
                 f"), its image is {incoming.name} ({incoming.digest[:19]})",
                 hint="save it again with `python build.py save`",
             )
+        believed = seal.read(shipped.get("envelopes"), incoming.digest, keys)
+        incoming.failed = tuple(
+            one for one in believed if one.statement["predicate"]["result"] == "FAILED"
+        )
         if shipped.get("unverified"):
             raise GateError(
                 f"{incoming.digest[:19]} was shipped unverified: {shipped['unverified']}",
                 hint="prove it where it was built, and save it again",
             )
-        believed = seal.read(shipped.get("envelopes"), incoming.digest, keys)
         return gate.judge(believed, incoming.digest, None, required)
     except GateError as refusal:
         if not allow_unverified:
@@ -204,18 +221,25 @@ def _with_ours(
 ) -> Passage:
     """Add the seal that came to the one that is here, and ask about both."""
     assert passage.verdict is not None
-    digest = passage.digest
+    digest, came = passage.digest, passage.verdict.statements
+    both = _add(store, digest, came, keys)
+    try:
+        return gate.judge(both, digest, came[-1].plan, required)
+    except GateError as refusal:
+        if not allow_unverified:
+            raise
+        return gate.overruled(digest, refusal, say)
+
+
+def _add(
+    store: Store, digest: str, came: Sequence[seal.Signed], keys: Keyring
+) -> list[seal.Signed]:
+    """Keep what came beside what is here; returns both, oldest first."""
     before: tuple[seal.Signed, ...] = ()
     with contextlib.suppress(GateError):
         before = seal.history(store, digest, keys)
     known = [one.envelope for one in before]
-    both = [*before, *(one for one in passage.verdict.statements if one.envelope not in known)]
+    both = [*before, *(one for one in came if one.envelope not in known)]
     both.sort(key=lambda one: str(one.statement["predicate"]["finished"]))
-    try:
-        judged = gate.judge(both, digest, passage.verdict.statements[-1].plan, required)
-    except GateError as refusal:
-        if not allow_unverified:
-            raise
-        judged = gate.overruled(digest, refusal, say)
     seal.keep(store, digest, [one.envelope for one in both])
-    return judged
+    return both

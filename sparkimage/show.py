@@ -72,6 +72,7 @@ def as_bake(plans: Sequence[Plan], shop: Workshop) -> str:
 
 def results_table(results: Sequence[Result]) -> Table:
     """What was built, for a terminal: a block a variant, since a row would not fit 80 columns."""
+    from rich.markup import escape
     from rich.table import Table
 
     made = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
@@ -84,6 +85,8 @@ def results_table(results: Sequence[Result]) -> Table:
         made.add_row("platform", result.plan.platform)
         made.add_row("size", f"{human(result.image.size)} in {layers} layers")
         made.add_row("verified", f"[green]{len(result.checks)} checks passed[/], sealed")
+        for name, why in result.not_run.items():
+            made.add_row("", f"[yellow]{name}[/]: {escape(why)}")
         made.add_row("time", clock(result.seconds) + (", unchanged" * result.unchanged))
         made.add_row("name", result.plan.image)
         made.add_section()
@@ -103,6 +106,7 @@ def facts(result: Result) -> dict[str, Any]:
             for layer in result.image.layers
         ],
         "checks": len(result.checks),
+        "notRun": dict(result.not_run),
         "seconds": round(result.seconds, 3),
         "unchanged": result.unchanged,
     }

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import sparkimage
-from sparkimage import node, rules, seal, static
+from sparkimage import node, rules, seal, starting, static
 from sparkimage.checks import REQUEST
 from sparkimage.engine import Engine
 from sparkimage.errors import (
@@ -39,8 +39,8 @@ from sparkimage.store import Image, Store
 from sparkimage.tier import DEFAULT, Tier
 
 CHECKERS = (
-    "elf.py", "layerindex.py", "layerscan.py", "linking.py", "node.py", "rules.py", "secrets.py",
-    "static.py", "static_nccl.py",
+    "elf.py", "layerindex.py", "layerscan.py", "linking.py", "node.py", "gpu_probe.py", "rules.py",
+    "secrets.py", "starting.py", "static.py", "static_nccl.py",
 )  # fmt: skip
 """The package's own files that hold checks."""
 
@@ -59,8 +59,8 @@ class Outcome:
 
     checks: tuple[seal.Check, ...]
     seconds: float
-    not_run: Mapping[Tier, str] = field(default_factory=dict)
-    """Tiers that were asked for and could not run here, and why."""
+    not_run: Mapping[str, str] = field(default_factory=dict)
+    """Tiers, or ids of checks, that were asked for and could not run here, and why."""
 
     @property
     def failed(self) -> tuple[seal.Check, ...]:
@@ -123,7 +123,7 @@ def verify(
     """
     began = time.time()
     checks: list[seal.Check] = []
-    not_run: dict[Tier, str] = {}
+    not_run: dict[str, str] = {}
     tools = {"sparkimage": sparkimage.__version__}
     if Tier.STATIC in tiers:
         checks += static_checks(plan, image, store, project)
@@ -132,16 +132,20 @@ def verify(
             at = live()
             tools["docker"] = at.engine.version
             if Tier.RUN in tiers:
-                with container(at.engine, runner, at.reference, plan.platform) as started:
+                with (
+                    container(at.engine, runner, at.reference, plan.platform) as started,
+                    starting.begun(plan, at.engine, at.reference, runner) as entrypoint,
+                ):
                     checks += examine(
                         plan, image, started, project=project, store=store, engine=at.engine,
                         runner=runner,
                     )  # fmt: skip
+                    if entrypoint is not None:
+                        starting.add(entrypoint, checks, not_run)
             if Tier.NODE in tiers:
                 came = node.examine(plan, at.engine, at.reference, runner)
                 checks += came.checks
-                if came.not_run:
-                    not_run[Tier.NODE] = came.not_run
+                not_run |= came.not_run
     except SparkError as error:
         # What the static tier refuses may well not start: then it says why.
         if all(check.passed for check in checks):
@@ -150,7 +154,7 @@ def verify(
         not_run |= {tier: f"not run: {error.message}" for tier in tiers if tier not in ran}
     if not checks:
         raise PreflightError(
-            f"{plan.variant}: " + "; ".join(f"{tier}: {why}" for tier, why in not_run.items()),
+            f"{plan.variant}: " + "; ".join(f"{name}: {why}" for name, why in not_run.items()),
             hint="run it on a node; `--tier static,run` can be run anywhere",
         )
     outcome = Outcome(checks=tuple(checks), seconds=time.time() - began, not_run=not_run)
@@ -170,7 +174,7 @@ def verify(
             finished=time.time(),
             plan_checksum=checksum(plan, project),
             image=plan.image,
-            not_run={str(tier): why for tier, why in not_run.items()},
+            not_run=not_run,
         ),
         keys,
     )

@@ -90,7 +90,7 @@ def matrix_data() -> dict[str, Any]:
             "nccl-pip": {"pins": ["nccl"]},
             "serve": {},
         },
-        "defaults": {"name": "good-{arch}", "layers": layers, "entrypoint": ["vllm", "serve"]},
+        "defaults": {**product["defaults"], "name": "good-{arch}", "layers": layers},
         "axes": {
             "platform": ["linux/amd64", "linux/arm64"],
             "debian": ["trixie"],
@@ -278,10 +278,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[La
     # On the home's disk: a temporary folder may be memory.
     made = Lab(project, paths.home() / "lab-store", engine)
     data = matrix_data()
-    from tests.lab.wrong import WRONG, add
+    from tests.lab.wrong import NEEDS_GPU, WRONG, add
 
-    for wrong in WRONG:
-        add(made, data, wrong)
+    for one in (*WRONG, NEEDS_GPU):
+        add(made, data, one)
     made.write(data)
     made.lock()
     yield made

@@ -158,7 +158,10 @@ import sys
 
 
 def main():
-    print(json.dumps(["stand-in vllm", *sys.argv[1:]]))
+    if sys.argv[1:] == ["serve", "--help"]:
+        print("usage: vllm serve [model_tag] [options]  (a stand-in)")
+    else:
+        print(json.dumps(["stand-in vllm", *sys.argv[1:]]))
 """,
 }
 

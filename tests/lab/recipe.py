@@ -91,7 +91,7 @@ FAULTS = (
     Fault(
         name="entrypoint-doubled",
         layer='ENTRYPOINT ["vllm", "serve", "vllm", "serve"]',
-        checks=("_every/test_entrypoint",),
+        checks=("_every/test_entrypoint", "run/entrypoint-answers"),
     ),
     Fault(
         name="apt-lists-left",

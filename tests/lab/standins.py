@@ -25,11 +25,17 @@ ctypes.CDLL(
 VLLM = """\
 '''A stand-in for vLLM: its command says how it was called.'''
 import json
+import os
 import sys
 
 
 def main():
-    print(json.dumps(["stand-in vllm", *sys.argv[1:]]))
+    if "STANDIN_WITHOUT_GPU" in os.environ:
+        raise RuntimeError("Failed to infer device type")
+    if sys.argv[1:] == ["serve", "--help"]:
+        print("usage: vllm serve [model_tag] [options]  (a stand-in)")
+    else:
+        print(json.dumps(["stand-in vllm", *sys.argv[1:]]))
 """
 
 

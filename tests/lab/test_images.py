@@ -14,7 +14,7 @@ from sparkimage.errors import VerifyError
 from sparkimage.store import Store
 from sparkimage.tier import Tier
 from tests.lab.conftest import REPOSITORY, Lab
-from tests.lab.wrong import WRONG, Wrong
+from tests.lab.wrong import NEEDS_GPU, WRONG, Wrong
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,8 @@ def test_a_good_image_is_proven_sealed_and_named(lab: Lab, good: builder.Result)
         "_every",
         *(layer.name for layer in good.plan.layers),
     }
+    (answer,) = [check for check in verdict.checks if check.id == "run/entrypoint-answers"]
+    assert (answer.result, answer.seen) == ("PASSED", "usage: vllm serve")
     assert store.damaged(good.image.digest) == []
 
 
@@ -88,6 +90,20 @@ def test_a_wrong_image_is_refused(lab: Lab, wrong: Wrong) -> None:
     assert sealed.result == "FAILED"
     assert {check.tier for check in sealed.checks} == {Tier.STATIC, Tier.RUN}
     lab.docker.image.remove(staged, force=True)
+
+
+@pytest.mark.usefixtures("good")
+def test_what_answers_with_a_gpu_only_has_not_passed(lab: Lab) -> None:
+    made = lab.build(f"wrong-{NEEDS_GPU.name}")
+    said = made.not_run["run/entrypoint-answers"]
+    assert said.startswith("not run: it answers with a GPU only (exit code 1: RuntimeError")
+    verdict = seal.verdict(lab.shop.store, made.image.digest)
+    assert verdict is not None
+    assert verdict.result == "PASSED"
+    assert "run/entrypoint-answers" not in {check.id for check in verdict.checks}
+    assert verdict.not_run == made.not_run
+    shown = lab.run("verify", made.plan.variant, "--tier", "run")
+    assert f"run/entrypoint-answers: {said}" in " ".join(shown.stdout.split())
 
 
 def test_other_expectations_than_the_image_was_built_for_are_refused(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import select
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -61,6 +64,66 @@ def test_another_store_loads_it_by_pipe(
     assert store.damaged(tiny.image.digest) == []
 
 
+def test_what_is_loaded_over_the_gate_stays_unverified(
+    lab: Lab, tiny: builder.Result, saved: Path, tmp_path: Path
+) -> None:
+    # Another user's keys: the seal is of a key that is not trusted there.
+    more = {
+        "SPARKIMAGE_STORE": str(tmp_path / "store"), "SPARKIMAGE_HOME": str(tmp_path / "home"),
+    }  # fmt: skip
+    refused = lab.run("load", str(saved), **more)
+    assert refused.returncode == 14
+    assert "not trusted" in refused.stderr
+    loaded = lab.run("load", str(saved), "--allow-unverified", **more)
+    assert loaded.returncode == 0, loaded.stderr
+    assert "UNVERIFIED" in loaded.stdout
+    onward = ("save", tiny.plan.variant, "-o", str(tmp_path / "onward.tar"))
+    again = lab.run(*onward, **more)
+    assert again.returncode == 14
+    assert "was loaded unverified" in again.stderr
+    assert not (tmp_path / "onward.tar").exists()
+    assert lab.run(*onward, "--allow-unverified", **more).returncode == 0
+    third = lab.run("load", str(tmp_path / "onward.tar"))
+    assert third.returncode == 14
+    assert "was shipped unverified" in third.stderr
+
+
+def test_load_asks_for_the_checks_of_the_plan_of_that_name(
+    lab: Lab, saved: Path, tmp_path: Path
+) -> None:
+    folder = lab.project / "images" / "debian"
+    original = folder.readlink()
+    other = tmp_path / "debian"
+    shutil.copytree(original, other)
+    with (other / "test_debian.py").open("a") as file:
+        file.write("\n\ndef test_new(check):\n    check('x', seen=1, expected=1)\n")
+    folder.unlink()
+    folder.symlink_to(other)
+    try:
+        refused = lab.run("load", str(saved), SPARKIMAGE_STORE=str(tmp_path / "store"))
+    finally:
+        folder.unlink()
+        folder.symlink_to(original)
+    assert refused.returncode == 14
+    assert "debian/test_new" in refused.stderr
+
+
+def test_an_interrupt_leaves_no_file(lab: Lab, tiny: builder.Result, tmp_path: Path) -> None:
+    # As Ctrl-C does: to the command, in the midst of its writing.
+    process = subprocess.Popen(
+        lab.argv("save", tiny.plan.variant, "-o", str(tmp_path / "image.tar")),
+        env=lab.environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not any(path.stat().st_size for path in tmp_path.iterdir()):
+        assert process.poll() is None
+        select.select([], [], [], 0.001)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_static_tier_starts_no_engine(lab: Lab, tiny: builder.Result, tmp_path: Path) -> None:
     # A home that no engine could be made in; its own key signs, so it is a seal of its own.
     home = tmp_path / "home"
@@ -80,6 +143,8 @@ def test_the_node_tier_never_passes_without_a_gpu(lab: Lab, tiny: builder.Result
     alone = lab.run("verify", tiny.plan.variant, "--tier", "node")
     assert alone.returncode == 9
     assert "not run: no GPU" in alone.stderr
+    shown = lab.run("verify", tiny.plan.variant, "--tier", "static,node")
+    assert "[[gpu]]" in shown.stdout
     both = lab.run("verify", tiny.plan.variant, "--tier", "static,node", "--json")
     assert both.returncode == 0, both.stderr
     said = json.loads(both.stdout)

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from tests.lab.conftest import Lab
 
 STACK = ("debian", "python", "cuda", "torch", "vllm", "nccl", "nccl-pip", "serve")
-PIP = "/usr/local/lib/python3.13/dist-packages/nvidia/nccl/lib/libnccl.so.2"
+DIST = "/usr/local/lib/python3.13/dist-packages"
+PIP = f"{DIST}/nvidia/nccl/lib/libnccl.so.2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,19 @@ WRONG = (
     ),
     Wrong(
         name="entrypoint-doubled-and-a-command",
-        checks=("_every/test_entrypoint", "_every/test_cmd"),
+        checks=("_every/test_entrypoint", "_every/test_cmd", "run/entrypoint-answers"),
         layer='ENTRYPOINT ["vllm", "serve", "vllm", "serve"]\nCMD ["vllm", "serve"]',
+    ),
+    Wrong(
+        name="interpreter-of-the-entrypoint-missing",
+        checks=("run/entrypoint-answers", "vllm/test_command_is_python"),
+        layer=f"RUN sed -i '1s|.*|#!/nowhere/python3|' {DIST}/bin/vllm",
+    ),
+    # What no other check sees.
+    Wrong(
+        name="module-of-the-entrypoint-missing",
+        checks=("run/entrypoint-answers",),
+        layer=f"RUN rm {DIST}/vllm/cli.py",
     ),
     Wrong(
         name="apt-lists-left",
@@ -117,6 +129,7 @@ WRONG = (
             "vllm/test_command_is_python",
             "serve/test_environment_for_the_gpu",
             "serve/test_command_starts",
+            "run/entrypoint-answers",
         ),
         layer="ENV CUDA_HOME=/nowhere NVIDIA_VISIBLE_DEVICES=none\n"
         "RUN echo '-----BEGIN CERTIFICATE-----' >>/etc/ssl/certs/ca-certificates.crt; "
@@ -127,6 +140,13 @@ WRONG = (
         "echo '(' >bin/vllm",
     ),
 )
+
+NEEDS_GPU = Wrong(
+    name="needs-a-gpu",
+    checks=(),
+    layer="ENV STANDIN_WITHOUT_GPU=1",
+)
+"""Not wrong: it behaves as the real vLLM does where there is no GPU."""
 
 
 def add(lab: Lab, data: dict[str, Any], wrong: Wrong) -> None:

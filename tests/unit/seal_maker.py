@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparkimage import seal
@@ -27,6 +27,7 @@ def made(
     finished: float = 1.0,
     tiers: Sequence[Tier] | None = None,
     image: str = "spark:v",
+    not_run: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     checks = checks or (check("static/a", tier=Tier.STATIC), check("l/test_a"))
     return seal.statement(
@@ -42,4 +43,5 @@ def made(
         finished=finished,
         plan_checksum=plan,
         image=image,
+        not_run=not_run,
     )

@@ -126,18 +126,13 @@ def test_one_reading_serves_all_who_are_close(tmp_path: Path) -> None:
 def test_who_is_ahead_waits_for_who_moves_on(tmp_path: Path) -> None:
     store, layer = one_blob(tmp_path, bytes(range(256)) * (12 * CHUNK // 256))
     shared = Shared(store, [layer], window=2)
-    slow = shared.blob(layer.digest, "slow")
-    next(slow)
-    ahead: list[bytes] = []
-
-    def run() -> None:
-        ahead.extend(shared.blob(layer.digest, "quick"))
-
-    quick = threading.Thread(target=run)
-    quick.start()
+    slow, quick = (shared.blob(layer.digest, name) for name in ("slow", "quick"))
+    ahead = [next(slow), next(quick)][1:]
+    running = threading.Thread(target=lambda: ahead.extend(quick))
+    running.start()
     rest = list(slow)
     shared.done("slow")
-    quick.join()
+    running.join()
     assert len(ahead) == len(rest) + 1 == 12
     assert shared.read_bytes == layer.size
 

@@ -186,7 +186,8 @@ def packed(files: dict[str, bytes]) -> bytes:
 
 
 def load(data: bytes, store: Store, keys: Keyring, **more: Any) -> shipping.Loaded:
-    given: dict[str, Any] = {"required": Required(), "keys": keys, **more}
+    required = more.pop("required", Required())
+    given: dict[str, Any] = {"required": lambda _name: required, "keys": keys, **more}
     return shipping.load(io.BytesIO(data), store, **given)
 
 
@@ -297,6 +298,52 @@ def test_load_over_the_gate_is_loud(world: World, tmp_path: Path) -> None:
     assert said == [
         f"WARNING: {world.image.digest[:19]} ships UNVERIFIED: {loaded.passage.unverified}"
     ]
+
+
+def test_what_was_loaded_unverified_ships_no_further(world: World, tmp_path: Path) -> None:
+    # Sealed where it comes from, and refused there for a tier: here it would have been enough.
+    world.seal(STATIC, RUN)
+    more = Required(tiers=(*Tier,))
+    data = world.file(world.ask(required=more, allow_unverified=True))
+    here = World(tmp_path / "here")
+    here.keys = world.keys
+    load(data, here.store, here.keys, allow_unverified=True, say=here.said.append)
+    assert seal.history(here.store, world.image.digest, here.keys) == ()
+    with pytest.raises(GateError, match=r"was loaded unverified: .*lacks the required tier node"):
+        here.ask()
+    again = here.ask(allow_unverified=True)
+    assert "was loaded unverified" in again.unverified
+    files = members(here.file(again))
+    assert "was loaded unverified" in json.loads(files[shipping.SEAL])["unverified"]
+    # What takes the mark away: a seal that comes later, or a proof of its own.
+    load(world.file(), here.store, here.keys)
+    assert here.ask().unverified == ""
+    load(data, here.store, here.keys, allow_unverified=True, say=here.said.append)
+    with pytest.raises(GateError, match="was loaded unverified"):
+        here.ask()
+    here.seal(STATIC, RUN, finished=9)
+    assert here.ask().unverified == ""
+
+
+def test_a_failed_that_was_loaded_over_the_gate_stays(world: World, tmp_path: Path) -> None:
+    world.seal(STATIC, check("l/test_a", "FAILED"))
+    data = world.file(world.ask(allow_unverified=True))
+    here = World(tmp_path / "here")
+    here.keys = world.keys
+    load(data, here.store, here.keys, allow_unverified=True, say=here.said.append)
+    here.seal(STATIC, finished=9)
+    with pytest.raises(GateError, match="says FAILED"):
+        here.ask()
+    here.seal(RUN, finished=10)
+    assert here.ask().unverified == ""
+
+
+def test_a_check_that_the_other_side_requires(world: World, tmp_path: Path) -> None:
+    world.seal(STATIC, RUN)
+    store = Store.open(tmp_path / "x")
+    with pytest.raises(GateError, match="lacks 1 required checks"):
+        load(world.file(), store, world.keys, required=Required(checks=("l/test_b",)))
+    load(world.file(), store, world.keys, required=Required(checks=("l/test_a",)))
 
 
 def test_a_failed_of_ours_outweighs_a_passed_that_comes(world: World, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sparkimage.builder import fingerprint
 from sparkimage.errors import LockError
 from sparkimage.lock import Deb, Entry, Item, Lock, Wheel
 from sparkimage.matrix import Matrix
-from sparkimage.plan import Origin, Plan
+from sparkimage.plan import Answer, Origin, Plan
 
 ORIGIN = Origin(source="https://example.org/x", revision="0" * 40, epoch=7)
 PLATFORMS = ("linux/amd64", "linux/arm64")
@@ -152,6 +152,7 @@ def test_labels(tmp_path: Path) -> None:
 CHANGES: list[Callable[[Plan], Plan]] = [
     lambda p: replace(p, entrypoint=("other",)),
     lambda p: replace(p, cmd=("x",)),
+    lambda p: replace(p, answer=Answer(args=(), says="x")),
     lambda p: replace(p, platform="linux/amd64"),
     lambda p: replace(p, epoch=8),
     lambda p: replace(p, image="r:other"),

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from sparkimage import emit, node, planning, progress, report, seal, verify
+from sparkimage import emit, node, planning, progress, report, seal, starting, verify
 from sparkimage.cli_verify import tiers_of
 from sparkimage.emulation import program
 from sparkimage.engine import Engine
@@ -29,7 +29,7 @@ from sparkimage.errors import (
 )
 from sparkimage.keys import Keyring
 from sparkimage.model import MatrixFile
-from sparkimage.plan import Plan
+from sparkimage.plan import Answer, Plan
 from sparkimage.run import Completed, Local
 from sparkimage.seal import Check
 from sparkimage.store import Image, Store
@@ -193,18 +193,142 @@ def test_tiers_of_a_word() -> None:
         tiers_of("static,moon")
 
 
+# The ENTRYPOINT
+
+ANSWER = Answer(args=("--help",), says="usage: run", without_gpu="no device")
+CREATED = (0, "c1\n", "")
+REMOVED = (0, "", "")
+
+
+def start(
+    bench: Bench, *answers: tuple[int, str, str], arch: str = "arm64", tier: Tier = Tier.RUN,
+    answer: Answer | None = ANSWER,
+) -> tuple[list[Check], dict[str, str], Fake]:  # fmt: skip
+    runner = Fake(CREATED, *answers, REMOVED)
+    checks: list[Check] = []
+    not_run: dict[str, str] = {}
+    plan = replace(bench.plan, answer=answer)
+    with starting.begun(plan, replace(ENGINE, arch=arch), "r:v", runner, tier=tier) as begun:
+        if begun is not None:
+            starting.add(begun, checks, not_run)
+    return checks, not_run, runner
+
+
+def ended(code: int, out: str = "", err: str = "") -> list[tuple[int, str, str]]:
+    return [(0, "", ""), (0, f"{code}\n", ""), (0, out, err)]
+
+
+def test_the_entrypoint_answers_as_it_is(bench: Bench) -> None:
+    checks, not_run, runner = start(bench, *ended(0, "usage: run [x]\n"))
+    assert ([one.result for one in checks], not_run) == (["PASSED"], {})
+    assert checks[0].id == "run/entrypoint-answers"
+    assert "--entrypoint" not in runner.asked[0]
+    assert runner.asked[0][-2:] == ("r:v", "--help")
+    assert runner.asked[-1][-3:] == ("rm", "--force", "c1")
+    checks, not_run, _ = start(bench, *ended(0, "usage: run"), tier=Tier.NODE)
+    assert [(one.id, one.tier) for one in checks] == [("node/entrypoint-answers", Tier.NODE)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([(1, "", "exec /bin/run: exec format error")], "exec format error"),
+        ([(1, "", 'exec: "run": executable file not found in $PATH')], "not found in $PATH"),
+        (ended(1, "", "ModuleNotFoundError: No module named 'vllm'\n"), "ModuleNotFoundError"),
+        (ended(2, "", "error: unrecognized arguments: run\n"), "exit code 2"),
+        (ended(0, "hello\n"), "hello"),
+        # The word alone is no answer, and a want of a GPU does not end well.
+        (ended(1, "usage: run\n"), "exit code 1"),
+        (ended(0, "", "no device"), "exit code 0"),
+    ],
+)
+def test_an_entrypoint_that_does_not_start_has_failed(
+    bench: Bench, answers: list[tuple[int, str, str]], said: str
+) -> None:
+    for arch in ("arm64", "amd64"):
+        checks, not_run, _ = start(bench, *answers, arch=arch)
+        assert ([one.result for one in checks], not_run) == (["FAILED"], {})
+        assert said in checks[0].seen
+
+
+def test_what_answers_with_a_gpu_only_has_not_passed(bench: Bench) -> None:
+    answers = ended(1, "", "Traceback:\nRuntimeError: no device here\n")
+    checks, not_run, _ = start(bench, *answers)
+    assert checks == []
+    assert not_run == {
+        "run/entrypoint-answers": "not run: it answers with a GPU only "
+        "(exit code 1: RuntimeError: no device here)"
+    }
+    # With a GPU it is a failure.
+    checks, not_run, _ = start(bench, *answers, tier=Tier.NODE)
+    assert ([one.result for one in checks], not_run) == (["FAILED"], {})
+
+
+def test_silence_is_a_failure_and_under_emulation_nothing(bench: Bench) -> None:
+    silent = [(0, "", ""), (124, "", "no end")]
+    checks, not_run, _ = start(bench, *silent)
+    assert ([one.result for one in checks], not_run) == (["FAILED"], {})
+    checks, not_run, _ = start(bench, *silent, arch="amd64")
+    assert checks == []
+    assert not_run["run/entrypoint-answers"].endswith("of emulation")
+    assert start(bench, answer=None)[2].asked == []
+
+
+def test_what_did_not_run_stands_in_the_seal_and_the_report(bench: Bench) -> None:
+    why = {"run/entrypoint-answers": f"not run: {EVIL}", "node": "not run: no GPU (none)"}
+    text = page(bench, check("l/test_a"), statements={"not_run": why})
+    assert "1 of 1 checks passed, 1 not run" in text
+    assert "not run: &lt;script&gt;" in text
+    assert "not run: no GPU (none)" in text
+    found = seal.verdict(bench.store, bench.image.digest, keys=bench.keys)
+    assert found is not None
+    assert (found.result, found.not_run, found.to_dict()["notRun"]) == ("PASSED", why, why)
+    # What has run once has a result.
+    later = replace(check("run/entrypoint-answers", "FAILED"), seen="exit code 1")
+    page(bench, later, check("node/x", tier=Tier.NODE))
+    found = seal.verdict(bench.store, bench.image.digest, keys=bench.keys)
+    assert found is not None
+    assert (found.result, found.not_run) == ("FAILED", {})
+
+
+def test_answer_is_a_field_of_the_matrix(tmp_path: Path) -> None:
+    data = maker.document({"os": {"trixie": maker.OS}}, {"base": {"base": "os"}},
+                          [maker.include("v", "base", os="trixie"),
+                           {**maker.include("other", "base", os="trixie"), "entrypoint": ["x"]},
+                           {**maker.include("own", "base", os="trixie"), "entrypoint": ["x"],
+                            "answer": {"args": [], "says": "x"}}])  # fmt: skip
+    data["defaults"]["answer"] = {"args": ["--help"], "says": "usage", "without_gpu": "no GPU"}
+    read = maker.write(tmp_path, data)
+    lock = maker.locked(read)
+    plans = [planning.make(read, one, lock, maker.ORIGIN) for one in read.variants]
+    assert {plan.variant: plan.answer for plan in plans} == {
+        "v": Answer(args=("--help",), says="usage", without_gpu="no GPU"),
+        "other": None,
+        "own": Answer(args=(), says="x"),
+    }
+    data["defaults"]["answer"] = {"args": [], "says": ""}
+    with pytest.raises(ConfigError):
+        maker.write(tmp_path, data)
+
+
 # The node tier
 
-INFO = json.dumps({"Runtimes": {"runc": {}, "nvidia": {}}})
-CDI = json.dumps({"DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=all"}]})
-GOOD: dict[str, Any] = {
-    "gpus": 1, "memlock": -1, "infiniband": ["uverbs0"], "nccl": 0,
-    "mapped": ["/usr/lib/libnccl.so.2.30.4"],
+INFO = (0, json.dumps({"Runtimes": {"runc": {}, "nvidia": {}}}), "")
+BARE: dict[str, Any] = {
+    "gpus": 0, "memlock": -1, "devices": [], "infiniband": ["uverbs0"], "workers": [],
 }  # fmt: skip
+LIBRARY = "/usr/lib/aarch64-linux-gnu/libnccl.so.2.30.4"
+WORKER = {"nccl": 0, "mapped": [LIBRARY]}
+GOOD = {**BARE, "gpus": 2, "devices": ["/dev/nvidia0", "/dev/nvidia1"], "workers": [WORKER] * 2}
+REFUSED = (125, "", "could not select device driver with capabilities: [[gpu]]")
 
 
-def seen(banner: str = "NCCL version 2.30.4+cuda13.0", **change: Any) -> tuple[int, str, str]:
-    return (0, f"{banner}\nseen {json.dumps({**GOOD, **change})}\n", "")
+def seen(base: Mapping[str, Any], banner: str = "", **change: Any) -> tuple[int, str, str]:
+    return (0, f"{banner}\nseen {json.dumps({**base, **change})}\n", "")
+
+
+def good(banner: str = "NCCL version 2.30.4+cuda13.0", **change: Any) -> tuple[int, str, str]:
+    return seen(GOOD, banner, **change)
 
 
 def nodes(bench: Bench, *answers: tuple[int, str, str]) -> node.Examined:
@@ -212,43 +336,67 @@ def nodes(bench: Bench, *answers: tuple[int, str, str]) -> node.Examined:
     return node.examine(plan, ENGINE, "r:v", Fake(*answers))
 
 
-def test_a_node_with_a_gpu_passes(bench: Bench) -> None:
-    for info in (INFO, CDI):
-        came = nodes(bench, (0, info, ""), seen())
-        assert came.not_run == ""
-        assert {one.tier for one in came.checks} == {Tier.NODE}
-        assert [one.id for one in came.checks if not one.passed] == []
-        assert len(came.checks) == 6
+def test_a_node_with_gpus_passes(bench: Bench) -> None:
+    came = nodes(bench, seen(BARE), good())
+    assert came.not_run == {}
+    assert {one.tier for one in came.checks} == {Tier.NODE}
+    assert [one.id for one in came.checks if not one.passed] == []
+    assert len(came.checks) == 6
+    plan = replace(bench.plan, answer=ANSWER)
+    runner = Fake(seen(BARE), good(), CREATED, *ended(0, "usage: run"), REMOVED)
+    came = node.examine(plan, ENGINE, "r:v", runner)
+    assert came.checks[-1].id == "node/entrypoint-answers"
+    assert came.checks[-1].passed
+    (created,) = [argv for argv in runner.asked if "create" in argv]
+    assert created[created.index("--gpus") + 1] == "all"
 
 
 @pytest.mark.parametrize(
     ("id", "answer"),
     [
-        ("node/infiniband", seen(infiniband=[])),
-        ("node/memlock", seen(memlock=65536)),
-        ("node/nccl_communicator", seen(nccl=2)),
-        ("node/nccl_mapped", seen(mapped=["/a/libnccl.so.2", "/b/libnccl.so.2"])),
-        ("node/nccl_banner", seen("NCCL version 2.28.9+cuda13.0")),
-        ("node/nccl_banner", seen("")),
+        ("node/infiniband", good(infiniband=[])),
+        ("node/memlock", good(memlock=65536)),
+        ("node/nccl-communicator", good(workers=[WORKER, {**WORKER, "nccl": 2}])),
+        ("node/nccl-mapped", good(workers=[WORKER, {**WORKER, "mapped": [LIBRARY, "/b.so"]}])),
+        ("node/nccl-mapped", good(workers=[WORKER, {**WORKER, "mapped": ["/pip/libnccl.so.2"]}])),
+        ("node/nccl-banner", good("NCCL version 2.28.9+cuda13.0")),
+        ("node/nccl-banner", good("")),
     ],
 )
 def test_each_node_check_can_fail(bench: Bench, id: str, answer: tuple[int, str, str]) -> None:
-    came = nodes(bench, (0, INFO, ""), answer)
+    came = nodes(bench, seen(BARE), answer)
     assert [one.id for one in came.checks if not one.passed] == [id]
 
 
-@pytest.mark.parametrize(
-    "answers",
-    [
-        [(0, json.dumps({"Runtimes": {"runc": {}}}), "")],
-        [(0, INFO, ""), seen(gpus=0)],
-        [(0, INFO, ""), (125, "", "could not select device driver with capabilities: [[gpu]]")],
-    ],
-)
+@pytest.mark.parametrize("answer", [REFUSED, seen(BARE)])
+def test_a_gpu_that_the_engine_cannot_hand_out_is_a_failure(
+    bench: Bench, answer: tuple[int, str, str]
+) -> None:
+    bare = seen(BARE, devices=["/dev/nvidia0"], infiniband=[])
+    came = nodes(bench, bare, answer, (0, json.dumps({"Runtimes": {"runc": {}}}), ""))
+    assert came.not_run == {}
+    failed = {one.id: one.seen for one in came.checks if not one.passed}
+    assert set(failed) == {"node/runtime", "node/infiniband"}
+    assert "/dev/nvidia0 cannot be handed out (no nvidia runtime" in failed["node/runtime"]
+    cdi = json.dumps({"DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=all"}]})
+    for info, way in ((INFO, "(nvidia)"), ((0, cdi, ""), "(nvidia.com/gpu=all)")):
+        (runtime, *_) = nodes(bench, bare, answer, info).checks
+        assert way in runtime.seen
+
+
+def test_an_engine_that_may_not_lift_the_limit_of_locked_memory(bench: Bench) -> None:
+    refused = (125, "", "runc create failed: error setting rlimit type 8: not permitted")
+    limited: dict[str, Any] = {"memlock": 8 << 20}
+    answers = refused, seen(BARE, "", **limited), refused, good(**limited)
+    failed = [one for one in nodes(bench, *answers).checks if not one.passed]
+    assert [(one.id, one.seen) for one in failed] == [("node/memlock", 8 << 20)]
+
+
+@pytest.mark.parametrize("answers", [[seen(BARE), seen(BARE)], [seen(BARE), REFUSED]])
 def test_without_a_gpu_nothing_has_passed(bench: Bench, answers: list[Any]) -> None:
     came = nodes(bench, *answers)
     assert came.checks == ()
-    assert came.not_run.startswith("not run: no GPU (")
+    assert came.not_run[Tier.NODE].startswith("not run: no GPU (")
     with pytest.raises(PreflightError, match="node: not run: no GPU"):
         bench.verify(live, Tier.NODE, runner=Fake(*answers))
     assert bench.verdict() is None
@@ -260,8 +408,9 @@ def test_without_a_gpu_nothing_has_passed(bench: Bench, answers: list[Any]) -> N
 
 
 def test_another_failure_of_the_node_is_an_error(bench: Bench) -> None:
-    with pytest.raises(CommandError):
-        nodes(bench, (0, INFO, ""), (125, "", "No such image"))
+    for answers in ([(125, "", "No such image")], [seen(BARE), (125, "", "No such image")]):
+        with pytest.raises(CommandError):
+            nodes(bench, *answers)
 
 
 # The report
