@@ -79,7 +79,6 @@ def distribute(
     from sparkimage import gate, paths, receipts
     from sparkimage import verify as verifying
     from sparkimage.distribute import Distribution, Options
-    from sparkimage.examine import examiner
     from sparkimage.keys import Keyring
     from sparkimage.progress import View
     from sparkimage.store import Store
@@ -96,6 +95,11 @@ def distribute(
         name=plan.image,
         keys=keys,
     )
+    examine = None
+    if prove:
+        from sparkimage.examine import examiner
+
+        examine = examiner(plan, held, read.root, store, keys, tiers_of(prove))
     outcome = Distribution(
         image=held,
         name=plan.image,
@@ -106,7 +110,7 @@ def distribute(
         options=Options(
             partial=partial, patience_s=patience, dry_run=dry_run, relay=relay, via=via
         ),
-        examine=examiner(plan, held, read.root, store, keys, tiers_of(prove)) if prove else None,
+        examine=examine,
         receipts_folder=paths.home() / receipts.FOLDER,
     ).run()
     for warning in outcome.warnings:

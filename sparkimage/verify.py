@@ -22,7 +22,6 @@ from typing import Any
 
 import sparkimage
 from sparkimage import node, rules, seal, starting, static
-from sparkimage.checks import REQUEST
 from sparkimage.engine import Engine
 from sparkimage.errors import (
     CommandError,
@@ -219,6 +218,9 @@ def examine(
     runner: Runner,
 ) -> tuple[seal.Check, ...]:
     """Run every check of ``plan`` against the container ``started`` of ``image``; seals nothing."""
+    # With pytest, which takes its time.
+    from sparkimage.checks import REQUEST
+
     folders = check_folders(plan, project)
     with TemporaryDirectory(prefix="sparkimage-verify-") as name:
         request, results = Path(name, "request.json"), Path(name, "results.json")
