@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -150,15 +151,17 @@ class _Start:
     ) -> None:  # fmt: skip
         self.engine, self.name, self.spec, self.image = engine, name, spec, image
         self.control, self.data, self.keys, self.folder = control, data, folder, folder / name
-        self.container: str | None = None
+        # Known before it is there: an interrupt may end `docker create` after its work.
+        self.container = f"lab-{uuid.uuid4().hex[:8]}-{name}"
 
     def start(self) -> Node:
         self.folder.mkdir(exist_ok=True)
         keygen(self.folder / "host")
         disk = self.spec.disk_bytes
-        self.container = self._docker(
-            "create", "--privileged", "--cgroupns=private", f"--hostname={self.name}",
-            f"--publish={LOOPBACK}::22", f"--label={OWNER}={os.getpid()}",
+        self._docker(
+            "create", f"--name={self.container}", "--privileged", "--cgroupns=private",
+            f"--hostname={self.name}", f"--publish={LOOPBACK}::22",
+            f"--label={OWNER}={os.getpid()}",
             f"--env=STORE={'containerd' if self.spec.containerd_store else 'overlay2'}",
             f"--env=DISK_BYTES={'' if disk is None else disk}", self.image,
         )  # fmt: skip
@@ -181,8 +184,11 @@ class _Start:
         )  # fmt: skip
 
     def remove(self) -> None:
-        if self.container is not None:
+        try:
             self._docker("rm", "--force", "--volumes", self.container)
+        except RuntimeError as error:
+            if "No such container" not in str(error):
+                raise
 
     def _docker(self, *words: str) -> str:
         return run([*self.engine.docker, *words])

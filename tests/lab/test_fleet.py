@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -12,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from sparkimage import archive, gate
+from sparkimage.engine import Engine
 from sparkimage.errors import GateError
 from sparkimage.gate import Required
 from sparkimage.keys import Keyring
 from sparkimage.store import Image, Store
 from tests.lab.fleet import CONTROL, DATA, FOUR, Fleet
 from tests.lab.node import PASSWORD, USERS, Node, wait
-from tests.lab.node_image import Release
+from tests.lab.node_image import Release, run
 from tests.lab.payload import PLAIN, Payload, sealed
 from tests.unit.seal_maker import PLAN
 
@@ -319,3 +323,59 @@ def test_servers_are_on_the_loopback_only(fleet: Fleet) -> None:
     for node in fleet:
         found = [line.split()[3] for line in listening.splitlines() if f":{node.port} " in line]
         assert sorted(found) == [f"{CONTROL}:{node.port}", f"{DATA}:{node.port}"]
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from sparkimage import paths
+from sparkimage.engine import ensure
+from sparkimage.run import Local
+from tests.lab.fleet import fleet
+from tests.lab.node import Spec
+engine = ensure(paths.home(), Local(), print)
+with fleet(engine, Path(sys.argv[1]), {"alone": Spec()}) as made:
+    print("container", made["alone"].container, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_node_outlives_its_tests(engine: Engine, tmp_path: Path, number: signal.Signals) -> None:
+    argv = [sys.executable, "-P", "-c", PROGRAM, str(tmp_path)]
+    root = Path(__file__).resolve().parents[2]
+
+    def begin() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            argv, env={**os.environ, "PYTHONPATH": str(root)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def container(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("container "):
+                return line.split()[1]
+        raise AssertionError("the fleet did not start")
+
+    template = "{{range .Mounts}}{{.Name}} {{end}}"
+    with begin() as process:
+        name = container(process)
+        volumes = run([*engine.docker, "inspect", "--format", template, name]).split()
+        process.send_signal(number)
+        process.wait(60)
+    if number == signal.SIGKILL:
+        assert name in listed(engine, "ps", "--all", "--format={{.Names}}")
+        # The next fleet sweeps up.
+        with begin() as process:
+            container(process)
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(60)
+    assert name not in listed(engine, "ps", "--all", "--format={{.Names}}")
+    assert volumes
+    assert not set(volumes) & listed(engine, "volume", "ls", "--quiet")
+
+
+def listed(engine: Engine, *words: str) -> set[str]:
+    return set(run([*engine.docker, *words]).split())

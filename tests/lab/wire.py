@@ -113,7 +113,7 @@ class Wire:
                 return
             self._cut = False
             assert self._socket is not None
-            self._socket.listen(64)
+            self._socket.listen()
             self._run(self._accept, self._socket)
 
     def flip_after(self, count: int) -> None:
@@ -123,6 +123,9 @@ class Wire:
 
     def cut_after(self, count: int) -> None:
         """Cut when ``count`` more bytes have gone upstream."""
+        if count == 0:
+            self.cut()
+            return
         with self._state:
             self._up.cut_at = self._up.passed + count
 
