@@ -268,7 +268,11 @@ def receipts(
     patience: PatienceOption = 60.0,
     as_json: JsonOption = False,
 ) -> None:
-    """List what was brought where, when, by whom, and what was proven."""
+    """List what was brought where, when, by whom, and what was proven.
+
+    "arrival": layers, config and platform are those that were sent, and a container can be made
+    of them.
+    """
     from sparkimage import fleet as fleets
     from sparkimage import paths, upkeep
     from sparkimage import receipts as keeping
@@ -289,20 +293,29 @@ def receipts(
 
 
 def _receipts_table(found: Sequence[Mapping[str, Any]]) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
+    from sparkimage import receipts as keeping
+    from sparkimage.distribute import PROVEN
+
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("when (UTC)", "node", "image", "digest", "seal", "proven there"):
+    for column in ("when (UTC)", "image", "digest", "seal", "proven there", "on"):
         table.add_column(column, overflow="fold")
-    for one in found:
-        seal = one.get("seal")
-        row = (
-            str(one["when"]).replace("T", " ")[:16], str(one["node"]), str(one["name"]),
-            str(one["digest"])[7:19],
-            f"{seal['result']} {'+'.join(seal['tiers'])}" if seal else "[red]UNVERIFIED[/]",
-            ", ".join(one.get("proven") or ()),
+    for column in table.columns[:3]:
+        column.no_wrap = True
+    for one, on in keeping.grouped(found):
+        seal, proven = one.get("seal"), list(one.get("proven") or ())
+        if set(PROVEN) <= set(proven):
+            proven = ["arrival", *(word for word in proven if word not in PROVEN)]
+        table.add_row(
+            escape(str(one["when"]).replace("T", " ")[:16]), escape(str(one["name"])),
+            escape(str(one["digest"])[7:19]),
+            escape(f"{seal['result']} {'+'.join(seal['tiers'])}")
+            if seal
+            else "[red]UNVERIFIED[/]",
+            escape("+".join(proven)), escape(", ".join(on)),
         )  # fmt: skip
-        table.add_row(*row)
     return table
 
 
@@ -347,7 +360,7 @@ def _images_table(views: Sequence[NodeView], differ: Sequence[str]) -> Table:
     asked = [view.name for view in views if view.error is None]
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("", "image", "digest", "since (UTC)", "on"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("digest", "since (UTC)"))
     for name in upkeep.names(views):
         mark, label = "[red]≠[/]" if name in differ else "[green]=[/]", name
         for one in upkeep.standings(views, name):

@@ -3,11 +3,13 @@ and away with the old ones."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparkimage import delta, moving, remote
+from sparkimage import receipts as keeping
 from sparkimage.distribute import stations
 from sparkimage.errors import NodeError, SparkError
 from sparkimage.fleet import Fleet
@@ -167,6 +169,7 @@ def receipts(fleet: Fleet, *, patience_s: float) -> tuple[list[Mapping[str, Any]
         for one in all_
         if one.seen is not None
         for receipt in one.seen.receipts
+        if keeping.is_one(receipt)
     ]
     return sorted(found, key=lambda one: str(one.get("when"))), errors
 
@@ -295,8 +298,10 @@ def collect(
         station.connect(lock=not dry_run, who=who)
         wanted = plan_removal(station.now, keep)
         if dry_run:
+            words = [*station.remote.docker.split(), *SIZES]
+            sizes = read_sizes(station.remote.run(words).stdout)
             came[station.name] = Collected(
-                node=station.name, removed=tuple(wanted), freed=_at_most(station.now, wanted)
+                node=station.name, removed=tuple(wanted), freed=_at_most(station.now, wanted, sizes)
             )
             return
         words = remote.script("clean", station.remote.docker, station.now.root, *wanted)
@@ -318,19 +323,35 @@ def collect(
 
 def _free(said: Sequence[str], when: str) -> int:
     """What the disks had free then, as ``df`` has it."""
-    total = 0
+    disks = {}
     for line in said[said.index(f"@@ free {when}") + 1 :]:
         fields = line.split()
         if len(fields) < 6 or not fields[3].isdecimal():
             break
-        total += int(fields[3])
-    return total
+        # Two folders may be on one disk, under two mount points.
+        disks[fields[0], fields[1]] = int(fields[3])
+    return sum(disks.values())
 
 
-def _at_most(seen: Seen, references: Sequence[str]) -> int:
+SIZES = ("image", "ls", "--all", "--no-trunc", "--format", "{{.ID}} {{.Size}}")
+"""Asks docker for what ``image inspect`` leaves out in containerd's store: the unpacked files."""
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def read_sizes(said: str) -> dict[str, int]:
+    """Bytes of each image by its id, rounded as docker says them. Pure."""
+    found = {}
+    for line in said.splitlines():
+        match = re.fullmatch(r"(sha256:[0-9a-f]{64}) ([0-9.]+)([kMGT]?B)", line.strip())
+        if match:
+            found[match[1]] = round(float(match[2]) * UNITS[match[3]])
+    return found
+
+
+def _at_most(seen: Seen, references: Sequence[str], sizes: Mapping[str, int]) -> int:
     """The size of the images that would be gone; what others share of it stays."""
     return sum(
-        image.size
+        max(image.size, sizes.get(image.id, 0))
         for image in seen.images
         if image.id in references or (image.tags and set(image.tags) <= set(references))
     )
