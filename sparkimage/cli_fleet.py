@@ -300,10 +300,8 @@ def _receipts_table(found: Sequence[Mapping[str, Any]]) -> Table:
     from sparkimage.distribute import PROVEN
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("when (UTC)", "image", "digest", "seal", "proven there", "on"):
-        table.add_column(column, overflow="fold")
-    for column in table.columns[:3]:
-        column.no_wrap = True
+    for place, column in enumerate(("when (UTC)", "image", "digest", "seal", "proven there", "on")):
+        table.add_column(column, overflow="fold", no_wrap=place < 3)
     for one, on in keeping.grouped(found):
         seal, proven = one.get("seal"), list(one.get("proven") or ())
         if set(PROVEN) <= set(proven):

@@ -11,7 +11,7 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -159,9 +159,11 @@ class Distribution:
             errors = together(all_, self._look, _name)
             self._decide(all_, errors, "nothing was sent", "run the same command again")
             well = [one for one in all_ if one.name not in errors]
-            todo = [one for one in well if not self._is_there(one)]
+            there = {one.name for one in well if self._is_there(one)}
+            # One that has it already is proven all the same, where more is to be proven.
+            todo = [one for one in well if one.name not in there or self.examine is not None]
             if self.options.dry_run:
-                return self._outcome(all_, errors, todo, began, "planned")
+                return self._outcome(all_, errors, there, began, "planned")
             errors |= self._stage(todo)
             self._decide(all_, errors, "no name was moved: every node keeps what it had")
             ready = [one for one in todo if one.name not in errors]
@@ -172,7 +174,7 @@ class Distribution:
             self._decide(all_, errors, "what was moved has been undone: every node has what it had")
             self._clean([one for one in well if one.name not in errors])
             self._keep_receipts([one for one in ready if one.name not in errors])
-            return self._outcome(all_, errors, todo, began, "moved")
+            return self._outcome(all_, errors, there, began, "moved")
 
     # Phases
 
@@ -351,21 +353,19 @@ class Distribution:
         self,
         all_: Sequence[Station],
         errors: Errors,
-        todo: Sequence[Station],
+        there: Collection[str],
         began: float,
         state: str,
     ) -> Outcome:
-        changed = {one.name for one in todo}
-
         def result(one: Station) -> NodeResult:
             lacking = self.lacking.get(one.name, [])
             return NodeResult(
                 name=one.name,
                 state="failed"
                 if one.name in errors
-                else state
-                if one.name in changed
-                else "unchanged",
+                else "unchanged"
+                if one.name in there
+                else state,
                 sent=one.sent if state != "planned" else self._bytes(one),
                 source=one.source,
                 layers_sent=one.layers_sent if state != "planned" else len(lacking),
