@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from sparkimage.cli_verify import Reference, find, tiers_of
 from sparkimage.errors import NodeError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.table import Table
 
@@ -141,14 +141,16 @@ def _outcome_table(outcome: Outcome) -> Table:
         title=f"{outcome.name} ({outcome.digest[7:19]}), {clock(outcome.seconds)}",
         title_style="bold",
     )  # fmt: skip
-    for column in ("", "node", "state", "sent", "layers"):
-        table.add_column(column, justify="right" if column == "sent" else "left")
+    planned = any(one.state == "planned" for one in outcome.nodes)
+    for column in ("", "node", "state", "to send" if planned else "sent", "layers"):
+        table.add_column(column, justify="right" if "se" in column else "left")
     for one in outcome.nodes:
-        verb = "to send" if one.state == "planned" else "sent"
-        table.add_row(
-            marks.get(one.state, "·"), one.name, one.state, human(one.sent),
-            f"{one.layers_sent} {verb}, {one.layers_kept} there",
-        )  # fmt: skip
+        sent = f"from {one.source}" if one.source else human(one.sent)
+        came = "to come" if one.state == "planned" else "came"
+        layers = f"{one.layers_sent} {came}, {one.layers_kept} were there"
+        if one.state == "failed":
+            sent = layers = ""
+        table.add_row(marks.get(one.state, "·"), one.name, one.state, sent, layers)
     return table
 
 
@@ -176,13 +178,17 @@ def nodes(
     if as_json:
         typer.echo(json.dumps([view.to_dict() for view in views], indent=1))
     else:
-        console().print(_nodes_table(views, differ))
+        console().print(_nodes_table(views))
+        if upkeep.names(views):
+            console().print("", _images_table(views, differ), sep="\n")
     errors = {view.name: view.error for view in views if view.error is not None}
     if errors:
         from sparkimage.moving import lines
 
         raise NodeError(
-            f"{len(errors)} of {len(views)} nodes cannot be asked", detail="\n".join(lines(errors))
+            f"{len(errors)} of {len(views)} nodes cannot be asked"
+            + (f"; not the same on the others: {', '.join(differ)}" if differ else ""),
+            detail="\n".join(lines(errors)),
         )
     if differ:
         raise MixedFleetError(
@@ -222,6 +228,7 @@ def gc(
     ] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     patience: PatienceOption = 60.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Remove old images and what broken runs left from the nodes.
 
@@ -231,42 +238,87 @@ def gc(
     from sparkimage import upkeep
     from sparkimage.distribute import who
     from sparkimage.moving import lines
+    from sparkimage.progress import human
 
     read = read_matrix()
     came, errors = upkeep.collect(
         fleets.read(nodes, read.root), keep=keep, who=who(), patience_s=patience, dry_run=dry_run
     )
-    for one in came:
+    if as_json:
+        typer.echo(json.dumps([one.to_dict() for one in came], indent=1))
+    for one in came if not as_json else ():
+        what = "would set free at most" if dry_run else "set free"
+        typer.echo(f"{one.node}: {what} {human(one.freed)}")
         verb = "would remove" if dry_run else "removed"
-        typer.echo(f"{one.node}: {verb} {len(one.removed)}" + (", kept:" if one.kept else ""))
-        for line in (*one.removed, *(f"kept {kept}" for kept in one.kept)):
+        for line in (*(f"{verb} {gone}" for gone in one.removed), *(f"kept {k}" for k in one.kept)):
             typer.echo(f"  {line}")
     if errors:
-        raise NodeError(f"{len(errors)} nodes failed", detail="\n".join(lines(errors)))
+        raise NodeError(
+            f"{len(errors)} of {len(came) + len(errors)} nodes failed",
+            detail="\n".join(lines(errors)),
+        )
 
 
-def receipts(as_json: JsonOption = False) -> None:
-    """List what was brought where from this machine, when, and what was proven."""
-    from rich.table import Table
+def receipts(
+    nodes: Annotated[
+        str,
+        typer.Option(
+            "--nodes",
+            metavar="FILE|NAMES",
+            help="Those that are kept on these nodes, by whomever they were brought; "
+            "none: those that are kept here.",
+        ),
+    ] = "",
+    patience: PatienceOption = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """List what was brought where, when, by whom, and what was proven.
 
-    from sparkimage import paths
+    "arrival": layers, config and platform are those that were sent, and a container can be made
+    of them.
+    """
+    from sparkimage import fleet as fleets
+    from sparkimage import paths, upkeep
     from sparkimage import receipts as keeping
+    from sparkimage.moving import lines
 
-    found = keeping.kept(paths.home() / keeping.FOLDER)
+    if nodes:
+        found, errors = upkeep.receipts(fleets.read(nodes, read_matrix().root), patience_s=patience)
+    else:
+        found, errors = keeping.kept(paths.home() / keeping.FOLDER), {}
     if as_json:
         typer.echo(json.dumps(found, indent=1))
-        return
+    elif found:
+        console().print(_receipts_table(found))
+    else:
+        typer.echo("no image was brought anywhere" + (" there" if nodes else " from here"))
+    if errors:
+        raise NodeError(f"{len(errors)} nodes cannot be asked", detail="\n".join(lines(errors)))
+
+
+def _receipts_table(found: Sequence[Mapping[str, Any]]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sparkimage import receipts as keeping
+    from sparkimage.distribute import PROVEN
+
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("when", "node", "name", "digest", "proven there", "seal"):
-        table.add_column(column, overflow="fold")
-    for one in found:
-        seal = one.get("seal")
+    for place, column in enumerate(("when (UTC)", "image", "digest", "seal", "proven there", "on")):
+        table.add_column(column, overflow="fold", no_wrap=place < 3)
+    for one, on in keeping.grouped(found):
+        seal, proven = one.get("seal"), list(one.get("proven") or ())
+        if set(PROVEN) <= set(proven):
+            proven = ["arrival", *(word for word in proven if word not in PROVEN)]
         table.add_row(
-            str(one["when"]), str(one["node"]), str(one["name"]), str(one["digest"])[7:19],
-            ", ".join(one.get("proven") or ()),
-            f"{seal['result']} {'+'.join(seal['tiers'])}" if seal else "UNVERIFIED",
+            escape(str(one["when"]).replace("T", " ")[:16]), escape(str(one["name"])),
+            escape(str(one["digest"])[7:19]),
+            escape(f"{seal['result']} {'+'.join(seal['tiers'])}")
+            if seal
+            else "[red]UNVERIFIED[/]",
+            escape("+".join(proven)), escape(", ".join(on)),
         )  # fmt: skip
-    console().print(table)
+    return table
 
 
 def _image_name(read: Matrix, given: str) -> str:
@@ -281,24 +333,51 @@ def _image_name(read: Matrix, given: str) -> str:
     return f"{read.repository}:{given}"
 
 
-def _nodes_table(views: Sequence[NodeView], differ: Sequence[str]) -> Table:
+def _nodes_table(views: Sequence[NodeView]) -> Table:
     from rich.table import Table
 
     from sparkimage.progress import human
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("node", "docker", "store", "free", "image", "digest", "since", ""):
-        table.add_column(column, overflow="fold", no_wrap=column in ("node", "docker", "store"))
+    for column in ("", "node", "docker", "store", "arch", "free disk", "images of ours"):
+        table.add_column(column, justify="right" if column == "free disk" else "left")
     for view in views:
-        if view.seen is None:
-            table.add_row(view.name, "[red]✗[/]", "", "", "[red]cannot be asked[/]", "", "", "")
+        seen = view.seen
+        if view.error is not None or seen is None:
+            table.add_row("[red]✗[/]", view.name, "", "", "", "", "[red]cannot be asked[/]")
             continue
-        about = (view.name, view.seen.version, view.seen.store, human(view.seen.free))
-        if not view.images:
-            table.add_row(*about, "[dim]none of ours[/]", "", "", "")
-        for held in view.images:
-            mark = "[red]≠[/]" if held.name in differ else "[green]=[/]"
-            digest = held.digest[7:19] if held.digest else f"[dim]({held.identity})[/]"
-            table.add_row(*about, held.name, digest, held.when or "", mark)
-            about = ("", "", "", "")
+        count = str(len(view.images)) if view.images else "[dim]none[/]"
+        table.add_row(
+            "", view.name, seen.version, seen.store, seen.arch, human(seen.free), count
+        )  # fmt: skip
+    return table
+
+
+def _images_table(views: Sequence[NodeView], differ: Sequence[str]) -> Table:
+    """Each name with every image that it stands for, and on which nodes."""
+    from rich.table import Table
+
+    from sparkimage import upkeep
+
+    asked = [view.name for view in views if view.error is None]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("", "image", "digest", "since (UTC)", "on"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("digest", "since (UTC)"))
+    for name in upkeep.names(views):
+        mark, label = "[red]≠[/]" if name in differ else "[green]=[/]", name
+        for one in upkeep.standings(views, name):
+            digest = (
+                "[yellow]none[/]"
+                if one.identity is None
+                else one.digest[7:19]
+                if one.digest
+                else f"[dim]({one.identity})[/]"
+            )
+            where = ", ".join(one.nodes)
+            if list(one.nodes) == asked:
+                those = "nodes" if len(asked) == len(views) else "that were asked"
+                where = f"all {len(asked)} {those}" if len(asked) > 1 else where
+            since = (one.when or "").replace("T", " ")[:16]
+            table.add_row(mark, label, digest, since, where)
+            mark = label = ""
     return table

@@ -11,7 +11,7 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from sparkimage.fanout import Shared
 from sparkimage.fleet import Fleet
 from sparkimage.gate import Passage
 from sparkimage.moving import PREVIOUS, Errors, Move, together
-from sparkimage.progress import Board, View
+from sparkimage.progress import Board, Moved, View, human
 from sparkimage.remote import Remote
 from sparkimage.station import ATTEMPTS, Station
 from sparkimage.store import Image, Store
@@ -58,6 +58,9 @@ class NodeResult:
     state: str
     """``moved``, ``unchanged``, ``planned`` or ``failed``."""
     sent: int = 0
+    """Bytes that went to it from here; with ``planned`` those that would."""
+    source: str = ""
+    """Where else it got the layers from: another node's name, or the registry's repository."""
     layers_sent: int = 0
     layers_kept: int = 0
     error: SparkError | None = None
@@ -92,6 +95,7 @@ class Outcome:
                     "node": one.name,
                     "state": one.state,
                     "sent": one.sent,
+                    "source": one.source or None,
                     "layers_sent": one.layers_sent,
                     "layers_kept": one.layers_kept,
                     "error": one.error.message if one.error is not None else None,
@@ -142,6 +146,8 @@ class Distribution:
         self.who = who()
         self.known = _known(self.store)
         self.lacking: dict[str, list[int]] = {}
+        self.expected: dict[str, int] = {}
+        self.warnings: list[str] = []
         self.proven: dict[str, Sequence[str]] = {}
 
     def run(self) -> Outcome:
@@ -153,9 +159,11 @@ class Distribution:
             errors = together(all_, self._look, _name)
             self._decide(all_, errors, "nothing was sent", "run the same command again")
             well = [one for one in all_ if one.name not in errors]
-            todo = [one for one in well if not self._is_there(one)]
+            there = {one.name for one in well if self._is_there(one)}
+            # One that has it already is proven all the same, where more is to be proven.
+            todo = [one for one in well if one.name not in there or self.examine is not None]
             if self.options.dry_run:
-                return self._outcome(all_, errors, todo, began, "planned")
+                return self._outcome(all_, errors, there, began, "planned")
             errors |= self._stage(todo)
             self._decide(all_, errors, "no name was moved: every node keeps what it had")
             ready = [one for one in todo if one.name not in errors]
@@ -166,7 +174,7 @@ class Distribution:
             self._decide(all_, errors, "what was moved has been undone: every node has what it had")
             self._clean([one for one in well if one.name not in errors])
             self._keep_receipts([one for one in ready if one.name not in errors])
-            return self._outcome(all_, errors, todo, began, "moved")
+            return self._outcome(all_, errors, there, began, "moved")
 
     # Phases
 
@@ -195,10 +203,8 @@ class Distribution:
         text = f"{self.name} to {len(todo)} nodes"
         with self.view.board([one.name for one in todo], text) as board:
             for one in todo:
-                if not self.options.via:
-                    board.total(one.name, self._bytes(one))
-                kept = len(self.image.layers) - len(self.lacking[one.name])
-                board.state(one.name, f"{kept} of {len(self.image.layers)} layers are there")
+                self._expect(one, board, 0 if self.options.via else self._bytes(one))
+                board.state(one.name, self._reused(one))
             if self.options.relay and not self.options.via:
                 self._relay(todo, board)
             left = [one for one in todo if not one.target or self.examine is not None]
@@ -215,27 +221,33 @@ class Distribution:
             first, *others = stations
             for one in others:
                 board.state(one.name, f"by relay from {first.name}")
-                board.total(one.name, -self._bytes(one))
+                self._expect(one, board, 0)
             steps = delta.steps(self.whole, self.lacking[first.name])
+            why = "it ended before its time"
             try:
-                first.load(
-                    steps, self.shared, lambda n: board.moved(first.name, n), followers=others
-                )
+                first.load(steps, self.shared, self._moving(first, board), followers=others)
+            except SparkError as error:
+                why = error.message
+                raise
             finally:
                 for one in stations:
                     if one.target:
                         one.layers_sent = sum(len(step.send) for step in steps)
+                        one.source = first.name if one is not first else ""
                         board.state(one.name, "proven")
                     else:
-                        one.warnings.append(f"{one.name}: the relay did not reach it")
+                        self.warnings.append(
+                            f"{one.name}: not reached by relay, its layers go out from here: "
+                            f"{one.unrelayed or why}"
+                        )
 
         # What went wrong is seen again, and told, when it is brought from here.
         together([g for g in groups.values() if len(g) > 1], chain, lambda g: g[0].name)
 
     def _bring(self, station: Station, board: Board) -> None:
         """Load and prove it there; what can pass is tried again."""
-        if self.options.relay:
-            self._again(station)
+        if self.options.relay and not self.options.via:
+            self._again(station, board)
         for attempt in range(ATTEMPTS):
             try:
                 held = station.has(self.image)
@@ -243,10 +255,13 @@ class Distribution:
                     station.adopt(held.id, self.part)
                 elif self.options.via:
                     pulled = f"{self.options.via}@{self.image.digest}"
+                    board.state(station.name, f"pulls from {self.options.via}")
                     station.adopt(pulled, self.part, size=self._bytes(station))
+                    station.source = self.options.via
+                    station.layers_sent = len(self.lacking[station.name])
                 else:
                     steps = delta.steps(self.whole, self.lacking[station.name])
-                    station.load(steps, self.shared, lambda n: board.moved(station.name, n))
+                    station.load(steps, self.shared, self._moving(station, board))
                 if self.examine is not None:
                     board.state(station.name, "being examined")
                     self.proven[station.name] = self.examine(station, self.part.name)
@@ -256,16 +271,41 @@ class Distribution:
                 if error.definite or attempt == ATTEMPTS - 1:
                     board.state(station.name, "failed")
                     raise
-                board.state(station.name, f"again: {error.message}")
+                why = error.message.removeprefix(f"{station.name}").lstrip(": ")
+                board.state(station.name, f"again: {why}")
                 time.sleep(WAIT_S[attempt])
-                self._again(station)
+                self._again(station, board)
             except SparkError:
                 board.state(station.name, "failed")
                 raise
 
-    def _again(self, station: Station) -> None:
+    def _again(self, station: Station, board: Board) -> None:
         station.remote.close()
         self._look(station)
+        self._expect(station, board, 0 if self.options.via else self._bytes(station))
+        board.state(station.name, self._reused(station))
+
+    def _expect(self, station: Station, board: Board, count: int) -> None:
+        """So many bytes are still to go to it from here."""
+        total = station.sent + count
+        board.total(station.name, total - self.expected.get(station.name, 0))
+        self.expected[station.name] = total
+
+    def _moving(self, station: Station, board: Board) -> Moved:
+        """Counts on the board what goes to it, and says when all has gone."""
+
+        def moved(count: int) -> None:
+            before = station.sent - count
+            board.moved(station.name, count)
+            if before < self.expected[station.name] <= station.sent:
+                board.state(station.name, "unpacking")
+
+        return moved
+
+    def _reused(self, station: Station) -> str:
+        layers, count = len(self.image.layers), len(self.lacking[station.name])
+        size = f", {human(self._bytes(station))} to send" if not self.options.via else ""
+        return f"{layers - count} of {layers} layers are there{size}"
 
     def _move(self, station: Station) -> Move:
         named = station.now.by_tag(self.name)
@@ -287,7 +327,7 @@ class Distribution:
         def one(station: Station) -> None:
             stale = station.stale(keep=self.part.name)
             if stale:
-                words = remote.script("clean", station.remote.docker, *stale)
+                words = remote.script("clean", station.remote.docker, station.now.root, *stale)
                 station.remote.run(words, check=False)
 
         together(well, one, _name)
@@ -313,22 +353,21 @@ class Distribution:
         self,
         all_: Sequence[Station],
         errors: Errors,
-        todo: Sequence[Station],
+        there: Collection[str],
         began: float,
         state: str,
     ) -> Outcome:
-        changed = {one.name for one in todo}
-
         def result(one: Station) -> NodeResult:
             lacking = self.lacking.get(one.name, [])
             return NodeResult(
                 name=one.name,
                 state="failed"
                 if one.name in errors
-                else state
-                if one.name in changed
-                else "unchanged",
-                sent=one.sent,
+                else "unchanged"
+                if one.name in there
+                else state,
+                sent=one.sent if state != "planned" else self._bytes(one),
+                source=one.source,
                 layers_sent=one.layers_sent if state != "planned" else len(lacking),
                 layers_kept=len(self.image.layers) - len(lacking),
                 error=errors.get(one.name),
@@ -340,7 +379,7 @@ class Distribution:
             nodes=tuple(result(one) for one in all_),
             seconds=time.monotonic() - began,
             read=self.shared.read_bytes,
-            warnings=tuple(said for one in all_ for said in one.warnings),
+            warnings=(*self.warnings, *(said for one in all_ for said in one.warnings)),
         )
 
     def _receipt(self, station: Station) -> dict[str, Any]:
@@ -369,7 +408,8 @@ class Distribution:
         }
 
     def _bytes(self, station: Station) -> int:
-        return sum(self.image.layers[place].size for place in self.lacking[station.name])
+        places = self.lacking.get(station.name, ())
+        return sum(self.image.layers[place].size for place in places)
 
     def _document(self, digest: str) -> Document:
         with self.store.open_blob(digest) as blob:

@@ -33,9 +33,23 @@ def examiner(
                 store=store, runner=Local(), keys=keys, tiers=tiers, host=station.name,
             )  # fmt: skip
         except (VerifyError, PreflightError) as error:
+            if isinstance(error, VerifyError):
+                tier = ",".join(tiers)
+                hint = (
+                    "mend the node, or correct the layer and build again; the image's seal says "
+                    f"FAILED now, until `verify {image.digest[7:19]} --tier {tier}` says PASSED"
+                )
+            else:
+                hint = "leave that tier out of --prove, or mend the node"
             raise NodeError(
-                f"{station.name}: {error.message}", detail=error.detail, hint=error.hint
+                f"{station.name}: {error.message}", detail=error.detail, hint=hint
             ) from None
+        if outcome.not_run:
+            # It was asked for: what did not run has proven nothing.
+            raise NodeError(
+                f"{station.name}: " + "; ".join(f"{t}: {w}" for t, w in outcome.not_run.items()),
+                hint="leave that tier out of --prove, or mend the node",
+            )
         ran = {check.tier for check in outcome.checks}
         return [str(tier) for tier in Tier if tier in ran]
 

@@ -247,7 +247,9 @@ class View:
         elif not self.console.is_terminal:
             yield PlainBoard(self, text)
         else:
-            board = LiveBoard(self.console, names)
+            from sparkimage.board import LiveBoard
+
+            board = LiveBoard(self.console, names, text)
             with board.shown:
                 yield board
 
@@ -313,40 +315,6 @@ class PlainBoard(Board):
 
     def state(self, name: str, text: str) -> None:
         self.view.say(f"{name}: {text}")
-
-
-class LiveBoard(Board):
-    """A bar for each, and one for all."""
-
-    def __init__(self, console: Console, names: Sequence[str]) -> None:
-        from rich import progress
-
-        self.shown = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(bar_width=12),
-            progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
-            progress.TimeRemainingColumn(compact=True),
-            progress.TextColumn("[dim]{task.fields[state]}"),
-            console=console,
-        )
-        self.lock = threading.Lock()
-        self.tasks = {name: self.shown.add_task(name, total=None, state="") for name in names}
-        self.all = self.shown.add_task("all", total=None, state="")
-        self.totals = dict.fromkeys(names, 0)
-
-    def total(self, name: str, count: int) -> None:
-        with self.lock:
-            self.totals[name] += count
-            self.shown.update(self.tasks[name], total=self.totals[name])
-            self.shown.update(self.all, total=sum(self.totals.values()))
-
-    def moved(self, name: str, count: int) -> None:
-        self.shown.advance(self.tasks[name], count)
-        self.shown.advance(self.all, count)
-
-    def state(self, name: str, text: str) -> None:
-        self.shown.update(self.tasks[name], state=text)
 
 
 @dataclass

@@ -6,11 +6,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 FOLDER = "receipts"
+SAME = ("name", "digest", "by", "seal", "proven", "unverified")
+APART_S = 600.0
+"""Seconds between two receipts of two distributions, at least."""
 
 
 def keep(folder: Path, receipt: Mapping[str, Any]) -> None:
@@ -31,6 +35,37 @@ def kept(folder: Path) -> list[Mapping[str, Any]]:
             one = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        if isinstance(one, dict) and {"node", "name", "digest", "when"} <= set(one):
+        if is_one(one):
             found.append(one)
     return sorted(found, key=lambda one: str(one["when"]))
+
+
+def is_one(given: Any) -> bool:
+    """Whether it says the least that a receipt says."""
+    return isinstance(given, dict) and {"node", "name", "digest", "when"} <= set(given)
+
+
+def grouped(found: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[str]]]:
+    """Receipts of one and the same distribution together, with their nodes: those next to each
+    other that say the same but for the node, and of about the same time. Pure."""
+    groups: list[tuple[Mapping[str, Any], list[str]]] = []
+    last = ""
+    for one in found:
+        now = str(one["when"])
+        if (
+            groups
+            and all(groups[-1][0].get(key) == one.get(key) for key in SAME)
+            and _seconds(last, now) < APART_S
+        ):
+            groups[-1][1].append(str(one["node"]))
+        else:
+            groups.append((one, [str(one["node"])]))
+        last = now
+    return groups
+
+
+def _seconds(before: str, now: str) -> float:
+    try:
+        return (datetime.fromisoformat(now) - datetime.fromisoformat(before)).total_seconds()
+    except (ValueError, TypeError):
+        return APART_S

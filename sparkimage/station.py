@@ -46,7 +46,10 @@ class Station:
     sent: int = 0
     """Bytes that went to it."""
     layers_sent: int = 0
-    error: Exception | None = None
+    source: str = ""
+    """Where else it got them from."""
+    unrelayed: str = ""
+    """Why a relay did not bring it the image."""
 
     @property
     def name(self) -> str:
@@ -170,8 +173,11 @@ class Station:
             assert before is not None
             said = before.finish()
             for follower in followers:
-                with contextlib.suppress(NodeError):
-                    follower.prove(_section(said, follower)[1], steps[-1].part)
+                _, words = _section(said, follower)
+                try:
+                    follower.prove(words, steps[-1].part)
+                except NodeError as error:
+                    follower.unrelayed = words.strip().splitlines()[-1] if words else error.message
             self.prove(_section(said, self)[1] if followers else said, steps[-1].part)
         except BaseException:
             # The children end with us, whatever the reason.

@@ -3,11 +3,13 @@ and away with the old ones."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparkimage import delta, moving, remote
+from sparkimage import receipts as keeping
 from sparkimage.distribute import stations
 from sparkimage.errors import NodeError, SparkError
 from sparkimage.fleet import Fleet
@@ -54,21 +56,45 @@ class NodeView:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """An image that a name stands for, and where; without an identity: where for none."""
+
+    identity: str | None
+    digest: str | None
+    when: str | None
+    """The last time that it was brought to one of them."""
+    nodes: tuple[str, ...]
+
+
+def names(views: Sequence[NodeView]) -> list[str]:
+    """All names that stand for something somewhere."""
+    return sorted({held.name for view in views for held in view.images})
+
+
+def standings(views: Sequence[NodeView], name: str) -> list[Standing]:
+    """What a name stands for on the nodes that could be asked, the commonest first."""
+    groups: dict[str | None, list[tuple[str, Held | None]]] = {}
+    for view in views:
+        if view.error is None:
+            held = next((one for one in view.images if one.name == name), None)
+            identity = held.identity if held is not None else None
+            groups.setdefault(identity, []).append((view.name, held))
+    found = [
+        Standing(
+            identity=identity,
+            digest=next((held.digest for _, held in group if held and held.digest), None),
+            when=max((held.when for _, held in group if held and held.when), default=None),
+            nodes=tuple(node for node, _ in group),
+        )
+        for identity, group in groups.items()
+    ]
+    return sorted(found, key=lambda one: (one.identity is None, -len(one.nodes)))
+
+
 def differing(views: Sequence[NodeView]) -> list[str]:
     """The names that do not stand for one and the same image on all nodes."""
-    asked = [view for view in views if view.error is None]
-    names = {held.name for view in asked for held in view.images}
-    return [
-        name
-        for name in sorted(names)
-        if len(
-            {
-                next((held.identity for held in view.images if held.name == name), None)
-                for view in asked
-            }
-        )
-        > 1
-    ]
+    return [name for name in names(views) if len(standings(views, name)) > 1]
 
 
 def look(
@@ -133,6 +159,21 @@ def _by_receipt(seen: Seen, image: NodeImage) -> str | None:
     return None
 
 
+def receipts(fleet: Fleet, *, patience_s: float) -> tuple[list[Mapping[str, Any]], Errors]:
+    """What the nodes keep of it themselves, the oldest first. Errors stand with their nodes."""
+    with stations(fleet, patience_s) as all_:
+        errors = together(all_, lambda one: one.connect(lock=False, who=""), _name)
+    found = [
+        # The name may have been another one when it was brought.
+        {**receipt, "node": one.name}
+        for one in all_
+        if one.seen is not None
+        for receipt in one.seen.receipts
+        if keeping.is_one(receipt)
+    ]
+    return sorted(found, key=lambda one: str(one.get("when"))), errors
+
+
 # Back
 
 
@@ -195,6 +236,10 @@ def rollback(
 # Away
 
 
+CLEAN_S = 600.0
+"""Seconds that a node may take to remove images: those of 25 GB have many files."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Collected:
     """What was removed from a node, what its engine kept, and the bytes that its disk gained."""
@@ -202,6 +247,12 @@ class Collected:
     node: str
     removed: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    freed: int = 0
+    """Bytes that its disks have gained; when nothing was to be done yet, the most they can."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
 
 
 def plan_removal(seen: Seen, keep: int) -> list[str]:
@@ -247,19 +298,63 @@ def collect(
         station.connect(lock=not dry_run, who=who)
         wanted = plan_removal(station.now, keep)
         if dry_run:
-            came[station.name] = Collected(node=station.name, removed=tuple(wanted))
+            words = [*station.remote.docker.split(), *SIZES]
+            sizes = read_sizes(station.remote.run(words).stdout)
+            came[station.name] = Collected(
+                node=station.name, removed=tuple(wanted), freed=_at_most(station.now, wanted, sizes)
+            )
             return
-        words = remote.script("clean", station.remote.docker, *wanted)
-        said = station.remote.run(words, check=False).stdout.splitlines()
+        words = remote.script("clean", station.remote.docker, station.now.root, *wanted)
+        done = station.remote.run(words, check=False, timeout_s=CLEAN_S)
+        said = done.stdout.splitlines()
+        if "@@ free after" not in said:
+            raise station.refusal(done.returncode, done.stdout + done.stderr)
         came[station.name] = Collected(
             node=station.name,
             removed=tuple(line[11:] for line in said if line.startswith("@@ removed ")),
             kept=tuple(line[8:] for line in said if line.startswith("@@ kept ")),
+            freed=max(0, _free(said, "after") - _free(said, "before")),
         )
 
     with stations(fleet, patience_s) as all_:
         errors = together(all_, one, _name)
     return tuple(came[one.name] for one in all_ if one.name in came), errors
+
+
+def _free(said: Sequence[str], when: str) -> int:
+    """What the disks had free then, as ``df`` has it."""
+    disks = {}
+    for line in said[said.index(f"@@ free {when}") + 1 :]:
+        fields = line.split()
+        if len(fields) < 6 or not fields[3].isdecimal():
+            break
+        # Two folders may be on one disk, under two mount points.
+        disks[fields[0], fields[1]] = int(fields[3])
+    return sum(disks.values())
+
+
+SIZES = ("image", "ls", "--all", "--no-trunc", "--format", "{{.ID}} {{.Size}}")
+"""Asks docker for what ``image inspect`` leaves out in containerd's store: the unpacked files."""
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def read_sizes(said: str) -> dict[str, int]:
+    """Bytes of each image by its id, rounded as docker says them. Pure."""
+    found = {}
+    for line in said.splitlines():
+        match = re.fullmatch(r"(sha256:[0-9a-f]{64}) ([0-9.]+)([kMGT]?B)", line.strip())
+        if match:
+            found[match[1]] = round(float(match[2]) * UNITS[match[3]])
+    return found
+
+
+def _at_most(seen: Seen, references: Sequence[str], sizes: Mapping[str, int]) -> int:
+    """The size of the images that would be gone; what others share of it stays."""
+    return sum(
+        max(image.size, sizes.get(image.id, 0))
+        for image in seen.images
+        if image.id in references or (image.tags and set(image.tags) <= set(references))
+    )
 
 
 def _name(station: Station) -> str:

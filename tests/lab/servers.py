@@ -40,10 +40,14 @@ class Web:
 
 
 @contextmanager
-def registry(folder: Path, *, home: Path) -> Iterator[Registry]:
-    """The CNCF distribution registry with its storage in ``folder``."""
+def registry(
+    folder: Path, *, home: Path, tls: tuple[Path, Path] | None = None
+) -> Iterator[Registry]:
+    """The CNCF distribution registry with its storage in ``folder``; over TLS with a certificate
+    and its key."""
     program = _registry_program(home)
     folder.mkdir(parents=True, exist_ok=True)
+    secure = f', tls: {{certificate: "{tls[0]}", key: "{tls[1]}"}}' if tls is not None else ""
     with TemporaryDirectory(prefix="lab-registry-") as name:
         config = Path(name, "config.yml")
 
@@ -54,7 +58,7 @@ def registry(folder: Path, *, home: Path) -> Iterator[Registry]:
                 "storage:\n"
                 f'  filesystem: {{rootdirectory: "{folder.resolve()}"}}\n'
                 "  delete: {enabled: true}\n"
-                f'http: {{addr: "{LOOPBACK}:{port}"}}\n'
+                f'http: {{addr: "{LOOPBACK}:{port}"{secure}}}\n'
             )
             return [program, "serve", str(config)]
 
