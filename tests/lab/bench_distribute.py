@@ -13,10 +13,11 @@ import json
 import os
 import re
 import resource
+import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +29,10 @@ import pytest
 from sparkimage import archive
 from sparkimage.engine import Engine
 from sparkimage.store import Image
+from tests.lab import bench_picture
+from tests.lab import mirror as mirrors
 from tests.lab.fleet import Fleet, each
+from tests.lab.mirror import REPOSITORY, Mirror
 from tests.lab.node import Node
 from tests.lab.payload import PLAIN, Payload
 from tests.lab.shipment import NAME, Shipment
@@ -49,8 +53,9 @@ ROUNDS = int(os.environ.get("ROUNDS", "3"))
 BASE = "r:base"
 LINK = 125 * MB
 """Bytes a second of a link of 1 Gbit/s."""
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-RESULTS = DOCS / "benchmarks.json"
+
+
+Run = Callable[[], int | None]
 
 
 @dataclass
@@ -80,25 +85,29 @@ class Bench:
 
         each(self.nodes, one)
 
-    def measure(
-        self, case: str, way: str, image: Image, run: Callable[[], None], name: str
-    ) -> None:
+    def measure(self, case: str, way: str, image: Image, run: Run, name: str) -> None:
         """One run of ``way``, after which every node must have ``image`` under ``name``."""
         before = [_received(node) for node in self.nodes]
         began = time.monotonic()
-        run()
+        sent = run()
         seconds = time.monotonic() - began
         moved = sum(_received(node) for node in self.nodes) - sum(before)
+        if "--relay" in way:
+            # What the nodes took from each other did not come from here.
+            assert sent is not None
+            moved = sent
         wanted = tuple(layer.diff_id for layer in image.layers)
         assert all(node.diff_ids(name) == wanted for node in self.nodes)
         self.seen.setdefault((case, way), []).append((seconds, moved))
         print(f"{case} | {way} | {seconds:.2f} s | {moved / MB:.1f} MB", flush=True)
 
-    def ours(self, *words: str) -> None:
-        done = self.shipment.distribute(*words)
+    def ours(self, *words: str) -> int:
+        """``distribute``; returns the bytes that it says it sent."""
+        done = self.shipment.distribute("--json", *words)
         assert done.returncode == 0, done.stderr
         # The greatest of all children so far: ssh and the like are small beside it.
         self.memory = max(self.memory, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+        return sum(one["sent"] for one in json.loads(done.stdout)["nodes"])
 
 
 def _received(node: Node) -> int:
@@ -189,6 +198,23 @@ def by_file(bench: Bench, name: str) -> None:
     file.unlink()
 
 
+ONE_BY_ONE = "save | ssh load, one by one"
+AT_ONCE = "save | ssh load, all at once"
+PLAINLY = ", layers not compressed"
+REGISTRY = "push to a registry, and pull"
+
+
+def by_registry(bench: Bench, mirror: Mirror, name: str) -> None:
+    """Push from here, and let all nodes pull at once."""
+    tag = name.rpartition(":")[2]
+    here = f"{mirror.here}/{REPOSITORY}:{tag}"
+    subprocess.run([*bench.engine.docker, "tag", name, here], check=True)
+    subprocess.run([*bench.engine.docker, "push", "--quiet", here], check=True,
+                   stdout=subprocess.DEVNULL)  # fmt: skip
+    subprocess.run([*bench.engine.docker, "rmi", here], check=True, stdout=subprocess.DEVNULL)
+    each(bench.nodes, lambda node: node.docker("pull", "--quiet", f"{mirror.repository}:{tag}"))
+
+
 def test_side_by_side(
     engine: Engine, fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,62 +230,87 @@ def _run(bench: Bench) -> None:
     images = {case: shipment.image(payload) for case, payload in IMAGES.items()}
     for case in (COLD, TOP, MIDDLE):
         _load_here(bench, images[case], _peer_name(case))
-    peers: dict[str, Callable[[Bench, str], None]] = {
-        "save | ssh load, all at once": in_parallel,
-        "save | ssh load, one by one": one_by_one,
+    peers: Peers = {
+        AT_ONCE: in_parallel,
+        ONE_BY_ONE: one_by_one,
         "temporary file": by_file,
     }
     for round_ in range(ROUNDS):
-        shipment.nodes(bench.direct)
-        # Cold
-        image = shipment.image(PAYLOAD)
-        for way in ("distribute", "distribute --relay"):
-            bench.reset(keep_base=False)
-            bench.measure(COLD, way, image, partial(bench.ours, *way.split()[1:]), NAME)
-        for way, run in peers.items():
-            bench.reset(keep_base=False)
-            name = _peer_name(COLD)
-            bench.measure(COLD, way, image, partial(run, bench, name), name)
-        _local_load(bench, image)
-        # Plain layers, and a link of 1 Gbit/s
-        plain = shipment.image(Payload(parts=PAYLOAD.parts, packed=PLAIN))
+        folder = shipment.folder / f"registry-{round_}"
+        with mirrors.mirror(folder, shipment.fleet) as mirror:
+            # One by one takes the longest and is nobody's best: once is enough.
+            left = peers if round_ == 0 else {w: r for w, r in peers.items() if w != ONE_BY_ONE}
+            _cold(bench, left, mirror)
+            _changes(bench, mirror, unchanged=round_ == 0)
+        shutil.rmtree(folder)
+    _links(bench)
+
+
+Peers = Mapping[str, Callable[[Bench, str], None]]
+
+
+def _cold(bench: Bench, peers: Peers, mirror: Mirror) -> None:
+    bench.shipment.nodes(bench.direct)
+    image, name = bench.shipment.image(PAYLOAD), _peer_name(COLD)
+    for way in ("distribute", "distribute --relay"):
         bench.reset(keep_base=False)
-        bench.measure(COLD, "distribute, layers not compressed", plain, bench.ours, NAME)
-        shipment.nodes(bench.wired)
-        for case, rate, words in (
-            ("cold, 1 Gbit/s to each node", LINK, ()),
-            ("cold, 1 Gbit/s for all nodes together", LINK // 4, ()),
-            ("cold, 1 Gbit/s for all nodes together", LINK, ("--relay",)),
-        ):
-            for packed in (plain, shipment.image(PAYLOAD)) if not words else (image,):
-                shipment.store.name(NAME, shipment.store.descriptor(packed.digest))
-                bench.reset(keep_base=False)
-                for node in bench.nodes:
-                    node.data.rate(rate)
-                way = " ".join(["distribute", *words]) + (
-                    ", layers not compressed" if packed is plain else ""
-                )
-                bench.measure(case, way, packed, partial(bench.ours, *words), NAME)
-        for node in bench.nodes:
-            node.data.rate(None)
-        # What a change costs
-        shipment.nodes(bench.direct)
+        bench.measure(COLD, way, image, partial(bench.ours, *way.split()[1:]), NAME)
+    for way, run in peers.items():
         bench.reset(keep_base=False)
-        shipment.image(PAYLOAD)
-        bench.ours()
-        each(bench.nodes, lambda node: node.docker("tag", NAME, BASE))
-        for case in (TOP, MIDDLE, SAME):
-            image = shipment.image(IMAGES[case])
+        bench.measure(COLD, way, image, partial(run, bench, name), name)
+    bench.reset(keep_base=False)
+    pulled = f"{mirror.repository}:{name.rpartition(':')[2]}"
+    bench.measure(COLD, REGISTRY, image, partial(by_registry, bench, mirror, name), pulled)
+    _local_load(bench, image)
+
+
+def _changes(bench: Bench, mirror: Mirror, *, unchanged: bool) -> None:
+    """What a change costs, on nodes that have the image before it.
+
+    What saves and loads sends everything each time: of those only the quickest is run, for
+    ``unchanged`` too where it is asked for.
+    """
+    bench.reset(keep_base=False)
+    bench.shipment.image(PAYLOAD)
+    bench.ours()
+    each(bench.nodes, lambda node: node.docker("tag", NAME, BASE))
+    for case in (TOP, MIDDLE, SAME):
+        image = bench.shipment.image(IMAGES[case])
+        bench.reset(keep_base=True)
+        if case == SAME:
+            bench.ours()
+        bench.measure(case, "distribute", image, bench.ours, NAME)
+        name = _peer_name(COLD if case == SAME else case)
+        if case != SAME or unchanged:
             bench.reset(keep_base=True)
-            if case == SAME:
-                bench.ours()
-            bench.measure(case, "distribute", image, bench.ours, NAME)
-            name = _peer_name(COLD if case == SAME else case)
-            for way, run in peers.items():
-                if way != "save | ssh load, all at once" and round_ > 0:
-                    continue
-                bench.reset(keep_base=True)
-                bench.measure(case, way, image, partial(run, bench, name), name)
+            bench.measure(case, AT_ONCE, image, partial(in_parallel, bench, name), name)
+        bench.reset(keep_base=True)
+        pulled = f"{mirror.repository}:{name.rpartition(':')[2]}"
+        bench.measure(case, REGISTRY, image, partial(by_registry, bench, mirror, name), pulled)
+
+
+def _links(bench: Bench) -> None:
+    """Once: slow links, with layers as they are and not compressed."""
+    shipment = bench.shipment
+    packed = shipment.image(PAYLOAD)
+    plain = shipment.image(Payload(parts=PAYLOAD.parts, packed=PLAIN))
+    bench.reset(keep_base=False)
+    bench.measure("cold, no limit", f"distribute{PLAINLY}", plain, bench.ours, NAME)
+    shipment.nodes(bench.wired)
+    each_, shared = "cold, 1 Gbit/s to each node", "cold, 1 Gbit/s for all nodes together"
+    for case, rate, image, words in (
+        (each_, LINK, plain, ()),
+        (each_, LINK, packed, ()),
+        (shared, LINK // 4, plain, ()),
+        (shared, LINK // 4, packed, ()),
+        (shared, LINK, packed, ("--relay",)),
+    ):
+        shipment.store.name(NAME, shipment.store.descriptor(image.digest))
+        bench.reset(keep_base=False)
+        for node in bench.nodes:
+            node.data.rate(rate)
+        way = " ".join(["distribute", *words]) + (PLAINLY if image is plain else "")
+        bench.measure(case, way, image, partial(bench.ours, *words), NAME)
 
 
 def _local_load(bench: Bench, image: Image) -> None:
@@ -306,19 +357,5 @@ def _write(bench: Bench) -> None:
         "memory_kib": bench.memory,
         "rows": rows,
     }
-    RESULTS.write_text(json.dumps(data, indent=1) + "\n")
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as docs/benchmarks.md has them."""
-    lines = [
-        "| case | way | median | all runs | bytes to the nodes |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        runs = ", ".join(f"{one:.2f}" for one in row["seconds"])
-        lines.append(
-            f"| {row['case']} | {row['way']} | {row['median']:.2f} s | {runs} | "
-            f"{row['bytes'] / MB:,.1f} MB |"
-        )
-    return "\n".join(lines)
+    bench_picture.RESULTS.write_text(json.dumps(data, indent=1) + "\n")
+    bench_picture.write()

@@ -1,0 +1,105 @@
+"""docs/benchmarks.svg and the tables of docs/benchmarks.md, from docs/benchmarks.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+RESULTS, PAGE, PICTURE = (DOCS / f"benchmarks.{kind}" for kind in ("json", "md", "svg"))
+MB = 1_000_000
+OURS = "distribute"
+LEFT, WIDTH, STEP, HEAD = 260, 880, 24, 34
+LEAST = 0.5
+"""Seconds at the left end of the scale."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def draw(rows: Rows) -> str:
+    """Bars on a logarithmic scale of seconds, a group for each case."""
+    most = max(row["median"] for row in rows)
+    end = 10 ** math.ceil(math.log10(most))
+
+    def x(seconds: float) -> float:
+        share = math.log(max(seconds, LEAST) / LEAST) / math.log(end / LEAST)
+        return LEFT + share * (WIDTH - LEFT - 70)
+
+    body: list[str] = []
+    y = 20
+    for case in dict.fromkeys(row["case"] for row in rows):
+        body.append(f'<text class="case" x="12" y="{y + 16}">{escape(case)}</text>')
+        y += HEAD
+        for row in (one for one in rows if one["case"] == case):
+            kind = "ours" if row["way"].startswith(OURS) else "peer"
+            right = x(row["median"])
+            body += [
+                f'<text class="way" x="{LEFT - 8}" y="{y + 13}">{escape(row["way"])}</text>',
+                f'<rect class="{kind}" x="{LEFT}" y="{y}" width="{right - LEFT:.1f}" height="18"/>',
+                f'<text x="{right + 6:.1f}" y="{y + 13}">{row["median"]:.2f} s</text>',
+            ]
+            y += STEP
+        y += 10
+    ticks = []
+    for power in range(math.floor(math.log10(end)) + 1):
+        at = x(10**power)
+        ticks += [
+            f'<line x1="{at:.1f}" y1="20" x2="{at:.1f}" y2="{y}"/>',
+            f'<text class="tick" x="{at:.1f}" y="{y + 16}">{10**power} s</text>',
+        ]
+    style = (
+        "text{font:13px system-ui,sans-serif;fill:#1c2530}.case{font-weight:600;font-size:14px}"
+        ".way{text-anchor:end}.tick{text-anchor:middle;fill:#66707c}.ours{fill:#1a8a5a}"
+        ".peer{fill:#a9b4c0}line{stroke:#d8dee5}.back{fill:#fff}"
+        "@media(prefers-color-scheme:dark){text{fill:#e4e9ef}.tick{fill:#98a3af}.peer{fill:#5d6a78}"
+        ".ours{fill:#37b27c}line{stroke:#333d48}.back{fill:#12171d}}"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 30}" role="img" '
+        f'aria-label="Seconds until all four nodes have the image, by way and case">'
+        f'<style>{style}</style><rect class="back" width="{WIDTH}" height="{y + 30}"/>'
+        f"{''.join(ticks)}{''.join(body)}</svg>\n"
+    )
+
+
+def table(rows: Rows) -> str:
+    """The rows as a table of Markdown."""
+    lines = [
+        "| case | way | median | all runs | bytes to the nodes |",
+        "| --- | --- | ---: | --- | ---: |",
+    ]
+    for row in rows:
+        runs = ", ".join(f"{one:.2f}" for one in row["seconds"])
+        lines.append(
+            f"| {row['case']} | {row['way'].replace('|', chr(92) + '|')} | {row['median']:.2f} s | "
+            f"{runs} | {row['bytes'] / MB:,.1f} MB |"
+        )
+    return "\n".join(lines)
+
+
+def write() -> None:
+    """Bring picture and page up to date."""
+    data = json.loads(RESULTS.read_text())
+    main = [
+        row for row in data["rows"] if "Gbit" not in row["case"] and "not comp" not in row["way"]
+    ]
+    PICTURE.write_text(draw(main))
+    parts = {"main": main, "links": [row for row in data["rows"] if row not in main]}
+    text = PAGE.read_text()
+    for name, rows in parts.items():
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda found, rows=rows: f"{found[1]}{table(rows)}\n{found[2]}",  # type: ignore[misc]
+            text,
+            flags=re.DOTALL,
+        )
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    write()
