@@ -40,7 +40,10 @@ class NodeImage:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-CONFIG = ("Cmd", "Entrypoint", "Env", "ExposedPorts", "Labels", "User", "Volumes", "WorkingDir")
+CONFIG = (
+    "Cmd", "Entrypoint", "Env", "ExposedPorts", "Healthcheck", "Labels", "OnBuild", "Shell",
+    "StopSignal", "User", "Volumes", "WorkingDir",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
