@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sparkimage import delta, layerindex, moving, receipts, remote
-from sparkimage.delta import Document, Whole
+from sparkimage.delta import Document, Step, Whole
 from sparkimage.errors import SparkError, UnreachableError
 from sparkimage.fanout import Shared
 from sparkimage.fleet import Fleet
@@ -48,6 +48,8 @@ class Options:
     """Nodes that lack the same layers pass them on; only one of them gets them from here."""
     via: str = ""
     """A repository of a registry that the nodes pull from; empty: the layers go out from here."""
+    step: int = delta.STEP
+    """Bytes after which a node keeps what has arrived, whatever becomes of the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +152,7 @@ class Distribution:
         phase could not be undone everywhere."""
         began = time.monotonic()
         with stations(self.fleet, self.options.patience_s) as all_:
+            self.view.say(f"looking at {moving.nodes(all_)}")
             errors = together(all_, self._look, _name)
             self._decide(all_, errors, "nothing was sent", "run the same command again")
             well = [one for one in all_ if one.name not in errors]
@@ -159,7 +162,11 @@ class Distribution:
             errors |= self._stage(todo)
             self._decide(all_, errors, "no name was moved: every node keeps what it had")
             ready = [one for one in todo if one.name not in errors]
-            came = moving.move([self._move(one) for one in ready], partial=self.options.partial)
+            came = moving.move(
+                [self._move(one) for one in ready],
+                partial=self.options.partial,
+                say=self.view.say,
+            )
             errors |= came.failed
             if came.stuck:
                 raise moving.mixed(self.name, came.stuck, errors)
@@ -178,7 +185,7 @@ class Distribution:
         )
         layers = [self.image.layers[place] for place in lacking]
         if layers:
-            steps = delta.steps(self.whole, lacking)
+            steps = self._steps(lacking)
             station.room(
                 sum(layer.size for layer in layers),
                 sum(layerindex.unpacked_size(self.store, layer) for layer in layers),
@@ -192,7 +199,7 @@ class Distribution:
     def _stage(self, todo: Sequence[Station]) -> Errors:
         if not todo:
             return {}
-        text = f"{self.name} to {len(todo)} nodes"
+        text = f"{self.name} to {moving.nodes(todo)}"
         with self.view.board([one.name for one in todo], text) as board:
             for one in todo:
                 if not self.options.via:
@@ -216,7 +223,7 @@ class Distribution:
             for one in others:
                 board.state(one.name, f"by relay from {first.name}")
                 board.total(one.name, -self._bytes(one))
-            steps = delta.steps(self.whole, self.lacking[first.name])
+            steps = self._steps(self.lacking[first.name])
             try:
                 first.load(
                     steps, self.shared, lambda n: board.moved(first.name, n), followers=others
@@ -245,7 +252,7 @@ class Distribution:
                     pulled = f"{self.options.via}@{self.image.digest}"
                     station.adopt(pulled, self.part, size=self._bytes(station))
                 else:
-                    steps = delta.steps(self.whole, self.lacking[station.name])
+                    steps = self._steps(self.lacking[station.name])
                     station.load(steps, self.shared, lambda n: board.moved(station.name, n))
                 if self.examine is not None:
                     board.state(station.name, "being examined")
@@ -282,11 +289,12 @@ class Distribution:
         )
 
     def _clean(self, well: Sequence[Station]) -> None:
-        """Remove what earlier runs left under staging names; a failure is no one's trouble."""
+        """Remove what killed runs left: staging names and the containers of their proofs; a
+        failure is no one's trouble."""
 
         def one(station: Station) -> None:
             stale = station.stale(keep=self.part.name)
-            if stale:
+            if stale or station.now.stopped:
                 words = remote.script("clean", station.remote.docker, *stale)
                 station.remote.run(words, check=False)
 
@@ -367,6 +375,9 @@ class Distribution:
             else None,
             "unverified": self.passage.unverified or None,
         }
+
+    def _steps(self, lacking: Sequence[int]) -> tuple[Step, ...]:
+        return delta.steps(self.whole, lacking, size=self.options.step)
 
     def _bytes(self, station: Station) -> int:
         return sum(self.image.layers[place].size for place in self.lacking[station.name])
