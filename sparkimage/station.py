@@ -33,7 +33,7 @@ GONE = re.compile(
     re.IGNORECASE,
 )
 """What the docker command says when its daemon went away."""
-LACKS = re.compile(r"(content )?digest sha256:[0-9a-f]{64}: not found", re.IGNORECASE)
+BLOB_LOST = re.compile(r"content digest (sha256:[0-9a-f]{64}): not found")
 
 
 @dataclass(kw_only=True)
@@ -50,6 +50,8 @@ class Station:
     layers_sent: int = 0
     source: str = ""
     """Where else it got them from."""
+    vanished: set[str] = field(default_factory=set)
+    """Blobs that containerd had listed and then did not have."""
     unrelayed: str = ""
     """Why a relay did not bring it the image."""
 
@@ -107,7 +109,7 @@ class Station:
             for one in delta.parts(whole)
         }
         chains = None if self.now.containerd else self.now.chains()
-        blobs = self.now.blobs({**known, **own}) if self.now.containerd else ()
+        blobs = self.now.blobs({**known, **own}) - self.vanished if self.now.containerd else ()
         return delta.missing(whole.image, chains=chains, blobs=blobs)
 
     def room(self, blobs: int, unpacked: int, largest: int) -> None:
@@ -236,6 +238,14 @@ class Station:
             return UnreachableError(
                 f"{self.name}: its Docker went away in mid-work", definite=False, detail=last,
                 hint=f"look there: {self.remote.ssh} sudo systemctl status docker",
+            )  # fmt: skip
+        lost = set(BLOB_LOST.findall(said))
+        if lost:
+            # What a broken load has left is listed until containerd collects its garbage.
+            self.vanished |= lost
+            return UnreachableError(
+                f"{self.name}: layers that were there are gone", definite=False, detail=last,
+                hint="run the same command again",
             )  # fmt: skip
         if "no space left on device" in said:
             return NodeError(
