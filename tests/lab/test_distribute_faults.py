@@ -174,7 +174,7 @@ def test_a_link_that_comes_back_costs_another_attempt(voyage: Voyage) -> None:
     node, new = voyage.shipment.fleet["node2"], voyage.next()
     node.data.cut_after(MIDWAY)
     with voyage.run() as running:
-        running.until("node2: again: node2 cannot be reached")
+        running.until("node2: again: cannot be reached")
         node.data.restore()
         assert running.end() == 0, running.said
     voyage.arrived(new)
