@@ -70,6 +70,14 @@ def distribute(
             metavar="LIST", help="Run these tiers on every node before the name moves: run,node."
         ),
     ] = "",
+    step: Annotated[
+        int,
+        typer.Option(
+            metavar="MB",
+            min=1,
+            help="A node keeps what has arrived after so many: a lost connection costs no more.",
+        ),
+    ] = 512,
     allow_unverified: AllowOption = False,
     patience: PatienceOption = 60.0,
     as_json: JsonOption = False,
@@ -108,7 +116,12 @@ def distribute(
         fleet=fleet,
         view=View(console(stderr=True), quiet=as_json),
         options=Options(
-            partial=partial, patience_s=patience, dry_run=dry_run, relay=relay, via=via
+            partial=partial,
+            patience_s=patience,
+            dry_run=dry_run,
+            relay=relay,
+            via=via,
+            step=step * 1_000_000,
         ),
         examine=examine,
         receipts_folder=paths.home() / receipts.FOLDER,

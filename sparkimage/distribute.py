@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sparkimage import delta, layerindex, moving, receipts, remote
-from sparkimage.delta import Document, Whole
+from sparkimage.delta import Document, Step, Whole
 from sparkimage.errors import SparkError, UnreachableError
 from sparkimage.fanout import Shared
 from sparkimage.fleet import Fleet
@@ -48,6 +48,8 @@ class Options:
     """Nodes that lack the same layers pass them on; only one of them gets them from here."""
     via: str = ""
     """A repository of a registry that the nodes pull from; empty: the layers go out from here."""
+    step: int = delta.STEP
+    """Bytes after which a node keeps what has arrived, whatever becomes of the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +158,7 @@ class Distribution:
         phase could not be undone everywhere."""
         began = time.monotonic()
         with stations(self.fleet, self.options.patience_s) as all_:
+            self.view.say(f"looking at {moving.nodes(all_)}")
             errors = together(all_, self._look, _name)
             self._decide(all_, errors, "nothing was sent", "run the same command again")
             well = [one for one in all_ if one.name not in errors]
@@ -167,7 +170,11 @@ class Distribution:
             errors |= self._stage(todo)
             self._decide(all_, errors, "no name was moved: every node keeps what it had")
             ready = [one for one in todo if one.name not in errors]
-            came = moving.move([self._move(one) for one in ready], partial=self.options.partial)
+            came = moving.move(
+                [self._move(one) for one in ready],
+                partial=self.options.partial,
+                say=self.view.say,
+            )
             errors |= came.failed
             if came.stuck:
                 raise moving.mixed(self.name, came.stuck, errors)
@@ -186,7 +193,7 @@ class Distribution:
         )
         layers = [self.image.layers[place] for place in lacking]
         if layers:
-            steps = delta.steps(self.whole, lacking)
+            steps = self._steps(lacking)
             station.room(
                 sum(layer.size for layer in layers),
                 sum(layerindex.unpacked_size(self.store, layer) for layer in layers),
@@ -200,7 +207,7 @@ class Distribution:
     def _stage(self, todo: Sequence[Station]) -> Errors:
         if not todo:
             return {}
-        text = f"{self.name} to {len(todo)} nodes"
+        text = f"{self.name} to {moving.nodes(todo)}"
         with self.view.board([one.name for one in todo], text) as board:
             for one in todo:
                 self._expect(one, board, 0 if self.options.via else self._bytes(one))
@@ -222,7 +229,7 @@ class Distribution:
             for one in others:
                 board.state(one.name, f"by relay from {first.name}")
                 self._expect(one, board, 0)
-            steps = delta.steps(self.whole, self.lacking[first.name])
+            steps = self._steps(self.lacking[first.name])
             why = "it ended before its time"
             try:
                 first.load(steps, self.shared, self._moving(first, board), followers=others)
@@ -260,7 +267,7 @@ class Distribution:
                     station.source = self.options.via
                     station.layers_sent = len(self.lacking[station.name])
                 else:
-                    steps = delta.steps(self.whole, self.lacking[station.name])
+                    steps = self._steps(self.lacking[station.name])
                     station.load(steps, self.shared, self._moving(station, board))
                 if self.examine is not None:
                     board.state(station.name, "being examined")
@@ -322,11 +329,12 @@ class Distribution:
         )
 
     def _clean(self, well: Sequence[Station]) -> None:
-        """Remove what earlier runs left under staging names; a failure is no one's trouble."""
+        """Remove what killed runs left: staging names and the containers of their proofs; a
+        failure is no one's trouble."""
 
         def one(station: Station) -> None:
             stale = station.stale(keep=self.part.name)
-            if stale:
+            if stale or station.now.stopped:
                 words = remote.script("clean", station.remote.docker, station.now.root, *stale)
                 station.remote.run(words, check=False)
 
@@ -406,6 +414,9 @@ class Distribution:
             else None,
             "unverified": self.passage.unverified or None,
         }
+
+    def _steps(self, lacking: Sequence[int]) -> tuple[Step, ...]:
+        return delta.steps(self.whole, lacking, size=self.options.step)
 
     def _bytes(self, station: Station) -> int:
         places = self.lacking.get(station.name, ())

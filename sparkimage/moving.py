@@ -75,17 +75,35 @@ def together(
     return errors
 
 
-def move(moves: Sequence[Move], *, partial: bool = False) -> Moved:
-    """Do all of these, or none. With ``partial`` those that can, whatever the others do."""
+def nodes(some: Sequence[object]) -> str:
+    """How many they are, in words."""
+    return f"{len(some)} node{'s' if len(some) != 1 else ''}"
+
+
+def move(
+    moves: Sequence[Move],
+    *,
+    partial: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Moved:
+    """Do all of these, or none. With ``partial`` those that can, whatever the others do.
+
+    ``say`` takes a line about what begins now.
+    """
     came = Moved()
     armed: list[_Armed] = []
     try:
+        if moves:
+            say(f"asking {nodes(moves)} whether {moves[0].name} can be moved")
         armed += [_Armed(one) for one in moves]
         came.failed = together(armed, _Armed.wait, _name)
         ready = [one for one in armed if _name(one) not in came.failed]
         if len(ready) < len(armed) and not partial:
             return came
+        if not ready:
+            return came
         with _undisturbed():
+            say(f"moving {ready[0].move.name} on {nodes(ready)}")
             for one in ready:
                 one.go()
             came.failed |= together(ready, _Armed.moved, _name)
@@ -107,8 +125,8 @@ def decide(name: str, count: int, errors: Errors, what: str, *, partial: bool, a
     """
     if not errors or (partial and len(errors) < count):
         return
-    nodes = f"{len(errors)} of {count} nodes" if count > 1 else "the node"
-    raise NodeError(f"{name}: {nodes} failed; {what}", detail="\n".join(lines(errors)), hint=again)
+    who = f"{len(errors)} of {count} nodes" if count > 1 else "the node"
+    raise NodeError(f"{name}: {who} failed; {what}", detail="\n".join(lines(errors)), hint=again)
 
 
 def mixed(name: str, stuck: Errors, errors: Errors) -> MixedFleetError:

@@ -40,7 +40,10 @@ class NodeImage:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-CONFIG = ("Cmd", "Entrypoint", "Env", "ExposedPorts", "Labels", "User", "Volumes", "WorkingDir")
+CONFIG = (
+    "Cmd", "Entrypoint", "Env", "ExposedPorts", "Healthcheck", "Labels", "OnBuild", "Shell",
+    "StopSignal", "User", "Volumes", "WorkingDir",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,8 @@ class Seen:
     used_address: str
     """The node's own address that the commands came to."""
     receipts: tuple[Mapping[str, Any], ...]
+    stopped: int
+    """Containers that are there and do not run; a proof that was killed leaves one."""
     lock: str
     """``held``, ``busy: WHO``, ``none: WHY``, or nothing where it was not asked for."""
 
@@ -166,6 +171,7 @@ def read(said: str, node: Node, *, now: float | None = None) -> Seen:
         links=_links(parts.get("links", [])),
         used_address=connection[2] if len(connection) > 2 else "",
         receipts=tuple(_receipts(parts.get("receipts", []))),
+        stopped=int(info.get("ContainersStopped") or 0),
         lock="\n".join(parts.get("lock", [])),
     )
 

@@ -25,6 +25,8 @@ SPARE = 500_000_000
 """Bytes that a node's disk keeps free beside what the image needs."""
 SKEW_S = 60.0
 ATTEMPTS = 3
+NOT_PULLED = 94
+"""The exit code of stage.sh when a pull failed."""
 GONE = re.compile(
     r"cannot connect to the docker daemon|error during connect|unexpected EOF"
     r"|connection reset by peer|is the docker daemon running",
@@ -198,8 +200,16 @@ class Station:
         words = remote.script("stage", self.remote.docker, part.name, origin, "", "prove")
         limit = self.remote.patience_s + size / UNPACK_RATE
         done = self.remote.run(words, check=False, timeout_s=limit)
+        said = done.stdout + done.stderr
+        if done.returncode == NOT_PULLED and not GONE.search(said):
+            last = said.strip().splitlines()[-1] if said.strip() else ""
+            raise NodeError(
+                f"{self.name}: it could not pull the image: {last}",
+                hint="is it there under this digest, and may the node have it? "
+                f"{self.remote.ssh} {self.remote.docker} pull {origin}",
+            )
         if done.returncode != 0:
-            raise self.refusal(done.returncode, done.stdout + done.stderr)
+            raise self.refusal(done.returncode, said)
         self.prove(done.stdout, part)
 
     def prove(self, said: str, part: Part) -> None:
@@ -231,12 +241,6 @@ class Station:
             return NodeError(
                 f"{self.name}: its disk is full", detail=last,
                 hint="free some: python build.py gc; there: docker system df",
-            )  # fmt: skip
-        if code == 94:
-            return NodeError(
-                f"{self.name}: it could not pull the image: {last}", detail=said.strip(),
-                hint=f"is it there, and may the node have it? {self.remote.ssh} "
-                f"{self.remote.docker} pull …",
             )  # fmt: skip
         if code == 92:
             return NodeError(

@@ -55,13 +55,16 @@ class Shipment:
 
     def image(self, payload: Payload) -> Image:
         """The variant's image, with a seal that the gate takes."""
+        return self.seal(payload.put(self.store))
+
+    def seal(self, image: Image) -> Image:
+        """An image of the store as the variant's, with a seal that the gate takes."""
         read = matrix.load(self.folder / "matrix.yaml")
         held = lock.load(self.folder / "matrix.lock")
         where = origin.of(self.folder, None, Local())
         plan = planning.make(read, read.variants[0], held, where)
-        store = self.store
         return sealed(
-            store, payload.put(store), NAME, plan=verify.checksum(plan, self.folder),
+            self.store, image, NAME, plan=verify.checksum(plan, self.folder),
             keys=Keyring(folder=self.folder / "home" / "keys"),
         )  # fmt: skip
 

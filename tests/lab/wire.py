@@ -30,6 +30,7 @@ class _Way:
     passed: int = 0
     flip_at: int | None = None
     cut_at: int | None = None
+    hang_at: int | None = None
     free_at: float = 0.0
     """When the next byte may pass, on a wire with a rate."""
 
@@ -37,7 +38,9 @@ class _Way:
         """The bytes that may pass before something happens."""
         limits = [CHUNK]
         limits += [max(1, int(rate * PACE_S))] if rate is not None else []
-        limits += [at - self.passed for at in (self.flip_at, self.cut_at) if at is not None]
+        limits += [
+            at - self.passed for at in (self.flip_at, self.cut_at, self.hang_at) if at is not None
+        ]
         return max(0, min(limits))
 
 
@@ -101,12 +104,17 @@ class Wire:
         with self._state:
             self._hangs = True
 
+    @property
+    def hangs(self) -> bool:
+        """Whether it forwards nothing now."""
+        return self._hangs
+
     def restore(self) -> None:
         """A good wire: listens, forwards, has no rate, and no fault ahead."""
         with self._state:
             self._hangs, self._rate = False, None
             for way in (self._up, self._down):
-                way.flip_at = way.cut_at = None
+                way.flip_at = way.cut_at = way.hang_at = None
                 way.free_at = 0.0
             self._state.notify_all()
             if not self._cut:
@@ -129,6 +137,11 @@ class Wire:
         with self._state:
             self._up.cut_at = self._up.passed + count
 
+    def hang_after(self, count: int) -> None:
+        """Forward nothing more when ``count`` more bytes have gone upstream."""
+        with self._state:
+            self._up.hang_at = self._up.passed + count
+
     def rate(self, bytes_per_s: float | None) -> None:
         """Let no more pass in either direction, all connections together."""
         with self._state:
@@ -139,7 +152,7 @@ class Wire:
         """Count from nothing."""
         with self._state:
             for way in (self._up, self._down):
-                for name in ("flip_at", "cut_at"):
+                for name in ("flip_at", "cut_at", "hang_at"):
                     at = getattr(way, name)
                     setattr(way, name, None if at is None else at - way.passed)
                 way.passed = 0
@@ -269,6 +282,8 @@ class Wire:
     def _passed(self, way: _Way, count: int) -> None:
         with self._state:
             way.passed += count
+            if way.hang_at is not None and way.passed >= way.hang_at:
+                way.hang_at, self._hangs = None, True
             due = way.cut_at is not None and way.passed >= way.cut_at
         if due:
             self.cut()

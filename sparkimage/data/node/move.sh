@@ -22,6 +22,8 @@ case $now in
     exit 81
     ;;
 *)
+    # An engine that does not answer says why; then nothing is known of the image.
+    $docker version >/dev/null || exit 86
     echo '@@ gone'
     exit 82
     ;;

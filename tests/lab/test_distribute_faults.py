@@ -1,0 +1,469 @@
+"""Every fault of the field on four real nodes: all of them show the old image, or all the new one.
+
+After each fault the same command completes, nothing is left under staging names, no container
+stays, and the disks have grown by the image and no more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sparkimage import archive
+from sparkimage.store import Image
+from tests.lab.fleet import Fleet
+from tests.lab.payload import Payload
+from tests.lab.shipment import NAME, Shipment
+from tests.lab.voyage import BUSY, MB, MIDWAY, PAYLOAD, Voyage, layers
+from tests.unit import good_maker
+
+ALL = ("node1", "node2", "node3", "node4")
+INTERRUPTED = 130
+NODE, USAGE, MIXED = 13, 2, 15
+
+
+@pytest.fixture(scope="module")
+def trip(four: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Voyage]:
+    """One image after the other on its way to the four nodes."""
+    made = Voyage(Shipment.make(tmp_path_factory.mktemp("voyage"), four))
+    yield made
+    four.reset()
+
+
+@pytest.fixture
+def voyage(trip: Voyage) -> Iterator[Voyage]:
+    """All nodes have one image. What a test has broken is mended after it."""
+    if trip.old is None:
+        trip.begin()
+    old = trip.old
+    yield trip
+    trip.shipment.nodes(trip.shipment.fleet.data())
+    if trip.old is old:
+        # It did not come to its end: the next one is not to suffer.
+        trip.old = None
+
+
+def others(name: str) -> list[str]:
+    return [f"{one}: proven" for one in ALL if one != name]
+
+
+# Before a byte moves
+
+
+def test_each_node_says_what_is_wrong_with_it(voyage: Voyage) -> None:
+    fleet, new = voyage.shipment.fleet, voyage.next()
+    data = fleet.data()
+    data["nodes"]["node1"]["user"] = "plain"
+    data["nodes"]["node2"] |= {"user": "asker", "sudo": True}
+    voyage.shipment.nodes(data)
+    fleet["node3"].change_host_key()
+    for wire in fleet["node4"].wires:
+        wire.cut()
+    before = [wire.up for node in fleet for wire in [node.data]]
+    with voyage.run() as running:
+        assert running.end() == NODE
+    for said in (
+        r"4 of 4 nodes failed; nothing was sent",
+        r"node1: plain may not talk to its Docker",
+        r"there: sudo usermod -aG docker plain",
+        r"node2: asker may not call docker through sudo without a password",
+        r"node3: its host key is not the one that is known",
+        r"node4 cannot be reached: .*Connection refused",
+    ):
+        assert re.search(said, running.said), running.said
+    assert [wire.up for node in fleet for wire in [node.data]] == before
+    voyage.kept(new)
+    fleet["node3"].restore_host_key()
+    for wire in fleet["node4"].wires:
+        wire.restore()
+    voyage.shipment.nodes(fleet.data())
+    voyage.complete(new)
+
+
+def test_an_engine_that_is_down_hangs_or_has_no_room(voyage: Voyage) -> None:
+    fleet, new = voyage.shipment.fleet, voyage.next()
+    fleet["node1"].stop_dockerd()
+    fleet["node2"].fill_disk(100 * MB)
+    fleet["node3"].pause_dockerd()
+    with voyage.run("--patience", "5") as running:
+        assert running.end() == NODE
+    for said in (
+        r"3 of 4 nodes failed; nothing was sent",
+        r"node1: its Docker does not answer",
+        r"node2: /var/lib/docker has 10\d\.\d MB free, the image needs 5\d\d\.\d MB",
+        r"node3: no answer for 5 s: it hangs",
+    ):
+        assert re.search(said, running.said), running.said
+    fleet["node1"].start_dockerd()
+    fleet["node2"].free_disk()
+    fleet["node3"].resume_dockerd()
+    voyage.kept(new)
+    voyage.complete(new)
+
+
+MARKER = "a-shell-ran"
+
+
+@pytest.mark.parametrize("place", ["name", "control", "data", "user"])
+def test_no_word_of_the_fleet_file_reaches_a_shell(
+    voyage: Voyage, tmp_path: Path, place: str
+) -> None:
+    marker = tmp_path / MARKER
+    shipment = voyage.shipment
+    data = shipment.fleet.data()
+    for evil in (f"$(touch {marker})", f"a;touch {marker}", f"-oProxyCommand=touch {marker}"):
+        nodes = {**data["nodes"], "node1": {**data["nodes"]["node1"], place: evil}}
+        if place == "name":
+            nodes = {evil: data["nodes"]["node1"]}
+        shipment.nodes({**data, "nodes": nodes})
+        done = shipment.distribute()
+        assert done.returncode == USAGE, done.stderr
+        assert "fleet.yaml" in done.stderr
+        if place == "name":
+            # It is no option's value either.
+            done = shipment.distribute(f"--nodes={evil.replace('/', '')}")
+            assert done.returncode == USAGE
+            assert "is no name of a node" in done.stderr
+    assert not marker.exists()
+    shipment.nodes(data)
+    voyage.complete(voyage.next())
+
+
+# Users
+
+
+def test_every_kind_of_user_that_may(voyage: Voyage) -> None:
+    fleet = voyage.shipment.fleet
+    data = fleet.data()
+    for name, user in (("node1", "worker"), ("node2", "sudoer"), ("node3", "sudoer"),
+                       ("node4", "worker")):  # fmt: skip
+        data["nodes"][name] |= {"user": user, "sudo": user == "sudoer"}
+    voyage.shipment.nodes(data)
+    voyage.complete(voyage.next())
+    # worker may not ask containerd, but node4 has his receipt by now.
+    came = voyage.complete(voyage.next())
+    assert {one["layers_sent"] for one in came.values()} == {1}
+    again = json.loads(voyage.shipment.distribute("--json").stdout)
+    assert {one["state"] for one in again["nodes"]} == {"unchanged"}
+
+
+@pytest.mark.parametrize(("first", "second"), [("root", "worker"), ("worker", "root")])
+def test_two_at_once(voyage: Voyage, first: str, second: str) -> None:
+    fleet, new = voyage.shipment.fleet, voyage.next()
+    voyage.shipment.nodes(fleet.data(first))
+    with voyage.held("node2") as running:
+        voyage.shipment.nodes(fleet.data(second))
+        other = voyage.shipment.distribute()
+        assert other.returncode == NODE
+        assert f"node4: {BUSY}: " in other.stderr
+        assert f"(process {running.process.pid})" in other.stderr
+        fleet["node2"].data.restore()
+        assert running.end() == 0, running.said
+    voyage.complete(new)
+
+
+# The link
+
+
+def test_a_link_that_comes_back_costs_another_attempt(voyage: Voyage) -> None:
+    node, new = voyage.shipment.fleet["node2"], voyage.next()
+    node.data.cut_after(MIDWAY)
+    with voyage.run() as running:
+        running.until("node2: again: node2 cannot be reached")
+        node.data.restore()
+        assert running.end() == 0, running.said
+    voyage.arrived(new)
+
+
+def test_a_link_that_stays_cut_costs_what_was_on_it(voyage: Voyage) -> None:
+    node = voyage.shipment.fleet["node2"]
+    size = 5 * MB // 2
+    new = voyage.next(Payload.of(*[size + 1] * 5))
+    # All but busybox, which is there.
+    sent = sum(layer.size for layer in new.layers[1:])
+    node.data.cut_after(sent - new.layers[-1].size // 2)
+    with voyage.run("--step", "1") as running:
+        assert running.end() == NODE
+    assert "1 of 4 nodes failed; no name was moved: every node keeps what it had" in running.said
+    assert re.search("node2 cannot be reached", running.said)
+    for name in others("node2"):
+        running.until(name)
+    voyage.kept(new)
+    node.data.restore()
+    before = node.data.up
+    came = voyage.complete(new, "--step", "1")
+    assert {one["sent"] for name, one in came.items() if name != "node2"} == {0}
+    # The last step may be on its way while the one before it is unpacked.
+    assert came["node2"]["layers_kept"] >= len(new.layers) - 2
+    assert came["node2"]["layers_sent"] <= 2
+    assert node.data.up - before < sum(layer.size for layer in new.layers[-2:]) + MB // 4
+
+
+def test_a_bit_that_flips_on_the_wire(voyage: Voyage) -> None:
+    node, new = voyage.shipment.fleet["node3"], voyage.next()
+    node.data.flip_after(MIDWAY)
+    with voyage.run() as running:
+        assert running.end() == 0, running.said
+    assert "node3: again: " in running.said
+    voyage.arrived(new)
+
+
+def test_a_link_that_hangs_holds_nobody_else(voyage: Voyage) -> None:
+    node, new = voyage.shipment.fleet["node4"], voyage.next()
+    with voyage.held("node4", "--patience", "4") as running:
+        assert running.end() == NODE
+    running.until(*others("node4"))
+    assert "node4: no progress for 4 s: it hangs" in running.said
+    voyage.kept(new)
+    node.data.restore()
+    voyage.complete(new)
+
+
+# The engine
+
+
+def test_an_engine_that_hangs_holds_nobody_else(voyage: Voyage) -> None:
+    node, new = voyage.shipment.fleet["node1"], voyage.next()
+    with voyage.held("node1", "--patience", "4") as running:
+        node.pause_dockerd()
+        node.data.restore()
+        assert running.end() == NODE
+    running.until(*others("node1"))
+    assert "node1: no progress for 4 s: it hangs" in running.said
+    node.resume_dockerd()
+    voyage.kept(new)
+    voyage.complete(new)
+
+
+@pytest.mark.parametrize("name", ["node1", "node4"])
+def test_an_engine_killed_in_mid_load(voyage: Voyage, name: str) -> None:
+    node, new = voyage.shipment.fleet[name], voyage.next()
+    with voyage.held(name) as running:
+        running.until(*others(name))
+        node.kill_dockerd()
+        node.data.restore()
+        assert running.end() == NODE
+    assert f"{name}: its Docker" in running.said
+    node.start_dockerd()
+    voyage.kept(new)
+    voyage.complete(new)
+
+
+def test_an_engine_killed_between_the_phases(voyage: Voyage) -> None:
+    fleet, new = voyage.shipment.fleet, voyage.next()
+    with voyage.held("node4") as running:
+        running.until(*others("node4"))
+        fleet["node2"].kill_dockerd()
+        fleet["node4"].data.restore()
+        assert running.end() == NODE
+    assert "node2: its Docker went away" in running.said
+    assert "every node " in running.said
+    fleet["node2"].start_dockerd()
+    voyage.kept(new)
+    voyage.complete(new)
+
+
+def test_an_image_removed_between_the_phases(voyage: Voyage) -> None:
+    fleet, new = voyage.shipment.fleet, voyage.next()
+    with voyage.held("node4") as running:
+        running.until(*others("node4"))
+        for name in ("node1", "node2"):
+            tags = [tag for tag in fleet[name].images() if "staging" in tag]
+            fleet[name].docker("rmi", *tags)
+        fleet["node4"].data.restore()
+        assert running.end() == NODE
+    for name in ("node1", "node2"):
+        assert f"{name}: the image was removed there meanwhile" in running.said
+    voyage.kept(new)
+    voyage.complete(new)
+
+
+def test_a_name_moved_by_somebody_else_between_the_phases(voyage: Voyage) -> None:
+    fleet, new = voyage.shipment.fleet, voyage.next()
+    node, old = fleet["node3"], voyage.old
+    assert old is not None
+    with voyage.held("node4") as running:
+        running.until(*others("node4"))
+        node.docker("tag", f"{NAME}-previous", NAME)
+        fleet["node4"].data.restore()
+        assert running.end() == NODE
+    assert f"node3: {NAME} was moved there by somebody else meanwhile" in running.said
+    shown = {name: one.name for name, one in voyage.looks().items()}
+    assert {name for name, one in shown.items() if one == layers(old)} == {*ALL} - {"node3"}
+    assert shown["node3"] != layers(new)
+    # The fleet that he left is as good as any to begin from.
+    node.docker("tag", node.docker("image", "inspect", "--format", "{{.Id}}", NAME), NAME)
+    voyage.complete(new)
+
+
+@pytest.mark.parametrize("name", ["node2", "node3"])
+def test_a_disk_that_fills_in_mid_load(voyage: Voyage, name: str) -> None:
+    node, new = voyage.shipment.fleet[name], voyage.next()
+    with voyage.held(name) as running:
+        node.fill_disk(3 * MB)
+        node.data.restore()
+        assert running.end() == NODE
+    running.until(*others(name))
+    assert f"{name}: its disk is full" in running.said
+    node.free_disk()
+    voyage.kept(new)
+    voyage.complete(new)
+
+
+# What is in the store
+
+
+def test_a_bit_that_flipped_in_the_store(voyage: Voyage) -> None:
+    new = voyage.next()
+    top = new.layers[-1]
+    path = voyage.shipment.store.path(top.digest)
+    good = path.read_bytes()
+    path.write_bytes(good[:-1000] + bytes([good[-1000] ^ 1]) + good[-999:])
+    with voyage.run() as running:
+        assert running.end() != 0
+    assert f"the stored blob {top.digest} holds other bytes" in running.said
+    assert "python build.py image payload --repair" in running.said
+    voyage.kept(new)
+    path.write_bytes(good)
+    voyage.complete(new)
+
+
+def lying(shipment: Shipment) -> Image:
+    """An image whose top layer is not what its config says: every engine is to refuse it."""
+    store = shipment.store
+    image = shipment.image(PAYLOAD.changed(-1, 7777))
+    wrong = {**image.config, "rootfs": {**image.config["rootfs"]}}
+    wrong["rootfs"]["diff_ids"] = [*image.config["rootfs"]["diff_ids"][:-1], f"sha256:{'5' * 64}"]
+    return good_maker.put_image(store, wrong, image.manifest["layers"])
+
+
+def test_a_success_that_is_none(voyage: Voyage) -> None:
+    shipment = voyage.shipment
+    image = lying(shipment)
+    shipment.seal(image)
+    # What makes it a fault: the engine says that all is well.
+    file = b"".join(archive.stream(image, "lab/lie:1", shipment.store))
+    node = shipment.fleet["node4"]
+    assert "Error unpacking" in node.exec("sh", "-c", "docker load 2>&1", given=file)
+    node.docker("rmi", "lab/lie:1")
+    with voyage.run() as running:
+        assert running.end() == NODE
+    assert "4 of 4 nodes failed; no name was moved" in running.said
+    assert "node4: its engine could not unpack the image, and called it a success" in running.said
+    for name in ("node1", "node3"):
+        assert f"{name}: docker there refused the image (code 91)" in running.said
+    voyage.kept(image)
+    voyage.complete(voyage.next())
+
+
+# The command itself
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt(voyage: Voyage, number: signal.Signals) -> None:
+    node, new = voyage.shipment.fleet["node4"], voyage.next()
+    with voyage.run() as running:
+        running.until("looking at 4 nodes")
+        assert running.kill(number) == INTERRUPTED
+    voyage.kept(new)
+    with voyage.held("node4") as running:
+        assert running.kill(number) == INTERRUPTED, running.said
+    assert "interrupted" in running.said
+    voyage.kept(new)
+    node.data.restore()
+    with voyage.held("node4") as running:
+        running.until(*others("node4"))
+        assert running.kill(number) == INTERRUPTED
+    voyage.kept(new)
+    node.data.restore()
+    for line in ("asking 4 nodes", f"moving {NAME}"):
+        with voyage.run() as running:
+            running.until(line)
+            assert running.kill(number) in (0, INTERRUPTED)
+        voyage.moved(new)
+    voyage.complete(new)
+
+
+def test_a_kill_before_the_move(voyage: Voyage) -> None:
+    node, new = voyage.shipment.fleet["node4"], voyage.next()
+    with voyage.run() as running:
+        running.until("looking at 4 nodes")
+        running.kill()
+    voyage.kept(new)
+    with voyage.held("node4") as running:
+        running.kill()
+    voyage.kept(new)
+    node.data.restore()
+    voyage.quiet()
+    with voyage.held("node4") as running:
+        running.until(*others("node4"))
+        running.kill()
+    voyage.kept(new)
+    node.data.restore()
+    voyage.complete(new)
+
+
+def test_kills_around_the_move(voyage: Voyage) -> None:
+    """At every moment that can be told from outside: a line, or what went over the wires."""
+    new, ended = voyage.next(), set()
+    moments = [
+        ("asking 4 nodes", 0), ("asking 4 nodes", 1), ("asking 4 nodes", 3000),
+        ("asking 4 nodes", 6000), ("asking 4 nodes", 12000), (f"moving {NAME}", 0),
+        (f"moving {NAME}", 1), (f"moving {NAME}", 100), (f"moving {NAME}", 200),
+    ]  # fmt: skip
+    for line, count in moments:
+        with voyage.run() as running:
+            running.until(line)
+            began = said(voyage)
+            while said(voyage) < began + count and running.process.poll() is None:
+                pass
+            running.kill()
+        voyage.quiet()
+        moved = voyage.moved(new)
+        ended.add(moved)
+        if moved:
+            voyage.complete(new)
+            new = voyage.next()
+    voyage.complete(new)
+    assert ended == {True, False}
+
+
+def said(voyage: Voyage) -> int:
+    """Bytes of commands that went to the nodes."""
+    return sum(node.control.up for node in voyage.nodes)
+
+
+def test_a_killed_proof_leaves_no_container(voyage: Voyage) -> None:
+    new = voyage.next()
+    for node in voyage.nodes:
+        node.docker("create", "--label", "dev.sparkimage.proof=1", "--network=none", NAME)
+    voyage.complete(new)
+
+
+# All that a mixed fleet needs
+
+
+def test_partial_leaves_a_mixed_fleet_loudly(voyage: Voyage) -> None:
+    fleet, new = voyage.shipment.fleet, voyage.next()
+    assert voyage.old is not None
+    for wire in fleet["node3"].wires:
+        wire.cut()
+    with voyage.run("--partial") as running:
+        assert running.end() == NODE
+    assert "MIXED FLEET, as --partial allows: node3 did not get" in running.said
+    for wire in fleet["node3"].wires:
+        wire.restore()
+    shown = {name: one.name for name, one in voyage.looks().items()}
+    assert shown == {name: layers(voyage.old if name == "node3" else new) for name in ALL}
+    with voyage.run(command="nodes") as running:
+        assert running.end() == MIXED
+    assert f"not the same on all nodes: {NAME}" in running.said
+    came = voyage.complete(new)
+    assert {name: one["state"] for name, one in came.items()} == {
+        name: "moved" if name == "node3" else "unchanged" for name in ALL
+    }

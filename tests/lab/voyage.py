@@ -1,0 +1,211 @@
+"""Runs of ``distribute`` that something happens to, and what a node is to look like after them."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparkimage.store import Image
+from tests.lab.node import READY_S, Node, wait
+from tests.lab.payload import Payload
+from tests.lab.shipment import NAME, VARIANT, Shipment
+
+MB = 1 << 20
+PAYLOAD = Payload.of(1 * MB, 11 * MB)
+"""Half of it is noise: a top layer of 5.5 MB on the wire."""
+MIDWAY = 3 * MB // 2
+"""Bytes that have passed when a run is in mid-stream: with 2 MB under way in SSH's window and one
+in its pipe, some has not left the command."""
+SLACK = 1 * MB
+"""Bytes of records, beside the layers, that an engine may keep of an image."""
+BUSY = "another run changes its images"
+LOOK = f"""
+docker image inspect --format '{{{{join .RootFS.Layers "+"}}}}' {NAME} 2>/dev/null || echo nothing
+docker image ls --format '{{{{.Repository}}}}:{{{{.Tag}}}}' | grep staging | xargs echo
+docker ps --all --quiet --filter label=dev.sparkimage.proof | xargs echo
+sync
+du -sxB1 /var/lib/docker /var/lib/containerd | cut -f 1 | xargs
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A node at one moment."""
+
+    name: str
+    """The layers of what the name stands for there."""
+    staging: str
+    proofs: str
+    used: int
+    """Bytes of its disk."""
+
+
+def look(node: Node) -> Look:
+    name, staging, proofs, used = node.exec("sh", "-c", LOOK).split("\n")
+    return Look(
+        name=name, staging=staging, proofs=proofs, used=sum(int(word) for word in used.split())
+    )
+
+
+def layers(image: Image) -> str:
+    return "+".join(layer.diff_id for layer in image.layers)
+
+
+class Running:
+    """A command that runs, and the lines that it has said so far."""
+
+    def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
+        self.process = subprocess.Popen(
+            argv, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    @property
+    def said(self) -> str:
+        return "\n".join(self.lines)
+
+    def until(self, *patterns: str) -> None:
+        """Until each of these has been said."""
+
+        def met() -> bool:
+            return all(any(re.search(one, line) for line in self.lines) for one in patterns)
+
+        with self._news:
+            self._news.wait_for(lambda: met() or self._ended, READY_S)
+            assert met(), f"{patterns} was not said:\n{self.said}"
+
+    def end(self) -> int:
+        """Its exit code."""
+        code = self.process.wait(READY_S)
+        self._reader.join(READY_S)
+        return code
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
+        self.process.send_signal(number)
+        return self.end()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(READY_S)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@dataclass
+class Voyage:
+    """A fleet that has one image everywhere, and the next ones on their way to it."""
+
+    shipment: Shipment
+    old: Image | None = None
+    used: dict[str, int] = field(default_factory=dict)
+    """Bytes of each node's disk with ``old``, and all before it."""
+    seed: int = 0
+
+    @property
+    def nodes(self) -> list[Node]:
+        return list(self.shipment.fleet)
+
+    def next(self, payload: Payload | None = None) -> Image:
+        """Another image: by default one with another top layer."""
+        self.seed += 1
+        return self.shipment.image(payload or PAYLOAD.changed(-1, self.seed))
+
+    @contextmanager
+    def run(self, *words: str, command: str = "distribute", **more: str) -> Iterator[Running]:
+        argv = self.shipment.argv(command, VARIANT, *words)
+        running = Running(argv, self.shipment.environment(**more))
+        try:
+            yield running
+        finally:
+            running.close()
+
+    @contextmanager
+    def held(self, name: str, *words: str) -> Iterator[Running]:
+        """A run that waits for this node in the middle of the top layer."""
+        node = self.shipment.fleet[name]
+        node.data.hang_after(MIDWAY)
+        with self.run(*words) as running:
+            wait(lambda: node.data.hangs or running.process.poll() is not None, "nothing came")
+            assert node.data.hangs, running.said
+            yield running
+
+    def looks(self) -> dict[str, Look]:
+        return self.shipment.fleet.each(look)
+
+    def moved(self, new: Image, found: Mapping[str, Look] | None = None) -> bool:
+        """Whether all nodes show the new image; else all show the old one."""
+        wanted = layers(self.old) if self.old is not None else "nothing"
+        found = found or self.looks()
+        shown = {one.name for one in found.values()}
+        assert shown in ({wanted}, {layers(new)}), f"the fleet is mixed: {found}"
+        return shown == {layers(new)}
+
+    def kept(self, new: Image) -> None:
+        """All show the old image, still."""
+        assert not self.moved(new)
+
+    def quiet(self) -> None:
+        """Until nobody is connected any more."""
+        wires = [wire for node in self.nodes for wire in node.wires]
+        wait(lambda: not any(wire.connections for wire in wires), "a node is connected")
+
+    def complete(self, new: Image, *words: str) -> dict[str, Any]:
+        """A run that nothing happens to, and all that holds after it. What it says of the nodes."""
+        done = self.shipment.distribute("--json", *words)
+        while BUSY in done.stderr:
+            # A killed one lets go when the node hears of it.
+            self.quiet()
+            done = self.shipment.distribute("--json", *words)
+        assert done.returncode == 0, done.stderr
+        self.arrived(new)
+        return {one["node"]: one for one in json.loads(done.stdout)["nodes"]}
+
+    def arrived(self, new: Image) -> None:
+        """All show the new image, and nothing else is left."""
+        found = self.looks()
+        assert self.moved(new, found), f"not moved: {found}"
+        known = {layer.diff_id for layer in self.old.layers} if self.old is not None else set()
+        fresh = [layer for layer in new.layers if layer.diff_id not in known]
+        for node in self.nodes:
+            seen = found[node.name]
+            assert seen.staging == "", f"{node.name} has {seen.staging}"
+            assert seen.proofs == "", f"{node.name} has containers"
+            if self.used:
+                # Noise is half of a layer.
+                blobs = sum(layer.size for layer in fresh)
+                due = 2 * blobs + (blobs if node.spec.containerd_store else 0)
+                grown = seen.used - self.used[node.name]
+                assert grown < due + SLACK, f"{node.name} grew by {grown}, not {due}"
+        self.old = new
+        self.used = {name: one.used for name, one in found.items()}
+
+    def begin(self) -> None:
+        """From nothing: a first image, and a second one to see what one takes of the disk."""
+        self.shipment.fleet.reset()
+        self.old, self.used = None, {}
+        for _ in range(2):
+            self.complete(self.next())
