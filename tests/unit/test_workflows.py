@@ -141,6 +141,63 @@ def test_what_a_workflow_hands_to_make_is_never_run(target: str, form: str, tmp_
     assert not planted.exists()
 
 
+def stand_in(folder: Path, name: str, says: str = "") -> Path:
+    """A program on the PATH that keeps its words and what it is given, and says ``says``."""
+    program = folder / name
+    program.write_text(
+        f"#!/bin/sh\nprintf '%s\\n' \"$*\" >> '{program}.words'\n"
+        f'case "$*" in *-stdin*|*"-file -"*) cat >> \'{program}.given\';; esac\n'
+        f"case \"$*\" in *list*) printf '%s' '{says}';; esac\n"
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_a_login_is_a_word_of_no_process(tmp_path: Path) -> None:
+    docker = stand_in(tmp_path, "docker")
+    env = {
+        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TO": "reg.example:5000/a/b",
+        "REGISTRY_USER": "who", "REGISTRY_TOKEN": "se'cr$et`",
+    }  # fmt: skip
+    for target in ("login", "logout"):
+        done = subprocess.run(
+            ["make", "-C", str(PROJECT), target],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "se'cr" not in done.stdout + done.stderr
+    assert Path(f"{docker}.words").read_text().splitlines() == [
+        "login --username who --password-stdin reg.example:5000",
+        "logout reg.example:5000",
+    ]
+    assert Path(f"{docker}.given").read_text() == "se'cr$et`"
+
+
+def test_a_login_to_nowhere_is_refused() -> None:
+    done = subprocess.run(
+        ["make", "-C", str(PROJECT), "login"],
+        env={**os.environ, "TO": ""}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "TO is not set" in done.stderr
+
+
+def test_outdated_pins_become_an_issue(tmp_path: Path) -> None:
+    gh = stand_in(tmp_path, "gh", says="[]")
+    news = tmp_path / "news.json"
+    news.write_text('[{"pin": "vllm 0.32.0", "what": "torch", "locked": "1", "newest": "2"}]')
+    subprocess.run(
+        ["make", "-C", str(PROJECT), "propose"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NEWS": str(news)},
+        capture_output=True, check=True,
+    )  # fmt: skip
+    words = Path(f"{gh}.words").read_text().splitlines()
+    assert [line.split()[:2] for line in words] == [["issue", "list"], ["issue", "create"]]
+    assert "| `vllm 0.32.0` | `torch` | `1` | `2` |" in Path(f"{gh}.given").read_text()
+
+
 # What they may do.
 
 
