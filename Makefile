@@ -1,16 +1,21 @@
 # Thin: build.py and the tools of .venv do the work. `make` alone shows what there is.
 .DEFAULT_GOAL := help
-.PHONY: help image test test-unit bench-recipe bench-distribute mutants check lint dockerfiles shell types lab golden schema lock \
-        engine-up engine-down clean venv
+.PHONY: help image test test-unit bench-recipe bench-distribute mutants check lint dockerfiles shell types workflows lab golden schema lock \
+        engine-up engine-down ci-plan login logout propose release-notes source-archive release \
+        clean venv
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -P -m pytest
 VARIANT ?=
 IMAGE ?=
+# What workflows hand over comes from the environment, and stays a word of the shell: make would
+# expand what is in it.
+export ONLY ?= *
+export TO VERSION NEWS
 TESTS := $(wildcard tests/unit tests/golden tests/lab)
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 image: ## Build and prove the default variants (VARIANT=NAME for another one)
 	python3 build.py image $(VARIANT)
@@ -33,7 +38,7 @@ bench-distribute: venv ## Measure `distribute` beside what people use instead (R
 mutants: venv ## Put faults into a good image and see each refused (IMAGE=NAME: one of the store)
 	$(if $(IMAGE),$(BIN)/python -P -m tests.lab.mutants --image $(IMAGE),$(PYTEST) -q -s tests/lab/test_mutants.py)
 
-check: lint types dockerfiles shell ## All that reads the code and runs none
+check: lint types dockerfiles shell workflows ## All that reads the code and runs none
 
 lint: venv ## Python style
 	$(BIN)/ruff check .
@@ -49,6 +54,10 @@ dockerfiles: venv ## Lint of every Dockerfile
 shell: venv ## Lint of every shell script
 	find images sparkimage tests .ci -type f '(' -name '*.sh' -o -path .ci/run ')' -print0 \
 	    | PATH="$(CURDIR)/$(BIN):$$PATH" xargs -0 -r shellcheck
+
+workflows: venv ## Lint of .github: actionlint, and zizmor with all that it would rather not see
+	PATH="$(CURDIR)/$(BIN):$$PATH" actionlint -pyflakes= .github/workflows/*.yml
+	$(BIN)/zizmor --offline --pedantic --strict-collection --no-progress --quiet .
 
 golden: venv ## Record the golden outputs anew; read the difference before you commit it
 	GOLDEN=write $(PYTEST) tests/golden
@@ -67,6 +76,30 @@ engine-up: ## Start the private Docker Engine
 
 engine-down: ## Stop it (`python build.py engine down --purge` removes its images too)
 	python3 build.py engine down
+
+ci-plan: ## A job for each variant (ONLY=GLOB) as a step's output; refuses what is not resolved
+	@python3 build.py --matrix --only "$$ONLY" --print policy > /dev/null
+	@printf 'matrix=' && python3 build.py --matrix --only "$$ONLY" --print github
+
+login: ## Log in to the registry of TO=REGISTRY/REPOSITORY, as REGISTRY_USER with REGISTRY_TOKEN
+	@test -n "$$TO" || { echo 'error: TO is not set (REGISTRY/REPOSITORY)' >&2; exit 2; }
+	@printf '%s' "$$REGISTRY_TOKEN" \
+	    | docker login --username "$$REGISTRY_USER" --password-stdin "$${TO%%/*}"
+
+logout: ## Forget that login
+	@docker logout "$${TO%%/*}"
+
+propose: venv ## Keep one issue that says what is newer (NEWS=FILE, of `lock --outdated --json`), by gh
+	@$(BIN)/python -P -m tools.propose "$$NEWS"
+
+release-notes: venv ## Write the changelog's section of VERSION to out/
+	@$(BIN)/python -P -m tools.release notes "$$VERSION"
+
+source-archive: venv ## Write the source archive of VERSION's tag to out/; the same bytes each time
+	@$(BIN)/python -P -m tools.release archive "$$VERSION"
+
+release: release-notes source-archive ## Make VERSION's release on GitHub of both, by gh
+	@$(BIN)/python -P -m tools.release publish "$$VERSION"
 
 clean: ## Remove what tools left in this folder, .venv too; images and engine stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -249,7 +249,7 @@ def _print(read: Matrix, plans: Sequence[Plan], form: Form) -> None:
         refuse_unresolved(plans)
     printers: dict[Form, Callable[[], str]] = {
         Form.JSON: lambda: show.as_json(plans),
-        Form.GITHUB: lambda: show.as_github(plans),
+        Form.GITHUB: lambda: show.as_github(plans, read),
         Form.POLICY: lambda: show.as_policy(plans, outside(read, lambda _: None).mirrors),
         Form.BAKE: lambda: show.as_bake(plans, workshop(read, quiet=True)),
     }

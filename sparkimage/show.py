@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparkimage import bake
 from sparkimage.address import Mirrors
+from sparkimage.model import ImagePin
 from sparkimage.plan import Plan
 from sparkimage.progress import clock, human
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sparkimage.builder import Result, Workshop
+    from sparkimage.matrix import Matrix, Variant
 
 
 def as_table(plans: Sequence[Plan]) -> Table:
@@ -40,17 +42,27 @@ def as_json(plans: Sequence[Plan]) -> str:
     return json.dumps([plan.to_dict() for plan in plans], indent=1)
 
 
-def as_github(plans: Sequence[Plan]) -> str:
+HOSTED = {"amd64": ["ubuntu-24.04"], "arm64": ["ubuntu-24.04-arm"]}
+"""Runners that GitHub has: 4 cores, 16 GB of memory, 14 GB of disk that are sure."""
+
+BIG = {
+    "amd64": ["self-hosted", "linux", "x64", "big"],
+    "arm64": ["self-hosted", "linux", "arm64", "big"],
+}
+"""One's own: GitHub's agent gives the first three labels, whoever sets it up the last one."""
+
+
+def as_github(plans: Sequence[Plan], matrix: Matrix) -> str:
     """A strategy matrix, on one line as a step's output must be.
 
     https://docs.github.com/actions/reference/workflow-syntax-for-github-actions
     """
-    runners = {"amd64": "ubuntu-24.04", "arm64": "ubuntu-24.04-arm"}
+    variants = {variant.name: variant for variant in matrix.variants}
     rows = [
         {
             "variant": plan.variant,
             "platform": plan.platform,
-            "runner": runners[plan.arch],
+            "runner": (BIG if _is_big(variants[plan.variant], matrix) else HOSTED)[plan.arch],
             "image": plan.image,
             "lock": plan.lock_checksum,
             "resolved": not plan.unresolved,
@@ -58,6 +70,19 @@ def as_github(plans: Sequence[Plan]) -> str:
         for plan in plans
     ]
     return json.dumps({"include": rows})
+
+
+def _is_big(variant: Variant, matrix: Matrix) -> bool:
+    """Whether it compiles, or begins as an image that is whole already (one with a version):
+    either is more than a hosted runner holds. From the matrix, since a plan whose pins are not
+    resolved says neither."""
+    for layer in (matrix.layers[name] for name in variant.layers):
+        if layer.source is not None:
+            return True
+        pin = matrix.pins[layer.base][variant.pins[layer.base]] if layer.base else None
+        if isinstance(pin, ImagePin) and pin.version is not None:
+            return True
+    return False
 
 
 def as_policy(plans: Sequence[Plan], mirrors: Mirrors) -> str:

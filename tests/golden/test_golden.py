@@ -174,8 +174,8 @@ def test_bake_definition_and_policy_once_resolved(
     golden(f"resolved-policy-{kind}.json", text(bake.policy(made, mirrors)))
 
 
-def test_github_strategy(plans: list[Plan], golden: Golden) -> None:
-    golden("github.json", json.dumps(json.loads(show.as_github(plans)), indent=1) + "\n")
+def test_github_strategy(read: Matrix, plans: list[Plan], golden: Golden) -> None:
+    golden("github.json", json.dumps(json.loads(show.as_github(plans, read)), indent=1) + "\n")
 
 
 def test_the_schema_is_the_models() -> None:
