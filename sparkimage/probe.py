@@ -114,7 +114,8 @@ class Seen:
             return self.content
         listed = {str(one.get("digest")): one.get("layers") or () for one in self.receipts}
         have: set[str] = set()
-        for image in self.images:
+        # One that says nothing of its layers was never unpacked.
+        for image in (one for one in self.images if one.diff_ids):
             have |= set(known.get(image.id, ())) | set(listed.get(image.id, ()))
         return frozenset(have)
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sparkimage import archive, delta, probe, remote
 from sparkimage.delta import Part, Step, Whole
@@ -33,7 +33,7 @@ GONE = re.compile(
     re.IGNORECASE,
 )
 """What the docker command says when its daemon went away."""
-BLOB_LOST = re.compile(r"content digest (sha256:[0-9a-f]{64}): not found")
+BLOB_LOST = re.compile(r"content digest sha256:[0-9a-f]{64}: not found")
 
 
 @dataclass(kw_only=True)
@@ -50,8 +50,9 @@ class Station:
     layers_sent: int = 0
     source: str = ""
     """Where else it got them from."""
-    vanished: set[str] = field(default_factory=set)
-    """Blobs that containerd had listed and then did not have."""
+    forgets: bool = False
+    """containerd had listed blobs that it did not have later: only what its images are made of
+    counts."""
     unrelayed: str = ""
     """Why a relay did not bring it the image."""
 
@@ -98,9 +99,12 @@ class Station:
             )
 
     def has(self, image: Image) -> NodeImage | None:
-        """The image itself, under whatever name it is there."""
+        """The image itself, under whatever name it is there, if it is whole."""
         config = image.manifest["config"]["digest"]
-        return self.now.by_id(image.digest if self.now.containerd else config)
+        held = self.now.by_id(image.digest if self.now.containerd else config)
+        # containerd's store names an image before it has unpacked it.
+        whole = tuple(layer.diff_id for layer in image.layers)
+        return held if held is not None and held.diff_ids == whole else None
 
     def lacking(self, whole: Whole, known: Mapping[str, Iterable[str]]) -> list[int]:
         """The places of the layers that it lacks."""
@@ -109,7 +113,8 @@ class Station:
             for one in delta.parts(whole)
         }
         chains = None if self.now.containerd else self.now.chains()
-        blobs = self.now.blobs({**known, **own}) - self.vanished if self.now.containerd else ()
+        seen = replace(self.now, content=None) if self.forgets else self.now
+        blobs = seen.blobs({**known, **own}) if self.now.containerd else ()
         return delta.missing(whole.image, chains=chains, blobs=blobs)
 
     def room(self, blobs: int, unpacked: int, largest: int) -> None:
@@ -239,10 +244,9 @@ class Station:
                 f"{self.name}: its Docker went away in mid-work", definite=False, detail=last,
                 hint=f"look there: {self.remote.ssh} sudo systemctl status docker",
             )  # fmt: skip
-        lost = set(BLOB_LOST.findall(said))
-        if lost:
+        if BLOB_LOST.search(said):
             # What a broken load has left is listed until containerd collects its garbage.
-            self.vanished |= lost
+            self.forgets = True
             return UnreachableError(
                 f"{self.name}: layers that were there are gone", definite=False, detail=last,
                 hint="run the same command again",
