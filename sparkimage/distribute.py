@@ -153,7 +153,7 @@ class Distribution:
         began = time.monotonic()
         with stations(self.fleet, self.options.patience_s) as all_:
             self.view.say(f"looking at {moving.nodes(all_)}")
-            errors = together(all_, self._look, _name)
+            errors = together(all_, self._look, _name, stop=moving.abandon)
             self._decide(all_, errors, "nothing was sent", "run the same command again")
             well = [one for one in all_ if one.name not in errors]
             todo = [one for one in well if not self._is_there(one)]
@@ -209,7 +209,7 @@ class Distribution:
             if self.options.relay and not self.options.via:
                 self._relay(todo, board)
             left = [one for one in todo if not one.target or self.examine is not None]
-            return together(left, lambda one: self._bring(one, board), _name)
+            return together(left, lambda one: self._bring(one, board), _name, stop=moving.abandon)
 
     def _relay(self, todo: Sequence[Station], board: Board) -> None:
         """Chains of nodes that lack the same; what it does not bring is brought from here."""
@@ -237,7 +237,10 @@ class Distribution:
                         one.warnings.append(f"{one.name}: the relay did not reach it")
 
         # What went wrong is seen again, and told, when it is brought from here.
-        together([g for g in groups.values() if len(g) > 1], chain, lambda g: g[0].name)
+        together(
+            [g for g in groups.values() if len(g) > 1], chain, lambda g: g[0].name,
+            stop=lambda g: moving.abandon(g[0]),
+        )  # fmt: skip
 
     def _bring(self, station: Station, board: Board) -> None:
         """Load and prove it there; what can pass is tried again."""
@@ -260,11 +263,11 @@ class Distribution:
                 board.state(station.name, "proven")
                 return
             except UnreachableError as error:
-                if error.definite or attempt == ATTEMPTS - 1:
+                if error.definite or attempt == ATTEMPTS - 1 or station.remote.given_up.is_set():
                     board.state(station.name, "failed")
                     raise
                 board.state(station.name, f"again: {error.message}")
-                time.sleep(WAIT_S[attempt])
+                station.remote.given_up.wait(WAIT_S[attempt])
                 self._again(station)
             except SparkError:
                 board.state(station.name, "failed")
@@ -298,7 +301,7 @@ class Distribution:
                 words = remote.script("clean", station.remote.docker, *stale)
                 station.remote.run(words, check=False)
 
-        together(well, one, _name)
+        together(well, one, _name, stop=moving.abandon)
 
     def _keep_receipts(self, moved: Sequence[Station]) -> None:
         if self.receipts_folder is not None:
