@@ -270,10 +270,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         _complain(error)
         sys.exit(error.exit_code)
-    except Interrupted:
-        print(
-            "interrupted: no name was changed; the same command goes on from here", file=sys.stderr
-        )
+    except Interrupted as interrupt:
+        what = ", ".join(getattr(interrupt, "__notes__", ())) or "no name was changed"
+        print(f"interrupted: {what}; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)

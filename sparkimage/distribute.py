@@ -159,7 +159,7 @@ class Distribution:
         began = time.monotonic()
         with stations(self.fleet, self.options.patience_s) as all_:
             self.view.say(f"looking at {moving.nodes(all_)}")
-            errors = together(all_, self._look, _name)
+            errors = together(all_, self._look, _name, stop=moving.abandon)
             self._decide(all_, errors, "nothing was sent", "run the same command again")
             well = [one for one in all_ if one.name not in errors]
             there = {one.name for one in well if self._is_there(one)}
@@ -215,7 +215,7 @@ class Distribution:
             if self.options.relay and not self.options.via:
                 self._relay(todo, board)
             left = [one for one in todo if not one.target or self.examine is not None]
-            return together(left, lambda one: self._bring(one, board), _name)
+            return together(left, lambda one: self._bring(one, board), _name, stop=moving.abandon)
 
     def _relay(self, todo: Sequence[Station], board: Board) -> None:
         """Chains of nodes that lack the same; what it does not bring is brought from here."""
@@ -249,7 +249,10 @@ class Distribution:
                         )
 
         # What went wrong is seen again, and told, when it is brought from here.
-        together([g for g in groups.values() if len(g) > 1], chain, lambda g: g[0].name)
+        together(
+            [g for g in groups.values() if len(g) > 1], chain, lambda g: g[0].name,
+            stop=lambda g: moving.abandon(g[0]),
+        )  # fmt: skip
 
     def _bring(self, station: Station, board: Board) -> None:
         """Load and prove it there; what can pass is tried again."""
@@ -275,12 +278,12 @@ class Distribution:
                 board.state(station.name, "proven")
                 return
             except UnreachableError as error:
-                if error.definite or attempt == ATTEMPTS - 1:
+                if error.definite or attempt == ATTEMPTS - 1 or station.remote.given_up.is_set():
                     board.state(station.name, "failed")
                     raise
                 why = error.message.removeprefix(f"{station.name}").lstrip(": ")
                 board.state(station.name, f"again: {why}")
-                time.sleep(WAIT_S[attempt])
+                station.remote.given_up.wait(WAIT_S[attempt])
                 self._again(station, board)
             except SparkError:
                 board.state(station.name, "failed")
@@ -338,7 +341,7 @@ class Distribution:
                 words = remote.script("clean", station.remote.docker, station.now.root, *stale)
                 station.remote.run(words, check=False)
 
-        together(well, one, _name)
+        together(well, one, _name, stop=moving.abandon)
 
     def _keep_receipts(self, moved: Sequence[Station]) -> None:
         if self.receipts_folder is not None:

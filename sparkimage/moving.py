@@ -1,9 +1,9 @@
 """Moves a name to another image on many nodes as one act, or on none.
 
 Each node gets its script first, which looks whether all is as expected and then waits for one
-word. Only when all wait is the word given, to one after the other within microseconds; the
-scripts go on by themselves from there, whatever becomes of this process. What failed is undone
-everywhere.
+word. Only when all wait is the word given, with one write to a helper that passes it on to all of
+them; helper and scripts go on by themselves from there, whatever becomes of this process. What
+failed is undone everywhere.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 from sparkimage import remote
 from sparkimage.errors import MixedFleetError, NodeError, SparkError
 from sparkimage.remote import Watch
+from sparkimage.run import start_bytes
 from sparkimage.station import Station
 
 Errors = dict[str, SparkError]
@@ -57,9 +59,16 @@ class Moved:
 
 
 def together(
-    items: Sequence[Item], act: Callable[[Item], None], name: Callable[[Item], str]
+    items: Sequence[Item],
+    act: Callable[[Item], None],
+    name: Callable[[Item], str],
+    *,
+    stop: Callable[[Item], None] = lambda _item: None,
 ) -> Errors:
-    """Do ``act`` for all items at once and to the end; returns every error."""
+    """Do ``act`` for all items at once and to the end; returns every error.
+
+    When this is interrupted, ``stop`` makes an end of what is going on with an item.
+    """
     errors: Errors = {}
 
     def one(item: Item) -> None:
@@ -70,9 +79,20 @@ def together(
 
     if items:
         with ThreadPoolExecutor(len(items)) as pool:
-            for done in [pool.submit(one, item) for item in items]:
-                done.result()
+            try:
+                for done in [pool.submit(one, item) for item in items]:
+                    done.result()
+            except BaseException:
+                # Not handled: the pool waits for its threads.
+                for item in items:
+                    stop(item)
+                raise
     return errors
+
+
+def abandon(station: Station) -> None:
+    """Make an end of what is going on with a node."""
+    station.remote.abandon()
 
 
 def nodes(some: Sequence[object]) -> str:
@@ -91,30 +111,32 @@ def move(
     ``say`` takes a line about what begins now.
     """
     came = Moved()
+    if not moves:
+        return came
+    name = moves[0].name
     armed: list[_Armed] = []
-    try:
-        if moves:
-            say(f"asking {nodes(moves)} whether {moves[0].name} can be moved")
-        armed += [_Armed(one) for one in moves]
-        came.failed = together(armed, _Armed.wait, _name)
+    ready: list[_Armed] = []
+    with contextlib.ExitStack() as stack:
+        say(f"asking {nodes(moves)} whether {name} can be moved")
+        for one in moves:
+            armed.append(_Armed(one))
+            # Without the word it changes nothing.
+            stack.callback(armed[-1].close)
+        word = _Word(armed)
+        stack.callback(word.close)
+        came.failed = together(armed, _Armed.wait, _name, stop=_Armed.stop)
         ready = [one for one in armed if _name(one) not in came.failed]
-        if len(ready) < len(armed) and not partial:
+        if not ready or (len(ready) < len(armed) and not partial):
             return came
-        if not ready:
-            return came
-        with _undisturbed():
-            say(f"moving {ready[0].move.name} on {nodes(ready)}")
-            for one in ready:
-                one.go()
+        with _undisturbed(f"{name} has been moved by then") as moved:
+            say(f"moving {name} on {nodes(ready)}")
+            word.give(ready)
             came.failed |= together(ready, _Armed.moved, _name)
             failed = [one for one in ready if _name(one) in came.failed]
             if failed:
                 came.stuck = together(failed if partial else ready, _Armed.undo, _name)
-        return came
-    finally:
-        # Without the word they change nothing.
-        for one in armed:
-            one.close()
+            moved[:] = [not failed or partial]
+    return came
 
 
 def decide(name: str, count: int, errors: Errors, what: str, *, partial: bool, again: str) -> None:
@@ -150,6 +172,38 @@ def lines(errors: Errors) -> list[str]:
     return found
 
 
+GIVE = """
+import os, sys
+for one in sys.stdin.readline().split():
+    try:
+        os.write(int(one), b"go\\n")
+    except OSError:
+        pass
+"""
+"""What the helper does: one that is gone by then does not keep the word from the others."""
+
+
+class _Word:
+    """The word for all of these: it is given with one write, or it is not."""
+
+    def __init__(self, armed: Sequence[_Armed]) -> None:
+        keep = [one.input for one in armed]
+        self.process = start_bytes([sys.executable, "-I", "-S", "-c", GIVE], keep=keep)
+
+    def give(self, ready: Sequence[_Armed]) -> None:
+        """To these of them."""
+        assert self.process.stdin is not None
+        # Without a helper nobody gets it, and each says so when it is asked what came of it.
+        with contextlib.suppress(OSError):
+            self.process.stdin.write(f"{' '.join(str(one.input) for one in ready)}\n".encode())
+            self.process.stdin.flush()
+        self.process.wait()
+
+    def close(self) -> None:
+        """End the helper, and with it its hold of their inputs."""
+        self.process.communicate()
+
+
 class _Armed:
     """A node's script, and the way to give it the word."""
 
@@ -164,6 +218,12 @@ class _Armed:
         )  # fmt: skip
         self.process: subprocess.Popen[bytes] = move.station.remote.start(words)
         self.watch = Watch(self.process)
+
+    @property
+    def input(self) -> int:
+        """The number of the file that the word goes to."""
+        assert self.process.stdin is not None
+        return self.process.stdin.fileno()
 
     def wait(self) -> None:
         """Until it waits for the word. Raises ``NodeError`` when it does not."""
@@ -186,13 +246,9 @@ class _Armed:
             )
         raise self._failure(f"{line}\n{self._rest()}")
 
-    def go(self) -> None:
-        """Give it the word."""
-        assert self.process.stdin is not None
-        # One that is gone by now says so when it is asked what came of it.
-        with contextlib.suppress(OSError):
-            self.process.stdin.write(b"go\n")
-            self.process.stdin.flush()
+    def stop(self) -> None:
+        """End it at once."""
+        self.process.kill()
 
     def moved(self) -> None:
         """Until it has moved the name. Raises ``NodeError`` when it has not, or is unheard of."""
@@ -244,17 +300,26 @@ def _name(one: _Armed) -> str:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """An interrupt waits until the word that was given has been answered."""
+def _undisturbed(done: str) -> Iterator[list[bool]]:
+    """An interrupt waits until the word that was given has been answered.
+
+    The list says in the end whether ``done`` holds, which the interrupt is to tell then.
+    """
     came: list[int] = []
+    holds: list[bool] = []
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {
         one: signal.signal(one, lambda number, _frame: came.append(number)) for one in signals
     }
     try:
-        yield
+        yield holds
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-    for number in came:
-        signal.raise_signal(number)
+    try:
+        for number in came:
+            signal.raise_signal(number)
+    except BaseException as interrupt:
+        if any(holds):
+            interrupt.add_note(done)
+        raise

@@ -82,6 +82,9 @@ class Remote:
     _master: subprocess.Popen[bytes] | None = None
     _beating: threading.Event = field(default_factory=threading.Event)
     _asked: dict[str, str] | None = None
+    _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    given_up: threading.Event = field(default_factory=threading.Event)
+    """Whoever waits for this node waits no more."""
 
     @property
     def name(self) -> str:
@@ -113,7 +116,7 @@ class Remote:
         input ends. Returns what it said. Raises ``UnreachableError`` or ``NodeError``.
         """
         argv = ["ssh", "-M", "-S", str(self._socket), *self._control(), shlex.join(words)]
-        process = start_bytes(argv)
+        process = self._begin(argv)
         self._master = process
         said: list[str] = []
         assert process.stdout is not None
@@ -174,7 +177,7 @@ class Remote:
         to = (
             self._bulk() if bulk and self.node.data else ["-S", str(self._socket), *self._control()]
         )
-        return start_bytes(["ssh", *to, shlex.join(words)])
+        return self._begin(["ssh", *to, shlex.join(words)])
 
     def failure(self, process: subprocess.Popen[bytes], said: str) -> UnreachableError | None:
         """Why a started command that has ended could not be talked to; None when it could."""
@@ -193,6 +196,20 @@ class Remote:
         if self._master is not None:
             _close(self._master)
             self._master = None
+
+    def abandon(self) -> None:
+        """End all that goes on with this node, at once; nothing is begun afterwards."""
+        self.given_up.set()
+        for process in list(self._started):
+            process.kill()
+
+    def _begin(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        process = start_bytes(argv)
+        self._started = [one for one in self._started if one.returncode is None]
+        self._started.append(process)
+        if self.given_up.is_set():
+            process.kill()
+        return process
 
     @property
     def _socket(self) -> Path:

@@ -118,8 +118,8 @@ class Local:
         )
 
 
-def start_bytes(argv: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start ``argv`` with all three streams as pipes of bytes.
+def start_bytes(argv: Sequence[str], *, keep: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Start ``argv`` with all three streams as pipes of bytes, and these files of ours open.
 
     A Ctrl-C on the terminal does not reach it: whoever started it decides when it ends.
     Raises ``PreflightError`` when the program is not there.
@@ -131,6 +131,7 @@ def start_bytes(argv: Sequence[str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        pass_fds=keep,
     )
     assert process.stdin is not None
     # Linux only, and not more than the system lets a user have.

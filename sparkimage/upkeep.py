@@ -103,7 +103,9 @@ def look(
     """Every node with its images of the repository, or (``only``) those of one name and its
     former one. Errors stand with their nodes."""
     with stations(fleet, patience_s) as all_:
-        errors = together(all_, lambda one: one.connect(lock=False, who=""), _name)
+        errors = together(
+            all_, lambda one: one.connect(lock=False, who=""), _name, stop=moving.abandon
+        )
     digests = _digests(store)
     return tuple(
         NodeView(
@@ -202,7 +204,7 @@ def rollback(
                 raise station.refusal(done.returncode, done.stdout + done.stderr)
             station.target = former.id
 
-        errors = together(all_, prepare, _name)
+        errors = together(all_, prepare, _name, stop=moving.abandon)
         ready = [one for one in all_ if one.name not in errors]
         formers = [one.now.by_id(one.target) for one in ready]
         if len({one.identity for one in formers if one is not None}) > 1 and not partial:
@@ -317,7 +319,7 @@ def collect(
         )
 
     with stations(fleet, patience_s) as all_:
-        errors = together(all_, one, _name)
+        errors = together(all_, one, _name, stop=moving.abandon)
     return tuple(came[one.name] for one in all_ if one.name in came), errors
 
 

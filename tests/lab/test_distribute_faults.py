@@ -152,15 +152,19 @@ def test_every_kind_of_user_that_may(voyage: Voyage) -> None:
     assert {one["state"] for one in again["nodes"]} == {"unchanged"}
 
 
-@pytest.mark.parametrize(("first", "second"), [("root", "worker"), ("worker", "root")])
+@pytest.mark.parametrize(("first", "second"), [("root", "worker"), ("worker", "sudoer")])
 def test_two_at_once(voyage: Voyage, first: str, second: str) -> None:
     fleet, new = voyage.shipment.fleet, voyage.next()
     voyage.shipment.nodes(fleet.data(first))
     with voyage.held("node2") as running:
-        voyage.shipment.nodes(fleet.data(second))
+        data = fleet.data(second)
+        for node in data["nodes"].values():
+            node["sudo"] = second == "sudoer"
+        voyage.shipment.nodes(data)
         other = voyage.shipment.distribute()
         assert other.returncode == NODE
-        assert f"node4: {BUSY}: " in other.stderr
+        for name in ALL:
+            assert f"{name}: {BUSY}: " in other.stderr
         assert f"(process {running.process.pid})" in other.stderr
         fleet["node2"].data.restore()
         assert running.end() == 0, running.said
@@ -301,6 +305,20 @@ def test_a_name_moved_by_somebody_else_between_the_phases(voyage: Voyage) -> Non
     voyage.complete(new)
 
 
+def test_a_link_that_is_cut_before_the_move(voyage: Voyage) -> None:
+    fleet, new = voyage.shipment.fleet, voyage.next()
+    with voyage.held("node4") as running:
+        running.until(*others("node4"))
+        fleet["node2"].control.cut()
+        fleet["node4"].data.restore()
+        assert running.end() == NODE
+    assert "node2 cannot be reached" in running.said
+    voyage.kept(new)
+    fleet["node2"].control.restore()
+    came = voyage.complete(new)
+    assert {one["sent"] for one in came.values()} == {0}
+
+
 @pytest.mark.parametrize("name", ["node2", "node3"])
 def test_a_disk_that_fills_in_mid_load(voyage: Voyage, name: str) -> None:
     node, new = voyage.shipment.fleet[name], voyage.next()
@@ -373,7 +391,7 @@ def test_an_interrupt(voyage: Voyage, number: signal.Signals) -> None:
     voyage.kept(new)
     with voyage.held("node4") as running:
         assert running.kill(number) == INTERRUPTED, running.said
-    assert "interrupted" in running.said
+    assert "interrupted: no name was changed; the same command goes on" in running.said
     voyage.kept(new)
     node.data.restore()
     with voyage.held("node4") as running:
@@ -384,8 +402,10 @@ def test_an_interrupt(voyage: Voyage, number: signal.Signals) -> None:
     for line in ("asking 4 nodes", f"moving {NAME}"):
         with voyage.run() as running:
             running.until(line)
-            assert running.kill(number) in (0, INTERRUPTED)
-        voyage.moved(new)
+            assert running.kill(number) in (0, INTERRUPTED), running.said
+        voyage.quiet()
+        moved = voyage.moved(new)
+        assert ("no name was changed" in running.said) is not moved, running.said
     voyage.complete(new)
 
 
@@ -412,9 +432,8 @@ def test_kills_around_the_move(voyage: Voyage) -> None:
     """At every moment that can be told from outside: a line, or what went over the wires."""
     new, ended = voyage.next(), set()
     moments = [
-        ("asking 4 nodes", 0), ("asking 4 nodes", 1), ("asking 4 nodes", 3000),
-        ("asking 4 nodes", 6000), ("asking 4 nodes", 12000), (f"moving {NAME}", 0),
-        (f"moving {NAME}", 1), (f"moving {NAME}", 100), (f"moving {NAME}", 200),
+        ("asking 4 nodes", 0), ("asking 4 nodes", 3000), ("asking 4 nodes", 9000),
+        (f"moving {NAME}", 0), (f"moving {NAME}", 1), (f"moving {NAME}", 150),
     ]  # fmt: skip
     for line, count in moments:
         with voyage.run() as running:

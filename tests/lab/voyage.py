@@ -54,6 +54,11 @@ def look(node: Node) -> Look:
     )
 
 
+def _no_move(node: Node) -> None:
+    ask = "! pgrep --full '@@ [n]oreceipt' >/dev/null"
+    node.exec("timeout", f"{READY_S:g}", "sh", "-c", f"until {ask}; do :; done")
+
+
 def layers(image: Image) -> str:
     return "+".join(layer.diff_id for layer in image.layers)
 
@@ -169,9 +174,10 @@ class Voyage:
         assert not self.moved(new)
 
     def quiet(self) -> None:
-        """Until nobody is connected any more."""
+        """Until nobody is connected any more, and no name is being moved."""
+        self.shipment.fleet.each(_no_move)
         wires = [wire for node in self.nodes for wire in node.wires]
-        wait(lambda: not any(wire.connections for wire in wires), "a node is connected")
+        wait(lambda: not any(wire.connections for wire in wires), "somebody is connected")
 
     def complete(self, new: Image, *words: str) -> dict[str, Any]:
         """A run that nothing happens to, and all that holds after it. What it says of the nodes."""
