@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sparkimage.progress import Board, clock, human
+from sparkimage.units import clock, human
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +21,19 @@ WINDOW_S = 5.0
 BAR = 12
 """Columns of a bar."""
 MARKS = {"proven": "[green]✓[/]", "failed": "[red]✗[/]"}
+
+
+class Board:
+    """Takes in how far each of several transfers is; by itself it shows nothing."""
+
+    def total(self, name: str, count: int) -> None:
+        """So many bytes will move to ``name``."""
+
+    def moved(self, name: str, count: int) -> None:
+        """``count`` more bytes have moved to ``name``."""
+
+    def state(self, name: str, text: str) -> None:
+        """What ``name`` is doing now."""
 
 
 @dataclass

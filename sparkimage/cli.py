@@ -171,8 +171,8 @@ def images(as_json: JsonOption = False) -> None:
     from rich.table import Table
 
     from sparkimage import paths, seal
-    from sparkimage.progress import human
     from sparkimage.store import Store
+    from sparkimage.units import human
 
     store = Store.open(paths.store())
     rows: list[dict[str, Any]] = []

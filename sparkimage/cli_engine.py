@@ -39,8 +39,8 @@ def engine_status() -> None:
     from rich.table import Table
 
     from sparkimage import paths, private_engine
-    from sparkimage.progress import human
     from sparkimage.run import Local
+    from sparkimage.units import human
 
     status = private_engine.status(paths.home(), Local())
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparkimage.cli_base import AllowOption, JsonOption, console, read_matrix
-from sparkimage.cli_verify import Reference, find, tiers_of
+from sparkimage.cli_verify import Reference, tiers_of, to_ship
 from sparkimage.errors import NodeError, UsageError
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def distribute(
 ) -> None:
     """Bring a proven image to every node, or to none: only the layers that each one lacks."""
     from sparkimage import fleet as fleets
-    from sparkimage import gate, paths, receipts
-    from sparkimage import verify as verifying
+    from sparkimage import paths, receipts
     from sparkimage.distribute import Distribution, Options
     from sparkimage.keys import Keyring
     from sparkimage.progress import View
@@ -93,15 +92,8 @@ def distribute(
 
     read, store, keys = read_matrix(), Store.open(paths.store()), Keyring.user()
     fleet = fleets.read(nodes, read.root)
-    plan, held = find(read, store, reference)
-    passage = gate.ask(
-        store,
-        held.digest,
-        plan_checksum=verifying.checksum(plan, read.root),
-        required=verifying.required(plan, read.root),
-        allow_unverified=allow_unverified,
-        name=plan.image,
-        keys=keys,
+    plan, held, passage = to_ship(
+        read, store, reference, keys=keys, allow_unverified=allow_unverified
     )
     examine = None
     if prove:
@@ -146,7 +138,7 @@ def distribute(
 def _outcome_table(outcome: Outcome) -> Table:
     from rich.table import Table
 
-    from sparkimage.progress import clock, human
+    from sparkimage.units import clock, human
 
     marks = {"moved": "[green]✓[/]", "unchanged": "[green]=[/]", "failed": "[red]✗[/]"}
     table = Table(
@@ -251,7 +243,7 @@ def gc(
     from sparkimage import upkeep
     from sparkimage.distribute import who
     from sparkimage.moving import lines
-    from sparkimage.progress import human
+    from sparkimage.units import human
 
     read = read_matrix()
     came, errors = upkeep.collect(
@@ -349,7 +341,7 @@ def _image_name(read: Matrix, given: str) -> str:
 def _nodes_table(views: Sequence[NodeView]) -> Table:
     from rich.table import Table
 
-    from sparkimage.progress import human
+    from sparkimage.units import human
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("", "node", "docker", "store", "arch", "free disk", "images of ours"):

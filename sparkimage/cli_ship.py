@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from sparkimage.cli_base import AllowOption, console, plans_of, read_matrix
-from sparkimage.cli_verify import Reference, find
+from sparkimage.cli_verify import Reference, to_ship
 from sparkimage.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ def save(
     allow_unverified: AllowOption = False,
 ) -> None:
     """Write an image with its seal as a file that every engine loads (`-`: standard output)."""
-    from sparkimage import gate, paths, shipping
-    from sparkimage import verify as verifying
+    from sparkimage import paths, shipping
     from sparkimage.keys import Keyring
     from sparkimage.progress import View
     from sparkimage.store import Store
@@ -32,16 +31,9 @@ def save(
     if output == "-" and sys.stdout.isatty():
         raise UsageError("an image is no text for a terminal", hint="-o FILE, or `… -o - | …`")
     read, store, keys = read_matrix(), Store.open(paths.store()), Keyring.user()
-    plan, held = find(read, store, reference)
     view = View(console(stderr=True))
-    passage = gate.ask(
-        store,
-        held.digest,
-        plan_checksum=verifying.checksum(plan, read.root),
-        required=verifying.required(plan, read.root),
-        allow_unverified=allow_unverified,
-        name=plan.image,
-        keys=keys,
+    plan, held, passage = to_ship(
+        read, store, reference, keys=keys, allow_unverified=allow_unverified
     )
 
     def write(sink: IO[bytes], moved: Moved) -> None:

@@ -30,7 +30,7 @@ def store_check() -> None:
 def store_gc() -> None:
     """Remove the blobs that no named image uses."""
     from sparkimage import paths
-    from sparkimage.progress import human
     from sparkimage.store import Store
+    from sparkimage.units import human
 
     typer.echo(f"{human(Store.open(paths.store()).gc())} set free")

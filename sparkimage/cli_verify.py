@@ -21,6 +21,8 @@ from sparkimage.tier import DEFAULT, Tier
 
 if TYPE_CHECKING:
     from sparkimage import seal
+    from sparkimage.gate import Passage
+    from sparkimage.keys import Keyring
     from sparkimage.matrix import Matrix
     from sparkimage.plan import Plan
     from sparkimage.store import Image, Store
@@ -62,6 +64,26 @@ def find(read: Matrix, store: Store, reference: str) -> tuple[Plan, Image]:
     return plans_of(read, [names[name]])[0], held
 
 
+def to_ship(
+    read: Matrix, store: Store, reference: str, *, keys: Keyring, allow_unverified: bool
+) -> tuple[Plan, Image, Passage]:
+    """The image that is meant and its plan, after the gate was asked. Raises ``GateError``."""
+    from sparkimage import gate
+    from sparkimage import verify as verifying
+
+    plan, held = find(read, store, reference)
+    passage = gate.ask(
+        store,
+        held.digest,
+        plan_checksum=verifying.checksum(plan, read.root),
+        required=verifying.required(plan, read.root),
+        allow_unverified=allow_unverified,
+        name=plan.image,
+        keys=keys,
+    )
+    return plan, held, passage
+
+
 def verify(
     reference: Reference,
     tier: Annotated[
@@ -82,9 +104,10 @@ def verify(
     from sparkimage import paths, seal
     from sparkimage import verify as verifying
     from sparkimage.keys import Keyring
-    from sparkimage.progress import View, clock
+    from sparkimage.progress import View
     from sparkimage.run import Local
     from sparkimage.store import Store
+    from sparkimage.units import clock
 
     read, store = read_matrix(), Store.open(paths.store())
     plan, held = find(read, store, reference)

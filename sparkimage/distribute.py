@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from sparkimage import delta, layerindex, moving, receipts, remote
+from sparkimage.board import Board
 from sparkimage.delta import Document, Step, Whole
 from sparkimage.errors import SparkError, UnreachableError
 from sparkimage.fanout import Shared
 from sparkimage.fleet import Fleet
 from sparkimage.gate import Passage
 from sparkimage.moving import PREVIOUS, Errors, Move, together
-from sparkimage.progress import Board, Moved, View, human
+from sparkimage.progress import Moved, View
 from sparkimage.remote import Remote
 from sparkimage.station import ATTEMPTS, Station
 from sparkimage.store import Image, Store
+from sparkimage.units import human
 
 PROVEN = ("layers", "config", "platform", "container")
 """What every node proves of an image before its name is moved."""

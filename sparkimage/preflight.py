@@ -13,7 +13,7 @@ from sparkimage import dockerfile, inputs
 from sparkimage.emulation import ensure_emulation
 from sparkimage.errors import BuildError, LockError, PreflightError
 from sparkimage.plan import LayerPlan, Plan
-from sparkimage.progress import human
+from sparkimage.units import human
 
 if TYPE_CHECKING:
     from sparkimage.builder import Workshop

@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sparkimage.board import Board, LiveBoard
+from sparkimage.units import clock, human
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -168,20 +171,6 @@ class Events:
                 self.other.append(text)
 
 
-def human(count: float) -> str:
-    """Bytes as people read them, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
-
-
-def clock(seconds: float) -> str:
-    """Seconds as people read them."""
-    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60}m {int(seconds) % 60:02}s"
-
-
 class View:
     """Shows phases and builds on ``console``: live on a terminal, timestamped lines elsewhere."""
 
@@ -247,8 +236,6 @@ class View:
         elif not self.console.is_terminal:
             yield PlainBoard(self, text)
         else:
-            from sparkimage.board import LiveBoard
-
             board = LiveBoard(self.console, names, text)
             with board.shown:
                 yield board
@@ -282,19 +269,6 @@ class View:
 
                 yield live
         build.errors += [line for line in events.other if line.startswith("ERROR")]
-
-
-class Board:
-    """Takes in how far each of several transfers is; by itself it shows nothing."""
-
-    def total(self, name: str, count: int) -> None:
-        """So many bytes will move to ``name``."""
-
-    def moved(self, name: str, count: int) -> None:
-        """``count`` more bytes have moved to ``name``."""
-
-    def state(self, name: str, text: str) -> None:
-        """What ``name`` is doing now."""
 
 
 class PlainBoard(Board):

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sparkimage.plan import Plan
-from sparkimage.progress import human
 from sparkimage.seal import Check, Verdict
 from sparkimage.store import Image
 from sparkimage.tier import Tier
+from sparkimage.units import human
 
 TIERS = {
     Tier.STATIC: "Static: the layers of the store, without an engine",

@@ -10,7 +10,7 @@ from sparkimage import bake
 from sparkimage.address import Mirrors
 from sparkimage.model import ImagePin
 from sparkimage.plan import Plan
-from sparkimage.progress import clock, human
+from sparkimage.units import clock, human
 
 if TYPE_CHECKING:
     from rich.table import Table

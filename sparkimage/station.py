@@ -126,7 +126,7 @@ class Station:
         need = unpacked + (blobs if self.now.containerd else min(blobs, 2 * largest)) + SPARE
         tight = min(self.now.disks, key=lambda disk: disk.free, default=None)
         if tight is not None and tight.free < need:
-            from sparkimage.progress import human
+            from sparkimage.units import human
 
             raise NodeError(
                 f"{self.name}: {tight.at} has {human(tight.free)} free, the image needs "

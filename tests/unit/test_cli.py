@@ -15,7 +15,8 @@ import pytest
 from rich.console import Console
 
 from sparkimage import __version__, lock
-from sparkimage.progress import Build, View, clock, human
+from sparkimage.progress import Build, View
+from sparkimage.units import clock, human
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOWHERE = Path("nowhere")
