@@ -172,7 +172,9 @@ def test_proving_again_drops_what_is_not_believed(store: Store, keys: Keyring) -
     assert len(verdict(store, keys).statements) == 2
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_no_byte_of_an_envelope_can_be_changed(
     store: Store, keys: Keyring, data: st.DataObject
