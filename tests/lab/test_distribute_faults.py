@@ -109,26 +109,24 @@ def test_an_engine_that_is_down_hangs_or_has_no_room(voyage: Voyage) -> None:
 MARKER = "a-shell-ran"
 
 
-@pytest.mark.parametrize("place", ["name", "control", "data", "user"])
-def test_no_word_of_the_fleet_file_reaches_a_shell(
-    voyage: Voyage, tmp_path: Path, place: str
-) -> None:
-    marker = tmp_path / MARKER
-    shipment = voyage.shipment
+def test_no_word_of_the_fleet_file_reaches_a_shell(voyage: Voyage, tmp_path: Path) -> None:
+    shipment, marker = voyage.shipment, tmp_path / MARKER
     data = shipment.fleet.data()
-    for evil in (f"$(touch {marker})", f"a;touch {marker}", f"-oProxyCommand=touch {marker}"):
-        nodes = {**data["nodes"], "node1": {**data["nodes"]["node1"], place: evil}}
-        if place == "name":
-            nodes = {evil: data["nodes"]["node1"]}
-        shipment.nodes({**data, "nodes": nodes})
-        done = shipment.distribute()
-        assert done.returncode == USAGE, done.stderr
-        assert "fleet.yaml" in done.stderr
-        if place == "name":
-            # It is no option's value either.
-            done = shipment.distribute(f"--nodes={evil.replace('/', '')}")
-            assert done.returncode == USAGE
-            assert "is no name of a node" in done.stderr
+    evil = (f"$(touch {marker})", f"a;touch {marker}", f"-oProxyCommand=touch {marker}")
+    wrong = {
+        f"{place}{number}": {"control": f"c{number}", place: word}
+        for place in ("control", "data", "user")
+        for number, word in enumerate(evil)
+    } | {word: {} for word in evil}
+    shipment.nodes({**data, "nodes": {**data["nodes"], **wrong}})
+    done = shipment.distribute()
+    assert done.returncode == USAGE
+    assert "12 problems in fleet.yaml" in done.stderr, done.stderr
+    for word in evil:
+        # A slash would make a file's name of it.
+        done = shipment.distribute(f"--nodes=node1,{word.replace('/', '')}")
+        assert done.returncode == USAGE
+        assert "is no name of a node" in done.stderr
     assert not marker.exists()
     shipment.nodes(data)
     voyage.complete(voyage.next())
