@@ -521,7 +521,7 @@ def test_a_terminal_shows_a_bar_for_each_node_and_one_for_all(shipment: Shipment
     for line in shown.splitlines():
         assert len(line.rstrip()) <= 80, line
     for name in (*NODES, "all"):
-        row = re.compile(rf"{name} +━{{12}} +\d+\.\d / \d+\.\d MB +[\d.]+ [kM]B/s +[\d.]+ s ")
+        row = re.compile(rf"{name} +[━─]{{12}} +\d+\.\d / \d+\.\d MB +[\d.]+ [kM]B/s +[\d.]+ s ")
         assert row.search(shown), name
     # overlay2 lacks the layers above a changed one as well, containerd's store has them.
     assert "2 of 4 layers are there" in shown
