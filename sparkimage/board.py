@@ -137,7 +137,7 @@ def _bar(one: Meter) -> Text:
     part = min(1.0, one.done / one.total) if one.total else float(one.state == "proven")
     full = int(part * BAR)
     colour = {"proven": "green", "failed": "red"}.get(one.state, "cyan")
-    return Text.assemble(("━" * full, colour), ("━" * (BAR - full), "bright_black"))
+    return Text.assemble(("━" * full, colour), ("─" * (BAR - full), "bright_black"))
 
 
 def _pair(done: int, total: int) -> str:

@@ -36,8 +36,8 @@ def examiner(
             if isinstance(error, VerifyError):
                 tier = ",".join(tiers)
                 hint = (
-                    "mend the node, or correct the layer and build again; the image's seal says "
-                    f"FAILED now, until `verify {image.digest[7:19]} --tier {tier}` says PASSED"
+                    "mend the node, or correct the layer and build again; where the seal says FAILED "
+                    f"then: python build.py verify {image.digest[7:19]} --tier {tier}"
                 )
             else:
                 hint = "leave that tier out of --prove, or mend the node"
