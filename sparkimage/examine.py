@@ -36,7 +36,7 @@ def examiner(
             if isinstance(error, VerifyError):
                 tier = ",".join(tiers)
                 hint = (
-                    "mend the node, or correct the layer and build again; where the seal says FAILED "
+                    "mend the node, or correct the layer and build; where the seal says FAILED "
                     f"then: python build.py verify {image.digest[7:19]} --tier {tier}"
                 )
             else:
