@@ -99,7 +99,7 @@ def distribute(
     if prove:
         from sparkimage.examine import examiner
 
-        examine = examiner(plan, held, read.root, store, keys, tiers_of(prove))
+        examine = examiner(plan, held, read.root, store, tiers_of(prove))
     outcome = Distribution(
         image=held,
         name=plan.image,

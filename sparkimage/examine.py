@@ -9,7 +9,6 @@ from pathlib import Path
 from sparkimage import engine, paths, verify
 from sparkimage.engine import Engine
 from sparkimage.errors import NodeError, PreflightError, VerifyError
-from sparkimage.keys import Keyring
 from sparkimage.plan import Plan
 from sparkimage.run import Local
 from sparkimage.station import Station
@@ -21,35 +20,32 @@ SOCKET = "/var/run/docker.sock"
 
 
 def examiner(
-    plan: Plan, image: Image, project: Path, store: Store, keys: Keyring, tiers: Sequence[Tier]
+    plan: Plan, image: Image, project: Path, store: Store, tiers: Sequence[Tier]
 ) -> Callable[[Station, str], Sequence[str]]:
-    """What proves an image on a node by these tiers, adds that to its seal, and names them."""
+    """What proves an image on a node by these tiers, and names them.
+
+    What it finds is about the node as much as about the image (a disk may be damaged), so that it
+    goes into the node's receipt and not into the image's seal.
+    """
 
     def examine(station: Station, reference: str) -> Sequence[str]:
         at = _engine(station)
+        hint = "mend the node, or leave that tier out of --prove"
         try:
-            outcome = verify.verify(
+            outcome = verify.run(
                 plan, image, live=lambda: Live(engine=at, reference=reference), project=project,
-                store=store, runner=Local(), keys=keys, tiers=tiers, host=station.name,
+                store=store, runner=Local(), tiers=tiers,
             )  # fmt: skip
+            if outcome.failed:
+                raise verify.failed(plan.variant, image.digest, outcome.failed, len(outcome.checks))
         except (VerifyError, PreflightError) as error:
-            if isinstance(error, VerifyError):
-                tier = ",".join(tiers)
-                hint = (
-                    "mend the node, or correct the layer and build; where the seal says FAILED "
-                    f"then: python build.py verify {image.digest[7:19]} --tier {tier}"
-                )
-            else:
-                hint = "leave that tier out of --prove, or mend the node"
             raise NodeError(
                 f"{station.name}: {error.message}", detail=error.detail, hint=hint
             ) from None
         if outcome.not_run:
             # It was asked for: what did not run has proven nothing.
-            raise NodeError(
-                f"{station.name}: " + "; ".join(f"{t}: {w}" for t, w in outcome.not_run.items()),
-                hint="leave that tier out of --prove, or mend the node",
-            )
+            why = "; ".join(f"{tier}: {why}" for tier, why in outcome.not_run.items())
+            raise NodeError(f"{station.name}: {why}", hint=hint)
         ran = {check.tier for check in outcome.checks}
         return [str(tier) for tier in Tier if tier in ran]
 

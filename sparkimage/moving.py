@@ -162,14 +162,17 @@ def mixed(name: str, stuck: Errors, errors: Errors) -> MixedFleetError:
 
 
 def lines(errors: Errors) -> list[str]:
-    """What went wrong, node by node, as people read it."""
-    found = []
+    """What went wrong, node by node, as people read it; what all of them say, once."""
+    found: dict[tuple[str, str, str], None] = {}
     for _, error in sorted(errors.items()):
-        found.append(f"✗ {error.message}")
-        found += [f"    {line}" for line in error.detail.splitlines()[-6:]]
-        if error.hint:
-            found.append(f"    → {error.hint}")
-    return found
+        found[(error.message, error.detail, error.hint)] = None
+    said = []
+    for message, detail, hint in found:
+        said.append(f"✗ {message}")
+        said += [f"    {line}" for line in detail.splitlines()[-6:]]
+        if hint:
+            said.append(f"    → {hint}")
+    return said
 
 
 GIVE = """

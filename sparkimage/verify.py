@@ -61,6 +61,9 @@ class Outcome:
     not_run: Mapping[str, str] = field(default_factory=dict)
     """Tiers, or ids of checks, that were asked for and could not run here, and why."""
 
+    tools: Mapping[str, str] = field(default_factory=dict)
+    """What ran them, with its version."""
+
     @property
     def failed(self) -> tuple[seal.Check, ...]:
         return tuple(check for check in self.checks if not check.passed)
@@ -111,14 +114,53 @@ def verify(
     runner: Runner,
     keys: Keyring | None = None,
     tiers: Sequence[Tier] = DEFAULT,
-    host: str | None = None,
 ) -> Outcome:
     """Run every check of these tiers against ``image`` and write the seal, PASSED or FAILED.
 
-    ``live`` is called once, and only for tiers that need an engine; ``host`` says where that is,
-    where it is not this machine. Raises ``VerifyError`` with
-    each failed check, what was seen and what was expected; ``ImageMissingError`` when the engine
-    lacks the image; ``PreflightError`` when not one of the tiers can run here.
+    Raises as ``run``, and ``VerifyError`` with each failed check, what was seen and what was
+    expected.
+    """
+    began = time.time()
+    outcome = run(plan, image, live=live, project=project, store=store, runner=runner, tiers=tiers)
+    ran = {check.tier for check in outcome.checks}
+    seal.save(
+        store,
+        seal.statement(
+            digest=image.digest,
+            platform_name=plan.platform,
+            result="FAILED" if outcome.failed else "PASSED",
+            tiers=[tier for tier in Tier if tier in ran],
+            checks=outcome.checks,
+            lock_checksum=plan.lock_checksum,
+            tools=outcome.tools,
+            host=f"{os.uname().sysname} {os.uname().release} {os.uname().machine}",
+            started=began,
+            finished=time.time(),
+            plan_checksum=checksum(plan, project),
+            image=plan.image,
+            not_run=outcome.not_run,
+        ),
+        keys,
+    )
+    if outcome.failed:
+        raise failed(plan.variant, image.digest, outcome.failed, len(outcome.checks))
+    return outcome
+
+
+def run(
+    plan: Plan,
+    image: Image,
+    *,
+    live: Callable[[], Live],
+    project: Path,
+    store: Store,
+    runner: Runner,
+    tiers: Sequence[Tier] = DEFAULT,
+) -> Outcome:
+    """Run every check of these tiers against ``image``; seals nothing.
+
+    ``live`` is called once, and only for tiers that need an engine. Raises ``ImageMissingError``
+    when the engine lacks the image, ``PreflightError`` when not one of the tiers can run here.
     """
     began = time.time()
     checks: list[seal.Check] = []
@@ -156,30 +198,7 @@ def verify(
             f"{plan.variant}: " + "; ".join(f"{name}: {why}" for name, why in not_run.items()),
             hint="run it on a node; `--tier static,run` can be run anywhere",
         )
-    outcome = Outcome(checks=tuple(checks), seconds=time.time() - began, not_run=not_run)
-    ran = {check.tier for check in checks}
-    seal.save(
-        store,
-        seal.statement(
-            digest=image.digest,
-            platform_name=plan.platform,
-            result="FAILED" if outcome.failed else "PASSED",
-            tiers=[tier for tier in Tier if tier in ran],
-            checks=outcome.checks,
-            lock_checksum=plan.lock_checksum,
-            tools=tools,
-            host=host or f"{os.uname().sysname} {os.uname().release} {os.uname().machine}",
-            started=began,
-            finished=time.time(),
-            plan_checksum=checksum(plan, project),
-            image=plan.image,
-            not_run=not_run,
-        ),
-        keys,
-    )
-    if outcome.failed:
-        raise failed(plan.variant, image.digest, outcome.failed, len(outcome.checks))
-    return outcome
+    return Outcome(checks=tuple(checks), seconds=time.time() - began, not_run=not_run, tools=tools)
 
 
 def static_checks(plan: Plan, image: Image, store: Store, project: Path) -> tuple[seal.Check, ...]:
