@@ -171,6 +171,7 @@ def nodes(
     from sparkimage import fleet as fleets
     from sparkimage import paths, upkeep
     from sparkimage.errors import MixedFleetError
+    from sparkimage.moving import PREVIOUS
     from sparkimage.store import Store
 
     read = read_matrix()
@@ -195,9 +196,11 @@ def nodes(
             + (f"; not the same on the others: {', '.join(differ)}" if differ else ""),
             detail="\n".join(lines(errors)),
         )
-    if differ:
+    # A node that came later has no former image: no reason for an alarm.
+    alarming = [name for name in differ if not name.endswith(PREVIOUS)]
+    if alarming:
         raise MixedFleetError(
-            f"not the same on all nodes: {', '.join(differ)}",
+            f"not the same on all nodes: {', '.join(alarming)}",
             hint="bring it everywhere: python build.py distribute VARIANT",
         )
 
