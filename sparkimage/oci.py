@@ -1,0 +1,672 @@
+"""A small client of the OCI distribution protocol, for what publishing needs.
+
+https://github.com/opencontainers/distribution-spec/blob/main/spec.md. What can pass is tried
+again (a cut connection, 5xx, 429 after the time that the registry names), what is definite never.
+What comes is proven against its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.utils import parse_dict_header
+
+from sparkimage import logins
+from sparkimage.address import DEFAULT_REGISTRY, image_name
+from sparkimage.errors import NetworkError, PublishedError, RegistryError
+from sparkimage.progress import Moved, human
+from sparkimage.store import INDEX, MANIFEST, Store
+
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+ACCEPT = f"{MANIFEST}, {INDEX}, {DOCKER_MANIFEST}, {DOCKER_INDEX}"
+HUB = "registry-1.docker.io"
+"""Where Docker Hub speaks the protocol."""
+ATTEMPTS = 5
+TIMEOUT_S = (10.0, 90.0)
+"""To connect, and between two signs of life."""
+WAIT_MAX_S = 120.0
+"""The longest that a registry may ask us to wait."""
+PART = 32 << 20
+"""Bytes that go out at once; after a cut connection no more than these go again."""
+SMALL_MAX = 64 << 20
+"""Bytes of a document that is read into memory: manifests, attestations."""
+READ = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A repository of a registry: ``registry.example:5000`` and ``team/image``."""
+
+    registry: str
+    repository: str
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Read REGISTRY/REPOSITORY as the Docker CLI does."""
+        registry, _, repository = image_name(text).repository.partition("/")
+        return cls(registry=registry, repository=repository)
+
+    def __str__(self) -> str:
+        return f"{self.registry}/{self.repository}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is on this machine, where alone plain HTTP is spoken."""
+        host = urlsplit(f"//{self.registry}").hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A manifest as the registry has it, byte for byte."""
+
+    data: bytes
+    media_type: str
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{hashlib.sha256(self.data).hexdigest()}"
+
+
+class SessionLostError(Exception):
+    """An upload that the registry does not go on with: it begins anew."""
+
+
+@dataclass
+class Repository:
+    """One repository, talked to by several threads."""
+
+    place: Place
+    writes: bool = False
+    pause: Callable[[float], None] = time.sleep
+    part: int = PART
+    sent: int = 0
+    """Bytes of blobs that went out, those that went again counted again."""
+    _token: dict[str, str] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _mount: tuple[str, ...] = ()
+
+    # Requests
+
+    @cached_property
+    def login(self) -> logins.Login:
+        """What Docker's credential store has for this registry."""
+        return logins.of(self.place.registry)
+
+    @cached_property
+    def session(self) -> requests.Session:
+        """Connections that are kept."""
+        context, bundle = logins.tls(self.place.registry)
+        made = _Session()
+        made.verify = bundle
+        made.headers["User-Agent"] = "sparkimage"
+        made.mount("https://", _Adapter(context))
+        made.mount("http://", HTTPAdapter(pool_maxsize=8))
+        return made
+
+    @cached_property
+    def base(self) -> str:
+        """The registry's address; plain HTTP only where it is on this machine."""
+        host = HUB if self.place.registry == DEFAULT_REGISTRY else self.place.registry
+        if self.place.is_loopback:
+            try:
+                self.session.get(f"https://{host}/v2/", timeout=TIMEOUT_S, auth=_nobody)
+            except requests.exceptions.SSLError as error:
+                if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+                    return f"http://{host}/"
+            except requests.RequestException:
+                pass
+        return f"https://{host}/"
+
+    @property
+    def root(self) -> str:
+        return f"v2/{self.place.repository}/"
+
+    def ask(
+        self,
+        method: str,
+        where: str,
+        *,
+        ok: tuple[int, ...],
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        moved: Moved | None = None,
+        stream: bool = False,
+        attempts: int = ATTEMPTS,
+        what: str = "",
+    ) -> requests.Response:
+        """The answer, whose status is one of ``ok``.
+
+        Raises ``RegistryError`` for a definite refusal, ``NetworkError`` when what could pass did
+        not, after ``attempts``.
+        """
+        with self._lock:
+            url = urljoin(self.base, where)
+        renewed, problem, detail = False, "", ""
+        attempt = 0
+        while attempt < attempts:
+            wait = min(2.0**attempt, 30.0)
+            attempt += 1
+            sending = _Body(body, moved) if body is not None else None
+            try:
+                answer = self.session.request(
+                    method,
+                    url,
+                    data=sending,
+                    headers=dict(headers or {}),
+                    auth=self._authorize,
+                    stream=stream,
+                    timeout=TIMEOUT_S,
+                )
+            except requests.exceptions.SSLError as error:
+                raise self._untrusted(error) from None
+            except (requests.ConnectionError, requests.Timeout) as error:
+                problem, detail = "does not answer", _plain(error)
+            except requests.exceptions.ChunkedEncodingError as error:
+                problem, detail = "broke off its answer", _plain(error)
+            else:
+                if answer.status_code == 401 and not renewed and self._renew(answer):
+                    renewed, attempt = True, attempt - 1
+                    answer.close()
+                    if sending is not None:
+                        sending.undo()
+                    continue
+                if answer.status_code in ok:
+                    if sending is not None:
+                        with self._lock:
+                            self.sent += sending.done
+                    return answer
+                said = _said(answer)
+                self._definite(answer, said, what)
+                problem, detail = f"answers {answer.status_code}", said
+                wait = _retry_after(answer, wait)
+            if sending is not None:
+                with self._lock:
+                    self.sent += sending.done
+                sending.undo()
+            if wait > WAIT_MAX_S:
+                problem += f" and asks to wait for {wait:.0f} s"
+                break
+            if attempt < attempts:
+                self.pause(wait)
+        raise NetworkError(
+            f"{self.place.registry} {problem}{f' ({what})' if what else ''}",
+            hint="run the same command again when it is well: what has arrived there stays",
+            detail=detail,
+        )
+
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Show the login to the registry itself, and to nobody else."""
+        if urlsplit(str(request.url)).netloc == urlsplit(self.base).netloc:
+            with self._lock:
+                request.headers.update(self._token)
+        return request
+
+    def _renew(self, answer: requests.Response) -> bool:
+        """Get what the registry's challenge asks for; False where we have nothing to show."""
+        kind, _, rest = answer.headers.get("WWW-Authenticate", "").partition(" ")
+        with self._lock:
+            if kind.lower() == "basic" and self.login.user:
+                header = requests.auth._basic_auth_str(self.login.user, self.login.password)
+            elif kind.lower() == "bearer":
+                header = f"Bearer {self._bearer(parse_dict_header(rest))}"  # type: ignore[no-untyped-call]
+            else:
+                return False
+            self._token = {"Authorization": header}
+            return True
+
+    def _bearer(self, challenge: Mapping[str, str | None]) -> str:
+        """https://distribution.github.io/distribution/spec/auth/token/"""
+        realm, service = str(challenge.get("realm", "")), challenge.get("service") or ""
+        parts = urlsplit(realm)
+        loopback = Place(registry=parts.netloc, repository="").is_loopback
+        if parts.scheme != "https" and not loopback:
+            raise RegistryError(
+                f"{self.place.registry} sends logins to {parts.scheme}://{parts.netloc}, which is "
+                "not safe",
+                hint="its operator must give its token service TLS",
+            )
+        actions = "pull,push" if self.writes else "pull"
+        scopes = [f"repository:{self.place.repository}:{actions}"]
+        scopes += [f"repository:{other}:pull" for other in self._mount]
+        try:
+            if self.login.identity_token:
+                form = {
+                    "grant_type": "refresh_token", "service": service, "client_id": "sparkimage",
+                    "scope": " ".join(scopes), "refresh_token": self.login.identity_token,
+                }  # fmt: skip
+                answer = self.session.post(realm, data=form, timeout=TIMEOUT_S, auth=_nobody)
+            else:
+                pair = (self.login.user, self.login.password) if self.login.user else _nobody
+                asked = {"service": service, "scope": scopes}
+                answer = self.session.get(realm, params=asked, timeout=TIMEOUT_S, auth=pair)
+        except requests.RequestException as error:
+            raise NetworkError(
+                f"the token service of {self.place.registry} does not answer",
+                hint="run the same command again",
+                detail=_plain(error),
+            ) from None
+        if answer.status_code != 200:
+            raise self._no_login(f"its token service answers {answer.status_code}")
+        said = answer.json()
+        return str(said.get("token") or said.get("access_token") or "")
+
+    def _definite(self, answer: requests.Response, said: str, what: str) -> None:
+        """Raise for what will not pass by itself."""
+        code = answer.status_code
+        if code == 401:
+            raise self._no_login("it answers 401")
+        if code == 403:
+            raise RegistryError(
+                f"{self.place.registry} does not let this login "
+                f"{'write to' if self.writes else 'read'} {self.place.repository}"
+                + (f" ({what})" if what else ""),
+                hint="ask its operator for the right, or `docker login "
+                f"{self.place.registry}` as somebody who has it",
+                detail=said,
+            )
+        if code == 507 or "no space left" in said or "disk quota" in said.lower():
+            raise RegistryError(
+                f"{self.place.registry} has no room left" + (f" ({what})" if what else ""),
+                hint="its operator must free some; what has arrived stays, and no tag was moved",
+                detail=said,
+            )
+        if code != 429 and code < 500:
+            raise RegistryError(
+                f"{self.place.registry} answers {code}" + (f" to {what}" if what else ""),
+                hint="look at what it says below",
+                detail=said,
+            )
+
+    def _no_login(self, why: str) -> RegistryError:
+        held = self.login.there
+        return RegistryError(
+            f"{self.place.registry} "
+            + (f"refuses the login of {self.login.user or 'the token'}" if held
+               else "wants a login, and Docker's credential store has none")
+            + f": {why}",
+            hint=f"docker login {self.place.registry}",
+        )  # fmt: skip
+
+    def _untrusted(self, error: Exception) -> RegistryError:
+        folder = logins.CERTIFICATES[0] / self.place.registry
+        return RegistryError(
+            f"the certificate of {self.place.registry} is not trusted here",
+            hint=f"put its CA into {folder}/ca.crt, or name a bundle with SSL_CERT_FILE",
+            detail=_plain(error),
+        )
+
+    # Documents
+
+    def manifest(self, reference: str) -> Document | None:
+        """What a tag or a digest stands for; None where there is nothing.
+
+        Raises ``PublishedError`` when it is not what the digest says.
+        """
+        answer = self.ask(
+            "GET", f"{self.root}manifests/{reference}", ok=(200, 404), headers={"Accept": ACCEPT},
+            stream=True, what=f"the manifest {reference}",
+        )  # fmt: skip
+        with answer:
+            if answer.status_code == 404:
+                return None
+            kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+            found = Document(data=_whole(answer, SMALL_MAX), media_type=kind)
+        if ":" in reference and found.digest != reference:
+            raise PublishedError(
+                f"{self.place} answers {found.digest[:19]} for the manifest {reference[:19]}",
+                hint="its storage is damaged, or somebody stands between: publish it again",
+            )
+        return found
+
+    def digest_of(self, tag: str) -> str | None:
+        """The digest that a tag stands for now."""
+        found = self.manifest(tag)
+        return None if found is None else found.digest
+
+    def put_manifest(self, reference: str, document: Document) -> bool:
+        """Put a manifest, and read back that it is there bit for bit; whether the registry knows
+        the referrers API of what it names as its subject. Raises as ``ask``."""
+        answer = self.ask(
+            "PUT", f"{self.root}manifests/{reference}", ok=(200, 201, 202), body=document.data,
+            headers={"Content-Type": document.media_type}, what=f"the manifest {reference}",
+        )  # fmt: skip
+        found = self.manifest(document.digest)
+        if found is None or found.data != document.data:
+            seen = "nothing" if found is None else found.digest[:19]
+            raise RegistryError(
+                f"{self.place.registry} has {seen} for {document.digest[:19]}, which it has taken",
+                hint="it changes manifests: publish to a registry that keeps them as they are",
+            )
+        return "OCI-Subject" in answer.headers
+
+    def tags(self) -> list[str]:
+        """The first thousand tags of the repository."""
+        answer = self.ask("GET", f"{self.root}tags/list?n=1000", ok=(200, 404), what="its tags")
+        return list(answer.json().get("tags") or ()) if answer.status_code == 200 else []
+
+    # Blobs
+
+    def blob_size(self, digest: str) -> int | None:
+        """The size of a blob that is there; None where it is not."""
+        answer = self.ask(
+            "HEAD", f"{self.root}blobs/{digest}", ok=(200, 404), what=f"the blob {digest[:19]}"
+        )
+        if answer.status_code == 404:
+            return None
+        return int(answer.headers.get("Content-Length", "-1"))
+
+    def blob(self, digest: str, size: int) -> bytes:
+        """A small blob, proven. Raises ``PublishedError``."""
+        answer = self.ask(
+            "GET", f"{self.root}blobs/{digest}", ok=(200, 404), stream=True,
+            what=f"the blob {digest[:19]}",
+        )  # fmt: skip
+        with answer:
+            data = _whole(answer, min(size, SMALL_MAX)) if answer.status_code == 200 else None
+        if data is None:
+            raise PublishedError(
+                f"{self.place} lacks the blob {digest[:19]}", hint="publish the image again"
+            )
+        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+            raise self.damaged(digest, len(data), size)
+        return data
+
+    def prove(self, digest: str, size: int, moved: Moved) -> None:
+        """Read a whole blob and see that it is what it is called. Raises ``PublishedError``."""
+        answer = self.ask(
+            "GET", f"{self.root}blobs/{digest}", ok=(200, 404), stream=True,
+            what=f"the blob {digest[:19]}",
+        )  # fmt: skip
+        found, count = hashlib.sha256(), 0
+        with answer, _reading(self.place):
+            for piece in answer.iter_content(READ):
+                found.update(piece)
+                count += len(piece)
+                moved(len(piece))
+        if answer.status_code == 404 or f"sha256:{found.hexdigest()}" != digest:
+            raise self.damaged(digest, count, size)
+
+    def damaged(self, digest: str, seen: int, size: int) -> PublishedError:
+        """The error for a blob that is not what its digest says."""
+        return PublishedError(
+            f"the blob {digest[:19]} is damaged in {self.place}: {seen} bytes of {size}"
+            if seen != size
+            else f"the blob {digest[:19]} is damaged in {self.place}: it holds other bytes",
+            hint="its operator must remove that blob from its storage; then publish again",
+        )
+
+    def mount(self, digest: str, repositories: tuple[str, ...]) -> str | None:
+        """Take a blob over from another repository of this registry, without its bytes.
+
+        Returns where to upload to instead, where that was offered; "" where it is mounted.
+        """
+        location = None
+        for other in repositories:
+            with self._lock:
+                if other not in self._mount:
+                    self._mount += (other,)
+                    self._token = {} if "Bearer" in str(self._token) else self._token
+            where = f"{self.root}blobs/uploads/?mount={digest}&from={other}"
+            answer = self.ask(
+                "POST", where, ok=(201, 202, 401, 403, 404), what="taking a blob over"
+            )
+            if answer.status_code == 201:
+                return ""
+            if answer.status_code == 202:
+                location = answer.headers["Location"]
+                break
+        return location
+
+    def upload(
+        self, store: Store, digest: str, size: int, moved: Moved, location: str = ""
+    ) -> None:
+        """Bring a blob from the store, proven while it is read.
+
+        Raises ``StoreError`` when it is damaged here; then nothing of that digest is there.
+        """
+        for _ in range(ATTEMPTS):
+            tally = _Tally(moved)
+            try:
+                self._upload(store.path(digest), store, digest, size, tally.moved, location)
+            except SessionLostError:
+                # What had arrived is gone with the session.
+                moved(-tally.count)
+                location = ""
+            else:
+                return
+        raise NetworkError(
+            f"{self.place.registry} loses the upload of {digest[:19]} again and again",
+            hint="run the same command again when the way there is well",
+        )
+
+    def _upload(
+        self, path: Path, store: Store, digest: str, size: int, moved: Moved, location: str
+    ) -> None:
+        what = f"the blob {digest[:19]}, {human(size)}"
+        if not location:
+            answer = self.ask("POST", f"{self.root}blobs/uploads/", ok=(202,), what=what)
+            location = answer.headers["Location"]
+            smallest = int(answer.headers.get("OCI-Chunk-Min-Length") or 0)
+        else:
+            smallest = 0
+        part = max(self.part, smallest)
+        proof, offset, last = hashlib.sha256(), 0, b""
+        try:
+            source = path.open("rb")
+        except FileNotFoundError:
+            raise store.damage(digest, "is missing") from None
+        with source:
+            while True:
+                piece = source.read(part)
+                proof.update(piece)
+                end = offset + len(piece)
+                if end >= size or not piece:
+                    if f"sha256:{proof.hexdigest()}" != digest:
+                        # The last piece never leaves: nobody can take what was sent for whole.
+                        raise store.damage(digest, f"holds other bytes: sha256:{proof.hexdigest()}")
+                    if offset == 0:
+                        last = piece
+                    else:
+                        location = self._piece(location, piece, offset, moved, what)
+                    break
+                location = self._piece(location, piece, offset, moved, what)
+                offset = end
+        self._finish(location, digest, last, moved, what)
+
+    def _piece(self, location: str, piece: bytes, offset: int, moved: Moved, what: str) -> str:
+        """Send one piece, or what of it the registry says it lacks; where the next one goes."""
+        begin = offset
+        for attempt in range(ATTEMPTS):
+            part = piece[begin - offset :]
+            headers = {
+                "Content-Type": "application/octet-stream",
+                "Content-Range": f"{begin}-{begin + len(part) - 1}",
+            }
+            try:
+                # Once: what came of it must be asked before it is sent again.
+                answer = self.ask(
+                    "PATCH", location, ok=(202, 204, 400, 404, 416), headers=headers, body=part,
+                    moved=moved, attempts=1, what=what,
+                )  # fmt: skip
+            except NetworkError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                self.pause(min(2.0**attempt, 30.0))
+            else:
+                if answer.status_code in (202, 204):
+                    return str(answer.headers["Location"])
+                moved(-len(part))
+            held, location = self._held(location)
+            if not offset <= held <= offset + len(piece):
+                raise SessionLostError
+            moved(held - begin)
+            begin = held
+            if held == offset + len(piece):
+                return location
+        raise SessionLostError
+
+    def _held(self, location: str) -> tuple[int, str]:
+        """How many bytes of an upload the registry has, and where it goes on."""
+        answer = self.ask("GET", location, ok=(200, 204, 400, 404, 416), what="an upload")
+        if answer.status_code not in (200, 204):
+            raise SessionLostError
+        last = answer.headers.get("Range", "0-0").rpartition("-")[2]
+        held = int(last) + 1 if last.isdecimal() and int(last) else 0
+        return held, str(answer.headers.get("Location", location))
+
+    def _finish(self, location: str, digest: str, last: bytes, moved: Moved, what: str) -> None:
+        glue = "&" if urlsplit(location).query else "?"
+        try:
+            answer = self.ask(
+                "PUT", f"{location}{glue}digest={digest}", ok=(201, 204, 400, 404, 416), body=last,
+                headers={"Content-Type": "application/octet-stream"}, moved=moved, what=what,
+                attempts=1,
+            )  # fmt: skip
+        except NetworkError:
+            # Its answer may be lost, and not the blob.
+            if self.blob_size(digest) is None:
+                raise SessionLostError from None
+            return
+        if answer.status_code not in (201, 204):
+            moved(-len(last))
+            raise SessionLostError
+
+
+class _Session(requests.Session):
+    def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
+        """A redirect to elsewhere gets no login, and ~/.netrc is nobody's login here."""
+        headers = prepared_request.headers
+        if "Authorization" in headers and self.should_strip_auth(  # type: ignore[no-untyped-call]
+            response.request.url, prepared_request.url
+        ):
+            del headers["Authorization"]
+
+
+class _Adapter(HTTPAdapter):
+    """HTTPS with a context of our own."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+        super().__init__(pool_maxsize=8)
+
+    def init_poolmanager(self, *args: Any, **more: Any) -> None:
+        super().init_poolmanager(*args, **more, ssl_context=self.context)
+
+
+class _Body:
+    """Bytes to send, that say how far they are."""
+
+    def __init__(self, data: bytes, moved: Moved | None) -> None:
+        self.data, self.tell_, self.done = memoryview(data), moved, 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, size: int = -1) -> bytes:
+        end = len(self.data) if size < 0 else min(len(self.data), self.done + max(size, 1 << 18))
+        piece = bytes(self.data[self.done : end])
+        self.done = end
+        if self.tell_ is not None and piece:
+            self.tell_(len(piece))
+        return piece
+
+    def __iter__(self) -> Iterator[bytes]:
+        while piece := self.read(1 << 18):
+            yield piece
+
+    def undo(self) -> None:
+        """It did not arrive."""
+        if self.tell_ is not None:
+            self.tell_(-self.done)
+
+
+class _Tally:
+    """Counts what moved."""
+
+    def __init__(self, moved: Moved) -> None:
+        self.tell, self.count = moved, 0
+
+    def moved(self, count: int) -> None:
+        self.count += count
+        self.tell(count)
+
+
+def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Without this, requests looks into ~/.netrc."""
+    return request
+
+
+def _retry_after(answer: requests.Response, otherwise: float) -> float:
+    """Seconds that the registry asks us to wait."""
+    from email.utils import parsedate_to_datetime
+
+    said = answer.headers.get("Retry-After", "")
+    if said.isdecimal():
+        return float(said)
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return otherwise
+
+
+def _said(answer: requests.Response) -> str:
+    """What the registry says of an error, without an end to its length."""
+    try:
+        with answer:
+            return answer.content[:2000].decode("utf-8", "replace").strip()
+    except requests.RequestException:
+        return ""
+
+
+def _plain(error: Exception) -> str:
+    """The reason in an exception's words; addresses of uploads say nothing to people."""
+    inner: BaseException = error
+    while inner.args and isinstance(inner.args[-1], BaseException):
+        inner = inner.args[-1]
+    reason = getattr(inner, "reason", None)
+    return f"{type(inner).__name__}: {reason or inner}"[:500]
+
+
+@contextmanager
+def _reading(place: Place) -> Iterator[None]:
+    try:
+        yield
+    except requests.RequestException as error:
+        raise NetworkError(
+            f"{place.registry} broke off its answer", hint="run the same command again",
+            detail=_plain(error),
+        ) from None  # fmt: skip
+
+
+def _whole(answer: requests.Response, most: int) -> bytes:
+    """The body; of one that is longer than ``most`` a little more than that."""
+    found = b""
+    try:
+        for piece in answer.iter_content(READ):
+            found += piece
+            if len(found) > most:
+                break
+    except requests.RequestException as error:
+        raise NetworkError(
+            "the registry broke off its answer", hint="run the same command again",
+            detail=_plain(error),
+        ) from None  # fmt: skip
+    return found
