@@ -7,13 +7,37 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli_base import JsonOption, console, read_matrix
-from sparkimage.cli_verify import find
+from sparkimage.cli_base import (
+    JsonOption,
+    MirrorOption,
+    Settings,
+    console,
+    outside,
+    read_matrix,
+    use_mirrors,
+)
+from sparkimage.cli_verify import find, tiers_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.table import Table
 
+    from sparkimage.gate import Required
     from sparkimage.publish import Outcome
+    from sparkimage.published import Reading
+
+
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The publisher's public key (PEM); default: the keys whose seals are believed here.",
+    ),
+]
+PublishedReference = Annotated[
+    str, typer.Argument(metavar="REF", help="REGISTRY/REPOSITORY:TAG, or …@sha256:DIGEST.")
+]
 
 
 def publish(
@@ -22,17 +46,28 @@ def publish(
         typer.Argument(help="A variant; several, where they are the platforms of one image."),
     ],
     to: Annotated[str, typer.Option(metavar="REGISTRY/REPOSITORY", help="Where to.")],
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|KMS",
+            help="What to sign with: a PEM key, cosign's key file, or a KMS address; default: "
+            "the key of the seals.",
+        ),
+    ] = None,
+    mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a proven image into a registry, and give it its tags when all is there."""
-    from sparkimage import gate, layerindex, matrix, naming, paths
+    """Bring a proven image into a registry, signed, and give it its tags when all is there."""
+    from sparkimage import gate, layerindex, matrix, naming, paths, sbom, signing
     from sparkimage import publish as publishing
     from sparkimage import verify as verifying
     from sparkimage.keys import Keyring
     from sparkimage.oci import Place, Repository
     from sparkimage.progress import View
+    from sparkimage.run import Local
     from sparkimage.store import Store
 
+    use_mirrors(mirror)
     read, store, keys = read_matrix(), Store.open(paths.store()), Keyring.user()
     chosen = matrix.select(read, names=variant)
     channels = publishing.channels(read, chosen)
@@ -40,28 +75,108 @@ def publish(
     items = []
     for one in chosen:
         plan, held = find(read, store, one.name)
-        gate.ask(
+        required = verifying.required(plan, read.root)
+        passage = gate.ask(
             store,
             held.digest,
             plan_checksum=verifying.checksum(plan, read.root),
-            required=verifying.required(plan, read.root),
+            required=required,
             name=plan.image,
             keys=keys,
         )
+        assert passage.verdict is not None
         with view.busy(f"measuring {plan.variant}"):
-            measured = naming.measure(layerindex.image_files(store, held))
-        items.append(publishing.Item(plan=plan, image=held, measured=measured))
+            files = layerindex.image_files(store, held)
+            item = publishing.Item(
+                plan=plan,
+                image=held,
+                measured=naming.measure(files),
+                verdict=passage.verdict,
+                required=required,
+                bill=sbom.make(plan, held, files, store, Local()),
+            )
+        items.append(item)
     outcome = publishing.Publication(
         items=items,
         store=store,
         to=Repository(place=Place.parse(to), writes=True),
         view=view,
+        signer=signing.signer(key, keys, outside(read, view.say)),
+        trusted=keys.trusted(),
         channels=channels,
     ).run()
     if as_json:
         typer.echo(json.dumps(outcome.to_dict(), indent=1))
     else:
         console().print(_table(outcome))
+
+
+def verify_published(
+    reference: PublishedReference,
+    key: KeyOption = None,
+    requires: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Tiers that must have passed; default: as the matrix says."
+        ),
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Read every blob, too, and prove it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a registry whether an image is signed, proven, whole, and what its tag says."""
+    from sparkimage import published, signing
+    from sparkimage.keys import Keyring
+    from sparkimage.oci import Repository
+    from sparkimage.progress import View
+
+    trusted = signing.trusted(key, Keyring.user())
+    view = View(console(stderr=True), quiet=as_json or not whole)
+    at = published.Reference.parse(reference)
+    with view.transfer(f"reading {at}", 0) as moved:
+        found, facts = published.verify(
+            reference,
+            trusted,
+            requirement(requires),
+            deep=whole,
+            moved=moved,
+            repository=Repository(place=at.place),
+        )
+    if as_json:
+        said = {
+            "reference": reference,
+            "digest": found.digest,
+            "result": "PASSED",
+            "platforms": {
+                one.reading.platform: {
+                    "digest": one.reading.digest,
+                    "tiers": list(one.verdict.tiers),
+                    "checks": len(one.verdict.checks),
+                    "lock": one.reading.lock,
+                }
+                for one in facts
+            },
+        }
+        typer.echo(json.dumps(said, indent=1))
+        return
+    for one in facts:
+        typer.echo(
+            f"✓ {one.reading.platform} {one.reading.digest}: signed, "
+            f"{len(one.verdict.checks)} checks passed ({', '.join(one.verdict.tiers)}), "
+            f"lock {one.reading.lock[:8]}"
+        )
+
+
+def requirement(given: str | None) -> Callable[[Reading], Required]:
+    """What a published image must have passed: as said, as the matrix here says, or by default."""
+    from sparkimage.gate import Required
+    from sparkimage.tier import DEFAULT
+
+    if given is not None:
+        return lambda _: Required(tiers=tiers_of(given))
+    tiers = read_matrix().requires if Settings.matrix_file.is_file() else DEFAULT
+    return lambda _: Required(tiers=tiers)
 
 
 def _table(outcome: Outcome) -> Table:

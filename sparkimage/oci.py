@@ -457,6 +457,24 @@ class Repository:
             hint="run the same command again when the way there is well",
         )
 
+    def put_blob(self, data: bytes) -> None:
+        """Bring a small blob from memory, where it is not there."""
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        if self.blob_size(digest) == len(data):
+            return
+        what = f"the blob {digest[:19]}"
+        for _ in range(ATTEMPTS):
+            answer = self.ask("POST", f"{self.root}blobs/uploads/", ok=(202,), what=what)
+            try:
+                self._finish(answer.headers["Location"], digest, data, lambda _: None, what)
+            except SessionLostError:
+                continue
+            return
+        raise NetworkError(
+            f"{self.place.registry} loses the upload of {digest[:19]} again and again",
+            hint="run the same command again when the way there is well",
+        )
+
     def _upload(
         self, path: Path, store: Store, digest: str, size: int, moved: Moved, location: str
     ) -> None:

@@ -10,18 +10,23 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sparkimage.errors import RegistryError, UsageError
+from sparkimage import attaching, dsse, gate, provenance, published, sbom, seal
+from sparkimage.errors import PublishedError, RegistryError, UsageError
+from sparkimage.gate import Required
 from sparkimage.matrix import Matrix, Variant
 from sparkimage.naming import Measured, agree, joint_checksum, version_tag
 from sparkimage.oci import Document, Repository
 from sparkimage.plan import Plan
 from sparkimage.progress import Moved, View
+from sparkimage.published import Reference
+from sparkimage.seal import Verdict
+from sparkimage.signing import Signer
 from sparkimage.store import INDEX, MANIFEST, Image, Store
 
 WORKERS = 3
@@ -42,11 +47,15 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One image to publish, with its plan and what was measured in it."""
+    """One image to publish: its plan, its seal, and what was found in it."""
 
     plan: Plan
     image: Image
     measured: Measured
+    verdict: Verdict
+    required: Required
+    bill: Mapping[str, Any]
+    """The SBOM."""
 
 
 @dataclass(kw_only=True)
@@ -165,6 +174,9 @@ class Publication:
     store: Store
     to: Repository
     view: View
+    signer: Signer
+    trusted: Mapping[str, dsse.PublicKey] = field(default_factory=dict)
+    """Others than the signer, whose images' tags may be moved."""
     channels: Sequence[str] = ()
     added: list[str] = field(default_factory=list)
 
@@ -182,6 +194,11 @@ class Publication:
         whole = index_of(self.items, self.store)
         if len(self.items) > 1:
             self._put(whole, "index")
+        for item in self.items:
+            self._attach(item, tags if len(self.items) == 1 else ())
+        if len(self.items) > 1:
+            self._sign(whole, tags, "index")
+        self._ask_as_a_stranger(whole)
         changes = self._name(whole, tags)
         self._remember()
         return Outcome(
@@ -297,7 +314,115 @@ class Publication:
         }  # fmt: skip
 
     def _may_move(self, tag: str, held: str) -> None:
-        raise RegistryError(
-            f"{self.to.place}:{tag} stands for {held[:19]} already",
-            hint="remove that tag in the registry, or publish to another repository",
-        )
+        """Refuse to move a tag backwards, or from what is not ours."""
+        at = Reference(place=self.to.place, tag=None, digest=held)
+        try:
+            there = published.read(at, self.to, self._believed)
+            facts = published.judge(there, lambda _: Required(tiers=()))
+            measured = agree((one.reading.platform, one.measured) for one in facts)
+        except PublishedError as error:
+            raise RegistryError(
+                f"{self.to.place}:{tag} stands for {held[:19]}, which is not known to be ours",
+                hint="remove that tag in the registry, or publish to another repository",
+                detail=error.message,
+            ) from None
+        ours = self.items[0].measured
+        made = max(str(one.reading.config.get("created")) for one in facts)
+        mine = max(str(item.image.config.get("created")) for item in self.items)
+        if (measured.order, made) > (ours.order, mine):
+            raise RegistryError(
+                f"{self.to.place}:{tag} would go backwards: it stands for {measured.to_dict()} of "
+                f"{made}, and this is {ours.to_dict()} of {mine}",
+                hint="publish the newer one, or leave the channel out of the matrix",
+            )
+
+    # What is attached
+
+    @property
+    def _believed(self) -> dict[str, dsse.PublicKey]:
+        own = self.signer.public
+        return {**self.trusted, dsse.key_id(own): own}
+
+    def _attach(self, item: Item, tags: Sequence[str]) -> None:
+        """Attach the seal, the SBOM and the provenance; what others attached stays."""
+        digest = item.image.digest
+        mine = {dsse.key_id(self.signer.public): self.signer.public}
+        kept, reused = [], {}
+        for one in attaching.read(self.to, digest, "att"):
+            said = attaching.statement_of(one, mine)
+            if said is None or said.foreign or _failed(said):
+                kept.append((one.listed, one.data))
+            elif not said.why:
+                reused[attaching.payload(said.said)] = (one.listed, one.data)
+        layers = list(kept)
+        for said_, envelope in self._statements(item):
+            known = reused.get(attaching.payload(said_))
+            if known is not None:
+                layers.append(known)
+            elif envelope is not None:
+                layers.append(attaching.envelope_layer(envelope, said_))
+            else:
+                layers.append(attaching.statement_layer(said_, self.signer))
+        data = self.store.path(digest).read_bytes()
+        document = Document(data=data, media_type=MANIFEST)
+        if attaching.write(self.to, document, "att", layers):
+            self.added.append(f"{item.plan.platform} seal, SBOM, provenance")
+        self._sign(document, tags, item.plan.platform)
+
+    def _statements(
+        self, item: Item
+    ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
+        """Each statement, with its envelope where the signer has signed it already."""
+        passed = [
+            one for one in item.verdict.statements
+            if one.statement["predicate"]["result"] == "PASSED"
+        ]  # fmt: skip
+        # What is published stands on what never failed: a stranger must not have to weigh it.
+        gate.judge(passed, item.image.digest, item.verdict.statements[-1].plan, item.required)
+        own = dsse.key_id(self.signer.public)
+        for one in passed:
+            yield one.statement, one.envelope if one.key == own else None
+        digest, name = item.image.digest, item.plan.image
+        yield provenance.statement(sbom.PREDICATE, name, digest, item.bill), None
+        made = provenance.predicate(item.plan, item.image, item.measured, item.verdict)
+        yield provenance.statement(provenance.PREDICATE, name, digest, made), None
+
+    def _sign(self, document: Document, tags: Sequence[str], what: str) -> None:
+        """Sign the digest, and the tags that it has and had."""
+        mine = {dsse.key_id(self.signer.public): self.signer.public}
+        kept, signed = [], set(tags)
+        reused = []
+        for one in attaching.read(self.to, document.digest, "sig"):
+            held = attaching.signature_of(one, mine)
+            if not held.believed:
+                kept.append((one.listed, one.data))
+            elif held.digest == document.digest:
+                signed |= set(held.tags)
+                reused.append((held, (one.listed, one.data)))
+        layers = list(kept)
+        same = [layer for held, layer in reused if set(held.tags) == signed]
+        if same:
+            layers.append(same[0])
+        else:
+            place = str(self.to.place)
+            layers.append(
+                attaching.signature_layer(document.digest, place, sorted(signed), self.signer)
+            )
+        if attaching.write(self.to, document, "sig", layers):
+            self.added.append(f"{what} signature")
+
+    def _ask_as_a_stranger(self, whole: Document) -> None:
+        """See that what is there now is what anybody may believe."""
+        at = Reference(place=self.to.place, tag=None, digest=whole.digest)
+        mine = {dsse.key_id(self.signer.public): self.signer.public}
+        needs = {item.image.digest: item.required for item in self.items}
+        there = published.read(at, self.to, mine)
+        published.judge(there, lambda one: needs[one.digest])
+        published.whole_blobs(there, self.to, deep=False)
+
+
+def _failed(said: attaching.Statement) -> bool:
+    """Whether somebody with our key says that the image failed: that is not ours to remove."""
+    if said.why or said.kind != seal.TEST_RESULT:
+        return False
+    return bool((said.said.get("predicate") or {}).get("result") != "PASSED")

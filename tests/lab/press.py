@@ -8,12 +8,31 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sparkimage import layerindex, lock, matrix, naming, origin, planning, publish, verify
+from rich.console import Console
+
+from sparkimage import (
+    layerindex,
+    lock,
+    matrix,
+    naming,
+    origin,
+    planning,
+    publish,
+    sbom,
+    seal,
+    verify,
+)
+from sparkimage.gate import Required
 from sparkimage.keys import Keyring
 from sparkimage.matrix import Matrix
+from sparkimage.oci import Repository
 from sparkimage.plan import Plan
+from sparkimage.progress import View
+from sparkimage.publish import Publication
 from sparkimage.run import Local
+from sparkimage.signing import OwnSigner
 from sparkimage.store import Image, Store
 from tests.lab import payload as payloads
 from tests.lab.payload import Payload, sealed
@@ -103,8 +122,21 @@ class Press:
 
     def item(self, image: Image, arch: str = "amd64") -> publish.Item:
         """What `publish` makes of it."""
-        measured = naming.measure(layerindex.image_files(self.store, image))
-        return publish.Item(plan=self.plan(arch), image=image, measured=measured)
+        store, plan = self.store, self.plan(arch)
+        files = layerindex.image_files(store, image)
+        verdict = seal.verdict(store, image.digest, keys=self.keys)
+        assert verdict is not None
+        return publish.Item(
+            plan=plan, image=image, measured=naming.measure(files), verdict=verdict,
+            required=Required(tiers=plan.requires),
+            bill=sbom.make(plan, image, files, store, Local()),
+        )  # fmt: skip
+
+    def publication(self, to: Repository, *items: publish.Item, **more: Any) -> Publication:
+        return Publication(
+            items=items, store=self.store, to=to, view=View(Console(quiet=True), quiet=True),
+            signer=OwnSigner(key=self.keys.signer()), **more,
+        )  # fmt: skip
 
     def environment(self, **more: str) -> dict[str, str]:
         return {**os.environ, "SPARKIMAGE_HOME": str(self.folder / "home"), **more}
