@@ -212,6 +212,10 @@ class Repository:
             detail=detail,
         )
 
+    def ready(self) -> None:
+        """See that the registry answers and takes the login, before anything else is asked."""
+        self.ask("GET", "v2/", ok=(200, 404))
+
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Show the login to the registry itself, and to nobody else."""
         if urlsplit(str(request.url)).netloc == urlsplit(self.base).netloc:
@@ -543,7 +547,8 @@ class Repository:
 
     def _held(self, location: str) -> tuple[int, str]:
         """How many bytes of an upload the registry has, and where it goes on."""
-        answer = self.ask("GET", location, ok=(200, 204, 400, 404, 416), what="an upload")
+        # 500: CNCF's registry on a full disk cannot read what it kept of an upload.
+        answer = self.ask("GET", location, ok=(200, 204, 400, 404, 416, 500), what="an upload")
         if answer.status_code not in (200, 204):
             raise SessionLostError
         last = answer.headers.get("Range", "0-0").rpartition("-")[2]

@@ -187,6 +187,7 @@ class Publication:
         measured = agree((one.plan.variant, one.measured) for one in self.items)
         checksum = joint_checksum({one.plan.platform: one.plan.lock_checksum for one in self.items})
         tags = [version_tag(measured, checksum), *self.channels]
+        self.to.ready()
         brought = self._bring()
         for item in self.items:
             data = self.store.path(item.image.digest).read_bytes()

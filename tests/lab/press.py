@@ -97,7 +97,11 @@ class Press:
     ) -> Image:
         """The variant's image with what makes its versions, sealed so that the gate takes it."""
         store, plan = self.store, self.plan(arch)
-        layers = [payloads._layer(store, payload, n, arch) for n in range(-1, len(payload.parts))]
+        # -1 is the busybox, which the lab has for amd64.
+        begin = -1 if arch == ARCHES[0] else 0
+        layers = [
+            payloads._layer(store, payload, n, arch) for n in range(begin, len(payload.parts))
+        ]
         library = elf_maker.nccl(arch, nccl)
         versions = good_maker.put_layer(store, {
             f"{DIST}/vllm-{vllm}.dist-info/METADATA":
@@ -120,8 +124,8 @@ class Press:
             lock=plan.lock_checksum,
         )  # fmt: skip
 
-    def item(self, image: Image, arch: str = "amd64") -> publish.Item:
-        """What `publish` makes of it."""
+    def item(self, image: Image, arch: str = "amd64", *, real_sbom: bool = False) -> publish.Item:
+        """What `publish` makes of it; syft takes a second, so that it is asked where it counts."""
         store, plan = self.store, self.plan(arch)
         files = layerindex.image_files(store, image)
         verdict = seal.verdict(store, image.digest, keys=self.keys)
@@ -129,7 +133,9 @@ class Press:
         return publish.Item(
             plan=plan, image=image, measured=naming.measure(files), verdict=verdict,
             required=Required(tiers=plan.requires),
-            bill=sbom.make(plan, image, files, store, Local()),
+            bill=sbom.make(plan, image, files, store, Local())
+            if real_sbom
+            else {"packages": [{"name": "one"}, {"name": "two"}]},
         )  # fmt: skip
 
     def publication(self, to: Repository, *items: publish.Item, **more: Any) -> Publication:
