@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -108,7 +108,7 @@ def publish(
     if as_json:
         typer.echo(json.dumps(outcome.to_dict(), indent=1))
     else:
-        console().print(_table(outcome))
+        _show(outcome)
 
 
 def verify_published(
@@ -168,6 +168,79 @@ def verify_published(
         )
 
 
+def inspect(
+    reference: PublishedReference, key: KeyOption = None, as_json: JsonOption = False
+) -> None:
+    """Show what a published image is, by what the registry has of it alone."""
+    from sparkimage import inspecting, published, signing
+    from sparkimage.keys import Keyring
+    from sparkimage.oci import Repository
+
+    trusted = signing.trusted(key, Keyring.user())
+    at = published.Reference.parse(reference)
+    found = published.read(at, Repository(place=at.place), trusted)
+    said = inspecting.describe(found, requirement(None))
+    if as_json:
+        typer.echo(json.dumps(said, indent=1))
+        return
+    terminal = console()
+    terminal.print(
+        f"[bold]{said['reference']}[/]\n{said['digest']}", highlight=False, soft_wrap=True
+    )
+    signature = said["signature"]
+    keys = ", ".join(one[:16] for one in signature["keys"])
+    terminal.print(
+        f"[green]✓ believed[/]: {signature['state']} ({keys})" if said["believed"]
+        else f"[red]✗ not believed[/]: {said['why']}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if signature["tags"]:
+        tags = ", ".join(signature["tags"])
+        terminal.print(f"signed for {tags}", highlight=False, soft_wrap=True)
+    for platform, one in said["platforms"].items():
+        terminal.print(_page(platform, one))
+
+
+def _page(platform: str, one: dict[str, Any]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sparkimage.progress import human
+
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left", show_header=False,
+        title=f"\n{platform}", title_style="bold",
+    )  # fmt: skip
+    versions = ", ".join(f"{name} {value}" for name, value in one["versions"].items())
+    rows = [
+        ("digest", one["digest"]),
+        ("variant", str(one["variant"])),
+        ("measured", versions or "nothing"),
+        ("lock", one["lock"] or "none"),
+        ("source", f"{one['source'] or 'unknown'} at {one['revision'] or 'unknown'}"),
+        ("created", str(one["created"])),
+        ("entrypoint", " ".join(one["entrypoint"])),
+        ("layers", f"{one['layers']}, {human(one['size'])}"),
+        ("materials", f"{one['materials']} of the lock"),
+    ]
+    for seal in one["seal"] or [None]:
+        if seal is None:
+            rows.append(("seal", "none"))
+            continue
+        failed = f", {len(seal['failed'])} failed" if seal["failed"] else ""
+        believed = "" if seal["believed"] else " (NOT BELIEVED)"
+        tiers = ", ".join(seal["tiers"])
+        said = f"{seal['result']}{believed}: {seal['passed']} passed{failed} ({tiers})"
+        rows.append(("seal", f"{said}, {seal['when']}, on {seal['where']}"))
+    bill = one["sbom"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in bill["packages"].items())
+    rows.append(("SBOM", kinds or "none"))
+    rows += [("", f"{file['path']} {file['version']}, {file['origin']}") for file in bill["files"]]
+    for name, value in rows:
+        table.add_row(f"[dim]{name}[/]", escape(value))
+    return table
+
+
 def requirement(given: str | None) -> Callable[[Reading], Required]:
     """What a published image must have passed: as said, as the matrix here says, or by default."""
     from sparkimage.gate import Required
@@ -179,20 +252,24 @@ def requirement(given: str | None) -> Callable[[Reading], Required]:
     return lambda _: Required(tiers=tiers)
 
 
-def _table(outcome: Outcome) -> Table:
+def _show(outcome: Outcome) -> None:
     from rich.table import Table
 
     from sparkimage.progress import clock, human
 
+    terminal = console()
     said = "published" if outcome.changed else "nothing changed: all of it was there"
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left", show_header=False,
-        title=f"{outcome.repository}@{outcome.digest}\n{said}, {clock(outcome.seconds)}",
-        title_style="bold",
+    terminal.print(
+        f"[bold]{outcome.repository}@{outcome.digest}[/]\n{said}, {clock(outcome.seconds)}",
+        highlight=False, soft_wrap=True,
     )  # fmt: skip
     for tag, change in outcome.tags.items():
         mark = "=" if change == "unchanged" else "✓"
-        table.add_row(f"[green]{mark}[/]", f"{outcome.repository}:{tag}", str(change))
+        terminal.print(
+            f"[green]{mark}[/] {outcome.repository}:{tag}  [dim]{change}[/]",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     for platform, (digest, blobs) in outcome.platforms.items():
         table.add_row(
             "·", f"{platform} {digest[7:19]}",
@@ -201,4 +278,4 @@ def _table(outcome: Outcome) -> Table:
         )  # fmt: skip
     for what in outcome.added:
         table.add_row("[green]+[/]", what, "")
-    return table
+    terminal.print(table)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -419,3 +421,43 @@ def test_envelopes_are_of_the_key_that_publishes(scene: Scene) -> None:
         published.Reference.parse(f"{scene.to.place}:{scene.tag}"), scene.to, {}
     ).images[0].statements}  # fmt: skip
     assert keys == {dsse.key_id(scene.signer.public)}
+
+
+def test_inspect_says_what_it_is_from_the_registry_alone(scene: Scene) -> None:
+    # A machine that has neither the project nor its store.
+    reference = f"{scene.to.place}:{scene.tag}"
+    nothing = {"SPARKIMAGE_HOME": str(scene.press.folder / "elsewhere")}
+    key = str(scene.press.keys.folder / "seal.pub.pem")
+    argv = scene.press.argv("inspect", reference)
+    argv[argv.index("--matrix-file") + 1] = "none.yaml"
+    said = subprocess.run(
+        [*argv, "--key", key, "--json"], env={**os.environ, **nothing}, capture_output=True,
+        text=True, check=True,
+    ).stdout  # fmt: skip
+    found = json.loads(said)
+    assert found["believed"] is True
+    (one,) = found["platforms"].values()
+    assert one["versions"] == {"vllm": "0.32.0", "cuda": "13.0", "nccl": "2.30.4"}
+    assert one["lock"] == scene.first.plan.lock_checksum
+    assert [seal["result"] for seal in one["seal"]] == ["PASSED"]
+    page = subprocess.run(
+        argv, env={**os.environ, **nothing}, capture_output=True, text=True, check=True
+    ).stdout
+    assert "not believed" in page
+    assert "signed by a key that is not trusted here" in page
+    assert "2 passed (static, run)" in page
+
+
+def test_distribute_via_asks_before_any_node(scene: Scene) -> None:
+    press = scene.press
+    first = press.plan("amd64").image
+    press.store.name(first, press.store.descriptor(scene.first.image.digest))
+    # The node does not exist: exit code 13 says that the registry was believed.
+    words = ("distribute", "small-amd64", "--nodes", "no-such-node.invalid", "--dry-run", "--via")
+    good = press.run(*words, str(scene.to.place))
+    assert good.returncode == 13, good.stderr
+    unsigned(scene)
+    refused = press.run(*words, str(scene.to.place))
+    assert (refused.returncode, "is unsigned" in refused.stderr) == (16, True)
+    absent = press.run(*words, f"{scene.registry.address}/hostile/nothing")
+    assert absent.returncode == 16
