@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -45,6 +44,8 @@ PART = 32 << 20
 SMALL_MAX = 64 << 20
 """Bytes of a document that is read into memory: manifests, attestations."""
 READ = 1 << 20
+BEGUN = "uploads"
+"""The kind of fact that says where an upload that was begun goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,19 +443,22 @@ class Repository:
     def upload(
         self, store: Store, digest: str, size: int, moved: Moved, location: str = ""
     ) -> None:
-        """Bring a blob from the store, proven while it is read.
+        """Bring a blob from the store, proven while it is read; what an earlier run began goes on.
 
         Raises ``StoreError`` when it is damaged here; then nothing of that digest is there.
         """
+        key = hashlib.sha256(f"{self.place} {digest}".encode()).hexdigest()
+        begun = "" if location else str(store.get_fact(BEGUN, key) or "")
         for _ in range(ATTEMPTS):
             tally = _Tally(moved)
             try:
-                self._upload(store.path(digest), store, digest, size, tally.moved, location)
+                self._upload(store, digest, size, tally.moved, location, begun, key)
             except SessionLostError:
                 # What had arrived is gone with the session.
                 moved(-tally.count)
-                location = ""
+                location = begun = ""
             else:
+                store.forget_fact(BEGUN, key)
                 return
         raise NetworkError(
             f"{self.place.registry} loses the upload of {digest[:19]} again and again",
@@ -480,37 +484,47 @@ class Repository:
         )
 
     def _upload(
-        self, path: Path, store: Store, digest: str, size: int, moved: Moved, location: str
+        self,
+        store: Store,
+        digest: str,
+        size: int,
+        moved: Moved,
+        location: str,
+        begun: str,
+        key: str,
     ) -> None:
         what = f"the blob {digest[:19]}, {human(size)}"
-        if not location:
+        part, offset = self.part, 0
+        if begun:
+            offset, location = self._held(begun)
+        elif not location:
             answer = self.ask("POST", f"{self.root}blobs/uploads/", ok=(202,), what=what)
             location = answer.headers["Location"]
-            smallest = int(answer.headers.get("OCI-Chunk-Min-Length") or 0)
-        else:
-            smallest = 0
-        part = max(self.part, smallest)
-        proof, offset, last = hashlib.sha256(), 0, b""
+            part = max(part, int(answer.headers.get("OCI-Chunk-Min-Length") or 0))
+        proof, last = hashlib.sha256(), b""
         try:
-            source = path.open("rb")
+            source = store.path(digest).open("rb")
         except FileNotFoundError:
             raise store.damage(digest, "is missing") from None
         with source:
+            for _ in range(0, offset, READ):
+                proof.update(source.read(min(READ, offset - source.tell())))
+            moved(offset)
             while True:
                 piece = source.read(part)
                 proof.update(piece)
-                end = offset + len(piece)
-                if end >= size or not piece:
+                if offset + len(piece) >= size or not piece:
                     if f"sha256:{proof.hexdigest()}" != digest:
                         # The last piece never leaves: nobody can take what was sent for whole.
                         raise store.damage(digest, f"holds other bytes: sha256:{proof.hexdigest()}")
                     if offset == 0:
                         last = piece
-                    else:
+                    elif piece:
                         location = self._piece(location, piece, offset, moved, what)
                     break
                 location = self._piece(location, piece, offset, moved, what)
-                offset = end
+                offset += len(piece)
+                store.put_fact(BEGUN, key, location)
         self._finish(location, digest, last, moved, what)
 
     def _piece(self, location: str, piece: bytes, offset: int, moved: Moved, what: str) -> str:

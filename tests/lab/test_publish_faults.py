@@ -16,7 +16,7 @@ from sparkimage.errors import NetworkError, RegistryError, SparkError
 from sparkimage.gate import Required
 from sparkimage.oci import Place, Repository
 from sparkimage.publish import Outcome
-from sparkimage.store import Image
+from sparkimage.store import Image, Store
 from tests.lab import faulty, servers
 from tests.lab.faulty import Answer, Asked, Cut, Fault, Proxy, once
 from tests.lab.payload import PLAIN, Payload
@@ -261,3 +261,69 @@ def test_two_publishers_at_once(press: Press, registry: Registry) -> None:
     now = ways[0].to.digest_of(tag)
     assert now in [image.digest for image in images]
     is_whole(press, registry, ways[0], next(i for i in images if i.digest == now))
+
+
+def test_a_run_that_was_killed_goes_on_in_the_next(
+    press: Press, proxy: Proxy, registry: Registry, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = press.image(payload=BIG)
+    big = is_big(image)
+    dead: list[bool] = []
+
+    class KilledError(BaseException):
+        pass
+
+    def rule(asked: Asked) -> Fault:
+        if big(asked) and not dead:
+            dead.append(True)
+        return None
+
+    proxy.rule = rule
+    # Dies behind a part that the registry has, as from kill -9: nothing is cleaned up.
+    with monkeypatch.context() as patched:
+        kept = Store.put_fact
+
+        def put(store: Store, kind: str, key: str, data: object) -> None:
+            kept(store, kind, key, data)
+            if kind == "uploads" and dead:
+                raise KilledError
+
+        patched.setattr("sparkimage.store.Store.put_fact", put)
+        with pytest.raises(KilledError):
+            way.publish(press, image)
+    no_tag(registry, way)
+    proxy.rule = lambda _: None
+    next_one = Way(proxy.address, way.to.place.repository.rpartition("/")[2])
+    next_one.publish(press, image)
+    is_whole(press, registry, next_one, image)
+    assert next_one.to.sent < 0.3 * max(layer.size for layer in image.layers)
+
+
+def test_a_command_that_is_interrupted_leaves_no_tag(
+    press: Press, proxy: Proxy, registry: Registry, way: Way
+) -> None:
+    import signal
+    import time
+
+    image = press.image(payload=BIG)
+    stopped = threading.Event()
+
+    def rule(asked: Asked) -> Fault:
+        if asked.method in ("PATCH", "PUT") and "/blobs/uploads/" in asked.path:
+            stopped.set()
+            time.sleep(0.5)
+        return None
+
+    proxy.rule = rule
+    process = subprocess.Popen(
+        press.argv("publish", "small-amd64", "--to", str(way.to.place)),
+        env=press.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert stopped.wait(60)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    no_tag(registry, way)
+    proxy.rule = lambda _: None
+    way.publish(press, image)
+    is_whole(press, registry, way, image)
