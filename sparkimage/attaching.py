@@ -13,13 +13,13 @@ import binascii
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparkimage import dsse, signing
 from sparkimage.errors import PublishedError
 from sparkimage.oci import Document, Repository
-from sparkimage.seal import PAYLOAD_TYPE
+from sparkimage.seal import PAYLOAD_TYPE, STATEMENT
 from sparkimage.signing import Signer
 from sparkimage.store import INDEX, MANIFEST
 
@@ -112,14 +112,41 @@ def signature_of(one: Attached, trusted: Mapping[str, dsse.PublicKey]) -> Signat
         made = base64.b64decode(str(one.annotations.get(SIGNED_BY, "")), validate=True)
         said = json.loads(one.data)["critical"]
         digest = str(said["image"]["docker-manifest-digest"]) if said["type"] == KIND else ""
-        more = json.loads(one.data).get("optional") or {}
-        tags = tuple(str(name) for name in more.get("tags") or ())
+        tags = _tags(json.loads(one.data))
     except (binascii.Error, KeyError, TypeError, ValueError, AttributeError):
         return Signature(digest="", tags=(), believed=False)
     for name, key in trusted.items():
         if dsse.believes(key, made, one.data):
             return Signature(digest=digest, tags=tags, believed=True, key=name)
     return Signature(digest=digest, tags=tags, believed=False)
+
+
+def signature_by(one: Attached, believed: Sequence[Mapping[str, Any]]) -> Signature:
+    """As ``signature_of``, where cosign says which payloads it believes."""
+    bare = signature_of(one, {})
+    for said in believed:
+        found = said.get("critical", {}).get("image", {}).get("docker-manifest-digest")
+        if bare.digest and found == bare.digest and _tags(said) == bare.tags:
+            return replace(bare, believed=True, key="keyless")
+    return bare
+
+
+def statement_by(one: Attached, believed: Mapping[str, set[str]]) -> Statement | None:
+    """As ``statement_of``, where cosign says which payloads of a kind it believes."""
+    bare = statement_of(one, {})
+    if bare is None:
+        return None
+    if bare.envelope.get("payload") in believed.get(bare.kind, ()):
+        # cosign writes version 0.1 of the statement, whose fields are the same.
+        said = {**bare.said, "_type": STATEMENT}
+        return replace(bare, said=said, why="", foreign=False, key="keyless")
+    return replace(bare, why="is not of the identity that is trusted", foreign=True)
+
+
+def _tags(said: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tags of a signature; cosign's own annotations are text."""
+    tags = (said.get("optional") or {}).get("tags") or ()
+    return tuple(tags.split(",") if isinstance(tags, str) else (str(name) for name in tags))
 
 
 def statement_of(one: Attached, trusted: Mapping[str, dsse.PublicKey]) -> Statement | None:

@@ -17,6 +17,7 @@ from sparkimage.cli_base import (
     use_mirrors,
 )
 from sparkimage.cli_verify import find, tiers_of
+from sparkimage.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from sparkimage.gate import Required
     from sparkimage.publish import Outcome
-    from sparkimage.published import Reading
+    from sparkimage.published import Reading, Trusted
 
 
 KeyOption = Annotated[
@@ -34,6 +35,15 @@ KeyOption = Annotated[
         metavar="FILE",
         help="The publisher's public key (PEM); default: the keys whose seals are believed here.",
     ),
+]
+IdentityOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEXP", help="Without a key: the subject of the CI job's certificate (cosign)."
+    ),
+]
+IssuerOption = Annotated[
+    str | None, typer.Option(metavar="URL", help="Without a key: who vouches for that identity.")
 ]
 PublishedReference = Annotated[
     str, typer.Argument(metavar="REF", help="REGISTRY/REPOSITORY:TAG, or …@sha256:DIGEST.")
@@ -54,6 +64,8 @@ def publish(
             "the key of the seals.",
         ),
     ] = None,
+    identity: IdentityOption = None,
+    issuer: IssuerOption = None,
     mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,6 +84,10 @@ def publish(
     chosen = matrix.select(read, names=variant)
     channels = publishing.channels(read, chosen)
     view = View(console(stderr=True), quiet=as_json)
+    if key is not None and (identity or issuer):
+        raise UsageError("--key signs with a key, --identity without one", hint="choose one")
+    reached = outside(read, view.say)
+    signer = signing.keyless(identity, issuer, reached) or signing.signer(key, keys, reached)
     items = []
     for one in chosen:
         plan, held = find(read, store, one.name)
@@ -101,7 +117,7 @@ def publish(
         store=store,
         to=Repository(place=Place.parse(to), writes=True),
         view=view,
-        signer=signing.signer(key, keys, outside(read, view.say)),
+        signer=signer,
         trusted=keys.trusted(),
         channels=channels,
     ).run()
@@ -114,6 +130,8 @@ def publish(
 def verify_published(
     reference: PublishedReference,
     key: KeyOption = None,
+    identity: IdentityOption = None,
+    issuer: IssuerOption = None,
     requires: Annotated[
         str | None,
         typer.Option(
@@ -126,12 +144,11 @@ def verify_published(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a registry whether an image is signed, proven, whole, and what its tag says."""
-    from sparkimage import published, signing
-    from sparkimage.keys import Keyring
+    from sparkimage import published
     from sparkimage.oci import Repository
     from sparkimage.progress import View
 
-    trusted = signing.trusted(key, Keyring.user())
+    trusted = _trusted(key, identity, issuer)
     view = View(console(stderr=True), quiet=as_json or not whole)
     at = published.Reference.parse(reference)
     with view.transfer(f"reading {at}", 0) as moved:
@@ -169,14 +186,17 @@ def verify_published(
 
 
 def inspect(
-    reference: PublishedReference, key: KeyOption = None, as_json: JsonOption = False
+    reference: PublishedReference,
+    key: KeyOption = None,
+    identity: IdentityOption = None,
+    issuer: IssuerOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what a published image is, by what the registry has of it alone."""
-    from sparkimage import inspecting, published, signing
-    from sparkimage.keys import Keyring
+    from sparkimage import inspecting, published
     from sparkimage.oci import Repository
 
-    trusted = signing.trusted(key, Keyring.user())
+    trusted = _trusted(key, identity, issuer)
     at = published.Reference.parse(reference)
     found = published.read(at, Repository(place=at.place), trusted)
     said = inspecting.describe(found, requirement(None))
@@ -239,6 +259,22 @@ def _page(platform: str, one: dict[str, Any]) -> Table:
     for name, value in rows:
         table.add_row(f"[dim]{name}[/]", escape(value))
     return table
+
+
+def _trusted(key: str | None, identity: str | None, issuer: str | None) -> Trusted:
+    """Whom to believe."""
+    from sparkimage import paths, signing
+    from sparkimage.address import Mirrors, read_rules
+    from sparkimage.keys import Keyring
+    from sparkimage.outside import Outside
+    from sparkimage.run import Local
+
+    reached = Outside(
+        home=paths.home(), runner=Local(), mirrors=Mirrors(rules=read_rules(paths.mirrors())),
+        say=lambda line: typer.echo(line, err=True),
+    )  # fmt: skip
+    keyless = signing.keyless(identity, issuer, reached)
+    return keyless or signing.trusted(key, Keyring.user())
 
 
 def requirement(given: str | None) -> Callable[[Reading], Required]:

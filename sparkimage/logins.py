@@ -52,7 +52,7 @@ def of(registry: str) -> Login:
     )
 
 
-def tls(registry: str, folders: tuple[Path, ...] = CERTIFICATES) -> tuple[ssl.SSLContext, str]:
+def tls(registry: str) -> tuple[ssl.SSLContext, str]:
     """How to speak TLS to ``registry``, and the CA bundle that it begins with.
 
     ``certs.d/HOST[:PORT]/*.crt`` are believed too, and ``*.cert`` with its ``*.key`` is shown.
@@ -61,7 +61,7 @@ def tls(registry: str, folders: tuple[Path, ...] = CERTIFICATES) -> tuple[ssl.SS
 
     bundle = ca_bundle() or certifi.where()
     context = ssl.create_default_context(cafile=bundle)
-    for folder in folders:
+    for folder in CERTIFICATES:
         own = folder / registry
         for file in sorted(own.glob("*.crt")):
             context.load_verify_locations(cafile=str(file))

@@ -26,7 +26,7 @@ from sparkimage.plan import Plan
 from sparkimage.progress import Moved, View
 from sparkimage.published import Reference
 from sparkimage.seal import Verdict
-from sparkimage.signing import Signer
+from sparkimage.signing import Keyless, Signer
 from sparkimage.store import INDEX, MANIFEST, Image, Store
 
 WORKERS = 3
@@ -174,7 +174,7 @@ class Publication:
     store: Store
     to: Repository
     view: View
-    signer: Signer
+    signer: Signer | Keyless
     trusted: Mapping[str, dsse.PublicKey] = field(default_factory=dict)
     """Others than the signer, whose images' tags may be moved."""
     channels: Sequence[str] = ()
@@ -340,12 +340,21 @@ class Publication:
     # What is attached
 
     @property
-    def _believed(self) -> dict[str, dsse.PublicKey]:
-        own = self.signer.public
-        return {**self.trusted, dsse.key_id(own): own}
+    def _believed(self) -> published.Trusted:
+        mine = self._mine
+        return mine if isinstance(mine, Keyless) else {**self.trusted, **mine}
+
+    @property
+    def _mine(self) -> published.Trusted:
+        if isinstance(self.signer, Keyless):
+            return self.signer
+        return {dsse.key_id(self.signer.public): self.signer.public}
 
     def _attach(self, item: Item, tags: Sequence[str]) -> None:
         """Attach the seal, the SBOM and the provenance; what others attached stays."""
+        if isinstance(self.signer, Keyless):
+            self._attach_keyless(item, tags, self.signer)
+            return
         digest = item.image.digest
         mine = {dsse.key_id(self.signer.public): self.signer.public}
         kept, reused = [], {}
@@ -370,6 +379,23 @@ class Publication:
             self.added.append(f"{item.plan.platform} seal, SBOM, provenance")
         self._sign(document, tags, item.plan.platform)
 
+    def _attach_keyless(self, item: Item, tags: Sequence[str], by: Keyless) -> None:
+        """The same by cosign itself, what is there already left as it is."""
+        digest = item.image.digest
+        reference = f"{self.to.place}@{digest}"
+        held = [
+            (said.kind, said.said.get("predicate"))
+            for one in attaching.read(self.to, digest, "att")
+            if (said := attaching.statement_of(one, {})) is not None
+        ]
+        for statement, _ in self._statements(item):
+            kind = str(statement["predicateType"])
+            if (kind, statement["predicate"]) not in held:
+                by.attest(reference, statement, replace=kind != seal.TEST_RESULT)
+                self.added.append(f"{item.plan.platform} {kind}")
+        data = self.store.path(digest).read_bytes()
+        self._sign(Document(data=data, media_type=MANIFEST), tags, item.plan.platform)
+
     def _statements(
         self, item: Item
     ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
@@ -380,7 +406,7 @@ class Publication:
         ]  # fmt: skip
         # What is published stands on what never failed: a stranger must not have to weigh it.
         gate.judge(passed, item.image.digest, item.verdict.statements[-1].plan, item.required)
-        own = dsse.key_id(self.signer.public)
+        own = "" if isinstance(self.signer, Keyless) else dsse.key_id(self.signer.public)
         for one in passed:
             yield one.statement, one.envelope if one.key == own else None
         digest, name = item.image.digest, item.plan.image
@@ -390,6 +416,13 @@ class Publication:
 
     def _sign(self, document: Document, tags: Sequence[str], what: str) -> None:
         """Sign the digest, and the tags that it has and had."""
+        if isinstance(self.signer, Keyless):
+            layers_ = attaching.read(self.to, document.digest, "sig")
+            known = {tag for one in layers_ for tag in attaching.signature_of(one, {}).tags}
+            if not layers_ or not set(tags) <= known:
+                self.signer.sign(f"{self.to.place}@{document.digest}", sorted(known | set(tags)))
+                self.added.append(f"{what} signature")
+            return
         mine = {dsse.key_id(self.signer.public): self.signer.public}
         kept, signed = [], set(tags)
         reused = []
@@ -415,9 +448,8 @@ class Publication:
     def _ask_as_a_stranger(self, whole: Document) -> None:
         """See that what is there now is what anybody may believe."""
         at = Reference(place=self.to.place, tag=None, digest=whole.digest)
-        mine = {dsse.key_id(self.signer.public): self.signer.public}
         needs = {item.image.digest: item.required for item in self.items}
-        there = published.read(at, self.to, mine)
+        there = published.read(at, self.to, self._mine)
         published.judge(there, lambda one: needs[one.digest])
         published.whole_blobs(there, self.to, deep=False)
 

@@ -17,9 +17,12 @@ from sparkimage.oci import DOCKER_INDEX, Document, Place, Repository
 from sparkimage.plan import LABEL
 from sparkimage.progress import Moved
 from sparkimage.seal import Signed, Verdict
+from sparkimage.signing import Keyless
 from sparkimage.store import INDEX
 
-Trusted = Mapping[str, dsse.PublicKey]
+Trusted = Mapping[str, dsse.PublicKey] | Keyless
+"""Whose signatures are believed: keys by their ids, or whom cosign believes without one."""
+KINDS = (seal.TEST_RESULT, sbom.PREDICATE, provenance.PREDICATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +165,12 @@ def _image(repository: Repository, document: Document, trusted: Trusted) -> Read
             hint="publish the image again",
         ) from None
     attached = attaching.read(repository, document.digest, "att")
-    statements = (attaching.statement_of(one, trusted) for one in attached)
+    if isinstance(trusted, Keyless):
+        at = f"{repository.place}@{document.digest}"
+        believed = {kind: trusted.payloads(at, kind) for kind in KINDS} if attached else {}
+        statements = [attaching.statement_by(one, believed) for one in attached]
+    else:
+        statements = [attaching.statement_of(one, trusted) for one in attached]
     return Reading(
         digest=document.digest,
         manifest=manifest,
@@ -174,6 +182,9 @@ def _image(repository: Repository, document: Document, trusted: Trusted) -> Read
 
 def _signatures(repository: Repository, digest: str, trusted: Trusted) -> tuple[Signature, ...]:
     found = attaching.read(repository, digest, "sig")
+    if isinstance(trusted, Keyless):
+        said = trusted.signatures(f"{repository.place}@{digest}") if found else []
+        return tuple(attaching.signature_by(one, said) for one in found)
     return tuple(attaching.signature_of(one, trusted) for one in found)
 
 

@@ -7,7 +7,9 @@ in one way, and cosign reads it whoever signed.
 from __future__ import annotations
 
 import base64
+import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, Protocol
 
 from sparkimage import apt, dsse
 from sparkimage.emulation import native_arch
-from sparkimage.errors import CommandError, PreflightError
+from sparkimage.errors import CommandError, PreflightError, UsageError
 from sparkimage.keys import Keyring
 from sparkimage.lock import Deb
 from sparkimage.outside import Outside
@@ -88,6 +90,77 @@ class CosignSigner:
             ]  # fmt: skip
             self.runner.run(argv, stdin="")
             return base64.b64decode(made.read_bytes())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keyless:
+    """Signs with the identity of a CI job: https://docs.sigstore.dev/cosign/signing/overview/.
+
+    The certificate and the transparency log are cosign's own matter, so that it brings what it
+    signs to the registry itself, and is asked whom it believes: ``identity`` is an expression for
+    the certificate's subject, ``issuer`` the address that vouches for it.
+    """
+
+    identity: str
+    issuer: str
+    program: str
+    runner: Runner
+
+    def attest(self, reference: str, said: Mapping[str, Any], *, replace: bool) -> None:
+        """Attach a statement about ``reference`` (with its digest)."""
+        with TemporaryDirectory(prefix="sparkimage-sign-") as name:
+            predicate = Path(name, "predicate.json")
+            predicate.write_text(json.dumps(said["predicate"]))
+            more = ["--replace"] if replace else []
+            argv = [
+                self.program, "attest", "--yes", *more, "--type", str(said["predicateType"]),
+                "--predicate", str(predicate), reference,
+            ]  # fmt: skip
+            self.runner.run(argv)
+
+    def sign(self, reference: str, tags: Sequence[str]) -> None:
+        """Sign ``reference`` (with its digest), and the tags that it may have."""
+        named = ["--annotations", f"tags={','.join(sorted(tags))}"] if tags else []
+        self.runner.run([self.program, "sign", "--yes", *named, reference])
+
+    def signatures(self, reference: str) -> list[Mapping[str, Any]]:
+        """What cosign believes of the signatures over ``reference``."""
+        done = self.runner.run(
+            [self.program, "verify", "--output", "json", *self._who, reference], check=False
+        )
+        return list(json.loads(done.stdout)) if done.returncode == 0 else []
+
+    def payloads(self, reference: str, kind: str) -> set[str]:
+        """The payloads of the attestations of a kind that cosign believes."""
+        argv = [self.program, "verify-attestation", "--type", kind, *self._who, reference]
+        done = self.runner.run(argv, check=False)
+        if done.returncode != 0:
+            return set()
+        return {str(json.loads(line)["payload"]) for line in done.stdout.splitlines() if line}
+
+    @property
+    def _who(self) -> list[str]:
+        return [
+            "--certificate-identity-regexp", self.identity,
+            "--certificate-oidc-issuer", self.issuer,
+        ]  # fmt: skip
+
+
+def keyless(identity: str | None, issuer: str | None, outside: Outside) -> Keyless | None:
+    """Whom cosign is to believe without a key; None where neither is said.
+
+    Raises ``UsageError`` where only one is.
+    """
+    if identity is None and issuer is None:
+        return None
+    if identity is None or issuer is None:
+        raise UsageError(
+            "--identity and --issuer belong together",
+            hint="the subject of the job's certificate (an expression), and who vouches for it",
+        )
+    return Keyless(
+        identity=identity, issuer=issuer, program=program(outside), runner=outside.runner
+    )
 
 
 def signer(key: str | None, keys: Keyring, outside: Outside) -> Signer:

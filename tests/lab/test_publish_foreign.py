@@ -126,6 +126,56 @@ def test_a_key_of_cosign_signs_and_both_believe_it(there: Published, tmp_path: P
     assert PASSPHRASE not in done.stdout + done.stderr + wrong.stderr
 
 
+STAND_IN = """#!/bin/sh
+# cosign with a key in place of a CI job's identity and of the transparency log.
+verb=$1
+shift
+case $verb in
+sign | attest) exec "$COSIGN" "$verb" --key "$OWN.key" --tlog-upload=false "$@" ;;
+esac
+for word in "$@"; do
+    shift
+    case $word in
+    --certificate-*) word=skip ;;
+    *) [ "$last" = skip ] || set -- "$@" "$word" ;;
+    esac
+    last=$word
+done
+exec "$COSIGN" "$verb" --key "$OWN.pub" --insecure-ignore-tlog "$@"
+"""
+
+
+def test_without_a_key_cosign_brings_and_believes(there: Published, tmp_path: Path) -> None:
+    there.run(there.cosign, "generate-key-pair", "--output-key-prefix", str(tmp_path / "own"))
+    program = tmp_path / "bin" / "cosign"
+    program.parent.mkdir()
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    environment = {
+        **there.environment,
+        "COSIGN": there.cosign,
+        "OWN": str(tmp_path / "own"),
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+    }
+    to = f"{there.registry.address}/foreign/keyless"
+    who = ("--identity", "^job$", "--issuer", "https://issuer.example")
+    words = ("publish", name("amd64"), "--to", to, *who, "--json")
+    done = there.press.run(*words, **environment)
+    assert done.returncode == 0, done.stderr
+    (tag,) = json.loads(done.stdout)["tags"]
+    again = there.press.run(*words, **environment)
+    assert json.loads(again.stdout)["changed"] is False
+    good = there.press.run("verify-published", f"{to}:{tag}", *who, **environment)
+    assert good.returncode == 0, good.stderr
+    # Nobody else is believed.
+    there.run(there.cosign, "generate-key-pair", "--output-key-prefix", str(tmp_path / "other"))
+    other = {**environment, "OWN": str(tmp_path / "other")}
+    bad = there.press.run("verify-published", f"{to}:{tag}", *who, **other)
+    assert (bad.returncode, "not trusted here" in bad.stderr) == (16, True)
+    half = there.press.run("verify-published", f"{to}:{tag}", *who[:2], **environment)
+    assert (half.returncode, "belong together" in half.stderr) == (2, True)
+
+
 def test_skopeo_copies_it_bit_for_bit(there: Published, tmp_path: Path) -> None:
     install_on_host(("skopeo",), "skopeo", Local(), print)
     there.run(
