@@ -276,6 +276,10 @@ class Repository:
     def _definite(self, answer: requests.Response, said: str, what: str) -> None:
         """Raise for what will not pass by itself."""
         code = answer.status_code
+        # What a token that was granted does not cover is a matter of rights:
+        # https://distribution.github.io/distribution/spec/auth/token/
+        if "insufficient_scope" in answer.headers.get("WWW-Authenticate", ""):
+            code = 403
         if code == 401:
             raise self._no_login("it answers 401")
         if code == 403:

@@ -47,20 +47,21 @@ class Web:
 
 @contextmanager
 def registry(
-    folder: Path, *, home: Path, login: bool = False, tls: Path | None = None
+    folder: Path, *, home: Path, login: bool = False, tls: Path | None = None, auth: str = ""
 ) -> Iterator[Registry]:
     """The CNCF distribution registry with its storage in ``folder``.
 
-    ``login``: it wants ``USER`` with ``PASSWORD``; ``tls``: a folder for a CA and a certificate.
+    ``login``: it wants ``USER`` with ``PASSWORD``; ``tls``: a folder for a CA and a certificate;
+    ``auth``: more lines of its configuration.
     """
     program = _registry_program(home)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="lab-registry-") as name:
         config = Path(name, "config.yml")
-        more = ""
+        more = auth
         if tls is not None:
             certify(tls)
-            more += f'  tls: {{certificate: "{tls}/server.crt", key: "{tls}/server.key"}}\n'
+            more = f'  tls: {{certificate: "{tls}/server.crt", key: "{tls}/server.key"}}\n{auth}'
         if login:
             Path(name, "htpasswd").write_text(HTPASSWD)
             more += f'auth:\n  htpasswd: {{realm: lab, path: "{name}/htpasswd"}}\n'

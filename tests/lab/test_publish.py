@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import paths
+from sparkimage import logins, paths
+from sparkimage.errors import RegistryError
 from sparkimage.oci import Place, Repository
-from tests.lab import servers
+from tests.lab import servers, tokens
 from tests.lab.press import Press, name
 from tests.lab.servers import Registry
 
@@ -122,3 +123,88 @@ def test_a_damaged_blob_of_the_store_never_becomes_one_of_the_registry(
     assert repository.blob_size(layer.digest) is None
     assert repository.tags() == []
     assert hashlib.sha256(press.store.path(layer.digest).read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def with_tokens(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Registry, tokens.Tokens]]:
+    """A registry whose logins are tokens, as those of the large ones are."""
+    folder = tmp_path_factory.mktemp("tokens")
+    servers.certify(folder)
+    with tokens.service(folder) as service:
+        auth = (
+            f'auth:\n  token: {{realm: "{service.realm}", service: {tokens.SERVICE}, '
+            f'issuer: {tokens.ISSUER}, rootcertbundle: "{folder}/ca.crt"}}\n'
+        )
+        with servers.registry(folder / "data", home=paths.home(), auth=auth) as made:
+            yield made, service
+
+
+def test_tokens_are_asked_for_what_is_done(
+    press: Press, with_tokens: tuple[Registry, tokens.Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, service = with_tokens
+    item = press.item(press.image())
+    config = press.docker_config(registry.address, servers.USER, servers.PASSWORD)
+    monkeypatch.setenv("DOCKER_CONFIG", str(config))
+
+    def to(repository: str) -> Repository:
+        place = Place.parse(f"{registry.address}/{repository}")
+        return Repository(place=place, writes=True, pause=lambda _: None)
+
+    press.publication(to("tokens/a"), item).run()
+    assert service.scopes[-1] == ["repository:tokens/a:pull,push"]
+    # Taking over blobs needs a token for the other repository, too.
+    taken = press.publication(to("tokens/b"), item).run()
+    ((_, blobs),) = taken.platforms.values()
+    assert (blobs.mounted, blobs.uploaded) == (len(dict(item.image.blobs())), 0)
+    assert service.scopes[-1][1:] == ["repository:tokens/a:pull"]
+    # A token that has ended is asked for anew, and one that never begins is refused.
+    late = to("tokens/c")
+    late.ready()
+    late._token = {"Authorization": "Bearer of yesterday"}
+    assert press.publication(late, item).run().changed
+    service.seconds = -3600
+    with pytest.raises(RegistryError, match="refuses the login of lab"):
+        press.publication(to("tokens/d"), item).run()
+    service.seconds = 300
+    # One that may not write is told so, with what to do.
+    service.writes = False
+    with pytest.raises(RegistryError, match="does not let this login write to tokens/d"):
+        press.publication(to("tokens/d"), item).run()
+    service.writes = True
+
+
+def test_an_identity_token_is_a_login(
+    press: Press, with_tokens: tuple[Registry, tokens.Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, _ = with_tokens
+    item = press.item(press.image())
+    for token, good in ((tokens.IDENTITY, True), ("another", False)):
+        entry = {"auths": {registry.address: {"identitytoken": token}}}
+        (press.folder / "config.json").write_text(json.dumps(entry))
+        monkeypatch.setenv("DOCKER_CONFIG", str(press.folder))
+        place = Place.parse(f"{registry.address}/tokens/identity")
+        to = Repository(place=place, writes=True, pause=lambda _: None)
+        if good:
+            assert press.publication(to, item).run().changed
+        else:
+            with pytest.raises(RegistryError, match="refuses the login of the token"):
+                press.publication(to, item).run()
+
+
+def test_a_private_ca_of_docker_is_believed(
+    press: Press, closed_registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert closed_registry.ca is not None
+    config = press.docker_config(closed_registry.address, servers.USER, servers.PASSWORD)
+    monkeypatch.setenv("DOCKER_CONFIG", str(config))
+    monkeypatch.setattr(logins, "CERTIFICATES", (press.folder / "certs.d",))
+    place = Place.parse(f"{closed_registry.address}/closed/ca")
+    with pytest.raises(RegistryError, match="is not trusted here"):
+        Repository(place=place).ready()
+    own = press.folder / "certs.d" / closed_registry.address
+    own.mkdir(parents=True)
+    (own / "ca.crt").write_bytes(closed_registry.ca.read_bytes())
+    Repository(place=place).ready()
