@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sparkimage import attaching, dsse, paths, provenance, published, sbom, seal
-from sparkimage.errors import PublishedError
+from sparkimage.errors import GateError, PublishedError
 from sparkimage.gate import Required
 from sparkimage.keys import Keyring
 from sparkimage.oci import Document, Place, Repository
@@ -461,3 +461,37 @@ def test_distribute_via_asks_before_any_node(scene: Scene) -> None:
     assert (refused.returncode, "is unsigned" in refused.stderr) == (16, True)
     absent = press.run(*words, f"{scene.registry.address}/hostile/nothing")
     assert absent.returncode == 16
+
+
+def test_only_what_says_passed_is_published(press: Press, registry: Registry) -> None:
+    image = press.image(payload=SMALL.changed(0, seed=next(COUNT) + 20_000))
+    plan, store, keys = press.plan("amd64"), press.store, press.keys
+    about: dict[str, Any] = {
+        "digest": image.digest, "lock": plan.lock_checksum,
+        "plan": press.item(image).verdict.statements[-1].plan,
+    }  # fmt: skip
+    static = seal_maker.check("static/payload", tier=Tier.STATIC)
+    run = [seal_maker.check("payload/test_runs", result) for result in ("FAILED", "PASSED")]
+
+    def history(*made: dict[str, Any]) -> None:
+        store.put_fact("seal", image.digest, [])
+        for one in made:
+            seal.save(store, one, keys)
+
+    to = Repository(
+        place=Place.parse(f"{registry.address}/hostile/passed"), writes=True, pause=lambda _: None
+    )
+    # The static tier passed in a run that failed otherwise: a stranger would have to weigh that.
+    history(
+        seal_maker.made(static, run[0], finished=1, **about),
+        seal_maker.made(run[1], finished=2, **about),
+    )
+    with pytest.raises(GateError, match="lacks the required tier static"):
+        press.publication(to, press.item(image)).run()
+    assert [tag for tag in to.tags() if not tag.startswith("sha256-")] == []
+    # Both proven anew.
+    seal.save(store, seal_maker.made(static, run[1], finished=3, **about), keys)
+    press.publication(to, press.item(image)).run()
+    at = published.Reference.parse(f"{to.place}@{image.digest}")
+    (one,) = published.read(at, to, keys.trusted()).images
+    assert [s.statement["predicate"]["result"] for s in published.results(one)] == ["PASSED"] * 2
