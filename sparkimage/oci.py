@@ -118,6 +118,10 @@ class Repository:
         made = _Session()
         made.verify = bundle
         made.headers["User-Agent"] = "sparkimage"
+        # Bytes as they are stored: their digest is of these.
+        made.headers["Accept-Encoding"] = "identity"
+        # No proxy stands before this machine itself, whatever the environment says of others.
+        made.trust_env = not self.place.is_loopback
         made.mount("https://", _Adapter(context))
         made.mount("http://", HTTPAdapter(pool_maxsize=8))
         return made
@@ -374,7 +378,7 @@ class Repository:
     # Blobs
 
     def blob_size(self, digest: str) -> int | None:
-        """The size of a blob that is there; None where it is not."""
+        """The size of a blob that is there, -1 where it is not said; None where it is not."""
         answer = self.ask(
             "HEAD", f"{self.root}blobs/{digest}", ok=(200, 404), what=f"the blob {digest[:19]}"
         )
@@ -610,6 +614,9 @@ class _Adapter(HTTPAdapter):
 
     def init_poolmanager(self, *args: Any, **more: Any) -> None:
         super().init_poolmanager(*args, **more, ssl_context=self.context)
+
+    def proxy_manager_for(self, proxy: Any, **more: Any) -> Any:
+        return super().proxy_manager_for(proxy, **more, ssl_context=self.context)
 
 
 class _Body:

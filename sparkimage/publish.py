@@ -259,7 +259,7 @@ class Publication:
     def _blob(self, digest: str, size: int, others: tuple[str, ...], moved: Moved) -> str:
         held = self.to.blob_size(digest)
         if held is not None:
-            if held != size:
+            if held not in (size, -1):
                 raise self.to.damaged(digest, held, size)
             moved(size)
             return "there"

@@ -409,7 +409,7 @@ def whole_blobs(
                     f"{repository.place} lacks the blob {digest[:19]} of {one.digest[:19]}",
                     hint="publish the image again",
                 )
-            if held != size:
+            if held not in (size, -1):
                 raise repository.damaged(digest, held, size)
             if deep:
                 repository.prove(digest, size, moved)

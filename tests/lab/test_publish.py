@@ -66,6 +66,17 @@ def test_one_image_is_published_bit_for_bit_and_again_changes_nothing(
     assert "nothing changed" in press.run("publish", name("amd64"), "--to", to).stdout
 
 
+def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(
+    press: Press, open_registry: Registry
+) -> None:
+    press.image()
+    dead = f"http://127.0.0.1:{servers.free_port()}"
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), dead)
+    to = f"{open_registry.address}/proxy/image"
+    done = press.run("publish", name("amd64"), "--to", to, **proxies, NO_PROXY="", no_proxy="")
+    assert done.returncode == 0, done.stderr
+
+
 def test_only_what_is_missing_travels_and_other_repositories_give_theirs(
     press: Press, open_registry: Registry
 ) -> None:
@@ -89,6 +100,11 @@ def test_a_login_and_a_private_ca_are_used_and_shown_nowhere(
     words = ("publish", name("amd64"), "--to", to)
     ca = str(closed_registry.ca)
     nobody = str(press.folder / "nobody")
+    (press.folder / "nobody").mkdir()
+    # curl and requests would take this one; Docker does not.
+    netrc = press.folder / "nobody" / ".netrc"
+    netrc.write_text(f"machine 127.0.0.1 login {servers.USER} password {servers.PASSWORD}\n")
+    netrc.chmod(0o600)
     untrusted = press.run(*words, DOCKER_CONFIG=nobody, HOME=nobody)
     assert untrusted.returncode == 17
     assert "is not trusted here" in untrusted.stderr
