@@ -103,6 +103,7 @@ def publish(
         assert passage.verdict is not None
         with view.busy(f"measuring {plan.variant}"):
             files = layerindex.image_files(store, held)
+        with view.busy(f"SBOM of {plan.variant}"):
             item = publishing.Item(
                 plan=plan,
                 image=held,
