@@ -9,23 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
 from requests.utils import parse_dict_header
 
 from sparkimage import logins
 from sparkimage.address import DEFAULT_REGISTRY, image_name
 from sparkimage.errors import NetworkError, PublishedError, RegistryError
+from sparkimage.oci_http import (
+    READ,
+    TIMEOUT_S,
+    Body,
+    nobody,
+    plain,
+    reading,
+    retry_after,
+    said_by,
+    session,
+    whole,
+)
 from sparkimage.progress import Moved, human
 from sparkimage.store import INDEX, MANIFEST, Store
 
@@ -35,15 +43,12 @@ ACCEPT = f"{MANIFEST}, {INDEX}, {DOCKER_MANIFEST}, {DOCKER_INDEX}"
 HUB = "registry-1.docker.io"
 """Where Docker Hub speaks the protocol."""
 ATTEMPTS = 5
-TIMEOUT_S = (10.0, 90.0)
-"""To connect, and between two signs of life."""
 WAIT_MAX_S = 120.0
 """The longest that a registry may ask us to wait."""
 PART = 32 << 20
 """Bytes that go out at once; after a cut connection no more than these go again."""
 SMALL_MAX = 64 << 20
 """Bytes of a document that is read into memory: manifests, attestations."""
-READ = 1 << 20
 BEGUN = "uploads"
 """The kind of fact that says where an upload that was begun goes on."""
 
@@ -114,17 +119,8 @@ class Repository:
     @cached_property
     def session(self) -> requests.Session:
         """Connections that are kept."""
-        context, bundle = logins.tls(self.place.registry)
-        made = _Session()
-        made.verify = bundle
-        made.headers["User-Agent"] = "sparkimage"
-        # Bytes as they are stored: their digest is of these.
-        made.headers["Accept-Encoding"] = "identity"
         # No proxy stands before this machine itself, whatever the environment says of others.
-        made.trust_env = not self.place.is_loopback
-        made.mount("https://", _Adapter(context))
-        made.mount("http://", HTTPAdapter(pool_maxsize=8))
-        return made
+        return session(self.place.registry, proxies=not self.place.is_loopback)
 
     @cached_property
     def base(self) -> str:
@@ -132,7 +128,7 @@ class Repository:
         host = HUB if self.place.registry == DEFAULT_REGISTRY else self.place.registry
         if self.place.is_loopback:
             try:
-                self.session.get(f"https://{host}/v2/", timeout=TIMEOUT_S, auth=_nobody)
+                self.session.get(f"https://{host}/v2/", timeout=TIMEOUT_S, auth=nobody)
             except requests.exceptions.SSLError as error:
                 if "CERTIFICATE_VERIFY_FAILED" not in str(error):
                     return f"http://{host}/"
@@ -169,7 +165,7 @@ class Repository:
         while attempt < attempts:
             wait = min(2.0**attempt, 30.0)
             attempt += 1
-            sending = _Body(body, moved) if body is not None else None
+            sending = Body(body, moved) if body is not None else None
             try:
                 answer = self.session.request(
                     method,
@@ -183,9 +179,9 @@ class Repository:
             except requests.exceptions.SSLError as error:
                 raise self._untrusted(error) from None
             except (requests.ConnectionError, requests.Timeout) as error:
-                problem, detail = "does not answer", _plain(error)
+                problem, detail = "does not answer", plain(error)
             except requests.exceptions.ChunkedEncodingError as error:
-                problem, detail = "broke off its answer", _plain(error)
+                problem, detail = "broke off its answer", plain(error)
             else:
                 if answer.status_code == 401 and not renewed and self._renew(answer):
                     renewed, attempt = True, attempt - 1
@@ -198,10 +194,10 @@ class Repository:
                         with self._lock:
                             self.sent += sending.done
                     return answer
-                said = _said(answer)
+                said = said_by(answer)
                 self._definite(answer, said, what)
                 problem, detail = f"answers {answer.status_code}", said
-                wait = _retry_after(answer, wait)
+                wait = retry_after(answer, wait)
             if sending is not None:
                 with self._lock:
                     self.sent += sending.done
@@ -261,16 +257,16 @@ class Repository:
                     "grant_type": "refresh_token", "service": service, "client_id": "sparkimage",
                     "scope": " ".join(scopes), "refresh_token": self.login.identity_token,
                 }  # fmt: skip
-                answer = self.session.post(realm, data=form, timeout=TIMEOUT_S, auth=_nobody)
+                answer = self.session.post(realm, data=form, timeout=TIMEOUT_S, auth=nobody)
             else:
-                pair = (self.login.user, self.login.password) if self.login.user else _nobody
+                pair = (self.login.user, self.login.password) if self.login.user else nobody
                 asked = {"service": service, "scope": scopes}
                 answer = self.session.get(realm, params=asked, timeout=TIMEOUT_S, auth=pair)
         except requests.RequestException as error:
             raise NetworkError(
                 f"the token service of {self.place.registry} does not answer",
                 hint="run the same command again",
-                detail=_plain(error),
+                detail=plain(error),
             ) from None
         if answer.status_code != 200:
             raise self._no_login(f"its token service answers {answer.status_code}")
@@ -323,7 +319,7 @@ class Repository:
         return RegistryError(
             f"the certificate of {self.place.registry} is not trusted here",
             hint=f"put its CA into {folder}/ca.crt, or name a bundle with SSL_CERT_FILE",
-            detail=_plain(error),
+            detail=plain(error),
         )
 
     # Documents
@@ -341,7 +337,7 @@ class Repository:
             if answer.status_code == 404:
                 return None
             kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
-            found = Document(data=_whole(answer, SMALL_MAX), media_type=kind)
+            found = Document(data=whole(answer, SMALL_MAX), media_type=kind)
         if ":" in reference and found.digest != reference:
             raise PublishedError(
                 f"{self.place} answers {found.digest[:19]} for the manifest {reference[:19]}",
@@ -393,7 +389,7 @@ class Repository:
             what=f"the blob {digest[:19]}",
         )  # fmt: skip
         with answer:
-            data = _whole(answer, min(size, SMALL_MAX)) if answer.status_code == 200 else None
+            data = whole(answer, min(size, SMALL_MAX)) if answer.status_code == 200 else None
         if data is None:
             raise PublishedError(
                 f"{self.place} lacks the blob {digest[:19]}", hint="publish the image again"
@@ -409,7 +405,7 @@ class Repository:
             what=f"the blob {digest[:19]}",
         )  # fmt: skip
         found, count = hashlib.sha256(), 0
-        with answer, _reading(self.place):
+        with answer, reading(self.place.registry):
             for piece in answer.iter_content(READ):
                 found.update(piece)
                 count += len(piece)
@@ -595,57 +591,6 @@ class Repository:
             raise SessionLostError
 
 
-class _Session(requests.Session):
-    def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
-        """A redirect to elsewhere gets no login, and ~/.netrc is nobody's login here."""
-        headers = prepared_request.headers
-        if "Authorization" in headers and self.should_strip_auth(  # type: ignore[no-untyped-call]
-            response.request.url, prepared_request.url
-        ):
-            del headers["Authorization"]
-
-
-class _Adapter(HTTPAdapter):
-    """HTTPS with a context of our own."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self.context = context
-        super().__init__(pool_maxsize=8)
-
-    def init_poolmanager(self, *args: Any, **more: Any) -> None:
-        super().init_poolmanager(*args, **more, ssl_context=self.context)
-
-    def proxy_manager_for(self, proxy: Any, **more: Any) -> Any:
-        return super().proxy_manager_for(proxy, **more, ssl_context=self.context)
-
-
-class _Body:
-    """Bytes to send, that say how far they are."""
-
-    def __init__(self, data: bytes, moved: Moved | None) -> None:
-        self.data, self.tell_, self.done = memoryview(data), moved, 0
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def read(self, size: int = -1) -> bytes:
-        end = len(self.data) if size < 0 else min(len(self.data), self.done + max(size, 1 << 18))
-        piece = bytes(self.data[self.done : end])
-        self.done = end
-        if self.tell_ is not None and piece:
-            self.tell_(len(piece))
-        return piece
-
-    def __iter__(self) -> Iterator[bytes]:
-        while piece := self.read(1 << 18):
-            yield piece
-
-    def undo(self) -> None:
-        """It did not arrive."""
-        if self.tell_ is not None:
-            self.tell_(-self.done)
-
-
 class _Tally:
     """Counts what moved."""
 
@@ -655,66 +600,3 @@ class _Tally:
     def moved(self, count: int) -> None:
         self.count += count
         self.tell(count)
-
-
-def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Without this, requests looks into ~/.netrc."""
-    return request
-
-
-def _retry_after(answer: requests.Response, otherwise: float) -> float:
-    """Seconds that the registry asks us to wait."""
-    from email.utils import parsedate_to_datetime
-
-    said = answer.headers.get("Retry-After", "")
-    if said.isdecimal():
-        return float(said)
-    try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return otherwise
-
-
-def _said(answer: requests.Response) -> str:
-    """What the registry says of an error, without an end to its length."""
-    try:
-        with answer:
-            return answer.content[:2000].decode("utf-8", "replace").strip()
-    except requests.RequestException:
-        return ""
-
-
-def _plain(error: Exception) -> str:
-    """The reason in an exception's words; addresses of uploads say nothing to people."""
-    inner: BaseException = error
-    while inner.args and isinstance(inner.args[-1], BaseException):
-        inner = inner.args[-1]
-    reason = getattr(inner, "reason", None)
-    return f"{type(inner).__name__}: {reason or inner}"[:500]
-
-
-@contextmanager
-def _reading(place: Place) -> Iterator[None]:
-    try:
-        yield
-    except requests.RequestException as error:
-        raise NetworkError(
-            f"{place.registry} broke off its answer", hint="run the same command again",
-            detail=_plain(error),
-        ) from None  # fmt: skip
-
-
-def _whole(answer: requests.Response, most: int) -> bytes:
-    """The body; of one that is longer than ``most`` a little more than that."""
-    found = b""
-    try:
-        for piece in answer.iter_content(READ):
-            found += piece
-            if len(found) > most:
-                break
-    except requests.RequestException as error:
-        raise NetworkError(
-            "the registry broke off its answer", hint="run the same command again",
-            detail=_plain(error),
-        ) from None  # fmt: skip
-    return found

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from sparkimage import logins, oci
+from sparkimage import logins, oci_http
 from sparkimage.errors import RegistryError
 from sparkimage.oci import Place
 from sparkimage.published import Reference
@@ -45,18 +45,18 @@ def test_references() -> None:
 def test_how_long_a_registry_asks_to_wait(said: str, seconds: float) -> None:
     answer = requests.Response()
     answer.headers["Retry-After"] = said
-    assert oci._retry_after(answer, 3.0) == seconds
+    assert oci_http.retry_after(answer, 3.0) == seconds
 
 
 def test_a_date_to_wait_for() -> None:
     answer = requests.Response()
     answer.headers["Retry-After"] = formatdate(time.time() + 60, usegmt=True)
-    assert 50 < oci._retry_after(answer, 3.0) <= 60
+    assert 50 < oci_http.retry_after(answer, 3.0) <= 60
 
 
 def test_a_body_says_what_moved_and_takes_it_back() -> None:
     moved: list[int] = []
-    body = oci._Body(bytes(1_000_000), moved.append)
+    body = oci_http.Body(bytes(1_000_000), moved.append)
     assert len(body) == 1_000_000
     assert sum(len(piece) for piece in body) == sum(moved) == 1_000_000
     body.undo()
