@@ -1,6 +1,6 @@
 # Thin: build.py and the tools of .venv do the work. `make` alone shows what there is.
 .DEFAULT_GOAL := help
-.PHONY: help image test test-unit bench-recipe bench-distribute mutants check lint dockerfiles shell types workflows lab golden schema lock \
+.PHONY: help image test test-unit bench-recipe bench-distribute bench-publish mutants check lint dockerfiles shell types workflows lab golden schema lock \
         engine-up engine-down ci-plan login logout propose release-notes source-archive release \
         clean venv
 
@@ -34,6 +34,9 @@ bench-recipe: venv ## Measure the lock's verbs and the lab's builds of ds4-flash
 
 bench-distribute: venv ## Measure `distribute` beside what people use instead (ROUNDS=3; about 40 minutes)
 	$(PYTEST) -q tests/lab/bench_distribute.py
+
+bench-publish: venv ## Measure `publish` beside `docker push`
+	$(PYTEST) -q -s tests/lab/bench_publish.py
 
 mutants: venv ## Put faults into a good image and see each refused (IMAGE=NAME: one of the store)
 	$(if $(IMAGE),$(BIN)/python -P -m tests.lab.mutants --image $(IMAGE),$(PYTEST) -q -s tests/lab/test_mutants.py)

@@ -18,6 +18,7 @@ from sparkimage import (
     cli_fleet,
     cli_lock,
     cli_patches,
+    cli_publish,
     cli_ship,
     cli_store,
     cli_verify,
@@ -54,6 +55,9 @@ app.command("verify")(cli_verify.verify)
 app.command("report")(cli_verify.report)
 app.command("save")(cli_ship.save)
 app.command("load")(cli_ship.load)
+app.command("publish")(cli_publish.publish)
+app.command("inspect")(cli_publish.inspect)
+app.command("verify-published")(cli_publish.verify_published)
 app.command("distribute")(cli_fleet.distribute)
 app.command("nodes")(cli_fleet.nodes)
 app.command("rollback")(cli_fleet.rollback)

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sparkimage.distribute import Outcome
+    from sparkimage.gate import Required
+    from sparkimage.keys import Keyring
     from sparkimage.matrix import Matrix
+    from sparkimage.plan import Plan
+    from sparkimage.store import Image
     from sparkimage.upkeep import NodeView
 
 NodesOption = Annotated[
@@ -64,6 +68,14 @@ def distribute(
             help="The nodes pull it from there, by digest; nothing is sent from here.",
         ),
     ] = "",
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --via: the publisher's public key (PEM); default: the keys whose seals are "
+            "believed here.",
+        ),
+    ] = None,
     prove: Annotated[
         str,
         typer.Option(
@@ -100,6 +112,13 @@ def distribute(
         from sparkimage.examine import examiner
 
         examine = examiner(plan, held, read.root, store, tiers_of(prove))
+    if key is not None and not via:
+        raise UsageError("--key is of what a registry holds", hint="give --via, too")
+    if via:
+        from sparkimage import verify as verifying
+
+        required = verifying.required(plan, read.root)
+        _ask_the_registry(via, key, plan, held, required, keys, allow_unverified=allow_unverified)
     outcome = Distribution(
         image=held,
         name=plan.image,
@@ -133,6 +152,34 @@ def distribute(
             ),
             hint="mend these nodes and run the same command again, without --partial",
         )
+
+
+def _ask_the_registry(
+    via: str,
+    key: str | None,
+    plan: Plan,
+    held: Image,
+    required: Required,
+    keys: Keyring,
+    *,
+    allow_unverified: bool,
+) -> None:
+    """See, before any node pulls, that what is there is this image, signed and proven."""
+    from sparkimage import published, signing
+    from sparkimage.errors import PublishedError
+
+    try:
+        published.verify(
+            f"{via}@{held.digest}",
+            signing.trusted(key, keys),
+            lambda _: required,
+            digest=held.digest,
+            lock=plan.lock_checksum,
+        )
+    except PublishedError as error:
+        if not allow_unverified:
+            raise
+        typer.echo(f"WARNING: pulled UNVERIFIED from {via}: {error.message}", err=True)
 
 
 def _outcome_table(outcome: Outcome) -> Table:

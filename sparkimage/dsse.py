@@ -62,12 +62,33 @@ def public_key(pem: bytes) -> PublicKey:
 
 def sign(payload: bytes, payload_type: str, key: PrivateKey) -> dict[str, Any]:
     """The envelope of ``payload``, signed with ``key``."""
-    data = _encoded(payload_type, payload)
-    made = key.sign(data) if isinstance(key, ed25519.Ed25519PrivateKey) else key.sign(data, ECDSA)
+    made = signature(encoded(payload_type, payload), key)
+    return envelope(payload, payload_type, made, key_id(key.public_key()))
+
+
+def signature(data: bytes, key: PrivateKey) -> bytes:
+    """The bare signature over ``data``."""
+    return key.sign(data) if isinstance(key, ed25519.Ed25519PrivateKey) else key.sign(data, ECDSA)
+
+
+def believes(key: PublicKey, made: bytes, data: bytes) -> bool:
+    """Whether ``made`` is this key's signature over ``data``."""
+    try:
+        if isinstance(key, ed25519.Ed25519PublicKey):
+            key.verify(made, data)
+        else:
+            key.verify(made, data, ECDSA)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def envelope(payload: bytes, payload_type: str, made: bytes, keyid: str) -> dict[str, Any]:
+    """The envelope of ``payload`` with the signature ``made``."""
     return {
         "payload": _base64(payload),
         "payloadType": payload_type,
-        "signatures": [{"keyid": key_id(key.public_key()), "sig": _base64(made)}],
+        "signatures": [{"keyid": keyid, "sig": _base64(made)}],
     }
 
 
@@ -94,20 +115,14 @@ def opened(
     key = trusted.get(known)
     if key is None:
         raise BadEnvelopeError(f"is signed with the key {known[:16]}, which is not trusted here")
-    data = _encoded(payload_type, payload)
-    try:
-        if isinstance(key, ed25519.Ed25519PublicKey):
-            key.verify(made, data)
-        else:
-            key.verify(made, data, ECDSA)
-    except InvalidSignature:
+    if not believes(key, made, encoded(payload_type, payload)):
         raise BadEnvelopeError(
             f"was edited: its signature by the key {known[:16]} is of other content"
-        ) from None
+        )
     return payload, known
 
 
-def _encoded(payload_type: str, payload: bytes) -> bytes:
+def encoded(payload_type: str, payload: bytes) -> bytes:
     """The protocol's pre-authentication encoding: what is signed."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)

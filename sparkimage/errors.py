@@ -161,3 +161,15 @@ class MixedFleetError(NodeError):
     """The nodes do not have one image under one name, and it could not be mended now."""
 
     exit_code = 15
+
+
+class PublishedError(SparkError):
+    """What a registry holds is not what it must be: unsigned, not proven, moved or damaged."""
+
+    exit_code = 16
+
+
+class RegistryError(SparkError):
+    """A registry refuses: the login, the right, the room, or what it was given."""
+
+    exit_code = 17

@@ -63,6 +63,8 @@ class Matrix:
     requires: tuple[Tier, ...]
     variants: tuple[Variant, ...]
     groups: Mapping[str, tuple[str, ...]]
+    channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Moving tags, each with the variants that it may stand for."""
     warnings: tuple[Problem, ...] = ()
 
     @property
@@ -171,7 +173,10 @@ class _Expansion:
                 variants[variant.name] = (variant, key)
                 self._check_variant(variant, key)
         self._check_targets(list(variants))
-        groups = self._groups(list(variants))
+        groups = self._chosen("groups", self.given.groups, list(variants))
+        channels = self._chosen("channels", self.given.channels, list(variants))
+        if "default" not in groups:
+            self._problem(("groups",), "there is no group `default`", "add `default: [VARIANT]`")
         if self.problems:
             raise ConfigError(self.problems)
         return Matrix(
@@ -186,6 +191,7 @@ class _Expansion:
             requires=tuple(tier for tier in Tier if tier in given.requires),
             variants=tuple(variant for variant, _ in variants.values()),
             groups=groups,
+            channels=channels,
             warnings=warnings,
         )
 
@@ -452,20 +458,21 @@ class _Expansion:
                     "let them differ in more than `.` and `_`",
                 )
 
-    def _groups(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        groups: dict[str, tuple[str, ...]] = {}
-        for group, entries in self.given.groups.items():
+    def _chosen(
+        self, kind: str, given: Mapping[str, Sequence[str]], names: Sequence[str]
+    ) -> dict[str, tuple[str, ...]]:
+        """The variants of each group, or of each channel."""
+        chosen: dict[str, tuple[str, ...]] = {}
+        for one, entries in given.items():
             found: list[str] = []
             for i, entry in enumerate(entries):
                 hit = [name for name in names if fnmatch.fnmatchcase(name, entry)]
                 if not hit:
                     self._problem(
-                        ("groups", group, i),
-                        f"group {group}: {entry!r} is no variant",
+                        (kind, one, i),
+                        f"{kind.removesuffix('s')} {one}: {entry!r} is no variant",
                         wellformed.nearest(entry, names),
                     )
                 found += [name for name in hit if name not in found]
-            groups[group] = tuple(found)
-        if "default" not in groups:
-            self._problem(("groups",), "there is no group `default`", "add `default: [VARIANT]`")
-        return groups
+            chosen[one] = tuple(found)
+        return chosen

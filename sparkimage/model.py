@@ -221,6 +221,14 @@ class MatrixFile(Strict):
     exclude: list[dict[Name, str]] = []
     include: list[Include] = []
     groups: dict[Name, Annotated[list[str], Field(min_length=1)]]
+    channels: dict[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]{0,127}$")],
+        Annotated[list[str], Field(min_length=1)],
+    ] = Field(
+        default={},
+        description="tags of a registry that move on with what is published: a channel, then "
+        "globs on the variants that it may stand for",
+    )
 
 
 def schema() -> dict[str, Any]:

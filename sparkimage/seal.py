@@ -232,7 +232,7 @@ def read(envelopes: Any, digest: str, keys: Keyring) -> tuple[Signed, ...]:
         other = _subject(said)
         if other is not None and other != digest:
             raise _refusal(digest, f"is of another image, {other[:19]}")
-        if not _fits(said, digest):
+        if not fits(said, digest):
             raise _refusal(digest, "is not a test result for that digest")
         found.append(Signed(statement=said, envelope=one, key=key))
     return tuple(found)
@@ -257,7 +257,7 @@ def _check(one: Mapping[str, Any]) -> Check:
     return Check(**{**one, "tier": Tier(one["tier"])})
 
 
-def _fits(one: Any, digest: str) -> bool:
+def fits(one: Any, digest: str) -> bool:
     """Whether ``one`` is a test result for ``digest`` whose parts agree with each other."""
     try:
         predicate = one["predicate"]

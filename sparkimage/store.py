@@ -431,6 +431,10 @@ class Store:
         except (OSError, ValueError):
             return None
 
+    def forget_fact(self, kind: str, key: str) -> None:
+        """Keep no document under this key any more."""
+        self._fact(kind, key).unlink(missing_ok=True)
+
     def fact_keys(self, kind: str) -> list[str]:
         """The digests that documents of this kind are kept under."""
         names = sorted(path.stem for path in (self.root / "facts" / kind).glob("sha256-*.json"))

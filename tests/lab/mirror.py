@@ -104,30 +104,12 @@ def mirror(folder: Path, fleet: Fleet) -> Iterator[Mirror]:
         first.container,
     ])  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    certificates = _certificates(folder, gateway)
+    servers.certify(folder, gateway)
     with (
-        servers.registry(folder / "files", home=paths.home(), tls=certificates) as registry,
+        servers.registry(folder / "files", home=paths.home(), tls=folder) as registry,
         wire(gateway, (LOOPBACK, int(registry.address.rpartition(":")[2]))) as between,
     ):
         made = Mirror(here=registry.address, wire=between, authority=folder / "ca.crt")
         fleet.each(made.trust)
         yield made
         fleet.each(made.distrust)
-
-
-def _certificates(folder: Path, address: str) -> tuple[Path, Path]:
-    """A certificate for ``address`` and this machine, and its key."""
-    authority, key, certificate = folder / "ca.crt", folder / "tls.key", folder / "tls.crt"
-    ec = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    run([
-        "openssl", "req", "-x509", *ec, "-keyout", str(folder / "ca.key"), "-out", str(authority),
-        "-subj", "/CN=lab", "-days", "2",
-        "-addext", "keyUsage=critical,keyCertSign",
-    ])  # fmt: skip
-    run([
-        "openssl", "req", "-x509", *ec, "-keyout", str(key), "-out", str(certificate),
-        "-CA", str(authority), "-CAkey", str(folder / "ca.key"), "-subj", "/CN=registry",
-        "-days", "2", "-addext", f"subjectAltName=IP:{address},IP:{LOOPBACK}",
-        "-addext", "basicConstraints=critical,CA:FALSE",
-    ])  # fmt: skip
-    return certificate, key

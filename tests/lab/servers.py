@@ -23,12 +23,18 @@ ATTEMPTS = 5
 """A free port may be taken by another program before the server takes it."""
 
 
+USER, PASSWORD = "lab", "only-for-the-lab"
+HTPASSWD = "lab:$2y$04$abcdefghijklmnopqrstuuMMCJX0dpdqHp5ccjOFpzCqB5W6BHhFK\n"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Registry:
-    """A registry that answers over plain HTTP; BuildKit takes that on the loopback."""
+    """A registry on the loopback; over plain HTTP, which BuildKit takes there, or TLS."""
 
     address: str
     folder: Path
+    ca: Path | None = None
+    """The CA of its certificate, which nobody knows but who is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +47,25 @@ class Web:
 
 @contextmanager
 def registry(
-    folder: Path, *, home: Path, tls: tuple[Path, Path] | None = None
+    folder: Path, *, home: Path, login: bool = False, tls: Path | None = None, auth: str = ""
 ) -> Iterator[Registry]:
-    """The CNCF distribution registry with its storage in ``folder``; over TLS with a certificate
-    and its key."""
+    """The CNCF distribution registry with its storage in ``folder``.
+
+    ``login``: it wants ``USER`` with ``PASSWORD``; ``tls``: a folder with what ``certify`` makes;
+    ``auth``: more lines of its configuration.
+    """
     program = _registry_program(home)
     folder.mkdir(parents=True, exist_ok=True)
-    secure = f', tls: {{certificate: "{tls[0]}", key: "{tls[1]}"}}' if tls is not None else ""
     with TemporaryDirectory(prefix="lab-registry-") as name:
         config = Path(name, "config.yml")
+        more = auth
+        if tls is not None:
+            if not (tls / "server.crt").is_file():
+                certify(tls)
+            more = f'  tls: {{certificate: "{tls}/server.crt", key: "{tls}/server.key"}}\n{auth}'
+        if login:
+            Path(name, "htpasswd").write_text(HTPASSWD)
+            more += f'auth:\n  htpasswd: {{realm: lab, path: "{name}/htpasswd"}}\n'
 
         def argv(port: int) -> list[str]:
             config.write_text(
@@ -58,12 +74,65 @@ def registry(
                 "storage:\n"
                 f'  filesystem: {{rootdirectory: "{folder.resolve()}"}}\n'
                 "  delete: {enabled: true}\n"
-                f'http: {{addr: "{LOOPBACK}:{port}"{secure}}}\n'
+                f'http:\n  addr: "{LOOPBACK}:{port}"\n{more}'
             )
             return [program, "serve", str(config)]
 
         with _serving(argv, Path(name, "log")) as port:
-            yield Registry(address=f"{LOOPBACK}:{port}", folder=folder)
+            ca = tls / "ca.crt" if tls is not None else None
+            yield Registry(address=f"{LOOPBACK}:{port}", folder=folder, ca=ca)
+
+
+def certify(folder: Path, *more: str) -> None:
+    """Make ``ca.crt`` and a certificate of it for the loopback (and ``more`` addresses),
+    ``server.crt`` and its key."""
+    from datetime import UTC, datetime, timedelta
+    from ipaddress import ip_address
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, n)]) for n in ("lab", "host")]
+    addresses = [x509.IPAddress(ip_address(one)) for one in (LOOPBACK, *more)]
+    now = datetime.now(UTC)
+    made = []
+    for key, name, is_ca in zip(keys, names, (True, False), strict=True):
+        made.append(
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(names[0])
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(days=2))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(addresses), critical=False)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+            )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key()),
+                critical=False,
+            )
+            .add_extension(
+                x509.KeyUsage(
+                    digital_signature=True, key_cert_sign=is_ca, crl_sign=is_ca,
+                    content_commitment=False, key_encipherment=False, data_encipherment=False,
+                    key_agreement=False, encipher_only=False, decipher_only=False,
+                ),
+                critical=True,
+            )
+            .sign(keys[0], hashes.SHA256())
+        )  # fmt: skip
+    pem = serialization.Encoding.PEM
+    (folder / "ca.crt").write_bytes(made[0].public_bytes(pem))
+    (folder / "server.crt").write_bytes(made[1].public_bytes(pem))
+    (folder / "server.key").write_bytes(
+        keys[1].private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
 
 
 @contextmanager

@@ -28,6 +28,7 @@ def made(
     tiers: Sequence[Tier] | None = None,
     image: str = "spark:v",
     not_run: Mapping[str, str] | None = None,
+    lock: str = "2" * 64,
 ) -> dict[str, Any]:
     checks = checks or (check("static/a", tier=Tier.STATIC), check("l/test_a"))
     return seal.statement(
@@ -36,7 +37,7 @@ def made(
         result="PASSED" if all(one.passed for one in checks) else "FAILED",
         tiers=tiers or [tier for tier in Tier if tier in {one.tier for one in checks}],
         checks=checks,
-        lock_checksum="2" * 64,
+        lock_checksum=lock,
         tools={"tool": "1"},
         host="host",
         started=0,

@@ -265,5 +265,5 @@ def test_a_key_of_the_users_own(
 
 def test_the_protocols_own_example() -> None:
     # https://github.com/secure-systems-lab/dsse/blob/master/implementation/signing_spec.py
-    said = dsse._encoded("http://example.com/HelloWorld", b"hello world")
+    said = dsse.encoded("http://example.com/HelloWorld", b"hello world")
     assert said == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"

@@ -1,0 +1,169 @@
+"""A project whose images are of two platforms, ready to publish, and the command line for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sparkimage import (
+    layerindex,
+    lock,
+    matrix,
+    naming,
+    origin,
+    planning,
+    publish,
+    sbom,
+    seal,
+    verify,
+)
+from sparkimage.gate import Required
+from sparkimage.keys import Keyring
+from sparkimage.matrix import Matrix
+from sparkimage.oci import Repository
+from sparkimage.plan import Plan
+from sparkimage.progress import View
+from sparkimage.publish import Publication
+from sparkimage.run import Local
+from sparkimage.signing import OwnSigner
+from sparkimage.store import Image, Store
+from tests.lab import payload as payloads
+from tests.lab.payload import Payload, sealed
+from tests.unit import elf_maker, good_maker
+from tests.unit import project_maker as maker
+
+ARCHES = ("amd64", "arm64")
+CHANNEL = "stable"
+DIST = "usr/local/lib/python3.13/dist-packages"
+SMALL = Payload.of(200_000, 50_000)
+
+
+def name(arch: str) -> str:
+    return f"small-{arch}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Press:
+    """A project in ``folder``, with a home, a store and keys of its own."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path, *, channels: bool = False) -> Press:
+        data = maker.document(
+            {"os": {"trixie": maker.OS}},
+            {"os": {"base": "os"}},
+            [maker.include(name(a), "os", platform=f"linux/{a}", os="trixie") for a in ARCHES],
+        )
+        if channels:
+            data["channels"] = {CHANNEL: ["small-*"]}
+        read = maker.write(folder, data)
+        (folder / "matrix.lock").write_text(lock.dump(maker.locked(read)))
+        return cls(folder=folder)
+
+    @property
+    def store(self) -> Store:
+        return Store.open(self.folder / "home" / "store")
+
+    @property
+    def keys(self) -> Keyring:
+        return Keyring(folder=self.folder / "home" / "keys")
+
+    @property
+    def matrix(self) -> Matrix:
+        return matrix.load(self.folder / "matrix.yaml")
+
+    def plan(self, arch: str) -> Plan:
+        read = self.matrix
+        (variant,) = matrix.select(read, names=[name(arch)])
+        held = lock.load(self.folder / "matrix.lock")
+        return planning.make(read, variant, held, origin.of(self.folder, None, Local()))
+
+    def image(
+        self,
+        arch: str = "amd64",
+        payload: Payload = SMALL,
+        *,
+        vllm: str = "0.32.0",
+        nccl: str = "2.30.4",
+        created: str = "2000-01-01T00:00:00Z",
+    ) -> Image:
+        """The variant's image with what makes its versions, sealed so that the gate takes it."""
+        store, plan = self.store, self.plan(arch)
+        # -1 is the busybox, which the lab has for amd64.
+        begin = -1 if arch == ARCHES[0] else 0
+        layers = [
+            payloads._layer(store, payload, n, arch) for n in range(begin, len(payload.parts))
+        ]
+        library = elf_maker.nccl(arch, nccl)
+        versions = good_maker.put_layer(store, {
+            f"{DIST}/vllm-{vllm}.dist-info/METADATA":
+                f"Metadata-Version: 2.1\nName: vllm\nVersion: {vllm}\n".encode(),
+            f"{DIST}/torch/version.py": b"cuda: Optional[str] = '13.0'\n",
+            f"usr/lib/{plan.triplet}/libnccl.so.{nccl}": library,
+            f"usr/lib/{plan.triplet}/libnccl.so.2": f"libnccl.so.{nccl}",
+            "etc/os-release": b"ID=debian\nVERSION_ID=13\n",
+            "var/lib/dpkg/status":
+                b"Package: libc6\nStatus: install ok installed\nArchitecture: all\nVersion: 2.41\n",
+        })  # fmt: skip
+        listed = [(blob.to_dict(), id) for blob, id in layers]
+        listed.insert(1, versions)
+        config = payloads._config(arch, [id for _, id in listed])
+        config["config"]["Labels"] = dict(plan.labels)
+        config["created"] = created
+        made = good_maker.put_image(store, config, [blob for blob, _ in listed])
+        return sealed(
+            store, made, plan.image, plan=verify.checksum(plan, self.folder), keys=self.keys,
+            lock=plan.lock_checksum,
+        )  # fmt: skip
+
+    def item(self, image: Image, arch: str = "amd64", *, real_sbom: bool = False) -> publish.Item:
+        """What `publish` makes of it; syft takes a second, so that it is asked where it counts."""
+        store, plan = self.store, self.plan(arch)
+        files = layerindex.image_files(store, image)
+        verdict = seal.verdict(store, image.digest, keys=self.keys)
+        assert verdict is not None
+        return publish.Item(
+            plan=plan, image=image, measured=naming.measure(files), verdict=verdict,
+            required=Required(tiers=plan.requires),
+            bill=sbom.make(plan, image, files, store, Local())
+            if real_sbom
+            else {"packages": [{"name": "one"}, {"name": "two"}]},
+        )  # fmt: skip
+
+    def publication(self, to: Repository, *items: publish.Item, **more: Any) -> Publication:
+        return Publication(
+            items=items, store=self.store, to=to, view=View(Console(quiet=True), quiet=True),
+            signer=OwnSigner(key=self.keys.signer()), **more,
+        )  # fmt: skip
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {**os.environ, "SPARKIMAGE_HOME": str(self.folder / "home"), **more}
+
+    def argv(self, *words: str) -> list[str]:
+        file = str(self.folder / "matrix.yaml")
+        return [sys.executable, "-m", "sparkimage", "--matrix-file", file, *words]
+
+    def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """The command line, to its end."""
+        return subprocess.run(
+            self.argv(*words), env=self.environment(**more), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    def docker_config(self, registry: str, user: str, password: str) -> Path:
+        """A folder for DOCKER_CONFIG with a login, as `docker login` writes it."""
+        import base64
+
+        folder = self.folder / "docker"
+        folder.mkdir(exist_ok=True)
+        auth = base64.b64encode(f"{user}:{password}".encode()).decode()
+        (folder / "config.json").write_text(json.dumps({"auths": {registry: {"auth": auth}}}))
+        return folder

@@ -1,0 +1,226 @@
+"""Images on their way into a real registry, and what is read back from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sparkimage import logins, paths
+from sparkimage.errors import RegistryError
+from sparkimage.oci import Place, Repository
+from tests.lab import servers, tokens
+from tests.lab.press import Press, name
+from tests.lab.servers import Registry
+
+
+@pytest.fixture(scope="module")
+def open_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    folder = tmp_path_factory.mktemp("registry")
+    with servers.registry(folder, home=paths.home()) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def closed_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """With a login, and TLS of a private CA."""
+    folder = tmp_path_factory.mktemp("closed")
+    with servers.registry(
+        folder / "data", home=paths.home(), login=True, tls=folder / "tls"
+    ) as made:
+        yield made
+
+
+@pytest.fixture
+def press(tmp_path: Path) -> Press:
+    return Press.make(tmp_path)
+
+
+def there(registry: Registry, repository: str) -> Repository:
+    return Repository(place=Place.parse(f"{registry.address}/{repository}"))
+
+
+def test_one_image_is_published_bit_for_bit_and_again_changes_nothing(
+    press: Press, open_registry: Registry
+) -> None:
+    image = press.image()
+    to = f"{open_registry.address}/first/image"
+    done = press.run("publish", name("amd64"), "--to", to, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["digest"] == image.digest
+    assert said["changed"] is True
+    lock = press.plan("amd64").lock_checksum[:8]
+    tag = f"0.32.0-cu130-nccl2.30.4-{lock}"
+    assert said["tags"] == {tag: "new"}
+    held = there(open_registry, "first/image").manifest(tag)
+    assert held is not None
+    assert held.data == press.store.path(image.digest).read_bytes()
+    assert said["platforms"]["linux/amd64"]["uploaded"] == len(dict(image.blobs()))
+    again = press.run("publish", name("amd64"), "--to", to, "--json")
+    assert json.loads(again.stdout)["changed"] is False
+    assert json.loads(again.stdout)["sent"] == 0
+    assert "nothing changed" in press.run("publish", name("amd64"), "--to", to).stdout
+
+
+def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(
+    press: Press, open_registry: Registry
+) -> None:
+    press.image()
+    dead = f"http://127.0.0.1:{servers.free_port()}"
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), dead)
+    to = f"{open_registry.address}/proxy/image"
+    done = press.run("publish", name("amd64"), "--to", to, **proxies, NO_PROXY="", no_proxy="")
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_what_is_missing_travels_and_other_repositories_give_theirs(
+    press: Press, open_registry: Registry
+) -> None:
+    from tests.lab.press import SMALL
+
+    press.image()
+    at = open_registry.address
+    press.run("publish", name("amd64"), "--to", f"{at}/second/a")
+    press.image(payload=SMALL.changed(-1), created="2001-01-01T00:00:00Z")
+    done = press.run("publish", name("amd64"), "--to", f"{at}/second/b", "--json")
+    said = json.loads(done.stdout)["platforms"]["linux/amd64"]
+    # The changed layer, and the config that names it.
+    assert (said["uploaded"], said["mounted"]) == (2, 3)
+
+
+def test_a_login_and_a_private_ca_are_used_and_shown_nowhere(
+    press: Press, closed_registry: Registry
+) -> None:
+    press.image()
+    to = f"{closed_registry.address}/closed/image"
+    words = ("publish", name("amd64"), "--to", to)
+    ca = str(closed_registry.ca)
+    nobody = str(press.folder / "nobody")
+    (press.folder / "nobody").mkdir()
+    # curl and requests would take this one; Docker does not.
+    netrc = press.folder / "nobody" / ".netrc"
+    netrc.write_text(f"machine 127.0.0.1 login {servers.USER} password {servers.PASSWORD}\n")
+    netrc.chmod(0o600)
+    untrusted = press.run(*words, DOCKER_CONFIG=nobody, HOME=nobody)
+    assert untrusted.returncode == 17
+    assert "is not trusted here" in untrusted.stderr
+    unknown = press.run(*words, SSL_CERT_FILE=ca, DOCKER_CONFIG=nobody, HOME=nobody)
+    assert unknown.returncode == 17
+    assert f"docker login {closed_registry.address}" in unknown.stderr
+    wrong = press.docker_config(closed_registry.address, servers.USER, "wrong")
+    refused = press.run(*words, SSL_CERT_FILE=ca, DOCKER_CONFIG=str(wrong))
+    assert refused.returncode == 17
+    assert "refuses the login of lab" in refused.stderr
+    right = press.docker_config(closed_registry.address, servers.USER, servers.PASSWORD)
+    done = press.run(*words, SSL_CERT_FILE=ca, DOCKER_CONFIG=str(right))
+    assert done.returncode == 0, done.stderr
+    for said in (done, refused, unknown):
+        assert servers.PASSWORD not in said.stdout + said.stderr
+    held = [path.read_bytes() for path in (press.folder / "home").rglob("*") if path.is_file()]
+    assert not any(servers.PASSWORD.encode() in data for data in held)
+
+
+def test_a_damaged_blob_of_the_store_never_becomes_one_of_the_registry(
+    press: Press, open_registry: Registry
+) -> None:
+    from tests.unit.oci_maker import flip
+
+    image = press.image()
+    layer = image.layers[-1]
+    flip(press.store.path(layer.digest))
+    done = press.run("publish", name("amd64"), "--to", f"{open_registry.address}/damaged/here")
+    assert done.returncode == 8
+    assert layer.digest in done.stderr
+    repository = there(open_registry, "damaged/here")
+    assert repository.blob_size(layer.digest) is None
+    assert repository.tags() == []
+    assert hashlib.sha256(press.store.path(layer.digest).read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def with_tokens(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Registry, tokens.Tokens]]:
+    """A registry whose logins are tokens, as those of the large ones are."""
+    folder = tmp_path_factory.mktemp("tokens")
+    servers.certify(folder)
+    with tokens.service(folder) as service:
+        auth = (
+            f'auth:\n  token: {{realm: "{service.realm}", service: {tokens.SERVICE}, '
+            f'issuer: {tokens.ISSUER}, rootcertbundle: "{folder}/ca.crt"}}\n'
+        )
+        with servers.registry(folder / "data", home=paths.home(), auth=auth) as made:
+            yield made, service
+
+
+def test_tokens_are_asked_for_what_is_done(
+    press: Press, with_tokens: tuple[Registry, tokens.Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, service = with_tokens
+    item = press.item(press.image())
+    config = press.docker_config(registry.address, servers.USER, servers.PASSWORD)
+    monkeypatch.setenv("DOCKER_CONFIG", str(config))
+
+    def to(repository: str) -> Repository:
+        place = Place.parse(f"{registry.address}/{repository}")
+        return Repository(place=place, writes=True, pause=lambda _: None)
+
+    press.publication(to("tokens/a"), item).run()
+    assert service.scopes[-1] == ["repository:tokens/a:pull,push"]
+    # Taking over blobs needs a token for the other repository, too.
+    taken = press.publication(to("tokens/b"), item).run()
+    ((_, blobs),) = taken.platforms.values()
+    assert (blobs.mounted, blobs.uploaded) == (len(dict(item.image.blobs())), 0)
+    assert service.scopes[-1][1:] == ["repository:tokens/a:pull"]
+    # A token that has ended is asked for anew, and one that never begins is refused.
+    late = to("tokens/c")
+    late.ready()
+    late._token = {"Authorization": "Bearer of yesterday"}
+    assert press.publication(late, item).run().changed
+    service.seconds = -3600
+    with pytest.raises(RegistryError, match="refuses the login of lab"):
+        press.publication(to("tokens/d"), item).run()
+    service.seconds = 300
+    # One that may not write is told so, with what to do.
+    service.writes = False
+    with pytest.raises(RegistryError, match="does not let this login write to tokens/d"):
+        press.publication(to("tokens/d"), item).run()
+    service.writes = True
+
+
+def test_an_identity_token_is_a_login(
+    press: Press, with_tokens: tuple[Registry, tokens.Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, _ = with_tokens
+    item = press.item(press.image())
+    for token, good in ((tokens.IDENTITY, True), ("another", False)):
+        entry = {"auths": {registry.address: {"identitytoken": token}}}
+        (press.folder / "config.json").write_text(json.dumps(entry))
+        monkeypatch.setenv("DOCKER_CONFIG", str(press.folder))
+        place = Place.parse(f"{registry.address}/tokens/identity")
+        to = Repository(place=place, writes=True, pause=lambda _: None)
+        if good:
+            assert press.publication(to, item).run().changed
+        else:
+            with pytest.raises(RegistryError, match="refuses the login of the token"):
+                press.publication(to, item).run()
+
+
+def test_a_private_ca_of_docker_is_believed(
+    press: Press, closed_registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert closed_registry.ca is not None
+    config = press.docker_config(closed_registry.address, servers.USER, servers.PASSWORD)
+    monkeypatch.setenv("DOCKER_CONFIG", str(config))
+    monkeypatch.setattr(logins, "CERTIFICATES", (press.folder / "certs.d",))
+    place = Place.parse(f"{closed_registry.address}/closed/ca")
+    with pytest.raises(RegistryError, match="is not trusted here"):
+        Repository(place=place).ready()
+    own = press.folder / "certs.d" / closed_registry.address
+    own.mkdir(parents=True)
+    (own / "ca.crt").write_bytes(closed_registry.ca.read_bytes())
+    Repository(place=place).ready()

@@ -1,0 +1,329 @@
+"""Registries and ways to them that fail: a finished publish or a clear message, and never a tag
+that names less than it says."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sparkimage import paths, published
+from sparkimage.errors import NetworkError, RegistryError, SparkError
+from sparkimage.gate import Required
+from sparkimage.oci import Place, Repository
+from sparkimage.publish import Outcome
+from sparkimage.store import Image, Store
+from tests.lab import faulty, servers
+from tests.lab.faulty import Answer, Asked, Cut, Fault, Proxy, once
+from tests.lab.payload import PLAIN, Payload
+from tests.lab.press import Press
+from tests.lab.servers import Registry
+
+PART = 1 << 18
+BIG = Payload.of(3_000_000, packed=PLAIN)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with servers.registry(tmp_path_factory.mktemp("faults"), home=paths.home()) as made:
+        yield made
+
+
+@pytest.fixture
+def proxy(registry: Registry) -> Iterator[Proxy]:
+    with faulty.proxy(registry.address) as made:
+        yield made
+
+
+@pytest.fixture
+def press(tmp_path: Path) -> Press:
+    return Press.make(tmp_path)
+
+
+class Way:
+    """To one repository, through the proxy; it waits for nothing and says for how long it would."""
+
+    def __init__(self, address: str, name: str) -> None:
+        self.waits: list[float] = []
+        place = Place.parse(f"{address}/faults/{name}")
+        self.to = Repository(place=place, writes=True, pause=self.waits.append, part=PART)
+
+    def publish(self, press: Press, image: Image) -> Outcome:
+        return press.publication(self.to, press.item(image)).run()
+
+
+@pytest.fixture
+def way(proxy: Proxy, request: pytest.FixtureRequest) -> Way:
+    name = hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
+    return Way(proxy.address, name)
+
+
+def is_whole(press: Press, registry: Registry, way: Way, image: Image) -> None:
+    """What the registry has is what a stranger believes, every byte of it."""
+    repository = Repository(place=Place.parse(f"{registry.address}/{way.to.place.repository}"))
+    (tag,) = [tag for tag in repository.tags() if not tag.startswith("sha256-")]
+    found, _ = published.verify(
+        f"{repository.place}:{tag}", press.keys.trusted(), lambda _: Required(),
+        deep=True, digest=image.digest,
+    )  # fmt: skip
+    assert found.digest == image.digest
+
+
+def no_tag(registry: Registry, way: Way) -> None:
+    repository = Repository(place=Place.parse(f"{registry.address}/{way.to.place.repository}"))
+    assert [tag for tag in repository.tags() if not tag.startswith("sha256-")] == []
+
+
+def is_big(image: Image) -> Callable[[Asked], bool]:
+    """Whether a request brings bytes from beyond 80% of the big blob."""
+    size = max(layer.size for layer in image.layers)
+    return lambda asked: asked.method == "PATCH" and asked.begin + asked.length > size * 0.8
+
+
+def test_a_registry_that_is_down(press: Press) -> None:
+    way = Way(f"{servers.LOOPBACK}:{servers.free_port()}", "down")
+    with pytest.raises(NetworkError, match="does not answer") as caught:
+        way.publish(press, press.image())
+    assert "refused" in caught.value.detail
+    assert way.waits == [1, 2, 4, 8]
+
+
+def test_403_is_definite(press: Press, proxy: Proxy, registry: Registry, way: Way) -> None:
+    proxy.rule = lambda asked: Answer(status=403) if asked.method == "POST" else None
+    with pytest.raises(RegistryError, match="does not let this login write to") as caught:
+        way.publish(press, press.image())
+    assert "docker login" in caught.value.hint
+    assert way.waits == []
+    no_tag(registry, way)
+
+
+def test_429_is_waited_for(press: Press, proxy: Proxy, registry: Registry, way: Way) -> None:
+    busy = Answer(status=429, headers={"Retry-After": "17"})
+    proxy.rule = once(lambda asked: busy if asked.method == "PUT" else None)
+    image = press.image()
+    way.publish(press, image)
+    assert 17.0 in way.waits or way.waits == []
+    assert any(asked.method == "PUT" for asked in proxy.seen)
+    is_whole(press, registry, way, image)
+
+
+def test_429_for_an_hour_is_not(press: Press, proxy: Proxy, registry: Registry, way: Way) -> None:
+    proxy.rule = lambda asked: (
+        Answer(status=429, headers={"Retry-After": "3600"}) if asked.method == "HEAD" else None
+    )
+    with pytest.raises(NetworkError, match="asks to wait for 3600 s"):
+        way.publish(press, press.image())
+    no_tag(registry, way)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_5xx_in_the_middle(
+    press: Press, proxy: Proxy, registry: Registry, way: Way, status: int
+) -> None:
+    image = press.image(payload=BIG)
+    big = is_big(image)
+    proxy.rule = once(lambda asked: Answer(status=status) if big(asked) else None)
+    way.publish(press, image)
+    is_whole(press, registry, way, image)
+
+
+def test_5xx_for_ever(press: Press, proxy: Proxy, registry: Registry, way: Way) -> None:
+    image = press.image(payload=BIG)
+    big = is_big(image)
+    proxy.rule = lambda asked: Answer(status=502, body=b"bad gateway") if big(asked) else None
+    with pytest.raises(NetworkError, match="answers 502") as caught:
+        way.publish(press, image)
+    assert caught.value.detail == "bad gateway"
+    no_tag(registry, way)
+
+
+def test_a_cut_at_80_percent_goes_on_from_there(
+    press: Press, proxy: Proxy, registry: Registry, way: Way
+) -> None:
+    # As behind a proxy that passes on whole requests alone, which is nginx's default.
+    image = press.image(payload=BIG)
+    big = is_big(image)
+    proxy.rule = once(lambda asked: Cut(after=asked.length // 2) if big(asked) else None)
+    way.publish(press, image)
+    is_whole(press, registry, way, image)
+    total = sum(size for _, size in image.blobs())
+    assert way.to.sent <= total + 2 * PART
+
+
+def test_a_cut_that_the_registry_sees_begins_anew(
+    press: Press, proxy: Proxy, registry: Registry, way: Way
+) -> None:
+    # CNCF's registry then ends the upload: what it got does not fit what it promised.
+    image = press.image(payload=BIG)
+    big = is_big(image)
+    proxy.rule = once(
+        lambda asked: Cut(after=asked.length // 2, passed_on=True) if big(asked) else None
+    )
+    way.publish(press, image)
+    is_whole(press, registry, way, image)
+
+
+@pytest.mark.parametrize("method", ["PATCH", "PUT", "HEAD", "GET", "POST"])
+def test_a_lost_answer(
+    press: Press, proxy: Proxy, registry: Registry, way: Way, method: str
+) -> None:
+    image = press.image(payload=BIG)
+    proxy.rule = once(lambda asked: Cut(answered=True) if asked.method == method else None)
+    way.publish(press, image)
+    is_whole(press, registry, way, image)
+
+
+@pytest.mark.parametrize("part", ["/manifests/sha256:", ".att", ".sig", "/manifests/0.32.0"])
+def test_a_refused_manifest_leaves_no_tag(
+    press: Press, proxy: Proxy, registry: Registry, way: Way, part: str
+) -> None:
+    proxy.rule = lambda asked: (
+        Answer(status=500) if asked.method == "PUT" and part in asked.path else None
+    )
+    image = press.image()
+    with pytest.raises(NetworkError, match="answers 500"):
+        way.publish(press, image)
+    no_tag(registry, way)
+    # And the next run goes on.
+    proxy.rule = lambda _: None
+    way.publish(press, image)
+    is_whole(press, registry, way, image)
+
+
+def test_a_full_disk(press: Press, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "lab-small", str(folder)], check=True)
+    try:
+        with servers.registry(folder, home=paths.home()) as full:
+            way = Way(full.address, "full")
+            with pytest.raises(SparkError) as caught:
+                way.publish(press, press.image(payload=BIG))
+            assert isinstance(caught.value, RegistryError | NetworkError)
+            assert "no room left" in caught.value.message, caught.value.detail
+            assert way.to.tags() == []
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_two_publishers_of_one_tag(
+    press: Press, proxy: Proxy, registry: Registry, way: Way
+) -> None:
+    older, newer = press.image(), press.image(created="2002-01-01T00:00:00Z")
+    first, second = press.item(older), press.item(newer)
+    other = Way(registry.address, "two")
+    other.to.place = way.to.place
+    # Between the first one's PUT of the tag and its reading back, the second one publishes.
+    done: list[Outcome] = []
+    straight = Repository(
+        place=Place.parse(f"{registry.address}/{way.to.place.repository}"), writes=True
+    )
+
+    def rule(asked: Asked) -> Fault:
+        put = any(a.method == "PUT" and "/manifests/0.32" in a.path for a in proxy.seen)
+        if put and asked.method == "GET" and "/manifests/0.32" in asked.path and not done:
+            done.append(press.publication(straight, second).run())
+        return None
+
+    proxy.rule = rule
+    with pytest.raises(RegistryError, match="by somebody else"):
+        press.publication(way.to, first).run()
+    is_whole(press, registry, way, newer)
+    # Nor does it go back when the first one tries again.
+    with pytest.raises(RegistryError, match="would go backwards"):
+        press.publication(way.to, first).run()
+    is_whole(press, registry, way, newer)
+
+
+def test_two_publishers_at_once(press: Press, registry: Registry) -> None:
+    images = [press.image(), press.image(created="2002-01-01T00:00:00Z")]
+    items = [press.item(image) for image in images]
+    ways = [Way(registry.address, "at-once") for _ in images]
+    errors: list[SparkError] = []
+
+    def one(n: int) -> None:
+        try:
+            press.publication(ways[n].to, items[n]).run()
+        except SparkError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(isinstance(error, RegistryError) for error in errors)
+    tag = next(tag for tag in ways[0].to.tags() if not tag.startswith("sha256-"))
+    now = ways[0].to.digest_of(tag)
+    assert now in [image.digest for image in images]
+    is_whole(press, registry, ways[0], next(i for i in images if i.digest == now))
+
+
+def test_a_run_that_was_killed_goes_on_in_the_next(
+    press: Press, proxy: Proxy, registry: Registry, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = press.image(payload=BIG)
+    big = is_big(image)
+    dead: list[bool] = []
+
+    class KilledError(BaseException):
+        pass
+
+    def rule(asked: Asked) -> Fault:
+        if big(asked) and not dead:
+            dead.append(True)
+        return None
+
+    proxy.rule = rule
+    # Dies behind a part that the registry has, as from kill -9: nothing is cleaned up.
+    with monkeypatch.context() as patched:
+        kept = Store.put_fact
+
+        def put(store: Store, kind: str, key: str, data: object) -> None:
+            kept(store, kind, key, data)
+            if kind == "uploads" and dead:
+                raise KilledError
+
+        patched.setattr("sparkimage.store.Store.put_fact", put)
+        with pytest.raises(KilledError):
+            way.publish(press, image)
+    no_tag(registry, way)
+    proxy.rule = lambda _: None
+    next_one = Way(proxy.address, way.to.place.repository.rpartition("/")[2])
+    next_one.publish(press, image)
+    is_whole(press, registry, next_one, image)
+    assert next_one.to.sent < 0.3 * max(layer.size for layer in image.layers)
+
+
+def test_a_command_that_is_interrupted_leaves_no_tag(
+    press: Press, proxy: Proxy, registry: Registry, way: Way
+) -> None:
+    import signal
+    import time
+
+    image = press.image(payload=BIG)
+    stopped = threading.Event()
+
+    def rule(asked: Asked) -> Fault:
+        if asked.method in ("PATCH", "PUT") and "/blobs/uploads/" in asked.path:
+            stopped.set()
+            time.sleep(0.5)
+        return None
+
+    proxy.rule = rule
+    process = subprocess.Popen(
+        press.argv("publish", "small-amd64", "--to", str(way.to.place)),
+        env=press.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert stopped.wait(60)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    no_tag(registry, way)
+    proxy.rule = lambda _: None
+    way.publish(press, image)
+    is_whole(press, registry, way, image)

@@ -1,0 +1,240 @@
+"""Foreign eyes: others' programs read what was published, behind a login and a private CA."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sparkimage import apt, paths, sbom, seal, signing
+from sparkimage.address import Mirrors
+from sparkimage.emulation import native_arch
+from sparkimage.engine import Engine
+from sparkimage.engine_tree import install_on_host
+from sparkimage.outside import Outside
+from sparkimage.run import Local
+from sparkimage.store import Image
+from tests.lab import servers
+from tests.lab.press import Press, name
+from tests.lab.servers import Registry
+
+PASSPHRASE = "of the lab"
+SLSA = "slsaprovenance1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """An image in a registry with a login and TLS of a private CA."""
+
+    press: Press
+    registry: Registry
+    image: Image
+    reference: str
+    cosign: str
+    environment: dict[str, str]
+
+    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            argv, env={**os.environ, **self.environment}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    folder = tmp_path_factory.mktemp("foreign")
+    (folder / "press").mkdir()
+    press = Press.make(folder / "press")
+    image = press.image()
+    outside = Outside(home=paths.home(), runner=Local(), mirrors=Mirrors(), say=print)
+    cosign = signing.program(outside)
+    with servers.registry(
+        folder / "data", home=paths.home(), login=True, tls=folder / "tls"
+    ) as registry:
+        config = press.docker_config(registry.address, servers.USER, servers.PASSWORD)
+        environment = {
+            "DOCKER_CONFIG": str(config),
+            "SSL_CERT_FILE": str(registry.ca),
+            "REGISTRY_AUTH_FILE": str(config / "config.json"),
+            "COSIGN_PASSWORD": PASSPHRASE,
+        }
+        to = f"{registry.address}/foreign/image"
+        done = press.run("publish", name("amd64"), "--to", to, "--json", **environment)
+        assert done.returncode == 0, done.stderr
+        (tag,) = json.loads(done.stdout)["tags"]
+        yield Published(
+            press=press, registry=registry, image=image, reference=f"{to}:{tag}", cosign=cosign,
+            environment=environment,
+        )  # fmt: skip
+
+
+def public(there: Published) -> str:
+    return str(there.press.keys.folder / "seal.pub.pem")
+
+
+def test_cosign_verifies_the_signature(there: Published) -> None:
+    said = there.run(
+        there.cosign, "verify", "--key", public(there), "--insecure-ignore-tlog", there.reference
+    ).stdout
+    (one,) = json.loads(said)
+    assert one["critical"]["image"]["docker-manifest-digest"] == there.image.digest
+
+
+@pytest.mark.parametrize("kind", [seal.TEST_RESULT, "spdxjson", SLSA])
+def test_cosign_verifies_every_attestation(there: Published, kind: str) -> None:
+    there.run(
+        there.cosign, "verify-attestation", "--key", public(there), "--type", kind,
+        "--insecure-ignore-tlog", there.reference,
+    )  # fmt: skip
+
+
+def test_cosign_refuses_another_key(there: Published, tmp_path: Path) -> None:
+    there.run(there.cosign, "generate-key-pair", "--output-key-prefix", str(tmp_path / "other"))
+    refused = there.run(
+        there.cosign, "verify", "--key", str(tmp_path / "other.pub"), "--insecure-ignore-tlog",
+        there.reference, check=False,
+    )  # fmt: skip
+    assert refused.returncode != 0
+    assert "no matching signatures" in refused.stderr
+
+
+def test_a_key_of_cosign_signs_and_both_believe_it(there: Published, tmp_path: Path) -> None:
+    there.run(there.cosign, "generate-key-pair", "--output-key-prefix", str(tmp_path / "own"))
+    key, pub = str(tmp_path / "own.key"), str(tmp_path / "own.pub")
+    to = f"{there.registry.address}/foreign/cosign"
+    words = ("publish", name("amd64"), "--to", to, "--key", key, "--json")
+    done = there.press.run(*words, **there.environment)
+    assert done.returncode == 0, done.stderr
+    (tag,) = json.loads(done.stdout)["tags"]
+    ours = there.press.run("verify-published", f"{to}:{tag}", "--key", pub, **there.environment)
+    assert ours.returncode == 0, ours.stderr
+    for verb in (["verify"], ["verify-attestation", "--type", SLSA]):
+        there.run(there.cosign, *verb, "--key", pub, "--insecure-ignore-tlog", f"{to}:{tag}")
+    # ECDSA signs differently each time: what is there is kept.
+    again = there.press.run(*words, **there.environment)
+    assert json.loads(again.stdout)["changed"] is False
+    wrong = there.press.run(*words, **{**there.environment, "COSIGN_PASSWORD": "another"})
+    assert wrong.returncode == 9
+    assert "COSIGN_PASSWORD" in wrong.stderr
+    assert PASSPHRASE not in done.stdout + done.stderr + wrong.stderr
+
+
+STAND_IN = """#!/bin/sh
+# cosign with a key in place of a CI job's identity and of the transparency log.
+verb=$1
+shift
+case $verb in
+sign | attest) exec "$COSIGN" "$verb" --key "$OWN.key" --tlog-upload=false "$@" ;;
+esac
+for word in "$@"; do
+    shift
+    case $word in
+    --certificate-*) word=skip ;;
+    *) [ "$last" = skip ] || set -- "$@" "$word" ;;
+    esac
+    last=$word
+done
+exec "$COSIGN" "$verb" --key "$OWN.pub" --insecure-ignore-tlog "$@"
+"""
+
+
+def test_without_a_key_cosign_brings_and_believes(there: Published, tmp_path: Path) -> None:
+    there.run(there.cosign, "generate-key-pair", "--output-key-prefix", str(tmp_path / "own"))
+    program = tmp_path / "bin" / "cosign"
+    program.parent.mkdir()
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    environment = {
+        **there.environment,
+        "COSIGN": there.cosign,
+        "OWN": str(tmp_path / "own"),
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+    }
+    to = f"{there.registry.address}/foreign/keyless"
+    who = ("--identity", "^job$", "--issuer", "https://issuer.example")
+    words = ("publish", name("amd64"), "--to", to, *who, "--json")
+    done = there.press.run(*words, **environment)
+    assert done.returncode == 0, done.stderr
+    (tag,) = json.loads(done.stdout)["tags"]
+    again = there.press.run(*words, **environment)
+    assert json.loads(again.stdout)["changed"] is False
+    good = there.press.run("verify-published", f"{to}:{tag}", *who, **environment)
+    assert good.returncode == 0, good.stderr
+    # Nobody else is believed.
+    there.run(there.cosign, "generate-key-pair", "--output-key-prefix", str(tmp_path / "other"))
+    other = {**environment, "OWN": str(tmp_path / "other")}
+    bad = there.press.run("verify-published", f"{to}:{tag}", *who, **other)
+    assert (bad.returncode, "not trusted here" in bad.stderr) == (16, True)
+    half = there.press.run("verify-published", f"{to}:{tag}", *who[:2], **environment)
+    assert (half.returncode, "belong together" in half.stderr) == (2, True)
+
+
+def test_skopeo_copies_it_bit_for_bit(there: Published, tmp_path: Path) -> None:
+    install_on_host(("skopeo",), "skopeo", Local(), print)
+    there.run(
+        "skopeo", "copy", "--quiet", "--preserve-digests", f"docker://{there.reference}",
+        f"oci:{tmp_path}/copy:x",
+    )  # fmt: skip
+    (one,) = json.loads((tmp_path / "copy" / "index.json").read_text())["manifests"]
+    assert one["digest"] == there.image.digest
+
+
+def test_oras_discovers_what_is_attached_and_copies_it(there: Published, tmp_path: Path) -> None:
+    place = apt.Place(suite="trixie", repository=None, arch=native_arch())
+    tool = paths.home() / "lab-tools" / "oras"
+    if not (tool / "usr/bin/oras").exists():
+        debs = apt.resolve("oras", place, ["oras"], Local(), Mirrors())
+        (deb,) = [one for one in debs if one.name == "oras"]
+        files = apt.fetch("oras", place, [deb], paths.home(), Local(), Mirrors())
+        subprocess.run(["dpkg-deb", "-x", str(files[deb.file]), str(tool)], check=True)
+    oras = str(tool / "usr/bin/oras")
+    said = there.run(oras, "discover", "--format", "json", there.reference).stdout
+    kinds = {one["artifactType"] for one in json.loads(said)["manifests"]}
+    assert kinds == {
+        "application/vnd.dev.cosign.artifact.att.v1+json",
+        "application/vnd.dev.cosign.artifact.sig.v1+json",
+    }
+    there.run(oras, "cp", "--to-oci-layout", there.reference, f"{tmp_path}/copy:x")
+    listed = json.loads((tmp_path / "copy" / "index.json").read_text())["manifests"]
+    assert there.image.digest in [one["digest"] for one in listed]
+
+
+def test_docker_pulls_and_runs_it(engine: Engine, there: Published) -> None:
+    docker = engine.docker
+    config = {"DOCKER_CONFIG": there.environment["DOCKER_CONFIG"]}
+    pulled = f"{there.reference.rpartition(':')[0]}@{there.image.digest}"
+    # The tree's CLI is called with a configuration of its own.
+    own = [word for n, word in enumerate(docker) if "--config" not in docker[max(n - 1, 0) : n + 1]]
+    environment = {**os.environ, **engine.environment, **config}
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [*own, *words], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    try:
+        run("pull", "--quiet", pulled)
+        layers = json.loads(run("image", "inspect", pulled))[0]["RootFS"]["Layers"]
+        assert layers == [layer.diff_id for layer in there.image.layers]
+        assert run("run", "--rm", pulled).strip() == "it runs"
+    finally:
+        subprocess.run([*own, "image", "rm", "--force", pulled], env=environment, check=False)
+
+
+def test_the_sbom_is_spdx_for_others_too(there: Published, tmp_path: Path) -> None:
+    bill = there.press.item(there.image, real_sbom=True).bill
+    file = tmp_path / "bill.spdx.json"
+    file.write_text(json.dumps(bill))
+    # syft reads it as it reads anybody's.
+    said = there.run(*sbom._syft(), "convert", str(file), "-o", "syft-json").stdout
+    names = {one["name"] for one in json.loads(said)["artifacts"]}
+    assert {"vllm", "libc6", "libnccl.so.2.30.4"} <= names

@@ -1,0 +1,497 @@
+"""What a stranger must refuse of a registry, each for its own reason."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparkimage import attaching, dsse, paths, provenance, published, sbom, seal
+from sparkimage.errors import GateError, PublishedError
+from sparkimage.gate import Required
+from sparkimage.keys import Keyring
+from sparkimage.oci import Document, Place, Repository
+from sparkimage.publish import Item, Outcome, index_of
+from sparkimage.signing import OwnSigner
+from sparkimage.store import INDEX, MANIFEST
+from sparkimage.tier import Tier
+from tests.lab import servers
+from tests.lab.press import SMALL, Press
+from tests.lab.servers import Registry
+from tests.unit import seal_maker
+from tests.unit.oci_maker import flip
+
+COUNT = itertools.count()
+Layer = tuple[dict[str, Any], bytes]
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with servers.registry(tmp_path_factory.mktemp("hostile"), home=paths.home()) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def press(tmp_path_factory: pytest.TempPathFactory) -> Press:
+    return Press.make(tmp_path_factory.mktemp("press"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Two images of one platform that were published well, and the means to do harm."""
+
+    press: Press
+    registry: Registry
+    to: Repository
+    first: Item
+    second: Item
+    outcome: Outcome
+    other: Outcome
+
+    @property
+    def signer(self) -> OwnSigner:
+        return OwnSigner(key=self.press.keys.signer())
+
+    @property
+    def tag(self) -> str:
+        return next(iter(self.outcome.tags))
+
+    def document(self, item: Item) -> Document:
+        data = self.press.store.path(item.image.digest).read_bytes()
+        return Document(data=data, media_type=MANIFEST)
+
+    def attached(self, item: Item, kind: str) -> list[Layer]:
+        found = attaching.read(self.to, item.image.digest, kind)
+        return [(dict(one.listed), one.data) for one in found]
+
+    def attach(self, item: Item, kind: str, layers: list[Layer]) -> None:
+        attaching.write(self.to, self.document(item), kind, layers)
+
+    def result(self, *checks: seal.Check, lock: str = "") -> Layer:
+        """A seal that our own key signs."""
+        made = seal_maker.made(
+            *checks, digest=self.first.image.digest, plan=self.first.verdict.statements[-1].plan,
+            lock=lock or self.first.plan.lock_checksum, finished=2,
+        )  # fmt: skip
+        return attaching.statement_layer(made, self.signer)
+
+    def beside(self, kind: str) -> list[Layer]:
+        """What is attached to the first image but of this kind."""
+        return [
+            (listed, data) for listed, data in self.attached(self.first, "att")
+            if listed["annotations"]["predicateType"] != kind
+        ]  # fmt: skip
+
+    def remove(self, reference: str) -> None:
+        held = self.to.manifest(reference)
+        assert held is not None
+        self.to.ask("DELETE", f"{self.to.root}manifests/{held.digest}", ok=(202,))
+
+    def file(self, digest: str) -> Path:
+        value = digest.removeprefix("sha256:")
+        blobs = self.registry.folder / "docker/registry/v2/blobs/sha256"
+        return blobs / value[:2] / value / "data"
+
+
+@pytest.fixture
+def scene(press: Press, registry: Registry) -> Scene:
+    place = Place.parse(f"{registry.address}/hostile/case{next(COUNT)}")
+    to = Repository(place=place, writes=True, pause=lambda _: None)
+    # Content of its own for each case: the registry keeps one copy of equal blobs.
+    payload = SMALL.changed(0, seed=next(COUNT) + 5000)
+    first = press.item(press.image(payload=payload))
+    outcome = press.publication(to, first).run()
+    second = press.item(press.image(payload=payload.changed(0, seed=next(COUNT)), vllm="0.33.0"))
+    other = press.publication(to, second).run()
+    return Scene(
+        press=press, registry=registry, to=to, first=first, second=second, outcome=outcome,
+        other=other,
+    )  # fmt: skip
+
+
+def ask(scene: Scene, reference: str | None = None, *, keys: Keyring | None = None,
+        deep: bool = False, tiers: tuple[Tier, ...] = (Tier.STATIC, Tier.RUN)) -> None:  # fmt: skip
+    published.verify(
+        f"{scene.to.place}:{reference or scene.tag}", (keys or scene.press.keys).trusted(),
+        lambda _: Required(tiers=tiers), deep=deep,
+    )  # fmt: skip
+
+
+def unsigned(scene: Scene) -> None:
+    scene.remove(attaching.tag(scene.outcome.digest, "sig"))
+
+
+def another_key_signed(scene: Scene) -> None:
+    key = OwnSigner(key=Keyring(folder=scene.press.folder / "thief").signer())
+    layer = attaching.signature_layer(scene.outcome.digest, str(scene.to.place), [scene.tag], key)
+    scene.attach(scene.first, "sig", [layer])
+
+
+def another_key_sealed(scene: Scene) -> None:
+    key = OwnSigner(key=Keyring(folder=scene.press.folder / "thief").signer())
+    said = scene.first.verdict.statements[-1].statement
+    scene.attach(
+        scene.first, "att",
+        [*scene.beside(seal.TEST_RESULT), attaching.statement_layer(said, key)],
+    )  # fmt: skip
+
+
+def signature_moved(scene: Scene) -> None:
+    scene.attach(scene.first, "sig", scene.attached(scene.second, "sig"))
+
+
+def failed(scene: Scene) -> None:
+    bad = scene.result(seal_maker.check("payload/test_runs", "FAILED"))
+    scene.attach(scene.first, "att", [*scene.beside(seal.TEST_RESULT), bad])
+
+
+def failed_beside_passed(scene: Scene) -> None:
+    bad = scene.result(seal_maker.check("payload/test_runs", "FAILED"))
+    scene.attach(scene.first, "att", [bad, *scene.attached(scene.first, "att")])
+
+
+def attestation_moved(scene: Scene) -> None:
+    moved = [
+        layer for layer in scene.attached(scene.second, "att")
+        if layer[0]["annotations"]["predicateType"] == seal.TEST_RESULT
+    ]  # fmt: skip
+    scene.attach(scene.first, "att", [*scene.beside(seal.TEST_RESULT), *moved])
+
+
+def sbom_moved(scene: Scene) -> None:
+    moved = [
+        layer for layer in scene.attached(scene.second, "att")
+        if layer[0]["annotations"]["predicateType"] == sbom.PREDICATE
+    ]  # fmt: skip
+    scene.attach(scene.first, "att", [*scene.beside(sbom.PREDICATE), *moved])
+
+
+def tag_moved(scene: Scene) -> None:
+    scene.to.put_manifest(scene.tag, scene.document(scene.second))
+
+
+def tier_missing(scene: Scene) -> None:
+    static = scene.result(seal_maker.check("static/payload", tier=Tier.STATIC))
+    scene.attach(scene.first, "att", [*scene.beside(seal.TEST_RESULT), static])
+
+
+def no_seal(scene: Scene) -> None:
+    scene.attach(scene.first, "att", scene.beside(seal.TEST_RESULT))
+
+
+def no_sbom(scene: Scene) -> None:
+    scene.attach(scene.first, "att", scene.beside(sbom.PREDICATE))
+
+
+def two_provenances(scene: Scene) -> None:
+    made = provenance.statement(provenance.PREDICATE, "x", scene.outcome.digest, {})
+    more = attaching.statement_layer(made, scene.signer)
+    scene.attach(scene.first, "att", [*scene.attached(scene.first, "att"), more])
+
+
+def sbom_edited(scene: Scene) -> None:
+    layers = scene.attached(scene.first, "att")
+    (bill,) = [one for one in layers if one not in scene.beside(sbom.PREDICATE)]
+    envelope = json.loads(bill[1])
+    said = json.loads(base64.b64decode(envelope["payload"]))
+    said["predicate"]["packages"] = said["predicate"]["packages"][1:]
+    envelope["payload"] = base64.b64encode(attaching.payload(said)).decode()
+    edited = attaching.envelope_layer(envelope, said)
+    scene.attach(scene.first, "att", [*scene.beside(sbom.PREDICATE), edited])
+
+
+def sbom_edited_on_the_disk(scene: Scene) -> None:
+    layers = scene.attached(scene.first, "att")
+    (bill,) = [one for one in layers if one not in scene.beside(sbom.PREDICATE)]
+    flip(scene.file(bill[0]["digest"]))
+
+
+def blob_truncated(scene: Scene) -> None:
+    file = scene.file(scene.first.image.layers[2].digest)
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def blob_gone(scene: Scene) -> None:
+    scene.to.ask("DELETE", f"{scene.to.root}blobs/{scene.first.image.layers[2].digest}", ok=(202,))
+
+
+def config_damaged(scene: Scene) -> None:
+    flip(scene.file(str(scene.first.image.manifest["config"]["digest"])))
+
+
+def manifest_damaged(scene: Scene) -> None:
+    # A space is JSON all the same: nothing but the digest tells.
+    file = scene.file(scene.outcome.digest)
+    file.write_bytes(file.read_bytes() + b" ")
+
+
+def another_lock(scene: Scene) -> None:
+    made = scene.result(
+        seal_maker.check("static/payload", tier=Tier.STATIC),
+        seal_maker.check("payload/test_runs"),
+        lock="9" * 64,
+    )
+    scene.attach(scene.first, "att", [*scene.beside(seal.TEST_RESULT), made])
+
+
+CASES: dict[Callable[[Scene], None], str] = {
+    unsigned: "is unsigned",
+    another_key_signed: "is signed by a key that is not trusted here",
+    another_key_sealed: "the seal of .* is signed by a key that is not trusted here",
+    signature_moved: "the signature of .* is of another image",
+    failed: "the seal of .* says FAILED: 1 checks",
+    failed_beside_passed: "says FAILED beside one that says PASSED",
+    attestation_moved: r"\(the seal\) is of another image",
+    sbom_moved: r"\(the SBOM\) is of another image",
+    tag_moved: "was moved: it stands for .*0.33.0-cu130",
+    tier_missing: "lacks the required tier run",
+    no_seal: "has no seal",
+    no_sbom: "has no SBOM that is believed",
+    two_provenances: "has 2 provenance that is believed",
+    sbom_edited: r"\(the SBOM\) was edited",
+    sbom_edited_on_the_disk: "is damaged in .*: it holds other bytes",
+    blob_truncated: r"is damaged in .*: \d+ bytes of \d+",
+    blob_gone: "lacks the blob",
+    config_damaged: "is damaged in .*: it holds other bytes",
+    another_lock: "the lock's checksum of .* is not the same everywhere",
+}
+
+
+@pytest.mark.parametrize("harm", CASES, ids=lambda harm: harm.__name__)
+def test_harm_is_refused_for_its_own_reason(scene: Scene, harm: Callable[[Scene], None]) -> None:
+    ask(scene)
+    harm(scene)
+    with pytest.raises(PublishedError, match=CASES[harm]) as caught:
+        ask(scene)
+    assert caught.value.hint
+    # What is beside it is as good as before.
+    ask(scene, next(iter(scene.other.tags)))
+
+
+def test_a_damaged_manifest_is_refused_by_its_digest(scene: Scene) -> None:
+    manifest_damaged(scene)
+    with pytest.raises(PublishedError, match=r"answers .* for the manifest"):
+        published.verify(
+            f"{scene.to.place}@{scene.outcome.digest}", scene.press.keys.trusted(),
+            lambda _: Required(),
+        )  # fmt: skip
+
+
+def test_the_same_size_with_other_bytes_is_found_by_whole(scene: Scene) -> None:
+    flip(scene.file(scene.first.image.layers[2].digest))
+    ask(scene)
+    with pytest.raises(PublishedError, match="it holds other bytes"):
+        ask(scene, deep=True)
+
+
+def test_the_command_line_refuses_with_its_own_exit_code(scene: Scene) -> None:
+    reference = f"{scene.to.place}:{scene.tag}"
+    assert scene.press.run("verify-published", reference).returncode == 0
+    key = str(scene.press.keys.folder / "seal.pub.pem")
+    assert scene.press.run("verify-published", reference, "--key", key).returncode == 0
+    node = scene.press.run("verify-published", reference, "--requires", "node")
+    assert (node.returncode, "lacks the required tier node" in node.stderr) == (16, True)
+    none = scene.press.run("verify-published", f"{scene.to.place}:none")
+    assert none.returncode == 16
+    assert scene.tag in none.stderr
+
+
+# Several platforms
+
+
+@pytest.fixture
+def two(press: Press, registry: Registry) -> Scene:
+    place = Place.parse(f"{registry.address}/hostile/index{next(COUNT)}")
+    to = Repository(place=place, writes=True, pause=lambda _: None)
+    payload = SMALL.changed(0, seed=next(COUNT) + 9000)
+    items = [press.item(press.image(arch, payload), arch) for arch in ("amd64", "arm64")]
+    outcome = press.publication(to, *items, channels=["stable"]).run()
+    return Scene(
+        press=press, registry=registry, to=to, first=items[0], second=items[1], outcome=outcome,
+        other=outcome,
+    )  # fmt: skip
+
+
+def test_an_index_of_two_platforms_is_believed(two: Scene) -> None:
+    ask(two)
+    ask(two, "stable")
+    held = two.to.manifest(two.tag)
+    assert held is not None
+    assert held.data == index_of([two.first, two.second], two.press.store).data
+    again = two.press.publication(two.to, two.first, two.second, channels=["stable"]).run()
+    assert again.changed is False
+
+
+def test_an_index_that_names_an_absent_platform(two: Scene) -> None:
+    two.remove(two.second.image.digest)
+    with pytest.raises(PublishedError, match=r"names linux/arm64, and its image .* is not there"):
+        ask(two)
+
+
+def test_an_index_that_calls_a_platform_by_another_name(two: Scene) -> None:
+    made = json.loads(index_of([two.first, two.second], two.press.store).data)
+    made["manifests"][0]["platform"] = {"architecture": "riscv64", "os": "linux"}
+    document = Document(data=json.dumps(made).encode(), media_type=INDEX)
+    two.to.put_manifest("other", document)
+    layer = attaching.signature_layer(document.digest, "x", ["other"], two.signer)
+    attaching.write(two.to, document, "sig", [layer])
+    with pytest.raises(PublishedError, match="names linux/riscv64, and its image is for"):
+        ask(two, "other")
+
+
+def test_a_tag_that_names_one_platform_of_two(two: Scene) -> None:
+    two.to.put_manifest("stable", two.document(two.first))
+    with pytest.raises(PublishedError, match="stable was moved"):
+        ask(two, "stable")
+
+
+def test_an_unsigned_index_of_signed_platforms(two: Scene) -> None:
+    made = json.loads(index_of([two.first, two.second], two.press.store).data)
+    document = Document(data=json.dumps(made, indent=1).encode(), media_type=INDEX)
+    two.to.put_manifest("stable", document)
+    with pytest.raises(PublishedError, match="is unsigned"):
+        ask(two, "stable")
+
+
+# Channels
+
+
+def test_a_channel_moves_on_and_never_back(press: Press, registry: Registry) -> None:
+    from sparkimage.errors import RegistryError
+
+    place = Place.parse(f"{registry.address}/hostile/channel")
+    to = Repository(place=place, writes=True, pause=lambda _: None)
+    old, new = (press.item(press.image(vllm=version)) for version in ("0.32.0", "0.33.0rc1"))
+    first = press.publication(to, old, channels=["stable"]).run()
+    second = press.publication(to, new, channels=["stable"]).run()
+    assert (str(first.tags["stable"]), str(second.tags["stable"])) == ("new", "moved")
+    with pytest.raises(RegistryError, match="would go backwards"):
+        press.publication(to, old, channels=["stable"]).run()
+    assert to.digest_of("stable") == new.image.digest
+    # What is not ours is not moved at all.
+    to.put_manifest("other", Document(data=b'{"schemaVersion": 2, "mediaType": "%b", '
+        b'"manifests": []}' % INDEX.encode(), media_type=INDEX))  # fmt: skip
+    with pytest.raises(RegistryError, match="not known to be ours"):
+        press.publication(to, new, channels=["other"]).run()
+
+
+def test_a_failed_result_of_our_key_is_not_published_over(scene: Scene) -> None:
+    failed_beside_passed(scene)
+    with pytest.raises(PublishedError, match="says FAILED"):
+        scene.press.publication(scene.to, scene.first).run()
+
+
+def test_what_others_attached_stays(scene: Scene) -> None:
+    thief = OwnSigner(key=Keyring(folder=scene.press.folder / "other").signer())
+    scan = attaching.statement_layer(
+        provenance.statement("https://example.org/scan", "x", scene.outcome.digest, {}), thief
+    )
+    scene.attach(scene.first, "att", [scan, *scene.attached(scene.first, "att")])
+    ask(scene)
+    again = scene.press.publication(scene.to, scene.first).run()
+    assert again.changed is False
+    assert scan[1] in [data for _, data in scene.attached(scene.first, "att")]
+
+
+def test_the_sbom_is_the_same_each_time_and_knows_nccl(scene: Scene) -> None:
+    from sparkimage.layerindex import image_files
+    from sparkimage.run import Local
+
+    store = scene.press.store
+    item = scene.press.item(scene.first.image, real_sbom=True)
+    again = sbom.normal(sbom.scan(item.image, store, Local()), item.image)
+    files = image_files(store, item.image)
+    assert sbom.with_more(again, [*sbom.nccl(item.plan, files)]) == item.bill
+    (nccl,) = [one for one in item.bill["packages"] if one["name"].startswith("libnccl")]
+    assert nccl["versionInfo"] == "2.30.4"
+    found = files.final[nccl["packageFileName"].lstrip("/")]
+    assert nccl["checksums"][0]["checksumValue"] == found.seen["sha256"]
+
+
+def test_envelopes_are_of_the_key_that_publishes(scene: Scene) -> None:
+    keys = {one.key for one in published.read(
+        published.Reference.parse(f"{scene.to.place}:{scene.tag}"), scene.to, {}
+    ).images[0].statements}  # fmt: skip
+    assert keys == {dsse.key_id(scene.signer.public)}
+
+
+def test_inspect_says_what_it_is_from_the_registry_alone(scene: Scene) -> None:
+    # A machine that has neither the project nor its store.
+    reference = f"{scene.to.place}:{scene.tag}"
+    nothing = {"SPARKIMAGE_HOME": str(scene.press.folder / "elsewhere")}
+    key = str(scene.press.keys.folder / "seal.pub.pem")
+    argv = scene.press.argv("inspect", reference)
+    argv[argv.index("--matrix-file") + 1] = "none.yaml"
+    said = subprocess.run(
+        [*argv, "--key", key, "--json"], env={**os.environ, **nothing}, capture_output=True,
+        text=True, check=True,
+    ).stdout  # fmt: skip
+    found = json.loads(said)
+    assert found["believed"] is True
+    (one,) = found["platforms"].values()
+    assert one["versions"] == {"vllm": "0.32.0", "cuda": "13.0", "nccl": "2.30.4"}
+    assert one["lock"] == scene.first.plan.lock_checksum
+    assert [seal["result"] for seal in one["seal"]] == ["PASSED"]
+    page = subprocess.run(
+        argv, env={**os.environ, **nothing}, capture_output=True, text=True, check=True
+    ).stdout
+    assert "not believed" in page
+    assert "signed by a key that is not trusted here" in page
+    assert "2 passed (static, run)" in page
+
+
+def test_distribute_via_asks_before_any_node(scene: Scene) -> None:
+    press = scene.press
+    first = press.plan("amd64").image
+    press.store.name(first, press.store.descriptor(scene.first.image.digest))
+    # The node does not exist: exit code 13 says that the registry was believed.
+    words = ("distribute", "small-amd64", "--nodes", "no-such-node.invalid", "--dry-run", "--via")
+    good = press.run(*words, str(scene.to.place))
+    assert good.returncode == 13, good.stderr
+    unsigned(scene)
+    refused = press.run(*words, str(scene.to.place))
+    assert (refused.returncode, "is unsigned" in refused.stderr) == (16, True)
+    absent = press.run(*words, f"{scene.registry.address}/hostile/nothing")
+    assert absent.returncode == 16
+
+
+def test_only_what_says_passed_is_published(press: Press, registry: Registry) -> None:
+    image = press.image(payload=SMALL.changed(0, seed=next(COUNT) + 20_000))
+    plan, store, keys = press.plan("amd64"), press.store, press.keys
+    about: dict[str, Any] = {
+        "digest": image.digest, "lock": plan.lock_checksum,
+        "plan": press.item(image).verdict.statements[-1].plan,
+    }  # fmt: skip
+    static = seal_maker.check("static/payload", tier=Tier.STATIC)
+    run = [seal_maker.check("payload/test_runs", result) for result in ("FAILED", "PASSED")]
+
+    def history(*made: dict[str, Any]) -> None:
+        store.put_fact("seal", image.digest, [])
+        for one in made:
+            seal.save(store, one, keys)
+
+    to = Repository(
+        place=Place.parse(f"{registry.address}/hostile/passed"), writes=True, pause=lambda _: None
+    )
+    # The static tier passed in a run that failed otherwise: a stranger would have to weigh that.
+    history(
+        seal_maker.made(static, run[0], finished=1, **about),
+        seal_maker.made(run[1], finished=2, **about),
+    )
+    with pytest.raises(GateError, match="lacks the required tier static"):
+        press.publication(to, press.item(image)).run()
+    assert [tag for tag in to.tags() if not tag.startswith("sha256-")] == []
+    # Both proven anew.
+    seal.save(store, seal_maker.made(static, run[1], finished=3, **about), keys)
+    press.publication(to, press.item(image)).run()
+    at = published.Reference.parse(f"{to.place}@{image.digest}")
+    (one,) = published.read(at, to, keys.trusted()).images
+    assert [s.statement["predicate"]["result"] for s in published.results(one)] == ["PASSED"] * 2

@@ -1,0 +1,120 @@
+"""What a published image is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparkimage import naming
+from sparkimage.errors import UsageError, VerifyError
+from sparkimage.layerindex import image_files
+from sparkimage.naming import Measured, ordered, version_tag
+from sparkimage.publish import channels
+from sparkimage.store import Store
+from tests.unit import elf_maker, good_maker
+from tests.unit import project_maker as maker
+
+DIST = good_maker.DIST
+
+
+def files(tmp_path: Path, *more: good_maker.Files) -> naming.Measured:
+    store = Store.open(tmp_path)
+    layers = [good_maker.put_layer(store, one) for one in (*good_maker.stack(), *more)]
+    config = good_maker.config([id for _, id in layers])
+    image = good_maker.put_image(store, config, [blob for blob, _ in layers])
+    return naming.measure(image_files(store, image))
+
+
+def test_versions_are_measured_in_the_layers(tmp_path: Path) -> None:
+    seen = files(tmp_path, {f"{DIST}/vllm-0.32.0+x.dist-info/METADATA": b""})
+    assert seen == Measured(vllm="0.32.0+x", cuda="13.0", nccl="2.30.4")
+
+
+def test_what_a_higher_layer_removed_is_not_measured(tmp_path: Path) -> None:
+    seen = files(
+        tmp_path,
+        {f"{DIST}/vllm-0.31.0.dist-info/METADATA": b""},
+        {
+            f"{DIST}/.wh.vllm-0.31.0.dist-info": b"",
+            f"{DIST}/vllm-0.32.0.dist-info/METADATA": b"",
+        },
+    )
+    assert seen.vllm == "0.32.0"
+
+
+def test_two_versions_have_no_tag(tmp_path: Path) -> None:
+    with pytest.raises(VerifyError, match=r"nccl in the versions 2.28.9, 2.30.4"):
+        files(tmp_path, {"opt/libnccl.so.2.28.9": elf_maker.nccl("arm64", "2.28.9")})
+
+
+@pytest.mark.parametrize(
+    ("measured", "tag"),
+    [
+        (Measured(vllm="0.32.0", cuda="13.0", nccl="2.30.4"), "0.32.0-cu130-nccl2.30.4-01234567"),
+        (
+            Measured(vllm="1.dev2+gab", cuda="13.0", nccl="2.30.4"),
+            "1.dev2_gab-cu130-nccl2.30.4-01234567",
+        ),
+        (Measured(nccl="2.30.4"), "nccl2.30.4-01234567"),
+        (Measured(), "lock-01234567"),
+    ],
+)
+def test_tags_say_what_was_measured(measured: Measured, tag: str) -> None:
+    assert version_tag(measured, "0123456789abcdef") == tag
+
+
+def test_versions_of_python_and_semver_are_ordered_alike() -> None:
+    names = ["0.1.0-dev3", "0.31.2", "0.32.0.dev5", "0.32.0rc1", "0.32.0", "0.32.0.post1", "1.0"]
+    assert sorted(names, key=ordered) == names
+    assert ordered(None) < ordered("0.0.1")
+    assert ordered("0.32.0+cu130") == ordered("0.32.0")
+
+
+def test_platforms_must_hold_the_same() -> None:
+    one, two = Measured(vllm="1.0"), Measured(vllm="1.1")
+    assert naming.agree([("a", one), ("b", one)]) == one
+    with pytest.raises(VerifyError, match="different versions"):
+        naming.agree([("a", one), ("b", two)])
+
+
+def test_one_lock_stands_for_itself_and_several_for_all() -> None:
+    assert naming.joint_checksum({"a": "1" * 64}) == "1" * 64
+    both = naming.joint_checksum({"a": "1" * 64, "b": "2" * 64})
+    assert both == naming.joint_checksum({"b": "2" * 64, "a": "1" * 64})
+    assert both != naming.joint_checksum({"a": "2" * 64, "b": "1" * 64})
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen", "said"),
+    [
+        (("x-amd64",), {}, ()),
+        (("x-amd64", "x-arm64"), {"stable": ["x-*"]}, ("stable",)),
+        (("x-amd64",), {"stable": ["x-*"]}, "would lack x-arm64"),
+        (("x-amd64",), {"stable": ["x-amd64"]}, "would lack x-arm64"),
+        (("x-amd64", "y-arm64"), {}, "differ by more than their platform"),
+        (("y-arm64",), {"stable": ["x-*"]}, ()),
+    ],
+)
+def test_an_index_is_whole_or_refused(
+    tmp_path: Path,
+    names: tuple[str, ...],
+    chosen: dict[str, list[str]],
+    said: str | tuple[str, ...],
+) -> None:
+    data = maker.document(
+        {"os": {"trixie": maker.OS}},
+        {"os": {"base": "os"}, "more": {}},
+        [
+            maker.include("x-amd64", "os", platform="linux/amd64", os="trixie"),
+            maker.include("x-arm64", "os", os="trixie"),
+            maker.include("y-arm64", "os", "more", os="trixie"),
+        ],
+    )
+    read = maker.write(tmp_path, {**data, "channels": chosen})
+    given = [one for one in read.variants if one.name in names]
+    if isinstance(said, str):
+        with pytest.raises(UsageError, match=said):
+            channels(read, given)
+    else:
+        assert channels(read, given) == said
