@@ -166,7 +166,7 @@ def _ask_the_registry(
 ) -> None:
     """See, before any node pulls, that what is there is this image, signed and proven."""
     from sparkimage import published, signing
-    from sparkimage.errors import PublishedError
+    from sparkimage.errors import NetworkError, PublishedError, RegistryError
 
     try:
         published.verify(
@@ -176,7 +176,8 @@ def _ask_the_registry(
             digest=held.digest,
             lock=plan.lock_checksum,
         )
-    except PublishedError as error:
+    except (NetworkError, PublishedError, RegistryError) as error:
+        # The nodes may well reach what this machine does not.
         if not allow_unverified:
             raise
         typer.echo(f"WARNING: pulled UNVERIFIED from {via}: {error.message}", err=True)

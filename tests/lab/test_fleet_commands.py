@@ -423,6 +423,10 @@ def test_a_relay_that_dies_in_mid_stream_leaves_nobody_behind(shipment: Shipment
 # Registry
 
 
+VIA = ("--allow-unverified", "--via")
+"""What lies there is not signed: this is about the pull. test_publish_fleet.py does both."""
+
+
 @pytest.fixture
 def registry(shipment: Shipment) -> Iterator[Mirror]:
     with mirror(shipment.folder / "registry", shipment.fleet) as made:
@@ -433,7 +437,7 @@ def test_nodes_pull_by_digest_and_only_what_they_lack(shipment: Shipment, regist
     fleet = shipment.fleet
     first = shipment.image(PAYLOAD)
     assert registry.push(shipment.store, first) == first.digest
-    facts = json.loads(ok(shipment.distribute("--via", registry.repository, "--json")))["nodes"]
+    facts = json.loads(ok(shipment.distribute(*VIA, registry.repository, "--json")))["nodes"]
     assert {one["source"] for one in facts} == {registry.repository}
     assert {one["sent"] for one in facts} == {0}
     assert everywhere(shipment, first)
@@ -448,7 +452,7 @@ def test_nodes_pull_by_digest_and_only_what_they_lack(shipment: Shipment, regist
     second = shipment.image(PAYLOAD.changed(-1))
     registry.push(shipment.store, second)
     registry.wire.forget()
-    ok(shipment.distribute("--via", registry.repository))
+    ok(shipment.distribute(*VIA, registry.repository))
     assert everywhere(shipment, second)
     assert everywhere(shipment, first, PREVIOUS)
     top = second.layers[-1].size
@@ -466,7 +470,7 @@ def test_what_the_registry_does_not_give_moves_nothing(
     second = shipment.image(PAYLOAD.changed(-1))
 
     def refused(*words: str) -> str:
-        done = shipment.distribute("--via", registry.repository, *words)
+        done = shipment.distribute(*VIA, registry.repository, *words)
         assert done.returncode == NODE_FAILED, done.stdout + done.stderr
         assert "no name was moved" in done.stderr
         assert everywhere(shipment, first)
@@ -492,7 +496,7 @@ def test_what_the_registry_does_not_give_moves_nothing(
     registry.trust(fleet["node3"])
     # What has arrived is not asked for again.
     registry.wire.forget()
-    ok(shipment.distribute("--via", registry.repository))
+    ok(shipment.distribute(*VIA, registry.repository))
     assert everywhere(shipment, second)
     assert registry.wire.down < sum(one.size for one in second.layers) + MB
 
