@@ -238,10 +238,10 @@ def _run(bench: Bench) -> None:
     for round_ in range(ROUNDS):
         folder = shipment.folder / f"registry-{round_}"
         with mirrors.mirror(folder, shipment.fleet) as mirror:
-            # One by one takes the longest and is nobody's best: once is enough.
-            left = peers if round_ == 0 else {w: r for w, r in peers.items() if w != ONE_BY_ONE}
-            _cold(bench, left, mirror)
-            _changes(bench, mirror, unchanged=round_ == 0)
+            # The slow ones once: they send everything each time, whatever was there.
+            often = peers if round_ == 0 else {AT_ONCE: in_parallel}
+            _cold(bench, often, mirror)
+            _changes(bench, mirror, saved=round_ == 0)
         shutil.rmtree(folder)
     _links(bench)
 
@@ -252,9 +252,8 @@ Peers = Mapping[str, Callable[[Bench, str], None]]
 def _cold(bench: Bench, peers: Peers, mirror: Mirror) -> None:
     bench.shipment.nodes(bench.direct)
     image, name = bench.shipment.image(PAYLOAD), _peer_name(COLD)
-    for way in ("distribute", "distribute --relay"):
-        bench.reset(keep_base=False)
-        bench.measure(COLD, way, image, partial(bench.ours, *way.split()[1:]), NAME)
+    bench.reset(keep_base=False)
+    bench.measure(COLD, "distribute", image, bench.ours, NAME)
     for way, run in peers.items():
         bench.reset(keep_base=False)
         bench.measure(COLD, way, image, partial(run, bench, name), name)
@@ -264,12 +263,9 @@ def _cold(bench: Bench, peers: Peers, mirror: Mirror) -> None:
     _local_load(bench, image)
 
 
-def _changes(bench: Bench, mirror: Mirror, *, unchanged: bool) -> None:
-    """What a change costs, on nodes that have the image before it.
-
-    What saves and loads sends everything each time: of those only the quickest is run, for
-    ``unchanged`` too where it is asked for.
-    """
+def _changes(bench: Bench, mirror: Mirror, *, saved: bool) -> None:
+    """What a change costs, on nodes that have the image before it; ``saved``: by save and load,
+    too."""
     bench.reset(keep_base=False)
     bench.shipment.image(PAYLOAD)
     bench.ours()
@@ -281,7 +277,7 @@ def _changes(bench: Bench, mirror: Mirror, *, unchanged: bool) -> None:
             bench.ours()
         bench.measure(case, "distribute", image, bench.ours, NAME)
         name = _peer_name(COLD if case == SAME else case)
-        if case != SAME or unchanged:
+        if saved:
             bench.reset(keep_base=True)
             bench.measure(case, AT_ONCE, image, partial(in_parallel, bench, name), name)
         bench.reset(keep_base=True)
@@ -301,7 +297,6 @@ def _links(bench: Bench) -> None:
     for case, rate, image, words in (
         (each_, LINK, plain, ()),
         (each_, LINK, packed, ()),
-        (shared, LINK // 4, plain, ()),
         (shared, LINK // 4, packed, ()),
         (shared, LINK, packed, ("--relay",)),
     ):
