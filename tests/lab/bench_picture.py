@@ -15,7 +15,7 @@ RESULTS, PAGE, PICTURE = (DOCS / f"benchmarks.{kind}" for kind in ("json", "md",
 MB = 1_000_000
 OURS = "distribute"
 LEFT, WIDTH, STEP, HEAD = 260, 880, 24, 34
-LEAST = 0.5
+LEAST = 0.25
 """Seconds at the left end of the scale."""
 
 Rows = Sequence[Mapping[str, Any]]

@@ -68,7 +68,14 @@ class Node:
 
     def exec(self, *words: str, given: bytes = b"") -> str:
         """What a command says in the node, as root and not by SSH. Raises ``RuntimeError``."""
-        return run([*self.engine.docker, "exec", "--interactive", self.container, *words], given)
+        argv = [*self.engine.docker, "exec", "--interactive", self.container, *words]
+        try:
+            return run(argv, given)
+        except RuntimeError as error:
+            # Now and then runc loses its own child before the command has begun.
+            if "waiting for init preliminary setup" not in str(error):
+                raise
+            return run(argv, given)
 
     def docker(self, *words: str, given: bytes = b"") -> str:
         """What the node's own docker says."""
