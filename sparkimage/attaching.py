@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from sparkimage.errors import PublishedError
 from sparkimage.oci import Document, Repository
 from sparkimage.seal import PAYLOAD_TYPE, STATEMENT
 from sparkimage.signing import Signer
-from sparkimage.store import INDEX, MANIFEST
+from sparkimage.store import INDEX, MANIFEST, digest_of
 
 SIGNATURE = "application/vnd.dev.cosign.simplesigning.v1+json"
 ENVELOPE = "application/vnd.dsse.envelope.v1+json"
@@ -205,7 +204,7 @@ def payload(said: Mapping[str, Any]) -> bytes:
 
 
 def _layer(kind: str, data: bytes, annotations: Mapping[str, str]) -> dict[str, Any]:
-    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    digest = digest_of(data)
     return {"mediaType": kind, "digest": digest, "size": len(data), "annotations": annotations}
 
 

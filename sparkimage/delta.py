@@ -7,14 +7,13 @@ the whole image, cut. https://github.com/opencontainers/image-spec/blob/main/con
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from sparkimage.probe import chain_ids
-from sparkimage.store import MANIFEST, Image, Layer
+from sparkimage.store import MANIFEST, Image, Layer, digest_of
 
 STEP = 512_000_000
 """Bytes after which a step ends: what a lost connection costs at most, next to one big layer."""
@@ -31,7 +30,7 @@ class Document:
 
     @classmethod
     def of(cls, data: bytes) -> Document:
-        return cls(digest=f"sha256:{hashlib.sha256(data).hexdigest()}", data=data)
+        return cls(digest=digest_of(data), data=data)
 
 
 @dataclass(frozen=True, kw_only=True)

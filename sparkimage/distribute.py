@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def stations(fleet: Fleet, patience_s: float) -> Iterator[list[Station]]:
         try:
             yield made
         finally:
-            together(made, lambda one: one.remote.close(), _name)
+            together(made, lambda one: one.remote.close())
 
 
 @dataclass(kw_only=True)
@@ -148,7 +149,6 @@ class Distribution:
         self.part = delta.part(self.whole, len(self.image.layers))
         self.shared = Shared(self.store, self.image.layers)
         self.who = who()
-        self.known = _known(self.store)
         self.lacking: dict[str, list[int]] = {}
         self.expected: dict[str, int] = {}
         self.warnings: list[str] = []
@@ -161,7 +161,7 @@ class Distribution:
         began = time.monotonic()
         with stations(self.fleet, self.options.patience_s) as all_:
             self.view.say(f"looking at {moving.nodes(all_)}")
-            errors = together(all_, self._look, _name, stop=moving.abandon)
+            errors = together(all_, self._look, stop=moving.abandon)
             self._decide(all_, errors, "nothing was sent", "run the same command again")
             well = [one for one in all_ if one.name not in errors]
             there = {one.name for one in well if self._is_there(one)}
@@ -184,6 +184,11 @@ class Distribution:
             self._clean([one for one in well if one.name not in errors])
             self._keep_receipts([one for one in ready if one.name not in errors])
             return self._outcome(all_, errors, there, began, "moved")
+
+    @cached_property
+    def known(self) -> Mapping[str, list[str]]:
+        """The layers of every image of ours, by its manifest; read when a node lacks something."""
+        return _known(self.store)
 
     # Phases
 
@@ -217,7 +222,7 @@ class Distribution:
             if self.options.relay and not self.options.via:
                 self._relay(todo, board)
             left = [one for one in todo if not one.target or self.examine is not None]
-            return together(left, lambda one: self._bring(one, board), _name, stop=moving.abandon)
+            return together(left, lambda one: self._bring(one, board), stop=moving.abandon)
 
     def _relay(self, todo: Sequence[Station], board: Board) -> None:
         """Chains of nodes that lack the same; what it does not bring is brought from here."""
@@ -252,7 +257,7 @@ class Distribution:
 
         # What went wrong is seen again, and told, when it is brought from here.
         together(
-            [g for g in groups.values() if len(g) > 1], chain, lambda g: g[0].name,
+            [g for g in groups.values() if len(g) > 1], chain, name=lambda g: g[0].name,
             stop=lambda g: moving.abandon(g[0]),
         )  # fmt: skip
 
@@ -343,7 +348,7 @@ class Distribution:
                 words = remote.script("clean", station.remote.docker, station.now.root, *stale)
                 station.remote.run(words, check=False)
 
-        together(well, one, _name, stop=moving.abandon)
+        together(well, one, stop=moving.abandon)
 
     def _keep_receipts(self, moved: Sequence[Station]) -> None:
         if self.receipts_folder is not None:
@@ -441,10 +446,6 @@ def _known(store: Store) -> Mapping[str, list[str]]:
         except SparkError:
             continue
     return found
-
-
-def _name(station: Station) -> str:
-    return station.name
 
 
 def who() -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from sparkimage import remote
@@ -61,8 +62,8 @@ class Moved:
 def together(
     items: Sequence[Item],
     act: Callable[[Item], None],
-    name: Callable[[Item], str],
     *,
+    name: Callable[[Item], str] = attrgetter("name"),
     stop: Callable[[Item], None] = lambda _item: None,
 ) -> Errors:
     """Do ``act`` for all items at once and to the end; returns every error.
@@ -124,17 +125,17 @@ def move(
             stack.callback(armed[-1].close)
         word = _Word(armed)
         stack.callback(word.close)
-        came.failed = together(armed, _Armed.wait, _name, stop=_Armed.stop)
-        ready = [one for one in armed if _name(one) not in came.failed]
+        came.failed = together(armed, _Armed.wait, stop=_Armed.stop)
+        ready = [one for one in armed if one.name not in came.failed]
         if not ready or (len(ready) < len(armed) and not partial):
             return came
         with _undisturbed(f"{name} has been moved by then") as moved:
             say(f"moving {name} on {nodes(ready)}")
             word.give(ready)
-            came.failed |= together(ready, _Armed.moved, _name)
-            failed = [one for one in ready if _name(one) in came.failed]
+            came.failed |= together(ready, _Armed.moved)
+            failed = [one for one in ready if one.name in came.failed]
             if failed:
-                came.stuck = together(failed if partial else ready, _Armed.undo, _name)
+                came.stuck = together(failed if partial else ready, _Armed.undo)
             moved[:] = [not failed or partial]
     return came
 
@@ -223,6 +224,10 @@ class _Armed:
         self.watch = Watch(self.process)
 
     @property
+    def name(self) -> str:
+        return self.move.station.name
+
+    @property
     def input(self) -> int:
         """The number of the file that the word goes to."""
         assert self.process.stdin is not None
@@ -296,10 +301,6 @@ class _Armed:
             )
         broken = station.remote.failure(self.process, said)
         return broken or station.refusal(self.process.returncode, said)
-
-
-def _name(one: _Armed) -> str:
-    return one.move.station.name
 
 
 @contextmanager

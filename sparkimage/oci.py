@@ -35,7 +35,7 @@ from sparkimage.oci_http import (
     whole,
 )
 from sparkimage.progress import Moved
-from sparkimage.store import INDEX, MANIFEST, Store
+from sparkimage.store import INDEX, MANIFEST, Store, digest_of
 from sparkimage.units import human
 
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -89,7 +89,7 @@ class Document:
 
     @property
     def digest(self) -> str:
-        return f"sha256:{hashlib.sha256(self.data).hexdigest()}"
+        return digest_of(self.data)
 
 
 class SessionLostError(Exception):
@@ -395,7 +395,7 @@ class Repository:
             raise PublishedError(
                 f"{self.place} lacks the blob {digest[:19]}", hint="publish the image again"
             )
-        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+        if digest_of(data) != digest:
             raise self.damaged(digest, len(data), size)
         return data
 
@@ -472,7 +472,7 @@ class Repository:
 
     def put_blob(self, data: bytes) -> None:
         """Bring a small blob from memory, where it is not there."""
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        digest = digest_of(data)
         if self.blob_size(digest) == len(data):
             return
         what = f"the blob {digest[:19]}"

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparkimage.emulation import MACHINES
 from sparkimage.errors import EngineError, EnginePermissionError, NodeError
 from sparkimage.fleet import Node
+from sparkimage.store import digest_of
 
-MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "amd64": "amd64", "arm64": "arm64"}
 CONTAINERD = "io.containerd.snapshotter"
 
 
@@ -133,9 +134,7 @@ def chain_ids(diff_ids: Sequence[str]) -> list[str]:
     found: list[str] = []
     for diff_id in diff_ids:
         below = f"{found[-1]} {diff_id}" if found else None
-        found.append(
-            diff_id if below is None else f"sha256:{hashlib.sha256(below.encode()).hexdigest()}"
-        )
+        found.append(diff_id if below is None else digest_of(below.encode()))
     return found
 
 

@@ -108,14 +108,14 @@ class Station:
 
     def lacking(self, whole: Whole, known: Mapping[str, Iterable[str]]) -> list[int]:
         """The places of the layers that it lacks."""
+        if not self.now.containerd:
+            return delta.missing(whole.image, chains=self.now.chains(), blobs=())
         own = {
             one.manifest.digest: [layer.digest for layer in one.layers]
             for one in delta.parts(whole)
         }
-        chains = None if self.now.containerd else self.now.chains()
         seen = replace(self.now, content=None) if self.forgets else self.now
-        blobs = seen.blobs({**known, **own}) if self.now.containerd else ()
-        return delta.missing(whole.image, chains=chains, blobs=blobs)
+        return delta.missing(whole.image, chains=None, blobs=seen.blobs({**known, **own}))
 
     def room(self, blobs: int, unpacked: int, largest: int) -> None:
         """Whether so many bytes fit: of blobs, of their files, of the largest step's blobs.

@@ -32,6 +32,11 @@ REF_NAME = "org.opencontainers.image.ref.name"
 CHUNK = 1 << 20
 
 
+def digest_of(data: bytes) -> str:
+    """The digest by which ``data`` is addressed."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
 class Readable(Protocol):
     """What a stream must be able to do."""
 
@@ -119,7 +124,7 @@ class Store:
 
     def put_bytes(self, data: bytes, media_type: str) -> Descriptor:
         """Store ``data``."""
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        digest = digest_of(data)
         if not self.path(digest).exists():
             self._replace(self.path(digest), data)
         return Descriptor(media_type=media_type, digest=digest, size=len(data))

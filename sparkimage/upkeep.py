@@ -103,9 +103,7 @@ def look(
     """Every node with its images of the repository, or (``only``) those of one name and its
     former one. Errors stand with their nodes."""
     with stations(fleet, patience_s) as all_:
-        errors = together(
-            all_, lambda one: one.connect(lock=False, who=""), _name, stop=moving.abandon
-        )
+        errors = together(all_, lambda one: one.connect(lock=False, who=""), stop=moving.abandon)
     digests = _digests(store)
     return tuple(
         NodeView(
@@ -164,7 +162,7 @@ def _by_receipt(seen: Seen, image: NodeImage) -> str | None:
 def receipts(fleet: Fleet, *, patience_s: float) -> tuple[list[Mapping[str, Any]], Errors]:
     """What the nodes keep of it themselves, the oldest first. Errors stand with their nodes."""
     with stations(fleet, patience_s) as all_:
-        errors = together(all_, lambda one: one.connect(lock=False, who=""), _name)
+        errors = together(all_, lambda one: one.connect(lock=False, who=""))
     found = [
         # The name may have been another one when it was brought.
         {**receipt, "node": one.name}
@@ -204,7 +202,7 @@ def rollback(
                 raise station.refusal(done.returncode, done.stdout + done.stderr)
             station.target = former.id
 
-        errors = together(all_, prepare, _name, stop=moving.abandon)
+        errors = together(all_, prepare, stop=moving.abandon)
         ready = [one for one in all_ if one.name not in errors]
         formers = [one.now.by_id(one.target) for one in ready]
         if len({one.identity for one in formers if one is not None}) > 1 and not partial:
@@ -319,7 +317,7 @@ def collect(
         )
 
     with stations(fleet, patience_s) as all_:
-        errors = together(all_, one, _name, stop=moving.abandon)
+        errors = together(all_, one, stop=moving.abandon)
     return tuple(came[one.name] for one in all_ if one.name in came), errors
 
 
@@ -357,7 +355,3 @@ def _at_most(seen: Seen, references: Sequence[str], sizes: Mapping[str, int]) ->
         for image in seen.images
         if image.id in references or (image.tags and set(image.tags) <= set(references))
     )
-
-
-def _name(station: Station) -> str:
-    return station.name

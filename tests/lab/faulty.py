@@ -10,10 +10,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from tests.lab.servers import LOOPBACK
+from tests.lab.servers import LOOPBACK, answering
 
 PIECE = 1 << 16
 
@@ -69,15 +69,9 @@ def proxy(upstream: str, rule: Rule = lambda _: None) -> Iterator[Proxy]:
     class Handler(_Handler):
         to, state = upstream, made
 
-    with ThreadingHTTPServer((LOOPBACK, 0), Handler) as server:
-        made.address = f"{LOOPBACK}:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield made
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(Handler) as port:
+        made.address = f"{LOOPBACK}:{port}"
+        yield made
 
 
 class _Handler(BaseHTTPRequestHandler):

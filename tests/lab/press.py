@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +30,10 @@ from sparkimage.progress import View
 from sparkimage.publish import Publication
 from sparkimage.run import Local
 from sparkimage.signing import OwnSigner
-from sparkimage.store import Image, Store
+from sparkimage.store import Image
 from tests.lab import payload as payloads
 from tests.lab.payload import Payload, sealed
+from tests.lab.project import Project
 from tests.unit import elf_maker, good_maker
 from tests.unit import project_maker as maker
 
@@ -50,10 +48,8 @@ def name(arch: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Press:
+class Press(Project):
     """A project in ``folder``, with a home, a store and keys of its own."""
-
-    folder: Path
 
     @classmethod
     def make(cls, folder: Path, *, channels: bool = False) -> Press:
@@ -67,10 +63,6 @@ class Press:
         read = maker.write(folder, data)
         (folder / "matrix.lock").write_text(lock.dump(maker.locked(read)))
         return cls(folder=folder)
-
-    @property
-    def store(self) -> Store:
-        return Store.open(self.folder / "home" / "store")
 
     @property
     def keys(self) -> Keyring:
@@ -142,20 +134,6 @@ class Press:
         return Publication(
             items=items, store=self.store, to=to, view=View(Console(quiet=True), quiet=True),
             signer=OwnSigner(key=self.keys.signer()), **more,
-        )  # fmt: skip
-
-    def environment(self, **more: str) -> dict[str, str]:
-        return {**os.environ, "SPARKIMAGE_HOME": str(self.folder / "home"), **more}
-
-    def argv(self, *words: str) -> list[str]:
-        file = str(self.folder / "matrix.yaml")
-        return [sys.executable, "-m", "sparkimage", "--matrix-file", file, *words]
-
-    def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """The command line, to its end."""
-        return subprocess.run(
-            self.argv(*words), env=self.environment(**more), capture_output=True, text=True,
-            check=False,
         )  # fmt: skip
 
     def docker_config(self, registry: str, user: str, password: str) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -157,11 +157,18 @@ def http_folder(folder: Path) -> Iterator[Web]:
     """The files of ``folder`` over HTTP."""
     seen: list[str] = []
     handler = partial(_Handler, seen=seen, directory=str(folder))
+    with answering(handler) as port:
+        yield Web(url=f"http://{LOOPBACK}:{port}", seen=seen)
+
+
+@contextmanager
+def answering(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[int]:
+    """A server whose requests ``handler`` answers; yields its port on the loopback."""
     with ThreadingHTTPServer((LOOPBACK, 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield Web(url=f"http://{LOOPBACK}:{server.server_port}", seen=seen)
+            yield server.server_port
         finally:
             server.shutdown()
             thread.join()

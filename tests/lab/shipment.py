@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,10 @@ from typing import Any
 from sparkimage import lock, matrix, origin, planning, verify
 from sparkimage.keys import Keyring
 from sparkimage.run import Local
-from sparkimage.store import Image, Store
+from sparkimage.store import Image
 from tests.lab.fleet import Fleet
 from tests.lab.payload import Payload, sealed
+from tests.lab.project import Project
 from tests.unit import project_maker as maker
 
 VARIANT = "payload"
@@ -25,10 +24,9 @@ PREVIOUS = f"{NAME}-previous"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shipment:
+class Shipment(Project):
     """A project in ``folder`` for the nodes of ``fleet``."""
 
-    folder: Path
     fleet: Fleet
 
     @classmethod
@@ -44,10 +42,6 @@ class Shipment:
         made = cls(folder=folder, fleet=fleet)
         made.nodes(fleet.data())
         return made
-
-    @property
-    def store(self) -> Store:
-        return Store.open(self.folder / "home" / "store")
 
     def nodes(self, data: Mapping[str, Any]) -> None:
         """Write fleet.yaml."""
@@ -69,23 +63,7 @@ class Shipment:
         )  # fmt: skip
 
     def environment(self, **more: str) -> dict[str, str]:
-        return {
-            **os.environ,
-            **self.fleet.environment,
-            "SPARKIMAGE_HOME": str(self.folder / "home"),
-            **more,
-        }
-
-    def argv(self, *words: str) -> list[str]:
-        file = str(self.folder / "matrix.yaml")
-        return [sys.executable, "-m", "sparkimage", "--matrix-file", file, *words]
-
-    def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """The command line, to its end."""
-        return subprocess.run(
-            self.argv(*words), env=self.environment(**more), capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+        return super().environment(**{**self.fleet.environment, **more})
 
     def distribute(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         """``distribute`` of the variant."""

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509 import load_pem_x509_certificate
 
-from tests.lab.servers import LOOPBACK, PASSWORD, USER
+from tests.lab.servers import LOOPBACK, PASSWORD, USER, answering
 
 ISSUER, SERVICE = "lab-issuer", "lab-registry"
 IDENTITY = "an identity token of the lab"
@@ -85,15 +84,9 @@ def service(folder: Path) -> Iterator[Tokens]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    with ThreadingHTTPServer((LOOPBACK, 0), Handler) as server:
-        made.realm = f"http://{LOOPBACK}:{server.server_port}/token"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield made
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(Handler) as port:
+        made.realm = f"http://{LOOPBACK}:{port}/token"
+        yield made
 
 
 def _part(data: dict[str, Any]) -> str:

@@ -39,7 +39,6 @@ case $info in
     if command -v ctr >/dev/null 2>&1; then
         for socket in /run/containerd/containerd.sock /run/docker/containerd/containerd.sock; do
             if $as test -S "$socket" 2>/dev/null; then
-                echo "@socket $socket"
                 $as ctr --address "$socket" --namespace moby content ls --quiet 2>/dev/null && echo @whole
             fi
         done

@@ -1,0 +1,36 @@
+"""A project of the lab with a home of its own, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparkimage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """A project in ``folder``, with a home, a store and keys of its own."""
+
+    folder: Path
+
+    @property
+    def store(self) -> Store:
+        return Store.open(self.folder / "home" / "store")
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {**os.environ, "SPARKIMAGE_HOME": str(self.folder / "home"), **more}
+
+    def argv(self, *words: str) -> list[str]:
+        file = str(self.folder / "matrix.yaml")
+        return [sys.executable, "-m", "sparkimage", "--matrix-file", file, *words]
+
+    def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """The command line, to its end."""
+        return subprocess.run(
+            self.argv(*words), env=self.environment(**more), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
