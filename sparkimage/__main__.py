@@ -1,5 +1,5 @@
 """``python -m sparkimage``."""
 
-from sparkimage.cli import main
+from sparkimage.cli.app import main
 
 main()

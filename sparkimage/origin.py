@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from sparkimage.errors import SparkError
-from sparkimage.plan import Origin
+from sparkimage.plans.plan import Origin
 from sparkimage.run import Runner
 
 INPUTS = ("images", "patches", "matrix.yaml", "matrix.lock")

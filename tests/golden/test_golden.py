@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import bake, lock, matrix, model, planning, show
 from sparkimage.address import WHEELS, Mirrors, image_name
-from sparkimage.lock import (
+from sparkimage.build import show
+from sparkimage.plans import bake, lock, matrix, model, planning
+from sparkimage.plans.lock import (
     Commit,
     Deb,
     Entry,
@@ -27,9 +28,9 @@ from sparkimage.lock import (
     PinnedImage,
     Target,
 )
-from sparkimage.matrix import Matrix
-from sparkimage.patching import PATCHES
-from sparkimage.plan import MORE, Origin, Plan
+from sparkimage.plans.matrix import Matrix
+from sparkimage.plans.patching import PATCHES
+from sparkimage.plans.plan import MORE, Origin, Plan
 
 PROJECT = Path(__file__).resolve().parents[2]
 ORIGIN = Origin(source="https://example.org/spark", revision="0" * 40, epoch=1)

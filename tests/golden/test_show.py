@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparkimage import lock, matrix, planning, show
-from sparkimage.plan import Origin
+from sparkimage.build import show
+from sparkimage.plans import lock, matrix, planning
+from sparkimage.plans.plan import Origin
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -26,9 +26,9 @@ from typing import Any
 
 import pytest
 
-from sparkimage import archive
-from sparkimage.engine import Engine
-from sparkimage.store import Image
+from sparkimage.engines.engine import Engine
+from sparkimage.storage import archive
+from sparkimage.storage.store import Image
 from tests.lab import bench_picture
 from tests.lab import mirror as mirrors
 from tests.lab.fleet import Fleet, each

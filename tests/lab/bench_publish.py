@@ -7,8 +7,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from sparkimage import archive, paths
-from sparkimage.engine import Engine
+from sparkimage import paths
+from sparkimage.engines.engine import Engine
+from sparkimage.storage import archive
 from tests.lab import servers
 from tests.lab.payload import Payload
 from tests.lab.press import Press, name

@@ -16,29 +16,21 @@ import pytest
 import python_on_whales
 import yaml
 
-from sparkimage import (
-    builder,
-    builders,
-    engine_tree,
-    lock,
-    matrix,
-    origin,
-    paths,
-    planning,
-    preflight,
-    private_engine,
-    resolve,
-)
+from sparkimage import origin, paths
 from sparkimage.address import Mirrors
-from sparkimage.builder import Workshop
-from sparkimage.engine import Engine, ensure
-from sparkimage.outside import Outside
+from sparkimage.build import builder, preflight
+from sparkimage.build.builder import Workshop
+from sparkimage.engines import builders, engine_tree, private_engine
+from sparkimage.engines.engine import Engine, ensure
+from sparkimage.inputs import resolve
+from sparkimage.inputs.outside import Outside
 from sparkimage.paths import EnginePlace
-from sparkimage.plan import Plan
+from sparkimage.plans import lock, matrix, planning
+from sparkimage.plans.plan import Plan
 from sparkimage.progress import View
 from sparkimage.rights import run_as_root
 from sparkimage.run import Local
-from sparkimage.store import Store
+from sparkimage.storage.store import Store
 from tests.lab import fleet as fleets
 from tests.lab import recipe as recipes
 from tests.lab import standins

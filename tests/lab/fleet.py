@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparkimage.engine import Engine
+from sparkimage.engines.engine import Engine
 from tests.lab import node_image
 from tests.lab.node import HOST_KEY, Node, Spec, keygen, put_into
 from tests.lab.node_image import Release, run

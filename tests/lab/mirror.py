@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparkimage import paths
-from sparkimage.store import Image, Store
+from sparkimage.storage.store import Image, Store
 from tests.lab import servers
 from tests.lab.fleet import Fleet
 from tests.lab.node import Node, put

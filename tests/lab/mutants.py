@@ -20,14 +20,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sparkimage import static
-from sparkimage.layerindex import FACT, STEP, ImageFiles, image_files
-from sparkimage.linking import Linker, Root
-from sparkimage.plan import Plan
-from sparkimage.seal import Check
-from sparkimage.static import Limits
-from sparkimage.static_nccl import system_path
-from sparkimage.store import Image, Store
+from sparkimage.layers.layerindex import FACT, STEP, ImageFiles, image_files
+from sparkimage.layers.linking import Linker, Root
+from sparkimage.plans.plan import Plan
+from sparkimage.proof import static
+from sparkimage.proof.seal import Check
+from sparkimage.proof.static import Limits
+from sparkimage.proof.static_nccl import system_path
+from sparkimage.storage.store import Image, Store
 from tests.unit.elf_maker import library, nccl
 from tests.unit.good_maker import Files, patch, put_image, put_layer
 
@@ -499,7 +499,9 @@ def report(title: str, results: list[Result], console: Console) -> None:
 
 def main() -> int:
     """Mutants of an image of the store."""
-    from sparkimage import cli_base, matrix, paths
+    from sparkimage import paths
+    from sparkimage.cli import base as cli_base
+    from sparkimage.plans import matrix
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", required=True, help="REPOSITORY:VARIANT, as `images` lists it")

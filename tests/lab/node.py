@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparkimage.engine import Engine
+from sparkimage.engines.engine import Engine
 from tests.lab.node_image import Release, run
 from tests.lab.wire import Wire
 

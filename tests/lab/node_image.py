@@ -15,8 +15,9 @@ from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sparkimage import apt, paths
-from sparkimage.engine import Engine
+from sparkimage import paths
+from sparkimage.engines.engine import Engine
+from sparkimage.inputs import apt
 from sparkimage.rights import root_prefix
 from sparkimage.run import Local
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import zstandard
 
-from sparkimage import seal
-from sparkimage.keys import Keyring
-from sparkimage.store import TAR, Descriptor, Image, Readable, Store
+from sparkimage.proof import seal
+from sparkimage.proof.keys import Keyring
+from sparkimage.storage.store import TAR, Descriptor, Image, Readable, Store
 from sparkimage.tier import Tier
 from tests.lab import node_image
 from tests.unit import good_maker, seal_maker

@@ -9,28 +9,21 @@ from typing import Any
 
 from rich.console import Console
 
-from sparkimage import (
-    layerindex,
-    lock,
-    matrix,
-    naming,
-    origin,
-    planning,
-    publish,
-    sbom,
-    seal,
-    verify,
-)
-from sparkimage.gate import Required
-from sparkimage.keys import Keyring
-from sparkimage.matrix import Matrix
-from sparkimage.oci import Repository
-from sparkimage.plan import Plan
+from sparkimage import origin
+from sparkimage.layers import layerindex
+from sparkimage.plans import lock, matrix, planning
+from sparkimage.plans.matrix import Matrix
+from sparkimage.plans.plan import Plan
 from sparkimage.progress import View
-from sparkimage.publish import Publication
+from sparkimage.proof import seal, verify
+from sparkimage.proof.gate import Required
+from sparkimage.proof.keys import Keyring
+from sparkimage.publishing import naming, publish, sbom
+from sparkimage.publishing.oci import Repository
+from sparkimage.publishing.publish import Publication
+from sparkimage.publishing.signing import OwnSigner
 from sparkimage.run import Local
-from sparkimage.signing import OwnSigner
-from sparkimage.store import Image
+from sparkimage.storage.store import Image
 from tests.lab import payload as payloads
 from tests.lab.payload import Payload, sealed
 from tests.lab.project import Project

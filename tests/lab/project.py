@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparkimage.store import Store
+from sparkimage.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

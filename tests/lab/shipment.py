@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparkimage import lock, matrix, origin, planning, verify
-from sparkimage.keys import Keyring
+from sparkimage import origin
+from sparkimage.plans import lock, matrix, planning
+from sparkimage.proof import verify
+from sparkimage.proof.keys import Keyring
 from sparkimage.run import Local
-from sparkimage.store import Image
+from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
 from tests.lab.payload import Payload, sealed
 from tests.lab.project import Project

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.store import Image
+from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
 from tests.lab.payload import Payload
 from tests.lab.shipment import NAME, PREVIOUS, Shipment

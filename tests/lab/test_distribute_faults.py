@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import archive
-from sparkimage.store import Image
+from sparkimage.storage import archive
+from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
 from tests.lab.payload import Payload
 from tests.lab.shipment import NAME, Shipment

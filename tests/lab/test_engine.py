@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import emulation, engine, engine_process, engine_tree, paths, private_engine
-from sparkimage.emulation import CPUS, native_arch, program
-from sparkimage.engine import Engine
-from sparkimage.engine_process import SCRIPT
+from sparkimage import paths
+from sparkimage.engines import emulation, engine, engine_process, engine_tree, private_engine
+from sparkimage.engines.emulation import CPUS, native_arch, program
+from sparkimage.engines.engine import Engine
+from sparkimage.engines.engine_process import SCRIPT
 from sparkimage.errors import EngineError, EnginePermissionError
 from sparkimage.paths import EnginePlace
 from sparkimage.rights import root_prefix, run_as_root

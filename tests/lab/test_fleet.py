@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import archive, gate
-from sparkimage.engine import Engine
+from sparkimage.engines.engine import Engine
 from sparkimage.errors import GateError
-from sparkimage.gate import Required
-from sparkimage.keys import Keyring
-from sparkimage.store import Image, Store
+from sparkimage.proof import gate
+from sparkimage.proof.gate import Required
+from sparkimage.proof.keys import Keyring
+from sparkimage.storage import archive
+from sparkimage.storage.store import Image, Store
 from tests.lab.fleet import CONTROL, DATA, FOUR, Fleet
 from tests.lab.node import PASSWORD, USERS, Node, wait
 from tests.lab.node_image import Release, run

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import builder, paths, receipts
-from sparkimage.store import Image
+from sparkimage import paths
+from sparkimage.build import builder
+from sparkimage.fleets import receipts
+from sparkimage.storage.store import Image
 from tests.lab.conftest import Lab
 from tests.lab.fleet import Fleet
 from tests.lab.mirror import Mirror, mirror

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import archive, builder
-from sparkimage.engine_tree import install_on_host
+from sparkimage.build import builder
+from sparkimage.engines.engine_tree import install_on_host
 from sparkimage.run import Local
+from sparkimage.storage import archive
 from tests.lab.conftest import PROJECT, Lab
 
 NAME = "good"

@@ -9,9 +9,10 @@ import subprocess
 
 import pytest
 
-from sparkimage import builder, seal, verify
+from sparkimage.build import builder
 from sparkimage.errors import VerifyError
-from sparkimage.store import Store
+from sparkimage.proof import seal, verify
+from sparkimage.storage.store import Store
 from sparkimage.tier import Tier
 from tests.lab.conftest import REPOSITORY, Lab
 from tests.lab.wrong import NEEDS_GPU, WRONG, Wrong

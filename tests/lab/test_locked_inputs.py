@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from sparkimage import builder, inputs
+from sparkimage.build import builder
 from sparkimage.errors import BuildError, LockError, SparkError
-from sparkimage.lock import Deb
-from sparkimage.plan import LayerPlan, Plan
+from sparkimage.inputs import fetch as inputs
+from sparkimage.plans.lock import Deb
+from sparkimage.plans.plan import LayerPlan, Plan
 from tests.lab.conftest import Lab
 from tests.lab.recipe import TWIN, Recipe
 

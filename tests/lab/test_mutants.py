@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparkimage.layerindex import image_files
-from sparkimage.plan import Plan
-from sparkimage.store import Image, Store
+from sparkimage.layers.layerindex import image_files
+from sparkimage.plans.plan import Plan
+from sparkimage.storage.store import Image, Store
 from tests.lab import mutants
 from tests.lab.conftest import Lab
 from tests.unit import good_maker

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import node
-from sparkimage.engine import Engine
-from sparkimage.plan import Plan
+from sparkimage.engines.engine import Engine
+from sparkimage.plans.plan import Plan
+from sparkimage.proof import node
 from tests.lab.conftest import Lab
 
 CUDA = """

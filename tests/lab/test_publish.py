@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import logins, paths
+from sparkimage import paths
 from sparkimage.errors import RegistryError
-from sparkimage.oci import Place, Repository
+from sparkimage.publishing import logins
+from sparkimage.publishing.oci import Place, Repository
 from tests.lab import servers, tokens
 from tests.lab.press import Press, name
 from tests.lab.servers import Registry

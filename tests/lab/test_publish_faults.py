@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import paths, published
+from sparkimage import paths
 from sparkimage.errors import NetworkError, RegistryError, SparkError
-from sparkimage.gate import Required
-from sparkimage.oci import Place, Repository
-from sparkimage.publish import Outcome
-from sparkimage.store import Image, Store
+from sparkimage.proof.gate import Required
+from sparkimage.publishing import published
+from sparkimage.publishing.oci import Place, Repository
+from sparkimage.publishing.publish import Outcome
+from sparkimage.storage.store import Image, Store
 from tests.lab import faulty, servers
 from tests.lab.faulty import Answer, Asked, Cut, Fault, Proxy, once
 from tests.lab.payload import PLAIN, Payload
@@ -288,7 +289,7 @@ def test_a_run_that_was_killed_goes_on_in_the_next(
             if kind == "uploads" and dead:
                 raise KilledError
 
-        patched.setattr("sparkimage.store.Store.put_fact", put)
+        patched.setattr("sparkimage.storage.store.Store.put_fact", put)
         with pytest.raises(KilledError):
             way.publish(press, image)
     no_tag(registry, way)

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import apt, paths, sbom, seal, signing
+from sparkimage import paths
 from sparkimage.address import Mirrors
-from sparkimage.emulation import native_arch
-from sparkimage.engine import Engine
-from sparkimage.engine_tree import install_on_host
-from sparkimage.outside import Outside
+from sparkimage.engines.emulation import native_arch
+from sparkimage.engines.engine import Engine
+from sparkimage.engines.engine_tree import install_on_host
+from sparkimage.inputs import apt
+from sparkimage.inputs.outside import Outside
+from sparkimage.proof import seal
+from sparkimage.publishing import sbom, signing
 from sparkimage.run import Local
-from sparkimage.store import Image
+from sparkimage.storage.store import Image
 from tests.lab import servers
 from tests.lab.press import Press, name
 from tests.lab.servers import Registry

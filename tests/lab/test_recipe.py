@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import builder, lock, seal
+from sparkimage.build import builder
 from sparkimage.errors import BuildError, VerifyError
+from sparkimage.plans import lock
+from sparkimage.proof import seal
 from tests.lab import fork
 from tests.lab.recipe import FAULTS, PATCH, STACK, TWIN, Fault, Recipe
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import builder, emit
-from sparkimage.store import Store
+from sparkimage.build import builder
+from sparkimage.proof import emit
+from sparkimage.storage.store import Store
 from tests.lab.conftest import Lab
 
 

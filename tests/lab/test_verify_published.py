@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
-from sparkimage import attaching, dsse, paths, provenance, published, sbom, seal
+from sparkimage import paths
 from sparkimage.errors import GateError, PublishedError
-from sparkimage.gate import Required
-from sparkimage.keys import Keyring
-from sparkimage.oci import Document, Place, Repository
-from sparkimage.publish import Item, Outcome, index_of
-from sparkimage.signing import OwnSigner
-from sparkimage.store import INDEX, MANIFEST
+from sparkimage.proof import dsse, seal
+from sparkimage.proof.gate import Required
+from sparkimage.proof.keys import Keyring
+from sparkimage.publishing import attaching, provenance, published, sbom
+from sparkimage.publishing.oci import Document, Place, Repository
+from sparkimage.publishing.publish import Item, Outcome, index_of
+from sparkimage.publishing.signing import OwnSigner
+from sparkimage.storage.store import INDEX, MANIFEST
 from sparkimage.tier import Tier
 from tests.lab import servers
 from tests.lab.press import SMALL, Press
@@ -402,7 +404,7 @@ def test_what_others_attached_stays(scene: Scene) -> None:
 
 
 def test_the_sbom_is_the_same_each_time_and_knows_nccl(scene: Scene) -> None:
-    from sparkimage.layerindex import image_files
+    from sparkimage.layers.layerindex import image_files
     from sparkimage.run import Local
 
     store = scene.press.store

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import builder, engine, engine_process, paths, private_engine
+from sparkimage import paths
+from sparkimage.build import builder
+from sparkimage.engines import engine, engine_process, private_engine
 from sparkimage.errors import BuildError, EngineError
 from sparkimage.paths import EnginePlace
 from sparkimage.rights import run_as_root

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparkimage.store import Image
+from sparkimage.storage.store import Image
 from tests.lab.node import READY_S, Node, wait
 from tests.lab.payload import Payload
 from tests.lab.shipment import NAME, VARIANT, Shipment

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage.address import Mirrors
-from sparkimage.outside import Outside
+from sparkimage.inputs.outside import Outside
 from sparkimage.run import Local, Runner
 
 SITE = "https://git.example"

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparkimage import lock, matrix, patching
-from sparkimage.lock import (
+from sparkimage.plans import lock, matrix, patching
+from sparkimage.plans.lock import (
     Commit,
     Deb,
     Entry,
@@ -21,9 +21,9 @@ from sparkimage.lock import (
     Target,
     Wheel,
 )
-from sparkimage.matrix import Matrix
-from sparkimage.patching import PATCHES
-from sparkimage.plan import Origin
+from sparkimage.plans.matrix import Matrix
+from sparkimage.plans.patching import PATCHES
+from sparkimage.plans.plan import Origin
 
 ORIGIN = Origin(source="https://example.org/x", revision="0" * 40, epoch=7)
 ARM = "linux/arm64"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparkimage import seal
-from sparkimage.seal import Check
+from sparkimage.proof import seal
+from sparkimage.proof.seal import Check
 from sparkimage.tier import Tier
 
 DIGEST = f"sha256:{'a' * 64}"

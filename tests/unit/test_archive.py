@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import archive, builders
+from sparkimage.engines import builders
 from sparkimage.errors import StoreError
-from sparkimage.store import Image, Store
+from sparkimage.storage import archive
+from sparkimage.storage.store import Image, Store
 from tests.unit.oci_maker import LAYERS, PACK, flip, make_image
 
 

@@ -11,14 +11,15 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from sparkimage import attaching, dsse, provenance, signing
 from sparkimage.address import Mirrors
-from sparkimage.attaching import Attached
 from sparkimage.errors import PreflightError
-from sparkimage.keys import Keyring
-from sparkimage.outside import Outside
+from sparkimage.inputs.outside import Outside
+from sparkimage.proof import dsse
+from sparkimage.proof.keys import Keyring
+from sparkimage.publishing import attaching, provenance, signing
+from sparkimage.publishing.attaching import Attached
+from sparkimage.publishing.signing import OwnSigner
 from sparkimage.run import Local
-from sparkimage.signing import OwnSigner
 
 DIGEST = f"sha256:{'a' * 64}"
 KEYS: list[dsse.PrivateKey] = [

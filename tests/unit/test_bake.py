@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage import bake, planning
 from sparkimage.address import WHEELS, Mirrors
-from sparkimage.lock import PinnedImage
-from sparkimage.plan import Plan
+from sparkimage.plans import bake, planning
+from sparkimage.plans.lock import PinnedImage
+from sparkimage.plans.plan import Plan
 from tests.unit import project_maker as maker
 
 COMMIT = "a" * 40

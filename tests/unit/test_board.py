@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from sparkimage import receipts, upkeep
 from sparkimage.board import LiveBoard, Meter
-from sparkimage.upkeep import Held, NodeView
+from sparkimage.fleets import receipts, upkeep
+from sparkimage.fleets.upkeep import Held, NodeView
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sparkimage import __version__, lock
+from sparkimage import __version__
+from sparkimage.plans import lock
 from sparkimage.progress import Build, View
 from sparkimage.units import clock, human
 

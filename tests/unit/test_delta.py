@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage import archive, delta, fanout
-from sparkimage.delta import Document, Whole
 from sparkimage.errors import StoreError
-from sparkimage.fanout import Shared
-from sparkimage.probe import chain_ids
-from sparkimage.store import CHUNK, Image, Layer, Store
+from sparkimage.fleets import delta, fanout
+from sparkimage.fleets.delta import Whole
+from sparkimage.fleets.fanout import Shared
+from sparkimage.fleets.probe import chain_ids
+from sparkimage.storage import archive
+from sparkimage.storage.archive import Document
+from sparkimage.storage.store import CHUNK, Image, Layer, Store
 from tests.unit.oci_maker import Files, digest, flip, make_image
 
 LAYERS: list[Files] = [{f"f{n}": bytes([n]) * (1000 * (n + 1))} for n in range(5)]

@@ -10,9 +10,9 @@ import pytest
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 
-from sparkimage import elf
-from sparkimage.elf import Elf, Reader, parse
-from sparkimage.emulation import CPUS, program
+from sparkimage.engines.emulation import CPUS, program
+from sparkimage.layers import elf
+from sparkimage.layers.elf import Elf, Reader, parse
 from tests.unit import elf_maker
 
 FOUND = sorted(

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage import emulation, engine, engine_process, engine_tree, paths, private_engine
-from sparkimage.emulation import Entry
+from sparkimage import paths
+from sparkimage.engines import emulation, engine, engine_process, engine_tree, private_engine
+from sparkimage.engines.emulation import Entry
 from sparkimage.errors import (
     EngineError,
     EnginePermissionError,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sparkimage import fleet
 from sparkimage.errors import ConfigError, UsageError
-from sparkimage.fleet import Node
+from sparkimage.fleets import fleet
+from sparkimage.fleets.fleet import Node
 
 PROJECT = Path(__file__).resolve().parents[2]
 

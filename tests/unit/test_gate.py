@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from sparkimage import dsse, gate, seal, shipping
 from sparkimage.errors import GateError, StoreError
-from sparkimage.gate import Passage, Required
-from sparkimage.keys import Keyring
-from sparkimage.seal import Check
-from sparkimage.store import Image, Store
+from sparkimage.proof import dsse, gate, seal
+from sparkimage.proof.gate import Passage, Required
+from sparkimage.proof.keys import Keyring
+from sparkimage.proof.seal import Check
+from sparkimage.publishing import shipping
+from sparkimage.storage.store import Image, Store
 from sparkimage.tier import Tier
 from tests.unit.oci_maker import LAYERS, make_image
 from tests.unit.seal_maker import PLAN, check, made

@@ -9,8 +9,8 @@ import pytest
 
 from sparkimage.address import Mirrors
 from sparkimage.errors import LockError, NetworkError
-from sparkimage.gitsource import Repository
-from sparkimage.outside import Outside
+from sparkimage.inputs.gitsource import Repository
+from sparkimage.inputs.outside import Outside
 from sparkimage.run import Local
 from tests.unit.git_maker import SITE, Remote, isolate, outside
 

@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage import lock, matrix
 from sparkimage.errors import LockError
-from sparkimage.lock import (
+from sparkimage.plans import lock, matrix
+from sparkimage.plans.lock import (
     ANY,
     MISSING,
     Commit,
@@ -28,8 +28,8 @@ from sparkimage.lock import (
     Target,
     Wheel,
 )
-from sparkimage.matrix import Matrix
-from sparkimage.patching import PATCHES
+from sparkimage.plans.matrix import Matrix
+from sparkimage.plans.patching import PATCHES
 from tests.unit import project_maker as maker
 
 PROJECT = Path(__file__).resolve().parents[2]

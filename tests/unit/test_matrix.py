@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage import lock, matrix, planning
 from sparkimage.errors import ConfigError, LockError, UsageError
-from sparkimage.lock import Deb, Entry, Item, Lock, Wheel
-from sparkimage.plan import Origin
+from sparkimage.plans import lock, matrix, planning
+from sparkimage.plans.lock import Deb, Entry, Item, Lock, Wheel
+from sparkimage.plans.plan import Origin
 from tests.unit import project_maker as maker
 
 GOOD = """\

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import naming
 from sparkimage.errors import UsageError, VerifyError
-from sparkimage.layerindex import image_files
-from sparkimage.naming import Measured, ordered, version_tag
-from sparkimage.publish import channels
-from sparkimage.store import Store
+from sparkimage.layers.layerindex import image_files
+from sparkimage.publishing import naming
+from sparkimage.publishing.naming import Measured, ordered, version_tag
+from sparkimage.publishing.publish import channels
+from sparkimage.storage.store import Store
 from tests.unit import elf_maker, good_maker
 from tests.unit import project_maker as maker
 

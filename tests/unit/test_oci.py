@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from sparkimage import logins, oci_http
 from sparkimage.errors import RegistryError
-from sparkimage.oci import Place
-from sparkimage.published import Reference
+from sparkimage.publishing import logins, oci_http
+from sparkimage.publishing.oci import Place
+from sparkimage.publishing.published import Reference
 
 
 @pytest.mark.parametrize(

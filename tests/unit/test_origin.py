@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage import origin
-from sparkimage.plan import Origin
+from sparkimage.plans.plan import Origin
 from sparkimage.run import Local
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from sparkimage import patch_files, patching, planning
 from sparkimage.errors import ConfigError, LockError
-from sparkimage.lock import ANY, MISSING, Entry, Lock, PatchText, Target
-from sparkimage.matrix import Matrix
-from sparkimage.patching import PATCHES, Patch, State
+from sparkimage.inputs import patch_files
+from sparkimage.plans import patching, planning
+from sparkimage.plans.lock import ANY, MISSING, Entry, Lock, PatchText, Target
+from sparkimage.plans.matrix import Matrix
+from sparkimage.plans.patching import PATCHES, Patch, State
 from sparkimage.run import Local
 from tests.unit import project_maker as maker
 from tests.unit.git_maker import Remote, isolate, outside

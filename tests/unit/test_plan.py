@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage import lock, matrix, planning
-from sparkimage.builder import fingerprint
+from sparkimage.build.builder import fingerprint
 from sparkimage.errors import LockError
-from sparkimage.lock import Deb, Entry, Item, Lock, Wheel
-from sparkimage.matrix import Matrix
-from sparkimage.plan import Answer, Origin, Plan
+from sparkimage.plans import lock, matrix, planning
+from sparkimage.plans.lock import Deb, Entry, Item, Lock, Wheel
+from sparkimage.plans.matrix import Matrix
+from sparkimage.plans.plan import Answer, Origin, Plan
 
 ORIGIN = Origin(source="https://example.org/x", revision="0" * 40, epoch=7)
 PLATFORMS = ("linux/amd64", "linux/arm64")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from sparkimage import probe
 from sparkimage.errors import EngineError, EnginePermissionError, NodeError
-from sparkimage.fleet import Node
-from sparkimage.probe import Seen, chain_ids
-from sparkimage.upkeep import plan_removal
+from sparkimage.fleets import probe
+from sparkimage.fleets.fleet import Node
+from sparkimage.fleets.probe import Seen, chain_ids
+from sparkimage.fleets.upkeep import plan_removal
 
 NODE = Node(name="n", control="n")
 D = [f"sha256:{n:064x}" for n in range(10)]

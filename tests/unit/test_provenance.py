@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
-from sparkimage import lock, origin, planning, provenance, sbom, seal
+from sparkimage import origin
 from sparkimage.errors import VerifyError
-from sparkimage.layerindex import image_files
-from sparkimage.naming import Measured
-from sparkimage.plan import Plan
+from sparkimage.layers.layerindex import image_files
+from sparkimage.plans import lock, planning
+from sparkimage.plans.plan import Plan
+from sparkimage.proof import seal
+from sparkimage.proof.seal import Signed
+from sparkimage.publishing import provenance, sbom
+from sparkimage.publishing.naming import Measured
 from sparkimage.run import Local
-from sparkimage.seal import Signed
-from sparkimage.store import Store
+from sparkimage.storage.store import Store
 from tests.unit import good_maker, seal_maker
 from tests.unit import project_maker as maker
 

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage import lock, planning, resolve
 from sparkimage.address import Mirrors
 from sparkimage.errors import LockError, NetworkError, UsageError
-from sparkimage.lock import ANY, Commit, Entry, Key, Lock, Target
-from sparkimage.matrix import Matrix
-from sparkimage.patching import PATCHES
-from sparkimage.resolve import Move
+from sparkimage.inputs import resolve
+from sparkimage.inputs.resolve import Move
+from sparkimage.plans import lock, planning
+from sparkimage.plans.lock import ANY, Commit, Entry, Key, Lock, Target
+from sparkimage.plans.matrix import Matrix
+from sparkimage.plans.patching import PATCHES
 from sparkimage.run import Completed
 from tests.unit import project_maker as maker
 from tests.unit.git_maker import SITE, Remote, isolate, outside

@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparkimage import dsse, seal
 from sparkimage.errors import GateError, PreflightError
-from sparkimage.keys import VARIABLE, Keyring
-from sparkimage.store import Store
+from sparkimage.proof import dsse, seal
+from sparkimage.proof.keys import VARIABLE, Keyring
+from sparkimage.storage.store import Store
 from sparkimage.tier import Tier
 from tests.unit.seal_maker import DIGEST, PLAN, check, made
 

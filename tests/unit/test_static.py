@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from sparkimage import layerscan, rules, static
 from sparkimage.errors import ConfigError
-from sparkimage.layerindex import FACT, STEP, Entry, first_own, image_files
-from sparkimage.linking import Linker, Root, configured
-from sparkimage.lock import PinnedImage
-from sparkimage.seal import Check
-from sparkimage.store import TAR, Store
+from sparkimage.layers import layerscan
+from sparkimage.layers.layerindex import FACT, STEP, Entry, first_own, image_files
+from sparkimage.layers.linking import Linker, Root, configured
+from sparkimage.plans.lock import PinnedImage
+from sparkimage.proof import rules, static
+from sparkimage.proof.seal import Check
+from sparkimage.storage.store import TAR, Store
 from tests.unit import elf_maker, good_maker
 from tests.unit.good_maker import DIST, SYSTEM, Files, put_image, put_layer
 

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from sparkimage import emit, node, planning, progress, report, seal, starting, verify
-from sparkimage.cli_verify import tiers_of
-from sparkimage.emulation import program
-from sparkimage.engine import Engine
+from sparkimage import progress
+from sparkimage.cli.verify import tiers_of
+from sparkimage.engines.emulation import program
+from sparkimage.engines.engine import Engine
 from sparkimage.errors import (
     CommandError,
     ConfigError,
@@ -27,12 +27,14 @@ from sparkimage.errors import (
     UsageError,
     VerifyError,
 )
-from sparkimage.keys import Keyring
-from sparkimage.model import MatrixFile
-from sparkimage.plan import Answer, Plan
+from sparkimage.plans import planning
+from sparkimage.plans.model import MatrixFile
+from sparkimage.plans.plan import Answer, Plan
+from sparkimage.proof import emit, node, report, seal, starting, verify
+from sparkimage.proof.keys import Keyring
+from sparkimage.proof.seal import Check
 from sparkimage.run import Completed, Local
-from sparkimage.seal import Check
-from sparkimage.store import Image, Store
+from sparkimage.storage.store import Image, Store
 from sparkimage.tier import DEFAULT, Tier
 from tests.unit import project_maker as maker
 from tests.unit.oci_maker import Files, make_image

@@ -19,9 +19,11 @@ import pytest
 import typer.main
 import yaml
 
-from sparkimage import cli, lock, matrix, planning, show
-from sparkimage.model import GitPin, ImagePin, WheelsPin
-from sparkimage.plan import Origin
+from sparkimage.build import show
+from sparkimage.cli import app as cli
+from sparkimage.plans import lock, matrix, planning
+from sparkimage.plans.model import GitPin, ImagePin, WheelsPin
+from sparkimage.plans.plan import Origin
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))

@@ -1,0 +1,1 @@
+"""A plan executed: looked at beforehand, built, stored."""

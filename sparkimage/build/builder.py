@@ -1,0 +1,403 @@
+"""Executes a plan: preflight, BuildKit, the store, the proof, and only then the name.
+
+An image gets its name, in the store and in the engine, when its checks have passed. Until then it
+lies in the store by digest and in the engine under a staging name; an interrupted build leaves
+the name where it was, and BuildKit's cache lets the next run resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from sparkimage.address import WHEELS
+from sparkimage.build import preflight
+from sparkimage.engines.builders import Builder
+from sparkimage.engines.engine import Engine, docker_client
+from sparkimage.errors import (
+    BuildError,
+    CommandError,
+    EngineError,
+    GateError,
+    ImageMissingError,
+    LockError,
+)
+from sparkimage.inputs import fetch as inputs
+from sparkimage.inputs import wheels
+from sparkimage.inputs.outside import Outside
+from sparkimage.plans import bake
+from sparkimage.plans.plan import Plan
+from sparkimage.progress import Build, View
+from sparkimage.proof import gate, seal, verify
+from sparkimage.proof.keys import Keyring
+from sparkimage.run import Runner
+from sparkimage.storage import archive
+from sparkimage.storage.store import Descriptor, Image, Store
+from sparkimage.tier import DEFAULT
+
+if TYPE_CHECKING:
+    pass
+
+STAGING = "-unproven"
+POLICY = "policy.json"
+ORPHANED = re.compile(r"could not get object info|repository does not contain ref|not our ref")
+"""What BuildKit says of a commit that was force-pushed away: it fetches branches and tags."""
+DENIED = re.compile(r'source "([^"]+)" denied by policy')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One image that was built and proven."""
+
+    plan: Plan
+    image: Image
+    checks: tuple[seal.Check, ...]
+    seconds: float
+    unchanged: bool
+    not_run: Mapping[str, str] = field(default_factory=dict)
+    """Checks that could not run here, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """Everything that a build works with on this machine."""
+
+    project: Path
+    store: Store
+    engine: Engine
+    view: View
+    outside: Outside
+    builder: Builder
+    """Where BuildKit runs: in the engine, or elsewhere."""
+    cache: str | None = None
+    """REGISTRY/REPOSITORY that keeps the build cache."""
+
+    @property
+    def home(self) -> Path:
+        return self.outside.home
+
+    @property
+    def keys(self) -> Keyring:
+        """What seals are signed with, and whose are believed."""
+        return Keyring.of(self.home)
+
+    @property
+    def runner(self) -> Runner:
+        return self.outside.runner
+
+    def inputs(self, plan: Plan) -> bake.Inputs:
+        """Make everything ready that the build of ``plan`` takes in; errors as there."""
+        arch = self.builder.native(plan.arch)
+        return inputs.ready(plan, project=self.project, outside=self.outside, builder_arch=arch)
+
+    def definition(self, plans: Sequence[Plan]) -> dict[str, Any]:
+        """The bake file for these plans, with everything made ready that it names."""
+        given = {plan.variant: self.inputs(plan) for plan in plans}
+        return bake.definition(plans, given, self.outside.mirrors, self.cache)
+
+
+def fingerprint(plan: Plan, project: Path) -> str:
+    """sha256 over everything that decides a build's result, read from disk now."""
+    digest = hashlib.sha256(plan.checksum().encode())
+    folders = [project / "images" / "_tools", project / "images" / "_builder"]
+    folders += [project / "images" / layer.name for layer in plan.layers]
+    for folder in folders:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            if path.suffix == ".py" or path.suffix == ".pyc":
+                continue
+            head = f"{path.relative_to(project)}\0{path.stat().st_mode & 0o777:o}\0"
+            digest.update(head.encode() + path.read_bytes())
+    for layer in plan.layers:
+        if layer.find_links is not None:
+            for path in sorted((project / layer.find_links).glob("*.whl")):
+                digest.update(path.name.encode() + path.read_bytes())
+    digest.update(inputs.uv_pins().encode() + bake.COMPRESSION.encode())
+    return digest.hexdigest()
+
+
+def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = False) -> Result:
+    """Build ``plan``, prove the image, and give it its name.
+
+    An image that is there, proven and unchanged is left alone unless ``rebuild``. ``repair`` first
+    removes what is damaged in the store. Raises ``BuildError``, ``VerifyError``,
+    ``PreflightError``, ``NetworkError``, ``StoreError``.
+    """
+    began = time.monotonic()
+    preflight.refuse_unresolved([plan])
+    preflight.refuse_open_steps(plan, shop.project)
+    key = fingerprint(plan, shop.project)
+    if repair:
+        _repair(plan, shop)
+    elif not rebuild and (image := _unchanged(plan, shop, key)) is not None:
+        verdict = _sealed(plan, image, shop)
+        if verdict is not None:
+            return Result(
+                plan=plan, image=image, checks=tuple(verdict.checks),
+                seconds=time.monotonic() - began, unchanged=True, not_run=verdict.not_run,
+            )  # fmt: skip
+    preflight.check(plan, shop)
+    preflight.reachable(plan, shop)
+    image = execute(plan, shop)
+    staged = plan.image + STAGING
+    outcome = _prove(plan, image, staged, shop)
+    shop.runner.run([*shop.engine.docker, "tag", staged, plan.image])
+    shop.runner.run([*shop.engine.docker, "rmi", staged], check=False)
+    shop.store.name(plan.image, shop.store.descriptor(image.digest))
+    for layer in plan.layers:
+        if (fetched := preflight.fetch_key(layer)) is not None:
+            shop.store.put_fact("fetched", fetched, {"variant": plan.variant})
+    shop.store.put_fact("built", key, {"digest": image.digest, "variant": plan.variant})
+    return Result(
+        plan=plan,
+        image=shop.store.resolve(image.digest),
+        checks=outcome.checks,
+        seconds=time.monotonic() - began,
+        unchanged=False,
+        not_run=outcome.not_run,
+    )
+
+
+def _sealed(plan: Plan, image: Image, shop: Workshop) -> seal.Verdict | None:
+    """The seal of an image that was built and proven, where the gate would let it ship."""
+    try:
+        passage = gate.ask(
+            shop.store,
+            image.digest,
+            plan_checksum=verify.checksum(plan, shop.project),
+            # What only a node can prove is not proven by building again.
+            required=gate.Required(tiers=DEFAULT),
+            keys=shop.keys,
+        )
+    except GateError:
+        return None
+    return passage.verdict
+
+
+def _unchanged(plan: Plan, shop: Workshop, key: str) -> Image | None:
+    """The image of an earlier build of the very same inputs, if store and engine still hold it."""
+    fact = shop.store.get_fact("built", key)
+    if fact is None or shop.store.names().get(plan.image) != fact.get("digest"):
+        return None
+    if not shop.store.holds(fact["digest"]):
+        return None
+    image = shop.store.resolve(fact["digest"])
+    held = _engine_id(plan.image, shop)
+    return image if held in (image.digest, image.manifest["config"]["digest"]) else None
+
+
+def _engine_id(reference: str, shop: Workshop) -> str | None:
+    done = shop.runner.run(
+        [*shop.engine.docker, "image", "inspect", "--format", "{{.Id}}", reference], check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _repair(plan: Plan, shop: Workshop) -> None:
+    digest = shop.store.names().get(plan.image)
+    if digest is None:
+        return
+    for damaged in shop.store.damaged(digest):
+        shop.view.say(f"removing the damaged blob {damaged}")
+        shop.store.discard(damaged)
+
+
+def execute(plan: Plan, shop: Workshop) -> Image:
+    """Run bake; afterwards the image is in the store by digest, and in the engine as staged."""
+    definition = shop.definition([plan])
+    target = bake.target_name(plan)
+    staged = plan.image + STAGING
+    with TemporaryDirectory(prefix="sparkimage-bake-") as name:
+        file = Path(name, "bake.json")
+        file.write_text(json.dumps(definition, indent=1))
+        policy = json.dumps(bake.policy([plan], shop.outside.mirrors), indent=1)
+        Path(name, POLICY).write_text(policy)
+        if shop.builder.remote:
+            with shop.store.incoming() as incoming:
+                output = f"type=oci,tar=false,dest={incoming},name={plan.image},{bake.COMPRESSION}"
+                _bake(plan, file, {f"{target}.output": output}, shop, f"building {plan.variant}")
+                descriptor = shop.store.adopt(incoming)
+            with shop.view.busy("handing it to the engine"):
+                _load(staged, shop.store.resolve(descriptor.digest), shop)
+        elif shop.engine.containerd_store:
+            with shop.store.incoming() as incoming:
+                output = f"type=oci,tar=false,dest={incoming},name={plan.image},{bake.COMPRESSION}"
+                _bake(plan, file, {f"{target}.output": output}, shop, f"building {plan.variant}")
+                descriptor = shop.store.adopt(incoming)
+            output = f"type=image,name={staged},{bake.COMPRESSION}"
+            with shop.view.busy("handing it to the engine"):
+                _bake(plan, file, {f"{target}.output": output}, shop, "")
+        else:
+            # BuildKit in an engine with the older image store knows no OCI export.
+            output = f"type=docker,name={staged}"
+            _bake(plan, file, {f"{target}.output": output}, shop, f"building {plan.variant}")
+            with shop.view.busy("saving it into the image store"):
+                descriptor = _save(staged, shop)
+    return shop.store.resolve(descriptor.digest)
+
+
+def _bake(plan: Plan, file: Path, overrides: dict[str, str], shop: Workshop, title: str) -> None:
+    argv = [
+        *shop.builder.buildx, "bake", *shop.builder.options, "--file", str(file),
+        "--progress", "rawjson",
+    ]  # fmt: skip
+    for key, value in overrides.items():
+        argv += ["--set", f"{key}={value}"]
+    argv.append(bake.target_name(plan))
+    source = next((layer.name for layer in plan.layers if layer.source is not None), None)
+    state = Build([layer.name for layer in plan.layers], foreign=source)
+    view = shop.view if title else View(shop.view.console, quiet=True)
+    with view.build(state, title) as feed:
+        # The builder is the one that the user has chosen, the engine's own by default.
+        environment = _bake_environment(shop, file.with_name(POLICY))
+        done = shop.runner.run(argv, on_stderr=feed, check=False, env=environment)
+    if done.returncode != 0:
+        if not engine_answers(shop):
+            raise EngineError(
+                f"the engine at {shop.engine.host} went away during the build of {plan.variant}",
+                hint="start it (`python build.py engine up`) and run the same command: "
+                "finished layers are kept",
+            )
+        said = "\n".join(state.errors)
+        if denied := DENIED.findall(said):
+            raise BuildError(
+                f"the build of {plan.variant} asks for {', '.join(sorted(set(denied)))}, which the "
+                "lock does not hold",
+                detail=said,
+                hint="pin it in the matrix, and name it where the layer takes it "
+                "(`source.images`), or take it out of the Dockerfile",
+            )
+        if gone := wheels.withdrawn(said):
+            raise inputs.withdrawn(plan, gone)
+        if wheels.altered(said):
+            raise inputs.altered(plan.variant, said)
+        if ORPHANED.search(said):
+            raise LockError(
+                f"the build of {plan.variant} cannot have its commit: no branch or tag of the "
+                "repository leads to it any more",
+                detail=said,
+                hint="give it one in a mirror of the repository (git push MIRROR COMMIT:refs/heads/"
+                "kept), and name that with --mirror",
+            )
+        raise BuildError(
+            f"the build of {plan.variant} failed",
+            detail="\n".join(dict.fromkeys(state.errors)) or f"buildx ended with {done.returncode}",
+            hint="to run it by hand: "
+            f"python build.py image {plan.variant} --print bake >bake.json; "
+            "docker buildx bake -f bake.json",
+        )
+
+
+def _bake_environment(shop: Workshop, policy: Path) -> dict[str, str]:
+    # Provenance, buildx's default, would make the index differ from run to run.
+    # Without the second one, the docker driver also exports every layer below as an image.
+    index = shop.outside.mirrors.client(WHEELS)
+    return {
+        **shop.builder.environment,
+        **({bake.INDEX_VARIABLE: index} if index is not None else {}),
+        # https://docs.docker.com/build/building/variables/#experimental_buildkit_source_policy
+        "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY": str(policy),
+        "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
+        "BUILDX_NO_DEFAULT_LOAD": "1",
+    }
+
+
+def engine_answers(shop: Workshop) -> bool:
+    """Whether the engine still answers at all."""
+    try:
+        return shop.runner.run([*shop.engine.docker, "version"], check=False).returncode == 0
+    except CommandError:
+        return False
+
+
+def _load(name: str, image: Image, shop: Workshop) -> None:
+    """Let the engine load an image from the store, and name it ``name``."""
+    with closing(docker_client(shop.engine.host)) as client:
+        answers = client.api.load_image(  # type: ignore[no-untyped-call]
+            archive.stream(image, name, shop.store), quiet=True
+        )
+        said = "".join(str(one.get("error") or one.get("stream") or "") for one in answers)
+    if _engine_id(name, shop) not in (image.digest, image.manifest["config"]["digest"]):
+        raise EngineError(
+            f"the engine at {shop.engine.host} did not load {image.digest[:19]}",
+            detail=said,
+            hint="look at its log, and at its free disk",
+        )
+
+
+def _save(reference: str, shop: Workshop) -> Descriptor:
+    with closing(docker_client(shop.engine.host)) as client:
+        chunks = client.images.get(reference).save(chunk_size=1 << 20, named=False)
+        return shop.store.import_docker_archive(ChunkReader(chunks))
+
+
+class ChunkReader:
+    """A file to read from over an iterator of chunks, for tarfile's streaming mode."""
+
+    def __init__(self, chunks: Any) -> None:
+        self.chunks = iter(chunks)
+        self.held = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes; fewer only at the end."""
+        parts = [self.held]
+        length = len(self.held)
+        while size < 0 or length < size:
+            chunk = next(self.chunks, b"")
+            if not chunk:
+                break
+            parts.append(chunk)
+            length += len(chunk)
+        data = b"".join(parts)
+        if size < 0:
+            self.held = b""
+            return data
+        self.held = data[size:]
+        return data[:size]
+
+
+def _prove(plan: Plan, image: Image, staged: str, shop: Workshop) -> verify.Outcome:
+    def live() -> verify.Live:
+        # The containerd store unpacks with the first container. This one is never started; an
+        # image without a command of its own asks for one.
+        created = shop.runner.run(
+            [
+                *shop.engine.docker, "create", "--pull", "never", "--platform", plan.platform,
+                "--entrypoint", "none", staged,
+            ]
+        ).stdout.strip()  # fmt: skip
+        shop.runner.run([*shop.engine.docker, "rm", created])
+        return verify.Live(engine=shop.engine, reference=staged)
+
+    with shop.view.busy("verifying: its layers, then the checks of every layer"):
+        return verify.verify(
+            plan,
+            image,
+            live=live,
+            project=shop.project,
+            store=shop.store,
+            runner=shop.runner,
+            keys=shop.keys,
+        )
+
+
+def engine_reference(plan: Plan, image: Image, shop: Workshop) -> str:
+    """The name under which the engine holds exactly this image.
+
+    Raises ``ImageMissingError`` when it holds it under none.
+    """
+    known = (image.digest, image.manifest["config"]["digest"])
+    for reference in (plan.image, plan.image + STAGING, image.digest):
+        if _engine_id(reference, shop) in known:
+            return reference
+    raise ImageMissingError(
+        f"the engine does not hold {image.digest[:19]} ({plan.variant})",
+        hint=f"python build.py image {plan.variant} --rebuild",
+    )

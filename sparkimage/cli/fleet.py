@@ -1,0 +1,442 @@
+"""The commands that work on the nodes of a fleet."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparkimage.cli.base import AllowOption, JsonOption, console, read_matrix
+from sparkimage.cli.verify import Reference, tiers_of, to_ship
+from sparkimage.errors import NodeError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.table import Table
+
+    from sparkimage.fleets.distribute import Outcome
+    from sparkimage.fleets.upkeep import NodeView
+    from sparkimage.plans.matrix import Matrix
+    from sparkimage.plans.plan import Plan
+    from sparkimage.proof.gate import Required
+    from sparkimage.proof.keys import Keyring
+    from sparkimage.storage.store import Image
+
+NodesOption = Annotated[
+    str,
+    typer.Option(
+        "--nodes",
+        metavar="FILE|NAMES",
+        help="A fleet.yaml, or names that ssh knows, with commas between them.",
+    ),
+]
+PatienceOption = Annotated[
+    float,
+    typer.Option(
+        "--patience",
+        metavar="SECONDS",
+        min=1,
+        help="Without any progress for so long, a node counts as hung.",
+    ),
+]
+PartialOption = Annotated[
+    bool,
+    typer.Option("--partial", help="Go on with the nodes that can: leaves a MIXED fleet."),
+]
+
+
+def distribute(
+    reference: Reference,
+    nodes: NodesOption = "fleet.yaml",
+    partial: PartialOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Look at the nodes and say what would be sent.")
+    ] = False,
+    relay: Annotated[
+        bool,
+        typer.Option(
+            "--relay",
+            help="Nodes pass layers on to each other: they must reach each other by ssh.",
+        ),
+    ] = False,
+    via: Annotated[
+        str,
+        typer.Option(
+            metavar="REGISTRY/REPOSITORY",
+            help="The nodes pull it from there, by digest; nothing is sent from here.",
+        ),
+    ] = "",
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --via: the publisher's public key (PEM); default: the keys whose seals are "
+            "believed here.",
+        ),
+    ] = None,
+    prove: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST", help="Run these tiers on every node before the name moves: run,node."
+        ),
+    ] = "",
+    step: Annotated[
+        int,
+        typer.Option(
+            metavar="MB",
+            min=1,
+            help="A node keeps what has arrived after so many: a lost connection costs no more.",
+        ),
+    ] = 512,
+    allow_unverified: AllowOption = False,
+    patience: PatienceOption = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a proven image to every node, or to none: only the layers that each one lacks."""
+    from sparkimage import paths
+    from sparkimage.fleets import fleet as fleets
+    from sparkimage.fleets import receipts
+    from sparkimage.fleets.distribute import Distribution, Options
+    from sparkimage.progress import View
+    from sparkimage.proof.keys import Keyring
+    from sparkimage.storage.store import Store
+
+    read, store, keys = read_matrix(), Store.open(paths.store()), Keyring.user()
+    fleet = fleets.read(nodes, read.root)
+    plan, held, passage = to_ship(
+        read, store, reference, keys=keys, allow_unverified=allow_unverified
+    )
+    examine = None
+    if prove:
+        from sparkimage.fleets.examine import examiner
+
+        examine = examiner(plan, held, read.root, store, tiers_of(prove))
+    if key is not None and not via:
+        raise UsageError("--key is of what a registry holds", hint="give --via, too")
+    if via:
+        from sparkimage.proof import verify as verifying
+
+        required = verifying.required(plan, read.root)
+        _ask_the_registry(via, key, plan, held, required, keys, allow_unverified=allow_unverified)
+    outcome = Distribution(
+        image=held,
+        name=plan.image,
+        passage=passage,
+        store=store,
+        fleet=fleet,
+        view=View(console(stderr=True), quiet=as_json),
+        options=Options(
+            partial=partial,
+            patience_s=patience,
+            dry_run=dry_run,
+            relay=relay,
+            via=via,
+            step=step * 1_000_000,
+        ),
+        examine=examine,
+        receipts_folder=paths.home() / receipts.FOLDER,
+    ).run()
+    for warning in outcome.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if as_json:
+        typer.echo(json.dumps(outcome.to_dict(), indent=1))
+    else:
+        console().print(_outcome_table(outcome))
+    if outcome.failed:
+        raise NodeError(
+            f"MIXED FLEET, as --partial allows: {', '.join(n.name for n in outcome.failed)} did "
+            f"not get {outcome.name}",
+            detail="\n".join(
+                f"✗ {one.error.message}" for one in outcome.failed if one.error is not None
+            ),
+            hint="mend these nodes and run the same command again, without --partial",
+        )
+
+
+def _ask_the_registry(
+    via: str,
+    key: str | None,
+    plan: Plan,
+    held: Image,
+    required: Required,
+    keys: Keyring,
+    *,
+    allow_unverified: bool,
+) -> None:
+    """See, before any node pulls, that what is there is this image, signed and proven."""
+    from sparkimage.errors import NetworkError, PublishedError, RegistryError
+    from sparkimage.publishing import published, signing
+
+    try:
+        published.verify(
+            f"{via}@{held.digest}",
+            signing.trusted(key, keys),
+            lambda _: required,
+            digest=held.digest,
+            lock=plan.lock_checksum,
+        )
+    except (NetworkError, PublishedError, RegistryError) as error:
+        # The nodes may well reach what this machine does not.
+        if not allow_unverified:
+            raise
+        typer.echo(f"WARNING: pulled UNVERIFIED from {via}: {error.message}", err=True)
+
+
+def _outcome_table(outcome: Outcome) -> Table:
+    from rich.table import Table
+
+    from sparkimage.units import clock, human
+
+    marks = {"moved": "[green]✓[/]", "unchanged": "[green]=[/]", "failed": "[red]✗[/]"}
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left",
+        title=f"{outcome.name} ({outcome.digest[7:19]}), {clock(outcome.seconds)}",
+        title_style="bold",
+    )  # fmt: skip
+    planned = any(one.state == "planned" for one in outcome.nodes)
+    for column in ("", "node", "state", "to send" if planned else "sent", "layers"):
+        table.add_column(column, justify="right" if "se" in column else "left")
+    for one in outcome.nodes:
+        sent = f"from {one.source}" if one.source else human(one.sent)
+        came = "to come" if one.state == "planned" else "came"
+        layers = f"{one.layers_sent} {came}, {one.layers_kept} were there"
+        if one.state == "failed":
+            sent = layers = ""
+        table.add_row(marks.get(one.state, "·"), one.name, one.state, sent, layers)
+    return table
+
+
+def nodes(
+    variant: Annotated[
+        str | None, typer.Argument(help="A variant, or a name of an image; none: all of ours.")
+    ] = None,
+    nodes: NodesOption = "fleet.yaml",
+    patience: PatienceOption = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who has what, and whether it is the same everywhere (exit code 15 when it is not)."""
+    from sparkimage import paths
+    from sparkimage.errors import MixedFleetError
+    from sparkimage.fleets import fleet as fleets
+    from sparkimage.fleets import upkeep
+    from sparkimage.fleets.moving import PREVIOUS
+    from sparkimage.storage.store import Store
+
+    read = read_matrix()
+    name = _image_name(read, variant) if variant is not None else None
+    views = upkeep.look(
+        fleets.read(nodes, read.root), Store.open(paths.store()), repository=read.repository,
+        only=name, patience_s=patience,
+    )  # fmt: skip
+    differ = upkeep.differing(views)
+    if as_json:
+        typer.echo(json.dumps([view.to_dict() for view in views], indent=1))
+    else:
+        console().print(_nodes_table(views))
+        if upkeep.names(views):
+            console().print("", _images_table(views, differ), sep="\n")
+    errors = {view.name: view.error for view in views if view.error is not None}
+    if errors:
+        from sparkimage.fleets.moving import lines
+
+        raise NodeError(
+            f"{len(errors)} of {len(views)} nodes cannot be asked"
+            + (f"; not the same on the others: {', '.join(differ)}" if differ else ""),
+            detail="\n".join(lines(errors)),
+        )
+    # A node that came later has no former image: no reason for an alarm.
+    alarming = [name for name in differ if not name.endswith(PREVIOUS)]
+    if alarming:
+        raise MixedFleetError(
+            f"not the same on all nodes: {', '.join(alarming)}",
+            hint="bring it everywhere: python build.py distribute VARIANT",
+        )
+
+
+def rollback(
+    variant: Annotated[str, typer.Argument(help="A variant, or a name of an image.")],
+    nodes: NodesOption = "fleet.yaml",
+    partial: PartialOption = False,
+    patience: PatienceOption = 60.0,
+) -> None:
+    """Go back to the former image, on every node or on none."""
+    from sparkimage.fleets import fleet as fleets
+    from sparkimage.fleets import upkeep
+    from sparkimage.fleets.distribute import who
+    from sparkimage.fleets.moving import lines
+
+    read = read_matrix()
+    fleet, name = fleets.read(nodes, read.root), _image_name(read, variant)
+    errors = upkeep.rollback(fleet, name, who=who(), patience_s=patience, partial=partial)
+    well = [node for node in fleet.names if node not in errors]
+    typer.echo(f"{name} is its former image again on {', '.join(well)}")
+    if errors:
+        raise NodeError(
+            f"MIXED FLEET, as --partial allows: {', '.join(errors)} not rolled back",
+            detail="\n".join(lines(errors)),
+        )
+
+
+def gc(
+    nodes: NodesOption = "fleet.yaml",
+    keep: Annotated[
+        int, typer.Option(min=1, help="Images that stay of each variant, the newest ones.")
+    ] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    patience: PatienceOption = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove old images and what broken runs left from the nodes.
+
+    Never what a container uses, and never what has a name, such as the former image.
+    """
+    from sparkimage.fleets import fleet as fleets
+    from sparkimage.fleets import upkeep
+    from sparkimage.fleets.distribute import who
+    from sparkimage.fleets.moving import lines
+    from sparkimage.units import human
+
+    read = read_matrix()
+    came, errors = upkeep.collect(
+        fleets.read(nodes, read.root), keep=keep, who=who(), patience_s=patience, dry_run=dry_run
+    )
+    if as_json:
+        typer.echo(json.dumps([one.to_dict() for one in came], indent=1))
+    for one in came if not as_json else ():
+        what = "would set free at most" if dry_run else "set free"
+        typer.echo(f"{one.node}: {what} {human(one.freed)}")
+        verb = "would remove" if dry_run else "removed"
+        for line in (*(f"{verb} {gone}" for gone in one.removed), *(f"kept {k}" for k in one.kept)):
+            typer.echo(f"  {line}")
+    if errors:
+        raise NodeError(
+            f"{len(errors)} of {len(came) + len(errors)} nodes failed",
+            detail="\n".join(lines(errors)),
+        )
+
+
+def receipts(
+    nodes: Annotated[
+        str,
+        typer.Option(
+            "--nodes",
+            metavar="FILE|NAMES",
+            help="Those that are kept on these nodes, by whomever they were brought; "
+            "none: those that are kept here.",
+        ),
+    ] = "",
+    patience: PatienceOption = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """List what was brought where, when, by whom, and what was proven.
+
+    "arrival": layers, config and platform are those that were sent, and a container can be made
+    of them.
+    """
+    from sparkimage import paths
+    from sparkimage.fleets import fleet as fleets
+    from sparkimage.fleets import receipts as keeping
+    from sparkimage.fleets import upkeep
+    from sparkimage.fleets.moving import lines
+
+    if nodes:
+        found, errors = upkeep.receipts(fleets.read(nodes, read_matrix().root), patience_s=patience)
+    else:
+        found, errors = keeping.kept(paths.home() / keeping.FOLDER), {}
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    elif found:
+        console().print(_receipts_table(found))
+    else:
+        typer.echo("no image was brought anywhere" + (" there" if nodes else " from here"))
+    if errors:
+        raise NodeError(f"{len(errors)} nodes cannot be asked", detail="\n".join(lines(errors)))
+
+
+def _receipts_table(found: Sequence[Mapping[str, Any]]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sparkimage.fleets import receipts as keeping
+    from sparkimage.fleets.distribute import PROVEN
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for place, column in enumerate(("when (UTC)", "image", "digest", "seal", "proven there", "on")):
+        table.add_column(column, overflow="fold", no_wrap=place < 3)
+    for one, on in keeping.grouped(found):
+        seal, proven = one.get("seal"), list(one.get("proven") or ())
+        if set(PROVEN) <= set(proven):
+            proven = ["arrival", *(word for word in proven if word not in PROVEN)]
+        table.add_row(
+            escape(str(one["when"]).replace("T", " ")[:16]), escape(str(one["name"])),
+            escape(str(one["digest"])[7:19]),
+            escape(f"{seal['result']} {'+'.join(seal['tiers'])}")
+            if seal
+            else "[red]UNVERIFIED[/]",
+            escape("+".join(proven)), escape(", ".join(on)),
+        )  # fmt: skip
+    return table
+
+
+def _image_name(read: Matrix, given: str) -> str:
+    """The image's name of a variant; what is a name already stays one."""
+    from sparkimage import wellformed
+
+    names = [variant.name for variant in read.variants]
+    if given.startswith(f"{read.repository}:"):
+        return given
+    if given not in names:
+        raise UsageError(f"no variant is called {given!r}", hint=wellformed.nearest(given, names))
+    return f"{read.repository}:{given}"
+
+
+def _nodes_table(views: Sequence[NodeView]) -> Table:
+    from rich.table import Table
+
+    from sparkimage.units import human
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("", "node", "docker", "store", "arch", "free disk", "images of ours"):
+        table.add_column(column, justify="right" if column == "free disk" else "left")
+    for view in views:
+        seen = view.seen
+        if view.error is not None or seen is None:
+            table.add_row("[red]✗[/]", view.name, "", "", "", "", "[red]cannot be asked[/]")
+            continue
+        count = str(len(view.images)) if view.images else "[dim]none[/]"
+        table.add_row(
+            "", view.name, seen.version, seen.store, seen.arch, human(seen.free), count
+        )  # fmt: skip
+    return table
+
+
+def _images_table(views: Sequence[NodeView], differ: Sequence[str]) -> Table:
+    """Each name with every image that it stands for, and on which nodes."""
+    from rich.table import Table
+
+    from sparkimage.fleets import upkeep
+
+    asked = [view.name for view in views if view.error is None]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("", "image", "digest", "since (UTC)", "on"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("digest", "since (UTC)"))
+    for name in upkeep.names(views):
+        mark, label = "[red]≠[/]" if name in differ else "[green]=[/]", name
+        for one in upkeep.standings(views, name):
+            digest = (
+                "[yellow]none[/]"
+                if one.identity is None
+                else one.digest[7:19]
+                if one.digest
+                else f"[dim]({one.identity})[/]"
+            )
+            where = ", ".join(one.nodes)
+            if list(one.nodes) == asked:
+                those = "nodes" if len(asked) == len(views) else "that were asked"
+                where = f"all {len(asked)} {those}" if len(asked) > 1 else where
+            since = (one.when or "").replace("T", " ")[:16]
+            table.add_row(mark, label, digest, since, where)
+            mark = label = ""
+    return table

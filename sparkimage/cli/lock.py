@@ -1,0 +1,132 @@
+"""The command of the lock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparkimage.cli.base import (
+    JsonOption,
+    MirrorOption,
+    console,
+    outside,
+    read_lock,
+    read_matrix,
+    use_mirrors,
+)
+from sparkimage.errors import LockError, NetworkError, UsageError
+
+if TYPE_CHECKING:
+    from sparkimage.inputs.resolve import Failure
+    from sparkimage.plans.matrix import Matrix
+
+
+def lock(
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether it fits the matrix (offline).")
+    ] = False,
+    update: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[==V]",
+            help="Move this pin, patch or wheel, and nothing else; NAME may be a glob.",
+        ),
+    ] = None,
+    outdated: Annotated[
+        bool, typer.Option("--outdated", help="List what is newer outside; change nothing.")
+    ] = False,
+    mirror: MirrorOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Resolve the matrix's pins into matrix.lock; what fits there already stays as it is."""
+    if check + outdated + bool(update) > 1:
+        raise UsageError("--check, --update and --outdated exclude each other", hint="take one")
+    use_mirrors(mirror)
+    read = read_matrix()
+    if check:
+        _check(read)
+    elif outdated:
+        _outdated(read, as_json=as_json)
+    else:
+        _resolve(read, update or ())
+
+
+def _check(read: Matrix) -> None:
+    held = read_lock(read)
+    typer.echo(f"{held.file} fits {read.file.name}")
+    for (pin, value), entry in sorted(held.entries.items()):
+        if entry.unresolved is not None:
+            typer.echo(f"  not resolved yet: {pin} {value}")
+
+
+def _outdated(read: Matrix, *, as_json: bool) -> None:
+    from rich.table import Table
+
+    from sparkimage.inputs import resolve
+
+    held = read_lock(read)
+    quiet = outside(read, lambda _: None)
+    terminal = console()
+    with console(stderr=True).status("looking outside"):
+        news, fresh = resolve.outdated(read, held, quiet)
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in news], indent=1))
+    elif news:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for column in ("pin", "what", "locked", "newest"):
+            table.add_column(column, overflow="fold")
+        for one in news:
+            table.add_row(one.pin, one.what, one.locked, one.newest)
+        terminal.print(table)
+        terminal.print("\nto take one: python build.py lock --update NAME", highlight=False)
+    else:
+        typer.echo("nothing that could be asked is newer than in the lock")
+    _report(fresh.failures, written=False)
+
+
+def _resolve(read: Matrix, update: Sequence[str]) -> None:
+    from sparkimage.inputs import resolve
+    from sparkimage.plans import lock as locking
+
+    path = read.file.with_suffix(".lock")
+    try:
+        held = locking.load(path)
+    except LockError:
+        held = None  # missing, of an older version or damaged: made anew
+    move = resolve.read_move(read, held, update)
+    outcome = resolve.resolve(read, held, outside(read, typer.echo), move)
+    made = locking.dump(outcome.lock)
+    if path.is_file() and path.read_text() == made:
+        typer.echo(f"{path.name} is unchanged")
+    else:
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text(made)
+        temporary.replace(path)
+        typer.echo(f"{path.name} is written; look at `git diff {path.name}`")
+    _report(outcome.failures, written=True)
+
+
+def _report(failures: Sequence[Failure], *, written: bool) -> None:
+    """Every pin that could not be resolved, each with what to do; the exit code says so too."""
+    if not failures:
+        return
+    lines = []
+    for failure in failures:
+        lines.append(f"✗ {failure.error.message}")
+        lines += [f"    {line}" for line in failure.error.detail.splitlines()[-4:]]
+        lines.append(f"    → {failure.error.hint}")
+    unreachable = all(isinstance(failure.error, NetworkError) for failure in failures)
+    kind = NetworkError if unreachable else LockError
+    count = f"{len(failures)} pin{'s' * (len(failures) > 1)}"
+    raise kind(
+        f"{count} could not be {'reached' if unreachable else 'resolved'}"
+        + ("; all the others are in the lock" if written else ""),
+        detail="\n".join(lines),
+        hint="run the same command where they can be: what is resolved stays"
+        if unreachable
+        else "correct these, then run the same command: what is resolved stays",
+    )

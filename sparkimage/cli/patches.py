@@ -1,0 +1,103 @@
+"""The commands of the patches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparkimage.cli.base import (
+    JsonOption,
+    MirrorOption,
+    console,
+    outside,
+    plans_of,
+    read_lock,
+    read_matrix,
+    use_mirrors,
+)
+from sparkimage.errors import UsageError
+
+app = typer.Typer(help="Patches: what each one is to each variant.")
+
+
+@app.callback(invoke_without_command=True)
+def patches(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List the patches, and what each one is to each variant of a fork."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.table import Table
+
+    from sparkimage.plans import planning
+
+    read = read_matrix()
+    held = read_lock(read)
+    rows = [
+        {"patch": name, "variant": variant.name, "state": verdict.state, "reason": verdict.reason}
+        for variant in read.variants
+        for name, verdict in planning.judge_patches(read, variant, held).items()
+        if planning.has_fork(read, variant)
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    terminal = console()
+    for name, patch in sorted(read.patches.items()):
+        address, commit, path = patch.place
+        where = f"{path} of {address} at {commit[:12]}" if commit else f"patches/{path}"
+        licence = f" ({patch.origin.licence})" if patch.origin else ""
+        terminal.print(f"[bold]{name}[/]: {patch.purpose}", highlight=False)
+        terminal.print(f"  [dim]{patch.kind}: {where}{licence}[/]", highlight=False)
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for column in ("  variant", "state", "why"):
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            if row["patch"] == name:
+                table.add_row(f"  {row['variant']}", row["state"], row["reason"])
+        terminal.print(table)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Where the files are written.")],
+    variant: Annotated[
+        str | None, typer.Option(help="The variant; needed when several apply patches.")
+    ] = None,
+    mirror: MirrorOption = None,
+) -> None:
+    """Write the patched files of a variant where `docker run -v` can take them.
+
+    So that a patch can be changed live, without a build.
+    """
+    from sparkimage.build.preflight import refuse_unresolved
+    from sparkimage.inputs import fetch as inputs
+    from sparkimage.plans.matrix import select
+
+    use_mirrors(mirror)
+    read = read_matrix()
+    applying = [
+        one for one in read.variants if any(read.layers[layer].patches for layer in one.layers)
+    ]
+    chosen = select(read, names=[variant]) if variant else tuple(applying)
+    if len(chosen) != 1 or chosen[0] not in applying:
+        raise UsageError(
+            f"{variant or 'the matrix'} has {len(applying) if not variant else 'no'} "
+            "variants with patches",
+            hint="name one with --variant: " + ", ".join(one.name for one in applying),
+        )
+    plans = plans_of(read, chosen)
+    refuse_unresolved(plans)
+    reached = outside(read, lambda line: typer.echo(line, err=True))
+    mounts = []
+    for path, content in inputs.patched(plans[0], read.root, reached).items():
+        made = folder.absolute() / Path(path).name
+        made.parent.mkdir(parents=True, exist_ok=True)
+        temporary = made.with_name(f".{made.name}.new")
+        temporary.write_bytes(content)
+        temporary.replace(made)
+        mounts.append(f"-v {made}:{path}:ro")
+    typer.echo("written; give these to docker run:")
+    for mount in mounts:
+        typer.echo(f"  {mount}")

@@ -1,0 +1,314 @@
+"""The commands that bring images into a registry, and look at what is there."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparkimage.cli.base import (
+    JsonOption,
+    MirrorOption,
+    Settings,
+    console,
+    outside,
+    read_matrix,
+    use_mirrors,
+)
+from sparkimage.cli.verify import tiers_of, to_ship
+from sparkimage.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.table import Table
+
+    from sparkimage.proof.gate import Required
+    from sparkimage.publishing.publish import Outcome
+    from sparkimage.publishing.published import Reading, Trusted
+
+
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The publisher's public key (PEM); default: the keys whose seals are believed here.",
+    ),
+]
+IdentityOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEXP", help="Without a key: the subject of the CI job's certificate (cosign)."
+    ),
+]
+IssuerOption = Annotated[
+    str | None, typer.Option(metavar="URL", help="Without a key: who vouches for that identity.")
+]
+PublishedReference = Annotated[
+    str, typer.Argument(metavar="REF", help="REGISTRY/REPOSITORY:TAG, or …@sha256:DIGEST.")
+]
+
+
+def publish(
+    variant: Annotated[
+        list[str],
+        typer.Argument(help="A variant; several, where they are the platforms of one image."),
+    ],
+    to: Annotated[str, typer.Option(metavar="REGISTRY/REPOSITORY", help="Where to.")],
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|KMS",
+            help="What to sign with: a PEM key, cosign's key file, or a KMS address; default: "
+            "the key of the seals.",
+        ),
+    ] = None,
+    identity: IdentityOption = None,
+    issuer: IssuerOption = None,
+    mirror: MirrorOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a proven image into a registry, signed, and give it its tags when all is there."""
+    from sparkimage import paths
+    from sparkimage.layers import layerindex
+    from sparkimage.plans import matrix
+    from sparkimage.progress import View
+    from sparkimage.proof import verify as verifying
+    from sparkimage.proof.keys import Keyring
+    from sparkimage.publishing import naming, sbom, signing
+    from sparkimage.publishing import publish as publishing
+    from sparkimage.publishing.oci import Place, Repository
+    from sparkimage.run import Local
+    from sparkimage.storage.store import Store
+
+    use_mirrors(mirror)
+    read, store, keys = read_matrix(), Store.open(paths.store()), Keyring.user()
+    chosen = matrix.select(read, names=variant)
+    channels = publishing.channels(read, chosen)
+    view = View(console(stderr=True), quiet=as_json)
+    if key is not None and (identity or issuer):
+        raise UsageError("--key signs with a key, --identity without one", hint="choose one")
+    reached = outside(read, view.say)
+    signer = signing.keyless(identity, issuer, reached) or signing.signer(key, keys, reached)
+    items = []
+    for one in chosen:
+        plan, held, passage = to_ship(read, store, one.name, keys=keys, allow_unverified=False)
+        required = verifying.required(plan, read.root)
+        assert passage.verdict is not None
+        with view.busy(f"measuring {plan.variant}"):
+            files = layerindex.image_files(store, held)
+        with view.busy(f"SBOM of {plan.variant}"):
+            item = publishing.Item(
+                plan=plan,
+                image=held,
+                measured=naming.measure(files),
+                verdict=passage.verdict,
+                required=required,
+                bill=sbom.make(plan, held, files, store, Local()),
+            )
+        items.append(item)
+    outcome = publishing.Publication(
+        items=items,
+        store=store,
+        to=Repository(place=Place.parse(to), writes=True),
+        view=view,
+        signer=signer,
+        trusted=keys.trusted(),
+        channels=channels,
+    ).run()
+    if as_json:
+        typer.echo(json.dumps(outcome.to_dict(), indent=1))
+    else:
+        _show(outcome)
+
+
+def verify_published(
+    reference: PublishedReference,
+    key: KeyOption = None,
+    identity: IdentityOption = None,
+    issuer: IssuerOption = None,
+    requires: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Tiers that must have passed; default: as the matrix says."
+        ),
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Read every blob, too, and prove it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a registry whether an image is signed, proven, whole, and what its tag says."""
+    from sparkimage.progress import View
+    from sparkimage.publishing import published
+    from sparkimage.publishing.oci import Repository
+
+    trusted = _trusted(key, identity, issuer)
+    view = View(console(stderr=True), quiet=as_json or not whole)
+    at = published.Reference.parse(reference)
+    with view.transfer(f"reading {at}", 0) as moved:
+        found, facts = published.verify(
+            reference,
+            trusted,
+            requirement(requires),
+            deep=whole,
+            moved=moved,
+            repository=Repository(place=at.place),
+        )
+    if as_json:
+        said = {
+            "reference": reference,
+            "digest": found.digest,
+            "result": "PASSED",
+            "platforms": {
+                one.reading.platform: {
+                    "digest": one.reading.digest,
+                    "tiers": list(one.verdict.tiers),
+                    "checks": len(one.verdict.checks),
+                    "lock": one.reading.lock,
+                }
+                for one in facts
+            },
+        }
+        typer.echo(json.dumps(said, indent=1))
+        return
+    for one in facts:
+        typer.echo(
+            f"✓ {one.reading.platform} {one.reading.digest}: signed, "
+            f"{len(one.verdict.checks)} checks passed ({', '.join(one.verdict.tiers)}), "
+            f"lock {one.reading.lock[:8]}"
+        )
+
+
+def inspect(
+    reference: PublishedReference,
+    key: KeyOption = None,
+    identity: IdentityOption = None,
+    issuer: IssuerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a published image is, by what the registry has of it alone."""
+    from sparkimage.publishing import inspecting, published
+    from sparkimage.publishing.oci import Repository
+
+    trusted = _trusted(key, identity, issuer)
+    at = published.Reference.parse(reference)
+    found = published.read(at, Repository(place=at.place), trusted)
+    said = inspecting.describe(found, requirement(None))
+    if as_json:
+        typer.echo(json.dumps(said, indent=1))
+        return
+    terminal = console()
+    terminal.print(
+        f"[bold]{said['reference']}[/]\n{said['digest']}", highlight=False, soft_wrap=True
+    )
+    signature = said["signature"]
+    keys = ", ".join(one[:16] for one in signature["keys"])
+    terminal.print(
+        f"[green]✓ believed[/]: {signature['state']} ({keys})" if said["believed"]
+        else f"[red]✗ not believed[/]: {said['why']}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if signature["tags"]:
+        tags = ", ".join(signature["tags"])
+        terminal.print(f"signed for {tags}", highlight=False, soft_wrap=True)
+    for platform, one in said["platforms"].items():
+        terminal.print(_page(platform, one))
+
+
+def _page(platform: str, one: dict[str, Any]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sparkimage.units import human
+
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left", show_header=False,
+        title=f"\n{platform}", title_style="bold",
+    )  # fmt: skip
+    versions = ", ".join(f"{name} {value}" for name, value in one["versions"].items())
+    rows = [
+        ("digest", one["digest"]),
+        ("variant", str(one["variant"])),
+        ("measured", versions or "nothing"),
+        ("lock", one["lock"] or "none"),
+        ("source", f"{one['source'] or 'unknown'} at {one['revision'] or 'unknown'}"),
+        ("created", str(one["created"])),
+        ("entrypoint", " ".join(one["entrypoint"])),
+        ("layers", f"{one['layers']}, {human(one['size'])}"),
+        ("materials", f"{one['materials']} of the lock"),
+    ]
+    for seal in one["seal"] or [None]:
+        if seal is None:
+            rows.append(("seal", "none"))
+            continue
+        failed = f", {len(seal['failed'])} failed" if seal["failed"] else ""
+        believed = "" if seal["believed"] else " (NOT BELIEVED)"
+        tiers = ", ".join(seal["tiers"])
+        said = f"{seal['result']}{believed}: {seal['passed']} passed{failed} ({tiers})"
+        rows.append(("seal", f"{said}, {seal['when']}, on {seal['where']}"))
+    bill = one["sbom"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in bill["packages"].items())
+    rows.append(("SBOM", kinds or "none"))
+    rows += [("", f"{file['path']} {file['version']}, {file['origin']}") for file in bill["files"]]
+    for name, value in rows:
+        table.add_row(f"[dim]{name}[/]", escape(value))
+    return table
+
+
+def _trusted(key: str | None, identity: str | None, issuer: str | None) -> Trusted:
+    """Whom to believe."""
+    from sparkimage import paths
+    from sparkimage.address import Mirrors, read_rules
+    from sparkimage.inputs.outside import Outside
+    from sparkimage.proof.keys import Keyring
+    from sparkimage.publishing import signing
+    from sparkimage.run import Local
+
+    reached = Outside(
+        home=paths.home(), runner=Local(), mirrors=Mirrors(rules=read_rules(paths.mirrors())),
+        say=lambda line: typer.echo(line, err=True),
+    )  # fmt: skip
+    keyless = signing.keyless(identity, issuer, reached)
+    return keyless or signing.trusted(key, Keyring.user())
+
+
+def requirement(given: str | None) -> Callable[[Reading], Required]:
+    """What a published image must have passed: as said, as the matrix here says, or by default."""
+    from sparkimage.proof.gate import Required
+    from sparkimage.tier import DEFAULT
+
+    if given is not None:
+        return lambda _: Required(tiers=tiers_of(given))
+    tiers = read_matrix().requires if Settings.matrix_file.is_file() else DEFAULT
+    return lambda _: Required(tiers=tiers)
+
+
+def _show(outcome: Outcome) -> None:
+    from rich.table import Table
+
+    from sparkimage.units import clock, human
+
+    terminal = console()
+    said = "published" if outcome.changed else "nothing changed: all of it was there"
+    terminal.print(
+        f"[bold]{outcome.repository}@{outcome.digest}[/]\n{said}, {clock(outcome.seconds)}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    for tag, change in outcome.tags.items():
+        mark = "=" if change == "unchanged" else "✓"
+        terminal.print(
+            f"[green]{mark}[/] {outcome.repository}:{tag}  [dim]{change}[/]",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    for platform, (digest, blobs) in outcome.platforms.items():
+        table.add_row(
+            "·", f"{platform} {digest[7:19]}",
+            f"{blobs.uploaded} blobs sent ({human(blobs.bytes)}), {blobs.mounted} taken over, "
+            f"{blobs.there} there",
+        )  # fmt: skip
+    for what in outcome.added:
+        table.add_row("[green]+[/]", what, "")
+    terminal.print(table)

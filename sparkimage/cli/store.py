@@ -1,0 +1,36 @@
+"""The commands of the image store."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(help="The image store.", no_args_is_help=True)
+
+
+@app.command("check")
+def store_check() -> None:
+    """Read every blob of every named image, and say which are damaged."""
+    from sparkimage import paths
+    from sparkimage.errors import StoreError
+    from sparkimage.storage.store import Store
+
+    store = Store.open(paths.store())
+    wrong = {name: store.damaged(digest) for name, digest in sorted(store.names().items())}
+    for name, blobs in wrong.items():
+        typer.echo(f"{name}: {'whole' if not blobs else 'damaged: ' + ', '.join(blobs)}")
+    broken = [name for name, blobs in wrong.items() if blobs]
+    if broken:
+        raise StoreError(
+            f"{len(broken)} of {len(wrong)} images in the store are damaged",
+            hint=f"python build.py image {broken[0].rpartition(':')[2]} --repair",
+        )
+
+
+@app.command("gc")
+def store_gc() -> None:
+    """Remove the blobs that no named image uses."""
+    from sparkimage import paths
+    from sparkimage.storage.store import Store
+    from sparkimage.units import human
+
+    typer.echo(f"{human(Store.open(paths.store()).gc())} set free")

@@ -1,0 +1,1 @@
+"""Images on the nodes of a fleet: on every one or on none."""

@@ -1,0 +1,459 @@
+"""An image on every node of a fleet, or on none.
+
+Look at all nodes; bring each the layers that it lacks, under a staging name; prove it there; and
+only when it is proven everywhere, move the name, everywhere. What a failed run has brought stays
+under the staging names, for the next one to go on from.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sparkimage.board import Board
+from sparkimage.errors import SparkError, UnreachableError
+from sparkimage.fleets import delta, moving, receipts, remote
+from sparkimage.fleets.delta import Whole
+from sparkimage.fleets.fanout import Shared
+from sparkimage.fleets.fleet import Fleet
+from sparkimage.fleets.moving import PREVIOUS, Errors, Move, together
+from sparkimage.fleets.remote import Remote
+from sparkimage.fleets.station import ATTEMPTS, Station
+from sparkimage.layers import layerindex
+from sparkimage.progress import Moved, View
+from sparkimage.proof.gate import Passage
+from sparkimage.storage.archive import Document, Step
+from sparkimage.storage.store import Image, Store
+from sparkimage.units import human
+
+PROVEN = ("layers", "config", "platform", "container")
+"""What every node proves of an image before its name is moved."""
+WAIT_S = (1.0, 3.0)
+"""Seconds between two attempts at a node that could not be reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to go about it."""
+
+    partial: bool = False
+    """Leave a mixed fleet when some nodes fail."""
+    patience_s: float = remote.PATIENCE_S
+    dry_run: bool = False
+    relay: bool = False
+    """Nodes that lack the same layers pass them on; only one of them gets them from here."""
+    via: str = ""
+    """A repository of a registry that the nodes pull from; empty: the layers go out from here."""
+    step: int = delta.STEP
+    """Bytes after which a node keeps what has arrived, whatever becomes of the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeResult:
+    """What came of a node."""
+
+    name: str
+    state: str
+    """``moved``, ``unchanged``, ``planned`` or ``failed``."""
+    sent: int = 0
+    """Bytes that went to it from here; with ``planned`` those that would."""
+    source: str = ""
+    """Where else it got the layers from: another node's name, or the registry's repository."""
+    layers_sent: int = 0
+    layers_kept: int = 0
+    error: SparkError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of it all."""
+
+    name: str
+    digest: str
+    nodes: tuple[NodeResult, ...]
+    seconds: float
+    read: int
+    """Bytes that were read from the store, for all nodes together."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> tuple[NodeResult, ...]:
+        return tuple(node for node in self.nodes if node.error is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "seconds": round(self.seconds, 3),
+            "read": self.read,
+            "warnings": list(self.warnings),
+            "nodes": [
+                {
+                    "node": one.name,
+                    "state": one.state,
+                    "sent": one.sent,
+                    "source": one.source or None,
+                    "layers_sent": one.layers_sent,
+                    "layers_kept": one.layers_kept,
+                    "error": one.error.message if one.error is not None else None,
+                }
+                for one in self.nodes
+            ],
+        }
+
+
+@contextmanager
+def stations(fleet: Fleet, patience_s: float) -> Iterator[list[Station]]:
+    """The fleet's nodes, not yet connected; their connections end with the context."""
+    with remote.sockets() as folder:
+        made = [
+            Station(remote=Remote(node=node, sockets=folder, patience_s=patience_s))
+            for node in fleet.nodes
+        ]
+        try:
+            yield made
+        finally:
+            together(made, lambda one: one.remote.close())
+
+
+@dataclass(kw_only=True)
+class Distribution:
+    """One image on its way to a fleet."""
+
+    image: Image
+    name: str
+    passage: Passage
+    store: Store
+    fleet: Fleet
+    view: View
+    options: Options = field(default_factory=Options)
+    receipts_folder: Path | None = None
+    """The folder of our own receipts; None to keep none."""
+    examine: Callable[[Station, str], Sequence[str]] | None = None
+    """Proves the image of this name on a node further, before any name is moved; says how."""
+
+    def __post_init__(self) -> None:
+        self.whole = Whole(
+            image=self.image,
+            manifest=self._document(self.image.digest),
+            config=self._document(self.image.manifest["config"]["digest"]),
+        )
+        self.part = delta.part(self.whole, len(self.image.layers))
+        self.shared = Shared(self.store, self.image.layers)
+        self.who = who()
+        self.lacking: dict[str, list[int]] = {}
+        self.expected: dict[str, int] = {}
+        self.warnings: list[str] = []
+        self.proven: dict[str, Sequence[str]] = {}
+
+    def run(self) -> Outcome:
+        """Do it. Raises ``NodeError`` with every node that failed; then nothing was moved, or
+        (``partial``) only the others' names. ``MixedFleetError`` when what failed in the last
+        phase could not be undone everywhere."""
+        began = time.monotonic()
+        with stations(self.fleet, self.options.patience_s) as all_:
+            self.view.say(f"looking at {moving.nodes(all_)}")
+            errors = together(all_, self._look, stop=moving.abandon)
+            self._decide(all_, errors, "nothing was sent", "run the same command again")
+            well = [one for one in all_ if one.name not in errors]
+            there = {one.name for one in well if self._is_there(one)}
+            # One that has it already is proven all the same, where more is to be proven.
+            todo = [one for one in well if one.name not in there or self.examine is not None]
+            if self.options.dry_run:
+                return self._outcome(all_, errors, there, began, "planned")
+            errors |= self._stage(todo)
+            self._decide(all_, errors, "no name was moved: every node keeps what it had")
+            ready = [one for one in todo if one.name not in errors]
+            came = moving.move(
+                [self._move(one) for one in ready],
+                partial=self.options.partial,
+                say=self.view.say,
+            )
+            errors |= came.failed
+            if came.stuck:
+                raise moving.mixed(self.name, came.stuck, errors)
+            self._decide(all_, errors, "what was moved has been undone: every node has what it had")
+            self._clean([one for one in well if one.name not in errors])
+            self._keep_receipts([one for one in ready if one.name not in errors])
+            return self._outcome(all_, errors, there, began, "moved")
+
+    @cached_property
+    def known(self) -> Mapping[str, list[str]]:
+        """The layers of every image of ours, by its manifest; read when a node lacks something."""
+        return _known(self.store)
+
+    # Phases
+
+    def _look(self, station: Station) -> None:
+        station.connect(lock=not self.options.dry_run, who=self.who)
+        station.check(self.image)
+        lacking = self.lacking[station.name] = (
+            [] if station.has(self.image) else station.lacking(self.whole, self.known)
+        )
+        layers = [self.image.layers[place] for place in lacking]
+        if layers:
+            steps = self._steps(lacking)
+            station.room(
+                sum(layer.size for layer in layers),
+                sum(layerindex.unpacked_size(self.store, layer) for layer in layers),
+                max(step.size for step in steps),
+            )
+
+    def _is_there(self, station: Station) -> bool:
+        held, named = station.has(self.image), station.now.by_tag(self.name)
+        return held is not None and named is not None and held.id == named.id
+
+    def _stage(self, todo: Sequence[Station]) -> Errors:
+        if not todo:
+            return {}
+        text = f"{self.name} to {moving.nodes(todo)}"
+        with self.view.board([one.name for one in todo], text) as board:
+            for one in todo:
+                self._expect(one, board, 0 if self.options.via else self._bytes(one))
+                board.state(one.name, self._reused(one))
+            if self.options.relay and not self.options.via:
+                self._relay(todo, board)
+            left = [one for one in todo if not one.target or self.examine is not None]
+            return together(left, lambda one: self._bring(one, board), stop=moving.abandon)
+
+    def _relay(self, todo: Sequence[Station], board: Board) -> None:
+        """Chains of nodes that lack the same; what it does not bring is brought from here."""
+        groups: dict[tuple[int, ...], list[Station]] = {}
+        for one in todo:
+            if not one.has(self.image):
+                groups.setdefault(tuple(self.lacking[one.name]), []).append(one)
+
+        def chain(stations: list[Station]) -> None:
+            first, *others = stations
+            for one in others:
+                board.state(one.name, f"by relay from {first.name}")
+                self._expect(one, board, 0)
+            steps = self._steps(self.lacking[first.name])
+            why = "it ended before its time"
+            try:
+                first.load(steps, self.shared, self._moving(first, board), followers=others)
+            except SparkError as error:
+                why = error.message
+                raise
+            finally:
+                for one in stations:
+                    if one.target:
+                        one.layers_sent = sum(len(step.send) for step in steps)
+                        one.source = first.name if one is not first else ""
+                        board.state(one.name, "proven")
+                    else:
+                        self.warnings.append(
+                            f"{one.name}: not reached by relay, its layers go out from here: "
+                            f"{one.unrelayed or why}"
+                        )
+
+        # What went wrong is seen again, and told, when it is brought from here.
+        together(
+            [g for g in groups.values() if len(g) > 1], chain, name=lambda g: g[0].name,
+            stop=lambda g: moving.abandon(g[0]),
+        )  # fmt: skip
+
+    def _bring(self, station: Station, board: Board) -> None:
+        """Load and prove it there; what can pass is tried again."""
+        if self.options.relay and not self.options.via:
+            self._again(station, board)
+        for attempt in range(ATTEMPTS):
+            try:
+                held = station.has(self.image)
+                if held is not None:
+                    station.adopt(held.id, self.part)
+                elif self.options.via:
+                    pulled = f"{self.options.via}@{self.image.digest}"
+                    board.state(station.name, f"pulls from {self.options.via}")
+                    station.adopt(pulled, self.part, size=self._bytes(station))
+                    station.source = self.options.via
+                    station.layers_sent = len(self.lacking[station.name])
+                else:
+                    steps = self._steps(self.lacking[station.name])
+                    station.load(steps, self.shared, self._moving(station, board))
+                if self.examine is not None:
+                    board.state(station.name, "being examined")
+                    self.proven[station.name] = self.examine(station, self.part.name)
+                board.state(station.name, "proven")
+                return
+            except UnreachableError as error:
+                if error.definite or attempt == ATTEMPTS - 1 or station.remote.given_up.is_set():
+                    board.state(station.name, "failed")
+                    raise
+                why = error.message.removeprefix(f"{station.name}").lstrip(": ")
+                board.state(station.name, f"again: {why}")
+                station.remote.given_up.wait(WAIT_S[attempt])
+                self._again(station, board)
+            except SparkError:
+                board.state(station.name, "failed")
+                raise
+
+    def _again(self, station: Station, board: Board) -> None:
+        station.remote.close()
+        self._look(station)
+        self._expect(station, board, 0 if self.options.via else self._bytes(station))
+        board.state(station.name, self._reused(station))
+
+    def _expect(self, station: Station, board: Board, count: int) -> None:
+        """So many bytes are still to go to it from here."""
+        total = station.sent + count
+        board.total(station.name, total - self.expected.get(station.name, 0))
+        self.expected[station.name] = total
+
+    def _moving(self, station: Station, board: Board) -> Moved:
+        """Counts on the board what goes to it, and says when all has gone."""
+
+        def moved(count: int) -> None:
+            before = station.sent - count
+            board.moved(station.name, count)
+            if before < self.expected[station.name] <= station.sent:
+                board.state(station.name, "unpacking")
+
+        return moved
+
+    def _reused(self, station: Station) -> str:
+        layers, count = len(self.image.layers), len(self.lacking[station.name])
+        size = f", {human(self._bytes(station))} to send" if not self.options.via else ""
+        return f"{layers - count} of {layers} layers are there{size}"
+
+    def _move(self, station: Station) -> Move:
+        named = station.now.by_tag(self.name)
+        before = station.now.by_tag(self.name + PREVIOUS)
+        return Move(
+            station=station,
+            name=self.name,
+            previous=self.name + PREVIOUS,
+            target=station.target,
+            former=named.id if named is not None else "",
+            before=before.id if before is not None else "",
+            staging=self.part.name,
+            receipt=self._receipt(station),
+        )
+
+    def _clean(self, well: Sequence[Station]) -> None:
+        """Remove what killed runs left: staging names and the containers of their proofs; a
+        failure is no one's trouble."""
+
+        def one(station: Station) -> None:
+            stale = station.stale(keep=self.part.name)
+            if stale or station.now.stopped:
+                words = remote.script("clean", station.remote.docker, station.now.root, *stale)
+                station.remote.run(words, check=False)
+
+        together(well, one, stop=moving.abandon)
+
+    def _keep_receipts(self, moved: Sequence[Station]) -> None:
+        if self.receipts_folder is not None:
+            for station in moved:
+                receipts.keep(self.receipts_folder, self._receipt(station))
+
+    # Words
+
+    def _decide(
+        self,
+        all_: Sequence[Station],
+        errors: Errors,
+        what: str,
+        again: str = "run the same command again: what has arrived stays there",
+    ) -> None:
+        partial = self.options.partial
+        moving.decide(self.name, len(all_), errors, what, partial=partial, again=again)
+
+    def _outcome(
+        self,
+        all_: Sequence[Station],
+        errors: Errors,
+        there: Collection[str],
+        began: float,
+        state: str,
+    ) -> Outcome:
+        def result(one: Station) -> NodeResult:
+            lacking = self.lacking.get(one.name, [])
+            return NodeResult(
+                name=one.name,
+                state="failed"
+                if one.name in errors
+                else "unchanged"
+                if one.name in there
+                else state,
+                sent=one.sent if state != "planned" else self._bytes(one),
+                source=one.source,
+                layers_sent=one.layers_sent if state != "planned" else len(lacking),
+                layers_kept=len(self.image.layers) - len(lacking),
+                error=errors.get(one.name),
+            )
+
+        return Outcome(
+            name=self.name,
+            digest=self.image.digest,
+            nodes=tuple(result(one) for one in all_),
+            seconds=time.monotonic() - began,
+            read=self.shared.read_bytes,
+            warnings=(*self.warnings, *(said for one in all_ for said in one.warnings)),
+        )
+
+    def _receipt(self, station: Station) -> dict[str, Any]:
+        verdict = self.passage.verdict
+        return {
+            "version": 1,
+            "node": station.name,
+            "name": self.name,
+            "digest": self.image.digest,
+            "platform": self.image.platform,
+            "config": self.image.manifest["config"]["digest"],
+            "layers": [layer.digest for layer in self.image.layers],
+            "when": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "by": self.who,
+            "engine": f"{station.now.version} {station.now.store}",
+            "proven": [*PROVEN, *self.proven.get(station.name, ())],
+            "seal": {
+                "result": verdict.result,
+                "when": verdict.when,
+                "tiers": list(verdict.tiers),
+                "checks": len(verdict.checks),
+            }
+            if verdict is not None
+            else None,
+            "unverified": self.passage.unverified or None,
+        }
+
+    def _steps(self, lacking: Sequence[int]) -> tuple[Step, ...]:
+        return delta.steps(self.whole, lacking, size=self.options.step)
+
+    def _bytes(self, station: Station) -> int:
+        places = self.lacking.get(station.name, ())
+        return sum(self.image.layers[place].size for place in places)
+
+    def _document(self, digest: str) -> Document:
+        with self.store.open_blob(digest) as blob:
+            return Document(digest=digest, data=blob.read())
+
+
+def _known(store: Store) -> Mapping[str, list[str]]:
+    """The layers of every image of ours, by its manifest."""
+    found = {}
+    for digest in set(store.names().values()):
+        try:
+            found[digest] = [layer.digest for layer in store.resolve(digest).layers]
+        except SparkError:
+            continue
+    return found
+
+
+def who() -> str:
+    """Who changes the nodes' images now, for those who find them locked."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()} (process {os.getpid()})"

@@ -1,0 +1,369 @@
+"""One node on its way to an image: what it has, what it gets, and how it goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from sparkimage.errors import NodeError, UnreachableError
+from sparkimage.fleets import delta, probe, remote
+from sparkimage.fleets.delta import Whole
+from sparkimage.fleets.fanout import Shared
+from sparkimage.fleets.probe import NodeImage, Seen
+from sparkimage.fleets.remote import Remote, Watch
+from sparkimage.progress import Moved
+from sparkimage.storage import archive
+from sparkimage.storage.archive import Part, Step
+from sparkimage.storage.store import Image
+
+MIN_MAJOR = (20, 10)
+"""The first engine that loads an OCI layout's layers by what manifest.json says."""
+UNPACK_RATE = 10_000_000
+"""Bytes of blobs a second that an engine at least unpacks; below it counts as hung."""
+SPARE = 500_000_000
+"""Bytes that a node's disk keeps free beside what the image needs."""
+SKEW_S = 60.0
+ATTEMPTS = 3
+NOT_PULLED = 94
+"""The exit code of stage.sh when a pull failed."""
+GONE = re.compile(
+    r"cannot connect to the docker daemon|error during connect|unexpected EOF"
+    r"|connection reset by peer|is the docker daemon running",
+    re.IGNORECASE,
+)
+"""What the docker command says when its daemon went away."""
+BLOB_LOST = re.compile(r"content digest sha256:[0-9a-f]{64}: not found")
+
+
+@dataclass(kw_only=True)
+class Station:
+    """A node, and how far it is."""
+
+    remote: Remote
+    seen: Seen | None = None
+    warnings: list[str] = field(default_factory=list)
+    target: str = ""
+    """The image's id on this node, once it is there and proven."""
+    sent: int = 0
+    """Bytes that went to it."""
+    layers_sent: int = 0
+    source: str = ""
+    """Where else it got them from."""
+    forgets: bool = False
+    """containerd had listed blobs that it did not have later: only what its images are made of
+    counts."""
+    unrelayed: str = ""
+    """Why a relay did not bring it the image."""
+
+    @property
+    def name(self) -> str:
+        return self.remote.name
+
+    @property
+    def now(self) -> Seen:
+        assert self.seen is not None
+        return self.seen
+
+    def connect(self, *, lock: bool, who: str) -> None:
+        """Open its connection and look at it. Raises ``NodeError`` and its kin."""
+        words = remote.script("probe", self.remote.docker, "lock" if lock else "", who)
+        said = self.remote.open(words, timeout_s=self.remote.patience_s)
+        self.seen = probe.read(said, self.remote.node)
+        busy = self.now.lock.removeprefix("busy: ")
+        if self.now.lock.startswith("busy") and busy != who:
+            raise NodeError(
+                f"{self.name}: another run changes its images: {busy or 'of an unknown user'}",
+                hint="wait for it; a run that was killed lets go within a minute",
+            )
+        self.warnings = [said for said in (probe.slow(self.remote.node, self.now),) if said]
+        if abs(self.now.skew_s) > SKEW_S:
+            self.warnings.append(
+                f"{self.name}: its clock is {self.now.skew_s:+.0f} s off: there, timedatectl"
+            )
+        if self.now.lock.startswith("none"):
+            self.warnings.append(f"{self.name}: not locked: {self.now.lock[6:]}")
+
+    def check(self, image: Image) -> None:
+        """Whether it can take the image at all. Raises ``NodeError``."""
+        arch = image.platform.partition("/")[2]
+        if self.now.arch != arch:
+            raise NodeError(
+                f"{self.name}: the image is for {arch}, the node is {self.now.arch}",
+                hint="build a variant of the node's platform, or leave the node out",
+            )
+        version = tuple(int(n) for n in re.findall(r"\d+", self.now.version)[:2])
+        if version < MIN_MAJOR:
+            raise NodeError(
+                f"{self.name}: Docker {self.now.version} is too old", hint="20.10 is the oldest"
+            )
+
+    def has(self, image: Image) -> NodeImage | None:
+        """The image itself, under whatever name it is there, if it is whole."""
+        config = image.manifest["config"]["digest"]
+        held = self.now.by_id(image.digest if self.now.containerd else config)
+        # containerd's store names an image before it has unpacked it.
+        whole = tuple(layer.diff_id for layer in image.layers)
+        return held if held is not None and held.diff_ids == whole else None
+
+    def lacking(self, whole: Whole, known: Mapping[str, Iterable[str]]) -> list[int]:
+        """The places of the layers that it lacks."""
+        if not self.now.containerd:
+            return delta.missing(whole.image, chains=self.now.chains(), blobs=())
+        own = {
+            one.manifest.digest: [layer.digest for layer in one.layers]
+            for one in delta.parts(whole)
+        }
+        seen = replace(self.now, content=None) if self.forgets else self.now
+        return delta.missing(whole.image, chains=None, blobs=seen.blobs({**known, **own}))
+
+    def room(self, blobs: int, unpacked: int, largest: int) -> None:
+        """Whether so many bytes fit: of blobs, of their files, of the largest step's blobs.
+
+        Both stores keep the files; containerd's keeps the blobs as well, the other one has up to
+        two steps' in its tmp folder. Raises ``NodeError``.
+        """
+        need = unpacked + (blobs if self.now.containerd else min(blobs, 2 * largest)) + SPARE
+        tight = min(self.now.disks, key=lambda disk: disk.free, default=None)
+        if tight is not None and tight.free < need:
+            from sparkimage.units import human
+
+            raise NodeError(
+                f"{self.name}: {tight.at} has {human(tight.free)} free, the image needs "
+                f"{human(need)}",
+                hint="free some: python build.py gc; there: docker system df",
+            )
+
+    def stale(self, keep: str = "") -> list[str]:
+        """Staging names that earlier runs left."""
+        prefix = f"{delta.STAGING}:"
+        return [
+            tag
+            for image in self.now.images
+            for tag in image.tags
+            if tag.startswith(prefix) and tag != keep
+        ]
+
+    # Staging
+
+    def load(
+        self,
+        steps: tuple[Step, ...],
+        shared: Shared,
+        moved: Moved,
+        *,
+        followers: Sequence[Station] = (),
+    ) -> None:
+        """Load these steps one behind the other and prove the last one.
+
+        While one is being unpacked the next one is on its way already, but for its end. The node
+        passes all of it on to the first of ``followers``, and that to the next one; those that
+        it came to have their ``target`` afterwards, the others do not.
+        """
+        before: Loading | None = None
+        current: Loading | None = None
+        try:
+            for step in steps:
+                earlier = before.part.name if before is not None else ""
+                current = Loading(self, step, earlier, prove=step is steps[-1], followers=followers)
+                body, end = archive.partial(step, lambda digest: shared.blob(digest, self.name))
+                for piece in body:
+                    if before is not None and before.ended:
+                        before.finish()
+                        before = None
+                    current.write(piece)
+                    self._count(len(piece), moved)
+                if before is not None:
+                    before.finish()
+                current.write(end)
+                self._count(len(end), moved)
+                self.layers_sent += len(step.send)
+                before = current
+            assert before is not None
+            said = before.finish()
+            for follower in followers:
+                _, words = _section(said, follower)
+                try:
+                    follower.prove(words, steps[-1].part)
+                except NodeError as error:
+                    follower.unrelayed = words.strip().splitlines()[-1] if words else error.message
+            self.prove(_section(said, self)[1] if followers else said, steps[-1].part)
+        except BaseException:
+            # The children end with us, whatever the reason.
+            for one in (before, current):
+                if one is not None:
+                    one.kill()
+            raise
+        finally:
+            shared.done(self.name)
+
+    def _count(self, count: int, moved: Moved) -> None:
+        self.sent += count
+        moved(count)
+
+    def adopt(self, origin: str, part: Part, *, size: int = 0) -> None:
+        """Give an image that is there (its id), or that the node is to pull (NAME@DIGEST, of
+        ``size`` bytes), the staging name and prove it. Raises as ``load``."""
+        words = remote.script("stage", self.remote.docker, part.name, origin, "", "prove")
+        limit = self.remote.patience_s + size / UNPACK_RATE
+        done = self.remote.run(words, check=False, timeout_s=limit)
+        said = done.stdout + done.stderr
+        if done.returncode == NOT_PULLED and not GONE.search(said):
+            last = said.strip().splitlines()[-1] if said.strip() else ""
+            raise NodeError(
+                f"{self.name}: it could not pull the image: {last}",
+                hint="is it there under this digest, and may the node have it? "
+                f"{self.remote.ssh} {self.remote.docker} pull {origin}",
+            )
+        if done.returncode != 0:
+            raise self.refusal(done.returncode, said)
+        self.prove(done.stdout, part)
+
+    def prove(self, said: str, part: Part) -> None:
+        """What is there under the staging name is this image, and can run. Raises ``NodeError``."""
+        lines = [line[3:] for line in said.splitlines() if line.startswith("@@ ")]
+        found = next((line.removeprefix("image ") for line in lines if line[:6] == "image "), "")
+        if not found or "created" not in lines:
+            raise NodeError(f"{self.name}: the image could not be proven there", detail=said)
+        id, _platform, diff_ids = json.loads(found)
+        expected = part.manifest.digest if self.now.containerd else part.config.digest
+        if diff_ids != [layer.diff_id for layer in part.layers] or id != expected:
+            raise NodeError(
+                f"{self.name}: another image is there than was sent: {id[:19]}, not "
+                f"{expected[:19]}",
+                hint="run it again; what is there is not used",
+            )
+        self.target = id
+
+    def refusal(self, code: int, said: str) -> NodeError:
+        """What a script's exit code and words mean."""
+        last = next((line for line in reversed(said.strip().splitlines()) if line), "")
+        look = f"look there: {self.remote.ssh} {self.remote.docker} system df; journalctl -u docker"
+        if GONE.search(said):
+            return UnreachableError(
+                f"{self.name}: its Docker went away in mid-work", definite=False, detail=last,
+                hint=f"look there: {self.remote.ssh} sudo systemctl status docker",
+            )  # fmt: skip
+        if BLOB_LOST.search(said):
+            # What a broken load has left is listed until containerd collects its garbage.
+            self.forgets = True
+            return UnreachableError(
+                f"{self.name}: layers that were there are gone", definite=False, detail=last,
+                hint="run the same command again",
+            )  # fmt: skip
+        if "no space left on device" in said:
+            return NodeError(
+                f"{self.name}: its disk is full", detail=last,
+                hint="free some: python build.py gc; there: docker system df",
+            )  # fmt: skip
+        if code == 92:
+            return NodeError(
+                f"{self.name}: its engine could not unpack the image, and called it a success",
+                detail=said.strip(), hint=look,
+            )  # fmt: skip
+        if code == 95:
+            return NodeError(
+                f"{self.name}: no container can be made of the image", detail=last, hint=look
+            )
+        return NodeError(
+            f"{self.name}: docker there refused the image (code {code}): {last}",
+            detail=said.strip(), hint=look,
+        )  # fmt: skip
+
+
+class Loading:
+    """One ``docker load`` on a node, fed from here."""
+
+    def __init__(
+        self,
+        station: Station,
+        step: Step,
+        earlier: str,
+        *,
+        prove: bool,
+        followers: Sequence[Station] = (),
+    ) -> None:
+        self.station, self.part = station, step.part
+        self.size = step.size
+        self.relayed = bool(followers)
+        last = "prove" if prove else ""
+        docker = station.remote.docker
+        words = remote.script("stage", docker, step.part.name, "-", earlier, last)
+        if followers:
+            texts = remote.text("relay"), remote.text("stage")
+            hops = [w for one in followers for w in (one.remote.hop, one.name, one.remote.docker)]
+            words = [
+                "sh", "-c", texts[0], "relay", *texts, step.part.name, earlier, last,
+                station.name, docker, *hops,
+            ]  # fmt: skip
+        self.process = station.remote.start(words, bulk=True)
+        self.watch = Watch(self.process)
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def write(self, piece: bytes) -> None:
+        """Send a piece. Raises ``NodeError`` when it is not taken."""
+        assert self.process.stdin is not None
+        try:
+            with self.watch.limit(self.station.remote.patience_s):
+                self.process.stdin.write(piece)
+                self.process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            self.finish()
+            raise NodeError(f"{self.station.name}: it ended before all was sent") from None
+
+    def finish(self) -> str:
+        """Wait for its end; returns what it said. Raises ``NodeError``."""
+        station, patience = self.station, self.station.remote.patience_s
+        with contextlib.suppress(OSError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        self.process.stdin = None
+        with self.watch.limit(patience + self.size / UNPACK_RATE):
+            stdout, stderr = self.process.communicate()
+        said = (stdout + stderr).decode("utf-8", "replace")
+        if self.watch.hung:
+            raise NodeError(
+                f"{station.name}: no progress for {patience:g} s: it hangs",
+                hint=f"look there: {station.remote.ssh} {station.remote.docker} info; "
+                "more time: --patience SECONDS",
+            )
+        broken = station.remote.failure(self.process, stderr.decode("utf-8", "replace"))
+        if broken is not None:
+            raise broken
+        code, words = self.process.returncode, said
+        if code == 0 and self.relayed:
+            code, words = _section(said, station)
+        if code != 0:
+            raise station.refusal(code, words)
+        return said
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.watch.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _section(said: str, station: Station) -> tuple[int, str]:
+    """What a relay says of one node: the exit code of its load, and its words."""
+    code, mine = remote.TRANSPORT, False
+    lines: list[str] = []
+    for line in said.splitlines():
+        if line.startswith("@@ of "):
+            words = line.split()
+            mine = words[2] == station.name
+            if mine:
+                code = int(words[3])
+        elif mine:
+            lines.append(line)
+    return code, "\n".join(lines)

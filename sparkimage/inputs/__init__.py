@@ -1,0 +1,1 @@
+"""What comes from elsewhere: pins resolved, and what is locked fetched."""

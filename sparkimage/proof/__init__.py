@@ -1,0 +1,1 @@
+"""Proves images, seals what was seen, and is asked before anything ships."""

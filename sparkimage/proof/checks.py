@@ -1,0 +1,135 @@
+"""The pytest plugin under which the layers' checks run, and what they are given.
+
+A check is a test function in ``images/<layer>/test_*.py`` that compares through ``check`` what is
+seen in the image with what the plan expects. Both go into the seal, whether equal or not.
+Fixtures: ``plan`` (the plan as plain data), ``host`` (testinfra's own, in a container of
+the image), ``config`` (the image's OCI config), ``files`` (every entry of every layer), ``ours``
+(those of our own layers), ``check``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from sparkimage.layers.layerindex import ImageFiles
+
+REQUEST = "SPARKIMAGE_CHECK_REQUEST"
+"""Environment variable with the path of the request file that ``verify`` writes."""
+
+
+class Check(Protocol):
+    """Compares ``seen`` with ``expected`` and keeps both as evidence."""
+
+    def __call__(self, title: str, *, seen: Any, expected: Any) -> None: ...
+
+
+class Report:
+    """Gathers one result per check and writes them when the session ends."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.request = request
+        self.results: list[dict[str, Any]] = []
+        self.evidence: dict[str, list[dict[str, Any]]] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        # A fixture that fails is a check that failed; one that passes is no result yet.
+        if call.when == "call" or report.failed:
+            evidence = self.evidence.get(item.nodeid, [])
+            wrong = [one for one in evidence if one["seen"] != one["expected"]]
+            shown = wrong[0] if wrong else evidence[-1] if evidence else {}
+            passed = bool(report.passed and evidence)
+            crash = "" if report.passed else str(call.excinfo.value if call.excinfo else "")
+            if report.passed and not evidence:
+                crash = "the check compared nothing"
+            self.results.append(
+                {
+                    "id": f"{item.path.parent.name}/{getattr(item, 'originalname', item.name)}",
+                    "layer": item.path.parent.name,
+                    "title": shown.get("title", item.name),
+                    "result": "PASSED" if passed else "FAILED",
+                    "seen": shown.get("seen", crash[:2000]),
+                    "expected": shown.get("expected", "an answer"),
+                    "evidence": evidence,
+                }
+            )
+        return report
+
+    def pytest_sessionfinish(self) -> None:
+        Path(self.request["results"]).write_text(json.dumps(self.results))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin the report that the ``check`` fixture writes to."""
+    request = json.loads(Path(os.environ[REQUEST]).read_text())
+    config.pluginmanager.register(Report(request), "sparkimage-report")
+
+
+@pytest.fixture(scope="session")
+def request_data() -> dict[str, Any]:
+    """What ``verify`` asked for."""
+    data: dict[str, Any] = json.loads(Path(os.environ[REQUEST]).read_text())
+    return data
+
+
+@pytest.fixture(scope="session")
+def plan(request_data: dict[str, Any]) -> dict[str, Any]:
+    """The plan of the image; every expected value comes from here."""
+    data: dict[str, Any] = request_data["plan"]
+    return data
+
+
+@pytest.fixture(scope="session")
+def config(request_data: dict[str, Any]) -> dict[str, Any]:
+    """The image's OCI config, read from the store."""
+    data: dict[str, Any] = request_data["config"]
+    return data
+
+
+@pytest.fixture(scope="session")
+def files(request_data: dict[str, Any]) -> ImageFiles:
+    """Every entry of every layer, overwritten and deleted ones included."""
+    from sparkimage.layers.layerindex import image_files
+    from sparkimage.storage.store import Store
+
+    store = Store.open(Path(request_data["store"]))
+    return image_files(store, store.resolve(request_data["digest"]))
+
+
+@pytest.fixture(scope="session")
+def ours(files: ImageFiles, plan: dict[str, Any], config: dict[str, Any]) -> ImageFiles:
+    """Every entry of the layers that this project's own steps made, and of all above them.
+
+    A base image and a repository's own Dockerfile leave behind what they leave behind.
+    """
+    from sparkimage.layers.layerindex import ImageFiles, first_own
+
+    foreign = any(layer["image"] or layer["source"] for layer in plan["layers"])
+    first = first_own(foreign=foreign, history=config.get("history") or ())
+    return ImageFiles(layers=files.layers[first:])
+
+
+@pytest.fixture
+def check(request: pytest.FixtureRequest) -> Check:
+    """Compare, and keep the evidence."""
+    report = request.config.pluginmanager.get_plugin("sparkimage-report")
+    assert isinstance(report, Report)
+    kept = report.evidence.setdefault(request.node.nodeid, [])
+
+    def compare(title: str, *, seen: Any, expected: Any) -> None:
+        # Through JSON, so that what the seal holds is what was compared.
+        seen, expected = json.loads(json.dumps([seen, expected]))
+        kept.append({"title": title, "seen": seen, "expected": expected})
+        assert seen == expected, f"{title}: seen {seen!r}, expected {expected!r}"
+
+    return compare

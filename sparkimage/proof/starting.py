@@ -1,0 +1,122 @@
+"""Starts an image as its users do, by its own ENTRYPOINT, and listens for its answer.
+
+The matrix says how it answers. It runs beside the other checks: under emulation a program of many
+modules takes minutes to come to its arguments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sparkimage.engines.engine import Engine
+from sparkimage.errors import CommandError
+from sparkimage.plans.plan import Answer, Plan
+from sparkimage.proof.seal import Check
+from sparkimage.run import Runner
+from sparkimage.tier import Tier
+
+ID = "entrypoint-answers"
+LIMIT_S = 300.0
+"""Seconds that a program has for its answer."""
+EMULATED_S = 600.0
+"""The same under emulation; one that is silent for longer has neither passed nor failed."""
+GPU_ONLY_S = 60.0
+"""The same under emulation where no answer can come for want of a GPU: what is broken (the script,
+its interpreter, the first imports) ends sooner. vLLM takes four minutes to miss its GPU."""
+LINES_KEPT = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A container of the image that was started by its own ENTRYPOINT."""
+
+    plan: Plan
+    engine: Engine
+    runner: Runner
+    answer: Answer
+    container: str
+    refused: str
+    """What the engine said where it could not start it."""
+    tier: Tier
+    since: float = field(default_factory=time.monotonic)
+
+    def outcome(self) -> Check | str:
+        """The check; or why it says nothing here. Waits for the program's end."""
+        says = self.answer.says
+        if self.refused:
+            return self._check(f"not started: {self.refused}")
+        emulated = self.engine.arch != self.plan.arch
+        wanted = self.answer.without_gpu if self.tier is not Tier.NODE else None
+        limit_s = (GPU_ONLY_S if wanted else EMULATED_S) if emulated else LIMIT_S
+        left_s = max(1.0, limit_s - (time.monotonic() - self.since))
+        docker = self.engine.docker
+        try:
+            waited = self.runner.run([*docker, "wait", self.container], timeout_s=left_s)
+        except CommandError as error:
+            if error.returncode != 124:
+                raise
+            silent = f"no answer after {time.monotonic() - self.since:.0f} s"
+            if not emulated:
+                return self._check(silent)
+            why = "it answers with a GPU only; " if wanted else ""
+            return f"not run: {why}{silent} of emulation"
+        code = waited.stdout.strip()
+        logs = self.runner.run([*docker, "logs", self.container])
+        output = logs.stdout + logs.stderr
+        if code == "0" and says in output:
+            return self._check(says)
+        if wanted is not None and code != "0" and wanted in output:
+            line = next(line for line in reversed(output.splitlines()) if wanted in line)
+            return f"not run: it answers with a GPU only (exit code {code}: {line.strip()[:200]})"
+        last = " / ".join(line.strip() for line in output.splitlines()[-LINES_KEPT:])
+        return self._check(f"exit code {code}: {last[-600:]}")
+
+    def _check(self, seen: str) -> Check:
+        words = " ".join((*self.plan.entrypoint, *self.answer.args))
+        return Check(
+            id=f"{self.tier}/{ID}", layer="_every", title=f"what `{words}` says", seen=seen,
+            expected=self.answer.says, tier=self.tier,
+            result="PASSED" if seen == self.answer.says else "FAILED",
+        )  # fmt: skip
+
+
+def add(begun: Begun, checks: list[Check], not_run: dict[str, str]) -> None:
+    """Put the outcome where it belongs."""
+    came = begun.outcome()
+    if isinstance(came, str):
+        not_run[f"{begun.tier}/{ID}"] = came
+    else:
+        checks.append(came)
+
+
+@contextmanager
+def begun(
+    plan: Plan,
+    engine: Engine,
+    reference: str,
+    runner: Runner,
+    *,
+    tier: Tier = Tier.RUN,
+    options: Sequence[str] = (),
+) -> Iterator[Begun | None]:
+    """The image, started for as long as the context lasts; None where it has no answer to give."""
+    if plan.answer is None:
+        yield None
+        return
+    argv = [
+        *engine.docker, "create", "--pull", "never", "--platform", plan.platform,
+        "--network", "none", "--label", "dev.sparkimage.verify=1", *options,
+        reference, *plan.answer.args,
+    ]  # fmt: skip
+    container = runner.run(argv).stdout.strip()
+    try:
+        done = runner.run([*engine.docker, "start", container], check=False)
+        yield Begun(
+            plan=plan, engine=engine, runner=runner, answer=plan.answer, container=container,
+            refused=(done.stderr.strip() or "?")[-600:] if done.returncode else "", tier=tier,
+        )  # fmt: skip
+    finally:
+        runner.run([*engine.docker, "rm", "--force", container], check=False)

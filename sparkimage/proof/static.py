@@ -1,0 +1,329 @@
+"""The static tier: proves an image by its layers and its config alone, on any host.
+
+Nothing is started and nothing emulated. What may be in an image although it looks wrong is on the
+lists of ``data/static.yaml``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparkimage.layers import secrets
+from sparkimage.layers.layerindex import Entry, ImageFiles, first_own, image_files
+from sparkimage.layers.linking import Linker, Root
+from sparkimage.plans.plan import Plan, debs
+from sparkimage.proof import rules as stated
+from sparkimage.proof import static_nccl
+from sparkimage.proof.rules import Rules, matches
+from sparkimage.proof.seal import Check
+from sparkimage.proof.static_nccl import Compared
+from sparkimage.storage.store import Image, Store
+
+TIER = "static"
+SHOWN = 20
+"""Of many faults of a kind, so many are named."""
+SHELL = re.compile(r"(^|/)(ba|da|z|k|a)?sh$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bytes that a layer may have."""
+
+    stored: int = 10_000_000_000
+    """As it is stored, which is what a registry counts; GHCR's limit."""
+    unpacked: int = 4_000_000_000
+    """Of files, in a layer of ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What the checks look at."""
+
+    plan: Plan
+    image: Image
+    files: ImageFiles
+    root: Root
+    first: int
+    """The lowest layer of ours."""
+    rules: Rules
+    limits: Limits
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        config: Mapping[str, Any] = self.image.config.get("config") or {}
+        return config
+
+    @property
+    def history(self) -> list[Mapping[str, Any]]:
+        return list(self.image.config.get("history") or ())
+
+    @property
+    def env(self) -> dict[str, str]:
+        return dict(one.partition("=")[::2] for one in self.config.get("Env") or ())
+
+    def every(self, *, from_layer: int = 0) -> Iterator[Entry]:
+        """What the layers hold, from one on up, without the signs of removal."""
+        for layer in self.files.layers[from_layer:]:
+            yield from (entry for entry in layer if not entry.is_whiteout)
+
+
+def examine(
+    plan: Plan, image: Image, store: Store, project: Path | None, *, limits: Limits | None = None
+) -> tuple[Check, ...]:
+    """Compare ``image`` with ``plan``; seals nothing.
+
+    ``project`` may hold rules of its own. Raises ``StoreError`` for a damaged layer and
+    ``ConfigError`` for rules that are none.
+    """
+    files = image_files(store, image)
+    foreign = any(layer.image or layer.source for layer in plan.layers)
+    subject = _Subject(
+        plan=plan,
+        image=image,
+        files=files,
+        root=Root(files.final),
+        first=first_own(foreign=foreign, history=image.config.get("history") or ()),
+        rules=stated.load(project),
+        limits=limits or Limits(),
+    )
+    found = (
+        *_config(subject),
+        *_programs(subject),
+        *static_nccl.checks(plan, files, subject.root, subject.first),
+        *_preloads(subject),
+        *_contents(subject),
+        *_origin(subject),
+        *_secrets(subject),
+        *_layers(subject),
+    )
+    return tuple(_check(*one) for one in found)
+
+
+def _check(name: str, title: str, seen: Any, expected: Any) -> Check:
+    # Through JSON, so that what a seal holds is what was compared.
+    seen, expected = json.loads(json.dumps([seen, expected]))
+    return Check(
+        id=f"{TIER}/{name}",
+        layer=TIER,
+        title=title,
+        result="PASSED" if seen == expected else "FAILED",
+        seen=seen,
+        expected=expected,
+    )
+
+
+def _config(s: _Subject) -> Iterator[Compared]:
+    entrypoint, cmd = s.config.get("Entrypoint") or [], s.config.get("Cmd") or []
+    seen = f"{s.image.config['os']}/{s.image.config['architecture']}"
+    yield "platform", "platform in the image's config", seen, s.plan.platform
+    yield "entrypoint", "ENTRYPOINT", entrypoint, s.plan.entrypoint
+    yield "cmd", "CMD", cmd, s.plan.cmd
+    shells = {
+        name: argv
+        for name, argv in (("ENTRYPOINT", entrypoint), ("CMD", cmd))
+        if len(argv) > 1 and SHELL.search(argv[0]) and re.fullmatch(r"-[a-z]*c", argv[1])
+    }
+    yield "exec-form", "what is started through a shell, which keeps signals to itself", shells, {}
+    argv = [*entrypoint, *cmd]
+    places = (s.env.get("PATH", "") if argv and "/" not in argv[0] else "").split(":")
+    found = [s.root.file(f"{place}/{argv[0]}") for place in places if argv]
+    yield (
+        "program",
+        f"{argv[:1]} is in PATH and executable",
+        any(one is not None and one.mode & 0o111 for one in found),
+        bool(s.plan.entrypoint or s.plan.cmd),
+    )
+    # Mounted caches and the model lie under /root.
+    user = s.config.get("User") or "root"
+    yield "user", "USER", "root" if user in ("0", "0:0", "root:root") else user, "root"
+    labels = s.config.get("Labels") or {}
+    yield "labels", "labels", {name: labels.get(name) for name in s.plan.labels}, s.plan.labels
+
+
+def _programs(s: _Subject) -> Iterator[Compared]:
+    heads = list(s.root.elves())
+    other = [
+        f"{entry.path}: {head.arch}"
+        for entry, head in heads
+        if head.arch != s.plan.arch
+        and not any(matches(entry.path, rule.path) for rule in s.rules.foreign_elf)
+    ]
+    yield (
+        "architecture",
+        f"{len(heads)} ELF files are of {s.plan.arch}, but for",
+        other[:SHOWN] if heads else ["there is none"],
+        [],
+    )
+    broken = [f"{entry.path}: {head.problem}" for entry, head in heads if head.problem]
+    yield "elf-heads", "ELF files whose dynamic section cannot be read", broken[:SHOWN], []
+    linker = _linker(s)
+    missing = [
+        f"{entry.path} needs {name}"
+        for entry, name in linker.unresolved()
+        if not _excused(s, linker, entry.path, name)
+    ]
+    number = sum(len(head.needed) for _, head in heads)
+    yield "needed", f"{number} needed libraries resolve, but for", missing[:SHOWN], []
+
+
+def _linker(s: _Subject) -> Linker:
+    return Linker.of(s.root, s.plan.arch, s.plan.triplet, s.env.get("LD_LIBRARY_PATH", ""))
+
+
+def _excused(s: _Subject, linker: Linker, path: str, name: str) -> bool:
+    if any(library.name == name for library in s.rules.driver_libraries):
+        return True
+    if any(rule.covers(path, name) for rule in s.rules.absent):
+        return True
+    origins = [rule.origin for rule in s.rules.loaded_before if rule.covers(path, name)]
+    return bool(origins) and any(
+        held.endswith(f"/{name}")
+        and any(matches(held, origin) for origin in origins)
+        and linker.usable(held) is not None
+        for held in s.root.final
+    )
+
+
+def _preloads(s: _Subject) -> Iterator[Compared]:
+    linker = _linker(s)
+    listed = re.split(r"[\s:]+", s.root.text("etc/ld.so.preload"))
+    named = re.split(r"[\s:]+", s.env.get("LD_PRELOAD", ""))
+    wrong = {}
+    for path in filter(None, (*named, *listed)):
+        if linker.find(path) is None:
+            entry = s.root.file(path)
+            head = entry.elf if entry is not None else None
+            what = "no library" if head is None else head.arch
+            wrong[path] = "leads nowhere" if entry is None else what
+    # glibc goes on with one line on stderr where it cannot preload.
+    yield "preload", "preloaded libraries that ld.so would pass over", wrong, {}
+    if "nccl" in s.plan.versions and any(layer.name == "nccl-pip" for layer in s.plan.layers):
+        yield (
+            "preload-nccl",
+            "LD_PRELOAD",
+            s.env.get("LD_PRELOAD"),
+            f"/{static_nccl.system_path(s.plan)}",
+        )
+
+
+def _contents(s: _Subject) -> Iterator[Compared]:
+    expected = {
+        f"{patch.root}/{target.path}": target.after
+        for layer in s.plan.layers
+        for patch in layer.patches
+        for target in patch.targets
+    }
+    if expected:
+        found = {path: s.root.file(path) for path in expected}
+        seen = {path: e.seen.get("sha256") if e else "missing" for path, e in found.items()}
+        yield "patches", "sha256 of the patched files", seen, expected
+    if any("torch" in (layer.name, *layer.checks) for layer in s.plan.layers):
+        versions = [e.seen["cuda"] for e in s.root.final.values() if "cuda" in e.seen]
+        yield (
+            "torch-cuda",
+            "CUDA's major version, by torch/version.py (None is a CPU build)",
+            [str(version).partition(".")[0] for version in versions],
+            ["13"],
+        )
+    rights = [
+        f"{e.path} {e.mode & 0o7777:o}"
+        for e in s.root.final.values()
+        if e.kind in ("0", "1")
+        and e.mode & 0o6000
+        and not any(
+            matches(e.path, rule.path) and int(rule.mode, 8) == e.mode & 0o7777
+            for rule in s.rules.setuid
+        )
+    ]
+    yield "setuid", "files that run with another's rights", sorted(rights)[:SHOWN], []
+
+
+def _origin(s: _Subject) -> Iterator[Compared]:
+    """Whether all comes from the distribution that was planned."""
+    known = [
+        f"{path}: {rule.reason}"
+        for rule in s.rules.foreign_distribution
+        for path in s.root.final
+        if matches(path, rule.path)
+    ]
+    yield "distribution", "files of another distribution", known[:SHOWN], []
+    lowest = s.plan.layers[0].root
+    if lowest is not None:
+        match = re.search(r"(?m)^VERSION_CODENAME=\"?([\w-]+)", s.root.text("etc/os-release"))
+        yield "suite", "Debian suite", match[1] if match else None, lowest.suite
+    expected = {deb.name: deb.version for layer in s.plan.layers for deb in debs(layer)}
+    if expected:
+        status = s.root.file("var/lib/dpkg/status")
+        installed = status.seen.get("packages", {}) if status is not None else {}
+        # On a base image that we did not make there are others too.
+        names = expected.keys() | installed.keys() if lowest is not None else expected.keys()
+        wrong = [n for n in sorted(names) if installed.get(n) != expected.get(n)]
+        yield (
+            "packages",
+            f"{len(expected)} packages in the lock's versions, but for",
+            {name: installed.get(name) for name in wrong[:SHOWN]},
+            {},
+        )
+    bundle = s.root.file("etc/ssl/certs/ca-certificates.crt")
+    if bundle is not None:
+        folder = "usr/share/ca-certificates/mozilla/"
+        parts = (e for path, e in s.root.final.items() if path.startswith(folder))
+        yield (
+            "ca-bundle",
+            "certificates in the system's bundle are those of its distribution",
+            bundle.seen.get("certificates"),
+            sum(e.seen.get("certificates", 0) for e in parts),
+        )
+
+
+def _secrets(s: _Subject) -> Iterator[Compared]:
+    yield (
+        "env-secrets",
+        "secrets in ENV",
+        secrets.in_environment(s.config.get("Env") or ()),
+        [],
+    )
+    labels = s.config.get("Labels") or {}
+    found = [f"{n}: {kind}" for n, text in labels.items() for kind in secrets.in_text(str(text))]
+    yield "label-secrets", "secrets in labels", found, []
+    lines = [
+        f"step {number}: {kind}"
+        for number, step in enumerate(s.history)
+        for key in ("created_by", "comment", "author")
+        for kind in secrets.in_text(str(step.get(key, "")))
+    ]
+    yield "history-secrets", "secrets in the history", lines, []
+    held = [
+        f"{entry}: {kind}"
+        for entry in s.every()
+        for kind in entry.seen.get("secrets", ())
+        if not any(kind in r.kinds and matches(entry.path, r.path) for r in s.rules.secrets)
+    ]
+    yield "secrets", "secrets in any layer, deleted ones too", held[:SHOWN], []
+    places = [str(e) for e in s.every() if e.is_file and _SITE.match(e.path)]
+    yield "site-ca", "CA bundles and build secrets in any layer", places[:SHOWN], []
+
+
+_SITE = re.compile(r"^(run/ca\.pem|run/secrets/.+|usr/local/share/ca-certificates/.+)$")
+"""A distribution's certificates lie elsewhere."""
+
+
+def _layers(s: _Subject) -> Iterator[Compared]:
+    for rule in s.rules.leftovers:
+        pattern = re.compile(rule.pattern)
+        left = [
+            str(entry)
+            for entry in s.every(from_layer=s.first)
+            if entry.is_file and pattern.search(entry.path)
+        ]
+        yield rule.name, f"{rule.name} in any layer of ours", left[:SHOWN], []
+    stored = {la.digest: la.size for la in s.image.layers if la.size > s.limits.stored}
+    yield "layer-stored", f"layers of over {s.limits.stored} bytes, as stored", stored, {}
+    sizes = dict(enumerate(s.files.layer_sizes()))
+    large = {n: b for n, b in sizes.items() if n >= s.first and b > s.limits.unpacked}
+    yield "layer-unpacked", f"layers of ours of over {s.limits.unpacked} bytes of files", large, {}

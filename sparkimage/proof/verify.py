@@ -1,0 +1,299 @@
+"""Proves an image: reads its layers, starts it, runs the checks of its layers, writes the seal.
+
+The checks of the run tier run under pytest in a process of their own, against a container made
+from the image's digest. The engine emulates where the image is of another architecture than the
+machine.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import sparkimage
+from sparkimage.engines.engine import Engine
+from sparkimage.errors import (
+    CommandError,
+    ImageMissingError,
+    PreflightError,
+    SparkError,
+    VerifyError,
+)
+from sparkimage.plans.plan import Plan
+from sparkimage.proof import node, rules, seal, starting, static
+from sparkimage.proof.gate import Required
+from sparkimage.proof.keys import Keyring
+from sparkimage.run import Runner
+from sparkimage.storage.store import Image, Store
+from sparkimage.tier import DEFAULT, Tier
+
+CHECKERS = (
+    "layers/elf.py", "layers/layerindex.py", "layers/layerscan.py", "layers/linking.py",
+    "layers/secrets.py", "proof/gpu_probe.py", "proof/node.py", "proof/rules.py",
+    "proof/starting.py", "proof/static.py", "proof/static_nccl.py",
+)  # fmt: skip
+"""The package's own files that hold checks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """An engine, and what it knows the image by."""
+
+    engine: Engine
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a verification came to."""
+
+    checks: tuple[seal.Check, ...]
+    seconds: float
+    not_run: Mapping[str, str] = field(default_factory=dict)
+    """Tiers, or ids of checks, that were asked for and could not run here, and why."""
+
+    tools: Mapping[str, str] = field(default_factory=dict)
+    """What ran them, with its version."""
+
+    @property
+    def failed(self) -> tuple[seal.Check, ...]:
+        return tuple(check for check in self.checks if not check.passed)
+
+
+def check_folders(plan: Plan, project: Path) -> tuple[Path, ...]:
+    """The folders whose checks an image of ``plan`` must pass: its layers', and everyone's."""
+    names = ["_every", *(name for layer in plan.layers for name in (*layer.checks, layer.name))]
+    folders = (project / "images" / name for name in dict.fromkeys(names))
+    return tuple(folder for folder in folders if any(folder.glob("test_*.py")))
+
+
+def checksum(plan: Plan, project: Path) -> str:
+    """sha256 over the plan and the text of its checks: what a seal is valid for."""
+    digest = hashlib.sha256(plan.checksum().encode())
+    for folder in check_folders(plan, project):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.read_bytes())
+    digest.update(rules.checksum_text(project))
+    for name in CHECKERS:
+        digest.update((Path(__file__).parents[1] / name).read_bytes())
+    return digest.hexdigest()
+
+
+def required(plan: Plan, project: Path) -> Required:
+    """What a seal of ``plan`` must say before its image ships.
+
+    A seal of the same ``checksum`` ran the same static checks, so that only those of the layers
+    are named.
+    """
+    ids = []
+    if Tier.RUN in plan.requires:
+        for folder in check_folders(plan, project):
+            for path in sorted(folder.glob("test_*.py")):
+                parts = ast.parse(path.read_text(), str(path)).body
+                functions = [one.name for one in parts if isinstance(one, ast.FunctionDef)]
+                ids += [f"{folder.name}/{one}" for one in functions if one.startswith("test_")]
+    return Required(tiers=plan.requires, checks=tuple(ids))
+
+
+def verify(
+    plan: Plan,
+    image: Image,
+    *,
+    live: Callable[[], Live],
+    project: Path,
+    store: Store,
+    runner: Runner,
+    keys: Keyring | None = None,
+    tiers: Sequence[Tier] = DEFAULT,
+) -> Outcome:
+    """Run every check of these tiers against ``image`` and write the seal, PASSED or FAILED.
+
+    Raises as ``run``, and ``VerifyError`` with each failed check, what was seen and what was
+    expected.
+    """
+    began = time.time()
+    outcome = run(plan, image, live=live, project=project, store=store, runner=runner, tiers=tiers)
+    ran = {check.tier for check in outcome.checks}
+    seal.save(
+        store,
+        seal.statement(
+            digest=image.digest,
+            platform_name=plan.platform,
+            result="FAILED" if outcome.failed else "PASSED",
+            tiers=[tier for tier in Tier if tier in ran],
+            checks=outcome.checks,
+            lock_checksum=plan.lock_checksum,
+            tools=outcome.tools,
+            host=f"{os.uname().sysname} {os.uname().release} {os.uname().machine}",
+            started=began,
+            finished=time.time(),
+            plan_checksum=checksum(plan, project),
+            image=plan.image,
+            not_run=outcome.not_run,
+        ),
+        keys,
+    )
+    if outcome.failed:
+        raise failed(plan.variant, image.digest, outcome.failed, len(outcome.checks))
+    return outcome
+
+
+def run(
+    plan: Plan,
+    image: Image,
+    *,
+    live: Callable[[], Live],
+    project: Path,
+    store: Store,
+    runner: Runner,
+    tiers: Sequence[Tier] = DEFAULT,
+) -> Outcome:
+    """Run every check of these tiers against ``image``; seals nothing.
+
+    ``live`` is called once, and only for tiers that need an engine. Raises ``ImageMissingError``
+    when the engine lacks the image, ``PreflightError`` when not one of the tiers can run here.
+    """
+    began = time.time()
+    checks: list[seal.Check] = []
+    not_run: dict[str, str] = {}
+    tools = {"sparkimage": sparkimage.__version__}
+    if Tier.STATIC in tiers:
+        checks += static_checks(plan, image, store, project)
+    try:
+        if set(tiers) - {Tier.STATIC}:
+            at = live()
+            tools["docker"] = at.engine.version
+            if Tier.RUN in tiers:
+                with (
+                    container(at.engine, runner, at.reference, plan.platform) as started,
+                    starting.begun(plan, at.engine, at.reference, runner) as entrypoint,
+                ):
+                    checks += examine(
+                        plan, image, started, project=project, store=store, engine=at.engine,
+                        runner=runner,
+                    )  # fmt: skip
+                    if entrypoint is not None:
+                        starting.add(entrypoint, checks, not_run)
+            if Tier.NODE in tiers:
+                came = node.examine(plan, at.engine, at.reference, runner)
+                checks += came.checks
+                not_run |= came.not_run
+    except SparkError as error:
+        # What the static tier refuses may well not start: then it says why.
+        if all(check.passed for check in checks):
+            raise
+        ran = {check.tier for check in checks}
+        not_run |= {tier: f"not run: {error.message}" for tier in tiers if tier not in ran}
+    if not checks:
+        raise PreflightError(
+            f"{plan.variant}: " + "; ".join(f"{name}: {why}" for name, why in not_run.items()),
+            hint="run it on a node; `--tier static,run` can be run anywhere",
+        )
+    return Outcome(checks=tuple(checks), seconds=time.time() - began, not_run=not_run, tools=tools)
+
+
+def static_checks(plan: Plan, image: Image, store: Store, project: Path) -> tuple[seal.Check, ...]:
+    """Run the static tier; starts no engine. Raises ``StoreError`` for a damaged image."""
+    found = static.examine(plan, image, store, project)
+    return tuple(replace(check, tier=Tier.STATIC) for check in found)
+
+
+def failed(variant: str, digest: str, checks: tuple[seal.Check, ...], total: int) -> VerifyError:
+    """The error for an image that did not pass."""
+    lines = [
+        f"✗ {check.id}: {check.title}\n    seen      {_short(check.seen)}\n"
+        f"    expected  {_short(check.expected)}"
+        for check in checks
+    ]
+    return VerifyError(
+        f"{variant} ({digest[:19]}) is refused: {len(checks)} of {total} checks failed",
+        detail="\n".join(lines),
+        hint="correct the layer that the check stands with, and build again; nothing was named",
+    )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 400 else text[:400] + " …"
+
+
+def examine(
+    plan: Plan,
+    image: Image,
+    started: str,
+    *,
+    project: Path,
+    store: Store,
+    engine: Engine,
+    runner: Runner,
+) -> tuple[seal.Check, ...]:
+    """Run every check of ``plan`` against the container ``started`` of ``image``; seals nothing."""
+    # With pytest, which takes its time.
+    from sparkimage.proof.checks import REQUEST
+
+    folders = check_folders(plan, project)
+    with TemporaryDirectory(prefix="sparkimage-verify-") as name:
+        request, results = Path(name, "request.json"), Path(name, "results.json")
+        request.write_text(
+            json.dumps(
+                {
+                    "plan": plan.to_dict(),
+                    "config": image.config,
+                    "digest": image.digest,
+                    "store": str(store.root),
+                    "results": str(results),
+                }
+            )
+        )
+        argv = [
+            sys.executable, "-m", "pytest", "--quiet", "-p", "sparkimage.proof.checks",
+            "-p", "no:cacheprovider", f"--hosts=docker://{started}", "--import-mode=importlib",
+            "--confcutdir", str(folders[0].parent), "--rootdir", name, "-c", os.devnull,
+            *map(str, folders),
+        ]  # fmt: skip
+        environment = {
+            **engine.environment,
+            REQUEST: str(request),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        done = runner.run(argv, env=environment, check=False)
+        # 0 and 1 are verdicts; anything else is a verification that did not take place.
+        if done.returncode not in (0, 1) or not results.is_file():
+            raise CommandError(argv, done.returncode, done.stdout + done.stderr)
+        found: list[dict[str, Any]] = json.loads(results.read_text())
+    if not found:
+        raise SparkError(f"{plan.variant}: no check ran", detail=done.stdout)
+    keys = ("id", "layer", "title", "result", "seen", "expected")
+    return tuple(seal.Check(**{key: one[key] for key in keys}) for one in found)
+
+
+@contextmanager
+def container(engine: Engine, runner: Runner, reference: str, platform: str) -> Iterator[str]:
+    """A container of the image that does nothing, for as long as the context lasts."""
+    argv = [
+        *engine.docker, "run", "--detach", "--rm", "--pull", "never", "--platform", platform,
+        "--network", "none", "--label", "dev.sparkimage.verify=1",
+        "--entrypoint", "sleep", reference, "infinity",
+    ]  # fmt: skip
+    try:
+        started = runner.run(argv).stdout.strip()
+    except CommandError as error:
+        if "No such image" in error.output or "not found" in error.output.lower():
+            raise ImageMissingError(
+                f"the engine holds no {reference}", hint="build it: python build.py image"
+            ) from None
+        raise
+    try:
+        yield started
+    finally:
+        runner.run([*engine.docker, "kill", started], check=False)

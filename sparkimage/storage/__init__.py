@@ -1,0 +1,1 @@
+"""Images by digest, and the archives that engines load."""
