@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from sparkimage.errors import ConfigError, Problem
-from sparkimage.plans.model import KINDS, Strict
+from sparkimage.plans.strict import KINDS, Strict
 from sparkimage.yamlfile import Document, Key
 
 Model = TypeVar("Model", bound=Strict)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from sparkimage import wellformed, yamlfile
 from sparkimage.errors import ConfigError, Problem, UsageError
-from sparkimage.plans.model import Strict
+from sparkimage.plans.strict import Strict
 from sparkimage.yamlfile import Document, Key
 
 NODE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"

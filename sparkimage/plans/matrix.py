@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sparkimage import wellformed, yamlfile
 from sparkimage.errors import ConfigError, Problem, UsageError
-from sparkimage.plans import patching
+from sparkimage.plans import patching, profiles
 from sparkimage.plans.model import (
     AnswerSpec,
     DebianPin,
@@ -25,6 +25,8 @@ from sparkimage.plans.model import (
     WheelsPin,
 )
 from sparkimage.plans.patching import Patch
+from sparkimage.plans.profiles import Profile
+from sparkimage.plans.strict import Strict
 from sparkimage.tier import Tier
 from sparkimage.yamlfile import Document, Key
 
@@ -66,6 +68,8 @@ class Matrix:
     groups: Mapping[str, tuple[str, ...]]
     channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Moving tags, each with the variants that it may stand for."""
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    """How variants are started; no plan knows of them."""
     warnings: tuple[Problem, ...] = ()
 
     @property
@@ -117,7 +121,9 @@ def _known_keys(parent: Key) -> list[str]:
 
     if not parent:
         return list(MatrixFile.model_fields)
-    places: dict[str, list[type[model.Strict]]] = {
+    if parent[0] == "profiles":
+        return profiles.known_keys(parent[2:])
+    places: dict[str, list[type[Strict]]] = {
         "pins": [DebianPin, DebPin, ImagePin, GitPin, WheelsPin],
         "layers": [
             model.WheelsUse
@@ -174,6 +180,7 @@ class _Expansion:
                 variants[variant.name] = (variant, key)
                 self._check_variant(variant, key)
         self._check_targets(list(variants))
+        self._check_profiles(list(variants))
         groups = self._chosen("groups", self.given.groups, list(variants))
         channels = self._chosen("channels", self.given.channels, list(variants))
         if "default" not in groups:
@@ -193,6 +200,7 @@ class _Expansion:
             variants=tuple(variant for variant, _ in variants.values()),
             groups=groups,
             channels=channels,
+            profiles=given.profiles,
             warnings=warnings,
         )
 
@@ -458,6 +466,11 @@ class _Expansion:
                     f"the variants {other!r} and {name!r} cannot be told apart by bake",
                     "let them differ in more than `.` and `_`",
                 )
+
+    def _check_profiles(self, names: Sequence[str]) -> None:
+        for name, one in self.given.profiles.items():
+            for key, what, todo in profiles.problems(one, names):
+                self._problem(("profiles", name, *key), f"profile {name}: {what}", todo)
 
     def _chosen(
         self, kind: str, given: Mapping[str, Sequence[str]], names: Sequence[str]

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from sparkimage.plans.profiles import Profile
+from sparkimage.plans.strict import KINDS, Name, Strict
 from sparkimage.tier import DEFAULT, Tier
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Platform = Literal["linux/amd64", "linux/arm64"]
 PYTHON = r"^3\.\d+$"
 PLATFORMS: tuple[Platform, ...] = ("linux/amd64", "linux/arm64")
-
-
-class Strict(BaseModel):
-    """Frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 COMMIT = r"^[0-9a-f]{40}$"
@@ -95,7 +90,6 @@ class WheelsPin(Strict):
 
 
 Pin = Annotated[DebianPin | DebPin | ImagePin | GitPin | WheelsPin, Field(discriminator="kind")]
-KINDS = ("debian", "deb", "image", "git", "wheels")
 
 
 class WheelsUse(Strict):
@@ -228,6 +222,9 @@ class MatrixFile(Strict):
         default={},
         description="tags of a registry that move on with what is published: a channel, then "
         "globs on the variants that it may stand for",
+    )
+    profiles: dict[Name, Profile] = Field(
+        default={}, description="how variants are started on nodes: `launch`"
     )
 
 

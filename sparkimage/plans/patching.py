@@ -19,7 +19,8 @@ from pydantic import Field, ValidationError
 
 from sparkimage import yamlfile
 from sparkimage.errors import ConfigError, Problem
-from sparkimage.plans.model import COMMIT, Name, Strict
+from sparkimage.plans.model import COMMIT
+from sparkimage.plans.strict import Name, Strict
 
 FILE = "patches/patches.yaml"
 PATCHES = "patches"

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from sparkimage import yamlfile
 from sparkimage.errors import ConfigError, Problem
-from sparkimage.plans.model import Strict
+from sparkimage.plans.strict import Strict
 
 FILE = "static.yaml"
 Text = Annotated[str, Field(min_length=1)]

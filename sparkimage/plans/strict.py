@@ -1,0 +1,18 @@
+"""What the models of all files that people write have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+KINDS = ("debian", "deb", "image", "git", "wheels")
+"""Of pins."""
+
+
+class Strict(BaseModel):
+    """Frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
