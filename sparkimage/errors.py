@@ -173,3 +173,10 @@ class RegistryError(SparkError):
     """A registry refuses: the login, the right, the room, or what it was given."""
 
     exit_code = 17
+
+
+class LaunchError(SparkError):
+    """A set of containers cannot be started, did not become ready, is not what it must be, or is
+    broken."""
+
+    exit_code = 18

@@ -168,8 +168,8 @@ class Defaults(Strict):
 
     name: str = Field(description="template over the axes and {arch}")
     layers: list[Name] = Field(min_length=1, description="from the lowest up")
-    entrypoint: list[str] = []
-    cmd: list[str] = []
+    entrypoint: list[str] = Field(default=[])
+    cmd: list[str] = Field(default=[])
     answer: AnswerSpec | None = None
 
 
@@ -182,7 +182,7 @@ class Include(Strict):
     entrypoint: list[str] | None = None
     cmd: list[str] | None = None
     answer: AnswerSpec | None = None
-    pins: dict[Name, str] = {}
+    pins: dict[Name, str] = Field(default={})
 
 
 class MatrixFile(Strict):
@@ -211,9 +211,9 @@ class MatrixFile(Strict):
     pins: dict[Name, dict[str, Pin]] = Field(description="pin name, then value, then what it is")
     layers: dict[Name, LayerSpec]
     defaults: Defaults
-    axes: dict[Name, Annotated[list[str], Field(min_length=1)]] = {}
-    exclude: list[dict[Name, str]] = []
-    include: list[Include] = []
+    axes: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(default={})
+    exclude: list[dict[Name, str]] = Field(default=[])
+    include: list[Include] = Field(default=[])
     groups: dict[Name, Annotated[list[str], Field(min_length=1)]]
     channels: dict[
         Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]{0,127}$")],

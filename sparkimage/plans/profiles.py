@@ -58,7 +58,7 @@ class Serve(Strict):
     tokenizer_mode: Word | None = None
     trust_remote_code: bool = False
     flashinfer_autotune: bool | None = None
-    served_model_name: list[Word] = []
+    served_model_name: list[Word] = Field(default=[])
     more: list[Word] = Field(
         default=[], description="arguments that have no key here, as vLLM takes them"
     )
@@ -74,7 +74,7 @@ class Profile(Strict):
         default=None, description="NCCL must use InfiniBand or RoCE; default: with several nodes"
     )
     serve: Serve = Serve()
-    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(default={})
     caches: dict[Name, Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f:,]+$")]] = Field(
         default={}, description="name, then the folder in the container that outlives it"
     )
@@ -133,7 +133,6 @@ DERIVED_ENV = (
     "VLLM_HOST_IP", "LD_PRELOAD", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_IB_HCA",
     "NCCL_IB_DISABLE",
 )  # fmt: skip
-FROM_FLEET = "`interface` and `hca` of a node in fleet.yaml say otherwise"
 
 
 def flag(word: str) -> str:
@@ -156,39 +155,24 @@ def problems(profile: Profile, variants: Iterable[str]) -> Iterator[Wrong]:
     serve, names = profile.serve, list(variants)
     for i, glob in enumerate(profile.variants):
         if not any(fnmatch.fnmatchcase(name, glob) for name in names):
-            yield (
-                ("variants", i), f"{glob!r} is no variant", wellformed.nearest(glob, names)
-            )  # fmt: skip
-    ranks, gpus = serve.tensor_parallel * serve.pipeline_parallel, profile.nodes * profile.gpus
-    if ranks != gpus:
-        yield (
-            ("serve", "tensor_parallel"),
-            f"tensor {serve.tensor_parallel} x pipeline {serve.pipeline_parallel} makes {ranks} "
-            f"ranks, but {profile.nodes} nodes x {profile.gpus} GPUs are {gpus}",
-            "let them be equal",
-        )
+            yield ("variants", i), f"{glob!r} is no variant", wellformed.nearest(glob, names)
+    tensor, pipeline = serve.tensor_parallel, serve.pipeline_parallel
+    if tensor * pipeline != profile.nodes * profile.gpus:
+        what = f"tensor {tensor} x pipeline {pipeline} is not nodes {profile.nodes} x gpus "
+        yield ("serve", "tensor_parallel"), f"{what}{profile.gpus}", "each GPU is one rank"
     if profile.port == profile.master_port:
         yield ("master_port",), "port and master_port are the same", "give each its own"
     spec = serve.speculative
     if spec is not None and spec.method == "dspark" and spec.num_speculative_tokens < DSPARK_LEAST:
-        yield (
-            ("serve", "speculative", "num_speculative_tokens"),
-            f"dspark with {spec.num_speculative_tokens} speculative tokens",
-            f"it needs at least {DSPARK_LEAST}",
-        )
-    if (
-        serve.max_model_len is not None
-        and serve.max_num_batched_tokens is not None
-        and serve.max_num_batched_tokens < (serve.max_num_seqs or 1)
-    ):
-        yield (
-            ("serve", "max_num_batched_tokens"),
-            f"{serve.max_num_batched_tokens} tokens a batch are fewer than "
-            f"{serve.max_num_seqs} sequences",
-            "vLLM refuses that: let it be at least max_num_seqs",
-        )
+        key = ("serve", "speculative", "num_speculative_tokens")
+        what = f"dspark with {spec.num_speculative_tokens} speculative tokens"
+        yield key, what, f"it needs at least {DSPARK_LEAST}"
+    tokens, seqs = serve.max_num_batched_tokens, serve.max_num_seqs
+    if tokens is not None and seqs is not None and tokens < seqs:
+        what = f"{tokens} tokens a batch are fewer than {seqs} sequences"
+        yield ("serve", "max_num_batched_tokens"), what, "let it be at least max_num_seqs"
     yield from _more(serve.more)
-    yield from _env(profile)
+    yield from _env(profile.env)
     yield from _caches(profile.caches)
 
 
@@ -203,33 +187,28 @@ def _more(words: Sequence[str]) -> Iterator[Wrong]:
             yield key, f"{word!r} is no argument", "an argument begins with --"
 
 
-def _env(profile: Profile) -> Iterator[Wrong]:
-    for name, value in profile.env.items():
-        if name in DERIVED_ENV:
-            what = "the library that was measured in the image" if name == "LD_PRELOAD" else (
-                "the fleet and the nodes"
-            )  # fmt: skip
-            yield (
-                ("env", name), f"{name} follows from {what}",
-                f"leave it out; {FROM_FLEET}" if "NCCL" in name else "leave it out",
-            )  # fmt: skip
-        if name == "NCCL_DEBUG" and value.upper() not in ("INFO", "TRACE"):
-            yield ("env", name), f"NCCL_DEBUG={value} hides what is proven from the logs", "INFO"
+def _env(env: Mapping[str, str]) -> Iterator[Wrong]:
+    for name, value in env.items():
+        if name == "LD_PRELOAD":
+            what = "LD_PRELOAD follows from the library that was measured in the image"
+            yield ("env", name), what, "leave it out"
+        elif name in DERIVED_ENV:
+            what = f"{name} follows from the fleet and its nodes"
+            yield ("env", name), what, "leave it out; a node's `interface` and `hca` decide"
+        elif name == "NCCL_DEBUG" and value.upper() not in ("INFO", "TRACE"):
+            what = f"NCCL_DEBUG {value} hides what is proven from the logs"
+            yield ("env", name), what, "INFO is the default"
         if "\0" in value or "\n" in value:
             yield ("env", name), f"{name} has more than one line", "write it in one"
 
 
 def _caches(caches: Mapping[str, str]) -> Iterator[Wrong]:
-    paths = {name: path.rstrip("/") for name, path in caches.items()}
-    for name, path in paths.items():
-        for other, above in paths.items():
-            if other != name and f"{path}/".startswith(f"{above}/") and (path, name) > (
-                above, other,
-            ):  # fmt: skip
-                yield (
-                    ("caches", name), f"the caches {name} and {other} lie in one another",
-                    "give each a folder of its own",
-                )  # fmt: skip
+    for name, path in caches.items():
+        for other, above in caches.items():
+            inside = f"{path.rstrip('/')}/".startswith(f"{above.rstrip('/')}/")
+            if name != other and inside and (len(path), name) > (len(above), other):
+                what = f"the caches {name} and {other} lie in one another"
+                yield ("caches", name), what, "give each a folder of its own"
 
 
 def fitting(profiles: Mapping[str, Profile], variant: str) -> list[str]:
