@@ -15,6 +15,7 @@ import typer
 from sparkimage import __version__
 from sparkimage.cli import engine as cli_engine
 from sparkimage.cli import fleet as cli_fleet
+from sparkimage.cli import launch as cli_launch
 from sparkimage.cli import lock as cli_lock
 from sparkimage.cli import patches as cli_patches
 from sparkimage.cli import publish as cli_publish
@@ -61,6 +62,11 @@ app.command("nodes")(cli_fleet.nodes)
 app.command("rollback")(cli_fleet.rollback)
 app.command("gc")(cli_fleet.gc)
 app.command("receipts")(cli_fleet.receipts)
+app.command("launch")(cli_launch.launch)
+app.command("status")(cli_launch.status)
+app.command("logs")(cli_launch.logs)
+app.command("stop")(cli_launch.stop)
+app.command("restart")(cli_launch.restart)
 
 
 class Form(StrEnum):

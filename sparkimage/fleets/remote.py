@@ -190,6 +190,17 @@ class Remote:
         Local().run([*argv, *self._control()])
         return here
 
+    def forward_port(self, port: int) -> Path:
+        """A socket here that leads to the port on the loopback there, as long as the connection.
+
+        Raises ``CommandError`` where sshd there forbids it.
+        """
+        here = self.sockets / f"{self.name[:20]}.{port}"
+        if not here.exists():
+            argv = ["ssh", "-S", str(self._socket), "-O", "forward"]
+            Local().run([*argv, "-L", f"{here}:127.0.0.1:{port}", *self._control()])
+        return here
+
     def close(self) -> None:
         """End the connection, and with it the lock."""
         self._beating.set()

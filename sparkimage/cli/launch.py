@@ -1,0 +1,342 @@
+"""The commands that start what was distributed, and work with what was started."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparkimage.cli.base import AllowOption, JsonOption, console, read_matrix
+from sparkimage.cli.fleet import NodesOption, PatienceOption
+from sparkimage.cli.verify import Reference, to_ship
+from sparkimage.errors import LaunchError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from sparkimage.launching.command import Container
+    from sparkimage.launching.launch import Ready
+    from sparkimage.launching.proof import Finding
+    from sparkimage.launching.running import Standing
+
+NAME = "vllm"
+NAME_PATTERN = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Which set, where there are several.")
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout", metavar="SECONDS", min=1, help="So long it may take until it is ready."
+    ),
+]
+KeepOption = Annotated[
+    bool, typer.Option("--keep", help="Leave what was started when it fails, to look at it.")
+]
+
+
+class Form(StrEnum):
+    """How what would be started is printed."""
+
+    RUN = "run"
+    COMPOSE = "compose"
+
+
+def launch(
+    reference: Reference,
+    model: Annotated[
+        str, typer.Option(metavar="DIR", help="The model's folder, the same path on every node.")
+    ],
+    nodes: NodesOption = "fleet.yaml",
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of the matrix; default: the one for the variant on so many nodes.",
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the set: its containers' name.")] = NAME,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Look at the nodes and print each one's command.")
+    ] = False,
+    print_: Annotated[
+        Form | None, typer.Option("--print", help="With --dry-run's effect: print it in this form.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="A set of this name that runs gives way.")
+    ] = False,
+    share_cache: Annotated[
+        bool,
+        typer.Option(
+            "--share-cache", help="One cache for all images instead of one for each digest."
+        ),
+    ] = False,
+    timeout: TimeoutOption = 1800.0,
+    keep: KeepOption = False,
+    allow_unverified: AllowOption = False,
+    patience: PatienceOption = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a distributed image on the nodes as one server: on all of them, or on none.
+
+    The command of each node follows from the image (entry point, measured NCCL), the profile and
+    the node. Done when the server is ready and the ranks' logs have shown the pinned NCCL and RDMA.
+    """
+    import re
+
+    from sparkimage import paths
+    from sparkimage.fleets import fleet as fleets
+    from sparkimage.fleets.fleet import Fleet
+    from sparkimage.launching import image, placing
+    from sparkimage.launching.command import Request
+    from sparkimage.launching.launch import Launch, Options, ProofError
+    from sparkimage.layers import layerindex
+    from sparkimage.progress import View
+    from sparkimage.proof.keys import Keyring
+    from sparkimage.storage.store import Store
+
+    if not model.startswith("/") or re.search(r"[\x00-\x1f]", model):
+        raise UsageError(
+            f"--model {model!r} is no absolute path",
+            hint="name the folder as the nodes have it: --model /models/NAME",
+        )
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UsageError(f"--name {name!r} cannot be a container's name", hint="letters, digits, -")
+    read, store = read_matrix(), Store.open(paths.store())
+    fleet = fleets.read(nodes, read.root)
+    plan, held, _passage = to_ship(
+        read, store, reference, keys=Keyring.user(), allow_unverified=allow_unverified
+    )
+    profile_name, chosen = placing.pick(
+        dict(read.profiles), plan.variant, profile, len(fleet.nodes)
+    )
+    ranks = placing.order(fleet, chosen.nodes)
+    pin = plan.versions.get("nccl", "")
+    preload = ""
+    if pin:
+        found = image.libraries(layerindex.image_files(store, held))
+        preload = image.choose(found, pin, image.environment(held.config)).path
+    request = Request(
+        name=name,
+        variant=plan.variant,
+        digest=held.digest,
+        profile_name=profile_name,
+        profile=chosen,
+        model=model.rstrip("/") or "/",
+        entrypoint=image.entrypoint(held.config),
+        preload=preload,
+        nccl=pin,
+        share_cache=share_cache,
+    )
+    one = Launch(
+        request=request,
+        image=held,
+        image_name=plan.image,
+        fleet=Fleet(nodes=ranks, file=fleet.file),
+        view=View(console(stderr=True), quiet=as_json),
+        options=Options(timeout_s=timeout, keep=keep, replace=replace, patience_s=patience),
+    )
+    if dry_run or print_ is not None:
+        _print(one.plan(), print_ or Form.RUN, as_json=as_json)
+        return
+    try:
+        ready = one.run()
+    except ProofError as error:
+        _show_findings(error.findings, as_json=as_json)
+        raise
+    _show_ready(ready, as_json=as_json)
+
+
+def _print(planned: Sequence[Container], form: Form, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([one.to_dict() for one in planned], indent=1))
+        return
+    for place, one in enumerate(planned):
+        role = "head" if one.rank == 0 else "worker"
+        if place:
+            typer.echo("")
+        typer.echo(f"# {one.node}: rank {one.rank}, {role}")
+        typer.echo(one.pasteable() if form is Form.RUN else one.compose().rstrip("\n"))
+        if form is Form.COMPOSE and place < len(planned) - 1:
+            typer.echo("---")
+
+
+def _show_ready(ready: Ready, *, as_json: bool) -> None:
+    from sparkimage.units import clock
+
+    if as_json:
+        typer.echo(json.dumps(ready.to_dict(), indent=1))
+        return
+    _show_findings(ready.findings, as_json=False)
+    where = ", ".join(node for _, node, _ in ready.ranks)
+    typer.echo(
+        f"{ready.name} serves {ready.variant} ({ready.digest[7:19]}) on {where}: ready after "
+        f"{clock(ready.seconds)}\n{ready.url}"
+    )
+
+
+def _show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if as_json:
+        typer.echo(json.dumps({"proof": [one.to_dict() for one in findings]}, indent=1))
+        return
+    if not findings:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("", "rank", "node", "looked for", "seen"):
+        table.add_column(column, overflow="fold")
+    for one in findings:
+        mark = "[green]✓[/]" if one.ok else "[red]✗[/]"
+        table.add_row(mark, str(one.rank), escape(one.node), one.what, escape(one.seen))
+    console().print(table)
+
+
+def status(
+    nodes: NodesOption = "fleet.yaml",
+    name: NameOption = None,
+    patience: PatienceOption = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what runs on the nodes, and whether it is whole (exit code 18 when it is broken)."""
+    from sparkimage.fleets import fleet as fleets
+    from sparkimage.launching import running
+
+    found, errors = running.look(
+        fleets.read(nodes, read_matrix().root), name=name, patience_s=patience
+    )
+    if as_json:
+        said = {
+            "sets": [one.to_dict() for one in found],
+            "errors": {node: error.message for node, error in sorted(errors.items())},
+        }
+        typer.echo(json.dumps(said, indent=1))
+    elif found:
+        for place, one in enumerate(found):
+            if place:
+                typer.echo("")
+            console().print(_status_table(one))
+    else:
+        typer.echo("nothing runs on the nodes" + (" that were asked" if errors else ""))
+    broken = [f"{one.set.name}: {problem}" for one in found for problem in one.problems]
+    if errors:
+        from sparkimage.fleets.moving import lines
+        from sparkimage.launching import sets
+
+        error = sets.failure(errors, len(fleets.read(nodes, read_matrix().root).nodes), "")
+        error.message = f"{len(errors)} nodes cannot be asked"
+        error.detail = "\n".join([*lines(errors), *broken])
+        raise error
+    if broken:
+        zombies = any(one.set.zombies for one in found)
+        raise LaunchError(
+            f"{len([one for one in found if one.problems])} of {len(found)} sets broken",
+            detail="\n".join(broken),
+            hint="end it, zombies too: python build.py stop"
+            if zombies
+            else "see why: python build.py logs; then python build.py restart",
+        )
+
+
+def _status_table(one: Standing) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    first = one.set.members[0]
+    health = one.health or "no head to ask"
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left", title_style="bold",
+        title=f"{one.set.name}: {first.variant}, {first.profile}; health: {health}",
+    )  # fmt: skip
+    for column in ("", "node", "rank", "state", "since (UTC)", "image", "restarts"):
+        table.add_column(column, justify="right" if column in ("rank", "restarts") else "left")
+    identity = first.identity
+    for member in one.set.members:
+        zombie = member in one.set.zombies
+        mark = "[green]✓[/]" if member.lives and not zombie else "[red]✗[/]"
+        same = member.identity == identity and member.digest == first.digest
+        since = (member.started if member.lives else member.ended).replace("T", " ")[:16]
+        state = f"{member.words()}, zombie" if zombie else member.words()
+        table.add_row(
+            mark, escape(member.node), f"{member.rank} {member.role}", escape(state), since,
+            f"{'=' if same else '[red]≠[/]'} {escape(member.digest[7:19])}", str(member.restarts),
+        )  # fmt: skip
+    return table
+
+
+def logs(
+    nodes: NodesOption = "fleet.yaml",
+    name: NameOption = None,
+    node: Annotated[str | None, typer.Option("--node", help="Of this node alone.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=0, help="Of this rank alone.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they come.")] = False,
+    tail: Annotated[
+        int | None, typer.Option("--tail", min=0, help="The last N lines of each.")
+    ] = None,
+    patience: PatienceOption = 60.0,
+) -> None:
+    """Print the ranks' logs as one, each line with its node's name."""
+    from sparkimage.fleets import fleet as fleets
+    from sparkimage.launching import running
+
+    with running.logs(
+        fleets.read(nodes, read_matrix().root), name=name, node=node, rank=rank, tail=tail,
+        follow=follow, patience_s=patience,
+    ) as (names, lines, errors):  # fmt: skip
+        for lost, error in sorted(errors.items()):
+            typer.echo(f"warning: {lost}: {error.message}", err=True)
+        width = max(map(len, names))
+        for at, line in lines:
+            typer.echo(f"{at:<{width}} | {line}")
+
+
+def stop(
+    nodes: NodesOption = "fleet.yaml",
+    name: NameOption = None,
+    patience: PatienceOption = 60.0,
+) -> None:
+    """End a set on all nodes, and what is left of one; nothing to end is no failure."""
+    from sparkimage.fleets import fleet as fleets
+    from sparkimage.launching import running, sets
+
+    fleet = fleets.read(nodes, read_matrix().root)
+    was, errors = running.stop(fleet, name=name, patience_s=patience)
+    if was is None:
+        typer.echo("there is nothing to stop" + (" on the nodes that answer" if errors else ""))
+    else:
+        done = [one for one in was.members if one.node not in errors]
+        typer.echo(f"{was.name} is stopped on {', '.join(one.node for one in done) or 'no node'}")
+        for one in was.zombies:
+            typer.echo(f"  {one.node} had a zombie worker (rank {one.rank})")
+    if errors:
+        raise sets.failure(errors, len(fleet.nodes), "could not be told to stop")
+
+
+def restart(
+    nodes: NodesOption = "fleet.yaml",
+    name: NameOption = None,
+    timeout: TimeoutOption = 1800.0,
+    keep: KeepOption = False,
+    patience: PatienceOption = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a set again: the same containers, so the same commands and the same image."""
+    from sparkimage.fleets import fleet as fleets
+    from sparkimage.launching import running
+    from sparkimage.launching.launch import ProofError
+    from sparkimage.progress import View
+
+    try:
+        ready = running.restart(
+            fleets.read(nodes, read_matrix().root), name=name, timeout_s=timeout, keep=keep,
+            patience_s=patience, view=View(console(stderr=True), quiet=as_json),
+        )  # fmt: skip
+    except ProofError as error:
+        _show_findings(error.findings, as_json=as_json)
+        raise
+    _show_ready(ready, as_json=as_json)
