@@ -335,7 +335,7 @@ class Launch:
             if one.set == container.name and one.state == "created"
         ]
         self._started.setdefault(station.name, []).extend(made)
-        said = (done.stdout + done.stderr).strip()
+        said = done.stderr.strip()
         matches = knowledge.read(said.splitlines())
         raise LaunchError(
             f"{station.name} (rank {container.rank}): docker run failed",

@@ -163,7 +163,8 @@ class _Start:
             f"--hostname={self.name}", f"--publish={LOOPBACK}::22",
             f"--label={OWNER}={os.getpid()}",
             f"--env=STORE={'containerd' if self.spec.containerd_store else 'overlay2'}",
-            f"--env=DISK_BYTES={'' if disk is None else disk}", self.image,
+            f"--env=DISK_BYTES={'' if disk is None else disk}",
+            f"--env=SPARK={'1' if self.spec.spark else ''}", self.image,
         )  # fmt: skip
         keys = [self.keys / "client.pub", self.keys / "inter.pub"]
         put_into(self.engine, self.container, {

@@ -36,6 +36,8 @@ class Spec:
     disk_bytes: int | None = DISK_BYTES
     """The size of its own disk, of which only what is used takes up any of this machine's; None
     for this machine's disk itself, which is faster."""
+    spark: bool = False
+    """Docker takes --gpus there, and /dev/infiniband has devices; nothing is behind either."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The node's first process: makes its disk, starts the engine and becomes sshd.
-# STORE is overlay2 or containerd; DISK_BYTES, where it is set, the size of the node's own disk.
+# STORE is overlay2 or containerd; DISK_BYTES, where it is set, the size of the node's own disk;
+# SPARK, where it is set, makes it look like a node with a GPU and RDMA to Docker.
 set -eu
 # cgroup v2 takes children only below a group without processes of its own.
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
@@ -39,6 +40,18 @@ case $STORE in
 containerd) echo '{"features": {"containerd-snapshotter": true}}' ;;
 *) echo '{"features": {"containerd-snapshotter": false}, "storage-driver": "overlay2"}' ;;
 esac >/etc/docker/daemon.json
+if [ -n "${SPARK:-}" ]; then
+    # dockerd looks for it as it starts.
+    ln -s /usr/local/lib/nvidia-container-runtime-hook /usr/local/sbin/
+    mkdir -p /dev/infiniband
+    mknod /dev/infiniband/uverbs0 c 231 192
+    mknod /dev/infiniband/rdma_cm c 10 58
+    if ! prlimit --memlock=unlimited:unlimited true 2>/dev/null; then
+        runc=$(command -v runc)
+        mv "$runc" /usr/local/lib/runc
+        mv /usr/local/lib/runc.sh "$runc"
+    fi
+fi
 engine.sh start &
 
 mkdir -p /run/sshd

@@ -1,0 +1,1 @@
+"""A stand-in for vLLM: its command line, its start on several nodes, its API; no model."""

@@ -1,0 +1,283 @@
+"""A stand-in for `vllm serve`: it takes and refuses what vLLM does at the flags that matter here,
+says which NCCL is really mapped into its process, waits for all ranks, and then answers.
+
+It needs nothing but Python's own library. What is to go wrong stands in `standin.json` of the
+model's folder, so that each node may have its own fault: `die`, `hang` (a phase), `nccl` (a path to
+load in spite of all), `transport`, `silent` (does not say that it is complete), `sick`, `slow_s`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .api import Behaviour, Server
+
+PIP = "/usr/local/lib/python3.13/dist-packages/nvidia/nccl/lib/libnccl.so.2"
+"""The copy that torch's wheel brings, which is loaded unless another one is preloaded."""
+VERBS = Path("/dev/infiniband")
+MEET_S = 300.0
+CACHES = {"vllm": Path("/root/.cache/vllm"), "triton": Path("/root/.triton/cache")}
+
+
+def say(text: str) -> None:
+    """One line of the log."""
+    print(text, flush=True)
+
+
+def info(text: str) -> None:
+    """One line as vLLM's logger has it."""
+    say(f"INFO 11-24 12:00:00 [standin.py:1] {text}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """vLLM's command line, as far as it is known here."""
+    main = argparse.ArgumentParser(prog="vllm")
+    serve = main.add_subparsers(dest="command", required=True).add_parser("serve")
+    serve.add_argument("model", nargs="?")
+    flag = argparse.BooleanOptionalAction
+    for name in ("tensor-parallel-size", "pipeline-parallel-size", "nnodes"):
+        serve.add_argument(f"--{name}", type=int, default=1)
+    for name in ("node-rank", "master-port"):
+        serve.add_argument(f"--{name}", type=int, default=0)
+    for name in ("max-model-len", "max-num-seqs", "max-num-batched-tokens", "block-size"):
+        serve.add_argument(f"--{name}", type=int)
+    for name in ("master-addr", "kv-cache-dtype", "reasoning-parser", "tool-call-parser",
+                 "load-format", "tokenizer-mode", "host"):  # fmt: skip
+        serve.add_argument(f"--{name}", default="")
+    serve.add_argument("--distributed-executor-backend", choices=["mp", "ray", "uni"])
+    serve.add_argument("--gpu-memory-utilization", type=float, default=0.9)
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--served-model-name", nargs="+")
+    for name in ("compilation-config", "speculative-config"):
+        serve.add_argument(f"--{name}", type=json.loads, default={})
+    for name in ("headless", "trust-remote-code", "enable-auto-tool-choice"):
+        serve.add_argument(f"--{name}", action="store_true")
+    for name in ("expert-parallel", "prefix-caching", "flashinfer-autotune"):
+        serve.add_argument(f"--enable-{name}", action=flag)
+    return main
+
+
+def refuse(given: argparse.Namespace) -> None:
+    """What vLLM's own checks refuse. Raises ``ValueError``."""
+    world = given.tensor_parallel_size * given.pipeline_parallel_size
+    if world % given.nnodes:
+        raise ValueError(f"World size ({world}) is not divisible by nnodes ({given.nnodes})")
+    if given.nnodes > 1 and not given.headless and given.node_rank > 0:
+        raise ValueError("only the first node serves: the others need --headless")
+    if not 0 < given.gpu_memory_utilization <= 1:
+        raise ValueError("gpu_memory_utilization must be in (0, 1]")
+    speculative = given.speculative_config
+    if speculative.get("method") == "dspark" and speculative["num_speculative_tokens"] < 5:
+        raise ValueError("dspark needs num_speculative_tokens >= 5")
+    tokens, seqs = given.max_num_batched_tokens, given.max_num_seqs
+    if tokens and seqs and tokens < seqs:
+        raise ValueError(
+            f"max_num_batched_tokens ({tokens}) must be greater than or equal to "
+            f"max_num_seqs ({seqs})."
+        )
+    if not Path(given.model or "", "config.json").is_file():
+        raise ValueError(f"Invalid repository ID or local directory specified: '{given.model}'.")
+
+
+class Rank:
+    """One process of the server."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        self.rank: int = given.node_rank
+        self.world: int = given.nnodes
+        file = Path(given.model, "standin.json")
+        self.faults: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        self.others: list[socket.socket] = []
+        self.behaviour = Behaviour(model=(given.served_model_name or [given.model])[0])
+
+    def run(self) -> None:
+        """Until it is ended."""
+        self.phase("start")
+        self.nccl()
+        self.meet()
+        self.transport()
+        self.phase("weights")
+        info(f"Starting to load model {self.given.model}...")
+        say("Loading safetensors checkpoint shards: 100% Completed | 2/2 [00:00<00:00, 9.1it/s]")
+        self.phase("compile")
+        self.compile()
+        self.phase("capture")
+        say("Capturing CUDA graphs (mixed prefill-decode, PIECEWISE): 100%|####| 2/2 [00:00<00:00]")
+        info("Graph capturing finished in 0 secs, took 0.10 GiB")
+        if self.rank == 0:
+            self.serve()
+        else:
+            self.work()
+
+    def phase(self, name: str) -> None:
+        """A phase begins, or goes wrong."""
+        time.sleep(float(self.faults.get("slow_s", 0)))
+        if self.faults.get("hang") == name:
+            threading.Event().wait()
+        if self.faults.get("die") == name:
+            say(self.faults.get("words", f"RuntimeError: this rank dies in phase {name}"))
+            sys.exit(1)
+
+    def nccl(self) -> None:
+        """Load NCCL as torch does, and let it say its version."""
+        mapped = Path("/proc/self/maps").read_text()
+        preloaded = re.search(r"(/\S*libnccl\.so\S*)", mapped)
+        path = self.faults.get("nccl") or (preloaded[1] if preloaded else PIP)
+        library = ctypes.CDLL(path)
+        number = ctypes.c_int()
+        library.ncclGetVersion(ctypes.byref(number))
+        # 23004 is 2.30.4: https://github.com/NVIDIA/nccl/blob/master/src/nccl.h.in
+        major, minor = divmod(number.value, 10_000)
+        version = f"{major}.{minor // 100}.{minor % 100}"
+        self.nccl_info(f"NCCL version {version}+cuda13.2")
+
+    def nccl_info(self, text: str) -> None:
+        if os.environ.get("NCCL_DEBUG", "").upper() in ("INFO", "TRACE"):
+            pid = os.getpid()
+            say(f"{socket.gethostname()}:{pid}:{pid} [0] NCCL INFO {text}")
+
+    def meet(self) -> None:
+        """All ranks find each other at the head."""
+        if self.world > 1 and self.rank == 0:
+            listener = socket.socket()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((self.given.master_addr, self.given.master_port))
+            except OSError as error:
+                name = errno.errorcode.get(error.errno or 0, "")
+                say(
+                    "torch.distributed.DistNetworkError: The server socket has failed to listen "
+                    f"on any local network address. port: {self.given.master_port}, useIpv6: "
+                    f"false, code: -{error.errno}, name: {name}, message: {error.strerror}"
+                )
+                sys.exit(1)
+            listener.listen()
+            while len(self.others) < self.world - 1:
+                self.others.append(listener.accept()[0])
+            for other in self.others:
+                other.sendall(b"go\n")
+        elif self.world > 1:
+            until = time.monotonic() + MEET_S
+            while True:
+                try:
+                    made = socket.create_connection(
+                        (self.given.master_addr, self.given.master_port), 5.0
+                    )
+                    break
+                except OSError:
+                    if time.monotonic() > until:
+                        say("torch.distributed.DistStoreError: Timed out waiting for clients")
+                        sys.exit(1)
+                    time.sleep(0.1)
+            made.settimeout(None)
+            self.others.append(made)
+            if made.recv(3) != b"go\n":
+                say("torch.distributed.DistNetworkError: the head closed the connection")
+                sys.exit(1)
+        info(
+            f"rank {self.rank} in world size {self.world} is assigned as DP rank 0, PP rank 0, "
+            f"TP rank {self.rank}, EP rank 0"
+        )
+
+    def transport(self) -> None:
+        """What NCCL's channels go over."""
+        if self.world == 1:
+            return
+        name = os.environ.get("NCCL_SOCKET_IFNAME", "")
+        if not Path("/sys/class/net", name).exists():
+            say(f"NCCL WARN Bootstrap : no socket interface found for {name}")
+            sys.exit(1)
+        able = (
+            os.environ.get("NCCL_IB_DISABLE") == "0"
+            and bool(os.environ.get("NCCL_IB_HCA"))
+            and any(VERBS.glob("uverbs*"))
+        )
+        used = self.faults.get("transport") or ("IB" if able else "Socket")
+        self.nccl_info(f"Using network {used}")
+        for channel in range(2):
+            to = (self.rank + 1) % self.world
+            self.nccl_info(
+                f"Channel {channel:02}/0 : {self.rank}[0] -> {to}[0] [send] via NET/{used}/0"
+            )
+
+    def compile(self) -> None:
+        """Kernels come from the cache's folder where they are there."""
+        folder = CACHES["vllm"] / "torch_compile_cache" / "0123456789" / f"rank_{self.rank}_0"
+        info(f"Using cache directory: {folder} for vLLM's torch.compile")
+        kernel = folder / "kernel"
+        if kernel.is_file():
+            info("Directly load the compiled graph(s) for dynamic shape from the cache, took 0.0 s")
+        else:
+            info("Compiling a graph for dynamic shape takes 0.10 s")
+            folder.mkdir(parents=True, exist_ok=True)
+            kernel.write_text("compiled\n")
+
+    def serve(self) -> None:
+        """The head: wait for all, then answer."""
+        for other in self.others:
+            if other.recv(6) != b"ready\n":
+                say("(EngineCore pid=1) ERROR: a worker ended while the engine started")
+                sys.exit(1)
+        say("INFO:     Started server process [1]")
+        say("INFO:     Waiting for application startup.")
+        try:
+            server = Server(self.behaviour, host=self.given.host, port=self.given.port)
+        except OSError as error:
+            say(
+                f"ERROR:    [Errno {error.errno}] error while attempting to bind on address "
+                f"('{self.given.host}', {self.given.port}): address already in use"
+            )
+            sys.exit(1)
+        self.behaviour.healthy = not self.faults.get("sick", False)
+        if not self.faults.get("silent"):
+            say("INFO:     Application startup complete.")
+        for other in self.others:
+            threading.Thread(target=self.watch, args=(other,), daemon=True).start()
+        server.serve_forever(0.05)
+
+    def watch(self, other: socket.socket) -> None:
+        """A worker that ends makes the engine dead, and the server stays."""
+        with contextlib.suppress(OSError):
+            other.recv(1)
+        self.behaviour.healthy = False
+        say("(EngineCore pid=1) ERROR: Worker proc died unexpectedly, shutting down executor.")
+
+    def work(self) -> None:
+        """A worker; without its head it waits for ever."""
+        (head,) = self.others
+        head.sendall(b"ready\n")
+        with contextlib.suppress(OSError):
+            head.recv(1)
+        info(
+            "No available shared memory broadcast block found in 60 seconds. This typically "
+            "happens when some processes are hanging or doing some time-consuming work"
+        )
+        threading.Event().wait()
+
+
+def main(argv: Sequence[str]) -> None:
+    """As `vllm`."""
+    # The first process of a container has no default answer to signals.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    given = parser().parse_args(argv)
+    try:
+        refuse(given)
+    except ValueError as error:
+        say(f"ValueError: {error}")
+        sys.exit(1)
+    Rank(given).run()
