@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sparkimage.launching.running import Standing
 
 NAME = "vllm"
+NEEDED_CACHES = {"/root/.cache/vllm": "vllm", "/root/.triton/cache": "triton"}
+"""Where kernels are kept in the container, and by whom."""
 NAME_PATTERN = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Which set, where there are several.")
@@ -120,6 +122,13 @@ def launch(
     if pin:
         found = image.libraries(layerindex.image_files(store, held))
         preload = image.choose(found, pin, image.environment(held.config)).path
+    lacking = [one for one in NEEDED_CACHES if one not in chosen.caches.values()]
+    if lacking:
+        names = ", ".join(NEEDED_CACHES[one] for one in lacking)
+        typer.echo(
+            f"warning: profile {profile_name} has no cache for {names}: every start compiles again",
+            err=True,
+        )
     request = Request(
         name=name,
         variant=plan.variant,

@@ -18,10 +18,14 @@ class Finding:
     node: str
     seen: str
     ok: bool
+    open: bool = False
+    """What it looked for is not there, and may still come."""
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        return asdict(self)
+        said = asdict(self)
+        del said["open"]
+        return said
 
 
 def examine(
@@ -33,8 +37,13 @@ def examine(
     alone = len(nodes) * gpus == 1
     for rank, log in sorted(logs.items()):
 
-        def add(what: str, seen: str, *, ok: bool, rank: int = rank) -> None:
-            found.append(Finding(what=what, rank=rank, node=nodes[rank], seen=seen, ok=ok))
+        def add(
+            what: str, seen: str, *, ok: bool, rank: int = rank, may_come: bool = False
+        ) -> None:
+            one = Finding(
+                what=what, rank=rank, node=nodes[rank], seen=seen, ok=ok, open=may_come and not ok
+            )
+            found.append(one)
 
         if log.ignored:
             add("LD_PRELOAD holds", f"ignored: no {log.ignored}", ok=False)
@@ -42,9 +51,9 @@ def examine(
         if nccl and (log.banners or not alone):
             versions = {banner.partition("+")[0] for banner in log.banners}
             said = ", ".join(sorted(log.banners)) or "no banner"
-            add(f"NCCL {nccl}", said, ok=versions == {nccl})
+            add(f"NCCL {nccl}", said, ok=versions == {nccl}, may_come=not versions)
         if rdma:
-            add("via NET/IB", _times(log.infiniband), ok=log.infiniband > 0)
+            add("via NET/IB", _times(log.infiniband), ok=log.infiniband > 0, may_come=True)
             add("no NET/Socket", _times(log.socket), ok=log.socket == 0)
     return tuple(found)
 

@@ -102,7 +102,7 @@ class Waiting:
                 self._step(until)
             # What the ranks said before is on its way.
             latest = min(until, time.monotonic() + PROOF_S)
-            while time.monotonic() < latest and not all(one.ok for one in self.found()):
+            while time.monotonic() < latest and self._may_come():
                 self._step(until, wait_s=latest - time.monotonic())
             for one in self.ranks:
                 self.screen.phase(one.rank, PHASES[-1])
@@ -117,6 +117,11 @@ class Waiting:
                 for pipe in (process.stdin, process.stdout, process.stderr):
                     if pipe is not None:
                         pipe.close()
+
+    def _may_come(self) -> bool:
+        """Something is not there yet, and nothing is wrong for good."""
+        found = self.found()
+        return any(one.open for one in found) and all(one.ok or one.open for one in found)
 
     def found(self) -> tuple[Finding, ...]:
         """What the logs have shown so far."""

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from sparkimage.engines.engine import Engine
-from tests.lab.serving import PIN, Serving, serving
+from tests.lab.node import Node, wait
+from tests.lab.serving import MODEL, OLD, PIN, SERVE, Serving, serving
+from tests.lab.standin_vllm import server
 
 NODES = ["node1", "node2", "node3", "node4"]
-LAUNCH_FAILED, NODE_FAILED = 18, 13
+USAGE, LACKING, NODE_FAILED, MIXED, LAUNCH_FAILED, INTERRUPTED = 2, 5, 13, 15, 18, 130
+WHOLE = {node: ["vllm running"] for node in NODES}
+NOTHING: dict[str, list[str]] = {node: [] for node in NODES}
+STOPPED = "what was started has been stopped"
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +42,517 @@ def ok(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
+def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> str:
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+    return done.stderr
+
+
+def inspect(node: Node, name: str = "vllm") -> dict[str, Any]:
+    (found,) = json.loads(node.docker("container", "inspect", name))
+    assert isinstance(found, dict)
+    return found
+
+
+def essence(found: dict[str, Any]) -> dict[str, Any]:
+    """What a container is, without what each one has for itself."""
+    config = {key: found["Config"][key] for key in ("Image", "Cmd", "Entrypoint", "Labels")}
+    host = {key: value for key, value in found["HostConfig"].items() if key != "ContainerIDFile"}
+    return {"config": config, "env": sorted(found["Config"]["Env"]), "host": host}
+
+
+@contextmanager
+def begun(ready: Serving, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A launch that goes on; all containers are there."""
+    argv = ready.argv("launch", "good", "--model", MODEL, "--profile", "four", *words)
+    with subprocess.Popen(
+        argv, env=ready.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            wait(lambda: ready.containers() == WHOLE, "the containers did not come")
+            yield process
+        finally:
+            process.kill()
+
+
+# Start
+
+
 def test_four_nodes_serve_and_are_proven(ready: Serving) -> None:
+    planned = json.loads(ok(ready.launch("--dry-run", "--json")))
+    pasteable = ok(ready.launch("--dry-run"))
+    assert ready.containers() == NOTHING
+
     done = ready.launch()
-    print(done.stdout, done.stderr)
     said = ok(done)
-    assert set(map(tuple, ready.containers().values())) == {("vllm running",)}
-    assert said.count(f"NCCL {PIN}") == 4
-    print(ready.run("status").stdout)
+    assert ready.containers() == WHOLE
+    rows = [line.split() for line in said.splitlines() if line.startswith("✓")]
+    for rank, node in enumerate(NODES):
+        assert ["✓", str(rank), node, "NCCL", PIN, f"{PIN}+cuda13.2"] in rows
+        assert ["✓", str(rank), node, "via", "NET/IB", "2", "lines"] in rows
+        assert ["✓", str(rank), node, "no", "NET/Socket", "nowhere"] in rows
+    assert max(map(len, said.splitlines())) <= 80
+    for phase in ("ranks joined", "weights", "compile", "graph capture", "ready"):
+        assert done.stderr.count(f": {phase}\n") == 4, phase
+
+    # What was shown is what runs, on either image store.
+    launched = {}
+    for rank, (name, one) in enumerate(zip(NODES, planned, strict=True)):
+        found = inspect(ready.fleet[name])
+        assert one["node"] == name
+        assert found["Config"]["Cmd"] == one["command"]
+        assert one["argv"][-len(one["command"]) - 1] == found["Config"]["Image"] == found["Image"]
+        assert one["env"].items() <= dict(e.split("=", 1) for e in found["Config"]["Env"]).items()
+        assert one["labels"].items() <= found["Config"]["Labels"].items()
+        assert one["command"][0] == MODEL
+        assert one["command"].count("serve") == 0
+        assert ("--headless" in one["command"]) == (rank > 0)
+        assert one["env"]["VLLM_HOST_IP"] == ready.fleet[name].inside
+        assert one["env"]["NCCL_SOCKET_IFNAME"] == one["env"]["GLOO_SOCKET_IFNAME"] == "eth0"
+        host = found["HostConfig"]
+        assert host["NetworkMode"] == host["IpcMode"] == "host"
+        assert {"Name": "memlock", "Hard": -1, "Soft": -1} in host["Ulimits"]
+        assert host["DeviceRequests"][0]["Count"] == -1
+        assert host["Devices"][0]["PathOnHost"] == "/dev/infiniband"
+        assert sorted(cap.removeprefix("CAP_") for cap in host["CapAdd"]) == [
+            "IPC_LOCK", "SYS_PTRACE",
+        ]  # fmt: skip
+        assert "NVIDIA" not in host["Runtime"]
+        model = next(m for m in found["Mounts"] if m["Destination"] == MODEL)
+        assert (model["Source"], model["RW"]) == (MODEL, False)
+        launched[name] = essence(found)
+
+    # And pasted into a shell on its node it makes the same container.
+    ok(ready.run("stop"))
+    parts = pasteable.strip().split("\n\n")
+    for name, part in zip(NODES, parts, strict=True):
+        ready.fleet[name].exec("sh", "-ec", part)
+        assert essence(inspect(ready.fleet[name])) == launched[name]
+    status = json.loads(ok(ready.run("status", "--json")))
+    assert [one["rank"] for one in status["sets"][0]["members"]] == [0, 1, 2, 3]
+
+
+def test_json_says_what_was_proven(ready: Serving) -> None:
+    facts = json.loads(ok(ready.launch("--json")))
+    assert [one["node"] for one in facts["ranks"]] == NODES
+    assert {one["ok"] for one in facts["proof"]} == {True}
+    assert len(facts["proof"]) == 12
+    assert facts["url"] == f"http://{ready.fleet['node1'].inside}:8000/v1"
+    ready.fleet["node1"].exec(
+        "docker", "exec", "vllm", "python3", "-c",
+        "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/v1/models').read()",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["entry", "none", "shell"])
+def test_images_with_another_entry_point(ready: Serving, variant: str) -> None:
+    ok(ready.launch(variant=variant))
+    found = inspect(ready.fleet["node2"])["Config"]["Cmd"]
+    words = shlex.split(found[0]) if variant == "shell" else found
+    assert words[:3] == ["vllm", "serve", MODEL]
+    assert len(found) == (1 if variant == "shell" else len(words))
+
+
+def test_a_doubled_entry_point_takes_an_order(ready: Serving) -> None:
+    profile = {"variants": ["good"], "nodes": 4, "serve": SERVE, "command": ["vllm", "serve"]}
+    ready.matrix({"four": profile})
+    said = refused(ready.launch(), LAUNCH_FAILED, f"unrecognized arguments: serve {MODEL}", STOPPED)
+    assert "known:" in said
+    assert "doubl" in said or "twice" in said
+    assert ready.containers() == NOTHING
+
+
+def test_one_node_alone(ready: Serving) -> None:
+    said = ok(ready.launch("--profile", "single"))
+    assert said.splitlines()[-1] == f"http://{ready.fleet['node1'].inside}:8200/v1"
+    assert ready.containers() == {**NOTHING, "node1": ["vllm running"]}
+    command = inspect(ready.fleet["node1"])["Config"]["Cmd"]
+    assert "--nnodes" not in command
+    assert "--headless" not in command
+    assert inspect(ready.fleet["node1"])["HostConfig"]["Devices"] in (None, [])
+
+
+def test_a_compose_file_for_each_node(ready: Serving) -> None:
+    import yaml
+
+    made = list(yaml.safe_load_all(ok(ready.launch("--print", "compose"))))
+    planned = json.loads(ok(ready.launch("--dry-run", "--json")))
+    assert len(made) == 4
+    for one, plan in zip(made, planned, strict=True):
+        service = one["services"]["vllm"]
+        assert service["command"] == [word.replace("$", "$$") for word in plan["command"]]
+        assert service["environment"]["VLLM_SAYS"] == 'it\'s "$$HOME" here'
+        assert service["image"] == plan["image"]
+    assert ready.containers() == NOTHING
+
+
+# Caches
+
+
+def kernels(ready: Serving) -> list[str]:
+    """Whether each rank compiled anew or took what was there."""
+    said = ok(ready.run("logs"))
+    return [
+        "cached" if "Directly load" in line else "compiled"
+        for line in said.splitlines()
+        if "Directly load" in line or "Compiling a graph" in line
+    ]
+
+
+def test_kernels_outlive_a_container_and_not_an_image(ready: Serving) -> None:
+    digest = json.loads(ok(ready.launch("--json")))["digest"]
+    assert kernels(ready) == ["compiled"] * 4
+    folder = f"/root/.cache/sparkimage/{digest[7:19]}"
+    assert sorted(ready.fleet["node3"].exec("ls", folder).split()) == ["triton", "vllm"]
+    ok(ready.launch("--replace"))
+    assert kernels(ready) == ["cached"] * 4
+    # Another image never runs on the old one's kernels, unless it is told to.
+    ok(ready.launch("--replace", variant="entry"))
+    assert kernels(ready) == ["compiled"] * 4
+    ok(ready.launch("--replace", "--share-cache"))
+    ok(ready.launch("--replace", "--share-cache", variant="entry"))
+    assert kernels(ready) == ["cached"] * 4
+
+
+def test_no_cache_is_pointed_out(ready: Serving) -> None:
+    first = ready.launch("--profile", "uncached")
+    ok(first)
+    assert "warning: profile uncached has no cache for vllm, triton" in first.stderr
+    ok(ready.launch("--profile", "uncached", "--replace"))
+    assert kernels(ready) == ["compiled"] * 4
+
+
+# What is refused before anything starts
+
+
+def test_images_that_are_not_the_same_everywhere(ready: Serving) -> None:
+    try:
+        for node in ("node2", "node3"):
+            ready.fleet[node].docker("rmi", "r:good")
+        ready.fleet["node2"].docker("tag", "r:entry", "r:good")
+        said = refused(
+            ready.launch(), MIXED, "is not on 2 of 4 nodes; nothing was started",
+            "✗ node2 has another image as r:good", "✗ node3 does not have it",
+            "python build.py distribute good",
+        )  # fmt: skip
+        assert "node1" not in said
+        assert ready.containers() == NOTHING
+    finally:
+        ok(ready.run("distribute", "good"))
+    ok(ready.launch())
+
+
+def test_an_image_that_is_nowhere(ready: Serving) -> None:
+    refused(ready.launch(variant="away"), LACKING, "is not on 4 of 4 nodes", "distribute away")
+
+
+def test_what_is_not_sealed_does_not_start(ready: Serving) -> None:
+    (name,) = [name for name in ready.store.names() if name.endswith(":away")]
+    image = ready.store.resolve(name)
+    ready.store.forget_fact("seal", image.digest)
+    refused(ready.launch(variant="away"), 14, "has no seal")
+    ready.seal("away", image)
+
+
+def test_all_that_is_wrong_with_the_nodes_at_once(ready: Serving) -> None:
+    fleet = ready.fleet
+    fleet["node2"].exec("rm", "-rf", MODEL)
+    fleet["node3"].exec("sh", "-c", f"rm {shlex.quote(MODEL)}/*")
+    fleet["node4"].exec("mv", "/dev/infiniband", "/dev/infini")
+    listening = "import socket,time; s=socket.socket(); s.bind(('',8000)); s.listen(); print(1)"
+    fleet["node1"].docker(
+        "run", "--detach", "--name", "other", "--network", "host", "--entrypoint", "python3",
+        "r:good", "-c", f"{listening}; time.sleep(600)",
+    )  # fmt: skip
+    wait(
+        lambda: ":1F40 " in fleet["node1"].exec("cat", "/proc/net/tcp"),
+        "nobody listens",
+    )
+    try:
+        said = refused(
+            ready.launch(), LAUNCH_FAILED, "4 of 4 nodes cannot run it; nothing was started",
+            "node1: port 8000 (for the API) is in use",
+            f"node2: the model folder {MODEL} is not there",
+            f"node3: the model folder {MODEL} is empty",
+            "node4: /dev/infiniband has no verbs device",
+        )  # fmt: skip
+        assert "python build.py doctor" in said
+        ready.nodes(node1={"gpus": 0})
+        refused(ready.launch(), LAUNCH_FAILED, "it has 0 GPUs, the profile wants 1")
+    finally:
+        fleet["node4"].exec("mv", "/dev/infini", "/dev/infiniband")
+    assert ready.containers() == {**NOTHING, "node1": ["other running"]}
+
+
+def test_a_set_that_runs_gives_way_only_when_asked(ready: Serving) -> None:
+    ok(ready.launch())
+    before = {node.name: inspect(node)["Id"] for node in ready.fleet}
+    refused(ready.launch(), LAUNCH_FAILED, "vllm runs already (on node1, node2, node3, node4)",
+            "--replace")  # fmt: skip
+    assert {node.name: inspect(node)["Id"] for node in ready.fleet} == before
+    ok(ready.launch("--replace"))
+    assert ready.containers() == WHOLE
+    assert not {node.name: inspect(node)["Id"] for node in ready.fleet}.items() & before.items()
+
+
+def test_a_foreign_container_of_that_name_stays(ready: Serving) -> None:
+    ready.fleet["node3"].docker("create", "--name", "vllm", "--entrypoint", "sh", "r:good")
+    refused(ready.launch(), LAUNCH_FAILED, "node3 (rank 2): docker run failed",
+            'The container name "/vllm" is already in use', STOPPED)  # fmt: skip
+    assert ready.containers() == {**NOTHING, "node3": ["vllm created"]}
+
+
+def test_wrong_words(ready: Serving) -> None:
+    refused(ready.run("launch", "good", "--model", "models"), USAGE, "no absolute path")
+    refused(ready.launch("--profile", "fuor"), USAGE, "did you mean 'four'?")
+    refused(ready.launch("--profile", "uncached", variant="entry"), USAGE, "is not for entry")
+    refused(ready.run("launch", "good", "--model", MODEL), USAGE, "3 profiles are for good")
+    ready.nodes("node1", "node2")
+    refused(ready.launch(), USAGE, "the profile is for 4 nodes, fleet.yaml has 2")
+    refused(ready.launch("--name", "a b"), USAGE, "cannot be a container's name")
+
+
+# What goes wrong while it starts
+
+
+def test_a_rank_that_dies_ends_it_for_all(ready: Serving) -> None:
+    words = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    ready.model("node3", die="weights", words=words)
+    said = refused(
+        ready.launch(), LAUNCH_FAILED,
+        f"node3 (rank 2) exited with code 1 in phase ranks joined; {STOPPED}",
+        f"| {words}", "known:", "(node3)",
+    )  # fmt: skip
+    assert "→" in said
+    assert ready.containers() == NOTHING
+
+    # Kept, to look at.
+    refused(ready.launch("--keep"), LAUNCH_FAILED, "what was started was kept")
+    assert ready.containers()["node3"] == ["vllm exited"]
+    assert ready.containers()["node2"] == ["vllm running"]
+    assert words in ok(ready.run("logs", "--node", "node3"))
+    ok(ready.run("stop"))
+    assert ready.containers() == NOTHING
+
+
+def test_one_that_docker_starts_again_is_not_waited_for(ready: Serving) -> None:
+    ready.model("node2", die="compile")
+    refused(ready.launch("--profile", "again"), LAUNCH_FAILED, "node2 (rank 1)", STOPPED)
+    assert ready.containers() == NOTHING
+
+
+def test_a_time_limit_names_the_phase(ready: Serving) -> None:
+    ready.model("node3", hang="compile")
+    refused(
+        ready.launch("--timeout", "6"), LAUNCH_FAILED, "not ready after 6 s", STOPPED,
+        "node3 (rank 2): weights", "node4 (rank 3): graph capture", "--timeout SECONDS",
+    )  # fmt: skip
+    assert ready.containers() == NOTHING
+
+
+def test_both_the_log_and_the_answer_count(ready: Serving) -> None:
+    ready.model("node1", sick=True)
+    refused(ready.launch("--timeout", "6"), LAUNCH_FAILED, "the head is at health: HTTP 503")
+    ready.model("node1", silent=True)
+    refused(ready.launch("--timeout", "6"), LAUNCH_FAILED, "the head is at graph capture")
+    assert ready.containers() == NOTHING
+
+
+def test_an_interrupt_stops_what_was_started(ready: Serving) -> None:
+    ready.model("node2", hang="weights")
+    with begun(ready) as process:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED
+    assert f"interrupted: {STOPPED}" in said
+    assert ready.containers() == NOTHING
+
+
+def test_what_a_killed_launch_has_left_is_found(ready: Serving) -> None:
+    ready.model("node2", hang="weights")
+    with begun(ready) as process:
+        process.kill()
+    (one,) = json.loads(ok(ready.run("status", "--json")))["sets"]
+    assert [member["node"] for member in one["members"]] == NODES
+    assert one["health"] == "no answer"
+    assert "node1, node2, node3, node4" in ok(ready.run("stop"))
+    assert ready.containers() == NOTHING
+
+
+def test_a_node_that_is_lost(ready: Serving) -> None:
+    ready.model("node3", hang="compile")
+    with begun(ready) as process:
+        for wire in ready.fleet["node3"].wires:
+            wire.cut()
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == LAUNCH_FAILED, said
+    assert "node3 (rank 2) was lost" in said
+    assert "may still run on node3: python build.py stop" in said
+    left = {**NOTHING, "node3": ["vllm running"]}
+    assert ready.containers() == left
+    gone = ready.run("stop", "--patience", "5")
+    refused(gone, NODE_FAILED, "1 of 4 nodes could not be told to stop", "node3 cannot be reached")
+    for wire in ready.fleet["node3"].wires:
+        wire.restore()
+    refused(ready.run("status"), LAUNCH_FAILED, "the head is gone: zombie workers on node3")
+    ok(ready.run("stop"))
+    assert ready.containers() == NOTHING
+
+
+# What was started and is not what it must be
+
+
+def test_a_preload_of_nothing_is_caught(ready: Serving) -> None:
+    done = ready.launch(variant="loses")
+    said = refused(
+        done, LAUNCH_FAILED, "the proof failed", STOPPED,
+        "looked for: LD_PRELOAD holds; seen: ignored: no /usr/lib/nowhere/libnccl.so.2.30.4",
+        f"node4 (rank 3): looked for: NCCL {PIN}; seen: {OLD}+cuda13.2", "known:",
+    )  # fmt: skip
+    assert said.count("✗ node") == 8
+    assert done.stdout.count("✗") == 8
+    assert ready.containers() == NOTHING
+
+
+def test_another_nccl_on_one_rank_is_caught(ready: Serving) -> None:
+    ready.model("node3", nccl=server.PIP)
+    done = ready.launch("--json")
+    said = refused(done, LAUNCH_FAILED, "the proof failed: 1 of 12 findings")
+    assert f"✗ node3 (rank 2): looked for: NCCL {PIN}; seen: {OLD}+cuda13.2" in said
+    wrong = [one for one in json.loads(done.stdout)["proof"] if not one["ok"]]
+    assert [(one["rank"], one["node"]) for one in wrong] == [(2, "node3")]
+    refused(ready.launch("--keep"), LAUNCH_FAILED, "what was started was kept")
+    assert ready.containers() == WHOLE
+
+
+def test_sockets_in_place_of_rdma_are_caught(ready: Serving) -> None:
+    ready.model("node2", transport="Socket")
+    said = refused(ready.launch(), LAUNCH_FAILED, "the proof failed: 2 of 12 findings")
+    assert "✗ node2 (rank 1): looked for: via NET/IB; seen: nowhere" in said
+    assert "✗ node2 (rank 1): looked for: no NET/Socket; seen: 3 lines" in said
+    # Where RDMA was not asked for they are right.
+    profile = {"variants": ["good"], "nodes": 4, "serve": SERVE, "rdma": False}
+    ready.matrix({"four": profile})
+    said = ok(ready.launch())
+    assert "NET/IB" not in said
+    assert inspect(ready.fleet["node1"])["HostConfig"]["Devices"] in (None, [])
+
+
+# What runs
+
+
+def test_a_dead_worker(ready: Serving) -> None:
+    ok(ready.launch())
+    ready.fleet["node4"].docker("kill", "vllm")
+
+    def sick() -> bool:
+        return "HTTP 503" in ready.run("status").stderr
+
+    wait(sick, "the head does not notice")
+    done = ready.run("status")
+    refused(done, LAUNCH_FAILED, "rank 3 on node4 is exited (137)", "the head answers HTTP 503",
+            "python build.py restart")  # fmt: skip
+    (row,) = [line for line in done.stdout.splitlines() if "node4" in line]
+    assert row.split()[:5] == ["✗", "node4", "3", "worker", "exited"]
+    ok(ready.run("restart"))
+    ok(ready.run("status"))
+    assert ready.containers() == WHOLE
+
+
+def test_a_dead_heads_zombies_are_found_and_stopped(ready: Serving) -> None:
+    ok(ready.launch())
+    ready.fleet["node1"].docker("kill", "vllm")
+    done = ready.run("status")
+    refused(
+        done, LAUNCH_FAILED, "the head on node1 is exited (137): zombie workers on node2, node3, "
+        "node4 hold their GPUs", "python build.py stop",
+    )  # fmt: skip
+    assert done.stdout.count("running, zombie") == 3
+    assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 80
+    facts = json.loads(ready.run("status", "--json").stdout)
+    assert facts["sets"][0]["members"][0]["state"] == "exited"
+    refused(ready.launch(), LAUNCH_FAILED, "is there, and broken", "zombie workers")
+    # Gone altogether, they are found just the same.
+    ready.fleet["node1"].docker("rm", "vllm")
+    refused(ready.run("status"), LAUNCH_FAILED, "the head is gone: zombie workers")
+    refused(ready.run("restart"), LAUNCH_FAILED, "is not whole", "--replace")
+    said = ok(ready.run("stop"))
+    assert said.count("zombie worker") == 3
+    assert ready.containers() == NOTHING
+    assert "there is nothing to stop" in ok(ready.run("stop"))
+    assert "nothing runs" in ok(ready.run("status"))
+
+
+def test_status_hides_nobody(ready: Serving) -> None:
+    ok(ready.launch())
+    ready.fleet["node3"].control.cut()
+    done = ready.run("status", "--patience", "5")
+    refused(done, NODE_FAILED, "1 nodes cannot be asked", "node3 cannot be reached")
+    assert "node4" in done.stdout
+    # What is there is not called missing.
+    assert "no node has rank" not in done.stderr
+
+
+def test_logs_of_all_as_one(ready: Serving) -> None:
+    ok(ready.launch())
+    said = ok(ready.run("logs")).splitlines()
+    assert {line.split(" | ")[0].strip() for line in said} == set(NODES)
+    assert sum("Application startup complete" in line for line in said) == 1
+    joined = [place for place, line in enumerate(said) if "is assigned as" in line]
+    assert said.index(next(li for li in said if "startup complete" in li)) > max(joined)
+    only = ok(ready.run("logs", "--rank", "2", "--tail", "2")).splitlines()
+    assert len(only) == 2
+    assert all(line.startswith("node3 | ") for line in only)
+    refused(ready.run("logs", "--node", "node9"), LAUNCH_FAILED, "no such logs", "node1 (rank 0)")
+
+    argv = ready.argv("logs", "--follow", "--tail", "1")
+    with subprocess.Popen(
+        argv, env=ready.environment(), stdout=subprocess.PIPE, text=True
+    ) as following:
+        assert following.stdout is not None
+        begin = {following.stdout.readline().split(" | ")[0].strip() for _ in range(4)}
+        assert begin == set(NODES)
+        ok(ready.run("stop"))
+        rest = following.stdout.read()
+        assert following.wait(60) == 0
+    assert rest.count("(its log ends here)") == 4
+    assert "No available shared memory broadcast block" in rest or "died unexpectedly" in rest
+
+
+def test_restart_is_the_same_again(ready: Serving) -> None:
+    refused(ready.run("restart"), LAUNCH_FAILED, "there is no such set")
+    ok(ready.launch())
+    before = {node.name: inspect(node) for node in ready.fleet}
+    facts = json.loads(ok(ready.run("restart", "--json")))
+    assert len(facts["proof"]) == 12
+    for node in ready.fleet:
+        found = inspect(node)
+        assert found["Id"] == before[node.name]["Id"]
+        assert essence(found) == essence(before[node.name])
+        assert found["State"]["StartedAt"] > before[node.name]["State"]["StartedAt"]
+    # One that fails now ends, and stays to be looked at.
+    ready.model("node2", nccl=server.PIP)
+    refused(ready.run("restart"), LAUNCH_FAILED, "the proof failed", "its containers stay")
+    assert ready.containers() == {node: ["vllm exited"] for node in NODES}
+    # What is dead gives way by itself.
+    ready.model("node2")
+    ok(ready.launch())
+
+
+def test_several_sets(ready: Serving) -> None:
+    ready.nodes("node1")
+    ok(ready.launch("--profile", "single", "--name", "small"))
+    ready.nodes("node3", "node4")
+    said = ok(ready.launch("--profile", "two", "--name", "pair"))
+    assert said.count("NCCL 2.30.4") == 2
+    ready.nodes()
+    status = ok(ready.run("status"))
+    assert "pair: good, two; health: ok" in status
+    assert "small: good, single; health: ok" in status
+    refused(ready.run("stop"), USAGE, "there are 2 sets: pair, small", "--name NAME")
+    ok(ready.run("stop", "--name", "pair"))
+    assert ready.containers() == {**NOTHING, "node1": ["small running"]}
+    ok(ready.run("stop"))
+    assert ready.containers() == NOTHING

@@ -4,9 +4,14 @@
 limit=$(($(ulimit -Hl) * 1024))
 before=
 for word; do
-    [ "$before" != --bundle ] || sed -i -E \
+    case $before in
+    --bundle) file=$word/config.json ;;
+    --process) file=$word ;;
+    *) file= ;;
+    esac
+    [ -z "$file" ] || sed -i -E \
         "s/(\"type\":\"RLIMIT_MEMLOCK\",\"hard\":)[0-9]+,\"soft\":[0-9]+/\1$limit,\"soft\":$limit/" \
-        "$word/config.json"
+        "$file"
     before=$word
 done
 exec /usr/local/lib/runc "$@"

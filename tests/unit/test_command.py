@@ -1,0 +1,275 @@
+"""From image, profile and nodes to each rank's command: nothing doubles, nothing is lost to a
+shell."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparkimage.errors import LaunchError, UsageError
+from sparkimage.fleets.fleet import Fleet, Node
+from sparkimage.launching import command, image, placing
+from sparkimage.launching.command import Container, Mount, Place, Request
+from sparkimage.launching.facts import Facts, Interface, Rdma
+from sparkimage.launching.image import Library
+from sparkimage.plans.profiles import Profile, Serve
+
+WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
+
+
+def profile(**values: Any) -> Profile:
+    return Profile(**{"variants": ["v"], "nodes": 2, "serve": Serve(tensor_parallel=2), **values})
+
+
+def request(**values: Any) -> Request:
+    return Request(
+        **{
+            "name": "vllm", "variant": "v", "digest": f"sha256:{'a' * 64}", "profile_name": "p",
+            "profile": profile(), "model": "/m", "entrypoint": ("vllm", "serve"),
+            "preload": "/l.so", "nccl": "2.30.4", **values,
+        }
+    )  # fmt: skip
+
+
+def place(node: str, **values: Any) -> Place:
+    return Place(
+        **{
+            "node": node, "docker": ("docker",), "address": f"10.0.0.{node[-1]}",
+            "interface": "eth0", "hcas": ("h0",), "image": "sha256:b", "caches": "/c", **values,
+        }
+    )  # fmt: skip
+
+
+PLACES = (place("n1"), place("n2"))
+
+
+def made(**values: Any) -> tuple[Container, ...]:
+    return command.containers(request(**values), PLACES)
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "before"),
+    [
+        (("vllm", "serve"), ()),
+        (("/opt/venv/bin/vllm", "serve"), ()),
+        (("/usr/bin/tini", "--", "vllm", "serve"), ()),
+        (("vllm", "serve", "--seed", "1"), ()),
+        (("vllm",), ("serve",)),
+        (("/usr/bin/tini", "--", "/venv/bin/vllm"), ("serve",)),
+        (("python3", "-m", "vllm.entrypoints.cli.main", "serve"), ()),
+        (("python3", "-m", "vllm.entrypoints.cli.main"), ("serve",)),
+        (("/entry.sh",), ("vllm", "serve")),
+        (("/opt/nvidia/nvidia_entrypoint.sh",), ("vllm", "serve")),
+        ((), ("vllm", "serve")),
+        (("/bin/sh", "-c"), ("vllm", "serve")),
+    ],
+)
+def test_what_stands_before_the_model(entrypoint: tuple[str, ...], before: tuple[str, ...]) -> None:
+    assert command.lead(entrypoint, None) == before
+    (first, _) = made(entrypoint=entrypoint)
+    words = [word for group in first.arguments for word in group]
+    if entrypoint == ("/bin/sh", "-c"):
+        (one,) = words
+        words = shlex.split(one)
+    assert words[: len(before) + 1] == [*before, "/m"]
+
+
+@pytest.mark.parametrize(
+    "entrypoint",
+    [("sh", "-c", 'exec vllm serve "$@"', "x"),
+     ("python3", "-m", "vllm.entrypoints.openai.api_server")],
+)  # fmt: skip
+def test_what_cannot_be_known_is_asked_for(entrypoint: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError) as caught:
+        command.lead(entrypoint, None)
+    assert "`command`" in caught.value.hint
+    assert command.lead(entrypoint, []) == ()
+    assert command.lead(entrypoint, ["a", "b"]) == ("a", "b")
+
+
+def test_head_and_worker() -> None:
+    head, worker = ([w for group in one.arguments for w in group] for one in made())
+    for words, rank in ((head, "0"), (worker, "1")):
+        assert words[words.index("--node-rank") + 1] == rank
+        assert words[words.index("--master-addr") + 1] == "10.0.0.1"
+        assert words[words.index("--nnodes") + 1] == "2"
+    assert head[head.index("--port") + 1] == "8000"
+    assert "--headless" not in head
+    assert "--headless" in worker
+    assert "--host" not in worker
+
+
+def test_what_the_environment_follows_from() -> None:
+    head, worker = made()
+    assert worker.env == {
+        "VLLM_HOST_IP": "10.0.0.2",
+        "NCCL_SOCKET_IFNAME": "eth0",
+        "GLOO_SOCKET_IFNAME": "eth0",
+        "NCCL_IB_DISABLE": "0",
+        "NCCL_IB_HCA": "h0",
+        "LD_PRELOAD": "/l.so",
+        "NCCL_DEBUG": "INFO",
+    }
+    assert head.devices == ("/dev/infiniband",)
+    (plain, _) = made(profile=profile(rdma=False, env={"NCCL_DEBUG": "TRACE"}), preload="")
+    assert plain.env["NCCL_IB_DISABLE"] == "1"
+    assert plain.env["NCCL_DEBUG"] == "TRACE"
+    assert "LD_PRELOAD" not in plain.env
+    assert plain.devices == ()
+    alone = request(profile=profile(nodes=1, rdma=True, serve=Serve()))
+    (one,) = command.containers(alone, PLACES[:1])
+    assert one.devices == ()
+    assert "VLLM_HOST_IP" not in one.env
+    assert "--nnodes" not in one.argv
+
+
+def test_caches_are_those_of_the_digest() -> None:
+    caching = profile(caches={"vllm": "/root/.cache/vllm"})
+    (one, _) = made(profile=caching)
+    assert one.caches == ("/c/sparkimage/aaaaaaaaaaaa/vllm",)
+    assert Mount(source=one.caches[0], target="/root/.cache/vllm") in one.mounts
+    assert one.mounts[0] == Mount(source="/m", target="/m", readonly=True)
+    (shared, _) = made(profile=caching, share_cache=True)
+    assert shared.caches == ("/c/sparkimage/shared/vllm",)
+
+
+@given(
+    model=WORDS, env=st.dictionaries(st.sampled_from("ABC"), WORDS), more=st.lists(WORDS),
+    entrypoint=st.sampled_from([("vllm", "serve"), ("vllm",), ("/e",), (), ("sh", "-c")]),
+)  # fmt: skip
+def test_what_is_shown_is_what_runs(
+    model: str, env: dict[str, str], more: list[str], entrypoint: tuple[str, ...]
+) -> None:
+    serving = Serve.model_construct(
+        **{**Serve(tensor_parallel=2).__dict__, "more": [f"--x={word}" for word in more]}
+    )
+    wanted = profile(env=env).model_copy(update={"serve": serving})
+    for one in command.containers(
+        request(profile=wanted, model=f"/{model}", entrypoint=entrypoint), PLACES
+    ):
+        assert shlex.split(one.pasteable().replace(" \\\n    ", " ")) == one.argv
+        read = yaml.safe_load(one.compose())["services"]["vllm"]
+        tail = one.argv[one.argv.index(one.image) + 1 :]
+        assert [word.replace("$$", "$") for word in read["command"]] == tail
+        assert {k: v.replace("$$", "$") for k, v in read["environment"].items()} == one.env
+        words = shlex.split(tail[0]) if entrypoint == ("sh", "-c") else tail
+        whole = [*(entrypoint if entrypoint != ("sh", "-c") else ()), *words]
+        at = whole.index("serve")
+        assert whole[at - 1 : at + 2] == ["vllm", "serve", f"/{model}"]
+        assert [word for word in whole if word == "serve"] == ["serve"]
+        for name in ("--tensor-parallel-size", "--nnodes", "--node-rank", "--master-addr"):
+            assert words.count(name) == 1
+
+
+@given(source=WORDS, target=WORDS)
+def test_a_mount_survives_its_commas_and_quotes(source: str, target: str) -> None:
+    text = str(Mount(source=f"/{source}", target=f"/{target}", readonly=True))
+    (fields,) = csv.reader(io.StringIO(text, newline=""))
+    assert fields == ["type=bind", f"source=/{source}", f"target=/{target}", "readonly"]
+
+
+# The library
+
+
+OURS = Library(path="/usr/lib/x/libnccl.so.2.30.4", version="2.30.4")
+TORCH = Library(path="/usr/local/lib/nccl/libnccl.so.2", version="2.28.9")
+SAME = Library(path="/opt/libnccl.so.2", version="2.30.4")
+
+
+def test_the_library_that_was_measured() -> None:
+    assert image.choose((TORCH, OURS), "2.30.4", {}) == OURS
+    assert image.choose((SAME, OURS), "2.30.4", {}) == OURS
+    assert image.choose((SAME, OURS), "2.30.4", {"LD_PRELOAD": f"/x.so:{SAME.path}"}) == SAME
+    # What the image's own setting names need not be there.
+    assert image.choose((OURS,), "2.30.4", {"LD_PRELOAD": "/gone.so"}) == OURS
+    for held in ((TORCH,), ()):
+        with pytest.raises(LaunchError, match=r"holds no NCCL 2\.30\.4"):
+            image.choose(held, "2.30.4", {})
+
+
+# Who and where
+
+
+def test_the_head_is_first() -> None:
+    nodes = [Node(name=n, control=n, role="head" if n == "c" else None) for n in "abcd"]
+    fleet = Fleet(nodes=tuple(nodes))
+    assert [node.name for node in placing.order(fleet, 4)] == ["c", "a", "b", "d"]
+    assert [node.name for node in placing.order(fleet, 2)] == ["c", "a"]
+    assert placing.order(Fleet(nodes=tuple(nodes[:2])), 1)[0].name == "a"
+    with pytest.raises(UsageError, match="for 5 nodes"):
+        placing.order(fleet, 5)
+
+
+def test_the_profile_for_so_many_nodes() -> None:
+    known = {
+        "four": profile(variants=["a*"], nodes=4),
+        "one": profile(variants=["*"], nodes=1),
+        "uno": profile(variants=["b"], nodes=1),
+    }
+    assert placing.pick(known, "a1", None, 4)[0] == "four"
+    assert placing.pick(known, "a1", None, 1)[0] == "one"
+    assert placing.pick(known, "b", "uno", 4)[0] == "uno"
+    for variant, wanted, nodes, words in (
+        ("b", None, 1, "2 profiles are for b on 1 nodes"),
+        ("a1", None, 3, "no profiles are for a1 on 3 nodes"),
+        ("b", "four", 4, "is not for b"),
+        ("b", "fuor", 4, "no profile is called"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            placing.pick(known, variant, wanted, nodes)
+    with pytest.raises(UsageError, match="no profile of the matrix"):
+        placing.pick({}, "a", None, 1)
+
+
+FACTS = Facts(
+    interfaces=(
+        Interface(name="eth0", addresses=("10.1.0.1", "fe80::1")),
+        Interface(name="fast", addresses=("fe80::2", "fd00::2", "10.2.0.1")),
+        Interface(name="dark"),
+    ),
+    rdma=(
+        Rdma(device="r0", port=1, state="ACTIVE", layer="Ethernet", rate=200, interface="fast"),
+        Rdma(device="r1", port=1, state="DOWN", layer="Ethernet", rate=200, interface="eth0"),
+    ),
+    used_address="10.1.0.1",
+)
+
+
+@pytest.mark.parametrize(
+    ("node", "resolved", "found"),
+    [
+        ({"data": "10.2.0.1"}, "10.2.0.1", ("10.2.0.1", "fast")),
+        ({"data": "spark-fast"}, "10.2.0.1", ("10.2.0.1", "fast")),
+        ({}, "", ("10.1.0.1", "eth0")),
+        # The client's way to it is not the node's own address.
+        ({"data": "127.0.0.2"}, "127.0.0.2", ("10.1.0.1", "eth0")),
+        ({"interface": "fast"}, "10.1.0.1", ("10.2.0.1", "fast")),
+        ({"interface": "fast"}, "fd00::2", ("fd00::2", "fast")),
+    ],
+)
+def test_the_address_for_the_others(
+    node: dict[str, Any], resolved: str, found: tuple[str, str]
+) -> None:
+    one = Node(**{"name": "n", "control": "n", **node})
+    assert placing.address(one, FACTS, resolved) == found
+    assert placing.hcas(one, FACTS, found[1]) == (("r0",) if found[1] == "fast" else ("r1",))
+    named = Node(name="n", control="n", hca=("r7", "r8"))
+    assert placing.hcas(named, FACTS, "eth0") == ("r7", "r8")
+
+
+def test_an_address_that_is_not_there() -> None:
+    for node, words in (
+        (Node(name="n", control="n", interface="fsat"), "has no interface fsat"),
+        (Node(name="n", control="n", interface="dark"), "has no address"),
+    ):
+        with pytest.raises(LaunchError, match=words):
+            placing.address(node, FACTS, "")
+    with pytest.raises(LaunchError, match="none of its interfaces"):
+        placing.address(Node(name="n", control="n"), Facts(), "")

@@ -1,0 +1,162 @@
+"""Profiles of the matrix: what is taken, what is refused with its line, what they never touch."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparkimage.errors import ConfigError
+from sparkimage.plans import lock, matrix, planning, profiles
+from sparkimage.plans.matrix import Matrix
+from sparkimage.plans.profiles import Profile
+from sparkimage.proof import verify
+from tests.unit import project_maker as maker
+
+PROJECT = Path(__file__).resolve().parents[2]
+GOOD: dict[str, Any] = {
+    "variants": ["one*"],
+    "nodes": 4,
+    "serve": {
+        "tensor_parallel": 2,
+        "pipeline_parallel": 2,
+        "max_model_len": 1000,
+        "max_num_seqs": 8,
+        "speculative": {"method": "dspark", "num_speculative_tokens": 5},
+        "more": ["--seed", "7", "--enforce-eager"],
+    },
+    "env": {"A": "b"},
+    "caches": {"vllm": "/root/.cache/vllm", "triton": "/root/.triton/cache"},
+}
+
+
+def load(folder: Path, profile: Any, **more: Any) -> Matrix:
+    data = maker.document(
+        {"os": {"trixie": maker.OS}},
+        {"os": {"base": "os"}},
+        [maker.include("one", "os", os="trixie")],
+    )
+    data["profiles"] = {"p": profile}
+    return maker.write(folder, data | more)
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    """The good one with other values; ``a__b`` is b within a."""
+    made = copy.deepcopy(GOOD)
+    for key, value in values.items():
+        place: Any = made
+        *path, last = key.split("__")
+        for part in path:
+            place = place[part]
+        place[last] = value
+    return made
+
+
+def problems(folder: Path, **values: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, changed(**values))
+    return caught.value.detail
+
+
+def test_a_good_one(tmp_path: Path) -> None:
+    one = load(tmp_path, GOOD).profiles["p"]
+    assert one.wants_rdma
+    assert (one.port, one.master_port, one.shm_size, one.restart) == (8000, 29519, "16g", "no")
+    assert not Profile(variants=["a"]).wants_rdma
+    assert not Profile(variants=["a"], nodes=2, rdma=False).wants_rdma
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"nodes": 3}, "tensor 2 x pipeline 2 is not nodes 3 x gpus 1"),
+        ({"gpus": 2}, "is not nodes 4 x gpus 2"),
+        ({"variants": ["two"]}, "'two' is no variant"),
+        ({"master_port": 8000}, "port and master_port are the same"),
+        ({"serve__speculative__num_speculative_tokens": 4}, "it needs at least 5"),
+        ({"serve__speculative__num_speculative_tokens": 0}, "greater than or equal to 1"),
+        ({"serve__max_model_len": 0}, "greater than or equal to 1"),
+        ({"serve__max_num_seqs": -1}, "greater than or equal to 1"),
+        ({"serve__max_num_batched_tokens": 7}, "7 tokens a batch are fewer than 8 sequences"),
+        ({"serve__gpu_memory_utilization": 0}, "greater than 0"),
+        ({"serve__gpu_memory_utilization": 1.01}, "less than or equal to 1"),
+        ({"serve__max_modle_len": 1}, "did you mean 'max_model_len'?"),
+        ({"serve__speculative__tokens": 1}, "unknown key 'tokens'"),
+        ({"gpu": 1}, "did you mean 'gpus'?"),
+        ({"serve__more": ["--max-model-len", "7"]}, "set `serve.max_model_len`"),
+        ({"serve__more": ["--max_model_len=7"]}, "set `serve.max_model_len`"),
+        ({"serve__more": ["--no-enable-prefix-caching"]}, "set `serve.prefix_caching`"),
+        ({"serve__more": ["-tp", "4"]}, "set `serve.tensor_parallel`"),
+        ({"serve__more": ["--compilation-config.level", "3"]}, "set `serve.compilation`"),
+        ({"serve__more": ["--node-rank", "1"]}, "follows from the fleet and the image"),
+        ({"serve__more": ["--master-addr=h"]}, "follows from the fleet and the image"),
+        ({"serve__more": ["serve"]}, "follows from the fleet and the image"),
+        ({"serve__more": ["x"]}, "'x' is no argument"),
+        ({"env__LD_PRELOAD": "/x"}, "measured in the image"),
+        ({"env__NCCL_IB_HCA": "x"}, "a node's `interface` and `hca` decide"),
+        ({"env__NCCL_DEBUG": "WARN"}, "hides what is proven from the logs"),
+        ({"env__A": "a\nb"}, "more than one line"),
+        ({"caches__vllm": "relative"}, "does not have the right form"),
+        ({"caches__more": "/root/.cache/vllm/more"}, "lie in one another"),
+        ({"caches__more": "/root/.cache/vllm/"}, "lie in one another"),
+        ({"restart": "always"}, "'no' or 'unless-stopped'"),
+        ({"shm_size": "big"}, "does not have the right form"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, values: dict[str, Any], words: str) -> None:
+    said = problems(tmp_path, **values)
+    assert words in said
+    assert said.startswith("matrix.yaml:")
+
+
+def test_all_problems_with_their_lines(tmp_path: Path) -> None:
+    load(tmp_path, GOOD)
+    text = ((tmp_path / "matrix.yaml").read_text().replace('"nodes": 4', '\n"nodes": 3')).replace(
+        '"num_speculative_tokens": 5', '\n"num_speculative_tokens": 2'
+    )
+    (tmp_path / "matrix.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        matrix.load(tmp_path / "matrix.yaml")
+    assert [problem.line for problem in caught.value.problems] == [2, 3]
+
+
+def test_profiles_change_neither_plan_nor_seal_nor_lock(tmp_path: Path) -> None:
+    one, other = load(tmp_path / "a", GOOD), load(tmp_path / "b", changed(port=9, env={}))
+    without = load(tmp_path / "c", GOOD, profiles={})
+    held = [maker.locked(read) for read in (one, other, without)]
+    assert len({lock.dump(each) for each in held}) == 1
+    plans = [
+        planning.make(read, read.variants[0], kept, maker.ORIGIN)
+        for read, kept in zip((one, other, without), held, strict=True)
+    ]
+    assert len({plan.checksum() for plan in plans}) == 1
+    seals = {
+        verify.checksum(plan, read.root)
+        for plan, read in zip(plans, (one, other, without), strict=True)
+    }
+    assert len(seals) == 1
+
+
+def test_the_real_ones() -> None:
+    read = matrix.load(PROJECT / "matrix.yaml")
+    assert profiles.fitting(read.profiles, "ds4-flash") == ["ds4-mtp", "single"]
+    assert profiles.fitting(read.profiles, "ds4-flash-ga") == ["ds4-dspark", "single"]
+    assert {one.nodes for one in read.profiles.values()} == {1, 4}
+
+
+@given(st.lists(st.sampled_from([*profiles.TYPED, *profiles.DERIVED]), min_size=1), st.booleans())
+def test_no_typed_argument_passes_as_another_one(words: list[str], assigned: bool) -> None:
+    more = [f"{word}=1" if assigned and word.startswith("--") else word for word in words]
+    found = {key[-1] for key, _, _ in profiles._more(more)}
+    assert found >= {i for i, word in enumerate(more) if word.startswith("-")}
+
+
+@given(st.from_regex(r"--[a-z][a-z_-]{0,20}", fullmatch=True))
+def test_a_flag_has_one_spelling(word: str) -> None:
+    assert profiles.flag(word) == profiles.flag(word.replace("_", "-")[:2] + word[2:])
+    assert json.dumps(profiles.flag(word))

@@ -1,0 +1,187 @@
+"""What runs on nodes, judged: zombies, gaps, mixtures; and what a rank's log shows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparkimage.launching import proof, sets
+from sparkimage.launching.command import LABEL
+from sparkimage.launching.reading import Log
+from sparkimage.launching.sets import Member
+
+
+def member(rank: int, state: str = "running", **values: Any) -> Member:
+    return Member(
+        **{
+            "node": f"n{rank}", "id": f"c{rank}", "set": "s", "rank": rank, "nodes": 3, "gpus": 1,
+            "variant": "v", "profile": "p", "digest": "sha256:d", "port": 8000, "nccl": "2.30.4",
+            "rdma": True, "image": f"i{rank}", "identity": "same", "state": state,
+            "exit_code": 0 if state == "running" else 137, "oom": False, "started": "", "ended": "",
+            "restarts": 0, **values,
+        }
+    )  # fmt: skip
+
+
+WHOLE = [member(rank) for rank in range(3)]
+
+
+def problems(*members: Member, unknown: tuple[str, ...] = ()) -> str:
+    (one,) = sets.judge(members, unknown)
+    return "\n".join(one.problems)
+
+
+def test_a_whole_set() -> None:
+    (one,) = sets.judge(WHOLE)
+    assert one.problems == ()
+    assert one.zombies == ()
+    assert one.head == WHOLE[0]
+    assert one.lives
+
+
+def test_zombies() -> None:
+    dead = [member(0, "exited"), *WHOLE[1:]]
+    assert problems(*dead) == (
+        "the head on n0 is exited (137): zombie workers on n1, n2 hold their GPUs"
+    )
+    assert [one.rank for one in sets.judge(dead)[0].zombies] == [1, 2]
+    assert problems(*WHOLE[1:]).startswith("the head is gone: zombie workers on n1, n2")
+    # It may be on the node that cannot be asked.
+    assert problems(*WHOLE[1:], unknown=("n0",)) == ""
+
+
+def test_what_else_is_broken() -> None:
+    assert problems(*WHOLE[:2]) == "no node has rank 2"
+    assert problems(*WHOLE[:2], unknown=("n2",)) == ""
+    assert problems(*WHOLE[:2], member(2, "exited")) == "rank 2 on n2 is exited (137)"
+    killed = member(2, "exited", oom=True)
+    assert problems(*WHOLE[:2], killed) == "rank 2 on n2 is killed, out of memory (137)"
+    assert "rank 1 is there more than once: n1, n9" in problems(*WHOLE, member(1, node="n9"))
+    for other in ({"identity": "other"}, {"digest": "sha256:e"}):
+        assert "do not run one and the same image" in problems(*WHOLE[:2], member(2, **other))
+    again = member(1, "restarting", restarts=7)
+    assert "starts again and again (7 times)" in problems(WHOLE[0], again, WHOLE[2])
+    everywhere = [member(rank, "exited") for rank in range(3)]
+    assert problems(*everywhere).count("is exited") == 3
+    assert not sets.judge(everywhere)[0].lives
+
+
+def said(members: list[dict[str, Any]]) -> str:
+    lines = "\n".join(json.dumps(one) for one in members)
+    return f"\n@@ cache\n/h/.cache\n\n@@ address\n10.0.0.1\n\n@@ containers\n{lines}\n\n@@ end\n"
+
+
+CONTAINER: dict[str, Any] = {
+    "Id": "c", "Image": "i", "RestartCount": 2,
+    "Config": {"Labels": {LABEL: "s", f"{LABEL}.rank": "1", f"{LABEL}.nodes": "4",
+                          f"{LABEL}.port": "8000", f"{LABEL}.rdma": "1"}},
+    "State": {"Status": "exited", "ExitCode": 3, "StartedAt": "2026-01-01T00:00:00Z",
+              "FinishedAt": "0001-01-01T00:00:00Z"},
+}  # fmt: skip
+
+
+def test_containers_of_a_node() -> None:
+    here = sets.read("n", said([CONTAINER]), {"i": "identity"})
+    (one,) = here.members
+    assert (one.rank, one.nodes, one.state, one.exit_code, one.restarts) == (1, 4, "exited", 3, 2)
+    assert (one.identity, one.ended, one.rdma) == ("identity", "", True)
+    assert here.caches == "/h/.cache"
+    assert here.addresses == ("10.0.0.1",)
+    foreign = {**CONTAINER, "Config": {"Labels": {LABEL: "s", f"{LABEL}.rank": "first"}}}
+    assert sets.read("n", said([foreign, CONTAINER]), {}).members == (replace(one, identity=""),)
+
+
+@given(st.text())
+def test_no_words_of_a_node_break_it(text: str) -> None:
+    sets.read("n", text, {})
+    sets.read("n", f"@@ containers\n{text}", {})
+
+
+# Logs and the proof
+
+
+def log(*lines: str) -> Log:
+    made = Log()
+    for line in lines:
+        made.feed(line)
+    return made
+
+
+IB = "h:1:1 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[0] [send] via NET/IB/0"
+SHARDS = "Loading safetensors checkpoint shards:"
+IGNORED = (
+    "ERROR: ld.so: object '/x.so' from LD_PRELOAD cannot be preloaded (no such file): ignored."
+)
+BANNER = "h:1:1 [0] NCCL INFO NCCL version 2.30.4+cuda13.2"
+
+
+def test_phases_go_on_and_never_back() -> None:
+    made = Log()
+    seen = []
+    for line in (
+        "INFO parallel_state.py] rank 0 in world size 4 is assigned as DP rank 0, PP rank 0",
+        "(Worker pid=9) INFO Starting to load model /m...",
+        f"\r{SHARDS}   0% Completed | 0/46\r{SHARDS}   7% Completed | 3/46",
+        "INFO Using cache directory: /root/.cache/vllm/x for vLLM's torch.compile",
+        "\x1b[32mCapturing CUDA graphs (decode, FULL):  50%|#####     | 1/2 [00:01<00:01]\x1b[0m",
+        "INFO Starting to load model /m... (the draft)",
+        "INFO:     Application startup complete.",
+    ):
+        made.feed(line)
+        seen.append((made.phase, made.detail))
+    assert seen == [
+        ("ranks joined", ""), ("weights", ""), ("weights", "3/46"), ("compile", ""),
+        ("graph capture", "1/2"), ("graph capture", "1/2"), ("ready", ""),
+    ]  # fmt: skip
+    assert made.complete
+
+
+def find(logs: list[Log], *, rdma: bool = True, nccl: str = "2.30.4", gpus: int = 1) -> list[str]:
+    found = proof.examine(
+        dict(enumerate(logs)), [f"n{i}" for i in range(len(logs))], nccl=nccl, rdma=rdma, gpus=gpus
+    )
+    return [f"{one.rank} {one.what}: {one.seen}" for one in found if not one.ok]
+
+
+@pytest.mark.parametrize(
+    ("lines", "wrong"),
+    [
+        ((BANNER, IB), []),
+        ((IB,), ["1 NCCL 2.30.4: no banner"]),
+        ((BANNER.replace("30.4", "28.9"), IB), ["1 NCCL 2.30.4: 2.28.9+cuda13.2"]),
+        (
+            (BANNER, BANNER.replace("30.4", "28.9"), IB),
+            ["1 NCCL 2.30.4: 2.28.9+cuda13.2, 2.30.4+cuda13.2"],
+        ),
+        ((BANNER,), ["1 via NET/IB: nowhere"]),
+        ((BANNER, IB, IB.replace("IB", "Socket")), ["1 no NET/Socket: 1 line"]),
+        ((BANNER, IB, "h NCCL INFO Using network Socket"), ["1 no NET/Socket: 1 line"]),
+        (
+            (BANNER, IB, IGNORED),
+            ["1 LD_PRELOAD holds: ignored: no /x.so"],
+        ),
+    ],
+)  # fmt: skip
+def test_the_proof(lines: tuple[str, ...], wrong: list[str]) -> None:
+    assert find([log(BANNER, IB), log(*lines)]) == wrong
+
+
+def test_what_need_not_be_shown() -> None:
+    # One GPU alone has nobody to talk to; but an NCCL that is loaded all the same counts.
+    assert find([log()], rdma=False) == []
+    assert find([log(BANNER.replace("30.4", "28.9"))], rdma=False) != []
+    assert find([log()], rdma=False, gpus=2) == ["0 NCCL 2.30.4: no banner"]
+    # No pin, nothing to compare with.
+    assert find([log(), log()], rdma=False, nccl="") == []
+
+
+@given(st.text())
+def test_no_line_breaks_the_reading(text: str) -> None:
+    made = Log()
+    made.feed(text)
+    assert len(made.tail) == 1
