@@ -72,7 +72,7 @@ def export(
 
     So that a patch can be changed live, without a build.
     """
-    from sparkimage.build.preflight import refuse_unresolved
+    from sparkimage.building.preflight import refuse_unresolved
     from sparkimage.inputs import fetch as inputs
     from sparkimage.plans.matrix import select
 
