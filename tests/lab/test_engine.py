@@ -230,7 +230,7 @@ def test_no_engine_is_an_error_and_ensure_starts_one(lab: Lab) -> None:
     assert (status.used, status.running, status.bridge) == (None, False, None)
     assert "no Docker engine is at" in status.why
     said: list[str] = []
-    assert engine.ensure(lab.home, RUNNER, said.append).private
+    assert private_engine.ensure(lab.home, RUNNER, said.append).private
     assert said[0] == caught.value.message
 
 
