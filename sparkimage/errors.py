@@ -173,3 +173,9 @@ class RegistryError(SparkError):
     """A registry refuses: the login, the right, the room, or what it was given."""
 
     exit_code = 17
+
+
+class DoctorError(SparkError):
+    """The doctor found what keeps a server of models from running here, or running well."""
+
+    exit_code = 19

@@ -88,8 +88,8 @@ class Engine:
     """Where it looks for CDI specifications; empty where CDI is off."""
     cdi_devices: tuple[str, ...] = ()
     """The devices that it found there: ``nvidia.com/gpu=all``. Only newer engines say."""
-    cgroup: str = ""
-    """1 or 2."""
+    rootless: bool = False
+    """It has no more rights than the user whose it is."""
     late: bool = False
     """It gave no answer in time."""
 
@@ -107,6 +107,16 @@ class Engine:
 DENIED = re.compile(
     r"permission denied|a password is required|not allowed to execute|not in the sudoers"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cdi:
+    """A CDI specification: its file, what it describes, and the driver that it was made for."""
+
+    file: str
+    kind: str
+    """``nvidia.com/gpu``"""
+    driver: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +172,9 @@ class Folder:
 class Facts:
     """A machine at one moment. Sizes in bytes."""
 
+    host: str = ""
+    boot: str = ""
+    """What the kernel calls this run of the machine; with ``host`` no other machine has it."""
     user: str = ""
     groups: tuple[str, ...] = ()
     kernel: str = ""
@@ -189,15 +202,17 @@ class Facts:
     docker: Engine = Engine()
     hooks: tuple[str, ...] = ()
     """Paths of the programs of NVIDIA's container toolkit that are in the system's PATH."""
-    cdi_files: tuple[str, ...] = ()
-    cdi_kinds: tuple[str, ...] = ()
-    """The kinds of devices that these files describe: ``nvidia.com/gpu``."""
+    cdi: tuple[Cdi, ...] = ()
+    """The CDI specifications in the usual folders."""
     memlock: int | None = None
     """What a login may lock; ``UNLIMITED``."""
     docker_memlock: int | None = None
     """What systemd gives dockerd, and so its containers; None where there is no systemd."""
     memory: int | None = None
+    free: int | None = None
+    """Without what the page cache holds."""
     available: int | None = None
+    """With what the page cache would give back."""
     swap: int | None = None
     disks: tuple[Disk, ...] = ()
     held: tuple[str, ...] = ()
@@ -267,7 +282,7 @@ class Facts:
         if not self.docker.cdi_folders:
             return False
         said = any(one.startswith("nvidia.com/gpu=") for one in self.docker.cdi_devices)
-        return said or "nvidia.com/gpu" in self.cdi_kinds
+        return said or any(one.kind == "nvidia.com/gpu" for one in self.cdi)
 
     @property
     def gpus_flag(self) -> bool:
@@ -349,6 +364,8 @@ def read(said: str, *, now: float) -> Facts:
     info = _info(parts.get("docker", []))
     arch = machine.get("arch", "")
     return Facts(
+        host=machine.get("host", ""),
+        boot=machine.get("boot", ""),
         user=machine.get("user", ""),
         groups=tuple(machine.get("groups", "").split()),
         kernel=machine.get("kernel", ""),
@@ -367,13 +384,11 @@ def read(said: str, *, now: float) -> Facts:
         cuda=_match(r"@CUDA Version *: *([0-9.]+)", gpus),
         docker=info,
         hooks=tuple(line for line in parts.get("hooks", []) if line.startswith("/")),
-        cdi_files=tuple(line.split(" ")[0] for line in parts.get("cdi", [])),
-        cdi_kinds=tuple(
-            dict.fromkeys(line.split()[1] for line in parts.get("cdi", []) if len(line.split()) > 1)
-        ),
+        cdi=_cdi(parts.get("cdi", [])),
         memlock=_limit(limits.get("memlock", ""), KIB),
         docker_memlock=_limit(limits.get("docker", ""), 1),
         memory=memory.get("MemTotal"),
+        free=memory.get("MemFree"),
         available=memory.get("MemAvailable"),
         swap=memory.get("SwapTotal"),
         disks=_disks(parts.get("disk", [])),
@@ -445,7 +460,7 @@ def _interfaces(lines: Sequence[str]) -> tuple[Interface, ...]:
     addresses: dict[str, list[str]] = {}
     for line in lines:
         words = line.split()
-        if words[0] == "@" and len(words) == 3:
+        if words[0] == "@" and len(words) == 3 and _is_address(words[2]):
             addresses.setdefault(words[1].partition("@")[0], []).append(words[2])
     found = []
     for line in lines:
@@ -463,6 +478,14 @@ def _interfaces(lines: Sequence[str]) -> tuple[Interface, ...]:
             )
         )
     return tuple(found)
+
+
+def _is_address(word: str) -> bool:
+    try:
+        ipaddress.ip_address(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _rdma(lines: Sequence[str]) -> tuple[Rdma, ...]:
@@ -533,8 +556,17 @@ def _info(lines: Sequence[str]) -> Engine:
         default_runtime=str(found.get("DefaultRuntime") or ""),
         cdi_folders=_texts(found.get("CDISpecDirs")),
         cdi_devices=tuple(str(one.get("ID")) for one in devices if one.get("Source") == "cdi"),
-        cgroup=str(found.get("CgroupVersion") or ""),
+        rootless=any("rootless" in one for one in _texts(found.get("SecurityOptions"))),
         late=late,
+    )
+
+
+def _cdi(lines: Sequence[str]) -> tuple[Cdi, ...]:
+    rows = [line.split("|") for line in lines]
+    return tuple(
+        Cdi(file=words[0], kind=words[1].strip(), driver=words[2])
+        for words in rows
+        if len(words) == 3
     )
 
 

@@ -22,6 +22,7 @@ first() { # FILE: its first line
 
 part machine
 printf 'kernel=%s\narch=%s\nuser=%s\ngroups=%s\n' "$(uname -r)" "$(uname -m)" "$(id -un)" "$(id -Gn)"
+printf 'host=%s\nboot=%s\n' "$(uname -n)" "$(first /proc/sys/kernel/random/boot_id)"
 printf 'os=%s\n' "$(sed -n 's/^PRETTY_NAME="\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' /etc/os-release 2>/dev/null)"
 printf 'product=%s\n' "$(first /sys/class/dmi/id/product_name)"
 printf 'connection=%s\n' "${SSH_CONNECTION:-}"
@@ -56,11 +57,15 @@ part gpus
 [ ! -r /proc/driver/nvidia/version ] || sed -n 's/^NVRM/@module &/p' /proc/driver/nvidia/version
 if command -v nvidia-smi >/dev/null 2>&1; then
     echo @smi
-    bounded 15 nvidia-smi --query-gpu=index,name,driver_version,memory.total,uuid --format=csv,noheader,nounits
-    said=$(bounded 15 nvidia-smi --version)
+    said=$(bounded 15 nvidia-smi --query-gpu=index,name,driver_version,memory.total,uuid --format=csv,noheader,nounits)
+    printf '%s\n' "$said"
     case $said in
-    *'CUDA Version'*) ;;
-    *) said=$(bounded 15 nvidia-smi) ;;
+    *@late*) said= ;;
+    *) said=$(bounded 10 nvidia-smi --version) ;;
+    esac
+    case $said in
+    '' | *@late* | *'CUDA Version'*) ;;
+    *) said=$(bounded 10 nvidia-smi) ;;
     esac
     printf '%s\n' "$said" | sed -n 's/.*\(CUDA Version *: *[0-9.]*\).*/@\1/p'
 fi
@@ -80,7 +85,11 @@ done
 
 part cdi
 for file in /etc/cdi/* /var/run/cdi/*; do
-    [ ! -r "$file" ] || printf '%s %s\n' "$file" "$(sed -n 's/^ *"\{0,1\}kind"\{0,1\} *: *"\{0,1\}\([^",]*\).*/\1/p' "$file" | head -n 1)"
+    [ -r "$file" ] || continue
+    kind=$(sed -n 's/^ *"\{0,1\}kind"\{0,1\} *: *"\{0,1\}\([^",]*\).*/\1/p' "$file" | head -n 1)
+    # The driver's version is in the names of its libraries.
+    library=$(grep -o 'libcuda\.so\.[0-9][0-9.]*[0-9]' "$file" | grep -v 'so\.1$' | head -n 1)
+    printf '%s|%s|%s\n' "$file" "$kind" "${library#libcuda.so.}"
 done
 
 part limits
@@ -92,7 +101,7 @@ if [ -d /run/systemd/system ]; then
 fi
 
 part memory
-grep -E '^(MemTotal|MemAvailable|SwapTotal|SwapFree):' /proc/meminfo
+grep -E '^(MemTotal|MemFree|MemAvailable|SwapTotal|SwapFree):' /proc/meminfo
 
 part disk
 disk() { # WHAT FOLDER
