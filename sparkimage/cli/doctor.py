@@ -52,6 +52,9 @@ def doctor(
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail, too.")] = False,
     patience: PatienceOption = 60.0,
     as_json: JsonOption = False,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Print docs/doctor.md: all checks. Asks nobody.")
+    ] = False,
 ) -> None:
     """Examine the nodes before anything runs on them; changes nothing.
 
@@ -62,6 +65,9 @@ def doctor(
     from sparkimage.launching import doctor as doctors
     from sparkimage.launching.diagnosis import Case
 
+    if reference:
+        typer.echo(doctors.page(), nl=False)
+        return
     if local and nodes != NODES:
         raise UsageError("--local and --nodes exclude each other", hint="leave one out")
     began = time.monotonic()

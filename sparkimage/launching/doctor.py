@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 from sparkimage.launching import rules_machine as machine
 from sparkimage.launching import rules_model as model
 from sparkimage.launching import rules_network as network
@@ -209,7 +211,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         id="hca",
-        title="the fleet file's RDMA devices",
+        title="the RDMA devices named",
         why="NCCL passes over a device of NCCL_IB_HCA that is not there. A DGX Spark shows each "
         "of its plugs as two devices, each good for half of the rate: NCCL needs both.",
         rule=network.hca,
@@ -388,11 +390,10 @@ def examine(case: Case) -> Diagnosis:
 
 
 def page() -> str:
-    """docs/doctor.md's table of the checks, made of ``CHECKS``."""
-    rows = []
+    """docs/doctor.md: its text, with the table of the checks, made of ``CHECKS``."""
+    rows = ["| check | what is true | at worst | why it matters |", "| --- | --- | --- | --- |"]
     for check in CHECKS:
-        sources = "".join(f" [[{number}]]({link})" for number, link in enumerate(check.sources, 1))
-        why = check.why.replace("|", "\\|")
-        rows.append(f"| `{check.id}` | {check.title} | {check.worst} | {why}{sources} |")
-    head = "| check | what is true | at worst | why it matters |\n| --- | --- | --- | --- |"
-    return "\n".join([head, *rows])
+        links = "".join(f" [[{number}]]({link})" for number, link in enumerate(check.sources, 1))
+        rows.append(f"| `{check.id}` | {check.title} | {check.worst} | {check.why}{links} |")
+    text = resources.files("sparkimage").joinpath("data", "doctor.md").read_text()
+    return text.replace("@checks", "\n".join(rows))

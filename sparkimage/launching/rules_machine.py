@@ -355,8 +355,9 @@ def clock(case: Case) -> Iterator[Finding]:
         yield _say(
             name, Severity.FAIL, f"its clock is {skews[name]:+.0f} s off this machine's", mend
         )
-    rest = sorted(skew for name, skew in skews.items() if name not in wrong)
-    middle = rest[len(rest) // 2] if rest else 0.0
+    # This machine's counts as one of them.
+    rest = sorted([0.0, *(skew for name, skew in skews.items() if name not in wrong)])
+    middle = rest[len(rest) // 2]
     for name, skew in skews.items():
         if name not in wrong and abs(skew - middle) > APART_S:
             yield _say(
