@@ -17,7 +17,7 @@ from sparkimage.launching.diagnosis import MASTER_PORT, PORT, Severity
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sparkimage.launching.diagnosis import Diagnosis, Finding, Result
+    from sparkimage.launching.diagnosis import Case, Diagnosis, Finding, Result
 
 MARKS = {
     Severity.OK: "[green]✓[/]",
@@ -61,9 +61,8 @@ def doctor(
     Exit code 19 when something failed: docs/doctor.md says what is examined and why.
     """
     from sparkimage.fleets import fleet as fleets
-    from sparkimage.launching import asking
+    from sparkimage.launching import asking, diagnosis
     from sparkimage.launching import doctor as doctors
-    from sparkimage.launching.diagnosis import Case
 
     if reference:
         typer.echo(doctors.page(), nl=False)
@@ -76,7 +75,9 @@ def doctor(
     else:
         fleet = fleets.read(nodes, Path(Settings.matrix_file).resolve().parent)
         patients = asking.fleet(fleet, model, patience_s=patience)
-    case = Case(patients=patients, model=model, port=port, master_port=master_port, rdma=rdma)
+    case = diagnosis.Case(
+        patients=patients, model=model, port=port, master_port=master_port, rdma=rdma
+    )
     found = doctors.examine(case)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
@@ -117,8 +118,9 @@ def _show(found: Diagnosis, seconds: float) -> None:
     terminal.print(table, highlight=False)
     for finding in found.findings:
         terminal.print("")
-        terminal.print(_headline(finding, several=several), highlight=False)
-        for word, text in (("why", finding.why), ("mend", finding.mend)):
+        terminal.print(_headline(finding, found.case), highlight=False)
+        mend = finding.mend if several else finding.mend.removeprefix("there: ")
+        for word, text in (("why", finding.why), ("mend", mend)):
             if text and not (word == "why" and finding.severity is Severity.INFO):
                 terminal.print(Padding(_line(word, text), (0, 0, 0, 2)), highlight=False)
     counts = ", ".join(
@@ -153,20 +155,26 @@ SHOWN = 4
 """Different values that a row of the table names."""
 
 
-def _headline(finding: Finding, *, several: bool) -> RenderableType:
+def _headline(finding: Finding, case: Case) -> str:
     from rich.markup import escape
 
-    names = f"[bold]{escape(', '.join(finding.nodes))}[/]: " if several else ""
-    return f"{MARKS[finding.severity]} {names}{escape(finding.what)}"
+    names = ", ".join(finding.nodes)
+    if len(finding.nodes) == len(case.patients):
+        names = f"all {len(case.patients)} nodes"
+    return (
+        f"{MARKS[finding.severity]} "
+        + (f"[bold]{escape(names)}[/]: " if case.cluster else "")
+        + escape(finding.what)
+    )
 
 
 def _line(word: str, text: str) -> RenderableType:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(width=4, style="dim")
     table.add_column(overflow="fold")
-    from rich.text import Text
 
     table.add_row(word, Text(text))
     return table

@@ -146,8 +146,12 @@ class Check:
         for finding in found:
             for name in finding.nodes:
                 nodes[name] = worst((nodes[name], finding.severity))
+        order = list(nodes)
+        found = tuple(
+            replace(one, nodes=tuple(sorted(one.nodes, key=order.index))) for one in merged(found)
+        )
         seen = {one.name: self.seen(one, facts) for one, facts in asked.known}
-        return Result(check=self, nodes=nodes, seen=seen, findings=merged(found))
+        return Result(check=self, nodes=nodes, seen=seen, findings=found)
 
 
 @dataclass(frozen=True, kw_only=True)

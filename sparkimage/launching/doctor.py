@@ -63,14 +63,14 @@ CHECKS: tuple[Check, ...] = (
         why="A node that cannot be asked cannot be given a server either. Host keys are always "
         "checked and no password is ever asked for, so both must be settled by hand, once.",
         rule=machine.reach,
-        seen=lambda _patient, facts: f"{facts.user}@{facts.host}" if facts.host else facts.user,
+        seen=lambda _patient, facts: f"as {facts.user}",
     ),
     Check(
         id="distinct",
         title="it is a machine of its own",
         why="Two ranks on one machine fight for its GPU and its ports.",
         rule=machine.distinct,
-        seen=lambda _patient, facts: facts.host,
+        seen=lambda _patient, _facts: "",
         applies=_cluster,
         knows=lambda _patient, facts: bool(facts.host and facts.boot),
     ),
@@ -167,14 +167,12 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         id="nvidia-runtime",
-        title="`--runtime nvidia` works",
+        title="the nvidia runtime",
         why="Many recipes write it; where the runtime is not registered Docker refuses the whole "
         "command (`unknown or invalid runtime name: nvidia`). Our commands use `--gpus all`, "
         "which does not need it.",
         rule=machine.nvidia_runtime,
-        seen=lambda _patient, facts: ", ".join(
-            one for one in facts.docker.runtimes if not one.startswith("io.containerd")
-        ),
+        seen=lambda _patient, facts: "registered" if facts.nvidia_runtime else "not registered",
         knows=_engine_and_gpus,
         worst=Severity.INFO,
     ),
@@ -271,7 +269,7 @@ CHECKS: tuple[Check, ...] = (
         "refuses to start when less is free. On a unified machine that is the same memory in "
         "which everything else runs.",
         rule=machine.memory,
-        seen=lambda _patient, facts: f"{human(facts.available or 0)} of {human(facts.memory or 0)}",
+        seen=lambda _patient, facts: machine.share(facts.available, facts.memory),
         knows=lambda _patient, facts: facts.memory is not None and facts.available is not None,
         sources=(UNIFIED,),
     ),
@@ -281,7 +279,7 @@ CHECKS: tuple[Check, ...] = (
         why="On a unified machine CUDA does not count as free what the page cache holds, though "
         "the kernel would give it back. After a copy of the model that is most of the memory.",
         rule=machine.page_cache,
-        seen=lambda _patient, facts: f"{human(facts.free or 0)} free",
+        seen=lambda _patient, facts: f"{machine.share(facts.free, facts.memory)} free",
         knows=lambda _patient, facts: facts.unified and facts.free is not None,
         worst=Severity.WARN,
         sources=(UNIFIED, "https://build.nvidia.com/spark/nemotron/troubleshooting"),
@@ -322,7 +320,9 @@ CHECKS: tuple[Check, ...] = (
         why="A download that was broken off looks like a model until the rank that needs the "
         "missing file ends, minutes later.",
         rule=model.shards,
-        seen=lambda _patient, facts: f"{len(facts.model.named)} of its index",
+        seen=lambda _patient, facts: (
+            f"{len(facts.model.named)} files of its index" if facts.model.named else "no index"
+        ),
         applies=_with_model,
         knows=_folder,
     ),
@@ -352,7 +352,7 @@ CHECKS: tuple[Check, ...] = (
         why="The logs of the ranks are laid beside each other by their time; with a clock that is "
         "far off certificates and signatures are refused.",
         rule=machine.clock,
-        seen=lambda _patient, facts: f"{facts.skew_s or 0:+.1f} s",
+        seen=lambda _patient, facts: f"{round(facts.skew_s or 0, 1) + 0.0:+.1f} s",
         knows=lambda _patient, facts: facts.skew_s is not None,
     ),
     Check(
@@ -379,7 +379,7 @@ CHECKS: tuple[Check, ...] = (
         why="With `--network host` the server ends when its port is taken; and the ranks would "
         "meet whatever else listens there.",
         rule=machine.ports,
-        seen=lambda _patient, facts: f"{len(facts.listening)} listen",
+        seen=lambda _patient, _facts: "",
     ),
 )
 

@@ -308,6 +308,11 @@ def memory(case: Case) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def share(part: int | None, whole: int | None) -> str:
+    """A part of the memory in words."""
+    return f"{(part or 0) / whole:.0%} of {human(whole)}" if whole else "?"
+
+
 def page_cache(case: Case) -> Iterator[Finding]:
     """Memory of a unified machine that the page cache holds: CUDA does not count it as free."""
     for one, facts in case.known:
