@@ -7,6 +7,7 @@ from sparkimage.fleets import moving
 from sparkimage.fleets.distribute import stations
 from sparkimage.fleets.fleet import Fleet, Node
 from sparkimage.fleets.moving import together
+from sparkimage.fleets.remote import END
 from sparkimage.fleets.station import Station
 from sparkimage.launching import facts
 from sparkimage.launching.diagnosis import Patient
@@ -16,6 +17,9 @@ from sparkimage.run import Local
 HERE = "this machine"
 """What this machine is called, where it is asked for itself."""
 
+HOLD = ("sh", "-c", f"echo '{END}'; exec cat >/dev/null")
+"""Holds a connection; whoever ends it ends what goes on over it, an interrupt too."""
+
 
 def fleet(nodes: Fleet, model: str, *, patience_s: float) -> tuple[Patient, ...]:
     """The facts of every node; the errors of those that cannot be asked stand with them."""
@@ -23,6 +27,7 @@ def fleet(nodes: Fleet, model: str, *, patience_s: float) -> tuple[Patient, ...]
 
     def one(station: Station) -> None:
         remote = station.remote
+        remote.open(HOLD, timeout_s=patience_s)
         came[station.name] = facts.ask(remote, remote.docker, model, timeout_s=patience_s)
 
     with stations(nodes, patience_s) as all_:

@@ -61,6 +61,16 @@ class Patient:
         return facts.interface_of(self.node.data or facts.used_address)
 
     @property
+    def network(self) -> str:
+        """The network that it lies in with that interface; nothing where it is in none."""
+        link = self.link
+        if link is None:
+            return ""
+        pairs = dict(zip(link.addresses, link.networks, strict=True))
+        own = pairs.get(self.node.data or "", "")
+        return own or next((one for one in pairs.values() if one), "")
+
+    @property
     def hcas(self) -> tuple[str, ...]:
         """The RDMA devices that its ranks use: those of the fleet file, else of the interface."""
         if self.node.hca or self.facts is None:

@@ -118,6 +118,16 @@ CHECKS: tuple[Check, ...] = (
         seen=lambda _patient, facts: machine.models(facts) or "none",
     ),
     Check(
+        id="gpu-free",
+        title="nothing else is on the GPUs",
+        why="A second server finds too little memory, or is found too slow. On a unified machine "
+        "it takes the memory of the system, too.",
+        rule=machine.gpu_free,
+        seen=lambda _patient, facts: f"{len(facts.processes)} processes",
+        knows=_gpus,
+        worst=Severity.WARN,
+    ),
+    Check(
         id="gpus-equal",
         title="the same GPUs everywhere",
         why="Tensor parallelism cuts every layer into equal parts: the smallest GPU decides, and "
@@ -226,6 +236,29 @@ CHECKS: tuple[Check, ...] = (
         rule=network.interface,
         seen=lambda patient, _facts: patient.link.name if patient.link is not None else "none",
         applies=_cluster,
+    ),
+    Check(
+        id="network",
+        title="one network",
+        why="Ranks that reach each other through a router have its speed and no RDMA; most often "
+        "it is a wrong address.",
+        rule=network.one_network,
+        seen=lambda patient, _facts: patient.network,
+        applies=_cluster,
+        knows=_link,
+        worst=Severity.WARN,
+    ),
+    Check(
+        id="subnets",
+        title="one interface a network",
+        why="With two interfaces in one network the kernel answers over either of them: what "
+        "comes in by the fast one goes out by the other. The two interfaces of one plug of a DGX "
+        "Spark need a network each.",
+        rule=network.subnets,
+        seen=lambda _patient, _facts: "",
+        applies=_cluster,
+        worst=Severity.WARN,
+        sources=(SPARKS,),
     ),
     Check(
         id="speed",

@@ -37,6 +37,8 @@ class Interface:
 
     name: str
     addresses: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    """The network of each address, as ``192.168.100.0/24``; nothing for one that has none."""
     speed: int | None = None
     mtu: int | None = None
     state: str = ""
@@ -189,6 +191,8 @@ class Facts:
     infiniband: tuple[str, ...] = ()
     """The names in /dev/infiniband: ``uverbs0``, ``rdma_cm``, ..."""
     gpus: tuple[Gpu, ...] = ()
+    processes: tuple[str, ...] = ()
+    """What computes on the GPUs: ``PID, NAME``."""
     smi: bool = False
     """There is an ``nvidia-smi``."""
     smi_error: str = ""
@@ -377,6 +381,7 @@ def read(said: str, *, now: float) -> Facts:
         rdma=_rdma(parts.get("rdma", [])),
         infiniband=tuple(parts.get("infiniband", [])),
         gpus=found,
+        processes=tuple(line[9:].strip() for line in gpus if line.startswith("@process ")),
         smi="@smi" in gpus,
         smi_error=complaint,
         module=_match(r"@module .*?\b(\d+\.\d+(?:\.\d+)?)\b", gpus),
@@ -457,11 +462,11 @@ def _memory(lines: Sequence[str]) -> dict[str, int]:
 
 
 def _interfaces(lines: Sequence[str]) -> tuple[Interface, ...]:
-    addresses: dict[str, list[str]] = {}
+    addresses: dict[str, dict[str, str]] = {}
     for line in lines:
         words = line.split()
-        if words[0] == "@" and len(words) == 3 and _is_address(words[2]):
-            addresses.setdefault(words[1].partition("@")[0], []).append(words[2])
+        if words[0] == "@" and len(words) == 3 and (found_one := _address(words[2])):
+            addresses.setdefault(words[1].partition("@")[0], {}).update([found_one])
     found = []
     for line in lines:
         name, *words = line.split(" ")
@@ -471,6 +476,7 @@ def _interfaces(lines: Sequence[str]) -> tuple[Interface, ...]:
             Interface(
                 name=name,
                 addresses=tuple(addresses.get(name, ())),
+                networks=tuple(addresses.get(name, {}).values()),
                 # It says -1, or 2^32-1, when it knows none.
                 speed=(speed if (speed := _int(words[0])) and speed < 2**31 else None),
                 mtu=_int(words[1]),
@@ -480,12 +486,14 @@ def _interfaces(lines: Sequence[str]) -> tuple[Interface, ...]:
     return tuple(found)
 
 
-def _is_address(word: str) -> bool:
+def _address(word: str) -> tuple[str, str] | None:
+    """An address of ``ADDRESS/PREFIX``, and its network."""
     try:
-        ipaddress.ip_address(word)
+        found = ipaddress.ip_interface(word)
     except ValueError:
-        return False
-    return True
+        return None
+    alone = found.network.num_addresses == 1 or (found.version == 6 and found.is_link_local)
+    return str(found.ip), "" if alone else str(found.network)
 
 
 def _rdma(lines: Sequence[str]) -> tuple[Rdma, ...]:

@@ -205,6 +205,18 @@ def gpu(case: Case) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def gpu_free(case: Case) -> Iterator[Finding]:
+    """Something else computes on the GPU."""
+    for one, facts in case.known:
+        if facts.processes:
+            more = f" and {len(facts.processes) - 1} more" if len(facts.processes) > 1 else ""
+            pid, _, name = facts.processes[0].partition(", ")
+            yield _say(
+                one.name, Severity.WARN, f"{name} (process {pid}){more} computes on it",
+                "there: docker ps, and docker stop what is not needed",
+            )  # fmt: skip
+
+
 def gpus_equal(case: Case) -> Iterator[Finding]:
     """Machines with other GPUs than the others have."""
     groups = grouped((one.name, models(facts)) for one, facts in case.known)

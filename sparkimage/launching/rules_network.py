@@ -68,6 +68,35 @@ def rate(link: Interface | None) -> str:
     return f"{link.speed / 1000:g} Gbit/s"
 
 
+def one_network(case: Case) -> Iterator[Finding]:
+    """Machines whose data addresses are not in one network."""
+    groups = grouped((one.name, one.network) for one, _ in case.known)
+    if len(groups) > 1:
+        yield Finding(
+            nodes=odd(groups), severity=Severity.WARN,
+            what=f"not in one network: {in_words(groups)}",
+            mend="correct `data` in the fleet file, or the addresses there (netplan)",
+        )  # fmt: skip
+
+
+def subnets(case: Case) -> Iterator[Finding]:
+    """Two interfaces of a machine in one network."""
+    for one, facts in case.known:
+        pairs = [
+            (link.name, network)
+            for link in facts.interfaces
+            for network in dict.fromkeys(link.networks)
+            if network and link.state != "down"
+        ]
+        for network, links in grouped(pairs).items():
+            if len(links) > 1:
+                yield Finding(
+                    nodes=(one.name,), severity=Severity.WARN,
+                    what=f"{' and '.join(links)} are both in {network}",
+                    mend="there: give each interface a network of its own (netplan)",
+                )  # fmt: skip
+
+
 def speed(case: Case) -> Iterator[Finding]:
     """Ranks that talk over a slow interface."""
     for one, facts in case.known:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from sparkimage.fleets import remote
+from sparkimage.launching import facts
 from tests.lab.fleet import CONTROL, DATA, Fleet
-from tests.lab.node import Node, put
+from tests.lab.node import Node, put, wait
 from tests.lab.project import Project
 from tests.lab.spark_standin import HCA, LINK, address, dressed
 
@@ -180,6 +184,41 @@ def test_nodes_that_cannot_be_asked_hold_up_nobody(surgery: Surgery) -> None:
     assert "its Docker gives no answer: it hangs" in said["node4", "docker"]
     states = {one["check"]: one["nodes"] for one in made["checks"]}
     assert states["gpu"] == {"node1": "unknown", "node2": "unknown", "node3": "ok", "node4": "ok"}
+
+
+def test_an_interrupt_waits_for_no_node(surgery: Surgery) -> None:
+    hung = surgery.fleet["node1"].control
+    hung.hang()
+    process = subprocess.Popen(
+        surgery.argv("doctor"), env=surgery.environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait(lambda: hung.connections > 0, "nobody asks node1")
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=9)
+    assert process.returncode == 130, stderr
+    assert stderr.startswith("interrupted: ")
+
+
+def test_the_script_with_busybox(surgery: Surgery) -> None:
+    node = surgery.fleet["node1"]
+    node.exec("sh", "-c", "mkdir -p /models/bin && busybox --install -s /models/bin")
+    said = node.exec(
+        "env", "PATH=/models/bin:/usr/bin", "busybox", "sh", "-c", remote.text("facts"), "facts",
+        "docker", "/models/m",
+    )  # fmt: skip
+    one = facts.read(said, now=time.time())
+    assert one.docker.version.startswith("26.1.5")
+    assert [file.name for file in one.model.files] == [
+        "a.safetensors", "config.json", "model.safetensors.index.json",
+    ]  # fmt: skip
+    assert one.interface_of(address(node)) is not None
+    assert one.hcas_of(LINK) == (HCA,)
+    assert ("0.0.0.0", 22) in one.listening
+    assert one.memory
+    assert one.disk("docker")
+    assert one.skew_s is not None
+    assert one.memlock is not None
 
 
 def test_two_names_of_one_machine(surgery: Surgery) -> None:

@@ -38,12 +38,12 @@ enp1s0f1np1 200000 9000 up
 enP2p1s0f1np1 200000 9000 up
 lo -1 65536 unknown
 docker0 -1 1500 down
-@ lo 127.0.0.1
-@ enP7s7 10.0.0.1
-@ enP7s7 fe80::1
-@ enp1s0f1np1 192.168.100.1
-@ enP2p1s0f1np1 192.168.101.1
-@ docker0 172.17.0.1""",
+@ lo 127.0.0.1/24
+@ enP7s7 10.0.0.1/24
+@ enP7s7 fe80::1/64
+@ enp1s0f1np1 192.168.100.1/24
+@ enP2p1s0f1np1 192.168.101.1/24
+@ docker0 172.17.0.1/16""",
     "rdma": """\
 rocep1s0f0|1|1: DOWN|Ethernet|40 Gb/sec (4X QDR)|enp1s0f0np0
 rocep1s0f1|1|4: ACTIVE|Ethernet|200 Gb/sec (4X HDR)|enp1s0f1np1

@@ -25,6 +25,8 @@ def test_a_spark_is_read() -> None:
     assert (one.user, one.groups, one.used_address) == ("nv", ("nv", "sudo", "docker"), "10.0.0.1")
     link = one.interface_of("192.168.100.1")
     assert link is not None
+    assert (link.addresses, link.networks) == (("192.168.100.1",), ("192.168.100.0/24",))
+    assert one.interfaces[0].networks == ("10.0.0.0/24", "")
     assert (link.name, link.speed, link.mtu, link.state) == ("enp1s0f1np1", 200000, 9000, "up")
     assert one.interface_of("10.9.9.9") is None
     assert [two.speed for two in one.interfaces if two.name == "docker0"] == [None]

@@ -33,7 +33,7 @@ for link in /sys/class/net/*; do
         "$(cat "$link/speed" 2>/dev/null || echo -1)" "$(first "$link/mtu")" \
         "$(first "$link/operstate")"
 done
-ip -o addr show 2>/dev/null | sed -n 's/^[0-9]*: *\([^ ]*\) *inet6* \([^ /]*\).*/@ \1 \2/p'
+ip -o addr show 2>/dev/null | sed -n 's/^[0-9]*: *\([^ ]*\) *inet6* \([^ ]*\).*/@ \1 \2/p'
 
 part rdma
 for port in /sys/class/infiniband/*/ports/*; do
@@ -61,7 +61,11 @@ if command -v nvidia-smi >/dev/null 2>&1; then
     printf '%s\n' "$said"
     case $said in
     *@late*) said= ;;
-    *) said=$(bounded 10 nvidia-smi --version) ;;
+    *)
+        bounded 10 nvidia-smi --query-compute-apps=pid,process_name --format=csv,noheader |
+            sed -n 's/^\([0-9][0-9]*, \)/@process \1/p'
+        said=$(bounded 10 nvidia-smi --version)
+        ;;
     esac
     case $said in
     '' | *@late* | *'CUDA Version'*) ;;
