@@ -12,7 +12,7 @@ import typer
 from sparkimage.cli.base import JsonOption, Settings, console
 from sparkimage.cli.fleet import NodesOption, PatienceOption
 from sparkimage.errors import DoctorError, UsageError
-from sparkimage.launching.diagnosis import MASTER_PORT, PORT, Severity
+from sparkimage.launching.diagnosis import MASTER_PORT, PORT, UTILIZATION, Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,6 +49,15 @@ def doctor(
     rdma: Annotated[
         bool, typer.Option("--rdma/--no-rdma", help="Whether the nodes are to talk by RDMA.")
     ] = True,
+    utilization: Annotated[
+        float,
+        typer.Option(
+            "--gpu-memory-utilization",
+            min=0.05,
+            max=1,
+            help="The part of the memory that the server is to take.",
+        ),
+    ] = UTILIZATION,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail, too.")] = False,
     patience: PatienceOption = 60.0,
     as_json: JsonOption = False,
@@ -76,8 +85,9 @@ def doctor(
         fleet = fleets.read(nodes, Path(Settings.matrix_file).resolve().parent)
         patients = asking.fleet(fleet, model, patience_s=patience)
     case = diagnosis.Case(
-        patients=patients, model=model, port=port, master_port=master_port, rdma=rdma
-    )
+        patients=patients, model=model, port=port, master_port=master_port, rdma=rdma,
+        utilization=utilization,
+    )  # fmt: skip
     found = doctors.examine(case)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))

@@ -356,7 +356,7 @@ def ask(machine: Asked, docker: str, model: str = "", *, timeout_s: float = ASK_
 
 def read(said: str, *, now: float) -> Facts:
     """Make sense of what the script said; ``now``: our clock when it came. Never raises."""
-    parts = _parts(said)
+    parts = _parts(_clean(said))
     machine = _pairs(parts.get("machine", []))
     limits = _pairs(parts.get("limits", []))
     memory = _memory(parts.get("memory", []))
@@ -404,6 +404,14 @@ def read(said: str, *, now: float) -> Facts:
         skew_s=time_there - now if time_there is not None else None,
         synced={"yes": True, "no": False}.get(clock.get("synced", "")),
     )
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a terminal would obey."""
+
+
+def _clean(said: object) -> str:
+    return CONTROL.sub("", str(said))
 
 
 def major(version: str) -> int:
@@ -557,13 +565,13 @@ def _info(lines: Sequence[str]) -> Engine:
     runtimes = found.get("Runtimes")
     devices = [one for one in _list(found.get("DiscoveredDevices")) if isinstance(one, dict)]
     return Engine(
-        version=str(version),
-        root=str(root),
+        version=_clean(version),
+        root=_clean(root),
         containerd=any(STORE in word for word in pairs),
-        runtimes=tuple(sorted(map(str, runtimes))) if isinstance(runtimes, dict) else (),
-        default_runtime=str(found.get("DefaultRuntime") or ""),
+        runtimes=tuple(sorted(map(_clean, runtimes))) if isinstance(runtimes, dict) else (),
+        default_runtime=_clean(found.get("DefaultRuntime") or ""),
         cdi_folders=_texts(found.get("CDISpecDirs")),
-        cdi_devices=tuple(str(one.get("ID")) for one in devices if one.get("Source") == "cdi"),
+        cdi_devices=tuple(_clean(one.get("ID")) for one in devices if one.get("Source") == "cdi"),
         rootless=any("rootless" in one for one in _texts(found.get("SecurityOptions"))),
         late=late,
     )
@@ -583,7 +591,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    return tuple(str(one) for one in _list(value))
+    return tuple(_clean(one) for one in _list(value))
 
 
 def _disks(lines: Sequence[str]) -> tuple[Disk, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from sparkimage.launching.diagnosis import Case, Finding, Severity, grouped, in_words, odd
@@ -14,30 +15,32 @@ SHOWN = 3
 
 def folder(case: Case) -> Iterator[Finding]:
     """A folder that is not there, or cannot be read."""
+    path = shlex.quote(case.model)
     for one, facts in case.known:
         what, mend = {
             "missing": (
                 f"{case.model} is not there",
-                f"there: hf download MODEL --local-dir {case.model}",
+                f"there: hf download MODEL --local-dir {path}",
             ),
             "closed": (
                 f"{case.model} cannot be read by {facts.user}, or is no folder",
-                f"there: ls -ld {case.model}",
+                f"there: ls -ld {path}",
             ),
         }.get(facts.model.state, ("", ""))
         if facts.model.late:
-            what, mend = f"{case.model} could not be read in time", f"there: ls -l {case.model}"
+            what, mend = f"{case.model} could not be read in time", f"there: ls -l {path}"
         elif facts.model.state == "folder" and not facts.model.files:
-            what, mend = f"{case.model} is empty", f"there: ls -la {case.model}"
+            what, mend = f"{case.model} is empty", f"there: ls -la {path}"
         if what:
             yield Finding(nodes=(one.name,), severity=Severity.FAIL, what=what, mend=mend)
 
 
 def shards(case: Case) -> Iterator[Finding]:
     """A model that is not whole."""
+    path = shlex.quote(case.model)
+    again = f"there: hf download MODEL --local-dir {path} (it goes on from there)"
     for one, facts in case.known:
         lacking = facts.model.lacking
-        again = f"there: hf download MODEL --local-dir {case.model} (it goes on from there)"
         if lacking:
             yield Finding(
                 nodes=(one.name,), severity=Severity.FAIL,
@@ -78,11 +81,12 @@ def equal(case: Case) -> Iterator[Finding]:
     norm = by_name[next(iter(groups.values()))[0]]
     other = by_name[list(groups.values())[1][0]]
     sizes = grouped((one.name, human(facts.model.size)) for one, facts in case.known)
+    path = shlex.quote(f"{case.model}/")
     sums = f": {in_words(sizes)}" if len(sizes) > 1 else ""
     yield Finding(
         nodes=odd(groups), severity=Severity.FAIL,
         what=f"not the same model everywhere{sums}; they differ in {some(difference(norm, other))}",
-        mend=f"from a node that has it whole: rsync -a {case.model}/ NODE:{case.model}/",
+        mend=f"from a node that has it whole: rsync -a {path} NODE:{path}",
     )  # fmt: skip
 
 

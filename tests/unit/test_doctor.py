@@ -249,6 +249,19 @@ def test_what_is_held_everywhere_is_only_said() -> None:
     assert examined("held", patient(1, held="vim"), patient(2)).worst is OK
 
 
+def test_a_server_that_takes_less_memory_needs_less() -> None:
+    small = patient(1, memory=edited("memory", ("119000000", "60000000")))
+    assert examined("memory", small).worst is FAIL
+    assert examined("memory", small, utilization=0.4).worst is OK
+
+
+def test_a_path_with_a_space_is_mended_by_a_command_that_can_be_pasted() -> None:
+    result = check("model").examine(
+        Case(patients=(patient(1, model="@missing"),), model="/models/a b")
+    )
+    assert "--local-dir '/models/a b'" in said(result)
+
+
 def test_an_unknown_model_is_not_compared() -> None:
     result = examined("model-equal", patient(1), patient(2, model="@missing"))
     assert result.nodes == {"spark1": OK, "spark2": Severity.UNKNOWN}

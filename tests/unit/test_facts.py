@@ -120,6 +120,18 @@ def test_limits() -> None:
     assert spark(limits="docker=18446744073709551615").docker_memlock == UNLIMITED
 
 
+def test_nothing_that_a_terminal_would_obey_gets_through() -> None:
+    one = spark(
+        machine="kernel=6\x1b[2J\nhost=a\x07b",
+        docker=info(ServerVersion="29\x1b[31m", Runtimes={"x\x1b": {}}, CDISpecDirs=["\x9b1m"]),
+        model="@folder\n1 ./a\x1b]0;b",
+    )
+    assert (one.kernel, one.host) == ("6[2J", "ab")
+    assert one.model.files[0].name == "a]0;b"
+    assert "\\u00" not in json.dumps(one.to_dict())
+    assert one.docker.runtimes == ("x",)
+
+
 def test_json_leaves_out_the_files_of_the_model() -> None:
     made = json.loads(json.dumps(spark().to_dict()))
     assert made["model"]["files"] == 4
@@ -151,7 +163,9 @@ def test_no_part_is_too_wrong_to_be_read(changes: dict[str, str]) -> None:
        st.recursive(st.none() | st.integers() | st.text(),
                     lambda one: st.lists(one) | st.dictionaries(st.text(), one))))  # fmt: skip
 def test_no_answer_of_docker_is_too_wrong_to_be_read(changes: dict[str, object]) -> None:
-    json.dumps(spark(docker=info(**changes)).to_dict())
+    made = spark(docker=info(**changes)).to_dict()
+    json.dumps(made)
+    assert not facts.CONTROL.search(made["docker"]["version"] + made["docker"]["error"])
 
 
 # The script itself
