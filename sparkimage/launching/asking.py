@@ -28,7 +28,9 @@ def fleet(nodes: Fleet, model: str, *, patience_s: float) -> tuple[Patient, ...]
     def one(station: Station) -> None:
         remote = station.remote
         remote.open(HOLD, timeout_s=patience_s)
-        came[station.name] = facts.ask(remote, remote.docker, model, timeout_s=patience_s)
+        came[station.name] = facts.ask(
+            remote, remote.docker, model, name=remote.node.data or "", timeout_s=patience_s
+        )
 
     with stations(nodes, patience_s) as all_:
         errors = together(all_, one, stop=moving.abandon)

@@ -58,7 +58,9 @@ class Patient:
             return None
         if self.node.interface is not None:
             return facts.interface(self.node.interface)
-        return facts.interface_of(self.node.data or facts.used_address)
+        own = (self.node.data, *facts.resolved) if self.node.data else (facts.used_address,)
+        found = (facts.interface_of(address) for address in own)
+        return next((one for one in found if one is not None), None)
 
     @property
     def network(self) -> str:
@@ -67,15 +69,16 @@ class Patient:
         if link is None:
             return ""
         pairs = dict(zip(link.addresses, link.networks, strict=True))
-        own = pairs.get(self.node.data or "", "")
-        return own or next((one for one in pairs.values() if one), "")
+        named = self.facts.resolved if self.facts is not None else ()
+        own = [pairs[one] for one in (self.node.data or "", *named) if one in pairs]
+        return next((one for one in (*own, *pairs.values()) if one), "")
 
     @property
     def hcas(self) -> tuple[str, ...]:
         """The RDMA devices that its ranks use: those of the fleet file, else of the interface."""
         if self.node.hca or self.facts is None:
             return self.node.hca
-        return self.facts.twins_of(self.link.name) if self.link is not None else ()
+        return self.facts.hcas_of(self.link.name) if self.link is not None else ()
 
 
 @dataclass(frozen=True, kw_only=True)

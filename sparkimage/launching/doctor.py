@@ -205,7 +205,9 @@ CHECKS: tuple[Check, ...] = (
         why="Without it NCCL falls back to sockets without a word (`via NET/Socket`), at a "
         "fraction of the speed. `--no-rdma` where that is what you want.",
         rule=network.rdma,
-        seen=lambda patient, facts: ", ".join(patient.hcas) or network.devices(facts) or "none",
+        seen=lambda _patient, facts: (
+            ", ".join(port.device for port in facts.rdma if port.active) or "none"
+        ),
         applies=_by_rdma,
     ),
     Check(
@@ -219,13 +221,13 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         id="hca",
-        title="the RDMA devices named",
+        title="its RDMA devices",
         why="NCCL passes over a device of NCCL_IB_HCA that is not there. A DGX Spark shows each "
         "of its plugs as two devices, each good for half of the rate: NCCL needs both.",
         rule=network.hca,
         seen=lambda patient, _facts: ", ".join(patient.hcas),
         applies=_by_rdma,
-        knows=lambda patient, _facts: bool(patient.node.hca),
+        knows=lambda patient, _facts: bool(patient.hcas),
         sources=(SPARKS,),
     ),
     Check(

@@ -186,6 +186,8 @@ class Facts:
     product: str = ""
     used_address: str = ""
     """The machine's own address that the commands came to."""
+    resolved: tuple[str, ...] = ()
+    """What the name of its data address is to the machine itself."""
     interfaces: tuple[Interface, ...] = ()
     rdma: tuple[Rdma, ...] = ()
     infiniband: tuple[str, ...] = ()
@@ -337,14 +339,17 @@ class Asked(Protocol):
         """As ``Runner.run``."""
 
 
-def ask(machine: Asked, docker: str, model: str = "", *, timeout_s: float = ASK_S) -> Facts:
+def ask(
+    machine: Asked, docker: str, model: str = "", *, name: str = "", timeout_s: float = ASK_S
+) -> Facts:
     """Run the script on a machine and make sense of it; one connection, or one that is open.
 
     ``docker``: the words that call docker there; ``model``: the folder of the model there, or
-    nothing. Raises ``UnreachableError`` and ``NodeError`` of a node, ``CommandError`` where the
-    machine has no shell for it.
+    nothing; ``name``: its data address, which may be a name that it is to look up, or nothing.
+    Raises ``UnreachableError`` and ``NodeError`` of a node, ``CommandError`` where the machine
+    has no shell for it.
     """
-    words = remote.script("facts", docker, model)
+    words = remote.script("facts", docker, model, name)
     done = machine.run(words, check=False, timeout_s=timeout_s)
     if "@@ clock" not in done.stdout:
         raise CommandError(
@@ -377,6 +382,7 @@ def read(said: str, *, now: float) -> Facts:
         arch=MACHINES.get(arch, arch),
         product=machine.get("product", "").strip(),
         used_address=connection[2] if len(connection) > 2 else "",
+        resolved=tuple(line for line in parts.get("names", []) if _address(line)),
         interfaces=_interfaces(parts.get("links", [])),
         rdma=_rdma(parts.get("rdma", [])),
         infiniband=tuple(parts.get("infiniband", [])),

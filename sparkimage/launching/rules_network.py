@@ -214,9 +214,9 @@ def hca(case: Case) -> Iterator[Finding]:
                 mend="correct `hca` in the fleet file; there: ibdev2netdev",
             )  # fmt: skip
         link = one.link
-        if link is None or not one.node.hca:
+        if link is None:
             continue
-        used = {named.partition(":")[0] for named in one.node.hca}
+        used = {named.partition(":")[0] for named in one.hcas}
         more = [device for device in facts.twins_of(link.name) if device not in used]
         if more and used & set(facts.twins_of(link.name)):
             whole = ", ".join(facts.twins_of(link.name))

@@ -152,6 +152,12 @@ def test_a_fleet_file_that_does_not_fit_the_nodes(surgery: Surgery) -> None:
     assert set(surgery.findings("rdma")) == {"node4"}
 
 
+def test_a_data_address_that_is_a_name(surgery: Surgery) -> None:
+    # Its own name is its address among the nodes.
+    surgery.write(node1={"data": "node1"})
+    assert "its data goes over eth0" in surgery.findings("speed")["node1"]
+
+
 def test_who_may_not_talk_to_docker(surgery: Surgery) -> None:
     surgery.write(
         node1={"user": "plain"}, node2={"user": "sudoer", "sudo": True},

@@ -44,6 +44,7 @@ docker0 -1 1500 down
 @ enp1s0f1np1 192.168.100.1/24
 @ enP2p1s0f1np1 192.168.101.1/24
 @ docker0 172.17.0.1/16""",
+    "names": "",
     "rdma": """\
 rocep1s0f0|1|1: DOWN|Ethernet|40 Gb/sec (4X QDR)|enp1s0f0np0
 rocep1s0f1|1|4: ACTIVE|Ethernet|200 Gb/sec (4X HDR)|enp1s0f1np1

@@ -128,6 +128,7 @@ WRONG: list[tuple[str, dict[str, Any], Severity, str]] = [
     ("verbs", {"infiniband": "rdma_cm"}, FAIL, "no verbs device, but rdma_cm"),
     ("hca", {"node": {"hca": ("mlx5_0",)}}, FAIL, "no RDMA device mlx5_0"),
     ("hca", {"node": {"hca": ("rocep1s0f0:1",)}}, FAIL, "rocep1s0f0 is down"),
+    ("hca", {}, INFO, "roceP2p1s0f1 is behind the same plug and is not used"),
     ("hca", {"node": {"hca": ("rocep1s0f1",)}}, INFO, "`hca: [rocep1s0f1, roceP2p1s0f1]`"),
     ("interface", {"node": {"data": "10.9.9.9"}}, FAIL, "no interface has the data address"),
     ("interface", {"node": {"interface": "eth7"}}, FAIL,
@@ -204,6 +205,15 @@ def test_a_node_that_cannot_be_reached_is_a_finding_and_the_others_are_examined(
     assert (first.what, first.mend) == (
         "its host key is not known here", "connect once: ssh spark2",
     )  # fmt: skip
+
+
+def test_a_data_address_that_is_a_name() -> None:
+    named = {"data": "spark1-fast"}
+    known = patient(1, named, names="192.168.100.1")
+    assert known.link is not None
+    assert (known.link.name, known.network) == ("enp1s0f1np1", "192.168.100.0/24")
+    unknown = examined("interface", patient(2), patient(1, named, names="127.0.1.1"))
+    assert "no interface has the data address spark1-fast" in said(unknown)
 
 
 def test_the_ports_are_the_heads() -> None:

@@ -1,10 +1,12 @@
 #!/bin/sh
 # Says what this machine has for a server of models, in parts. Reads only, needs no root, and what
 # is not there is left out; nothing waits for longer than some seconds.
-# facts.sh DOCKER MODEL: the docker command; the folder of the model, or nothing.
+# facts.sh DOCKER MODEL NAME: the docker command; the folder of the model, or nothing; a name of
+# this machine in the data network to look up, or nothing.
 set -u
 docker=$1
 model=$2
+name=${3:-}
 LC_ALL=C
 export LC_ALL
 part() { printf '\n@@ %s\n' "$1"; }
@@ -34,6 +36,11 @@ for link in /sys/class/net/*; do
         "$(first "$link/operstate")"
 done
 ip -o addr show 2>/dev/null | sed -n 's/^[0-9]*: *\([^ ]*\) *inet6* \([^ ]*\).*/@ \1 \2/p'
+
+part names
+if [ -n "$name" ] && command -v getent >/dev/null 2>&1; then
+    bounded 5 getent ahosts "$name" | sed -n 's/ .*//p' | sort -u
+fi
 
 part rdma
 for port in /sys/class/infiniband/*/ports/*; do
