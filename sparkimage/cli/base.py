@@ -121,7 +121,7 @@ def workshop(
     from sparkimage import paths
     from sparkimage.building.builder import Workshop
     from sparkimage.engines import builders
-    from sparkimage.engines.engine import ensure
+    from sparkimage.engines.private_engine import ensure
     from sparkimage.progress import View
     from sparkimage.storage.store import Store
 
