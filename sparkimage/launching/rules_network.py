@@ -80,8 +80,12 @@ def one_network(case: Case) -> Iterator[Finding]:
 
 
 def subnets(case: Case) -> Iterator[Finding]:
-    """Two interfaces of a machine in one network."""
+    """Two interfaces of a machine in one network, of which one matters here.
+
+    A cable and a WLAN in the house's network are none of our business.
+    """
     for one, facts in case.known:
+        ours = {port.interface for port in facts.rdma} | {one.link.name if one.link else ""}
         pairs = [
             (link.name, network)
             for link in facts.interfaces
@@ -89,7 +93,7 @@ def subnets(case: Case) -> Iterator[Finding]:
             if network and link.state != "down"
         ]
         for network, links in grouped(pairs).items():
-            if len(links) > 1:
+            if len(links) > 1 and ours & set(links):
                 yield Finding(
                     nodes=(one.name,), severity=Severity.WARN,
                     what=f"{' and '.join(links)} are both in {network}",

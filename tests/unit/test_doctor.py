@@ -216,6 +216,11 @@ def test_a_data_address_that_is_a_name() -> None:
     assert "no interface has the data address spark1-fast" in said(unknown)
 
 
+def test_a_wlan_beside_the_cable_is_nobodys_business() -> None:
+    wlan = PARTS["links"] + "\nwlP9s9 -1 1500 up\n@ wlP9s9 10.0.0.77/24"
+    assert examined("subnets", patient(1, links=wlan), patient(2)).worst is OK
+
+
 def test_the_ports_are_the_heads() -> None:
     taken = PARTS["ports"] + "\n00000000:1F40\n0100007F:734F"
     worker = {"role": "worker"}
