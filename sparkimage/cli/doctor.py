@@ -12,7 +12,8 @@ import typer
 from sparkimage.cli.base import JsonOption, Settings, console
 from sparkimage.cli.fleet import NodesOption, PatienceOption
 from sparkimage.errors import DoctorError, UsageError
-from sparkimage.launching.diagnosis import MASTER_PORT, PORT, UTILIZATION, Severity
+from sparkimage.launching.defaults import MASTER_PORT, PORT, UTILIZATION
+from sparkimage.launching.severity import Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

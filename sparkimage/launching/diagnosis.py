@@ -5,37 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any
 
 from sparkimage.errors import SparkError
 from sparkimage.fleets.fleet import Node
+from sparkimage.launching.defaults import MASTER_PORT, PORT, UTILIZATION
 from sparkimage.launching.facts import Facts, Interface
-
-PORT = 8000
-"""Where the API answers, on the head."""
-MASTER_PORT = 29519
-"""Where the ranks meet, on the head; as in the recipe."""
-UTILIZATION = 0.80
-"""The part of the memory that the server takes; as in the recipe."""
-
-
-class Severity(StrEnum):
-    """How bad it is. ``unknown``: it could not be examined, or there was nothing to examine."""
-
-    UNKNOWN = "unknown"
-    OK = "ok"
-    INFO = "info"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-ORDER = list(Severity)
-
-
-def worst(some: Iterable[Severity]) -> Severity:
-    """The worst of them; ``UNKNOWN`` where there is none."""
-    return max(some, key=ORDER.index, default=Severity.UNKNOWN)
+from sparkimage.launching.severity import ORDER, Severity, worst
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,12 +25,12 @@ from sparkimage.launching.diagnosis import (
     Finding,
     Patient,
     Result,
-    Severity,
     grouped,
     in_words,
     merged,
     odd,
 )
+from sparkimage.launching.severity import Severity
 from tests.unit.spark_facts import PARTS, edited, info, spark
 
 PROJECT = Path(__file__).resolve().parents[2]
