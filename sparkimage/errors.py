@@ -180,3 +180,9 @@ class LaunchError(SparkError):
     broken."""
 
     exit_code = 18
+
+
+class DoctorError(SparkError):
+    """The doctor found what keeps a server of models from running here, or running well."""
+
+    exit_code = 19

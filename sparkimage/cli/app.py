@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparkimage import __version__
+from sparkimage.cli import doctor as cli_doctor
 from sparkimage.cli import engine as cli_engine
 from sparkimage.cli import fleet as cli_fleet
 from sparkimage.cli import launch as cli_launch
@@ -67,6 +68,7 @@ app.command("status")(cli_launch.status)
 app.command("logs")(cli_launch.logs)
 app.command("stop")(cli_launch.stop)
 app.command("restart")(cli_launch.restart)
+app.command("doctor")(cli_doctor.doctor)
 
 
 class Form(StrEnum):

@@ -37,6 +37,8 @@ class Interface:
 
     name: str
     addresses: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    """The network of each address, as ``192.168.100.0/24``; nothing for one that has none."""
     speed: int | None = None
     mtu: int | None = None
     state: str = ""
@@ -88,8 +90,8 @@ class Engine:
     """Where it looks for CDI specifications; empty where CDI is off."""
     cdi_devices: tuple[str, ...] = ()
     """The devices that it found there: ``nvidia.com/gpu=all``. Only newer engines say."""
-    cgroup: str = ""
-    """1 or 2."""
+    rootless: bool = False
+    """It has no more rights than the user whose it is."""
     late: bool = False
     """It gave no answer in time."""
 
@@ -107,6 +109,16 @@ class Engine:
 DENIED = re.compile(
     r"permission denied|a password is required|not allowed to execute|not in the sudoers"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cdi:
+    """A CDI specification: its file, what it describes, and the driver that it was made for."""
+
+    file: str
+    kind: str
+    """``nvidia.com/gpu``"""
+    driver: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +174,9 @@ class Folder:
 class Facts:
     """A machine at one moment. Sizes in bytes."""
 
+    host: str = ""
+    boot: str = ""
+    """What the kernel calls this run of the machine; with ``host`` no other machine has it."""
     user: str = ""
     groups: tuple[str, ...] = ()
     kernel: str = ""
@@ -171,11 +186,15 @@ class Facts:
     product: str = ""
     used_address: str = ""
     """The machine's own address that the commands came to."""
+    resolved: tuple[str, ...] = ()
+    """What the name of its data address is to the machine itself."""
     interfaces: tuple[Interface, ...] = ()
     rdma: tuple[Rdma, ...] = ()
     infiniband: tuple[str, ...] = ()
     """The names in /dev/infiniband: ``uverbs0``, ``rdma_cm``, ..."""
     gpus: tuple[Gpu, ...] = ()
+    processes: tuple[str, ...] = ()
+    """What computes on the GPUs: ``PID, NAME``."""
     smi: bool = False
     """There is an ``nvidia-smi``."""
     smi_error: str = ""
@@ -189,15 +208,17 @@ class Facts:
     docker: Engine = Engine()
     hooks: tuple[str, ...] = ()
     """Paths of the programs of NVIDIA's container toolkit that are in the system's PATH."""
-    cdi_files: tuple[str, ...] = ()
-    cdi_kinds: tuple[str, ...] = ()
-    """The kinds of devices that these files describe: ``nvidia.com/gpu``."""
+    cdi: tuple[Cdi, ...] = ()
+    """The CDI specifications in the usual folders."""
     memlock: int | None = None
     """What a login may lock; ``UNLIMITED``."""
     docker_memlock: int | None = None
     """What systemd gives dockerd, and so its containers; None where there is no systemd."""
     memory: int | None = None
+    free: int | None = None
+    """Without what the page cache holds."""
     available: int | None = None
+    """With what the page cache would give back."""
     swap: int | None = None
     disks: tuple[Disk, ...] = ()
     held: tuple[str, ...] = ()
@@ -267,7 +288,7 @@ class Facts:
         if not self.docker.cdi_folders:
             return False
         said = any(one.startswith("nvidia.com/gpu=") for one in self.docker.cdi_devices)
-        return said or "nvidia.com/gpu" in self.cdi_kinds
+        return said or any(one.kind == "nvidia.com/gpu" for one in self.cdi)
 
     @property
     def gpus_flag(self) -> bool:
@@ -318,14 +339,17 @@ class Asked(Protocol):
         """As ``Runner.run``."""
 
 
-def ask(machine: Asked, docker: str, model: str = "", *, timeout_s: float = ASK_S) -> Facts:
+def ask(
+    machine: Asked, docker: str, model: str = "", *, name: str = "", timeout_s: float = ASK_S
+) -> Facts:
     """Run the script on a machine and make sense of it; one connection, or one that is open.
 
     ``docker``: the words that call docker there; ``model``: the folder of the model there, or
-    nothing. Raises ``UnreachableError`` and ``NodeError`` of a node, ``CommandError`` where the
-    machine has no shell for it.
+    nothing; ``name``: its data address, which may be a name that it is to look up, or nothing.
+    Raises ``UnreachableError`` and ``NodeError`` of a node, ``CommandError`` where the machine
+    has no shell for it.
     """
-    words = remote.script("facts", docker, model)
+    words = remote.script("facts", docker, model, name)
     done = machine.run(words, check=False, timeout_s=timeout_s)
     if "@@ clock" not in done.stdout:
         raise CommandError(
@@ -337,7 +361,7 @@ def ask(machine: Asked, docker: str, model: str = "", *, timeout_s: float = ASK_
 
 def read(said: str, *, now: float) -> Facts:
     """Make sense of what the script said; ``now``: our clock when it came. Never raises."""
-    parts = _parts(said)
+    parts = _parts(_clean(said))
     machine = _pairs(parts.get("machine", []))
     limits = _pairs(parts.get("limits", []))
     memory = _memory(parts.get("memory", []))
@@ -349,6 +373,8 @@ def read(said: str, *, now: float) -> Facts:
     info = _info(parts.get("docker", []))
     arch = machine.get("arch", "")
     return Facts(
+        host=machine.get("host", ""),
+        boot=machine.get("boot", ""),
         user=machine.get("user", ""),
         groups=tuple(machine.get("groups", "").split()),
         kernel=machine.get("kernel", ""),
@@ -356,10 +382,12 @@ def read(said: str, *, now: float) -> Facts:
         arch=MACHINES.get(arch, arch),
         product=machine.get("product", "").strip(),
         used_address=connection[2] if len(connection) > 2 else "",
+        resolved=tuple(line for line in parts.get("names", []) if _address(line)),
         interfaces=_interfaces(parts.get("links", [])),
         rdma=_rdma(parts.get("rdma", [])),
         infiniband=tuple(parts.get("infiniband", [])),
         gpus=found,
+        processes=tuple(line[9:].strip() for line in gpus if line.startswith("@process ")),
         smi="@smi" in gpus,
         smi_error=complaint,
         module=_match(r"@module .*?\b(\d+\.\d+(?:\.\d+)?)\b", gpus),
@@ -367,13 +395,11 @@ def read(said: str, *, now: float) -> Facts:
         cuda=_match(r"@CUDA Version *: *([0-9.]+)", gpus),
         docker=info,
         hooks=tuple(line for line in parts.get("hooks", []) if line.startswith("/")),
-        cdi_files=tuple(line.split(" ")[0] for line in parts.get("cdi", [])),
-        cdi_kinds=tuple(
-            dict.fromkeys(line.split()[1] for line in parts.get("cdi", []) if len(line.split()) > 1)
-        ),
+        cdi=_cdi(parts.get("cdi", [])),
         memlock=_limit(limits.get("memlock", ""), KIB),
         docker_memlock=_limit(limits.get("docker", ""), 1),
         memory=memory.get("MemTotal"),
+        free=memory.get("MemFree"),
         available=memory.get("MemAvailable"),
         swap=memory.get("SwapTotal"),
         disks=_disks(parts.get("disk", [])),
@@ -384,6 +410,14 @@ def read(said: str, *, now: float) -> Facts:
         skew_s=time_there - now if time_there is not None else None,
         synced={"yes": True, "no": False}.get(clock.get("synced", "")),
     )
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a terminal would obey."""
+
+
+def _clean(said: object) -> str:
+    return CONTROL.sub("", str(said))
 
 
 def major(version: str) -> int:
@@ -442,11 +476,11 @@ def _memory(lines: Sequence[str]) -> dict[str, int]:
 
 
 def _interfaces(lines: Sequence[str]) -> tuple[Interface, ...]:
-    addresses: dict[str, list[str]] = {}
+    addresses: dict[str, dict[str, str]] = {}
     for line in lines:
         words = line.split()
-        if words[0] == "@" and len(words) == 3:
-            addresses.setdefault(words[1].partition("@")[0], []).append(words[2])
+        if words[0] == "@" and len(words) == 3 and (found_one := _address(words[2])):
+            addresses.setdefault(words[1].partition("@")[0], {}).update([found_one])
     found = []
     for line in lines:
         name, *words = line.split(" ")
@@ -456,6 +490,7 @@ def _interfaces(lines: Sequence[str]) -> tuple[Interface, ...]:
             Interface(
                 name=name,
                 addresses=tuple(addresses.get(name, ())),
+                networks=tuple(addresses.get(name, {}).values()),
                 # It says -1, or 2^32-1, when it knows none.
                 speed=(speed if (speed := _int(words[0])) and speed < 2**31 else None),
                 mtu=_int(words[1]),
@@ -463,6 +498,16 @@ def _interfaces(lines: Sequence[str]) -> tuple[Interface, ...]:
             )
         )
     return tuple(found)
+
+
+def _address(word: str) -> tuple[str, str] | None:
+    """An address of ``ADDRESS/PREFIX``, and its network."""
+    try:
+        found = ipaddress.ip_interface(word)
+    except ValueError:
+        return None
+    alone = found.network.num_addresses == 1 or (found.version == 6 and found.is_link_local)
+    return str(found.ip), "" if alone else str(found.network)
 
 
 def _rdma(lines: Sequence[str]) -> tuple[Rdma, ...]:
@@ -526,15 +571,24 @@ def _info(lines: Sequence[str]) -> Engine:
     runtimes = found.get("Runtimes")
     devices = [one for one in _list(found.get("DiscoveredDevices")) if isinstance(one, dict)]
     return Engine(
-        version=str(version),
-        root=str(root),
+        version=_clean(version),
+        root=_clean(root),
         containerd=any(STORE in word for word in pairs),
-        runtimes=tuple(sorted(map(str, runtimes))) if isinstance(runtimes, dict) else (),
-        default_runtime=str(found.get("DefaultRuntime") or ""),
+        runtimes=tuple(sorted(map(_clean, runtimes))) if isinstance(runtimes, dict) else (),
+        default_runtime=_clean(found.get("DefaultRuntime") or ""),
         cdi_folders=_texts(found.get("CDISpecDirs")),
-        cdi_devices=tuple(str(one.get("ID")) for one in devices if one.get("Source") == "cdi"),
-        cgroup=str(found.get("CgroupVersion") or ""),
+        cdi_devices=tuple(_clean(one.get("ID")) for one in devices if one.get("Source") == "cdi"),
+        rootless=any("rootless" in one for one in _texts(found.get("SecurityOptions"))),
         late=late,
+    )
+
+
+def _cdi(lines: Sequence[str]) -> tuple[Cdi, ...]:
+    rows = [line.split("|") for line in lines]
+    return tuple(
+        Cdi(file=words[0], kind=words[1].strip(), driver=words[2])
+        for words in rows
+        if len(words) == 3
     )
 
 
@@ -543,7 +597,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    return tuple(str(one) for one in _list(value))
+    return tuple(_clean(one) for one in _list(value))
 
 
 def _disks(lines: Sequence[str]) -> tuple[Disk, ...]:

@@ -1,10 +1,12 @@
 #!/bin/sh
 # Says what this machine has for a server of models, in parts. Reads only, needs no root, and what
 # is not there is left out; nothing waits for longer than some seconds.
-# facts.sh DOCKER MODEL: the docker command; the folder of the model, or nothing.
+# facts.sh DOCKER MODEL NAME: the docker command; the folder of the model, or nothing; a name of
+# this machine in the data network to look up, or nothing.
 set -u
 docker=$1
 model=$2
+name=${3:-}
 LC_ALL=C
 export LC_ALL
 part() { printf '\n@@ %s\n' "$1"; }
@@ -22,6 +24,7 @@ first() { # FILE: its first line
 
 part machine
 printf 'kernel=%s\narch=%s\nuser=%s\ngroups=%s\n' "$(uname -r)" "$(uname -m)" "$(id -un)" "$(id -Gn)"
+printf 'host=%s\nboot=%s\n' "$(uname -n)" "$(first /proc/sys/kernel/random/boot_id)"
 printf 'os=%s\n' "$(sed -n 's/^PRETTY_NAME="\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' /etc/os-release 2>/dev/null)"
 printf 'product=%s\n' "$(first /sys/class/dmi/id/product_name)"
 printf 'connection=%s\n' "${SSH_CONNECTION:-}"
@@ -32,7 +35,12 @@ for link in /sys/class/net/*; do
         "$(cat "$link/speed" 2>/dev/null || echo -1)" "$(first "$link/mtu")" \
         "$(first "$link/operstate")"
 done
-ip -o addr show 2>/dev/null | sed -n 's/^[0-9]*: *\([^ ]*\) *inet6* \([^ /]*\).*/@ \1 \2/p'
+ip -o addr show 2>/dev/null | sed -n 's/^[0-9]*: *\([^ ]*\) *inet6* \([^ ]*\).*/@ \1 \2/p'
+
+part names
+if [ -n "$name" ] && command -v getent >/dev/null 2>&1; then
+    bounded 5 getent ahosts "$name" | sed -n 's/ .*//p' | sort -u
+fi
 
 part rdma
 for port in /sys/class/infiniband/*/ports/*; do
@@ -56,11 +64,19 @@ part gpus
 [ ! -r /proc/driver/nvidia/version ] || sed -n 's/^NVRM/@module &/p' /proc/driver/nvidia/version
 if command -v nvidia-smi >/dev/null 2>&1; then
     echo @smi
-    bounded 15 nvidia-smi --query-gpu=index,name,driver_version,memory.total,uuid --format=csv,noheader,nounits
-    said=$(bounded 15 nvidia-smi --version)
+    said=$(bounded 15 nvidia-smi --query-gpu=index,name,driver_version,memory.total,uuid --format=csv,noheader,nounits)
+    printf '%s\n' "$said"
     case $said in
-    *'CUDA Version'*) ;;
-    *) said=$(bounded 15 nvidia-smi) ;;
+    *@late*) said= ;;
+    *)
+        bounded 10 nvidia-smi --query-compute-apps=pid,process_name --format=csv,noheader |
+            sed -n 's/^\([0-9][0-9]*, \)/@process \1/p'
+        said=$(bounded 10 nvidia-smi --version)
+        ;;
+    esac
+    case $said in
+    '' | *@late* | *'CUDA Version'*) ;;
+    *) said=$(bounded 10 nvidia-smi) ;;
     esac
     printf '%s\n' "$said" | sed -n 's/.*\(CUDA Version *: *[0-9.]*\).*/@\1/p'
 fi
@@ -80,7 +96,11 @@ done
 
 part cdi
 for file in /etc/cdi/* /var/run/cdi/*; do
-    [ ! -r "$file" ] || printf '%s %s\n' "$file" "$(sed -n 's/^ *"\{0,1\}kind"\{0,1\} *: *"\{0,1\}\([^",]*\).*/\1/p' "$file" | head -n 1)"
+    [ -r "$file" ] || continue
+    kind=$(sed -n 's/^ *"\{0,1\}kind"\{0,1\} *: *"\{0,1\}\([^",]*\).*/\1/p' "$file" | head -n 1)
+    # The driver's version is in the names of its libraries.
+    library=$(grep -o 'libcuda\.so\.[0-9][0-9.]*[0-9]' "$file" | grep -v 'so\.1$' | head -n 1)
+    printf '%s|%s|%s\n' "$file" "$kind" "${library#libcuda.so.}"
 done
 
 part limits
@@ -92,7 +112,7 @@ if [ -d /run/systemd/system ]; then
 fi
 
 part memory
-grep -E '^(MemTotal|MemAvailable|SwapTotal|SwapFree):' /proc/meminfo
+grep -E '^(MemTotal|MemFree|MemAvailable|SwapTotal|SwapFree):' /proc/meminfo
 
 part disk
 disk() { # WHAT FOLDER
