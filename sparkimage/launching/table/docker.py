@@ -93,7 +93,10 @@ ENTRIES = (
         cause="An earlier start left its container, running or stopped.",
         cure=f"`python build.py status`, then `python build.py stop`; or {LAUNCH} with "
         "`--replace`.",
-        sources=("https://github.com/moby/moby/issues/25932",),
+        sources=(
+            "https://github.com/docker/docs/pull/17816",
+            "https://github.com/moby/moby/issues/25932",
+        ),
     ),
     Entry(
         id="unpack-failed",
@@ -105,7 +108,10 @@ ENTRIES = (
         "succeeds and the name has moved already.",
         cure="Bring it with `python build.py distribute`: it reads that output, proves a "
         "container of the image and moves the name last. Check the node's disk.",
-        sources=("https://github.com/moby/moby/pull/48293",),
+        sources=(
+            "https://github.com/moby/moby/blob/master/daemon/containerd/image_exporter.go",
+            "https://github.com/moby/moby/pull/48293",
+        ),
     ),
     Entry(
         id="wrong-platform",

@@ -116,10 +116,10 @@ ENTRIES = (
         area=Area.MEMORY,
         title="A disk is full",
         says="No space left on device",
-        signs=(sign("No space left on device", unless=r"/dev/shm|posix_fallocate"),),
+        signs=(sign("o space left on device", unless=r"/dev/shm|posix_fallocate"),),
         cause="Images that were replaced, caches and models fill the node's disk.",
         cure=f"`python build.py gc` removes old images from the nodes; `df -h`; {DOCTOR}.",
-        sources=(f"{NCCL}525",),
+        sources=(f"{VLLM}7025",),
     ),
     Entry(
         id="cache-not-writable",

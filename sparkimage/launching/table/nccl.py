@@ -99,6 +99,6 @@ ENTRIES = (
         "two libraries.",
         cure="`python build.py nodes` shows who has which image, `distribute` makes them "
         f"equal; {LAUNCH} proves the banner of every rank.",
-        sources=(f"{NCCL}286",),
+        sources=(f"{NCCL}286", f"{VLLM}12292"),
     ),
 )
