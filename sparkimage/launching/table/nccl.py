@@ -19,7 +19,7 @@ ENTRIES = (
         says="NCCL INFO Channel 00/0 : 0[0] -> 8[0] [receive] via NET/Socket/0",
         signs=(sign("via NET/Socket"),),
         holds=lambda _tally, facts: not facts.ib_off,
-        why_not="with NCCL_IB_DISABLE=1 that is what was asked for",
+        why_not="NCCL_IB_DISABLE=1 asks for it",
         cause="NCCL found no usable RDMA device: none in the container, none of that name "
         "(`NCCL_IB_HCA`), or its link is down. It works, at a fraction of the speed.",
         cure=f"{LAUNCH} hands in /dev/infiniband and names the HCA of the data interface, and "
@@ -33,7 +33,7 @@ ENTRIES = (
         says="NCCL INFO NET/IB : No device found.",
         signs=(sign("NET/IB : No device found"),),
         holds=_sockets_used,
-        why_not="without traffic over TCP between nodes that is no failure",
+        why_not="no traffic between nodes goes over TCP",
         cause="/dev/infiniband is not in the container, or `NCCL_IB_HCA` matches none of the "
         "devices.",
         cure="`--device=/dev/infiniband` and the right HCA (`ibdev2netdev`, `rdma link`); "
@@ -47,7 +47,7 @@ ENTRIES = (
         says="NCCL INFO Failed to open libibverbs.so[.1]",
         signs=(sign("Failed to open libibverbs.so"),),
         holds=_sockets_used,
-        why_not="without traffic over TCP between nodes that is no failure",
+        why_not="no traffic between nodes goes over TCP",
         cause="NCCL loads it at run time; without it there is no RDMA.",
         cure="Put rdma-core's libibverbs1 and its providers (ibverbs-providers) into the image.",
         sources=(f"{VLLM}6732",),

@@ -24,7 +24,7 @@ ENTRIES = (
             ),
         ),
         holds=_not_while_starting,
-        why_not="before the server was ready it was slow work: compiling, loading",
+        why_not="it was there before the server became ready alone: that is compiling and loading",
         cause="A rank hangs. With NCCL 2.28.9 over four nodes that comes with every long "
         "generation; else a worker died, or work takes long (compilation, a first long "
         "prompt).",
