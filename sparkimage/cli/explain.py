@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from sparkimage.launching.logfacts import Facts
 
 STDIN = "-"
+SHOWN = 400
+"""Characters of a log's line that are shown."""
+NAMES = 9
+"""Columns of the names before values."""
 
 
 def explain(
@@ -141,24 +146,27 @@ def _print_match(to: Console, match: Match) -> None:
         where += f", {match.count} times)" if match.count > 1 else ")"
     to.print()
     to.print(Text.assemble(("✗ ", "red"), (match.title, "bold"), where))
-    if match.line:
-        line = Text(f"    {match.line.strip()}", style="dim", no_wrap=True, overflow="ellipsis")
-        to.print(line)
-    for name, value in (("seen", match.note), ("cause", match.cause), ("cure", match.cure)):
+    for name, value in (
+        ("line", match.line.strip()[:SHOWN]),
+        ("seen", match.note),
+        ("cause", match.cause),
+        ("cure", match.cure),
+        ("more", match.entry.sources[0]),
+    ):
         if value:
-            _print_row(to, name, value)
-    _print_row(to, "more", match.entry.sources[0], style="dim")
+            _print_row(to, name, value, style="" if name in ("seen", "cause", "cure") else "dim")
 
 
 def _print_row(to: Console, name: str, value: str, *, style: str = "") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(width=7, no_wrap=True)
-    grid.add_column(overflow="fold")
-    grid.add_row(Text(f"  {name}", style="dim"), Text(value, style=style))
-    to.print(grid)
+    text = textwrap.fill(
+        value,
+        width=max(40, to.width),
+        initial_indent=f"  {name:<{NAMES}}",
+        subsequent_indent=" " * (NAMES + 2),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    to.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _told(facts: Facts) -> list[tuple[str, str]]:

@@ -260,7 +260,7 @@ def _together(
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A measurement beside an earlier one: ratios, 1 for as before; None: one of both is unknown."""
+    """A measurement beside an earlier one: ratios, 1 for as before; None: one is unknown."""
 
     streams: int
     rate: float | None
@@ -291,12 +291,12 @@ def compare(now: Result, before: Result) -> tuple[list[Comparison], list[str]]:
     ]
     warnings = []
     for what, mine, theirs in (
-        ("the model", now.model, before.model),
-        ("the tokens of an answer", now.settings.tokens, before.settings.tokens),
-        ("what is marked", "; ".join(now.marks) or "nothing", "; ".join(before.marks) or "nothing"),
+        ("model", now.model, before.model),
+        ("tokens of an answer", now.settings.tokens, before.settings.tokens),
+        ("marks", "; ".join(now.marks) or "none", "; ".join(before.marks) or "none"),
     ):
         if mine != theirs:
-            warnings.append(f"{what} differs: {mine} now, {theirs} then")
+            warnings.append(f"not measured alike: {what}: {mine} now, {theirs} then")
     if not ratios:
         warnings.append("no number of streams was measured both times")
     return ratios, warnings
@@ -327,9 +327,7 @@ def load(file: Path) -> Result:
                 tokens=int(held["settings"]["tokens"]),
                 rounds=int(held["settings"]["rounds"]),
             ),
-            rows=tuple(
-                Row(**{one.name: row[one.name] for one in fields(Row)}) for row in held["rows"]
-            ),
+            rows=tuple(_row(row) for row in held["rows"]),
             marks=tuple(str(mark) for mark in held["marks"]),
             tool_works=bool(held["tool_call"]["works"]),
             tool_seen=str(held["tool_call"]["seen"]),
@@ -342,3 +340,10 @@ def load(file: Path) -> Result:
         raise UsageError(
             f"{file} is no saved measurement", hint="--compare names a file of --save"
         ) from error
+
+
+def _row(held: dict[str, Any]) -> Row:
+    figures = {one.name: held[one.name] for one in fields(Row)}
+    if not all(value is None or isinstance(value, int | float) for value in figures.values()):
+        raise ValueError("no figures")
+    return Row(**figures)

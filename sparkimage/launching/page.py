@@ -15,11 +15,11 @@ docker logs vllm-ds4 2>&1 | python build.py explain -
 python build.py explain head.log worker1.log worker2.log   # of several nodes, side by side
 ```
 
-It names what follows with the line that shows it, and says what else the log tells: which vLLM, which
-NCCL each rank loaded, over what NCCL's channels go, which phase of the start was reached. Colours,
-timestamps and JSON of Docker and the names that compose puts before lines are no hindrance. `--json`
-says the same to machines. The exit code is 0 whatever was found; with `--check` it is 21 when a known
-failure was.
+It names what follows with the line that shows it, and says what else the log tells: which vLLM,
+which NCCL each rank loaded, over what NCCL's channels go, which phase of the start was reached.
+Colours, timestamps and JSON of Docker and the names that compose puts before lines are no
+hindrance. `--json` says the same to machines. The exit code is 0 whatever was found; with `--check`
+it is 21 when a known failure was.
 """
 
 

@@ -256,7 +256,9 @@ class Handler(BaseHTTPRequestHandler):
         behaviour = self.server.behaviour
         began, done = time.monotonic() + wait, 0
         while done < count:
-            end = min(count, done + behaviour.burst, thought if done < thought else count)
+            # The first token comes of the prompt, alone; drafts begin after it.
+            step = behaviour.burst if done else 1
+            end = min(count, done + step, thought if done < thought else count)
             due = began + (end - 1) / behaviour.rate
             time.sleep(max(0.0, due - time.monotonic()))
             thinking = done < thought
