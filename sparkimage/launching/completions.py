@@ -119,8 +119,12 @@ class Server:
         asked = time.monotonic()
         with self._send("POST", "/v1/chat/completions", body) as answer:
             if "text/event-stream" not in answer.headers.get("Content-Type", ""):
-                raise self._strange(answer.text)
-            return self._collect(answer, asked)
+                raise self._strange(self._text(answer))
+            try:
+                return self._collect(answer, asked)
+            except (AttributeError, TypeError, ValueError) as error:
+                # An event of another form than OpenAI's.
+                raise self._strange(f"{type(error).__name__}: {error}") from error
 
     def settle(self, prompt: str, tokens: int) -> Answer:
         """As ``ask``, and learn what the server refuses; raises ``ProbeError`` for all else."""
@@ -196,9 +200,9 @@ class Server:
             asked=asked,
             first=first,
             last=last,
-            tokens=counts.get("completion_tokens"),
-            prompt_tokens=counts.get("prompt_tokens"),
-            cached_tokens=int(details.get("cached_tokens") or 0),
+            tokens=_count(counts.get("completion_tokens")),
+            prompt_tokens=_count(counts.get("prompt_tokens")),
+            cached_tokens=_count(details.get("cached_tokens")) or 0,
             chunks=chunks,
             thought=thought,
             reason=reason,
@@ -271,12 +275,18 @@ class Server:
         try:
             said = answer.json()
         except requests.JSONDecodeError as error:
-            raise self._strange(answer.text) from error
+            raise self._strange(self._text(answer)) from error
         except requests.RequestException as error:
             raise self._lost(error) from error
         if not isinstance(said, dict):
             raise self._strange(str(said))
         return said
+
+    def _text(self, answer: requests.Response) -> str:
+        try:
+            return answer.text
+        except requests.RequestException as error:
+            raise self._lost(error) from error
 
     def _lost(self, error: requests.RequestException) -> ProbeError:
         if isinstance(error, requests.exceptions.SSLError):
@@ -365,6 +375,10 @@ def judge_tool_call(said: Mapping[str, Any]) -> tuple[bool, str]:
 def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """Without this, requests takes a login out of ~/.netrc."""
     return request
+
+
+def _count(held: object) -> int | None:
+    return held if isinstance(held, int) else None
 
 
 def _is_loopback(url: str) -> bool:

@@ -189,6 +189,15 @@ def marks_of(server: Server, answers: Sequence[Answer], tokens: int) -> tuple[st
 
 def run(server: Server, settings: Settings, say: Callable[[str], None]) -> Result:
     """Measure. ``say`` is told what is being done. Raises ``ProbeError``."""
+    try:
+        return _run(server, settings, say)
+    except BaseException as interrupt:
+        server.stop.set()
+        interrupt.add_note("nothing was measured to its end")
+        raise
+
+
+def _run(server: Server, settings: Settings, say: Callable[[str], None]) -> Result:
     source = prompts(random.Random(), secrets.token_hex(8))
     say(f"warming up {server.model} (not counted)")
     server.settle(next(source), min(settings.tokens, 32))

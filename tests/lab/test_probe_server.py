@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparkimage.errors import ProbeError, UsageError
 from sparkimage.launching import completions, measure
@@ -151,6 +155,59 @@ def test_a_fault_ends_it_with_a_word_and_without_a_number(
         assert "→ " in done.stderr
         assert "Traceback" not in done.stderr
         assert done.stdout == ""
+
+
+EVENTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(
+            ["choices", "delta", "content", "usage", "completion_tokens", "error", "finish_reason",
+             "prompt_tokens_details", "cached_tokens", "reasoning_content"]
+        ),
+        inner,
+        max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(
+    events=st.lists(EVENTS.map(lambda one: b"data: " + json.dumps(one).encode()), max_size=3),
+    rest=st.binary(max_size=30),
+    ended=st.booleans(),
+)
+def test_whatever_a_stream_holds_is_an_answer_or_an_error(
+    events: list[bytes], rest: bytes, ended: bool
+) -> None:
+    raw = b"\n\n".join([*events, rest, b"data: [DONE]" if ended else b"", b""])
+    behaviour = Behaviour(always="raw", raw=raw)
+    with Server(behaviour) as server:
+        client = completions.Server(url=server.url, model="standin", patience_s=10.0)
+        answer = None
+        # Nothing else may come out of it.
+        with contextlib.suppress(ProbeError):
+            answer = client.ask("one", 8)
+        assert answer is None or (ended and answer.chunks > 0)
+
+
+def test_an_interrupt_ends_it_at_once(standin: Lab) -> None:
+    server = standin(faults=[""], always="hang")
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "sparkimage", "probe", "--url", server.url],
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "warming up" in process.stderr.readline()
+    assert "3 requests of 256 tokens" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said[0] == ""
+    assert "interrupted: nothing was measured to its end" in said[1]
 
 
 def test_a_server_that_is_not_there_is_said() -> None:

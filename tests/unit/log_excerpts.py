@@ -432,6 +432,10 @@ TRUE: dict[str, tuple[tuple[str, str], ...]] = {
                 "while trying to connect to (172.17.0.9, 46229)."
             ),
         ),
+        (
+            f"{VLLM}2427",
+            "[E socket.cpp:719] [c10d] The client socket has failed to connect to any network address of (x.x.x.x, 48247).",
+        ),
     ),
     "workers-missing": (
         (
@@ -470,6 +474,47 @@ TRUE: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "https://github.com/marin-community/marin/issues/6940",
             "Bootstrap : no socket interface found",
+        ),
+    ),
+    "mount-missing": (
+        (
+            "https://github.com/devcontainers/cli/issues/613",
+            'docker: Error response from daemon: invalid mount config for type "bind": bind source path does not exist: /app.',
+        ),
+    ),
+    "no-python-headers": (
+        (f"{VLLM}27890", "fatal error: Python.h: No such file or directory"),
+        (
+            "https://github.com/sgl-project/sglang/issues/1117",
+            "/tmp/tmps1rkq3y3/main.c:5:10: fatal error: Python.h: No such file or directory",
+        ),
+    ),
+    "deepgemm-arch": (
+        (
+            f"{VLLM}40778",
+            "vllm  | (Worker_TP0_EP0 pid=407) ERROR 04-24 18:37:45 [multiproc_executor.py:971] RuntimeError: Assertion error (/workspace/.deps/deepgemm-src/csrc/apis/hyperconnection.hpp:56): Unsupported architecture",
+        ),
+    ),
+    "unknown-architecture": (
+        (
+            f"{VLLM}11520",
+            "ValueError: Model architectures ['DeepseekV3ForCausalLM'] are not supported for now.",
+        ),
+    ),
+    "missing-shards": (
+        (
+            "https://github.com/noonghunna/club-3090/issues/1036",
+            "Error: Weight files referenced in index but missing:",
+        ),
+        (
+            "https://github.com/hiyouga/LlamaFactory/issues/7837",
+            "ValueError: Following weights were not initialized from checkpoint: {'visual.blocks.29.mlp.gate_proj.weight'}",
+        ),
+    ),
+    "rpc-timeout": (
+        (
+            "https://github.com/eugr/spark-vllm-docker/issues/321",
+            "EngineCore crashes with TimeoutError: RPC call to sample_tokens timed out",
         ),
     ),
     "socket-fallback": ((f"{NCCL}952", SOCKETS),),
@@ -537,6 +582,7 @@ TRUE: dict[str, tuple[tuple[str, str], ...]] = {
                 "processes are hanging or doing some time-consuming work (e.g. compilation)."
             ),
         ),
+        (f"{VLLM}10661", "No available block found in 60 second."),
     ),
     "nccl-timeout": (
         (
@@ -710,6 +756,12 @@ LOOKS_LIKE: dict[str, tuple[str, ...]] = {
             "INFO:     Application startup complete."
         ),
     ),
+    "mount-missing": ("bind mount of /app is there", "the source path does exist"),
+    "no-python-headers": ("#include <Python.h>", "one.h: No such file or directory"),
+    "deepgemm-arch": ("Unsupported architecture of the host", "deepgemm-src was built"),
+    "unknown-architecture": ("Resolved architecture: DeepseekV3ForCausalLM",),
+    "missing-shards": ("Loading weights took 24.84 seconds", "all weight files are in the index"),
+    "rpc-timeout": ("RPC call to execute_model took 3 s", "the call timed out"),
     "nccl-timeout": ("the watchdog timeout is 600000 milliseconds",),
     "peer-left": ("Connected all trees", "the connection was closed by the client"),
     "cold-cache": (

@@ -134,4 +134,21 @@ ENTRIES = (
             "https://github.com/outofcontrol/mediawiki-to-gfm/issues/37",
         ),
     ),
+    Entry(
+        id="mount-missing",
+        area=Area.DOCKER,
+        title="A folder that is to be mounted is not on the node",
+        says='invalid mount config for type "bind": bind source path does not exist: /…',
+        signs=(
+            sign("bind source path does not exist", r"does not exist: (?P<folder>\S+?)[.]?(\s|$)"),
+        ),
+        cause="The model's folder or a cache is not there, on this node at least.",
+        cure=f"{LAUNCH} makes the caches' folders first and looks for the model on every node. A "
+        f"Docker "
+        "of snap sees the home folder alone.",
+        sources=(
+            "https://github.com/devcontainers/cli/issues/613",
+            "https://github.com/tribut/homeassistant-docker-venv/issues/35",
+        ),
+    ),
 )

@@ -156,4 +156,47 @@ ENTRIES = (
         "passes over it; the GA fork is run so.",
         sources=(f"{VLLM}49804",),
     ),
+    Entry(
+        id="no-python-headers",
+        area=Area.IMAGE,
+        title="Triton needs Python's headers, and the image has none",
+        says="fatal error: Python.h: No such file or directory",
+        signs=(sign("Python.h: No such file or directory"),),
+        cause="Triton compiles a module for Python at run time.",
+        cure="Put python3-dev into the image, as the python layer here does, and verify.",
+        sources=(f"{VLLM}27890", "https://github.com/sgl-project/sglang/issues/1117"),
+    ),
+    Entry(
+        id="deepgemm-arch",
+        area=Area.IMAGE,
+        title="DeepGEMM does not know this GPU",
+        says="RuntimeError: Assertion error (/…deepgemm…): Unsupported architecture",
+        signs=(
+            sign(
+                "Unsupported architecture",
+                r"Assertion error \((?P<file>\S*deepgemm\S*?)(?::\d+)?\): Unsupported "
+                r"architecture",
+            ),
+        ),
+        cause="This vLLM has DeepSeek V4's kernels for other GPUs alone; a GB10 is sm_121.",
+        cure="Use a variant of the fork (`ds4-flash`: with the sm12x patch; `ds4-flash-ga`: "
+        "without "
+        "need of it).",
+        sources=(f"{VLLM}40778", "https://github.com/vllm-project/vllm/pull/41834"),
+    ),
+    Entry(
+        id="unknown-architecture",
+        area=Area.IMAGE,
+        title="This vLLM does not know the model's architecture",
+        says="ValueError: Model architectures ['…'] are not supported for now.",
+        signs=(
+            sign(
+                "are not supported for now",
+                r"Model architectures \[(?P<architecture>[^\]]+)\] are not supported for now",
+            ),
+        ),
+        cause="The model is newer than this vLLM, or of a fork.",
+        cure="Choose a variant with a newer vLLM, or with the fork.",
+        sources=(f"{VLLM}11520", f"{VLLM}6986"),
+    ),
 )

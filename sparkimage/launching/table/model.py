@@ -55,4 +55,22 @@ ENTRIES = (
             "https://github.com/zylon-ai/private-gpt/issues/1861",
         ),
     ),
+    Entry(
+        id="missing-shards",
+        area=Area.MODEL,
+        title="A file of weights is missing",
+        says="Error: Weight files referenced in index but missing:",
+        signs=(
+            sign("Weight files referenced in index but missing"),
+            sign("weights were not initialized from checkpoint"),
+        ),
+        cause="The download is not whole: the index names a shard that is not on this node.",
+        cure="Count the shards on every node (`ls *.safetensors | wc -l`) and fetch the model "
+        "again, "
+        f"which takes only what is missing; {DOCTOR} compares sizes.",
+        sources=(
+            "https://github.com/noonghunna/club-3090/issues/1036",
+            "https://github.com/hiyouga/LlamaFactory/issues/7837",
+        ),
+    ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparkimage.launching.entries import Area, Entry, sign
-from sparkimage.launching.table.links import DOCTOR, LAUNCH, NCCL, VLLM
+from sparkimage.launching.table.links import LAUNCH, NCCL, VLLM
 
 ENTRIES = (
     Entry(
@@ -31,12 +31,17 @@ ENTRIES = (
                 "The client socket has timed out after",
                 r"connect to \((?P<address>[^,)]+), (?P<port>\d+)\)",
             ),
+            sign(
+                "The client socket has failed to connect to any network address of",
+                r"address of \((?P<address>[^,)]+), (?P<port>\d+)\)",
+            ),
         ),
         cause="The head does not run, the address is of another interface, or a firewall is "
         "between.",
-        cure=f"{DOCTOR} tries the ports between the nodes. `data` in fleet.yaml must be the "
-        "address on the network between them.",
-        sources=(f"{VLLM}19670", f"{VLLM}15744"),
+        cure="`python build.py status` says whether the head runs. `data` in fleet.yaml must be "
+        "the head's address on the network between the nodes; try the master port from the "
+        "worker: `nc -vz HEAD PORT`.",
+        sources=(f"{VLLM}19670", f"{VLLM}2427"),
     ),
     Entry(
         id="workers-missing",

@@ -22,6 +22,7 @@ ENTRIES = (
                 "No available shared memory broadcast block found",
                 r"found in (?P<seconds>\d+) seconds",
             ),
+            sign("No available block found in", r"found in (?P<seconds>\d+) second"),
         ),
         holds=_not_while_starting,
         why_not="it was there before the server became ready alone: that is compiling and loading",
@@ -30,7 +31,30 @@ ENTRIES = (
         "prompt).",
         cure="See which NCCL every rank loaded: it must be the pinned one, 2.30.4 or later for "
         f"TP=4. {LAUNCH} preloads it and proves it; then `python build.py restart`.",
-        sources=(f"{VLLM}27313", "https://github.com/local-inference-lab/rtx6kpro/issues/24"),
+        sources=(
+            f"{VLLM}27313",
+            f"{VLLM}10661",
+            "https://github.com/local-inference-lab/rtx6kpro/issues/24",
+        ),
+        tells_nccl=True,
+    ),
+    Entry(
+        id="rpc-timeout",
+        area=Area.RUNNING,
+        title="A worker did not answer in time; the engine ends",
+        says="TimeoutError: RPC call to … timed out",
+        signs=(sign("RPC call to ", r"RPC call to (?P<call>\w+) timed out"),),
+        cause="A rank hangs: in NCCL, in a kernel that is compiled for the first time, or "
+        "because the "
+        "node runs out of memory.",
+        cure="Look for the rank that fell silent (`python build.py logs`), at its memory "
+        "(`dmesg`), "
+        "and at which NCCL it loaded.",
+        sources=(
+            "https://github.com/eugr/spark-vllm-docker/issues/321",
+            "https://github.com/kvcache-ai/Mooncake/issues/1458",
+            f"{VLLM}17965",
+        ),
         tells_nccl=True,
     ),
     Entry(

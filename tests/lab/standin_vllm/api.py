@@ -55,7 +55,9 @@ class Behaviour:
     healthy: bool = True
     faults: list[str] = field(default_factory=list)
     """What happens to the next requests for tokens, one each: a key of REFUSALS, or `cut` (the
-    stream breaks off), `error` (an error within the stream), `garbage`, `hang`."""
+    stream breaks off), `error` (an error within the stream), `garbage`, `raw`, `hang`."""
+    raw: bytes = b""
+    """What a stream consists of, for the fault `raw`."""
     always: str = ""
     """What happens to each one, when no other fault is left."""
 
@@ -164,6 +166,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif fault == "garbage":
             self._answer(200, b"<html>a proxy's page</html>", "text/html")
+        elif fault == "raw":
+            self._answer(200, behaviour.raw, "text/event-stream")
         elif refused:
             self._refuse(400, f"Unrecognized request argument supplied: {refused[0]}")
         elif body.get("model") != behaviour.model:
