@@ -33,7 +33,8 @@ MIXED_NCCL = BY_ID["mixed-nccl"]
 COLD_CACHE = BY_ID["cold-cache"]
 
 
-def judge_nccl(releases: Iterable[str]) -> str:
-    """What is known of these releases of NCCL; empty: nothing."""
+def judge_nccl(versions: Iterable[str]) -> str:
+    """What is known of these versions of NCCL; empty: nothing."""
+    releases = dict.fromkeys(version.split("+")[0] for version in versions)
     bad = [release for release in releases if release in WEDGES]
     return f" ({', '.join(bad)} is known to wedge long generations at TP=4)" if bad else ""

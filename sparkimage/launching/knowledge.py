@@ -95,11 +95,17 @@ class Reading:
         tally = self._found.get(entry.id)
         if tally is None:
             self._found[entry.id] = Tally(
-                line_number=self.lines, line=text, captured=captured, last_number=self.lines
+                line_number=self.lines,
+                line=text,
+                captured=captured,
+                last_number=self.lines,
+                while_up=self.facts.up,
+                nccl=tuple(self.facts.nccl),
             )
             return
         tally.count += 1
         tally.last_number = self.lines
+        tally.while_up = tally.while_up or self.facts.up
         for name, value in captured.items():
             tally.captured.setdefault(name, value)
 
@@ -119,11 +125,12 @@ class Reading:
     def _match(self, entry: Entry, tally: Tally) -> Match:
         captured, note = dict(tally.captured), ""
         if entry.tells_nccl:
-            releases = ", ".join(self.facts.nccl)
-            captured["nccl"] = releases
+            # A preload is refused before any library says what it is.
+            loaded = tally.nccl or tuple(self.facts.nccl)
+            captured["nccl"] = ", ".join(loaded)
             note = (
-                f"NCCL that was loaded: {releases}{failures.judge_nccl(self.facts.releases)}"
-                if releases
+                f"NCCL that was loaded: {captured['nccl']}{failures.judge_nccl(loaded)}"
+                if loaded
                 else "which NCCL was loaded is not in this log; NCCL_DEBUG=INFO makes it say so"
             )
         return Match(

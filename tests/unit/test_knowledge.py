@@ -89,6 +89,24 @@ def test_a_wedge_says_which_nccl_was_loaded() -> None:
     assert "NCCL_DEBUG=INFO" in silent[0].note
 
 
+def test_each_start_in_a_log_is_judged_for_itself() -> None:
+    start = "INFO [api_server.py:1896] vLLM API server version 0.10.2"
+    wedge, ready = TRUE["shm-broadcast"][0][1], "INFO:     Application startup complete."
+    old, new = "NCCL version 2.28.9+cuda13.0", "NCCL version 2.30.4+cuda13.2"
+    # Two starts that were slow, and no wedge; the library was changed in between.
+    assert knowledge.read([start, old, wedge, ready, start, new, wedge, ready]) == []
+    # A wedge of the first start is one of the library of then.
+    (match,) = knowledge.read([start, old, ready, wedge, start, new, ready])
+    assert match.captured["nccl"] == "2.28.9+cuda13.0"
+    # One in the second start, which never came to its end.
+    (match,) = knowledge.read([start, old, ready, start, new, wedge])
+    assert match.captured["nccl"] == "2.30.4+cuda13.2"
+    # A worker has no API that is ready; its graphs are its last phase.
+    graphs = "INFO [gpu_model_runner.py:1608] Graph capturing finished in 17 secs, took 0.48 GiB"
+    assert knowledge.read([wedge, graphs]) == []
+    assert [m.entry.id for m in knowledge.read([graphs, wedge])] == ["shm-broadcast"]
+
+
 def test_what_a_line_names_is_kept() -> None:
     texts = {id_: quotes[0][1] for id_, quotes in TRUE.items()}
     wanted = {

@@ -89,8 +89,8 @@ ENTRIES = (
             sign("oom-kill:constraint="),
             sign("xited (137)"),
         ),
-        cause="On unified memory loading weights and their page cache compete; exit code 137 "
-        "without a trace in the log is this.",
+        cause="On unified memory loading weights and their page cache compete. An exit code 137 "
+        "without a reason in the log is this, unless somebody killed the container.",
         cure="`dmesg -T | grep -i oom` on the node; a lower `gpu_memory_utilization`; drop the "
         "page cache before the start; nothing else on the node.",
         sources=(

@@ -8,7 +8,7 @@ from sparkimage.launching.table.links import LAUNCH, NCCL, VLLM
 
 
 def _not_while_starting(tally: Tally, facts: Facts) -> bool:
-    return not facts.ready_line or tally.last_number > facts.ready_line
+    return tally.while_up or tally.last_number > facts.progress
 
 
 ENTRIES = (
@@ -25,7 +25,7 @@ ENTRIES = (
             sign("No available block found in", r"found in (?P<seconds>\d+) second"),
         ),
         holds=_not_while_starting,
-        why_not="it was there before the server became ready alone: that is compiling and loading",
+        why_not="it was there only while the server loaded and compiled, and then went on",
         cause="A rank hangs. With NCCL 2.28.9 over four nodes that comes with every long "
         "generation; else a worker died, or work takes long (compilation, a first long "
         "prompt).",
