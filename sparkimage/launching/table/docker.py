@@ -12,8 +12,8 @@ ENTRIES = (
         title="Docker has no runtime called nvidia",
         says="unknown or invalid runtime name: nvidia",
         signs=(
-            sign("untime", r"(?i)unknown runtime specified (?P<runtime>[\w.-]+)"),
-            sign("untime", r"(?i)unknown or invalid runtime name: (?P<runtime>[\w.-]+)"),
+            sign("untime", r"(?i)unknown runtime specified (?P<runtime>\w[\w-]*(?:\.\w+)*)"),
+            sign("untime", r"(?i)unknown or invalid runtime name: (?P<runtime>\w[\w-]*(?:\.\w+)*)"),
         ),
         cause="`--runtime nvidia` (or `default-runtime`) names a runtime that is not "
         "registered with this daemon.",
