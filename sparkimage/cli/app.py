@@ -229,8 +229,8 @@ def _build(
     if form is not None:
         _print(read, plans, form)
         return
-    from sparkimage.build import builder, show
-    from sparkimage.build.preflight import refuse_unresolved
+    from sparkimage.building import builder, show
+    from sparkimage.building.preflight import refuse_unresolved
 
     refuse_unresolved(plans)
     shop = workshop(read, quiet=as_json, builder=builder_name)
@@ -250,8 +250,8 @@ def _build(
 
 
 def _print(read: Matrix, plans: Sequence[Plan], form: Form) -> None:
-    from sparkimage.build import show
-    from sparkimage.build.preflight import refuse_unresolved
+    from sparkimage.building import show
+    from sparkimage.building.preflight import refuse_unresolved
 
     if form in (Form.BAKE, Form.POLICY):
         refuse_unresolved(plans)

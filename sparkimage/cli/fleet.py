@@ -266,10 +266,13 @@ def rollback(
     from sparkimage.fleets import upkeep
     from sparkimage.fleets.distribute import who
     from sparkimage.fleets.moving import lines
+    from sparkimage.progress import View
 
-    read = read_matrix()
+    read, view = read_matrix(), View(console(stderr=True))
     fleet, name = fleets.read(nodes, read.root), _image_name(read, variant)
-    errors = upkeep.rollback(fleet, name, who=who(), patience_s=patience, partial=partial)
+    errors = upkeep.rollback(
+        fleet, name, who=who(), patience_s=patience, partial=partial, say=view.say
+    )
     well = [node for node in fleet.names if node not in errors]
     typer.echo(f"{name} is its former image again on {', '.join(well)}")
     if errors:

@@ -19,6 +19,7 @@ from sparkimage.cli.base import (
     use_mirrors,
 )
 from sparkimage.errors import LockError, NetworkError, UsageError
+from sparkimage.writing import write
 
 if TYPE_CHECKING:
     from sparkimage.inputs.resolve import Failure
@@ -103,9 +104,7 @@ def _resolve(read: Matrix, update: Sequence[str]) -> None:
     if path.is_file() and path.read_text() == made:
         typer.echo(f"{path.name} is unchanged")
     else:
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(made)
-        temporary.replace(path)
+        write(path, made.encode())
         typer.echo(f"{path.name} is written; look at `git diff {path.name}`")
     _report(outcome.failures, written=True)
 

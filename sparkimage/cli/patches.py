@@ -19,6 +19,7 @@ from sparkimage.cli.base import (
     use_mirrors,
 )
 from sparkimage.errors import UsageError
+from sparkimage.writing import write
 
 app = typer.Typer(help="Patches: what each one is to each variant.")
 
@@ -71,7 +72,7 @@ def export(
 
     So that a patch can be changed live, without a build.
     """
-    from sparkimage.build.preflight import refuse_unresolved
+    from sparkimage.building.preflight import refuse_unresolved
     from sparkimage.inputs import fetch as inputs
     from sparkimage.plans.matrix import select
 
@@ -94,9 +95,7 @@ def export(
     for path, content in inputs.patched(plans[0], read.root, reached).items():
         made = folder.absolute() / Path(path).name
         made.parent.mkdir(parents=True, exist_ok=True)
-        temporary = made.with_name(f".{made.name}.new")
-        temporary.write_bytes(content)
-        temporary.replace(made)
+        write(made, content)
         mounts.append(f"-v {made}:{path}:ro")
     typer.echo("written; give these to docker run:")
     for mount in mounts:

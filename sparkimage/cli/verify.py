@@ -118,7 +118,7 @@ def verify(
     tiers, keys = tiers_of(tier), Keyring.user()
 
     def live() -> verifying.Live:
-        from sparkimage.build.builder import engine_reference
+        from sparkimage.building.builder import engine_reference
 
         shop = workshop(read, quiet=as_json)
         return verifying.Live(engine=shop.engine, reference=engine_reference(plan, held, shop))

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -90,25 +89,6 @@ def find(home: Path, runner: Runner) -> Engine:
     user may not talk to it, ``UsageError`` for a wrong $SPARKIMAGE_ENGINE.
     """
     return look(home, runner).engine
-
-
-def ensure(home: Path, runner: Runner, say: Callable[[str], None]) -> Engine:
-    """The engine to use, after starting the private one when none answers.
-
-    An engine that this user may not talk to is an error as in ``find``: a second engine beside it
-    would be a surprise.
-    """
-    try:
-        return find(home, runner)
-    except EnginePermissionError:
-        raise
-    except EngineError as error:
-        if choice() is Choice.SYSTEM:
-            raise
-        from sparkimage.engines import private_engine
-
-        say(error.message)
-        return private_engine.up(home, runner, say)
 
 
 def look(home: Path, runner: Runner) -> Found:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sparkimage.engines import emulation, engine, engine_process, engine_tree
 from sparkimage.engines.emulation import ensure_emulation
-from sparkimage.engines.engine import Engine
+from sparkimage.engines.engine import Choice, Engine
 from sparkimage.engines.engine_process import SCRIPT
 from sparkimage.errors import (
     CommandError,
@@ -30,7 +30,7 @@ from sparkimage.paths import EnginePlace
 from sparkimage.rights import root_prefix, run_as_root
 from sparkimage.run import Runner
 
-__all__ = ["Status", "down", "ensure_emulation", "status", "up"]
+__all__ = ["Status", "down", "ensure", "ensure_emulation", "status", "up"]
 
 READY_S = 60.0
 """Seconds that dockerd gets until it answers; 1 to 3 on an idle machine."""
@@ -64,6 +64,23 @@ class Status:
     """On the disk with the data root of the engine used, else with the home."""
     platforms: tuple[str, ...]
     """Whose programs run on this machine, natively or emulated."""
+
+
+def ensure(home: Path, runner: Runner, say: Callable[[str], None]) -> Engine:
+    """The engine to use, as ``engine.find``, after starting the private one when none answers.
+
+    An engine that this user may not talk to is an error all the same: a second engine beside it
+    would be a surprise.
+    """
+    try:
+        return engine.find(home, runner)
+    except EnginePermissionError:
+        raise
+    except EngineError as error:
+        if engine.choice() is Choice.SYSTEM:
+            raise
+        say(error.message)
+        return up(home, runner, say)
 
 
 def up(home: Path, runner: Runner, say: Callable[[str], None]) -> Engine:

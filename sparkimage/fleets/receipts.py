@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from sparkimage.writing import write
 
 FOLDER = "receipts"
 SAME = ("name", "digest", "by", "seal", "proven", "unverified")
@@ -21,10 +21,8 @@ def keep(folder: Path, receipt: Mapping[str, Any]) -> None:
     """Write a receipt; the file has its name only when it is whole."""
     own = folder / str(receipt["node"])
     own.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".new-", dir=own)
-    with os.fdopen(handle, "w") as file:
-        file.write(json.dumps(receipt, separators=(",", ":")) + "\n")
-    os.replace(name, own / f"{receipt['digest'][7:]}.json")
+    text = json.dumps(receipt, separators=(",", ":")) + "\n"
+    write(own / f"{receipt['digest'][7:]}.json", text.encode(), mode=0o600)
 
 
 def kept(folder: Path) -> list[Mapping[str, Any]]:

@@ -179,9 +179,13 @@ class Remote:
         )
         return self._begin(["ssh", *to, shlex.join(words)])
 
-    def failure(self, process: subprocess.Popen[bytes], said: str) -> UnreachableError | None:
+    def failure(
+        self, process: subprocess.Popen[bytes], said: str, *, bulk: bool = False
+    ) -> UnreachableError | None:
         """Why a started command that has ended could not be talked to; None when it could."""
-        return self._unreachable(said) if process.returncode == TRANSPORT else None
+        if process.returncode != TRANSPORT:
+            return None
+        return self._unreachable(said, self.node.data if bulk else None)
 
     def forward(self, path: str) -> Path:
         """A socket here that leads to the socket ``path`` there, as long as the connection."""
@@ -268,16 +272,19 @@ class Remote:
             hint=f"look there: {self.ssh} docker info; more time: --patience SECONDS",
         )
 
-    def _unreachable(self, said: str) -> UnreachableError:
+    def _unreachable(self, said: str, data: str | None = None) -> UnreachableError:
+        """``data`` is the data address, where that was talked to."""
+        at = f" at its data address {data}" if data else ""
+        try_ = self.ssh.replace("ssh", f"ssh -o HostName={data}", 1) if data else self.ssh
         for pattern, what, todo in DEFINITE:
             if re.search(pattern, said, re.IGNORECASE):
                 return UnreachableError(
-                    f"{self.name}: {what}", definite=True, detail=said.strip(),
-                    hint=todo.format(ssh=self.ssh, host=self.node.control),
+                    f"{self.name}: {what}{at and f' ({at.strip()})'}", definite=True,
+                    detail=said.strip(), hint=todo.format(ssh=try_, host=self.node.control),
                 )  # fmt: skip
         last = said.strip().splitlines()[-1] if said.strip() else "the connection was cut"
         return UnreachableError(
-            f"{self.name} cannot be reached: {last}", definite=False, hint=f"try: {self.ssh} true"
+            f"{self.name} cannot be reached{at}: {last}", definite=False, hint=f"try: {try_} true"
         )
 
 

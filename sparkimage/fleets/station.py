@@ -332,7 +332,7 @@ class Loading:
                 hint=f"look there: {station.remote.ssh} {station.remote.docker} info; "
                 "more time: --patience SECONDS",
             )
-        broken = station.remote.failure(self.process, stderr.decode("utf-8", "replace"))
+        broken = station.remote.failure(self.process, stderr.decode("utf-8", "replace"), bulk=True)
         if broken is not None:
             raise broken
         code, words = self.process.returncode, said

@@ -4,7 +4,7 @@ and away with the old ones."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -178,11 +178,18 @@ def receipts(fleet: Fleet, *, patience_s: float) -> tuple[list[Mapping[str, Any]
 
 
 def rollback(
-    fleet: Fleet, name: str, *, who: str, patience_s: float, partial: bool = False
+    fleet: Fleet,
+    name: str,
+    *,
+    who: str,
+    patience_s: float,
+    partial: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> Errors:
     """Let ``name`` stand for its former image again, on every node or on none.
 
-    The one that it stood for becomes the former one. Returns the errors that ``partial`` allows.
+    The one that it stood for becomes the former one. ``say`` takes a line about what begins now.
+    Returns the errors that ``partial`` allows.
     Raises ``NodeError`` when nothing was moved, or all was moved back.
     """
     previous = name + PREVIOUS
@@ -202,6 +209,7 @@ def rollback(
                 raise station.refusal(done.returncode, done.stdout + done.stderr)
             station.target = former.id
 
+        say(f"looking at {moving.nodes(all_)}")
         errors = together(all_, prepare, stop=moving.abandon)
         ready = [one for one in all_ if one.name not in errors]
         formers = [one.now.by_id(one.target) for one in ready]
@@ -222,7 +230,7 @@ def rollback(
                     before=one.target,
                 )
             )  # fmt: skip
-        came = moving.move(moves, partial=partial)
+        came = moving.move(moves, partial=partial, say=say)
         errors |= came.failed
         if came.stuck:
             raise moving.mixed(name, came.stuck, errors)

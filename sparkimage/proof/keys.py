@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sparkimage import paths
 from sparkimage.errors import PreflightError
 from sparkimage.proof import dsse
+from sparkimage.writing import unnamed
 
 VARIABLE = "SPARKIMAGE_KEY"
 
@@ -86,19 +86,12 @@ class Keyring:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        # mkstemp's mode is 0600.
-        handle, name = tempfile.mkstemp(prefix=".new-", dir=self.folder)
-        try:
-            with os.fdopen(handle, "wb") as sink:
-                sink.write(private)
-                sink.flush()
-                os.fsync(sink.fileno())
+        with unnamed(self.folder) as file:
+            file.sink.write(private)
             try:
-                os.link(name, self.file)
+                file.name(self.file, mode=0o600, fresh=True)
             except FileExistsError:
                 return
-        finally:
-            os.unlink(name)
         self.trusted_folder.mkdir(mode=0o700, exist_ok=True)
         public = key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from sparkimage.proof.gate import Passage, Required
 from sparkimage.proof.keys import Keyring
 from sparkimage.storage import archive
 from sparkimage.storage.store import TAR, Image, Readable, Store
+from sparkimage.writing import unnamed
 
 SEAL = "sparkimage/seal.json"
 SMALL_MAX = 64 << 20
@@ -62,23 +61,13 @@ def written(path: Path) -> Iterator[IO[bytes]]:
     Raises ``StoreError`` when it cannot be written.
     """
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error}") from None
-    try:
-        with os.fdopen(handle, "wb") as sink:
-            yield sink
-            sink.flush()
-            os.fsync(sink.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        with unnamed(path.absolute().parent) as file:
+            yield file.sink
+            file.name(path)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written: {error}", hint="free some disk, or write it elsewhere"
         ) from None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,6 @@ in its place under a lock: an interruption leaves the old or the new. What is re
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import fcntl
 import hashlib
@@ -17,6 +16,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +24,15 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from sparkimage.errors import ImageMissingError, StoreError
+from sparkimage.writing import unnamed
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 TAR = "application/vnd.oci.image.layer.v1.tar"
 REF_NAME = "org.opencontainers.image.ref.name"
 CHUNK = 1 << 20
+LEFT_S = 86_400.0
+"""Seconds after which a file without a name is nobody's any more."""
 
 
 def digest_of(data: bytes) -> str:
@@ -105,7 +108,7 @@ class Store:
         store = cls(root)
         (root / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
         if not (root / "oci-layout").exists():
-            store._replace(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+            store._write(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         if not (root / "index.json").exists():
             store._write_index([])
         for left in root.glob("incoming-*"):
@@ -126,27 +129,19 @@ class Store:
         """Store ``data``."""
         digest = digest_of(data)
         if not self.path(digest).exists():
-            self._replace(self.path(digest), data)
+            self._write(self.path(digest), data)
         return Descriptor(media_type=media_type, digest=digest, size=len(data))
 
     def put_stream(self, source: Readable, media_type: str) -> Descriptor:
         """Store all that ``source`` yields, in constant memory."""
-        handle, name = tempfile.mkstemp(prefix=".put-", dir=self.root)
         digest, size = hashlib.sha256(), 0
-        try:
-            with os.fdopen(handle, "wb") as sink:
-                while chunk := source.read(CHUNK):
-                    digest.update(chunk)
-                    size += len(chunk)
-                    sink.write(chunk)
-                sink.flush()
-                os.fsync(sink.fileno())
+        with unnamed(self.root) as file:
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                file.sink.write(chunk)
             found = f"sha256:{digest.hexdigest()}"
-            os.chmod(name, 0o444)
-            os.replace(name, self.path(found))
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
+            file.name(self.path(found), mode=0o444)
         return Descriptor(media_type=media_type, digest=found, size=size)
 
     def put_file(self, path: Path, media_type: str) -> Descriptor:
@@ -406,7 +401,8 @@ class Store:
         return TAR + "+zstd" if head == b"\x28\xb5\x2f\xfd" else TAR
 
     def gc(self) -> int:
-        """Remove the blobs that no named image uses; returns the bytes set free.
+        """Remove the blobs that no named image uses, and what a killed command was writing.
+        Returns the bytes set free.
 
         Does nothing while an export into the store is under way.
         """
@@ -419,6 +415,10 @@ class Store:
                 if f"sha256:{path.name}" not in used:
                     freed += path.stat().st_size
                     path.unlink()
+            for left in self.root.glob(".new-*"):
+                if left.stat().st_mtime < time.time() - LEFT_S:
+                    freed += left.stat().st_size
+                    left.unlink()
             return freed
 
     # Facts
@@ -427,7 +427,7 @@ class Store:
         """Keep a small JSON document beside the blobs."""
         path = self._fact(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._replace(path, json.dumps(data, separators=(",", ":")).encode())
+        self._write(path, json.dumps(data, separators=(",", ":")).encode())
 
     def get_fact(self, kind: str, key: str) -> Any:
         """The document kept under this key; None when there is none, or a broken one."""
@@ -468,20 +468,12 @@ class Store:
 
     def _write_index(self, entries: list[dict[str, Any]]) -> None:
         data = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}
-        self._replace(self.root / "index.json", json.dumps(data, indent=1).encode())
+        self._write(self.root / "index.json", json.dumps(data, indent=1).encode())
 
-    def _replace(self, path: Path, data: bytes) -> None:
-        handle, name = tempfile.mkstemp(prefix=".new-", dir=self.root)
-        try:
-            with os.fdopen(handle, "wb") as sink:
-                sink.write(data)
-                sink.flush()
-                os.fsync(sink.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
+    def _write(self, path: Path, data: bytes) -> None:
+        with unnamed(self.root) as file:
+            file.sink.write(data)
+            file.name(path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

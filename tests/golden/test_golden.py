@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage.address import WHEELS, Mirrors, image_name
-from sparkimage.build import show
+from sparkimage.building import show
 from sparkimage.plans import bake, lock, matrix, model, planning
 from sparkimage.plans.lock import (
     Commit,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparkimage.build import show
+from sparkimage.building import show
 from sparkimage.plans import lock, matrix, planning
 from sparkimage.plans.plan import Origin
 

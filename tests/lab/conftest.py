@@ -18,10 +18,11 @@ import yaml
 
 from sparkimage import origin, paths
 from sparkimage.address import Mirrors
-from sparkimage.build import builder, preflight
-from sparkimage.build.builder import Workshop
+from sparkimage.building import builder, preflight
+from sparkimage.building.builder import Workshop
 from sparkimage.engines import builders, engine_tree, private_engine
-from sparkimage.engines.engine import Engine, ensure
+from sparkimage.engines.engine import Engine
+from sparkimage.engines.private_engine import ensure
 from sparkimage.inputs import resolve
 from sparkimage.inputs.outside import Outside
 from sparkimage.paths import EnginePlace

@@ -453,6 +453,45 @@ def test_kills_around_the_move(voyage: Voyage) -> None:
     assert ended == {True, False}
 
 
+def test_kills_around_a_rollback(voyage: Voyage) -> None:
+    former, ended = voyage.old, set()
+    voyage.complete(voyage.next())
+    for line, count in (("asking 4 nodes", 3000), (f"moving {NAME}", 0), (f"moving {NAME}", 150)):
+        assert former is not None
+        with voyage.run(command="rollback") as running:
+            running.until(line)
+            began = said(voyage)
+            while said(voyage) < began + count and running.process.poll() is None:
+                pass
+            running.kill()
+        voyage.quiet()
+        ended.add(voyage.moved(former))
+        if voyage.moved(former):
+            voyage.old, former = former, voyage.old
+        assert former is not None
+        for node in voyage.nodes:
+            assert "+".join(node.diff_ids(f"{NAME}-previous")) == layers(former)
+    assert ended == {True, False}
+    voyage.used = {}
+    voyage.complete(voyage.next())
+
+
+def test_an_engine_that_is_killed_before_a_rollback_moves(voyage: Voyage) -> None:
+    former, node = voyage.old, voyage.shipment.fleet["node3"]
+    assert former is not None
+    voyage.complete(voyage.next())
+    node.kill_dockerd()
+    with voyage.run(command="rollback") as running:
+        assert running.end() == NODE
+    assert "node3" in running.said
+    node.start_dockerd()
+    voyage.kept(former)
+    with voyage.run(command="rollback") as running:
+        assert running.end() == 0, running.said
+    assert voyage.moved(former)
+    voyage.old, voyage.used = former, {}
+
+
 def said(voyage: Voyage) -> int:
     """Bytes of commands that went to the nodes."""
     return sum(node.control.up for node in voyage.nodes)

@@ -230,14 +230,14 @@ def test_no_engine_is_an_error_and_ensure_starts_one(lab: Lab) -> None:
     assert (status.used, status.running, status.bridge) == (None, False, None)
     assert "no Docker engine is at" in status.why
     said: list[str] = []
-    assert engine.ensure(lab.home, RUNNER, said.append).private
+    assert private_engine.ensure(lab.home, RUNNER, said.append).private
     assert said[0] == caught.value.message
 
 
 def test_two_commands_at_once_start_one_engine_that_outlives_them(lab: Lab) -> None:
     private_engine.down(lab.home, RUNNER, purge=False)
     code = (
-        "import sys; from pathlib import Path; from sparkimage import private_engine as p; "
+        "import sys; from pathlib import Path; from sparkimage.engines import private_engine as p; "
         "from sparkimage.run import Local; p.up(Path(sys.argv[1]), Local(), print)"
     )
     commands = [

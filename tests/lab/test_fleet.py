@@ -330,7 +330,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from sparkimage import paths
-from sparkimage.engine import ensure
+from sparkimage.engines.private_engine import ensure
 from sparkimage.run import Local
 from tests.lab.fleet import fleet
 from tests.lab.node import Spec

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage import paths
-from sparkimage.build import builder
+from sparkimage.building import builder
 from sparkimage.fleets import receipts
 from sparkimage.storage.store import Image
 from tests.lab.conftest import Lab

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.build import builder
+from sparkimage.building import builder
 from sparkimage.engines.engine_tree import install_on_host
 from sparkimage.run import Local
 from sparkimage.storage import archive

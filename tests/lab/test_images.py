@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from sparkimage.build import builder
+from sparkimage.building import builder
 from sparkimage.errors import VerifyError
 from sparkimage.proof import seal, verify
 from sparkimage.storage.store import Store

@@ -128,7 +128,7 @@ def test_what_cannot_be_reached_is_reported_pin_by_pin(recipe: Recipe, kept: str
         ["unshare", "--net", "--", *recipe.lab.argv("lock")],
         env=recipe.lab.environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert alone.returncode == 10
+    assert alone.returncode == 10, alone.stderr
     for pin in ("cuda 13.0.3", "vllm 20260613", "nccl 2.30.4-cuda13.2"):
         assert f"✗ pin {pin}" in alone.stderr
     assert recipe.lab.run("lock", "--check").returncode == 0

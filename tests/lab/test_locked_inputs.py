@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from sparkimage.build import builder
+from sparkimage.building import builder
 from sparkimage.errors import BuildError, LockError, SparkError
 from sparkimage.inputs import fetch as inputs
 from sparkimage.plans.lock import Deb

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.build import builder
+from sparkimage.building import builder
 from sparkimage.errors import BuildError, VerifyError
 from sparkimage.plans import lock
 from sparkimage.proof import seal

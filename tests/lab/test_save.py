@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.build import builder
+from sparkimage.building import builder
 from sparkimage.proof import emit
 from sparkimage.storage.store import Store
 from tests.lab.conftest import Lab

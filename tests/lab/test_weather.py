@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage import paths
-from sparkimage.build import builder
+from sparkimage.building import builder
 from sparkimage.engines import engine, engine_process, private_engine
 from sparkimage.errors import BuildError, EngineError
 from sparkimage.paths import EnginePlace

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.build.builder import fingerprint
+from sparkimage.building.builder import fingerprint
 from sparkimage.errors import LockError
 from sparkimage.plans import lock, matrix, planning
 from sparkimage.plans.lock import Deb, Entry, Item, Lock, Wheel

@@ -175,19 +175,20 @@ def test_proving_again_drops_what_is_not_believed(store: Store, keys: Keyring) -
 @settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-@given(data=st.data())
+@given(place=st.integers(0, 1 << 16), change=st.integers(1, 255))
 def test_no_byte_of_an_envelope_can_be_changed(
-    store: Store, keys: Keyring, data: st.DataObject
+    store: Store, keys: Keyring, place: int, change: int
 ) -> None:
     seal.save(store, made(), keys)
     (path,) = (store.root / "facts" / "seal").iterdir()
     whole = path.read_bytes()
-    at = data.draw(st.integers(0, len(whole) - 1))
-    byte = data.draw(st.integers(0, 255).filter(lambda one: one != whole[at]))
-    path.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
-    with pytest.raises(GateError):
-        seal.verdict(store, DIGEST, keys=keys)
-    path.unlink()
+    at = place % len(whole)
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ change]) + whole[at + 1 :])
+    try:
+        with pytest.raises(GateError):
+            seal.verdict(store, DIGEST, keys=keys)
+    finally:
+        path.unlink()
 
 
 def test_a_cut_off_seal_is_refused(store: Store, keys: Keyring) -> None:

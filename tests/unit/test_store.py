@@ -107,6 +107,16 @@ def test_gc_keeps_what_a_name_uses(store: Store) -> None:
     assert not store.holds(gone.digest)
 
 
+def test_gc_removes_what_a_killed_command_was_writing_and_nothing_younger(store: Store) -> None:
+    left, young = store.root / ".new-left", store.root / ".new-young"
+    for path in (left, young):
+        path.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    assert store.gc() == 4
+    assert not left.exists()
+    assert young.exists()
+
+
 @pytest.mark.parametrize("legacy", [True, False])
 def test_a_docker_archive_becomes_an_image(store: Store, legacy: bool) -> None:
     layers = [tar(files) for files in LAYERS[:2]]

@@ -19,7 +19,7 @@ import pytest
 import typer.main
 import yaml
 
-from sparkimage.build import show
+from sparkimage.building import show
 from sparkimage.cli import app as cli
 from sparkimage.plans import lock, matrix, planning
 from sparkimage.plans.model import GitPin, ImagePin, WheelsPin

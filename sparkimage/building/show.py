@@ -15,7 +15,7 @@ from sparkimage.units import clock, human
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sparkimage.build.builder import Result, Workshop
+    from sparkimage.building.builder import Result, Workshop
     from sparkimage.plans.matrix import Matrix, Variant
 
 

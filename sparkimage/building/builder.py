@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.address import WHEELS
-from sparkimage.build import preflight
+from sparkimage.building import preflight
 from sparkimage.engines.builders import Builder
 from sparkimage.engines.engine import Engine, docker_client
 from sparkimage.errors import (
