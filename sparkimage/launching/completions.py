@@ -157,6 +157,9 @@ class Server:
                 said = self._json(answer)
         except Refusal as refusal:
             return False, f"refused with {refusal.status}: {refusal.said[:200]}"
+        except ProbeError as error:
+            # What was measured before stands.
+            return False, error.message
         return judge_tool_call(said)
 
     def explain(self, refusal: Refusal) -> ProbeError:

@@ -127,9 +127,16 @@ def test_a_prefix_cache_would_be_noticed(standin: Lab, monkeypatch: pytest.Monke
 
 
 def test_an_answer_in_one_piece_has_no_rate(standin: Lab) -> None:
-    result = measured(standin(burst=10_000), measure.Settings(streams=(1,), tokens=2))
-    # Two pieces: the first token comes alone.
-    assert result.marks == ()
+    whole = {"choices": [{"delta": {"content": "all of it"}, "finish_reason": "length"}]}
+    usage = {"choices": [], "usage": {"prompt_tokens": 200, "completion_tokens": 8}}
+    raw = "".join(f"data: {json.dumps(event)}\n\n" for event in (whole, usage))
+    server = standin(always="raw", raw=f"{raw}data: [DONE]\n\n".encode())
+    result = measured(server, measure.Settings(streams=(1,), tokens=8))
+    (row,) = result.rows
+    assert (row.tokens, row.rate) == (24, None)
+    assert row.total is not None
+    (mark,) = result.marks
+    assert mark.startswith("an answer came in one piece")
 
 
 @pytest.mark.parametrize(
