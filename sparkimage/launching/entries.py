@@ -65,6 +65,10 @@ class Tally:
     captured: dict[str, str]
     count: int = 1
     last_number: int = 0
+    while_up: bool = False
+    """Once at least it was there while the server served."""
+    nccl: tuple[str, ...] = ()
+    """What was known to be loaded when it first was there."""
 
 
 @dataclass(frozen=True, kw_only=True)

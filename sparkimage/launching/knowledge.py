@@ -14,6 +14,8 @@ from sparkimage.launching.loglines import clean, node_of
 QUOTES = "Received request "
 """vLLM's log of a request holds the words of a user: what they quote did not happen here."""
 
+_SIGNS = tuple((sign.literal, entry, sign) for entry in failures.TABLE for sign in entry.signs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
@@ -80,22 +82,30 @@ class Reading:
         if not text or QUOTES in text:
             return
         self.facts.take(self.lines, text, node_of(text))
-        for entry in failures.TABLE:
-            for sign in entry.signs:
+        hit: set[str] = set()
+        for literal, entry, sign in _SIGNS:
+            # Most lines are of no interest: a hundred thousand of them are to take a second.
+            if literal in text and entry.id not in hit:
                 captured = sign.match(text)
                 if captured is not None:
+                    hit.add(entry.id)
                     self._note(entry, text, captured)
-                    break
 
     def _note(self, entry: Entry, text: str, captured: dict[str, str]) -> None:
         tally = self._found.get(entry.id)
         if tally is None:
             self._found[entry.id] = Tally(
-                line_number=self.lines, line=text, captured=captured, last_number=self.lines
+                line_number=self.lines,
+                line=text,
+                captured=captured,
+                last_number=self.lines,
+                while_up=self.facts.up,
+                nccl=tuple(self.facts.nccl),
             )
             return
         tally.count += 1
         tally.last_number = self.lines
+        tally.while_up = tally.while_up or self.facts.up
         for name, value in captured.items():
             tally.captured.setdefault(name, value)
 
@@ -115,11 +125,12 @@ class Reading:
     def _match(self, entry: Entry, tally: Tally) -> Match:
         captured, note = dict(tally.captured), ""
         if entry.tells_nccl:
-            releases = ", ".join(self.facts.nccl)
-            captured["nccl"] = releases
+            # A preload is refused before any library says what it is.
+            loaded = tally.nccl or tuple(self.facts.nccl)
+            captured["nccl"] = ", ".join(loaded)
             note = (
-                f"NCCL that was loaded: {releases}{failures.judge_nccl(self.facts.releases)}"
-                if releases
+                f"NCCL that was loaded: {captured['nccl']}{failures.judge_nccl(loaded)}"
+                if loaded
                 else "which NCCL was loaded is not in this log; NCCL_DEBUG=INFO makes it say so"
             )
         return Match(

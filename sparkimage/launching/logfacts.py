@@ -22,6 +22,8 @@ PHASES = (
     ("ready", "Application startup complete"),
 )
 """Phases in their order, with vLLM's words for each one's end."""
+UP = ("graphs captured", "ready")
+"""A worker without an API never says that it is ready."""
 
 
 @dataclass(kw_only=True)
@@ -38,7 +40,11 @@ class Facts:
     ib_off: bool = False
     """NCCL_IB_DISABLE=1 was set: sockets are what was asked for."""
     phases: dict[str, int] = field(default_factory=dict)
-    """Phase reached → the line that says so."""
+    """Phase reached → the first line that says so."""
+    progress: int = 0
+    """The last line that says that a phase was reached."""
+    up: bool = False
+    """Whether the start that is under way has come so far that only serving is left."""
     rebuilt: dict[str, list[int]] = field(default_factory=dict)
     """Cache folder of torch.compile → the lines at which kernels were compiled into it anew."""
     _cache: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -51,11 +57,7 @@ class Facts:
         for phase, words in PHASES:
             if words in line:
                 self.phases.setdefault(phase, number)
-
-    @property
-    def ready_line(self) -> int:
-        """The line at which the server was ready; 0: never."""
-        return self.phases.get("ready", 0)
+                self.progress, self.up = number, phase in UP
 
     @property
     def releases(self) -> dict[str, list[str]]:
@@ -76,11 +78,20 @@ class Facts:
             "phases": [name for name, _ in PHASES if name in self.phases],
         }
 
-    def _start(self, _number: int, line: str, _node: str) -> None:
+    def _start(self, _number: int, line: str, node: str) -> None:
         found = _VLLM.search(line)
-        if found is not None:
-            self.vllm = found["version"] or found["engine"]
-            self.starts += "API server" in line
+        if found is None:
+            return
+        self.vllm = found["version"] or found["engine"]
+        if "API server" in line:
+            self.starts += 1
+            self.up = False
+            # What an earlier start loaded is not what this one does.
+            self.nccl = {
+                version: kept
+                for version, nodes in self.nccl.items()
+                if (kept := [name for name in nodes if node and name != node])
+            }
 
     def _banner(self, number: int, line: str, node: str) -> None:
         found = _BANNER.search(line) or _PYNCCL.search(line)

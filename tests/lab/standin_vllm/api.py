@@ -55,7 +55,9 @@ class Behaviour:
     healthy: bool = True
     faults: list[str] = field(default_factory=list)
     """What happens to the next requests for tokens, one each: a key of REFUSALS, or `cut` (the
-    stream breaks off), `error` (an error within the stream), `garbage`, `hang`."""
+    stream breaks off), `error` (an error within the stream), `garbage`, `raw`, `hang`."""
+    raw: bytes = b""
+    """What a stream consists of, for the fault `raw`."""
     always: str = ""
     """What happens to each one, when no other fault is left."""
 
@@ -164,6 +166,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif fault == "garbage":
             self._answer(200, b"<html>a proxy's page</html>", "text/html")
+        elif fault == "raw":
+            self._answer(200, behaviour.raw, "text/event-stream")
         elif refused:
             self._refuse(400, f"Unrecognized request argument supplied: {refused[0]}")
         elif body.get("model") != behaviour.model:
@@ -256,7 +260,9 @@ class Handler(BaseHTTPRequestHandler):
         behaviour = self.server.behaviour
         began, done = time.monotonic() + wait, 0
         while done < count:
-            end = min(count, done + behaviour.burst, thought if done < thought else count)
+            # The first token comes of the prompt, alone; drafts begin after it.
+            step = behaviour.burst if done else 1
+            end = min(count, done + step, thought if done < thought else count)
             due = began + (end - 1) / behaviour.rate
             time.sleep(max(0.0, due - time.monotonic()))
             thinking = done < thought
