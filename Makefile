@@ -1,6 +1,6 @@
 # Thin: build.py and the tools of .venv do the work. `make` alone shows what there is.
 .DEFAULT_GOAL := help
-.PHONY: help image test test-unit bench-recipe bench-distribute bench-publish mutants check lint dockerfiles shell types workflows lab golden schema lock \
+.PHONY: help image test test-unit bench-recipe bench-distribute bench-publish bench-launch mutants check lint dockerfiles shell types workflows lab golden schema lock \
         engine-up engine-down ci-plan login logout propose release-notes source-archive release \
         clean venv
 
@@ -37,6 +37,9 @@ bench-distribute: venv ## Measure `distribute` beside what people use instead (R
 
 bench-publish: venv ## Measure `publish` beside `docker push`
 	$(PYTEST) -q -s tests/lab/bench_publish.py
+
+bench-launch: venv ## Measure `launch` until it is ready, on the lab's four nodes (ROUNDS=3)
+	$(PYTEST) -q -s tests/lab/bench_launch.py
 
 mutants: venv ## Put faults into a good image and see each refused (IMAGE=NAME: one of the store)
 	$(if $(IMAGE),$(BIN)/python -P -m tests.lab.mutants --image $(IMAGE),$(PYTEST) -q -s tests/lab/test_mutants.py)

@@ -300,8 +300,13 @@ def logs(
         for lost, error in sorted(errors.items()):
             typer.echo(f"warning: {lost}: {error.message}", err=True)
         width = max(map(len, names))
-        for at, line in lines:
-            typer.echo(f"{at:<{width}} | {line}")
+        try:
+            for at, line in lines:
+                typer.echo(f"{at:<{width}} | {line}")
+        except BaseException as error:
+            # Not handled, only named.
+            error.add_note("no more lines are printed, and the set goes on")
+            raise
 
 
 def stop(

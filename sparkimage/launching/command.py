@@ -233,7 +233,7 @@ def _container(request: Request, places: Sequence[Place], rank: int) -> Containe
             Mount(source=request.model, target=request.model, readonly=True),
             *(Mount(source=source, target=target) for source, target in caches.items()),
         ),
-        labels=_labels(request, rank),
+        labels=_labels(request, rank, places[0].address),
         arguments=_entered(request, arguments),
         caches=tuple(caches),
     )
@@ -253,7 +253,7 @@ def _env(request: Request, place: Place) -> dict[str, str]:
     return {**found, "NCCL_DEBUG": "INFO", **request.profile.env}
 
 
-def _labels(request: Request, rank: int) -> dict[str, str]:
+def _labels(request: Request, rank: int, head: str) -> dict[str, str]:
     """What `status`, `stop` and `restart` need to know: nothing of a set is kept here."""
     return {
         LABEL: request.name,
@@ -263,6 +263,7 @@ def _labels(request: Request, rank: int) -> dict[str, str]:
         f"{LABEL}.rank": str(rank),
         f"{LABEL}.nodes": str(request.profile.nodes),
         f"{LABEL}.gpus": str(request.profile.gpus),
+        f"{LABEL}.head": head,
         f"{LABEL}.port": str(request.profile.port),
         f"{LABEL}.nccl": request.nccl,
         f"{LABEL}.rdma": "1" if request.rdma else "0",

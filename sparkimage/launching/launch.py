@@ -114,20 +114,18 @@ class Launch:
         began = time.monotonic()
         with stations(self.fleet, self.options.patience_s) as all_:
             planned = self._plan(all_)
+            there = self._there()
             self._check(all_)
-            self._make_room(all_)
+            self._make_room(all_, there)
             with self._all_or_none(all_):
                 self._start(all_, planned)
                 findings = self._wait(all_)
-            port = self.request.profile.port
-            address = self._place(all_[HEAD]).address
-            host = f"[{address}]" if ":" in address else address
             return Ready(
                 name=self.request.name,
                 variant=self.request.variant,
                 profile=self.request.profile_name,
                 digest=self.request.digest,
-                url=f"http://{host}:{port}/v1",
+                url=url(self._place(all_[HEAD]).address, self.request.profile.port),
                 ranks=tuple(
                     (rank, one.name, self._started[one.name][0][:12])
                     for rank, one in enumerate(all_)
@@ -248,9 +246,7 @@ class Launch:
                 "/dev/infiniband has no verbs device: RDMA cannot work",
                 "there: sudo modprobe ib_uverbs; or `rdma: false` in the profile (slow)",
             )
-        if self.options.replace and any(
-            member.set == self.request.name for member in self._here[station.name].members
-        ):
+        if any(member.set == self.request.name for member in self._here[station.name].members):
             # What it uses now is free when it has given way.
             return
         yield from self._ports(rank, known)
@@ -267,25 +263,29 @@ class Launch:
                     f"there: ss -ltnp 'sport = :{port}'; or another port in the profile",
                 )
 
-    def _make_room(self, all_: Sequence[Station]) -> None:
-        """Let a set of this name give way, where that was asked for, and remove dead ones."""
+    def _there(self) -> Judged | None:
+        """A set of this name. Raises ``LaunchError`` where it runs and is not to give way."""
         there = sets.judge(one for here in self._here.values() for one in here.members)
-        nothing = Judged(name=self.request.name, members=(), problems=())
-        set_ = next((one for one in there if one.name == self.request.name), nothing)
-        if set_.lives and not self.options.replace:
-            where = ", ".join(one.node for one in set_.members if one.lives)
-            what = "runs already" if not set_.problems else "is there, and broken"
+        found = next((one for one in there if one.name == self.request.name), None)
+        if found is not None and found.lives and not self.options.replace:
+            where = ", ".join(one.node for one in found.members if one.lives)
+            what = "runs already" if not found.problems else "is there, and broken"
             raise LaunchError(
-                f"{set_.name} {what} (on {where}); nothing was started",
-                detail="\n".join(set_.problems),
+                f"{found.name} {what} (on {where}); nothing was started",
+                detail="\n".join(found.problems),
                 hint="replace it: --replace; stop it: python build.py stop; or another --name",
             )
-        if set_.members:
-            self.view.say(f"removing {set_.name} from {len(set_.members)} nodes")
-            errors = _end(all_, set_.members, grace_s=sets.GRACE_S if set_.lives else 0)
-            if errors:
-                raise sets.failure(errors, len(all_), "could not remove it; nothing was started")
-            self._after_removal(all_)
+        return found
+
+    def _make_room(self, all_: Sequence[Station], there: Judged | None) -> None:
+        """Let a set of this name give way, or what is left of one."""
+        if there is None:
+            return
+        self.view.say(f"removing {there.name} from {len(there.members)} nodes")
+        errors = _end(all_, there.members, grace_s=sets.GRACE_S if there.lives else 0)
+        if errors:
+            raise sets.failure(errors, len(all_), "could not remove it; nothing was started")
+        self._after_removal(all_)
 
     def _after_removal(self, all_: Sequence[Station]) -> None:
         """The ports that it had are free now."""
@@ -385,6 +385,12 @@ class Launch:
             mine, lambda one: sets.end(one, self._started[one.name], grace_s=QUICK_S)
         )  # fmt: skip
         return sorted(errors)
+
+
+def url(address: str, port: int) -> str:
+    """Where the API is."""
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{port}/v1"
 
 
 def wait(

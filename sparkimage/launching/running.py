@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import queue
 import threading
 import time
@@ -19,7 +18,7 @@ from sparkimage.fleets.fleet import Fleet
 from sparkimage.fleets.moving import Errors, together
 from sparkimage.fleets.station import Station
 from sparkimage.launching import health, sets
-from sparkimage.launching.launch import Ready, wait
+from sparkimage.launching.launch import Ready, url, wait
 from sparkimage.launching.sets import HEAD, Judged, Member
 from sparkimage.launching.waiting import Expected, Rank
 from sparkimage.progress import View
@@ -80,8 +79,8 @@ def look(fleet: Fleet, *, name: str | None, patience_s: float) -> tuple[list[Sta
                 path = by_name[head.node].remote.forward_port(head.port)
                 answers[one.name] = health.words(health.ask(path))
 
-        # A connection that is lost here: no answer.
-        together(judged, ask)
+        lost = together(judged, ask)
+        answers |= {name: f"cannot be asked: {error.message}" for name, error in lost.items()}
         return [Standing(set=one, health=answers.get(one.name, "")) for one in judged], errors
 
 
@@ -189,7 +188,7 @@ def restart(
             variant=head.variant,
             profile=head.profile,
             digest=head.digest,
-            url=f"http://{by_name[head.node].remote.node.control}:{head.port}/v1",
+            url=url(head.head, head.port),
             ranks=tuple((member.rank, member.node, member.id[:12]) for member in one.members),
             findings=findings,
             seconds=time.monotonic() - began,
@@ -317,8 +316,3 @@ def _following(
     finally:
         for process in started:
             process.kill()
-
-
-def ok(status: str) -> bool:
-    """Whether a head's answer is a good one."""
-    return status == health.words(http.client.OK)

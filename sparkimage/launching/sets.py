@@ -34,6 +34,8 @@ class Member:
     variant: str
     profile: str
     digest: str
+    head: str
+    """The head's address for the other ranks."""
     port: int
     nccl: str
     rdma: bool
@@ -127,6 +129,7 @@ def _member(node: str, said: Mapping[str, Any], identities: Mapping[str, str]) -
         variant=label("variant"),
         profile=label("profile"),
         digest=label("digest"),
+        head=label("head"),
         port=int(label("port")),
         nccl=label("nccl"),
         rdma=label("rdma") == "1",
@@ -223,15 +226,29 @@ def end(station: Station, ids: Sequence[str], *, grace_s: int = GRACE_S) -> None
         raise station.refusal(done.returncode, done.stdout + done.stderr)
 
 
-def state_of(station: Station, id: str) -> tuple[str, int, bool]:
-    """A container's state now, its exit code, and whether memory ran out."""
-    form = "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}"
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A container's state at one moment."""
+
+    status: str
+    """As Docker says it; ``gone`` where there is no such container."""
+    code: int = 0
+    oom: bool = False
+    ended: str = ""
+    """When it ended last, by its node's clock."""
+
+
+def state_of(station: Station, id: str) -> State:
+    """A container's state now. Raises ``UnreachableError``, ``NodeError``."""
+    form = "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}} {{json .State.FinishedAt}}"
     argv = [*station.remote.docker.split(), "container", "inspect", "--format", form, id]
     done = station.remote.run(argv, check=False)
-    found = re.fullmatch(r"(\w+) (-?\d+) (true|false)", done.stdout.strip())
+    found = re.fullmatch(r"(\w+) (-?\d+) (true|false) \"(.*)\"", done.stdout.strip())
     if found is None:
-        return "gone", 0, False
-    return found[1], int(found[2]), found[3] == "true"
+        return State(status="gone")
+    return State(
+        status=found[1], code=int(found[2]), oom=found[3] == "true", ended=found[4]
+    )  # fmt: skip
 
 
 def failure(errors: Mapping[str, SparkError], count: int, what: str) -> NodeError:

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sparkimage.errors import LaunchError, NodeError, SparkError
-from sparkimage.fleets import remote
+from sparkimage.fleets import moving, remote
 from sparkimage.fleets.station import Station
 from sparkimage.launching import health, knowledge, proof, sets
 from sparkimage.launching.knowledge import Match
 from sparkimage.launching.proof import Finding
 from sparkimage.launching.reading import PHASES, Log
 from sparkimage.launching.screen import Screen
-from sparkimage.launching.sets import HEAD
+from sparkimage.launching.sets import HEAD, State
 
 PROOF_S = 10.0
 """Seconds that the workers' logs may be behind the head's."""
@@ -51,9 +51,7 @@ class Rank:
 class Ended:
     """A rank's log ended: with its container, or with the connection (``error``)."""
 
-    state: str = ""
-    code: int = 0
-    oom: bool = False
+    state: State | None = None
     error: SparkError | None = None
 
 
@@ -192,8 +190,8 @@ class Waiting:
             lost = one.station.remote.failure(process, said)
             if lost is not None:
                 raise lost
-            state, code, oom = sets.state_of(one.station, one.container)
-            self._events.put((one.rank, Ended(state=state, code=code, oom=oom)))
+            state = sets.state_of(one.station, one.container)
+            self._events.put((one.rank, Ended(state=state)))
         except SparkError as error:
             if not self._over.is_set():
                 self._events.put((one.rank, Ended(error=error)))
@@ -242,22 +240,49 @@ class Waiting:
             )  # fmt: skip
         if event.error is not None:
             return event.error
-        what = f"exited with code {event.code}"
-        if event.state in sets.RUNNING:
-            what = "ended, and Docker started it again"
-        elif event.state == "gone":
-            what = "was removed"
-        elif event.oom:
-            what = f"was killed: out of memory (code {event.code})"
-        tail = [line for line in log.tail if line.strip()][-LAST:]
-        known = self.known(one.rank)
+        assert event.state is not None
+        ended = self._ended(one, event.state)
+        first, _ = ended[0]
+        detail = []
+        for rank, _ in ended:
+            count = LAST if rank is first else 3
+            last = [line for line in self.logs[rank.rank].tail if line.strip()][-count:]
+            detail += [f"{rank.name} | {line}" for line in last]
+        known = self.known(first.rank)
         return LaunchError(
-            f"{one.name} (rank {one.rank}) {what} in phase {log.phase}",
-            detail="\n".join([*(f"| {line}" for line in tail), *known]),
-            hint="all of it: the same command with --keep, then python build.py logs"
-            if not known
-            else "",
+            "; ".join(self._told(rank, state) for rank, state in ended),
+            detail="\n".join([*detail, *known]),
+            hint=""
+            if known
+            else "all of it: the same command with --keep, then python build.py logs",
         )
+
+    def _ended(self, one: Rank, state: State) -> list[tuple[Rank, State]]:
+        """The ranks that have ended, the first one first: the others may only have followed it."""
+        states = {one.rank: state}
+
+        def ask(other: Rank) -> None:
+            if other is not one:
+                states[other.rank] = sets.state_of(other.station, other.container)
+
+        # Of one that cannot be asked nothing is known.
+        moving.together(self.ranks, ask)
+        ended = [
+            (rank, states[rank.rank])
+            for rank in self.ranks
+            if rank is one or states.get(rank.rank, _RUNS).status not in sets.RUNNING
+        ]
+        return sorted(ended, key=lambda pair: (pair[1].ended == "", pair[1].ended))
+
+    def _told(self, one: Rank, state: State) -> str:
+        what = f"exited with code {state.code}"
+        if state.status in sets.RUNNING:
+            what = "ended, and Docker started it again"
+        elif state.status == "gone":
+            what = "was removed"
+        elif state.oom:
+            what = f"was killed: out of memory (code {state.code})"
+        return f"{one.name} (rank {one.rank}) {what} in phase {self.logs[one.rank].phase}"
 
     def known(self, first: int | None = None) -> list[str]:
         """The known failures in the logs: those of ``first`` before all others, each once."""
@@ -269,6 +294,9 @@ class Waiting:
         for match in knowledge.across(list(self.readings.values())):
             found.setdefault(match.entry.id, match)
         return tell(list(found.values()))
+
+
+_RUNS = State(status="running")
 
 
 def tell(matches: Sequence[Match]) -> list[str]:

@@ -24,7 +24,7 @@ from sparkimage.storage.store import Image
 from tests.lab import fleet as fleets
 from tests.lab import node_image
 from tests.lab.fleet import Fleet
-from tests.lab.node import put
+from tests.lab.node import Node, put
 from tests.lab.node_image import Release
 from tests.lab.payload import sealed
 from tests.lab.project import Project
@@ -230,7 +230,7 @@ class Serving(Project):
         self.matrix(PROFILES)
         self.nodes()
 
-        def one(node: fleets.Node) -> None:
+        def one(node: Node) -> None:
             for wire in node.wires:
                 wire.restore()
             ids = node.docker("ps", "--all", "--quiet").split()
@@ -243,13 +243,15 @@ class Serving(Project):
 
 
 @contextmanager
-def serving(engine: Engine, folder: Path) -> Iterator[Serving]:
-    """Four nodes that have the images, and the project of these."""
+def serving(
+    engine: Engine, folder: Path, variants: Sequence[str] = tuple(ENTRYPOINTS)
+) -> Iterator[Serving]:
+    """Four nodes that have the images of these variants, and the project of these."""
     (folder / "nodes").mkdir(parents=True)
     (folder / "project").mkdir()
     with fleets.fleet(engine, folder / "nodes", FOUR) as fleet:
         made = Serving.make(folder / "project", fleet, engine.arch)
-        for variant in ENTRYPOINTS:
+        for variant in variants:
             made.image(variant)
             if variant != "away":
                 done = made.run("distribute", variant)

@@ -322,8 +322,8 @@ def test_a_rank_that_dies_ends_it_for_all(ready: Serving) -> None:
     ready.model("node3", die="weights", words=words)
     said = refused(
         ready.launch(), LAUNCH_FAILED,
-        f"node3 (rank 2) exited with code 1 in phase ranks joined; {STOPPED}",
-        f"| {words}", "known:", "(node3)",
+        "node3 (rank 2) exited with code 1 in phase ranks joined; ", STOPPED,
+        f"node3 | {words}", "known:", "(node3)",
     )  # fmt: skip
     assert "→" in said
     assert ready.containers() == NOTHING
@@ -518,7 +518,6 @@ def test_logs_of_all_as_one(ready: Serving) -> None:
         rest = following.stdout.read()
         assert following.wait(60) == 0
     assert rest.count("(its log ends here)") == 4
-    assert "No available shared memory broadcast block" in rest or "died unexpectedly" in rest
 
 
 def test_restart_is_the_same_again(ready: Serving) -> None:

@@ -20,7 +20,8 @@ def member(rank: int, state: str = "running", **values: Any) -> Member:
     return Member(
         **{
             "node": f"n{rank}", "id": f"c{rank}", "set": "s", "rank": rank, "nodes": 3, "gpus": 1,
-            "variant": "v", "profile": "p", "digest": "sha256:d", "port": 8000, "nccl": "2.30.4",
+            "variant": "v", "profile": "p", "digest": "sha256:d", "head": "h", "port": 8000,
+            "nccl": "2.30.4",
             "rdma": True, "image": f"i{rank}", "identity": "same", "state": state,
             "exit_code": 0 if state == "running" else 137, "oom": False, "started": "", "ended": "",
             "restarts": 0, **values,

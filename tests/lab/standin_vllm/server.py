@@ -263,6 +263,7 @@ class Rank:
         head.sendall(b"ready\n")
         with contextlib.suppress(OSError):
             head.recv(1)
+        time.sleep(60)
         info(
             "No available shared memory broadcast block found in 60 seconds. This typically "
             "happens when some processes are hanging or doing some time-consuming work"
