@@ -1,6 +1,8 @@
 #!/bin/sh
 # Stands before runc where this machine itself may not lift its limit on locked memory
 # (no CAP_SYS_RESOURCE): containers that ask for more get what there is. Docker sees no difference.
+# POSIX has no -H; dash has.
+# shellcheck disable=SC3045
 limit=$(($(ulimit -Hl) * 1024))
 before=
 for word; do
