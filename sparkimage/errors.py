@@ -173,3 +173,15 @@ class RegistryError(SparkError):
     """A registry refuses: the login, the right, the room, or what it was given."""
 
     exit_code = 17
+
+
+class ProbeError(SparkError):
+    """A server of models refuses, breaks off or answers with something else than answers."""
+
+    exit_code = 20
+
+
+class KnownFailureError(SparkError):
+    """A log shows a failure that is known; only where one was asked to check."""
+
+    exit_code = 21
