@@ -179,3 +179,15 @@ class DoctorError(SparkError):
     """The doctor found what keeps a server of models from running here, or running well."""
 
     exit_code = 19
+
+
+class ProbeError(SparkError):
+    """A server of models refuses, breaks off or answers with something else than answers."""
+
+    exit_code = 20
+
+
+class KnownFailureError(SparkError):
+    """A log shows a failure that is known; only where one was asked to check."""
+
+    exit_code = 21

@@ -15,9 +15,11 @@ import typer
 from sparkimage import __version__
 from sparkimage.cli import doctor as cli_doctor
 from sparkimage.cli import engine as cli_engine
+from sparkimage.cli import explain as cli_explain
 from sparkimage.cli import fleet as cli_fleet
 from sparkimage.cli import lock as cli_lock
 from sparkimage.cli import patches as cli_patches
+from sparkimage.cli import probe as cli_probe
 from sparkimage.cli import publish as cli_publish
 from sparkimage.cli import ship as cli_ship
 from sparkimage.cli import store as cli_store
@@ -63,6 +65,8 @@ app.command("rollback")(cli_fleet.rollback)
 app.command("gc")(cli_fleet.gc)
 app.command("receipts")(cli_fleet.receipts)
 app.command("doctor")(cli_doctor.doctor)
+app.command("explain")(cli_explain.explain)
+app.command("probe")(cli_probe.probe)
 
 
 class Form(StrEnum):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sparkimage.launching import knowledge
 from sparkimage.storage import archive
 from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
@@ -365,7 +366,9 @@ def test_a_success_that_is_none(voyage: Voyage) -> None:
     # What makes it a fault: the engine says that all is well.
     file = b"".join(archive.stream(image, "lab/lie:1", shipment.store))
     node = shipment.fleet["node4"]
-    assert "Error unpacking" in node.exec("sh", "-c", "docker load 2>&1", given=file)
+    said = node.exec("sh", "-c", "docker load 2>&1", given=file)
+    assert "Error unpacking" in said
+    assert [m.entry.id for m in knowledge.read(said.splitlines())] == ["unpack-failed"]
     node.docker("rmi", "lab/lie:1")
     with voyage.run() as running:
         assert running.end() == NODE

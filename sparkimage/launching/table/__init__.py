@@ -1,0 +1,1 @@
+"""The table of known failures, a module for each area."""

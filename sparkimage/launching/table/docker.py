@@ -1,0 +1,154 @@
+"""Failures of Docker and its runtimes, before anything of the image runs."""
+
+from __future__ import annotations
+
+from sparkimage.launching.entries import Area, Entry, sign
+from sparkimage.launching.table.links import DOCTOR, LAUNCH, VLLM
+
+ENTRIES = (
+    Entry(
+        id="unknown-runtime",
+        area=Area.DOCKER,
+        title="Docker has no runtime called nvidia",
+        says="unknown or invalid runtime name: nvidia",
+        signs=(
+            sign("untime", r"(?i)unknown runtime specified (?P<runtime>\w[\w-]*(?:\.\w+)*)"),
+            sign("untime", r"(?i)unknown or invalid runtime name: (?P<runtime>\w[\w-]*(?:\.\w+)*)"),
+        ),
+        cause="`--runtime nvidia` (or `default-runtime`) names a runtime that is not "
+        "registered with this daemon.",
+        cure=f"Leave `--runtime nvidia` out: `--gpus all` needs none, and {LAUNCH} gives that. "
+        "Or register it: `sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl "
+        f"restart docker`. {DOCTOR} says which runtimes each node has.",
+        sources=(
+            "https://github.com/NVIDIA/nvidia-docker/issues/578",
+            "https://github.com/NVIDIA/nvidia-container-toolkit/issues/150",
+        ),
+    ),
+    Entry(
+        id="no-gpu-driver",
+        area=Area.DOCKER,
+        title="Docker cannot hand out GPUs: the NVIDIA container toolkit is missing",
+        says='could not select device driver "" with capabilities: [[gpu]]',
+        signs=(sign("could not select device driver", r"capabilities: \[\[gpu"),),
+        cause="`--gpus` needs `nvidia-container-runtime-hook` on the daemon's PATH; it is not "
+        "there, or the daemon was not restarted since.",
+        cure=f"Install nvidia-container-toolkit on the node and restart Docker; then {DOCTOR} "
+        "shows it.",
+        sources=("https://github.com/NVIDIA/nvidia-docker/issues/1034",),
+    ),
+    Entry(
+        id="no-driver-library",
+        area=Area.DOCKER,
+        title="The NVIDIA driver is not installed on the node",
+        says="nvidia-container-cli: initialization error: load library failed: "
+        "libnvidia-ml.so.1: …",
+        signs=(sign("load library failed: libnvidia-ml.so"),),
+        cause="The toolkit is there, but it finds no driver library on the host.",
+        cure=f"Install the driver (or mend its packages) and check with `nvidia-smi`; {DOCTOR}.",
+        sources=("https://github.com/NVIDIA/libnvidia-container/issues/231",),
+    ),
+    Entry(
+        id="driver-too-old",
+        area=Area.DOCKER,
+        title="The node's driver is too old for the image's CUDA",
+        says="nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.4, …",
+        signs=(
+            sign("unsatisfied condition: cuda", r"condition: (?P<condition>cuda ?>= ?[\d.]+\d)"),
+            sign("CUDA driver version is insufficient for CUDA runtime version"),
+        ),
+        cause="The image was built with a newer CUDA than the driver supports.",
+        cure="Update the driver on that node, or choose a variant of the matrix with an older "
+        "CUDA.",
+        sources=(f"{VLLM}5635", "https://github.com/ovg-project/kvcached/issues/74"),
+    ),
+    Entry(
+        id="device-missing",
+        area=Area.DOCKER,
+        title="A device that the container is to have is not on the node",
+        says='error gathering device information while adding custom device "/dev/…": no such …',
+        signs=(
+            sign(
+                "error gathering device information",
+                r'custom device "(?P<device>[^"]+)": no such file',
+            ),
+        ),
+        cause="`--device` names a path that does not exist there. For /dev/infiniband: the "
+        "RDMA modules are not loaded, or the adapter is off.",
+        cure="`ls /dev/infiniband` and `rdma link` on that node; `sudo modprobe ib_uverbs`; "
+        f"{DOCTOR}.",
+        sources=("https://github.com/Xilinx/Vitis-AI/issues/1256",),
+    ),
+    Entry(
+        id="name-in-use",
+        area=Area.DOCKER,
+        title="A container of that name is there already",
+        says='Conflict. The container name "/…" is already in use by container "…".',
+        signs=(
+            sign(
+                "is already in use by container",
+                r'container name "?/?(?P<name>[\w.-]+)"? is already in use',
+            ),
+        ),
+        cause="An earlier start left its container, running or stopped.",
+        cure=f"`python build.py status`, then `python build.py stop`; or {LAUNCH} with "
+        "`--replace`.",
+        sources=(
+            "https://github.com/docker/docs/pull/17816",
+            "https://github.com/moby/moby/issues/25932",
+        ),
+    ),
+    Entry(
+        id="unpack-failed",
+        area=Area.DOCKER,
+        title="`docker load` said it was done, but the image was not unpacked",
+        says="Error unpacking image …",
+        signs=(sign("Error unpacking image"),),
+        cause="With the containerd store a failed unpacking is only printed: the command "
+        "succeeds and the name has moved already.",
+        cure="Bring it with `python build.py distribute`: it reads that output, proves a "
+        "container of the image and moves the name last. Check the node's disk.",
+        sources=(
+            "https://github.com/moby/moby/blob/master/daemon/containerd/image_exporter.go",
+            "https://github.com/moby/moby/pull/48293",
+        ),
+    ),
+    Entry(
+        id="wrong-platform",
+        area=Area.DOCKER,
+        title="The image is of another processor architecture",
+        says="exec /…: exec format error",
+        signs=(
+            sign("exec format error"),
+            sign("Exec format error"),
+            sign(
+                "does not match the detected host platform",
+                r"platform \((?P<image>[\w/]+)\) does not match .*\((?P<host>[\w/]+)\)",
+            ),
+        ),
+        cause="An amd64 image on an arm64 node (a Spark is arm64), or the reverse.",
+        cure="Choose the variant of that platform (`python build.py --matrix --print table` "
+        "shows each one's); `distribute` refuses a wrong one.",
+        sources=(
+            "https://github.com/sickcodes/dock-droid/issues/16",
+            "https://github.com/outofcontrol/mediawiki-to-gfm/issues/37",
+        ),
+    ),
+    Entry(
+        id="mount-missing",
+        area=Area.DOCKER,
+        title="A folder that is to be mounted is not on the node",
+        says='invalid mount config for type "bind": bind source path does not exist: /…',
+        signs=(
+            sign("bind source path does not exist", r"does not exist: (?P<folder>\S+?)[.]?(\s|$)"),
+        ),
+        cause="The model's folder or a cache is not there, on this node at least.",
+        cure=f"{LAUNCH} makes the caches' folders first and looks for the model on every node. A "
+        f"Docker "
+        "of snap sees the home folder alone.",
+        sources=(
+            "https://github.com/devcontainers/cli/issues/613",
+            "https://github.com/tribut/homeassistant-docker-venv/issues/35",
+        ),
+    ),
+)

@@ -1,0 +1,113 @@
+"""`explain` through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from sparkimage.launching import failures, page
+from tests.unit.log_excerpts import HEALTHY, TRUE
+
+PROJECT = Path(__file__).resolve().parents[2]
+READY = "INFO:     Application startup complete.\n"
+
+
+def run(*words: str, given: bytes = b"", columns: int = 80) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "sparkimage", "explain", *words],
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "COLUMNS": str(columns)},
+        input=given,
+        capture_output=True,
+        check=False,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+def test_a_failure_is_named_with_its_line_its_cause_and_its_cure(tmp_path: Path) -> None:
+    wedge = TRUE["shm-broadcast"][0][1]
+    log = tmp_path / "head.log"
+    log.write_text(f"NCCL version 2.28.9+cuda13.0\n{READY}{wedge}\n{wedge}\n")
+    done = run(str(log))
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    assert f"{log}: 1 known failure (4 lines)" in text
+    assert "✗ The workers do not answer any more (shm_broadcast) (line 3, 2 times)" in text
+    assert "No available shared memory broadcast block found in 60 seconds" in text
+    assert "seen NCCL that was loaded: 2.28.9+cuda13.0 (2.28.9 is known to wedge" in text
+    entry = failures.BY_ID["shm-broadcast"]
+    assert f"cause {entry.cause}" in text
+    assert f"cure {entry.cure}" in text
+    assert entry.sources[0] in text
+    assert "came to ready" in text
+    # It reads well in a terminal of 80 columns; links alone may be longer.
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if "https://" not in line)
+
+
+def test_a_healthy_log_is_nothing_known_and_its_facts() -> None:
+    done = run("-", given=HEALTHY.encode())
+    assert done.returncode == 0
+    assert done.stdout.startswith("standard input: nothing known was found (")
+    assert "NCCL     2.30.4+cuda13.2 on spark-1" in done.stdout
+    assert "over     NET/IB 2x" in done.stdout
+    assert "came to  weights, model loaded, compiled, graphs captured, ready" in done.stdout
+    assert run("-", "--check", given=HEALTHY.encode()).returncode == 0
+    assert "nothing known was found (0 lines)" in run("-").stdout
+
+
+def test_check_is_for_scripts() -> None:
+    line = TRUE["no-device-type"][0][1].encode()
+    done = run("-", "--check", given=line)
+    assert done.returncode == 21
+    assert "error: 1 known failure in -" in done.stderr
+    assert "vLLM sees no GPU" in done.stdout
+
+
+def test_json_says_the_same(tmp_path: Path) -> None:
+    head, worker = tmp_path / "head.log", tmp_path / "worker.log"
+    head.write_text("NCCL version 2.30.4+cuda13.2\n" + TRUE["port-in-use"][0][1])
+    worker.write_text("NCCL version 2.28.9+cuda13.0\n")
+    said = json.loads(run(str(head), str(worker), "--json").stdout)
+    assert said["found"] == 2
+    (match,) = said["logs"][0]["matches"]
+    assert (match["id"], match["line_number"], match["count"]) == ("port-in-use", 2, 1)
+    assert match["captured"] == {"port": "29500"}
+    assert match["cause"] == failures.BY_ID["port-in-use"].cause
+    assert said["logs"][0]["facts"]["nccl"] == {"2.30.4+cuda13.2": []}
+    assert said["logs"][1]["matches"] == []
+    assert [one["id"] for one in said["across"]] == ["mixed-nccl"]
+    plain = run(str(head), str(worker)).stdout
+    assert "all logs together:" in plain
+    assert f"2.28.9 ({worker})" in " ".join(plain.split())
+
+
+def test_bytes_of_any_kind_are_read() -> None:
+    log = (
+        b"\xff\xfe\x00 \x1b[31m" + TRUE["torch-without-cuda"][0][1].encode() + b"\n\x80\x81[/bold]"
+    )
+    assert run("-", given=b"x\n" + log).returncode == 0
+    # Brackets in a log are no markup.
+    done = run("-", given=b"[red] RuntimeError: Failed to infer device type [/nothing]")
+    assert "[red] RuntimeError: Failed to infer device type [/nothing]" in done.stdout
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    for words in ((str(tmp_path / "none.log"),), (str(tmp_path),), ()):
+        done = run(*words)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert "→ " in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_page_is_that_of_the_table() -> None:
+    recorded = (PROJECT / "docs" / "troubleshooting.md").read_text()
+    assert recorded == page.markdown() + "\n", "make schema"
+    assert run("--known").stdout == recorded
+    for entry in failures.TABLE:
+        assert f"### {entry.title}\n" in recorded
+        assert entry.cure in recorded

@@ -1,0 +1,218 @@
+"""Known failures are named in real logs, whatever wrote them, and only there."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import string
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparkimage.launching import failures, knowledge, loglines
+from sparkimage.launching.entries import Entry
+from tests.unit.log_excerpts import HEALTHY, LOOKS_LIKE, TRUE
+
+IDS = [entry.id for entry in failures.TABLE]
+QUOTES = [
+    pytest.param(id_, url, text, id=f"{id_}-{number}")
+    for id_, quotes in TRUE.items()
+    for number, (url, text) in enumerate(quotes)
+]
+
+
+def found(text: str) -> list[str]:
+    return [match.entry.id for match in knowledge.read(text.splitlines())]
+
+
+def test_there_is_a_quotation_and_a_near_miss_for_every_entry() -> None:
+    assert sorted(TRUE) == sorted(IDS) == sorted(set(IDS))
+    assert sorted(LOOKS_LIKE) == sorted(IDS)
+    assert len(IDS) >= 35
+
+
+@pytest.mark.parametrize(("id_", "url", "text"), QUOTES)
+def test_a_real_line_is_named(id_: str, url: str, text: str) -> None:
+    del url
+    assert id_ in found(text)
+
+
+@pytest.mark.parametrize("id_", IDS)
+def test_a_line_that_looks_like_it_is_not(id_: str) -> None:
+    for text in LOOKS_LIKE[id_]:
+        assert id_ not in found(text), text
+
+
+@pytest.mark.parametrize("entry", failures.TABLE, ids=IDS)
+def test_an_entry_is_whole_and_its_words_are_those_of_a_source(entry: Entry) -> None:
+    assert entry.title
+    assert entry.cause.endswith((".", ")"))
+    assert entry.cure.endswith((".", ")"))
+    assert entry.sources
+    assert all(re.fullmatch(r"https://github\.com/\S+", url) for url in entry.sources)
+    urls = {url for url, _ in TRUE[entry.id]}
+    assert urls & set(entry.sources), "one of the quotations is from a page that the entry names"
+    quoted = "\n".join(text for _, text in TRUE[entry.id]).lower()
+    if entry.signs:
+        for piece in re.split(r"…|\d+|'", entry.says.lower()):
+            words = piece.strip(" .,:\"'()/")
+            assert words in quoted, f"{words!r} is not in the quotation"
+
+
+def test_nothing_is_found_in_a_healthy_log() -> None:
+    reading = knowledge.Reading()
+    for line in HEALTHY.splitlines():
+        reading.take(line)
+    assert reading.matches() == []
+    facts = reading.facts
+    assert facts.vllm == "0.9.0.1"
+    assert facts.releases == {"2.30.4": ["", "spark-1"]}
+    assert facts.via == {"NET/IB": 2}
+    assert list(facts.phases) == ["weights", "model loaded", "compiled", "graphs captured", "ready"]
+    assert facts.to_dict()["nccl"] == {"2.30.4": [], "2.30.4+cuda13.2": ["spark-1"]}
+
+
+def test_a_wedge_says_which_nccl_was_loaded() -> None:
+    wedge = TRUE["shm-broadcast"][0][1]
+    ready = "INFO:     Application startup complete.\n"
+    bad = knowledge.read(f"NCCL version 2.28.9+cuda13.0\n{ready}{wedge}\n{wedge}".splitlines())
+    assert [(m.entry.id, m.line_number, m.count) for m in bad] == [("shm-broadcast", 3, 2)]
+    assert bad[0].captured["nccl"] == "2.28.9+cuda13.0"
+    assert "known to wedge" in bad[0].note
+    good = knowledge.read(f"NCCL version 2.30.4+cuda13.2\n{ready}{wedge}".splitlines())
+    assert "2.30.4" in good[0].note
+    assert "wedge" not in good[0].note
+    silent = knowledge.read([wedge])
+    assert "NCCL_DEBUG=INFO" in silent[0].note
+
+
+def test_each_start_in_a_log_is_judged_for_itself() -> None:
+    start = "INFO [api_server.py:1896] vLLM API server version 0.10.2"
+    wedge, ready = TRUE["shm-broadcast"][0][1], "INFO:     Application startup complete."
+    old, new = "NCCL version 2.28.9+cuda13.0", "NCCL version 2.30.4+cuda13.2"
+    # Two starts that were slow, and no wedge; the library was changed in between.
+    assert knowledge.read([start, old, wedge, ready, start, new, wedge, ready]) == []
+    # A wedge of the first start is one of the library of then.
+    (match,) = knowledge.read([start, old, ready, wedge, start, new, ready])
+    assert match.captured["nccl"] == "2.28.9+cuda13.0"
+    # One in the second start, which never came to its end.
+    (match,) = knowledge.read([start, old, ready, start, new, wedge])
+    assert match.captured["nccl"] == "2.30.4+cuda13.2"
+    # A worker has no API that is ready; its graphs are its last phase.
+    graphs = "INFO [gpu_model_runner.py:1608] Graph capturing finished in 17 secs, took 0.48 GiB"
+    assert knowledge.read([wedge, graphs]) == []
+    assert [m.entry.id for m in knowledge.read([graphs, wedge])] == ["shm-broadcast"]
+
+
+def test_what_a_line_names_is_kept() -> None:
+    texts = {id_: quotes[0][1] for id_, quotes in TRUE.items()}
+    wanted = {
+        "preload-ignored": {"file": "libgamemodeauto.so.0", "nccl": ""},
+        "port-in-use": {"port": "29500"},
+        "kv-cache-too-small": {"asked": "262144", "possible": "34736"},
+        "memory-not-free": {
+            "device": "cuda:1", "free": "19.77", "total": "22.05", "wanted": "0.9",
+        },
+        "master-not-reached": {"address": "172.17.0.9", "port": "46229"},
+        "undefined-symbol": {
+            "library": "/workspace/vllm-abo/vllm/_C.abi3.so",
+            "symbol": "_ZN5torch3jit17parseSchemaOrNameERKSsb",
+        },
+    }  # fmt: skip
+    for id_, captured in wanted.items():
+        (match,) = [m for m in knowledge.read([texts[id_]]) if m.entry.id == id_]
+        assert match.captured == captured
+
+
+def test_ranks_with_different_nccl_are_found_in_one_log_and_across_logs() -> None:
+    lines = ["one  | NCCL version 2.28.9+cuda13.0", "two  | NCCL version 2.30.4+cuda13.2"]
+    (match,) = knowledge.read(lines)
+    assert match.entry.id == "mixed-nccl"
+    assert "2.28.9 (one)" in match.note
+    readings = [knowledge.Reading(source="head.log"), knowledge.Reading(source="worker.log")]
+    for reading, line in zip(readings, lines, strict=True):
+        reading.take(line.split("| ")[1])
+        assert reading.matches() == []
+    (across,) = knowledge.across(readings)
+    assert across.note == "2.28.9 (head.log); 2.30.4 (worker.log)"
+    assert knowledge.across(readings[:1]) == []
+
+
+PREFIXES = st.sampled_from(
+    ["", "2026-08-13T11:27:02.123456789Z ", "spark-1  | ", "vllm-ds4-1  | ", "[rank3]: ",
+     "(EngineCore_DP0 pid=77352) ", "\x1b[36m(Worker_TP0 pid=1)\x1b[0;0m ", "^[[0;36mone^[[0m ",
+     "spark-2  | 2026-08-13T11:27:02.1Z ", "2026-08-13 11:27:02 "]
+)  # fmt: skip
+
+
+@given(prefixes=st.lists(PREFIXES, max_size=3), id_=st.sampled_from(IDS), form=st.integers(0, 2))
+def test_what_stands_before_a_line_changes_nothing(
+    prefixes: list[str], id_: str, form: int
+) -> None:
+    for _, text in TRUE[id_]:
+        plain = knowledge.read(text.splitlines())
+        lines = ["".join(prefixes) + line for line in text.splitlines()]
+        forms: tuple[list[str] | list[bytes], ...] = (
+            lines,
+            [f"{line}\r\n".encode() for line in lines],
+            [json.dumps({"log": f"{line}\n", "stream": "stderr"}) for line in lines],
+        )
+        again = knowledge.read(forms[form])
+        assert [(m.entry.id, m.line_number, m.count, m.captured) for m in again] == [
+            (m.entry.id, m.line_number, m.count, m.captured) for m in plain
+        ]
+
+
+@given(st.lists(st.one_of(st.text(), st.binary()), max_size=30))
+def test_no_text_raises(lines: list[str | bytes]) -> None:
+    knowledge.read(lines)
+
+
+@given(st.binary(max_size=4000))
+def test_no_bytes_raise(data: bytes) -> None:
+    knowledge.read(loglines.lines_of(io.BytesIO(data)))
+
+
+@given(
+    st.lists(st.text(string.printable.replace("\n", "")), max_size=20),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_lines_come_out_as_they_went_in(lines: list[str], encoding: str) -> None:
+    data = "".join(f"{line}\n" for line in lines).encode(encoding)
+    assert list(loglines.lines_of(io.BytesIO(data))) == lines
+
+
+def test_utf16_of_a_windows_shell_is_read() -> None:
+    text = "one\r\nRuntimeError: Failed to infer device type\r\n"
+    (match,) = knowledge.read(loglines.lines_of(io.BytesIO(text.encode("utf-16"))))
+    assert (match.entry.id, match.line_number) == ("no-device-type", 2)
+
+
+class Endless(io.RawIOBase):
+    """Megabytes without a line's end, then many lines."""
+
+    def __init__(self, long: int, lines: int) -> None:
+        self.left = [b"x" * loglines.REFILL] * long + [
+            b"\nNCCL INFO Channel 00/0 : 0[0] -> 1[0] via NET/IB/0" * 1000
+        ] * lines
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        del size
+        return self.left.pop() if self.left else b""
+
+
+def test_memory_does_not_grow_with_the_log() -> None:
+    peaks = []
+    for size in (20, 200):
+        stream = Endless(size, size // 4)
+        tracemalloc.start()
+        knowledge.read(loglines.lines_of(stream))  # type: ignore[arg-type]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]
