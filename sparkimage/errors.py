@@ -175,6 +175,12 @@ class RegistryError(SparkError):
     exit_code = 17
 
 
+class DoctorError(SparkError):
+    """The doctor found what keeps a server of models from running here, or running well."""
+
+    exit_code = 19
+
+
 class ProbeError(SparkError):
     """A server of models refuses, breaks off or answers with something else than answers."""
 

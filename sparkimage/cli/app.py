@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparkimage import __version__
+from sparkimage.cli import doctor as cli_doctor
 from sparkimage.cli import engine as cli_engine
 from sparkimage.cli import explain as cli_explain
 from sparkimage.cli import fleet as cli_fleet
@@ -63,6 +64,7 @@ app.command("nodes")(cli_fleet.nodes)
 app.command("rollback")(cli_fleet.rollback)
 app.command("gc")(cli_fleet.gc)
 app.command("receipts")(cli_fleet.receipts)
+app.command("doctor")(cli_doctor.doctor)
 app.command("explain")(cli_explain.explain)
 app.command("probe")(cli_probe.probe)
 

@@ -19,6 +19,11 @@ ADDRESS = r"^[A-Za-z0-9][A-Za-z0-9._:%-]{0,252}$"
 """A host name, an IPv4 or an IPv6 address, or a name of the user's ssh_config. It never begins
 with a hyphen, which ssh would take for an option."""
 USER = r"^[A-Za-z_][A-Za-z0-9_.-]{0,31}$"
+INTERFACE = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,14}$"
+"""A network interface: the kernel takes up to 15 characters."""
+HCA = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(:[0-9]{1,3})?$"
+"""An RDMA device as ``NCCL_IB_HCA`` names it, with a port where it has several.
+https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-ib-hca"""
 FILE = "fleet.yaml"
 
 
@@ -38,6 +43,19 @@ class NodeSpec(Strict):
     user: str | None = Field(default=None, pattern=USER, description="default: as ssh_config says")
     port: int | None = Field(default=None, ge=1, le=65535, description="of sshd")
     sudo: bool = Field(default=False, description="call docker through `sudo -n`")
+    interface: str | None = Field(
+        default=None,
+        pattern=INTERFACE,
+        description="network interface for NCCL and GLOO; default: that of the data address",
+    )
+    hca: list[Annotated[str, Field(pattern=HCA)]] | None = Field(
+        default=None,
+        min_length=1,
+        description="RDMA devices for NCCL (NCCL_IB_HCA); default: those of the interface",
+    )
+    gpus: int | None = Field(
+        default=None, ge=0, le=64, description="number of GPUs; default: as found on the node"
+    )
     role: Literal["head", "worker"] | None = None
     labels: dict[str, str] = Field(default={}, description="the user's own words")
 
@@ -62,6 +80,9 @@ class Node:
     port: int | None = None
     sudo: bool = False
     role: str | None = None
+    interface: str | None = None
+    hca: tuple[str, ...] = ()
+    gpus: int | None = None
     labels: tuple[tuple[str, str], ...] = ()
 
 
@@ -151,6 +172,9 @@ def _node(name: str, spec: NodeSpec) -> Node:
         port=spec.port,
         sudo=spec.sudo,
         role=spec.role,
+        interface=spec.interface,
+        hca=tuple(spec.hca or ()),
+        gpus=spec.gpus,
         labels=tuple(sorted(spec.labels.items())),
     )
 

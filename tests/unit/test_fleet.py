@@ -39,9 +39,23 @@ def test_a_data_address_that_is_the_control_address_is_none(tmp_path: Path) -> N
     assert read.nodes[0].data is None
 
 
+def test_what_the_ranks_of_a_node_use(tmp_path: Path) -> None:
+    hca = ["rocep1s0f1", "roceP2p1s0f1:1"]
+    read = load(tmp_path, {"a": {"interface": "enp1s0f1np1", "hca": hca, "gpus": 0}, "b": {}})
+    assert read.nodes[0].interface == "enp1s0f1np1"
+    assert read.nodes[0].hca == tuple(hca)
+    assert read.nodes[0].gpus == 0
+    assert (read.nodes[1].interface, read.nodes[1].hca, read.nodes[1].gpus) == (None, (), None)
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
+        ({"interface": "eth0;reboot"}, "does not have the right form"),
+        ({"interface": "a-name-of-16-char"}, "does not have the right form"),
+        ({"hca": ["=mlx5_0"]}, "does not have the right form"),
+        ({"hca": []}, "nodes.a.hca"),
+        ({"gpus": -1}, "nodes.a.gpus"),
         ({"contrl": "x"}, "did you mean 'control'"),
         ({"control": "-oProxyCommand=evil"}, "does not have the right form"),
         ({"control": "a b"}, "does not have the right form"),

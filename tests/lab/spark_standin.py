@@ -1,0 +1,77 @@
+"""Makes a node of the lab look like a DGX Spark to whoever reads its facts: a stand-in for what no
+machine of ours has (GPU, driver, ConnectX-7). All else of the node stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.lab.fleet import Fleet
+from tests.lab.node import Node, put
+
+LINK, HCA = "enp1s0f1np1", "rocep1s0f1"
+SMI = """\
+#!/bin/sh
+# Stands in for nvidia-smi.
+case $1 in
+--query-gpu*) echo '0, NVIDIA GB10, 580.95.05, 122502, GPU-0' ;;
+--version) echo 'CUDA Version        : 13.0' ;;
+esac
+"""
+DRESS = f"""
+ip link add {LINK} mtu 9000 type veth peer name {LINK}p
+ip addr add "$1/24" dev {LINK}
+ip link set {LINK}p up
+ip link set {LINK} up
+mount -t tmpfs tmpfs /sys/class
+mkdir -p /sys/class/net/{LINK} /sys/class/infiniband/{HCA}/ports/1 \\
+    /sys/class/infiniband/{HCA}/device/net/{LINK} /dev/infiniband
+ln -s /sys/devices/virtual/net/eth0 /sys/class/net/eth0
+cd /sys/class/net/{LINK}
+echo 200000 >speed
+echo 9000 >mtu
+echo up >operstate
+cd /sys/class/infiniband/{HCA}/ports/1
+echo '4: ACTIVE' >state
+echo Ethernet >link_layer
+echo '200 Gb/sec (4X HDR)' >rate
+mknod /dev/infiniband/uverbs0 c 231 192
+mknod /dev/infiniband/rdma_cm c 10 120
+"""
+UNDRESS = f"""
+umount /sys/class || :
+ip link delete {LINK} || :
+rm -rf /dev/infiniband /models /usr/local/bin/nvidia-smi /usr/local/bin/date \\
+    /usr/local/bin/nvidia-container-runtime-hook
+pkill socat || :
+"""
+MODEL = {
+    "/models/m/config.json": b"{}",
+    "/models/m/a.safetensors": b"x" * 1000,
+    "/models/m/model.safetensors.index.json": b'{"weight_map": {"w": "a.safetensors"}}',
+}
+
+
+def address(node: Node) -> str:
+    """Of the node's fast interface."""
+    return f"192.168.100.{node.name.removeprefix('node')}"
+
+
+def dress(node: Node) -> None:
+    """Make it look like one."""
+    put(node, {
+        "/usr/local/bin/nvidia-smi": (0o755, SMI.encode()),
+        "/usr/local/bin/nvidia-container-runtime-hook": (0o755, b"#!/bin/sh\\n"),
+        **{path: (0o644, content) for path, content in MODEL.items()},
+    })  # fmt: skip
+    node.exec("sh", "-eus", "--", address(node), given=DRESS.encode())
+
+
+@contextmanager
+def dressed(fleet: Fleet) -> Iterator[Fleet]:
+    """All nodes look like one, as long as the context lasts."""
+    try:
+        fleet.each(dress)
+        yield fleet
+    finally:
+        fleet.each(lambda node: node.exec("sh", "-s", given=UNDRESS.encode()))

@@ -1,0 +1,242 @@
+"""The doctor on real nodes: what it says of them when they are well, and of each fault."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparkimage.fleets import remote
+from sparkimage.launching import facts
+from tests.lab.fleet import CONTROL, DATA, Fleet
+from tests.lab.node import Node, put, wait
+from tests.lab.project import Project
+from tests.lab.spark_standin import HCA, LINK, address, dressed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surgery(Project):
+    """A folder with a fleet.yaml, and nodes that look like Sparks."""
+
+    fleet: Fleet
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return super().environment(**{**self.fleet.environment, "COLUMNS": "80", **more})
+
+    def write(self, **changes: dict[str, Any]) -> None:
+        """fleet.yaml, with keys of nodes changed."""
+        data = self.fleet.data()
+        for node in self.fleet:
+            data["nodes"][node.name] |= {"data": address(node), **changes.get(node.name, {})}
+        (self.folder / "fleet.yaml").write_text(json.dumps(data))
+
+    def doctor(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.run("doctor", "--model", "/models/m", *words)
+
+    def findings(self, check: str, *words: str) -> dict[str, str]:
+        """What a check says of each node, and how to mend it."""
+        done = self.doctor("--json", *words)
+        assert done.returncode in (0, 19), done.stderr
+        found: dict[str, str] = {}
+        for one in json.loads(done.stdout)["findings"]:
+            for node in one["nodes"] if one["check"] == check else ():
+                line = f"{one['severity']}: {one['what']} → {one['mend']}\n"
+                found[node] = found.get(node, "") + line
+        return found
+
+
+@pytest.fixture
+def surgery(fleet: Fleet, tmp_path: Path) -> Iterator[Surgery]:
+    with dressed(fleet):
+        made = Surgery(folder=tmp_path, fleet=fleet)
+        made.write()
+        yield made
+
+
+def listen(node: Node, port: int) -> None:
+    node.exec(
+        "sh", "-c",
+        f"setsid socat TCP-LISTEN:{port},fork /dev/null </dev/null >/dev/null 2>&1 & "
+        f"until grep -qi ':{port:04X} .* 0A ' /proc/net/tcp; do sleep 0.02; done",
+    )  # fmt: skip
+
+
+def test_four_nodes_that_are_well(surgery: Surgery) -> None:
+    done = surgery.doctor()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 failures" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    stores = "several image stores: overlay2: node1, node3; containerd: node2, node4"
+    assert stores in " ".join(done.stdout.split())
+    made = json.loads(surgery.doctor("--json").stdout)
+    states = {one["check"]: one["result"] for one in made["checks"]}
+    assert {id for id, state in states.items() if state == "ok"} >= {
+        "reach", "distinct", "arch", "docker", "gpu", "gpus-equal", "driver", "gpus-flag", "rdma",
+        "verbs", "interface", "speed", "mtu", "model", "shards", "model-equal", "clock", "ports",
+    }  # fmt: skip
+    assert "fail" not in states.values()
+    facts = made["nodes"]["node4"]
+    assert facts["docker"]["version"].startswith("28.5.2")
+    assert facts["docker"]["containerd"] is True
+    assert facts["model"]["files"] == 3
+    assert facts["rdma"][0]["interface"] == LINK
+    # The nodes' own disks are small.
+    assert states["disk"] == "warn"
+    strict = surgery.doctor("--strict")
+    assert strict.returncode == 19
+    assert "0 failures and 2 warnings on node1, node2, node3, node4" in strict.stderr
+
+
+def test_nodes_as_they_are_without_gpu_and_network(fleet: Fleet, tmp_path: Path) -> None:
+    bare = Surgery(folder=tmp_path, fleet=fleet)
+    (tmp_path / "fleet.yaml").write_text(json.dumps(fleet.data()))
+    done = bare.doctor()
+    assert done.returncode == 19
+    for said in (
+        "✗ all 4 nodes: it has no nvidia-smi: there is no driver",
+        "it has no RDMA device",
+        "there is no /dev/infiniband",
+        "no interface has the data address 127.0.0.2",
+        "/models/m is not there",
+    ):
+        assert said in " ".join(done.stdout.split()), done.stdout
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: 5 failures on node1, node2, node3, node4\n→ ")
+
+
+def test_what_is_wrong_with_one_node_is_said_of_it(surgery: Surgery) -> None:
+    node1, node2, node3, node4 = surgery.fleet
+    node2.exec("rm", "-r", "/dev/infiniband")
+    listen(node1, 8000)
+    listen(node4, 8000)
+    put(node3, {
+        "/usr/local/bin/date": (0o755, b'#!/bin/sh\necho "$(($(/usr/bin/date +%s) + 400)).5"\n'),
+        "/models/m/a.safetensors": (0o644, b"x"),
+    })  # fmt: skip
+    node4.exec("rm", "/models/m/a.safetensors", "/usr/local/bin/nvidia-container-runtime-hook")
+
+    done = surgery.doctor("--json")
+    assert done.returncode == 19
+    found: dict[str, dict[str, str]] = {}
+    for one in json.loads(done.stdout)["findings"]:
+        for name in one["nodes"] if one["severity"] == "fail" else ():
+            found.setdefault(one["check"], {})[name] = f"{one['what']} → {one['mend']}"
+    assert {check: set(names) for check, names in found.items()} == {
+        "verbs": {"node2"}, "ports": {"node1"}, "clock": {"node3"}, "shards": {"node4"},
+        "model-equal": {"node3", "node4"}, "gpus-flag": {"node4"},
+    }  # fmt: skip
+    assert "modprobe -a ib_uverbs" in found["verbs"]["node2"]
+    assert "port 8000, of the API, is taken" in found["ports"]["node1"]
+    assert "its clock is +400 s off" in found["clock"]["node3"]
+    assert "a.safetensors of its index is not there" in found["shards"]["node4"]
+    assert "a.safetensors" in found["model-equal"]["node3"]
+    assert surgery.findings("ports", "--port", "8001") == {}
+
+
+def test_a_fleet_file_that_does_not_fit_the_nodes(surgery: Surgery) -> None:
+    surgery.write(
+        node1={"interface": "eth9"}, node2={"hca": ["mlx5_9"]}, node3={"gpus": 2},
+        node4={"data": surgery.fleet["node4"].inside},
+    )  # fmt: skip
+    assert f"{LINK} (200 Gbit/s), eth0 (10 Gbit/s)" in surgery.findings("interface")["node1"]
+    assert f"no RDMA device mlx5_9; there are: {HCA}" in surgery.findings("hca")["node2"]
+    assert "the fleet file says 2" in surgery.findings("gpu")["node3"]
+    assert "write `data: 192.168.100.4`" in surgery.findings("speed")["node4"]
+    assert set(surgery.findings("rdma")) == {"node4"}
+
+
+def test_a_data_address_that_is_a_name(surgery: Surgery) -> None:
+    # Its own name is its address among the nodes.
+    surgery.write(node1={"data": "node1"})
+    assert "its data goes over eth0" in surgery.findings("speed")["node1"]
+
+
+def test_who_may_not_talk_to_docker(surgery: Surgery) -> None:
+    surgery.write(
+        node1={"user": "plain"}, node2={"user": "sudoer", "sudo": True},
+        node3={"user": "asker", "sudo": True}, node4={"user": "worker"},
+    )  # fmt: skip
+    found = surgery.findings("docker")
+    assert set(found) == {"node1", "node3"}
+    assert "sudo usermod -aG docker plain" in found["node1"]
+    assert "asker may not call docker through sudo without a password" in found["node3"]
+
+
+def test_nodes_that_cannot_be_asked_hold_up_nobody(surgery: Surgery) -> None:
+    node1, node2, node3, node4 = surgery.fleet
+    node1.control.cut()
+    node2.change_host_key()
+    node3.kill_dockerd()
+    node4.pause_dockerd()
+    done = surgery.doctor("--json")
+    assert done.returncode == 19
+    made = json.loads(done.stdout)
+    said = {
+        (node, one["check"]): f"{one['what']} → {one['mend']}"
+        for one in made["findings"]
+        for node in one["nodes"]
+    }
+    assert "cannot be reached" in said["node1", "reach"]
+    assert "its host key is not the one that is known" in said["node2", "reach"]
+    assert "ssh-keygen -R" in said["node2", "reach"]
+    assert "its Docker does not answer: Cannot connect" in said["node3", "docker"]
+    assert "its Docker gives no answer: it hangs" in said["node4", "docker"]
+    states = {one["check"]: one["nodes"] for one in made["checks"]}
+    assert states["gpu"] == {"node1": "unknown", "node2": "unknown", "node3": "ok", "node4": "ok"}
+
+
+def test_an_interrupt_waits_for_no_node(surgery: Surgery) -> None:
+    hung = surgery.fleet["node1"].control
+    hung.hang()
+    process = subprocess.Popen(
+        surgery.argv("doctor"), env=surgery.environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait(lambda: hung.connections > 0, "nobody asks node1")
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=9)
+    assert process.returncode == 130, stderr
+    assert stderr.startswith("interrupted: ")
+
+
+def test_the_script_with_busybox(surgery: Surgery) -> None:
+    node = surgery.fleet["node1"]
+    node.exec("sh", "-c", "mkdir -p /models/bin && busybox --install -s /models/bin")
+    said = node.exec(
+        "env", "PATH=/models/bin:/usr/bin", "busybox", "sh", "-c", remote.text("facts"), "facts",
+        "docker", "/models/m",
+    )  # fmt: skip
+    one = facts.read(said, now=time.time())
+    assert one.docker.version.startswith("26.1.5")
+    assert [file.name for file in one.model.files] == [
+        "a.safetensors", "config.json", "model.safetensors.index.json",
+    ]  # fmt: skip
+    assert one.interface_of(address(node)) is not None
+    assert one.hcas_of(LINK) == (HCA,)
+    assert ("0.0.0.0", 22) in one.listening
+    assert one.memory
+    assert one.disk("docker")
+    assert one.skew_s is not None
+    assert one.memlock is not None
+
+
+def test_two_names_of_one_machine(surgery: Surgery) -> None:
+    port = surgery.fleet["node1"].port
+    nodes = {
+        name: {"control": control, "port": port, "user": "root"}
+        for name, control in (("a", CONTROL), ("b", DATA))
+    }
+    (surgery.folder / "fleet.yaml").write_text(json.dumps({"version": 1, "nodes": nodes}))
+    assert "they are one machine, node1" in surgery.findings("distinct")["a"]
+
+
+def test_names_without_a_file(surgery: Surgery) -> None:
+    done = surgery.doctor("--nodes", "node1,node2", "--no-rdma", "--json")
+    assert set(json.loads(done.stdout)["nodes"]) == {"node1", "node2"}
