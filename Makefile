@@ -68,11 +68,11 @@ workflows: venv ## Lint of .github: actionlint, and zizmor with all that it woul
 golden: venv ## Record the golden outputs anew; read the difference before you commit it
 	GOLDEN=write $(PYTEST) tests/golden
 
-schema: ## Write the JSON schemas of matrix.yaml and fleet.yaml, the doctor's page and that of known failures
+schema: ## Write the JSON schemas of matrix.yaml and fleet.yaml, the pages of checks and of known failures
 	python3 build.py schema matrix > docs/matrix.schema.json
 	python3 build.py schema fleet > docs/fleet.schema.json
-	python3 build.py doctor --reference > docs/doctor.md
 	python3 build.py explain --known > docs/troubleshooting.md
+	python3 build.py doctor --reference > docs/doctor.md
 
 lock: venv ## Resolve the development tools anew (requirements.txt); `build.py lock` does the matrix
 	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --universal \
