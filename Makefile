@@ -71,7 +71,7 @@ golden: venv ## Record the golden outputs anew; read the difference before you c
 schema: ## Write the JSON schemas of matrix.yaml and fleet.yaml, the pages of checks and of known failures
 	python3 build.py schema matrix > docs/matrix.schema.json
 	python3 build.py schema fleet > docs/fleet.schema.json
-	python3 build.py explain --known > docs/troubleshooting.md
+	python3 build.py explain --reference > docs/troubleshooting.md
 	python3 build.py doctor --reference > docs/doctor.md
 
 lock: venv ## Resolve the development tools anew (requirements.txt); `build.py lock` does the matrix

@@ -12,13 +12,13 @@ import typer
 from sparkimage.cli.base import JsonOption, Settings, console
 from sparkimage.cli.fleet import NodesOption, PatienceOption
 from sparkimage.errors import DoctorError, UsageError
-from sparkimage.launching.defaults import MASTER_PORT, PORT, UTILIZATION
-from sparkimage.launching.severity import Severity
+from sparkimage.machines.defaults import MASTER_PORT, PORT, UTILIZATION
+from sparkimage.machines.severity import Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sparkimage.launching.diagnosis import Case, Diagnosis, Finding, Result
+    from sparkimage.machines.diagnosis import Case, Diagnosis, Finding, Result
 
 MARKS = {
     Severity.OK: "[green]✓[/]",
@@ -71,8 +71,8 @@ def doctor(
     Exit code 19 when something failed: docs/doctor.md says what is examined and why.
     """
     from sparkimage.fleets import fleet as fleets
-    from sparkimage.launching import asking, diagnosis
-    from sparkimage.launching import doctor as doctors
+    from sparkimage.machines import asking, diagnosis
+    from sparkimage.machines import doctor as doctors
 
     if reference:
         typer.echo(doctors.page(), nl=False)
@@ -149,7 +149,7 @@ def _seen(one: Result, *, several: bool) -> str:
     """What was seen; where it is not the same everywhere, on which nodes."""
     from rich.markup import escape
 
-    from sparkimage.launching.diagnosis import grouped, in_words
+    from sparkimage.machines.diagnosis import grouped, in_words
 
     bad = [name for name, severity in one.nodes.items() if severity is one.worst]
     mine = one.worst not in (Severity.OK, Severity.INFO) and several and len(bad) < len(one.nodes)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from sparkimage.launching.knowledge import Match, Reading
-    from sparkimage.launching.logfacts import Facts
+    from sparkimage.explaining.knowledge import Match, Reading
+    from sparkimage.explaining.logfacts import Facts
 
 STDIN = "-"
 SHOWN = 400
@@ -38,7 +38,7 @@ def explain(
         bool, typer.Option("--check", help="Exit code 21 when a known failure was found.")
     ] = False,
     known: Annotated[
-        bool, typer.Option("--known", help="Print every failure that is known; read no log.")
+        bool, typer.Option("--reference", help="Print every failure that is known; read no log.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,7 +48,7 @@ def explain(
 
     The exit code is 0 whether something was found or not; --check makes it 21 when something was.
     """
-    from sparkimage.launching import knowledge, page
+    from sparkimage.explaining import knowledge, page
 
     if known:
         typer.echo(page.markdown())
@@ -80,8 +80,8 @@ def explain(
 
 
 def _read(name: str) -> Reading:
-    from sparkimage.launching import loglines
-    from sparkimage.launching.knowledge import Reading
+    from sparkimage.explaining import loglines
+    from sparkimage.explaining.knowledge import Reading
 
     reading = Reading(source="standard input" if name == STDIN else name)
     with _open(name) as stream:
@@ -171,7 +171,7 @@ def _print_row(to: Console, name: str, value: str, *, style: str = "") -> None:
 
 def _told(facts: Facts) -> list[tuple[str, str]]:
     """What else a log tells, as rows."""
-    from sparkimage.launching.logfacts import PHASES
+    from sparkimage.explaining.logfacts import PHASES
 
     rows = []
     if facts.vllm:

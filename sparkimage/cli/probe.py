@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from sparkimage.launching.measure import Comparison, Result
+    from sparkimage.measuring.measure import Comparison, Result
 
 
 def probe(
@@ -54,8 +54,8 @@ def probe(
     off; what a server does not grant of that is said with the numbers. A key comes from the
     environment variable SPARKIMAGE_API_KEY.
     """
-    from sparkimage.launching import measure
-    from sparkimage.launching.completions import Server, parse_url
+    from sparkimage.measuring import measure
+    from sparkimage.measuring.completions import Server, parse_url
 
     before = measure.load(compare) if compare is not None else None
     settings = measure.Settings(

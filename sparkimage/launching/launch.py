@@ -20,18 +20,20 @@ from sparkimage.errors import (
     MixedFleetError,
     SparkError,
 )
+from sparkimage.explaining import knowledge
 from sparkimage.fleets import moving
 from sparkimage.fleets.distribute import stations
 from sparkimage.fleets.fleet import Fleet
 from sparkimage.fleets.moving import Errors, lines, together
 from sparkimage.fleets.station import Station
-from sparkimage.launching import command, facts, knowledge, placing, sets, waiting
+from sparkimage.launching import command, placing, sets, waiting
 from sparkimage.launching.command import Container, Place, Request
-from sparkimage.launching.facts import Facts
 from sparkimage.launching.proof import Finding
 from sparkimage.launching.screen import screen
 from sparkimage.launching.sets import HEAD, Here, Judged, Member
 from sparkimage.launching.waiting import Expected, Rank, Waiting
+from sparkimage.machines import facts
+from sparkimage.machines.facts import Facts
 from sparkimage.progress import View
 from sparkimage.storage.store import Image
 

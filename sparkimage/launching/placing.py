@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sparkimage.errors import LaunchError, UsageError
 from sparkimage.fleets.fleet import Fleet, Node
-from sparkimage.launching.facts import Facts
+from sparkimage.machines.facts import Facts
 from sparkimage.plans.profiles import Profile, fitting
 from sparkimage.wellformed import nearest
 

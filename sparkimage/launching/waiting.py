@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sparkimage.errors import LaunchError, NodeError, SparkError
+from sparkimage.explaining import knowledge
+from sparkimage.explaining.knowledge import Match
 from sparkimage.fleets import moving, remote
 from sparkimage.fleets.station import Station
-from sparkimage.launching import health, knowledge, proof, sets
-from sparkimage.launching.knowledge import Match
+from sparkimage.launching import health, proof, sets
 from sparkimage.launching.proof import Finding
 from sparkimage.launching.reading import PHASES, Log
 from sparkimage.launching.screen import Screen

@@ -82,6 +82,9 @@ class Bench:
                     node.docker("rmi", "--force", tag)
             for dangling in node.dangling():
                 node.docker("rmi", "--force", dangling)
+            if node.spec.containerd_store:
+                # Else blobs without an image stay until containerd comes to it by itself.
+                node.exec("ctr", "--namespace", "moby", "content", "prune", "references")
 
         each(self.nodes, one)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.launching import knowledge
+from sparkimage.explaining import knowledge
 from sparkimage.storage import archive
 from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sparkimage.fleets import remote
-from sparkimage.launching import facts
+from sparkimage.machines import facts
 from tests.lab.fleet import CONTROL, DATA, Fleet
 from tests.lab.node import Node, put, wait
 from tests.lab.project import Project

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkimage.errors import ProbeError, UsageError
-from sparkimage.launching import completions, measure
+from sparkimage.measuring import completions, measure
 from tests.lab.standin_vllm.api import NO_TOOLS, Behaviour, Server
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sparkimage.launching import facts
-from sparkimage.launching.facts import Facts
+from sparkimage.machines import facts
+from sparkimage.machines.facts import Facts
 
 NOW = 1_790_000_000.0
 INFO: dict[str, Any] = {

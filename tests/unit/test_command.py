@@ -17,8 +17,8 @@ from sparkimage.errors import LaunchError, UsageError
 from sparkimage.fleets.fleet import Fleet, Node
 from sparkimage.launching import command, image, placing
 from sparkimage.launching.command import Container, Mount, Place, Request
-from sparkimage.launching.facts import Facts, Interface, Rdma
 from sparkimage.launching.image import Library
+from sparkimage.machines.facts import Facts, Interface, Rdma
 from sparkimage.plans.profiles import Profile, Serve
 
 WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)

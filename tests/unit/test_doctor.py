@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from sparkimage.errors import UnreachableError
 from sparkimage.fleets.fleet import Node
-from sparkimage.launching import doctor
-from sparkimage.launching.diagnosis import (
+from sparkimage.machines import doctor
+from sparkimage.machines.diagnosis import (
     Case,
     Check,
     Finding,
@@ -30,7 +30,7 @@ from sparkimage.launching.diagnosis import (
     merged,
     odd,
 )
-from sparkimage.launching.severity import Severity
+from sparkimage.machines.severity import Severity
 from tests.unit.spark_facts import PARTS, edited, info, spark
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sparkimage.launching import failures, page
+from sparkimage.explaining import failures, page
 from tests.unit.log_excerpts import HEALTHY, TRUE
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -107,7 +107,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
 def test_the_page_is_that_of_the_table() -> None:
     recorded = (PROJECT / "docs" / "troubleshooting.md").read_text()
     assert recorded == page.markdown() + "\n", "make schema"
-    assert run("--known").stdout == recorded
+    assert run("--reference").stdout == recorded
     for entry in failures.TABLE:
         assert f"### {entry.title}\n" in recorded
         assert entry.cure in recorded

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from sparkimage.errors import CommandError
 from sparkimage.fleets import remote
-from sparkimage.launching import facts
-from sparkimage.launching.facts import UNLIMITED, Facts
+from sparkimage.machines import facts
+from sparkimage.machines.facts import UNLIMITED, Facts
 from sparkimage.run import Completed, Local
 from tests.unit.spark_facts import NOW, PARTS, edited, info, spark, text
 

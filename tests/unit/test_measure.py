@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkimage.errors import UsageError
-from sparkimage.launching import completions, measure
-from sparkimage.launching.completions import Answer
+from sparkimage.measuring import completions, measure
+from sparkimage.measuring.completions import Answer
 
 
 def answer(**more: Any) -> Answer:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 
-from sparkimage.launching.diagnosis import Case, Finding, Patient, grouped, in_words, odd
-from sparkimage.launching.facts import Facts, Interface
-from sparkimage.launching.severity import Severity
+from sparkimage.machines.diagnosis import Case, Finding, Patient, grouped, in_words, odd
+from sparkimage.machines.facts import Facts, Interface
+from sparkimage.machines.severity import Severity
 
 SLOW = 10_000
 """Mbit/s below which ranks on several machines wait for each other more than they compute."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sparkimage.launching.entries import Entry
-from sparkimage.launching.table import (
+from sparkimage.explaining.entries import Entry
+from sparkimage.explaining.table import (
     arguments,
     docker,
     image,

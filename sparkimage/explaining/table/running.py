@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sparkimage.launching.entries import Area, Entry, Tally, sign
-from sparkimage.launching.logfacts import Facts
-from sparkimage.launching.table.links import LAUNCH, NCCL, VLLM
+from sparkimage.explaining.entries import Area, Entry, Tally, sign
+from sparkimage.explaining.logfacts import Facts
+from sparkimage.explaining.table.links import LAUNCH, NCCL, VLLM
 
 
 def _not_while_starting(tally: Tally, facts: Facts) -> bool:

@@ -9,9 +9,9 @@ from sparkimage.fleets.fleet import Fleet, Node
 from sparkimage.fleets.moving import together
 from sparkimage.fleets.remote import END
 from sparkimage.fleets.station import Station
-from sparkimage.launching import facts
-from sparkimage.launching.diagnosis import Patient
-from sparkimage.launching.facts import Facts
+from sparkimage.machines import facts
+from sparkimage.machines.diagnosis import Patient
+from sparkimage.machines.facts import Facts
 from sparkimage.run import Local
 
 HERE = "this machine"

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparkimage.launching import failures
-from sparkimage.launching.entries import Entry, Tally
-from sparkimage.launching.logfacts import Facts
-from sparkimage.launching.loglines import clean, node_of
+from sparkimage.explaining import failures
+from sparkimage.explaining.entries import Entry, Tally
+from sparkimage.explaining.logfacts import Facts
+from sparkimage.explaining.loglines import clean, node_of
 
 QUOTES = "Received request "
 """vLLM's log of a request holds the words of a user: what they quote did not happen here."""

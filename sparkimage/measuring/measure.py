@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sparkimage.errors import ProbeError, UsageError
-from sparkimage.launching.completions import Answer, Refusal, Server
+from sparkimage.measuring.completions import Answer, Refusal, Server
 
 VERSION = 1
 """Of the saved form."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparkimage.launching import failures
-from sparkimage.launching.entries import Area
+from sparkimage.explaining import failures
+from sparkimage.explaining.entries import Area
 
 _HEAD = """\
 # Known failures

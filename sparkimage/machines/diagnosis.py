@@ -9,9 +9,9 @@ from typing import Any
 
 from sparkimage.errors import SparkError
 from sparkimage.fleets.fleet import Node
-from sparkimage.launching.defaults import MASTER_PORT, PORT, UTILIZATION
-from sparkimage.launching.facts import Facts, Interface
-from sparkimage.launching.severity import ORDER, Severity, worst
+from sparkimage.machines.defaults import MASTER_PORT, PORT, UTILIZATION
+from sparkimage.machines.facts import Facts, Interface
+from sparkimage.machines.severity import ORDER, Severity, worst
 
 
 @dataclass(frozen=True, kw_only=True)

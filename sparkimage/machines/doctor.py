@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib import resources
 
-from sparkimage.launching import rules_machine as machine
-from sparkimage.launching import rules_model as model
-from sparkimage.launching import rules_network as network
-from sparkimage.launching.diagnosis import Case, Check, Diagnosis, Patient
-from sparkimage.launching.facts import Facts
-from sparkimage.launching.severity import Severity
+from sparkimage.machines import rules_machine as machine
+from sparkimage.machines import rules_model as model
+from sparkimage.machines import rules_network as network
+from sparkimage.machines.diagnosis import Case, Check, Diagnosis, Patient
+from sparkimage.machines.facts import Facts
+from sparkimage.machines.severity import Severity
 from sparkimage.units import human
 
 UNIFIED = "https://github.com/vllm-project/vllm/issues/35313"

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sparkimage.launching.logfacts import Facts
+    from sparkimage.explaining.logfacts import Facts
 
 
 class Area(StrEnum):

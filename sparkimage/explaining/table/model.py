@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparkimage.launching.entries import Area, Entry, sign
-from sparkimage.launching.table.links import DOCTOR, LAUNCH, VLLM
+from sparkimage.explaining.entries import Area, Entry, sign
+from sparkimage.explaining.table.links import DOCTOR, LAUNCH, VLLM
 
 ENTRIES = (
     Entry(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sparkimage.fleets.station import MIN_MAJOR
-from sparkimage.launching.diagnosis import Case, Finding, grouped, in_words, odd, version
-from sparkimage.launching.facts import UNLIMITED, Facts
-from sparkimage.launching.severity import Severity
+from sparkimage.machines.diagnosis import Case, Finding, grouped, in_words, odd, version
+from sparkimage.machines.facts import UNLIMITED, Facts
+from sparkimage.machines.severity import Severity
 from sparkimage.units import human
 
 CUDA = (13, 0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from sparkimage.launching.diagnosis import Case, Finding, grouped, in_words, odd
-from sparkimage.launching.facts import Facts, Folder
-from sparkimage.launching.severity import Severity
+from sparkimage.machines.diagnosis import Case, Finding, grouped, in_words, odd
+from sparkimage.machines.facts import Facts, Folder
+from sparkimage.machines.severity import Severity
 from sparkimage.units import human
 
 SHOWN = 3

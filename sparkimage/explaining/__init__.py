@@ -1,0 +1,1 @@
+"""What logs tell: the failures that are known, and the facts beside them."""
