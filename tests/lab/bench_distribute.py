@@ -82,8 +82,9 @@ class Bench:
                     node.docker("rmi", "--force", tag)
             for dangling in node.dangling():
                 node.docker("rmi", "--force", dangling)
-            if node.spec.containerd_store:
-                # Else blobs without an image stay until containerd comes to it by itself.
+            if node.spec.containerd_store and not keep_base:
+                # Else blobs without an image stay until containerd comes to it by itself. What
+                # an image needs would go, too.
                 node.exec("ctr", "--namespace", "moby", "content", "prune", "references")
 
         each(self.nodes, one)
