@@ -36,7 +36,7 @@ from sparkimage.inputs.outside import Outside
 from sparkimage.plans import bake
 from sparkimage.plans.plan import Plan
 from sparkimage.progress import Build, View
-from sparkimage.proof import gate, seal, verify
+from sparkimage.proof import demands, gate, seal, verify
 from sparkimage.proof.keys import Keyring
 from sparkimage.run import Runner
 from sparkimage.storage import archive
@@ -171,7 +171,7 @@ def _sealed(plan: Plan, image: Image, shop: Workshop) -> seal.Verdict | None:
         passage = gate.ask(
             shop.store,
             image.digest,
-            plan_checksum=verify.checksum(plan, shop.project),
+            plan_checksum=demands.checksum(plan, shop.project),
             # What only a node can prove is not proven by building again.
             required=gate.Required(tiers=DEFAULT),
             keys=shop.keys,

@@ -116,9 +116,9 @@ def distribute(
     if key is not None and not via:
         raise UsageError("--key is of what a registry holds", hint="give --via, too")
     if via:
-        from sparkimage.proof import verify as verifying
+        from sparkimage.proof import demands
 
-        required = verifying.required(plan, read.root)
+        required = demands.required(plan, read.root)
         _ask_the_registry(via, key, plan, held, required, keys, allow_unverified=allow_unverified)
     outcome = Distribution(
         image=held,

@@ -74,7 +74,7 @@ def publish(
     from sparkimage.layers import layerindex
     from sparkimage.plans import matrix
     from sparkimage.progress import View
-    from sparkimage.proof import verify as verifying
+    from sparkimage.proof import demands
     from sparkimage.proof.keys import Keyring
     from sparkimage.publishing import naming, sbom, signing
     from sparkimage.publishing import publish as publishing
@@ -94,7 +94,7 @@ def publish(
     items = []
     for one in chosen:
         plan, held, passage = to_ship(read, store, one.name, keys=keys, allow_unverified=False)
-        required = verifying.required(plan, read.root)
+        required = demands.required(plan, read.root)
         assert passage.verdict is not None
         with view.busy(f"measuring {plan.variant}"):
             files = layerindex.image_files(store, held)

@@ -59,8 +59,7 @@ def load(
     """Take an image and its seal from a file into the store, and name it if the seal fits."""
     from sparkimage import paths
     from sparkimage.progress import View
-    from sparkimage.proof import gate
-    from sparkimage.proof import verify as verifying
+    from sparkimage.proof import demands, gate
     from sparkimage.proof.keys import Keyring
     from sparkimage.publishing import shipping
     from sparkimage.storage.store import Store
@@ -72,7 +71,7 @@ def load(
         ours = [one for one in read.variants if f"{read.repository}:{one.name}" == name]
         if not ours:
             return gate.Required(tiers=read.requires)
-        return verifying.required(plans_of(read, ours)[0], read.root)
+        return demands.required(plans_of(read, ours)[0], read.root)
 
     view = View(console(stderr=True))
     path = Path(file)

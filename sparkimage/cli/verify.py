@@ -68,15 +68,14 @@ def to_ship(
     read: Matrix, store: Store, reference: str, *, keys: Keyring, allow_unverified: bool
 ) -> tuple[Plan, Image, Passage]:
     """The image that is meant and its plan, after the gate was asked. Raises ``GateError``."""
-    from sparkimage.proof import gate
-    from sparkimage.proof import verify as verifying
+    from sparkimage.proof import demands, gate
 
     plan, held = find(read, store, reference)
     passage = gate.ask(
         store,
         held.digest,
-        plan_checksum=verifying.checksum(plan, read.root),
-        required=verifying.required(plan, read.root),
+        plan_checksum=demands.checksum(plan, read.root),
+        required=demands.required(plan, read.root),
         allow_unverified=allow_unverified,
         name=plan.image,
         keys=keys,
@@ -102,8 +101,8 @@ def verify(
 
     from sparkimage import paths
     from sparkimage.progress import View
+    from sparkimage.proof import demands, seal
     from sparkimage.proof import emit as emitting
-    from sparkimage.proof import seal
     from sparkimage.proof import verify as verifying
     from sparkimage.proof.keys import Keyring
     from sparkimage.run import Local
@@ -134,7 +133,7 @@ def verify(
         verdict = None
         try:
             verdict = seal.verdict(
-                store, held.digest, plan_checksum=verifying.checksum(plan, read.root), keys=keys
+                store, held.digest, plan_checksum=demands.checksum(plan, read.root), keys=keys
             )
         except GateError as error:
             typer.echo(f"warning: {error.message}", err=True)
@@ -177,13 +176,12 @@ def report(
 ) -> None:
     """Write what an image's seal says as a page to read; verifies nothing."""
     from sparkimage import paths
-    from sparkimage.proof import seal
-    from sparkimage.proof import verify as verifying
+    from sparkimage.proof import demands, seal
     from sparkimage.storage.store import Store
 
     read, store = read_matrix(), Store.open(paths.store())
     plan, held = find(read, store, reference)
-    verdict = seal.verdict(store, held.digest, plan_checksum=verifying.checksum(plan, read.root))
+    verdict = seal.verdict(store, held.digest, plan_checksum=demands.checksum(plan, read.root))
     if verdict is None:
         raise GateError(
             f"{held.digest[:19]} has no seal of this plan and its checks",

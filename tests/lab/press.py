@@ -15,7 +15,7 @@ from sparkimage.plans import lock, matrix, planning
 from sparkimage.plans.matrix import Matrix
 from sparkimage.plans.plan import Plan
 from sparkimage.progress import View
-from sparkimage.proof import seal, verify
+from sparkimage.proof import demands, seal
 from sparkimage.proof.gate import Required
 from sparkimage.proof.keys import Keyring
 from sparkimage.publishing import naming, publish, sbom
@@ -105,7 +105,7 @@ class Press(Project):
         config["created"] = created
         made = good_maker.put_image(store, config, [blob for blob, _ in listed])
         return sealed(
-            store, made, plan.image, plan=verify.checksum(plan, self.folder), keys=self.keys,
+            store, made, plan.image, plan=demands.checksum(plan, self.folder), keys=self.keys,
             lock=plan.lock_checksum,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from sparkimage import origin, paths
 from sparkimage.engines.engine import Engine
 from sparkimage.plans import lock, matrix, planning
 from sparkimage.plans.plan import TRIPLETS
-from sparkimage.proof import verify
+from sparkimage.proof import demands
 from sparkimage.proof.keys import Keyring
 from sparkimage.run import Local
 from sparkimage.storage.store import Image
@@ -197,7 +197,7 @@ class Serving(Project):
         (one,) = matrix.select(read, names=[variant])
         plan = planning.make(read, one, held, origin.of(self.folder, None, Local()))
         return sealed(
-            self.store, image, plan.image, plan=verify.checksum(plan, self.folder),
+            self.store, image, plan.image, plan=demands.checksum(plan, self.folder),
             keys=Keyring(folder=self.folder / "home" / "keys"), lock=plan.lock_checksum,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparkimage import origin
 from sparkimage.plans import lock, matrix, planning
-from sparkimage.proof import verify
+from sparkimage.proof import demands
 from sparkimage.proof.keys import Keyring
 from sparkimage.run import Local
 from sparkimage.storage.store import Image
@@ -60,7 +60,7 @@ class Shipment(Project):
         where = origin.of(self.folder, None, Local())
         plan = planning.make(read, read.variants[0], held, where)
         return sealed(
-            self.store, image, NAME, plan=verify.checksum(plan, self.folder),
+            self.store, image, NAME, plan=demands.checksum(plan, self.folder),
             keys=Keyring(folder=self.folder / "home" / "keys"),
         )  # fmt: skip
 

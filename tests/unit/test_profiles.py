@@ -15,7 +15,7 @@ from sparkimage.errors import ConfigError
 from sparkimage.plans import lock, matrix, planning, profiles
 from sparkimage.plans.matrix import Matrix
 from sparkimage.plans.profiles import Profile
-from sparkimage.proof import verify
+from sparkimage.proof import demands
 from tests.unit import project_maker as maker
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -136,7 +136,7 @@ def test_profiles_change_neither_plan_nor_seal_nor_lock(tmp_path: Path) -> None:
     ]
     assert len({plan.checksum() for plan in plans}) == 1
     seals = {
-        verify.checksum(plan, read.root)
+        demands.checksum(plan, read.root)
         for plan, read in zip(plans, (one, other, without), strict=True)
     }
     assert len(seals) == 1

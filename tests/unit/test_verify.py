@@ -30,7 +30,7 @@ from sparkimage.errors import (
 from sparkimage.plans import planning
 from sparkimage.plans.model import MatrixFile
 from sparkimage.plans.plan import Answer, Plan
-from sparkimage.proof import emit, node, report, seal, starting, verify
+from sparkimage.proof import demands, emit, node, report, seal, starting, verify
 from sparkimage.proof.keys import Keyring
 from sparkimage.proof.seal import Check
 from sparkimage.run import Completed, Local
@@ -108,7 +108,7 @@ class Bench:
     def verdict(self) -> seal.Verdict | None:
         return seal.verdict(
             self.store, self.image.digest, keys=self.keys,
-            plan_checksum=verify.checksum(self.plan, self.project),
+            plan_checksum=demands.checksum(self.plan, self.project),
         )  # fmt: skip
 
 
@@ -161,17 +161,17 @@ def test_each_static_check_can_fail(bench: Bench, id: str) -> None:
 
 
 def test_what_is_required_is_of_the_plan_and_its_checks(bench: Bench) -> None:
-    required = verify.required(bench.plan, bench.project)
+    required = demands.required(bench.plan, bench.project)
     assert (required.tiers, required.checks) == (DEFAULT, ("app/test_a",))
     more = replace(bench.plan, requires=tuple(Tier))
-    assert verify.required(more, bench.project).tiers == tuple(Tier)
+    assert demands.required(more, bench.project).tiers == tuple(Tier)
     # Asking for more leaves the seal as it is; other checks do not.
-    before = verify.checksum(bench.plan, bench.project)
-    assert verify.checksum(more, bench.project) == before
+    before = demands.checksum(bench.plan, bench.project)
+    assert demands.checksum(more, bench.project) == before
     only = replace(bench.plan, requires=(Tier.STATIC,))
-    assert verify.required(only, bench.project).checks == ()
+    assert demands.required(only, bench.project).checks == ()
     (bench.project / "images" / "app" / "test_app.py").write_text("def test_b(check): ...\n")
-    assert verify.checksum(bench.plan, bench.project) != before
+    assert demands.checksum(bench.plan, bench.project) != before
 
 
 def test_requires_is_a_field_of_the_matrix(tmp_path: Path) -> None:
