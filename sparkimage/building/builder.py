@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from sparkimage.address import WHEELS
 from sparkimage.building import preflight
-from sparkimage.engines.builders import Builder
-from sparkimage.engines.engine import Engine, docker_client
+from sparkimage.building.workshop import Workshop
+from sparkimage.engines.engine import docker_client
 from sparkimage.errors import (
     BuildError,
     CommandError,
@@ -32,15 +32,12 @@ from sparkimage.errors import (
 )
 from sparkimage.inputs import fetch as inputs
 from sparkimage.inputs import wheels
-from sparkimage.inputs.outside import Outside
 from sparkimage.plans import bake
 from sparkimage.plans.plan import Plan
 from sparkimage.progress import Build, View
 from sparkimage.proof import demands, gate, seal, verify
-from sparkimage.proof.keys import Keyring
-from sparkimage.run import Runner
 from sparkimage.storage import archive
-from sparkimage.storage.store import Descriptor, Image, Store
+from sparkimage.storage.store import Descriptor, Image
 from sparkimage.tier import DEFAULT
 
 if TYPE_CHECKING:
@@ -64,44 +61,6 @@ class Result:
     unchanged: bool
     not_run: Mapping[str, str] = field(default_factory=dict)
     """Checks that could not run here, and why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """Everything that a build works with on this machine."""
-
-    project: Path
-    store: Store
-    engine: Engine
-    view: View
-    outside: Outside
-    builder: Builder
-    """Where BuildKit runs: in the engine, or elsewhere."""
-    cache: str | None = None
-    """REGISTRY/REPOSITORY that keeps the build cache."""
-
-    @property
-    def home(self) -> Path:
-        return self.outside.home
-
-    @property
-    def keys(self) -> Keyring:
-        """What seals are signed with, and whose are believed."""
-        return Keyring.of(self.home)
-
-    @property
-    def runner(self) -> Runner:
-        return self.outside.runner
-
-    def inputs(self, plan: Plan) -> bake.Inputs:
-        """Make everything ready that the build of ``plan`` takes in; errors as there."""
-        arch = self.builder.native(plan.arch)
-        return inputs.ready(plan, project=self.project, outside=self.outside, builder_arch=arch)
-
-    def definition(self, plans: Sequence[Plan]) -> dict[str, Any]:
-        """The bake file for these plans, with everything made ready that it names."""
-        given = {plan.variant: self.inputs(plan) for plan in plans}
-        return bake.definition(plans, given, self.outside.mirrors, self.cache)
 
 
 def fingerprint(plan: Plan, project: Path) -> str:

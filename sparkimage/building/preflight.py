@@ -17,7 +17,7 @@ from sparkimage.plans.plan import LayerPlan, Plan
 from sparkimage.units import human
 
 if TYPE_CHECKING:
-    from sparkimage.building.builder import Workshop
+    from sparkimage.building.workshop import Workshop
 
 UNPACKED_PER_BYTE = 6.5
 """Bytes of disk for each byte of wheels: 2.1 in BuildKit's snapshots, 2.1 unpacked for running,

@@ -15,7 +15,8 @@ from sparkimage.units import clock, human
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sparkimage.building.builder import Result, Workshop
+    from sparkimage.building.builder import Result
+    from sparkimage.building.workshop import Workshop
     from sparkimage.plans.matrix import Matrix, Variant
 
 

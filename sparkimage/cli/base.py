@@ -13,7 +13,7 @@ from sparkimage.errors import LockError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sparkimage.building.builder import Workshop
+    from sparkimage.building.workshop import Workshop
     from sparkimage.inputs.outside import Outside
     from sparkimage.plans.lock import Lock
     from sparkimage.plans.matrix import Matrix, Variant
@@ -119,7 +119,7 @@ def workshop(
 ) -> Workshop:
     """What a build works with, the engine started where none answers."""
     from sparkimage import paths
-    from sparkimage.building.builder import Workshop
+    from sparkimage.building.workshop import Workshop
     from sparkimage.engines import builders
     from sparkimage.engines.private_engine import ensure
     from sparkimage.progress import View

@@ -144,7 +144,7 @@ def read(said: str, node: Node, *, now: float | None = None) -> Seen:
     Raises ``EnginePermissionError``, ``EngineError`` or ``NodeError``, with the node's name, when
     its Docker cannot be used.
     """
-    parts = _parts(said)
+    parts = parts_of(said)
     about = parts.get("node", [])
     if len(about) < 3:
         raise NodeError(
@@ -176,10 +176,11 @@ def read(said: str, node: Node, *, now: float | None = None) -> Seen:
     )
 
 
-def _parts(said: str) -> dict[str, list[str]]:
+def parts_of(said: str) -> dict[str, list[str]]:
+    """The lines of each part of what a script says, by the part's name."""
     parts: dict[str, list[str]] = {}
     lines: list[str] = []
-    for line in said.splitlines():
+    for line in said.split("\n"):
         if line.startswith("@@ "):
             lines = parts.setdefault(line[3:], [])
         elif line.strip():

@@ -10,6 +10,7 @@ from typing import Any
 
 from sparkimage.errors import NodeError, SparkError
 from sparkimage.fleets import remote
+from sparkimage.fleets.probe import parts_of
 from sparkimage.fleets.station import Station
 from sparkimage.launching.command import LABEL
 
@@ -91,13 +92,7 @@ def look(station: Station) -> Here:
 
 def read(node: str, said: str, identities: Mapping[str, str]) -> Here:
     """Make sense of what the script said; a container that is not ours as a whole is left out."""
-    parts: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in said.splitlines():
-        if line.startswith("@@ "):
-            lines = parts.setdefault(line[3:], [])
-        elif line.strip():
-            lines.append(line)
+    parts = parts_of(said)
     members = []
     for line in parts.get("containers", []):
         try:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from sparkimage.engines.emulation import MACHINES
 from sparkimage.errors import CommandError
 from sparkimage.fleets import remote
+from sparkimage.fleets.probe import parts_of
 from sparkimage.run import Completed
 
 UNLIMITED = -1
@@ -361,7 +362,7 @@ def ask(
 
 def read(said: str, *, now: float) -> Facts:
     """Make sense of what the script said; ``now``: our clock when it came. Never raises."""
-    parts = _parts(_clean(said))
+    parts = parts_of(_clean(said))
     machine = _pairs(parts.get("machine", []))
     limits = _pairs(parts.get("limits", []))
     memory = _memory(parts.get("memory", []))
@@ -424,17 +425,6 @@ def major(version: str) -> int:
     """The first number of a version; 0 where there is none."""
     found = re.match(r"[0-9]{1,6}", version)
     return int(found[0]) if found else 0
-
-
-def _parts(said: str) -> dict[str, list[str]]:
-    parts: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in said.split("\n"):
-        if line.startswith("@@ "):
-            lines = parts.setdefault(line[3:], [])
-        elif line.strip():
-            lines.append(line)
-    return parts
 
 
 def _pairs(lines: Sequence[str]) -> dict[str, str]:

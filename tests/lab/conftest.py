@@ -19,7 +19,7 @@ import yaml
 from sparkimage import origin, paths
 from sparkimage.address import Mirrors
 from sparkimage.building import builder, preflight
-from sparkimage.building.builder import Workshop
+from sparkimage.building.workshop import Workshop
 from sparkimage.engines import builders, engine_tree, private_engine
 from sparkimage.engines.engine import Engine
 from sparkimage.engines.private_engine import ensure

@@ -1,0 +1,57 @@
+"""Everything that a build works with on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparkimage.engines.builders import Builder
+from sparkimage.engines.engine import Engine
+from sparkimage.inputs import fetch as inputs
+from sparkimage.inputs.outside import Outside
+from sparkimage.plans import bake
+from sparkimage.plans.plan import Plan
+from sparkimage.progress import View
+from sparkimage.proof.keys import Keyring
+from sparkimage.run import Runner
+from sparkimage.storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """An engine, a store, a builder, and the way to what lies elsewhere."""
+
+    project: Path
+    store: Store
+    engine: Engine
+    view: View
+    outside: Outside
+    builder: Builder
+    """Where BuildKit runs: in the engine, or elsewhere."""
+    cache: str | None = None
+    """REGISTRY/REPOSITORY that keeps the build cache."""
+
+    @property
+    def home(self) -> Path:
+        return self.outside.home
+
+    @property
+    def keys(self) -> Keyring:
+        """What seals are signed with, and whose are believed."""
+        return Keyring.of(self.home)
+
+    @property
+    def runner(self) -> Runner:
+        return self.outside.runner
+
+    def inputs(self, plan: Plan) -> bake.Inputs:
+        """Make everything ready that the build of ``plan`` takes in; errors as there."""
+        arch = self.builder.native(plan.arch)
+        return inputs.ready(plan, project=self.project, outside=self.outside, builder_arch=arch)
+
+    def definition(self, plans: Sequence[Plan]) -> dict[str, Any]:
+        """The bake file for these plans, with everything made ready that it names."""
+        given = {plan.variant: self.inputs(plan) for plan in plans}
+        return bake.definition(plans, given, self.outside.mirrors, self.cache)
