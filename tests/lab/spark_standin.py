@@ -43,7 +43,8 @@ umount /sys/class || :
 ip link delete {LINK} || :
 rm -rf /dev/infiniband /models /usr/local/bin/nvidia-smi /usr/local/bin/date \\
     /usr/local/bin/nvidia-container-runtime-hook
-pkill socat || :
+# What listens for a test; the node's own ways to the others stay.
+pkill --full '^socat TCP-LISTEN:[0-9]+,fork /dev/null' || :
 """
 MODEL = {
     "/models/m/config.json": b"{}",
