@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparkimage.cli.base import JsonOption, Settings, console
-from sparkimage.cli.fleet import NodesOption, PatienceOption
+from sparkimage.cli.fleet import NODES, NodesOption, PatienceOption
 from sparkimage.errors import DoctorError, UsageError
 from sparkimage.machines.defaults import MASTER_PORT, PORT, UTILIZATION
 from sparkimage.machines.severity import Severity
@@ -27,7 +27,6 @@ MARKS = {
     Severity.FAIL: "[red]✗[/]",
     Severity.UNKNOWN: "[dim]·[/]",
 }
-NODES = "fleet.yaml"
 
 
 def doctor(

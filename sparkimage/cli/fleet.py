@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sparkimage.proof.keys import Keyring
     from sparkimage.storage.store import Image
 
+NODES = "fleet.yaml"
 NodesOption = Annotated[
     str,
     typer.Option(
@@ -49,7 +50,7 @@ PartialOption = Annotated[
 
 def distribute(
     reference: Reference,
-    nodes: NodesOption = "fleet.yaml",
+    nodes: NodesOption = NODES,
     partial: PartialOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Look at the nodes and say what would be sent.")
@@ -212,7 +213,7 @@ def nodes(
     variant: Annotated[
         str | None, typer.Argument(help="A variant, or a name of an image; none: all of ours.")
     ] = None,
-    nodes: NodesOption = "fleet.yaml",
+    nodes: NodesOption = NODES,
     patience: PatienceOption = 60.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -257,7 +258,7 @@ def nodes(
 
 def rollback(
     variant: Annotated[str, typer.Argument(help="A variant, or a name of an image.")],
-    nodes: NodesOption = "fleet.yaml",
+    nodes: NodesOption = NODES,
     partial: PartialOption = False,
     patience: PatienceOption = 60.0,
 ) -> None:
@@ -283,7 +284,7 @@ def rollback(
 
 
 def gc(
-    nodes: NodesOption = "fleet.yaml",
+    nodes: NodesOption = NODES,
     keep: Annotated[
         int, typer.Option(min=1, help="Images that stay of each variant, the newest ones.")
     ] = 2,

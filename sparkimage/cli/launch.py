@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparkimage.cli.base import AllowOption, JsonOption, console, read_matrix
-from sparkimage.cli.fleet import NodesOption, PatienceOption
+from sparkimage.cli.fleet import NODES, NodesOption, PatienceOption
 from sparkimage.cli.verify import Reference, to_ship
 from sparkimage.errors import LaunchError, UsageError
 
@@ -53,7 +53,7 @@ def launch(
     model: Annotated[
         str, typer.Option(metavar="DIR", help="The model's folder, the same path on every node.")
     ],
-    nodes: NodesOption = "fleet.yaml",
+    nodes: NodesOption = NODES,
     profile: Annotated[
         str | None,
         typer.Option(
@@ -207,7 +207,7 @@ def _show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
 
 
 def status(
-    nodes: NodesOption = "fleet.yaml",
+    nodes: NodesOption = NODES,
     name: NameOption = None,
     patience: PatienceOption = 60.0,
     as_json: JsonOption = False,
@@ -279,7 +279,7 @@ def _status_table(one: Standing) -> Table:
 
 
 def logs(
-    nodes: NodesOption = "fleet.yaml",
+    nodes: NodesOption = NODES,
     name: NameOption = None,
     node: Annotated[str | None, typer.Option("--node", help="Of this node alone.")] = None,
     rank: Annotated[int | None, typer.Option("--rank", min=0, help="Of this rank alone.")] = None,
@@ -310,7 +310,7 @@ def logs(
 
 
 def stop(
-    nodes: NodesOption = "fleet.yaml",
+    nodes: NodesOption = NODES,
     name: NameOption = None,
     patience: PatienceOption = 60.0,
 ) -> None:
@@ -332,7 +332,7 @@ def stop(
 
 
 def restart(
-    nodes: NodesOption = "fleet.yaml",
+    nodes: NodesOption = NODES,
     name: NameOption = None,
     timeout: TimeoutOption = 1800.0,
     keep: KeepOption = False,

@@ -31,8 +31,13 @@ def clean(line: str | bytes) -> str:
             packed = None
         if isinstance(packed, dict) and isinstance(packed.get("log"), str):
             text = packed["log"]
-    text = _COLOUR.sub("", text[:LONGEST])
+    text = plain(text[:LONGEST])
     return text.replace("\x00", "").strip("\r\n").replace("\r", " ")
+
+
+def plain(text: str) -> str:
+    """Without what colours it on a terminal."""
+    return _COLOUR.sub("", text)
 
 
 def node_of(line: str) -> str:

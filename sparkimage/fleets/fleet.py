@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -84,6 +85,11 @@ class Node:
     hca: tuple[str, ...] = ()
     gpus: int | None = None
     labels: tuple[tuple[str, str], ...] = ()
+
+
+def head_of(nodes: Sequence[Node]) -> Node:
+    """The node that leads the others: of the role ``head``, else the first one."""
+    return next((node for node in nodes if node.role == "head"), nodes[0])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,21 +189,24 @@ class Remote:
 
     def forward(self, path: str) -> Path:
         """A socket here that leads to the socket ``path`` there, as long as the connection."""
-        here = self.sockets / f"{self.name[:20]}.d"
-        argv = ["ssh", "-S", str(self._socket), "-O", "forward", "-L", f"{here}:{path}"]
-        Local().run([*argv, *self._control()])
-        return here
+        return self._forward("d", path)
 
     def forward_port(self, port: int) -> Path:
         """A socket here that leads to the port on the loopback there, as long as the connection.
 
         Raises ``CommandError`` where sshd there forbids it.
         """
-        here = self.sockets / f"{self.name[:20]}.{port}"
-        if not here.exists():
-            argv = ["ssh", "-S", str(self._socket), "-O", "forward"]
-            Local().run([*argv, "-L", f"{here}:127.0.0.1:{port}", *self._control()])
+        here = self._here(str(port))
+        return here if here.exists() else self._forward(str(port), f"127.0.0.1:{port}")
+
+    def _forward(self, name: str, there: str) -> Path:
+        here = self._here(name)
+        argv = ["ssh", "-S", str(self._socket), "-O", "forward", "-L", f"{here}:{there}"]
+        Local().run([*argv, *self._control()])
         return here
+
+    def _here(self, name: str) -> Path:
+        return self.sockets / f"{self.name[:20]}.{name}"
 
     def close(self) -> None:
         """End the connection, and with it the lock."""

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Sequence
 
 from sparkimage.errors import LaunchError, UsageError
-from sparkimage.fleets.fleet import Fleet, Node
+from sparkimage.fleets.fleet import Fleet, Node, head_of
 from sparkimage.machines.facts import Facts
 from sparkimage.plans.profiles import Profile, fitting
 from sparkimage.wellformed import nearest
@@ -22,9 +22,8 @@ def order(fleet: Fleet, count: int) -> tuple[Node, ...]:
             f"the profile is for {count} nodes, {fleet.file or '--nodes'} has {len(fleet.nodes)}",
             hint="name more nodes, or take another --profile",
         )
-    heads = [node for node in fleet.nodes if node.role == "head"]
-    rest = [node for node in fleet.nodes if node not in heads[:1]]
-    return tuple([*heads[:1], *rest][:count])
+    head = head_of(fleet.nodes)
+    return (head, *(node for node in fleet.nodes if node != head))[:count]
 
 
 def pick(

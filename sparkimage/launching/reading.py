@@ -6,9 +6,10 @@ import re
 from collections import deque
 from dataclasses import dataclass, field
 
+from sparkimage.explaining.loglines import plain
+
 KEPT = 400
 """Last lines that are kept of a rank."""
-CLEAN = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PHASES = ("start", "ranks joined", "weights", "compile", "graph capture", "ready")
 SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     # https://github.com/vllm-project/vllm/blob/main/vllm/distributed/parallel_state.py
@@ -53,7 +54,7 @@ class Log:
     def feed(self, raw: str) -> bool:
         """Take in one line; whether the phase or its detail has changed."""
         # A progress bar draws one line anew with a return.
-        line = CLEAN.sub("", raw).rstrip("\r\n")
+        line = plain(raw).rstrip("\r\n")
         before = self.phase, self.detail
         for part in line.split("\r"):
             self._part(part)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparkimage.errors import SparkError
-from sparkimage.fleets.fleet import Node
+from sparkimage.fleets.fleet import Node, head_of
 from sparkimage.machines.defaults import MASTER_PORT, PORT, UTILIZATION
 from sparkimage.machines.facts import Facts, Interface
 from sparkimage.machines.severity import ORDER, Severity, worst
@@ -83,8 +83,8 @@ class Case:
     @property
     def head(self) -> Patient:
         """The one that answers users: as the fleet file says, else the first one."""
-        heads = [one for one in self.patients if one.node.role == "head"]
-        return heads[0] if heads else self.patients[0]
+        head = head_of([one.node for one in self.patients])
+        return next(one for one in self.patients if one.node == head)
 
 
 @dataclass(frozen=True, kw_only=True)
