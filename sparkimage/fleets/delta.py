@@ -12,14 +12,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sparkimage.fleets.probe import chain_ids
+from sparkimage.fleets.probe import STAGING, chain_ids
 from sparkimage.storage.archive import Document, Part, Step
 from sparkimage.storage.store import MANIFEST, Image, Layer
 
 STEP = 512_000_000
 """Bytes after which a step ends: what a lost connection costs at most, next to one big layer."""
-STAGING = "sparkimage-staging"
-"""The repository of all staging names."""
 
 
 @dataclass(frozen=True, kw_only=True)

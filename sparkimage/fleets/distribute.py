@@ -27,6 +27,7 @@ from sparkimage.fleets.fanout import Shared
 from sparkimage.fleets.fleet import Fleet
 from sparkimage.fleets.moving import PREVIOUS, Errors, Move, together
 from sparkimage.fleets.remote import Remote
+from sparkimage.fleets.serving import Serving
 from sparkimage.fleets.station import ATTEMPTS, Station
 from sparkimage.layers import layerindex
 from sparkimage.progress import Moved, View
@@ -224,7 +225,29 @@ class Distribution:
             if self.options.relay and not self.options.via:
                 self._relay(todo, board)
             left = [one for one in todo if not one.target or self.examine is not None]
-            return together(left, lambda one: self._bring(one, board), stop=moving.abandon)
+            with self._serving(left) as serving:
+                return together(
+                    left, lambda one: self._bring(one, board, serving), stop=moving.abandon
+                )
+
+    @contextmanager
+    def _serving(self, some: Sequence[Station]) -> Iterator[Serving | None]:
+        """What those that pull from here pull from; None when nobody does."""
+        if self.options.via or not any(self._pulls(one) for one in some):
+            yield None
+            return
+        documents = (
+            document for one in delta.parts(self.whole) for document in (one.manifest, one.config)
+        )
+        socket = some[0].remote.sockets / "serving"
+        serving = Serving(socket, self.store, documents, self.image.layers)
+        try:
+            yield serving
+        finally:
+            serving.close()
+
+    def _pulls(self, station: Station) -> bool:
+        return station.pulls(self.whole, self.lacking[station.name])
 
     def _relay(self, todo: Sequence[Station], board: Board) -> None:
         """Chains of nodes that lack the same; what it does not bring is brought from here."""
@@ -263,7 +286,7 @@ class Distribution:
             stop=lambda g: moving.abandon(g[0]),
         )  # fmt: skip
 
-    def _bring(self, station: Station, board: Board) -> None:
+    def _bring(self, station: Station, board: Board, serving: Serving | None) -> None:
         """Load and prove it there; what can pass is tried again."""
         if self.options.relay and not self.options.via:
             self._again(station, board)
@@ -279,8 +302,7 @@ class Distribution:
                     station.source = self.options.via
                     station.layers_sent = len(self.lacking[station.name])
                 else:
-                    steps = self._steps(self.lacking[station.name])
-                    station.load(steps, self.shared, self._moving(station, board))
+                    self._send(station, board, serving)
                 if self.examine is not None:
                     board.state(station.name, "being examined")
                     self.proven[station.name] = self.examine(station, self.part.name)
@@ -297,6 +319,17 @@ class Distribution:
             except SparkError:
                 board.state(station.name, "failed")
                 raise
+
+    def _send(self, station: Station, board: Board, serving: Serving | None) -> None:
+        """The layers from here: its engine pulls them, or loads them where it cannot."""
+        steps, moved = self._steps(self.lacking[station.name]), self._moving(station, board)
+        if serving is not None and self._pulls(station):
+            board.state(station.name, "pulls")
+            why = station.pull(steps, serving, moved)
+            if not why:
+                return
+            board.state(station.name, f"cannot pull, loads: {why}")
+        station.load(steps, self.shared, moved)
 
     def _again(self, station: Station, board: Board) -> None:
         station.remote.close()

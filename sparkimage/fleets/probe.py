@@ -17,6 +17,10 @@ from sparkimage.fleets.fleet import Node
 from sparkimage.storage.store import digest_of
 
 CONTAINERD = "io.containerd.snapshotter"
+STAGING = "sparkimage-staging"
+"""The repository of all names that an image has on its way."""
+PULLED = re.compile(rf"127\.0\.0\.1:\d+/{STAGING}@")
+"""What an image that was pulled from here has until it has a staging name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,7 @@ class NodeImage:
 
     id: str
     tags: tuple[str, ...]
+    """With what it was pulled from here as, where that is left."""
     platform: str
     diff_ids: tuple[str, ...]
     size: int
@@ -124,6 +129,11 @@ class Seen:
     def free(self) -> int:
         """Bytes free where it is tightest."""
         return min((disk.free for disk in self.disks), default=0)
+
+
+def is_staging(tag: str) -> bool:
+    """Whether an image has this name only on its way."""
+    return tag.startswith(f"{STAGING}:") or PULLED.match(tag) is not None
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:
@@ -227,7 +237,10 @@ def _image(said: Mapping[str, Any]) -> NodeImage:
     config = {key: config[key] for key in CONFIG if config.get(key)}
     return NodeImage(
         id=str(said["Id"]),
-        tags=tuple(said.get("RepoTags") or ()),
+        tags=(
+            *(said.get("RepoTags") or ()),
+            *(name for name in said.get("RepoDigests") or () if PULLED.match(name)),
+        ),
         platform=f"{said.get('Os')}/{said.get('Architecture')}",
         diff_ids=tuple((said.get("RootFS") or {}).get("Layers") or ()),
         size=int(said.get("Size") or 0),

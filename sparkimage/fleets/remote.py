@@ -72,6 +72,14 @@ def text(name: str) -> str:
     return resources.files("sparkimage").joinpath("data", "node", f"{name}.sh").read_text()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loan:
+    """A port of a node's loopback that leads here, and the connection that it hangs on."""
+
+    port: int
+    connection: subprocess.Popen[bytes]
+
+
 @dataclass(kw_only=True)
 class Remote:
     """A node that can be talked to; a ``Runner``, as this machine is."""
@@ -116,8 +124,38 @@ class Remote:
         input ends. Returns what it said. Raises ``UnreachableError`` or ``NodeError``.
         """
         argv = ["ssh", "-M", "-S", str(self._socket), *self._control(), shlex.join(words)]
+        self._master, said = self._hold(argv, timeout_s)
+        self._beating.clear()
+        threading.Thread(target=self._beat, args=(self._master,), daemon=True).start()
+        return said
+
+    @contextmanager
+    def lend(self, socket: Path, *, timeout_s: float) -> Iterator[Loan]:
+        """A port of the loopback there that leads to ``socket`` here, over the data address.
+
+        Raises ``UnreachableError`` or ``NodeError``, and ``CommandError`` where sshd there forbids
+        it.
+        """
+        process, path, to = self._master, self._socket, self._control()
+        if self.node.data:
+            path, to = self._here("data"), self._bulk()
+            words = ["sh", "-c", f"echo '{END}'; cat >/dev/null"]
+            argv = ["ssh", "-M", "-S", str(path), *to, shlex.join(words)]
+            process, _ = self._hold(argv, timeout_s, self.node.data)
+        assert process is not None
+        try:
+            forward = ["-O", "forward", "-R", f"127.0.0.1:0:{socket}"]
+            said = Local().run(["ssh", "-S", str(path), *forward, *to], timeout_s=timeout_s).stdout
+            yield Loan(port=int(said), connection=process)
+        finally:
+            if process is not self._master:
+                _close(process)
+
+    def _hold(
+        self, argv: Sequence[str], timeout_s: float, data: str | None = None
+    ) -> tuple[subprocess.Popen[bytes], str]:
+        """Start what holds a connection (to the ``data`` address); what it says up to its end."""
         process = self._begin(argv)
-        self._master = process
         said: list[str] = []
         assert process.stdout is not None
         watch = Watch(process)
@@ -128,22 +166,19 @@ class Remote:
                     break
                 said.append(line)
             else:
-                self._master = None
                 assert process.stderr is not None
                 words_said = process.stderr.read().decode("utf-8", "replace")
                 code = _close(process)
                 if watch.hung:
-                    raise self._hangs(timeout_s)
+                    raise self.hangs("answer", timeout_s)
                 if code == TRANSPORT:
-                    raise self._unreachable(words_said)
+                    raise self._unreachable(words_said, data)
                 raise NodeError(
                     f"{self.name}: its shell ended with exit code {code}",
                     detail="\n".join(said) + words_said, hint=f"look there: {self.ssh}",
                 )  # fmt: skip
         watch.close()
-        self._beating.clear()
-        threading.Thread(target=self._beat, args=(process,), daemon=True).start()
-        return "\n".join(said)
+        return process, "\n".join(said)
 
     def run(
         self,
@@ -163,7 +198,7 @@ class Remote:
         try:
             done = Local().run(argv, check=False, timeout_s=limit, stdin=stdin)
         except CommandError:
-            raise self._hangs(limit) from None
+            raise self.hangs("answer", limit) from None
         if done.returncode == TRANSPORT:
             raise self._unreachable(done.stderr)
         if check and done.returncode != 0:
@@ -186,6 +221,19 @@ class Remote:
         if process.returncode != TRANSPORT:
             return None
         return self._unreachable(said, self.node.data if bulk else None)
+
+    def cut(self, loan: Loan) -> UnreachableError:
+        """Why the connection that a port hung on has ended."""
+        assert loan.connection.stderr is not None
+        said = loan.connection.stderr.read().decode("utf-8", "replace")
+        return self._unreachable(said, self.node.data)
+
+    def hangs(self, what: str, seconds: float) -> NodeError:
+        """The error for a node that was given so many seconds: no ``what`` came of it."""
+        return NodeError(
+            f"{self.name}: no {what} for {seconds:g} s: it hangs",
+            hint=f"look there: {self.ssh} {self.docker} info; more time: --patience SECONDS",
+        )
 
     def forward(self, path: str) -> Path:
         """A socket here that leads to the socket ``path`` there, as long as the connection."""
@@ -280,12 +328,6 @@ class Remote:
                 process.stdin.write(b".")
                 process.stdin.flush()
 
-    def _hangs(self, seconds: float) -> NodeError:
-        return NodeError(
-            f"{self.name}: no answer for {seconds:g} s: it hangs",
-            hint=f"look there: {self.ssh} docker info; more time: --patience SECONDS",
-        )
-
     def _unreachable(self, said: str, data: str | None = None) -> UnreachableError:
         """``data`` is the data address, where that was talked to."""
         at = f" at its data address {data}" if data else ""
@@ -327,10 +369,13 @@ DEFINITE = (
 
 
 class Watch:
-    """Kills a process when a step of the talk with it takes too long."""
+    """Kills a process when a step of the talk with it takes too long, or when the connection that
+    it needs beside its own has ended."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
+    def __init__(
+        self, process: subprocess.Popen[bytes], needs: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        self.process, self.needs = process, needs
         self.hung = False
         self._until: float | None = None
         self._over = threading.Event()
@@ -339,11 +384,20 @@ class Watch:
     @contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
         """What happens within may take so many seconds."""
-        self._until = time.monotonic() + seconds
+        self.extend(seconds)
         try:
             yield
         finally:
             self._until = None
+
+    def extend(self, seconds: float) -> None:
+        """From now on so many seconds."""
+        self._until = time.monotonic() + seconds
+
+    @property
+    def cut(self) -> bool:
+        """Whether the other connection has ended."""
+        return self.needs is not None and self.needs.poll() is not None
 
     def close(self) -> None:
         """Look no more."""
@@ -352,8 +406,8 @@ class Watch:
     def _look(self) -> None:
         while not self._over.wait(0.5) and self.process.poll() is None:
             until = self._until
-            if until is not None and time.monotonic() > until:
-                self.hung = True
+            self.hung = until is not None and time.monotonic() > until
+            if self.hung or self.cut:
                 self.process.kill()
                 return
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sparkimage.errors import NodeError, UnreachableError
+from sparkimage.errors import CommandError, NodeError, UnreachableError
 from sparkimage.fleets import delta, probe, remote
 from sparkimage.fleets.delta import Whole
 from sparkimage.fleets.fanout import Shared
 from sparkimage.fleets.probe import NodeImage, Seen
 from sparkimage.fleets.remote import Remote, Watch
+from sparkimage.fleets.serving import Serving
 from sparkimage.progress import Moved
 from sparkimage.storage import archive
 from sparkimage.storage.archive import Part, Step
@@ -27,6 +29,12 @@ SPARE = 500_000_000
 """Bytes that a node's disk keeps free beside what the image needs."""
 SKEW_S = 60.0
 ATTEMPTS = 3
+PULL_FROM = 32_000_000
+"""Bytes from which on a pull is worth another connection."""
+NEARLY_ALL = 0.9
+"""The part of an image's bytes that an overlay2 node lacks at least when it is to pull them."""
+TELLS = (28, 0)
+"""The first engine that says of its containerd store when it has unpacked a layer."""
 NOT_PULLED = 94
 """The exit code of stage.sh when a pull failed."""
 GONE = re.compile(
@@ -35,6 +43,7 @@ GONE = re.compile(
     re.IGNORECASE,
 )
 """What the docker command says when its daemon went away."""
+FULL = "no space left on device"
 BLOB_LOST = re.compile(r"content digest sha256:[0-9a-f]{64}: not found")
 
 
@@ -94,11 +103,14 @@ class Station:
                 f"{self.name}: the image is for {arch}, the node is {self.now.arch}",
                 hint="build a variant of the node's platform, or leave the node out",
             )
-        version = tuple(int(n) for n in re.findall(r"\d+", self.now.version)[:2])
-        if version < MIN_MAJOR:
+        if self._version < MIN_MAJOR:
             raise NodeError(
                 f"{self.name}: Docker {self.now.version} is too old", hint="20.10 is the oldest"
             )
+
+    @property
+    def _version(self) -> tuple[int, ...]:
+        return tuple(int(n) for n in re.findall(r"\d+", self.now.version)[:2])
 
     def has(self, image: Image) -> NodeImage | None:
         """The image itself, under whatever name it is there, if it is whole."""
@@ -138,12 +150,11 @@ class Station:
 
     def stale(self, keep: str = "") -> list[str]:
         """Staging names that earlier runs left."""
-        prefix = f"{delta.STAGING}:"
         return [
             tag
             for image in self.now.images
             for tag in image.tags
-            if tag.startswith(prefix) and tag != keep
+            if probe.is_staging(tag) and tag != keep
         ]
 
     # Staging
@@ -199,6 +210,89 @@ class Station:
         finally:
             shared.done(self.name)
 
+    def pulls(self, whole: Whole, lacking: Sequence[int]) -> bool:
+        """Whether its engine gets these layers sooner by pulling them than by ``load``.
+
+        It unpacks what it pulls without writing an archive first: docs/benchmarks.md. But overlay2
+        would pull the layers again that came by load, which it does not know by their blobs; and
+        what containerd's store still holds of a broken pull (for 8 hours:
+        https://github.com/moby/moby/pull/48910), only a pull goes on with.
+        """
+        layers = whole.image.layers
+        lacks = sum(layers[place].size for place in lacking)
+        if not self.now.containerd:
+            return lacks >= max(PULL_FROM, NEARLY_ALL * sum(layer.size for layer in layers))
+        unpacked = {diff_id for image in self.now.images for diff_id in image.diff_ids}
+        broken = any(
+            place not in lacking and layer.diff_id not in unpacked
+            for place, layer in enumerate(layers)
+        )
+        return self._version >= TELLS and (lacks >= PULL_FROM or broken)
+
+    def pull(self, steps: tuple[Step, ...], serving: Serving, moved: Moved) -> str:
+        """Let its engine pull these steps from here, and prove the last one; why it cannot, for a
+        reason that ``load`` may do without, else nothing. Raises as ``load``.
+
+        Engines keep nothing of a pull that was broken off: each step is pulled as soon as its
+        layers are there, which keeps them.
+        """
+        patience = self.remote.patience_s
+        left = sum(step.size for step in steps)
+        with contextlib.ExitStack() as stack:
+            try:
+                loan = stack.enter_context(self.remote.lend(serving.socket, timeout_s=patience))
+            except CommandError:
+                return "its sshd forwards no port to here (AllowTcpForwarding)"
+            registry = f"127.0.0.1:{loan.port}"
+            parts = [step.part for step in steps]
+            words = remote.script(
+                "pull", self.remote.docker, f"{registry}/{probe.STAGING}",
+                parts[-1].manifest.digest,
+                *(word for part in parts for word in (
+                    part.name, part.manifest.digest, part.layers[-1].digest[7:19],
+                )),
+            )  # fmt: skip
+            process = self.remote.start(words)
+            stack.callback(_kill, process)
+            watch = Watch(process, needs=loan.connection)
+            stack.callback(watch.close)
+
+            def went(count: int, waits: bool) -> None:
+                self._count(count, moved)
+                watch.extend(patience + (0 if waits else left / UNPACK_RATE))
+
+            guest = serving.admit(went)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            said = []
+            with watch.limit(patience):
+                with contextlib.suppress(OSError):
+                    process.stdin.write(f"{guest.config(registry)}\n".encode())
+                    process.stdin.flush()
+                for raw in process.stdout:
+                    line = raw.decode("utf-8", "replace").rstrip("\n")
+                    said.append(line)
+                    kept = [one for one in steps if line == f"@@ kept {one.part.name}"]
+                    left -= sum(one.size for one in kept)
+                said.append(process.stderr.read().decode("utf-8", "replace"))
+                code = process.wait()
+            if watch.hung:
+                raise self.remote.hangs("progress", patience)
+            if watch.cut:
+                raise self.remote.cut(loan)
+        words_said = "\n".join(said)
+        broken = self.remote.failure(process, words_said)
+        if broken is not None:
+            raise broken
+        if code != 0:
+            if GONE.search(words_said) or FULL in words_said:
+                raise self.refusal(code, words_said)
+            return _last(words_said)
+        self.adopt(steps[-1].part.name, steps[-1].part)
+        self.layers_sent = sum(len(one.send) for one in steps)
+        return ""
+
     def _count(self, count: int, moved: Moved) -> None:
         self.sent += count
         moved(count)
@@ -211,9 +305,8 @@ class Station:
         done = self.remote.run(words, check=False, timeout_s=limit)
         said = done.stdout + done.stderr
         if done.returncode == NOT_PULLED and not GONE.search(said):
-            last = said.strip().splitlines()[-1] if said.strip() else ""
             raise NodeError(
-                f"{self.name}: it could not pull the image: {last}",
+                f"{self.name}: it could not pull the image: {_last(said)}",
                 hint="is it there under this digest, and may the node have it? "
                 f"{self.remote.ssh} {self.remote.docker} pull {origin}",
             )
@@ -239,7 +332,7 @@ class Station:
 
     def refusal(self, code: int, said: str) -> NodeError:
         """What a script's exit code and words mean."""
-        last = next((line for line in reversed(said.strip().splitlines()) if line), "")
+        last = _last(said)
         look = f"look there: {self.remote.ssh} {self.remote.docker} system df; journalctl -u docker"
         if GONE.search(said):
             return UnreachableError(
@@ -253,7 +346,7 @@ class Station:
                 f"{self.name}: layers that were there are gone", definite=False, detail=last,
                 hint="run the same command again",
             )  # fmt: skip
-        if "no space left on device" in said:
+        if FULL in said:
             return NodeError(
                 f"{self.name}: its disk is full", detail=last,
                 hint="free some: python build.py gc; there: docker system df",
@@ -327,11 +420,7 @@ class Loading:
             stdout, stderr = self.process.communicate()
         said = (stdout + stderr).decode("utf-8", "replace")
         if self.watch.hung:
-            raise NodeError(
-                f"{station.name}: no progress for {patience:g} s: it hangs",
-                hint=f"look there: {station.remote.ssh} {station.remote.docker} info; "
-                "more time: --patience SECONDS",
-            )
+            raise station.remote.hangs("progress", patience)
         broken = station.remote.failure(self.process, stderr.decode("utf-8", "replace"), bulk=True)
         if broken is not None:
             raise broken
@@ -345,13 +434,22 @@ class Loading:
     def kill(self) -> None:
         """End it at once."""
         self.watch.close()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        _kill(self.process)
+
+
+def _last(said: str) -> str:
+    """The last line of what was said."""
+    return next((line for line in reversed(said.strip().splitlines()) if line), "")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 def _section(said: str, station: Station) -> tuple[int, str]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparkimage.errors import NodeError, SparkError
-from sparkimage.fleets import delta, moving, remote
+from sparkimage.fleets import moving, probe, remote
 from sparkimage.fleets import receipts as keeping
 from sparkimage.fleets.distribute import stations
 from sparkimage.fleets.fleet import Fleet
@@ -269,9 +269,7 @@ def plan_removal(seen: Seen, keep: int) -> list[str]:
     Of each variant the newest ``keep`` stay, those with a name counted; what has a name stays in
     any case. Pure.
     """
-    staging = [
-        tag for image in seen.images for tag in image.tags if tag.startswith(f"{delta.STAGING}:")
-    ]
+    staging = [tag for image in seen.images for tag in image.tags if probe.is_staging(tag)]
     named: dict[str, int] = {}
     nameless: dict[str, list[NodeImage]] = {}
     for image in seen.images:

@@ -3,6 +3,8 @@ bench-distribute`. Writes docs/benchmarks.json, from which docs/benchmarks.svg a
 docs/benchmarks.md are made. Not a test of any time.
 
 Every way starts from the same nodes and ends with the same image on each, which is looked at.
+The nodes' disks are this machine's own, not small ones in files, and the ways reach them at their own
+addresses: neither loop devices nor proxies take part.
 All ways are run in turn, ROUNDS times (default 3). Bytes are those that the nodes' network
 interfaces took in, SSH and all.
 """
@@ -19,7 +21,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from sparkimage.engines.engine import Engine
 from sparkimage.storage import archive
 from sparkimage.storage.store import Image
 from tests.lab import bench_picture
+from tests.lab import fleet as fleets
 from tests.lab import mirror as mirrors
 from tests.lab.fleet import Fleet, each
 from tests.lab.mirror import REPOSITORY, Mirror
@@ -124,10 +127,9 @@ def _bench(engine: Engine, fleet: Fleet, folder: Path) -> Iterator[Bench]:
     config, known = folder / "direct_config", folder / "direct_known"
     hosts, keys = [], []
     for node in fleet:
-        host, port = node.control.target or ("", 0)
         key = " ".join((node.folder / "host.pub").read_text().split()[:2])
-        hosts.append(f"Host direct-{node.name}\n    HostName {host}\n    Port {port}\n")
-        keys.append(f"[{host}]:{port} {key}\n")
+        hosts.append(f"Host direct-{node.name}\n    HostName {node.inside}\n    Port 22\n")
+        keys.append(f"{node.inside} {key}\n")
     known.write_text("".join(keys))
     config.write_text(
         "".join(hosts) + f"Host direct-*\n    User root\n    IdentityFile {fleet.folder}/client\n"
@@ -219,10 +221,13 @@ def by_registry(bench: Bench, mirror: Mirror, name: str) -> None:
     each(bench.nodes, lambda node: node.docker("pull", "--quiet", f"{mirror.repository}:{tag}"))
 
 
-def test_side_by_side(
-    engine: Engine, fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with capsys.disabled(), _bench(engine, fleet, tmp_path) as bench:
+def test_side_by_side(engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    specs = {name: replace(spec, disk_bytes=None) for name, spec in fleets.FOUR.items()}
+    with (
+        capsys.disabled(),
+        fleets.fleet(engine, tmp_path / "fleet", specs) as fleet,
+        _bench(engine, fleet, tmp_path) as bench,
+    ):
         print()
         _run(bench)
         if SCALE == 1:

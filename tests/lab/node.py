@@ -153,9 +153,20 @@ class Node:
     def fill_disk(self, leave_bytes: int) -> None:
         """Take all of the node's own disk but ``leave_bytes``; takes none of this machine's."""
         assert self.spec.disk_bytes is not None
-        self.free_disk()
-        size = self.disk_free() - max(leave_bytes, LEAST_FREE)
-        self.exec("fallocate", "--length", str(size), "/disk/small/fill")
+
+        def fill() -> bool:
+            self.free_disk()
+            size = self.disk_free() - max(leave_bytes, LEAST_FREE)
+            try:
+                self.exec("fallocate", "--length", str(size), "/disk/small/fill")
+            except RuntimeError as error:
+                # The engine may be writing.
+                if "No space left" not in str(error):
+                    raise
+                return False
+            return True
+
+        wait(fill, f"{self.name}'s disk cannot be filled")
 
     def free_disk(self) -> None:
         """Undo ``fill_disk``."""

@@ -350,10 +350,10 @@ def test_a_bit_that_flipped_in_the_store(voyage: Voyage) -> None:
     voyage.complete(new)
 
 
-def lying(shipment: Shipment) -> Image:
+def lying(shipment: Shipment, payload: Payload | None = None) -> Image:
     """An image whose top layer is not what its config says: every engine is to refuse it."""
     store = shipment.store
-    image = shipment.image(PAYLOAD.changed(-1, 7777))
+    image = shipment.image(payload or PAYLOAD.changed(-1, 7777))
     wrong = {**image.config, "rootfs": {**image.config["rootfs"]}}
     wrong["rootfs"]["diff_ids"] = [*image.config["rootfs"]["diff_ids"][:-1], f"sha256:{'5' * 64}"]
     return good_maker.put_image(store, wrong, image.manifest["layers"])

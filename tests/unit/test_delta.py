@@ -17,7 +17,7 @@ from sparkimage.errors import StoreError
 from sparkimage.fleets import delta, fanout
 from sparkimage.fleets.delta import Whole
 from sparkimage.fleets.fanout import Shared
-from sparkimage.fleets.probe import chain_ids
+from sparkimage.fleets.probe import STAGING, chain_ids
 from sparkimage.storage import archive
 from sparkimage.storage.archive import Document
 from sparkimage.storage.store import CHUNK, Image, Layer, Store
@@ -89,7 +89,7 @@ def test_a_part_is_the_image_cut(whole: Whole) -> None:
     assert manifest["config"]["size"] == len(part.config.data)
     assert digest(part.manifest.data) == part.manifest.digest
     assert delta.part(whole, 2) == part
-    assert part.name == f"{delta.STAGING}:{whole.image.digest[7:19]}-2"
+    assert part.name == f"{STAGING}:{whole.image.digest[7:19]}-2"
 
 
 def test_an_archive_holds_what_is_sent_and_names_all(whole: Whole, store: Store) -> None:
