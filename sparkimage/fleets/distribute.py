@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparkimage.board import Board
 from sparkimage.errors import SparkError, UnreachableError
@@ -27,7 +27,6 @@ from sparkimage.fleets.fanout import Shared
 from sparkimage.fleets.fleet import Fleet
 from sparkimage.fleets.moving import PREVIOUS, Errors, Move, together
 from sparkimage.fleets.remote import Remote
-from sparkimage.fleets.serving import Serving
 from sparkimage.fleets.station import ATTEMPTS, Station
 from sparkimage.layers import layerindex
 from sparkimage.progress import Moved, View
@@ -35,6 +34,9 @@ from sparkimage.proof.gate import Passage
 from sparkimage.storage.archive import Document, Step
 from sparkimage.storage.store import Image, Store
 from sparkimage.units import human
+
+if TYPE_CHECKING:
+    from sparkimage.fleets.serving import Serving
 
 PROVEN = ("layers", "config", "platform", "container")
 """What every node proves of an image before its name is moved."""
@@ -236,6 +238,9 @@ class Distribution:
         if self.options.via or not any(self._pulls(one) for one in some):
             yield None
             return
+        # An HTTP server takes time to import, which a run that sends nothing should not pay.
+        from sparkimage.fleets.serving import Serving
+
         documents = (
             document for one in delta.parts(self.whole) for document in (one.manifest, one.config)
         )

@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from sparkimage.errors import CommandError, NodeError, UnreachableError
 from sparkimage.fleets import delta, probe, remote
@@ -15,11 +16,13 @@ from sparkimage.fleets.delta import Whole
 from sparkimage.fleets.fanout import Shared
 from sparkimage.fleets.probe import NodeImage, Seen
 from sparkimage.fleets.remote import Remote, Watch
-from sparkimage.fleets.serving import Serving
 from sparkimage.progress import Moved
 from sparkimage.storage import archive
 from sparkimage.storage.archive import Part, Step
 from sparkimage.storage.store import Image
+
+if TYPE_CHECKING:
+    from sparkimage.fleets.serving import Serving
 
 MIN_MAJOR = (20, 10)
 """The first engine that loads an OCI layout's layers by what manifest.json says."""

@@ -3,8 +3,8 @@ bench-distribute`. Writes docs/benchmarks.json, from which docs/benchmarks.svg a
 docs/benchmarks.md are made. Not a test of any time.
 
 Every way starts from the same nodes and ends with the same image on each, which is looked at.
-The nodes' disks are this machine's own, not small ones in files, and the ways reach them at their own
-addresses: neither loop devices nor proxies take part.
+The nodes' disks are this machine's own, not small ones in files, and the ways reach them at their
+own addresses: neither loop devices nor proxies take part.
 All ways are run in turn, ROUNDS times (default 3). Bytes are those that the nodes' network
 interfaces took in, SSH and all.
 """

@@ -156,3 +156,12 @@ def test_removal_keeps_names_foreigners_and_the_newest() -> None:
     assert plan_removal(seen, 3) == ["sparkimage-staging:abc", D[4]]
     assert plan_removal(seen, 1) == ["sparkimage-staging:abc", D[3], D[4]]
     assert plan_removal(seen, 9) == ["sparkimage-staging:abc"]
+
+
+def test_what_a_pull_left_is_a_staging_name() -> None:
+    left = f"127.0.0.1:4000/{probe.STAGING}@{D[9]}"
+    one = image(D[1])
+    one["RepoDigests"] = [left, f"registry.test/{probe.STAGING}@{D[9]}"]
+    seen = read(one, image(D[2], "r:v"))
+    assert seen.images[0].tags == (left,)
+    assert plan_removal(seen, 1) == [left]

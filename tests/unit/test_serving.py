@@ -1,0 +1,159 @@
+"""The registry that nodes pull from, as their engines speak to it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+
+import pytest
+
+from sparkimage.fleets.probe import STAGING
+from sparkimage.fleets.serving import Guest, Serving
+from sparkimage.storage.archive import Document
+from sparkimage.storage.store import Image, Store
+from tests.unit.oci_maker import Files, make_image
+
+TLS = bytes.fromhex("16030100050100000100")
+"""How a ClientHello begins; engines wait for an answer after it."""
+DOCUMENT = Document.of(b'{"mediaType": "application/vnd.test"}')
+LAYERS: list[Files] = [{"low": b"l" * 3_000_000}, {"high": b"h" * 10}]
+
+
+class Connection(HTTPConnection):
+    """To a socket in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("node")
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(20)
+        self.sock.connect(str(self.path))
+
+
+@dataclass(kw_only=True)
+class Registry:
+    """One that serves, and what its guest was told to have got."""
+
+    serving: Serving
+    image: Image
+    store: Store
+    guest: Guest
+    moved: list[tuple[int, bool]]
+
+    def ask(self, path: str, method: str = "GET", **headers: str) -> HTTPResponse:
+        connection = Connection(self.serving.socket)
+        connection.request(method, path, headers=headers)
+        return connection.getresponse()
+
+    def take(self, path: str, method: str = "GET", **headers: str) -> HTTPResponse:
+        """As the guest."""
+        word = json.loads(self.guest.config("r"))["auths"]["r"]["auth"]
+        return self.ask(path, method, Authorization=f"Basic {word}", **headers)
+
+    def blob(self, place: int) -> str:
+        return f"/v2/{STAGING}/blobs/{self.image.layers[place].digest}"
+
+    def bytes(self, place: int) -> bytes:
+        return self.store.path(self.image.layers[place].digest).read_bytes()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    store = Store.open(tmp_path / "store")
+    image = make_image(store, LAYERS, packed="")
+    serving = Serving(tmp_path / "s", store, [DOCUMENT], image.layers)
+    moved: list[tuple[int, bool]] = []
+    guest = serving.admit(lambda count, waits: moved.append((count, waits)))
+    yield Registry(serving=serving, image=image, store=store, guest=guest, moved=moved)
+    serving.close()
+
+
+def test_a_greeting_of_tls_is_told_to_go_without(registry: Registry) -> None:
+    connection = Connection(registry.serving.socket)
+    connection.connect()
+    with connection.sock as greeted:
+        greeted.sendall(TLS)
+        assert greeted.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("word", ["", "Basic ", "Basic bm9kZTpvdGhlcg=="])
+def test_nobody_else_gets_anything(registry: Registry, word: str) -> None:
+    for path in ("/v2/", f"/v2/{STAGING}/manifests/{DOCUMENT.digest}", registry.blob(0), "/"):
+        answer = registry.ask(path, Authorization=word)
+        assert (answer.status, answer.read()) == (401, b"")
+        assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+
+
+def test_each_guest_has_a_word_of_its_own(registry: Registry) -> None:
+    words = {registry.serving.admit(lambda _count, _waits: None).word for _ in range(9)}
+    assert len({*words, registry.guest.word}) == 10
+
+
+def test_manifests_and_blobs_by_digest(registry: Registry) -> None:
+    assert registry.take("/v2/").status == 200
+    for kind in ("manifests", "blobs"):
+        path = f"/v2/{STAGING}/{kind}/{DOCUMENT.digest}"
+        head, answer = registry.take(path, "HEAD"), registry.take(path)
+        assert answer.read() == DOCUMENT.data
+        for one in (head, answer):
+            assert one.headers["Content-Type"] == "application/vnd.test"
+            assert one.headers["Docker-Content-Digest"] == DOCUMENT.digest
+            assert one.headers["Content-Length"] == str(len(DOCUMENT.data))
+    answer = registry.take(registry.blob(0))
+    assert answer.read() == registry.bytes(0)
+    assert sum(count for count, _ in registry.moved) == len(registry.bytes(0))
+    assert registry.moved[-1] == (0, False)
+    assert all(waits for _, waits in registry.moved[:-1])
+
+
+def test_the_rest_of_a_blob(registry: Registry) -> None:
+    data = registry.bytes(0)
+    answer = registry.take(registry.blob(0), Range="bytes=1000-")
+    assert answer.status == 206
+    assert answer.headers["Content-Range"] == f"bytes 1000-{len(data) - 1}/{len(data)}"
+    assert answer.read() == data[1000:]
+
+
+def test_nothing_else_of_the_store(registry: Registry) -> None:
+    other = registry.store.put_bytes(b"another image's", "application/octet-stream")
+    for path in (
+        f"/v2/{STAGING}/blobs/{other.digest}",
+        f"/v2/other/blobs/{registry.image.layers[0].digest}",
+        f"/v2/{STAGING}/blobs/../../etc/passwd",
+        f"/v2/{STAGING}/tags/list",
+    ):
+        assert registry.take(path).status == 404
+
+
+def test_a_layer_that_is_gone_or_cut_off_is_not_there(registry: Registry) -> None:
+    path = registry.store.path(registry.image.layers[0].digest)
+    data = path.read_bytes()
+    path.unlink()
+    assert registry.take(registry.blob(0)).status == 404
+    path.write_bytes(data[:-1])
+    assert registry.take(registry.blob(0)).status == 404
+
+
+def test_lower_layers_go_first(registry: Registry) -> None:
+    low, high = registry.take(registry.blob(0)), registry.take(registry.blob(1))
+    # More than a socket holds: it waits for a reader.
+    assert sum(count for count, _ in registry.moved) < len(registry.bytes(0))
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(high.read()))
+    reader.start()
+    assert low.read() == registry.bytes(0)
+    reader.join(20)
+    assert got == [registry.bytes(1)]
+    assert [count for count, _ in registry.moved if count][-1] == len(registry.bytes(1))
+
+
+def test_whoever_hangs_up_holds_up_nobody(registry: Registry) -> None:
+    registry.take(registry.blob(0)).close()
+    assert registry.take(registry.blob(1)).read() == registry.bytes(1)
