@@ -85,7 +85,7 @@ class Outcome:
     nodes: tuple[NodeResult, ...]
     seconds: float
     read: int
-    """Bytes that were read from the store, for all nodes together."""
+    """Bytes that were read from the store for those that load, all together."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -334,6 +334,7 @@ class Distribution:
             if not why:
                 return
             board.state(station.name, f"cannot pull, loads: {why}")
+            self._expect(station, board, self._bytes(station))
         station.load(steps, self.shared, moved)
 
     def _again(self, station: Station, board: Board) -> None:

@@ -141,6 +141,8 @@ class Remote:
             path, to = self._here("data"), self._bulk()
             words = ["sh", "-c", f"echo '{END}'; cat >/dev/null"]
             argv = ["ssh", "-M", "-S", str(path), *to, shlex.join(words)]
+            # One that was killed has left its own.
+            path.unlink(missing_ok=True)
             process, _ = self._hold(argv, timeout_s, self.node.data)
         assert process is not None
         try:

@@ -280,18 +280,18 @@ class Station:
                     left -= sum(one.size for one in kept)
                 said.append(process.stderr.read().decode("utf-8", "replace"))
                 code = process.wait()
-            if watch.hung:
-                raise self.remote.hangs("progress", patience)
-            if watch.cut:
-                raise self.remote.cut(loan)
-        words_said = "\n".join(said)
-        broken = self.remote.failure(process, words_said)
-        if broken is not None:
-            raise broken
-        if code != 0:
-            if GONE.search(words_said) or FULL in words_said:
-                raise self.refusal(code, words_said)
-            return _last(words_said)
+            words_said = "\n".join(said)
+            if code != 0:
+                if watch.hung:
+                    raise self.remote.hangs("progress", patience)
+                if watch.cut:
+                    raise self.remote.cut(loan)
+                broken = self.remote.failure(process, words_said)
+                if broken is not None:
+                    raise broken
+                if GONE.search(words_said) or FULL in words_said:
+                    raise self.refusal(code, words_said)
+                return _last(words_said)
         self.adopt(steps[-1].part.name, steps[-1].part)
         self.layers_sent = sum(len(one.send) for one in steps)
         return ""

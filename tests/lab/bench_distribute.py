@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -204,6 +204,7 @@ def by_file(bench: Bench, name: str) -> None:
     file.unlink()
 
 
+LOADED = "distribute, without forwarding"
 ONE_BY_ONE = "save | ssh load, one by one"
 AT_ONCE = "save | ssh load, all at once"
 PLAINLY = ", layers not compressed"
@@ -263,6 +264,11 @@ def _cold(bench: Bench, peers: Peers, mirror: Mirror) -> None:
     image, name = bench.shipment.image(PAYLOAD), _peer_name(COLD)
     bench.reset(keep_base=False)
     bench.measure(COLD, "distribute", image, bench.ours, NAME)
+    bench.reset(keep_base=False)
+    with ExitStack() as stack:
+        for node in bench.nodes:
+            stack.enter_context(node.without_forwarding())
+        bench.measure(COLD, LOADED, image, bench.ours, NAME)
     for way, run in peers.items():
         bench.reset(keep_base=False)
         bench.measure(COLD, way, image, partial(run, bench, name), name)

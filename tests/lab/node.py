@@ -7,7 +7,8 @@ import select
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -181,6 +182,18 @@ class Node:
         """The key that the client knows."""
         if self._hosts_key != ["host"]:
             self._present("host")
+
+    @contextmanager
+    def without_forwarding(self) -> Iterator[None]:
+        """Its sshd forwards no ports meanwhile."""
+        config = "/etc/ssh/sshd_config.d/without-forwarding.conf"
+        put(self, {config: (0o644, b"AllowTcpForwarding no\n")})
+        self.exec("kill", "-HUP", "1")
+        try:
+            yield
+        finally:
+            self.exec("rm", config)
+            self.exec("kill", "-HUP", "1")
 
     def part(self, other: Node) -> None:
         """Drop, silently, what this node sends to ``other`` directly."""

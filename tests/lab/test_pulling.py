@@ -15,7 +15,7 @@ import pytest
 
 from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
-from tests.lab.node import Node, put, wait
+from tests.lab.node import Node, wait
 from tests.lab.payload import Part, Payload
 from tests.lab.shipment import Shipment
 from tests.lab.test_distribute_faults import ALL, NODE, lying, others
@@ -124,23 +124,10 @@ def test_users_that_may(voyage: Voyage) -> None:
 
 def test_a_node_that_forbids_the_way_back_loads(voyage: Voyage) -> None:
     node, new = voyage.shipment.fleet["node1"], fresh(voyage)
-    with forbidding(node), voyage.run() as running:
+    with node.without_forwarding(), voyage.run() as running:
         assert running.end() == 0, running.said
     running.until("node1: cannot pull, loads: its sshd forwards no port to here")
     voyage.arrived(new)
-
-
-@contextmanager
-def forbidding(node: Node) -> Iterator[None]:
-    """Its sshd forwards nothing."""
-    config = "/etc/ssh/sshd_config.d/forbids.conf"
-    put(node, {config: (0o644, b"AllowTcpForwarding no\n")})
-    node.exec("kill", "-HUP", "1")
-    try:
-        yield
-    finally:
-        node.exec("rm", config)
-        node.exec("kill", "-HUP", "1")
 
 
 def test_only_who_was_admitted_may_pull(voyage: Voyage) -> None:
@@ -177,6 +164,7 @@ def test_a_link_that_comes_back_goes_on(voyage: Voyage) -> None:
             node.data.restore()
         assert running.end() == 0, running.said
     voyage.arrived(new)
+    assert "cannot pull" not in running.said
     sent = sum(layer.size for layer in new.layers)
     for node in nodes:
         # What was on the link, and on its way to be unpacked.
