@@ -104,16 +104,6 @@ class Fleet:
     def names(self) -> tuple[str, ...]:
         return tuple(node.name for node in self.nodes)
 
-    def pick(self, names: tuple[str, ...]) -> Fleet:
-        """The fleet of these nodes only. Raises ``UsageError`` for a name that it has not."""
-        for name in names:
-            if name not in self.names:
-                raise UsageError(
-                    f"{self.file or 'the fleet'} has no node {name!r}",
-                    hint=wellformed.nearest(name, self.names),
-                )
-        return Fleet(nodes=tuple(n for n in self.nodes if n.name in names), file=self.file)
-
 
 def read(given: str, folder: Path) -> Fleet:
     """What ``--nodes`` means: a file, or names with commas between them (``user@host`` too).

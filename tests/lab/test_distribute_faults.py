@@ -38,15 +38,7 @@ def trip(four: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Voya
 
 @pytest.fixture
 def voyage(trip: Voyage) -> Iterator[Voyage]:
-    """All nodes have one image. What a test has broken is mended after it."""
-    if trip.old is None:
-        trip.begin()
-    old = trip.old
-    yield trip
-    trip.shipment.nodes(trip.shipment.fleet.data())
-    if trip.old is old:
-        # It did not come to its end: the next one is not to suffer.
-        trip.old = None
+    yield from trip.prepared()
 
 
 def others(name: str) -> list[str]:

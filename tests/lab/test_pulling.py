@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -45,15 +44,7 @@ def trip(four: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Voya
 
 @pytest.fixture
 def voyage(trip: Voyage) -> Iterator[Voyage]:
-    """All nodes have one image. What a test has broken is mended after it."""
-    if trip.old is None:
-        trip.begin()
-    old = trip.old
-    yield trip
-    trip.shipment.nodes(trip.shipment.fleet.data())
-    if trip.old is old:
-        # It did not come to its end: the next one is not to suffer.
-        trip.old = None
+    yield from trip.prepared()
 
 
 def fresh(voyage: Voyage, count: int = LAYERS, size: int = SIZE) -> Image:
@@ -204,7 +195,7 @@ def test_a_bit_that_flips_on_the_wire(voyage: Voyage) -> None:
 @pytest.mark.parametrize("name", ["node1", "node4"])
 def test_a_link_that_hangs_holds_nobody_else(voyage: Voyage, name: str) -> None:
     node, new = voyage.shipment.fleet[name], fresh(voyage)
-    with held(voyage, name, "--patience", "4") as running:
+    with voyage.held(name, "--patience", "4", after=MIDWAY) as running:
         assert running.end() == NODE
     running.until(*others(name))
     assert f"{name}: no progress for 4 s: it hangs" in running.said
@@ -213,24 +204,13 @@ def test_a_link_that_hangs_holds_nobody_else(voyage: Voyage, name: str) -> None:
     voyage.complete(new)
 
 
-@contextmanager
-def held(voyage: Voyage, name: str, *words: str) -> Iterator[Running]:
-    """A run that waits for this node in the middle of its pull."""
-    node = voyage.shipment.fleet[name]
-    node.data.hang_after(MIDWAY)
-    with voyage.run(*words) as running:
-        wait(lambda: node.data.hangs or running.process.poll() is not None, "nothing came")
-        assert node.data.hangs, running.said
-        yield running
-
-
 # The engine
 
 
 @pytest.mark.parametrize("name", ["node3", "node4"])
 def test_an_engine_that_hangs_holds_nobody_else(voyage: Voyage, name: str) -> None:
     node, new = voyage.shipment.fleet[name], fresh(voyage)
-    with held(voyage, name, "--patience", "4") as running:
+    with voyage.held(name, "--patience", "4", after=MIDWAY) as running:
         node.pause_dockerd()
         node.data.restore()
         assert running.end() == NODE
@@ -244,7 +224,7 @@ def test_an_engine_that_hangs_holds_nobody_else(voyage: Voyage, name: str) -> No
 @pytest.mark.parametrize("name", PULL)
 def test_an_engine_killed_in_mid_pull(voyage: Voyage, name: str) -> None:
     node, new = voyage.shipment.fleet[name], fresh(voyage)
-    with held(voyage, name) as running:
+    with voyage.held(name, after=MIDWAY) as running:
         running.until(*others(name))
         node.kill_dockerd()
         node.data.restore()
@@ -258,7 +238,7 @@ def test_an_engine_killed_in_mid_pull(voyage: Voyage, name: str) -> None:
 @pytest.mark.parametrize("name", ["node1", "node4"])
 def test_a_disk_that_fills_in_mid_pull(voyage: Voyage, name: str) -> None:
     node, new = voyage.shipment.fleet[name], fresh(voyage)
-    with held(voyage, name) as running:
+    with voyage.held(name, after=MIDWAY) as running:
         node.fill_disk(3 * MB)
         node.data.restore()
         assert running.end() == NODE
@@ -321,7 +301,7 @@ def test_a_kill_in_mid_pull_leaves_nothing_running(voyage: Voyage, user: str) ->
         node["sudo"] = user == "sudoer"
     voyage.shipment.nodes(data)
     new = fresh(voyage)
-    with held(voyage, "node1") as running:
+    with voyage.held("node1", after=MIDWAY) as running:
         running.kill()
     voyage.kept(new)
     voyage.shipment.fleet["node1"].data.restore()

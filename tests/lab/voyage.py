@@ -149,10 +149,11 @@ class Voyage:
             running.close()
 
     @contextmanager
-    def held(self, name: str, *words: str) -> Iterator[Running]:
-        """A run that waits for this node in the middle of the top layer."""
+    def held(self, name: str, *words: str, after: int = MIDWAY) -> Iterator[Running]:
+        """A run that waits for this node ``after`` so many bytes, by default in the middle of the
+        top layer."""
         node = self.shipment.fleet[name]
-        node.data.hang_after(MIDWAY)
+        node.data.hang_after(after)
         with self.run(*words) as running:
             wait(lambda: node.data.hangs or running.process.poll() is not None, "nothing came")
             assert node.data.hangs, running.said
@@ -208,6 +209,17 @@ class Voyage:
                 assert grown < due + SLACK, f"{node.name} grew by {grown}, not {due}"
         self.old = new
         self.used = {name: one.used for name, one in found.items()}
+
+    def prepared(self) -> Iterator[Voyage]:
+        """For a test: all nodes have one image. What it breaks is mended after it."""
+        if self.old is None:
+            self.begin()
+        old = self.old
+        yield self
+        self.shipment.nodes(self.shipment.fleet.data())
+        if self.old is old:
+            # It did not come to its end: the next one is not to suffer.
+            self.old = None
 
     def begin(self) -> None:
         """From nothing: a first image, and a second one to see what one takes of the disk."""

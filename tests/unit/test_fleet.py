@@ -113,13 +113,6 @@ def test_a_file_beside_the_matrix_is_found(tmp_path: Path) -> None:
     assert "--nodes spark1,spark2" in caught.value.detail
 
 
-def test_nodes_are_picked_by_name(tmp_path: Path) -> None:
-    read = load(tmp_path, {"a": {}, "b": {}})
-    assert read.pick(("b",)).names == ("b",)
-    with pytest.raises(UsageError, match="no node 'c'"):
-        read.pick(("c",))
-
-
 def test_the_schema_is_the_model() -> None:
     recorded = json.loads((PROJECT / "docs" / "fleet.schema.json").read_text())
     assert recorded == fleet.schema(), "make schema"
