@@ -6,6 +6,7 @@ The faults of test_distribute_faults.py, with an image of which the nodes lack n
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -294,15 +295,20 @@ def test_an_image_that_is_not_what_it_says(voyage: Voyage) -> None:
 # The command
 
 
-@pytest.mark.parametrize("user", ["root", "sudoer"])
-def test_a_kill_in_mid_pull_leaves_nothing_running(voyage: Voyage, user: str) -> None:
+@pytest.mark.parametrize(
+    ("user", "number"),
+    [("root", signal.SIGKILL), ("sudoer", signal.SIGKILL), ("root", signal.SIGINT)],
+)
+def test_an_end_in_mid_pull_leaves_nothing_running(
+    voyage: Voyage, user: str, number: signal.Signals
+) -> None:
     data = voyage.shipment.fleet.data(user)
     for node in data["nodes"].values():
         node["sudo"] = user == "sudoer"
     voyage.shipment.nodes(data)
     new = fresh(voyage)
     with voyage.held("node1", after=MIDWAY) as running:
-        running.kill()
+        assert running.kill(number) == (130 if number is signal.SIGINT else -number)
     voyage.kept(new)
     voyage.shipment.fleet["node1"].data.restore()
     voyage.quiet()
