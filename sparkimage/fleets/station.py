@@ -15,7 +15,7 @@ from sparkimage.fleets import delta, probe, remote
 from sparkimage.fleets.delta import Whole
 from sparkimage.fleets.fanout import Shared
 from sparkimage.fleets.probe import NodeImage, Seen
-from sparkimage.fleets.remote import Remote, Watch
+from sparkimage.fleets.remote import Loan, Remote, Watch
 from sparkimage.progress import Moved
 from sparkimage.storage import archive
 from sparkimage.storage.archive import Part, Step
@@ -239,62 +239,72 @@ class Station:
         Engines keep nothing of a pull that was broken off: each step is pulled as soon as its
         layers are there, which keeps them.
         """
-        patience = self.remote.patience_s
+        try:
+            with self.remote.lend(serving.socket, timeout_s=self.remote.patience_s) as loan:
+                code, said = self._pulled(steps, serving, loan, moved)
+        except CommandError:
+            return "its sshd forwards no port to here (AllowTcpForwarding)"
+        if code != 0:
+            if GONE.search(said) or FULL in said:
+                raise self.refusal(code, said)
+            return _last(said)
+        self.adopt(steps[-1].part.name, steps[-1].part)
+        self.layers_sent = sum(len(one.send) for one in steps)
+        return ""
+
+    def _pulled(
+        self, steps: tuple[Step, ...], serving: Serving, loan: Loan, moved: Moved
+    ) -> tuple[int, str]:
+        """Have its engine pull through a lent port; its script's exit code, and what it said.
+
+        Raises ``NodeError`` and its kin when it hangs or a connection ends.
+        """
+        patience, registry = self.remote.patience_s, f"127.0.0.1:{loan.port}"
+        parts = [step.part for step in steps]
+        words = remote.script(
+            "pull", self.remote.docker, f"{registry}/{probe.STAGING}", parts[-1].manifest.digest,
+            *(word for part in parts for word in (
+                part.name, part.manifest.digest, part.layers[-1].digest[7:19],
+            )),
+        )  # fmt: skip
         left = sum(step.size for step in steps)
-        with contextlib.ExitStack() as stack:
-            try:
-                loan = stack.enter_context(self.remote.lend(serving.socket, timeout_s=patience))
-            except CommandError:
-                return "its sshd forwards no port to here (AllowTcpForwarding)"
-            registry = f"127.0.0.1:{loan.port}"
-            parts = [step.part for step in steps]
-            words = remote.script(
-                "pull", self.remote.docker, f"{registry}/{probe.STAGING}",
-                parts[-1].manifest.digest,
-                *(word for part in parts for word in (
-                    part.name, part.manifest.digest, part.layers[-1].digest[7:19],
-                )),
-            )  # fmt: skip
-            process = self.remote.start(words)
-            stack.callback(_kill, process)
-            watch = Watch(process, needs=loan.connection)
-            stack.callback(watch.close)
+        process = self.remote.start(words)
+        watch = Watch(process, needs=loan.connection)
 
-            def went(count: int, waits: bool) -> None:
-                self._count(count, moved)
-                watch.extend(patience + (0 if waits else left / UNPACK_RATE))
+        def went(count: int, waits: bool) -> None:
+            self._count(count, moved)
+            # What has all arrived may still be unpacked.
+            watch.extend(patience + (0 if waits else left / UNPACK_RATE))
 
-            guest = serving.admit(went)
-            assert process.stdin is not None
-            assert process.stdout is not None
-            assert process.stderr is not None
-            said = []
+        guest = serving.admit(went)
+        said = []
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
             with watch.limit(patience):
                 with contextlib.suppress(OSError):
                     process.stdin.write(f"{guest.config(registry)}\n".encode())
                     process.stdin.flush()
+                # Its input stays open: where that ends, the pull does.
                 for raw in process.stdout:
                     line = raw.decode("utf-8", "replace").rstrip("\n")
                     said.append(line)
-                    kept = [one for one in steps if line == f"@@ kept {one.part.name}"]
-                    left -= sum(one.size for one in kept)
+                    left -= sum(s.size for s in steps if line == f"@@ kept {s.part.name}")
                 said.append(process.stderr.read().decode("utf-8", "replace"))
                 code = process.wait()
-            words_said = "\n".join(said)
-            if code != 0:
-                if watch.hung:
-                    raise self.remote.hangs("progress", patience)
-                if watch.cut:
-                    raise self.remote.cut(loan)
-                broken = self.remote.failure(process, words_said)
-                if broken is not None:
-                    raise broken
-                if GONE.search(words_said) or FULL in words_said:
-                    raise self.refusal(code, words_said)
-                return _last(words_said)
-        self.adopt(steps[-1].part.name, steps[-1].part)
-        self.layers_sent = sum(len(one.send) for one in steps)
-        return ""
+        finally:
+            watch.close()
+            _kill(process)
+        if code != 0:
+            if watch.hung:
+                raise self.remote.hangs("progress", patience)
+            if watch.cut:
+                raise self.remote.cut(loan)
+            broken = self.remote.failure(process, "\n".join(said))
+            if broken is not None:
+                raise broken
+        return code, "\n".join(said)
 
     def _count(self, count: int, moved: Moved) -> None:
         self.sent += count
