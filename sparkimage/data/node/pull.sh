@@ -14,14 +14,17 @@ umask 077
 folder=$(mktemp -d) || exit 98
 watch=
 trap 'kill $watch 2>/dev/null; rm -rf "$folder"' EXIT
-trap 'exit 98' TERM
+trap 'exit 98' HUP TERM
 IFS= read -r config || exit 98
 printf '%s\n' "$config" >"$folder/config.json"
 # A config has contexts of its own: the engine is to be the same.
 host=$($docker context inspect --format '{{.Endpoints.docker.Host}}') || exit 94
 exec 3<&0
 {
+    # A connection that ends may hang up on all of its session first.
+    trap '' HUP PIPE
     cat >/dev/null
+    rm -rf "$folder"
     kill 0
 } <&3 >/dev/null 2>&1 &
 watch=$!
