@@ -414,11 +414,23 @@ class Watch:
                 return
 
 
-def _close(process: subprocess.Popen[bytes]) -> int:
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End it at once."""
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    _close_pipes(process)
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             with contextlib.suppress(OSError):
                 pipe.close()
+
+
+def _close(process: subprocess.Popen[bytes]) -> int:
+    _close_pipes(process)
     try:
         process.wait(5)
     except subprocess.TimeoutExpired:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -295,7 +294,7 @@ class Station:
                 code = process.wait()
         finally:
             watch.close()
-            _kill(process)
+            remote.kill(process)
         if code != 0:
             if watch.hung:
                 raise self.remote.hangs("progress", patience)
@@ -447,22 +446,12 @@ class Loading:
     def kill(self) -> None:
         """End it at once."""
         self.watch.close()
-        _kill(self.process)
+        remote.kill(self.process)
 
 
 def _last(said: str) -> str:
     """The last line of what was said."""
     return next((line for line in reversed(said.strip().splitlines()) if line), "")
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
 
 
 def _section(said: str, station: Station) -> tuple[int, str]:

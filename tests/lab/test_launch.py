@@ -501,7 +501,8 @@ def test_logs_of_all_as_one(ready: Serving) -> None:
     assert {line.split(" | ")[0].strip() for line in said} == set(NODES)
     assert sum("Application startup complete" in line for line in said) == 1
     joined = [place for place, line in enumerate(said) if "is assigned as" in line]
-    # One behind the other by time, not node after node.
+    # By time, not node after node. A busy node's Docker stamps a line when it comes to read it,
+    # which may be after the head has said that all is ready.
     others = [place for place in joined if not said[place].startswith("node1")]
     assert said.index(next(li for li in said if "startup complete" in li)) > min(others)
     only = ok(ready.run("logs", "--rank", "2", "--tail", "2")).splitlines()
