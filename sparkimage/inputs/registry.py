@@ -5,6 +5,7 @@ insecure registries are as the Docker CLI has them, and no daemon need run.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,11 @@ from sparkimage.plans.lock import PinnedImage
 from sparkimage.run import Runner
 
 TIMEOUT_S = 60.0
+REFUSED = re.compile(
+    "401 Unauthorized|403 Forbidden|access denied|authorization failed|no basic auth credentials"
+)
+"""How the client words a refusal. Each has a space in it, which no address, port, name or digest
+in the same text has."""
 
 
 def program(home: Path, runner: Runner, say: Callable[[str], None]) -> tuple[str, ...]:
@@ -106,7 +112,7 @@ def _inspect(
                 f"`python build.py lock --update '{update_word(title)}'`, or name a mirror",
                 detail=text,
             ) from None  # fmt: skip
-        if any(word in text for word in ("401", "403", "authorization failed", "denied")):
+        if REFUSED.search(text):
             raise LockError(
                 f"{title}: the registry of {name} wants another login",
                 hint=f"docker login {where.repository.partition('/')[0]}",

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from sparkimage import paths
+from sparkimage.address import Mirrors
+from sparkimage.errors import LockError, NetworkError
+from sparkimage.inputs import registry
+from sparkimage.run import Local
 from tests.lab import cuda_base, servers, standins
 from tests.lab.conftest import PROJECT, REPOSITORY, Lab
 from tests.lab.recipe import TWIN, Recipe
@@ -135,6 +140,33 @@ def test_what_cannot_be_reached_is_reported_pin_by_pin(recipe: Recipe, kept: str
     # And where they can be, the same command resolves them all, to the same lock.
     assert recipe.lab.run("lock").returncode == 0
     assert path.read_text() == kept
+
+
+def asked(address: str, path: str) -> LockError | NetworkError:
+    """What comes of a pin whose registry is this one."""
+    docker = registry.program(paths.home(), Local(), say=lambda _line: None)
+    mirrors = Mirrors(rules={"docker.io": address})
+    with pytest.raises((LockError, NetworkError)) as caught:
+        registry.resolve("pin x", f"docker.io/{path}", "linux/amd64", docker, Local(), mirrors)
+    assert isinstance(caught.value, LockError | NetworkError)
+    return caught.value
+
+
+def test_what_a_registry_says_counts_not_what_it_is_called(tmp_path: Path) -> None:
+    """Numbers and words of a refusal stand in ports, names, tags and digests as well."""
+    digest = "sha256:" + "401" * 21 + "0"
+    for path in ("denied/x401:403", f"denied/x403@{digest}"):
+        # Nothing listens there: below the ports that systems hand out.
+        dead = asked("127.0.0.1:14010", path)
+        assert isinstance(dead, NetworkError)
+        assert dead.message.endswith("cannot be reached")
+        with servers.registry(tmp_path / "open", home=paths.home()) as empty:
+            assert "the registry has no docker.io/denied/x40" in asked(empty.address, path).message
+        with servers.registry(tmp_path / "closed", home=paths.home(), login=True) as closed:
+            refused = asked(closed.address, path)
+        assert isinstance(refused, LockError)
+        assert refused.message.endswith("wants another login")
+        assert refused.hint == f"docker login {closed.address}"
 
 
 def test_debians_mirror_is_asked_in_place_of_the_default(lab: Lab, tmp_path: Path) -> None:
