@@ -309,7 +309,7 @@ class Lines:
         if now - self.said >= LINE_S:
             self.said = now
             rate = self.done / (now - self.began)
-            left = f", {clock((self.total - self.done) / rate)} left" if self.total else ""
+            left = f", {clock((self.total - self.done) / rate)} left" * (self.total > self.done)
             self.view.say(f"{self.text}: {human(self.done)}, {human(rate)}/s{left}")
 
 

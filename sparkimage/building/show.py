@@ -101,7 +101,8 @@ def results_table(results: Sequence[Result]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    made = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    # One space between: a digest of 71 characters fits 80 columns whole.
+    made = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
     for result in results:

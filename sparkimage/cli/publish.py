@@ -225,11 +225,10 @@ def _page(platform: str, one: dict[str, Any]) -> Table:
 
     table = Table(
         box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left", show_header=False,
-        title=f"\n{platform}", title_style="bold",
+        title=f"\n{platform}\n{one['digest']}", title_style="bold",
     )  # fmt: skip
     versions = ", ".join(f"{name} {value}" for name, value in one["versions"].items())
     rows = [
-        ("digest", one["digest"]),
         ("variant", str(one["variant"])),
         ("measured", versions or "nothing"),
         ("lock", one["lock"] or "none"),

@@ -36,7 +36,7 @@ PULL_FROM = 32_000_000
 NEARLY_ALL = 0.9
 """The part of an image's bytes that an overlay2 node lacks at least when it is to pull them."""
 TELLS = (28, 0)
-"""The first engine that says of its containerd store when it has unpacked a layer."""
+"""The first engine that says when it has unpacked a layer into containerd's store."""
 NOT_PULLED = 94
 """The exit code of stage.sh when a pull failed."""
 GONE = re.compile(
@@ -229,14 +229,19 @@ class Station:
             place not in lacking and layer.diff_id not in unpacked
             for place, layer in enumerate(layers)
         )
-        return self._version >= TELLS and (lacks >= PULL_FROM or broken)
+        return lacks >= PULL_FROM or broken
+
+    @property
+    def _tells(self) -> bool:
+        """Whether its engine says when it has unpacked a layer that it pulls."""
+        return not self.now.containerd or self._version >= TELLS
 
     def pull(self, steps: tuple[Step, ...], serving: Serving, moved: Moved) -> str:
         """Let its engine pull these steps from here, and prove the last one; why it cannot, for a
         reason that ``load`` may do without, else nothing. Raises as ``load``.
 
         Engines keep nothing of a pull that was broken off: each step is pulled as soon as its
-        layers are there, which keeps them.
+        layers are unpacked, which keeps them; one after the other where nothing tells when.
         """
         try:
             with self.remote.lend(serving.socket, timeout_s=self.remote.patience_s) as loan:
@@ -261,7 +266,8 @@ class Station:
         patience, registry = self.remote.patience_s, f"127.0.0.1:{loan.port}"
         parts = [step.part for step in steps]
         words = remote.script(
-            "pull", self.remote.docker, f"{registry}/{probe.STAGING}", parts[-1].manifest.digest,
+            "pull", self.remote.docker, f"{registry}/{probe.STAGING}",
+            "whole" if self._tells else "parts", parts[-1].manifest.digest,
             *(word for part in parts for word in (
                 part.name, part.manifest.digest, part.layers[-1].digest[7:19],
             )),

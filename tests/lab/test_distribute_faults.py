@@ -20,12 +20,24 @@ from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
 from tests.lab.payload import Payload
 from tests.lab.shipment import NAME, Shipment
-from tests.lab.voyage import BUSY, MB, MIDWAY, PAYLOAD, Voyage, layers
+from tests.lab.voyage import (
+    BUSY,
+    LOADED,
+    MB,
+    PAYLOAD,
+    PULLED,
+    SLOW,
+    Voyage,
+    Way,
+    either,
+    layers,
+)
 from tests.unit import good_maker
 
 ALL = ("node1", "node2", "node3", "node4")
 INTERRUPTED = 130
 NODE, USAGE, MIXED = 13, 2, 15
+both = pytest.mark.parametrize("way", [LOADED, PULLED], ids=str)
 
 
 @pytest.fixture(scope="module")
@@ -165,55 +177,65 @@ def test_two_at_once(voyage: Voyage, first: str, second: str) -> None:
 # The link
 
 
-def test_a_link_that_comes_back_costs_another_attempt(voyage: Voyage) -> None:
-    node, new = voyage.shipment.fleet["node2"], voyage.next()
-    node.data.cut_after(MIDWAY)
-    with voyage.run() as running:
-        running.until("node2: again: cannot be reached")
-        node.data.restore()
+@both
+def test_a_link_that_comes_back_costs_what_was_on_it(voyage: Voyage, way: Way) -> None:
+    nodes, new = voyage.nodes, way.image(voyage)
+    before = {node.name: node.data.up for node in nodes}
+    for node in nodes:
+        node.data.rate(SLOW)
+        node.data.cut_after(way.midway)
+    with voyage.run("--step", "10") as running:
+        running.until(*(f"{node.name}: again: cannot be reached" for node in nodes))
+        for node in nodes:
+            node.data.restore()
         assert running.end() == 0, running.said
     voyage.arrived(new)
+    assert "cannot pull" not in running.said
+    sent = sum(layer.size for layer in new.layers)
+    for node in nodes:
+        # What was on the link, and on its way to be unpacked.
+        assert node.data.up - before[node.name] < sent + way.midway
 
 
-def test_a_link_that_stays_cut_costs_what_was_on_it(voyage: Voyage) -> None:
-    node = voyage.shipment.fleet["node2"]
-    size = 5 * MB // 2
-    new = voyage.next(Payload.of(*[size + 1] * 5))
-    # All but busybox, which is there.
-    sent = sum(layer.size for layer in new.layers[1:])
-    node.data.cut_after(sent - new.layers[-1].size // 2)
+@either(loaded=["node2"], pulled=ALL)
+def test_a_link_that_stays_cut_costs_what_was_on_it(voyage: Voyage, way: Way, name: str) -> None:
+    node, new = voyage.shipment.fleet[name], voyage.fresh(*way.layers)
+    # So slow that layers are unpacked as they come. All but busybox comes, which is there.
+    node.data.rate(SLOW)
+    node.data.cut_after(sum(layer.size for layer in new.layers[1:]) - new.layers[-1].size // 2)
     with voyage.run("--step", "1") as running:
         assert running.end() == NODE
     assert "1 of 4 nodes failed; no name was moved: every node keeps what it had" in running.said
-    assert re.search("node2 cannot be reached", running.said)
-    for name in others("node2"):
-        running.until(name)
+    assert f"{name} cannot be reached at its data address 127.0.0.2" in running.said
+    running.until(*others(name))
     voyage.kept(new)
     node.data.restore()
     before = node.data.up
     came = voyage.complete(new, "--step", "1")
-    assert {one["sent"] for name, one in came.items() if name != "node2"} == {0}
+    assert {one["sent"] for place, one in came.items() if place != name} == {0}
     # The last step may be on its way while the one before it is unpacked.
-    assert came["node2"]["layers_kept"] >= len(new.layers) - 2
-    assert came["node2"]["layers_sent"] <= 2
-    assert node.data.up - before < sum(layer.size for layer in new.layers[-2:]) + MB // 4
+    assert came[name]["layers_kept"] >= len(new.layers) - 2
+    assert came[name]["layers_sent"] <= 2
+    assert node.data.up - before < sum(layer.size for layer in new.layers[-2:]) + MB
 
 
-def test_a_bit_that_flips_on_the_wire(voyage: Voyage) -> None:
-    node, new = voyage.shipment.fleet["node3"], voyage.next()
-    node.data.flip_after(MIDWAY)
+@both
+def test_a_bit_that_flips_on_the_wire(voyage: Voyage, way: Way) -> None:
+    node, new = voyage.shipment.fleet["node3"], way.image(voyage)
+    node.data.flip_after(way.midway)
     with voyage.run() as running:
         assert running.end() == 0, running.said
     assert "node3: again: " in running.said
     voyage.arrived(new)
 
 
-def test_a_link_that_hangs_holds_nobody_else(voyage: Voyage) -> None:
-    node, new = voyage.shipment.fleet["node4"], voyage.next()
-    with voyage.held("node4", "--patience", "4") as running:
+@either(loaded=["node4"], pulled=["node1", "node2", "node4"])
+def test_a_link_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, name: str) -> None:
+    node, new = voyage.shipment.fleet[name], way.image(voyage)
+    with voyage.held(name, "--patience", "4", after=way.midway) as running:
         assert running.end() == NODE
-    running.until(*others("node4"))
-    assert "node4: no progress for 4 s: it hangs" in running.said
+    running.until(*others(name))
+    assert f"{name}: no progress for 4 s: it hangs" in running.said
     voyage.kept(new)
     node.data.restore()
     voyage.complete(new)
@@ -222,23 +244,24 @@ def test_a_link_that_hangs_holds_nobody_else(voyage: Voyage) -> None:
 # The engine
 
 
-def test_an_engine_that_hangs_holds_nobody_else(voyage: Voyage) -> None:
-    node, new = voyage.shipment.fleet["node1"], voyage.next()
-    with voyage.held("node1", "--patience", "4") as running:
+@either(loaded=["node1"], pulled=["node2", "node3", "node4"])
+def test_an_engine_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, name: str) -> None:
+    node, new = voyage.shipment.fleet[name], way.image(voyage)
+    with voyage.held(name, "--patience", "4", after=way.midway) as running:
         node.pause_dockerd()
         node.data.restore()
         assert running.end() == NODE
-    running.until(*others("node1"))
-    assert "node1: no progress for 4 s: it hangs" in running.said
+    running.until(*others(name))
+    assert f"{name}: no progress for 4 s: it hangs" in running.said
     node.resume_dockerd()
     voyage.kept(new)
     voyage.complete(new)
 
 
-@pytest.mark.parametrize("name", ["node1", "node4"])
-def test_an_engine_killed_in_mid_load(voyage: Voyage, name: str) -> None:
-    node, new = voyage.shipment.fleet[name], voyage.next()
-    with voyage.held(name) as running:
+@either(loaded=["node1", "node4"], pulled=ALL)
+def test_an_engine_killed_in_mid_stream(voyage: Voyage, way: Way, name: str) -> None:
+    node, new = voyage.shipment.fleet[name], way.image(voyage)
+    with voyage.held(name, after=way.midway) as running:
         running.until(*others(name))
         node.kill_dockerd()
         node.data.restore()
@@ -247,6 +270,23 @@ def test_an_engine_killed_in_mid_load(voyage: Voyage, name: str) -> None:
     node.start_dockerd()
     voyage.kept(new)
     voyage.complete(new)
+
+
+@either(loaded=["node2", "node3"], pulled=["node1", "node2", "node4"])
+def test_a_disk_that_fills_in_mid_stream(voyage: Voyage, way: Way, name: str) -> None:
+    node, new = voyage.shipment.fleet[name], way.image(voyage)
+    with voyage.held(name, after=way.midway) as running:
+        node.fill_disk(3 * MB)
+        node.data.restore()
+        assert running.end() == NODE
+    running.until(*others(name))
+    assert f"{name}: its disk is full" in running.said
+    node.free_disk()
+    voyage.kept(new)
+    voyage.complete(new)
+
+
+# Between the phases
 
 
 def test_an_engine_killed_between_the_phases(voyage: Voyage) -> None:
@@ -310,25 +350,12 @@ def test_a_link_that_is_cut_before_the_move(voyage: Voyage) -> None:
     assert {one["sent"] for one in came.values()} == {0}
 
 
-@pytest.mark.parametrize("name", ["node2", "node3"])
-def test_a_disk_that_fills_in_mid_load(voyage: Voyage, name: str) -> None:
-    node, new = voyage.shipment.fleet[name], voyage.next()
-    with voyage.held(name) as running:
-        node.fill_disk(3 * MB)
-        node.data.restore()
-        assert running.end() == NODE
-    running.until(*others(name))
-    assert f"{name}: its disk is full" in running.said
-    node.free_disk()
-    voyage.kept(new)
-    voyage.complete(new)
-
-
 # What is in the store
 
 
-def test_a_bit_that_flipped_in_the_store(voyage: Voyage) -> None:
-    new = voyage.next()
+@both
+def test_a_bit_that_flipped_in_the_store(voyage: Voyage, way: Way) -> None:
+    new = way.image(voyage)
     top = new.layers[-1]
     path = voyage.shipment.store.path(top.digest)
     good = path.read_bytes()
@@ -337,6 +364,21 @@ def test_a_bit_that_flipped_in_the_store(voyage: Voyage) -> None:
         assert running.end() != 0
     assert f"the stored blob {top.digest} holds other bytes" in running.said
     assert "python build.py image payload --repair" in running.said
+    voyage.kept(new)
+    path.write_bytes(good)
+    voyage.complete(new)
+
+
+@both
+def test_a_layer_that_is_gone_from_the_store(voyage: Voyage, way: Way) -> None:
+    new = way.image(voyage)
+    top = new.layers[-1]
+    path = voyage.shipment.store.path(top.digest)
+    good = path.read_bytes()
+    path.unlink()
+    with voyage.run() as running:
+        assert running.end() != 0
+    assert f"the stored blob {top.digest} is missing" in running.said
     voyage.kept(new)
     path.write_bytes(good)
     voyage.complete(new)

@@ -7,14 +7,16 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from sparkimage.storage.store import Image
 from tests.lab.node import READY_S, Node, wait
-from tests.lab.payload import Payload
+from tests.lab.payload import Part, Payload
 from tests.lab.shipment import NAME, VARIANT, Shipment
 
 MB = 1 << 20
@@ -23,13 +25,23 @@ PAYLOAD = Payload.of(1 * MB, 11 * MB)
 MIDWAY = 3 * MB // 2
 """Bytes that have passed when a run is in mid-stream: with 2 MB under way in SSH's window and one
 in its pipe, some has not left the command."""
+SIZE = 20 * MB
+"""Of each layer of an image that is pulled; half of it is noise: 10 MB on the wire."""
+SLOW = 20 * MB
+"""Bytes a second of a link so slow that engines keep up with it."""
 SLACK = 1 * MB
 """Bytes of records, beside the layers, that an engine may keep of an image."""
 BUSY = "another run changes its images"
+TRACES = """{
+    ls -A /tmp /run/user/* 2>/dev/null | grep '^tmp'
+    pgrep --list-full --exact docker | grep ' pull '
+}"""
+"""Says what no pull leaves on a node once it is over."""
 LOOK = f"""
 docker image inspect --format '{{{{join .RootFS.Layers "+"}}}}' {NAME} 2>/dev/null || echo nothing
 docker image ls --format '{{{{.Repository}}}}:{{{{.Tag}}}}' | grep staging | xargs echo
 docker ps --all --quiet --filter label=dev.sparkimage.proof | xargs echo
+{TRACES} | xargs echo
 sync
 du -sxB1 /var/lib/docker /var/lib/containerd | cut -f 1 | xargs
 """
@@ -43,15 +55,17 @@ class Look:
     """The layers of what the name stands for there."""
     staging: str
     proofs: str
+    traces: str
     used: int
     """Bytes of its disk."""
 
 
 def look(node: Node) -> Look:
-    name, staging, proofs, used = node.exec("sh", "-c", LOOK).split("\n")
+    name, staging, proofs, traces, used = node.exec("sh", "-c", LOOK).split("\n")
     return Look(
-        name=name, staging=staging, proofs=proofs, used=sum(int(word) for word in used.split())
-    )
+        name=name, staging=staging, proofs=proofs, traces=traces,
+        used=sum(int(word) for word in used.split()),
+    )  # fmt: skip
 
 
 def _no_move(node: Node) -> None:
@@ -151,13 +165,21 @@ class Voyage:
     @contextmanager
     def held(self, name: str, *words: str, after: int = MIDWAY) -> Iterator[Running]:
         """A run that waits for this node ``after`` so many bytes, by default in the middle of the
-        top layer."""
+        top layer that ``next`` makes."""
         node = self.shipment.fleet[name]
         node.data.hang_after(after)
         with self.run(*words) as running:
             wait(lambda: node.data.hangs or running.process.poll() is not None, "nothing came")
             assert node.data.hangs, running.said
             yield running
+
+    def fresh(self, count: int = 5, size: int = SIZE) -> Image:
+        """An image that shares a busybox with the one before it, and nothing else: large enough to
+        be pulled."""
+        self.seed += 1
+        return self.next(
+            Payload(parts=tuple(Part(size=size, seed=1000 * self.seed + n) for n in range(count)))
+        )
 
     def looks(self) -> dict[str, Look]:
         return self.shipment.fleet.each(look)
@@ -201,6 +223,7 @@ class Voyage:
             seen = found[node.name]
             assert seen.staging == "", f"{node.name} has {seen.staging}"
             assert seen.proofs == "", f"{node.name} has containers"
+            assert seen.traces == "", f"{node.name} has {seen.traces}"
             if self.used:
                 # Noise is half of a layer.
                 blobs = sum(layer.size for layer in fresh)
@@ -227,3 +250,30 @@ class Voyage:
         self.old, self.used = None, {}
         for _ in range(2):
             self.complete(self.next())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How the bytes of an image come into the nodes' engines."""
+
+    name: str
+    midway: int
+    """Bytes that have passed when a run with ``image`` is in mid-stream."""
+    image: Callable[[Voyage], Image]
+    """The next one on its way, which the nodes lack as far as it takes to go this way."""
+    layers: tuple[int, int]
+    """How many, and of which size, where each is to be larger than what lies in buffers between
+    the command and an engine."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+LOADED = Way(name="loaded", midway=MIDWAY, image=Voyage.next, layers=(5, 5 * MB // 2))
+PULLED = Way(name="pulled", midway=25 * MB, image=Voyage.fresh, layers=(3, 3 * SIZE))
+
+
+def either(loaded: Sequence[str], pulled: Sequence[str]) -> pytest.MarkDecorator:
+    """Both ways, each with these nodes in trouble."""
+    cases = [(LOADED, name) for name in loaded] + [(PULLED, name) for name in pulled]
+    return pytest.mark.parametrize(("way", "name"), cases, ids=str)

@@ -1,15 +1,17 @@
 #!/bin/sh
 # Pulls an image, and takes a part of it under a name of its own as soon as that part is unpacked:
 # what has arrived stays when the rest does not come. Says `@@ kept NAME` of each.
-# pull.sh DOCKER REPOSITORY DIGEST (NAME DIGEST LAYER)...: of each part, from the lowest up, and
-# LAYER as docker calls the highest one in it; the last is the image itself. The first line of
-# standard input is the config.json with which docker may pull; where the input ends too early, all
-# ends.
+# pull.sh DOCKER REPOSITORY HOW DIGEST (NAME DIGEST LAYER)...: the image, then of each part, from
+# the lowest up, and LAYER as docker calls the highest one in it; the last is the image itself.
+# HOW: `whole`, one pull for all, which an engine needs that says when it has unpacked a layer; or
+# `parts`, one part after the other. The first line of standard input is the config.json with which
+# docker may pull; where the input ends too early, all ends.
 set -u
 docker=$1
 repository=$2
-whole=$3
-shift 3
+how=$3
+whole=$4
+shift 4
 umask 077
 folder=$(mktemp -d) || exit 98
 watch=
@@ -40,6 +42,14 @@ keep() { # NAME DIGEST
     earlier=$1
     printf '@@ kept %s\n' "$1"
 }
+if [ "$how" = parts ]; then
+    while [ $# -gt 0 ]; do
+        pull "$repository@$2" || exit 94
+        keep "$1" "$2" || exit 94
+        shift 3
+    done
+    exit
+fi
 {
     pull "$repository@$whole"
     echo "@@ code $?"
