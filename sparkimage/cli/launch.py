@@ -93,7 +93,7 @@ def launch(
     from sparkimage import paths
     from sparkimage.fleets import fleet as fleets
     from sparkimage.fleets.fleet import Fleet
-    from sparkimage.launching import image, placing
+    from sparkimage.launching import nccl, placing
     from sparkimage.launching.command import Request
     from sparkimage.launching.launch import Launch, Options, ProofError
     from sparkimage.layers import layerindex
@@ -120,8 +120,8 @@ def launch(
     pin = plan.versions.get("nccl", "")
     preload = ""
     if pin:
-        found = image.libraries(layerindex.image_files(store, held))
-        preload = image.choose(found, pin, image.environment(held.config)).path
+        found = nccl.libraries(layerindex.image_files(store, held))
+        preload = nccl.choose(found, pin, held.settings.env).path
     lacking = [one for one in NEEDED_CACHES if one not in chosen.caches.values()]
     if lacking:
         names = ", ".join(NEEDED_CACHES[one] for one in lacking)
@@ -136,7 +136,7 @@ def launch(
         profile_name=profile_name,
         profile=chosen,
         model=model.rstrip("/") or "/",
-        entrypoint=image.entrypoint(held.config),
+        entrypoint=held.settings.entrypoint,
         preload=preload,
         nccl=pin,
         share_cache=share_cache,

@@ -53,7 +53,7 @@ def find(read: Matrix, store: Store, reference: str) -> tuple[Plan, Image]:
 
     names = {variant.name: variant for variant in read.variants}
     held = store.resolve(f"{read.repository}:{reference}" if reference in names else reference)
-    labels = held.config.get("config", {}).get("Labels") or {}
+    labels = held.settings.labels
     # What the user calls it goes before what it says of itself: the checks look at its labels.
     name = reference if reference in names else labels.get(f"{LABEL}variant", reference)
     if name not in names:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-_BANNER = re.compile(r"NCCL version (?P<version>\d+\.\d+\.\d+(?:\+cuda[\d.]*\d)?)")
+BANNER = re.compile(r"\bNCCL version (?P<version>\d+\.\d+\.\d+(?:\+cuda[\d.]*\d)?)")
+"""At NCCL_DEBUG=INFO every rank says it, at VERSION the first one only:
+https://github.com/NVIDIA/nccl/blob/master/src/init.cc"""
 _PYNCCL = re.compile(r"vLLM is using nccl==(?P<version>\d+\.\d+\.\d+)")
 _SPEAKER = re.compile(r"(?P<host>[\w.-]+):\d+:\d+ \[\d+\] NCCL ")
 _VLLM = re.compile(r"vLLM API server version (?P<version>\S+)|LLM engine \(v(?P<engine>[^)]+)\)")
@@ -94,7 +96,7 @@ class Facts:
             }
 
     def _banner(self, number: int, line: str, node: str) -> None:
-        found = _BANNER.search(line) or _PYNCCL.search(line)
+        found = BANNER.search(line) or _PYNCCL.search(line)
         if found is None:
             return
         speaker = _SPEAKER.search(line)

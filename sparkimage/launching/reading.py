@@ -6,6 +6,7 @@ import re
 from collections import deque
 from dataclasses import dataclass, field
 
+from sparkimage.explaining.logfacts import BANNER
 from sparkimage.explaining.loglines import plain
 
 KEPT = 400
@@ -23,9 +24,6 @@ SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
 )
 SHARDS = re.compile(r"checkpoint shards:\s*\d+% Completed \| (\d+)/(\d+)")
 GRAPHS = re.compile(r"Capturing CUDA graphs?[^:]*:\s*\d+%.*?(\d+)/(\d+)")
-BANNER = re.compile(r"\bNCCL version (\d+\.\d+\.\d+)(\+cuda\d+\.\d+)?")
-"""At NCCL_DEBUG=INFO every rank says it, at VERSION the first one only:
-https://github.com/NVIDIA/nccl/blob/master/src/init.cc"""
 INFINIBAND = re.compile(r"\bvia NET/IB\b")
 SOCKET = re.compile(r"\bNET/Socket\b|\bUsing network Socket\b")
 """The second is what NCCL says where it found no other network."""
@@ -72,7 +70,7 @@ class Log:
                 self.detail = f"{found[1]}/{found[2]}"
         banner = BANNER.search(line)
         if banner:
-            self.banners.add(f"{banner[1]}{banner[2] or ''}")
+            self.banners.add(banner["version"])
         self.infiniband += bool(INFINIBAND.search(line))
         self.socket += bool(SOCKET.search(line))
         ignored = IGNORED.search(line)

@@ -15,7 +15,7 @@ from sparkimage.tier import Tier
 CHECKERS = (
     "layers/elf.py", "layers/layerindex.py", "layers/layerscan.py", "layers/linking.py",
     "layers/secrets.py", "proof/gpu_probe.py", "proof/node.py", "proof/rules.py",
-    "proof/starting.py", "proof/static.py", "proof/static_nccl.py",
+    "proof/starting.py", "proof/static.py", "proof/static_nccl.py", "storage/settings.py",
 )  # fmt: skip
 """The package's own files that hold checks."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from sparkimage.plans.plan import Plan
+from sparkimage.storage.settings import Settings
 
 
 def structure_test(plan: Plan, config: Mapping[str, Any]) -> str:
@@ -44,7 +45,7 @@ def structure_test(plan: Plan, config: Mapping[str, Any]) -> str:
             }
             for link in links
         ]
-    env = dict(one.split("=", 1) for one in config.get("config", {}).get("Env") or ())
+    env = Settings.of(config).env
     if "nccl-pip" in layers:
         env["LD_PRELOAD"] = library
     document = {

@@ -22,6 +22,7 @@ from sparkimage.proof import static_nccl
 from sparkimage.proof.rules import Rules, matches
 from sparkimage.proof.seal import Check
 from sparkimage.proof.static_nccl import Compared
+from sparkimage.storage.settings import Settings
 from sparkimage.storage.store import Image, Store
 
 TIER = "static"
@@ -54,9 +55,8 @@ class _Subject:
     limits: Limits
 
     @property
-    def config(self) -> Mapping[str, Any]:
-        config: Mapping[str, Any] = self.image.config.get("config") or {}
-        return config
+    def settings(self) -> Settings:
+        return self.image.settings
 
     @property
     def history(self) -> list[Mapping[str, Any]]:
@@ -64,7 +64,7 @@ class _Subject:
 
     @property
     def env(self) -> dict[str, str]:
-        return dict(one.partition("=")[::2] for one in self.config.get("Env") or ())
+        return self.settings.env
 
     def every(self, *, from_layer: int = 0) -> Iterator[Entry]:
         """What the layers hold, from one on up, without the signs of removal."""
@@ -118,7 +118,7 @@ def _check(name: str, title: str, seen: Any, expected: Any) -> Check:
 
 
 def _config(s: _Subject) -> Iterator[Compared]:
-    entrypoint, cmd = s.config.get("Entrypoint") or [], s.config.get("Cmd") or []
+    entrypoint, cmd = s.settings.entrypoint, s.settings.cmd
     seen = f"{s.image.config['os']}/{s.image.config['architecture']}"
     yield "platform", "platform in the image's config", seen, s.plan.platform
     yield "entrypoint", "ENTRYPOINT", entrypoint, s.plan.entrypoint
@@ -139,9 +139,9 @@ def _config(s: _Subject) -> Iterator[Compared]:
         bool(s.plan.entrypoint or s.plan.cmd),
     )
     # Mounted caches and the model lie under /root.
-    user = s.config.get("User") or "root"
+    user = s.settings.user or "root"
     yield "user", "USER", "root" if user in ("0", "0:0", "root:root") else user, "root"
-    labels = s.config.get("Labels") or {}
+    labels = s.settings.labels
     yield "labels", "labels", {name: labels.get(name) for name in s.plan.labels}, s.plan.labels
 
 
@@ -285,10 +285,10 @@ def _secrets(s: _Subject) -> Iterator[Compared]:
     yield (
         "env-secrets",
         "secrets in ENV",
-        secrets.in_environment(s.config.get("Env") or ()),
+        secrets.in_environment(s.settings.environment),
         [],
     )
-    labels = s.config.get("Labels") or {}
+    labels = s.settings.labels
     found = [f"{n}: {kind}" for n, text in labels.items() for kind in secrets.in_text(str(text))]
     yield "label-secrets", "secrets in labels", found, []
     lines = [

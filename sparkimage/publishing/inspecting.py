@@ -49,7 +49,7 @@ def image(one: Reading) -> dict[str, Any]:
             for name, value in sorted(one.labels.items())
             if name.startswith(f"{LABEL}version.")
         },
-        "entrypoint": (one.config.get("config") or {}).get("Entrypoint") or [],
+        "entrypoint": list(one.settings.entrypoint),
         "layers": len(one.manifest["layers"]),
         "size": one.size,
         "materials": len(made.get("buildDefinition", {}).get("resolvedDependencies", ())),

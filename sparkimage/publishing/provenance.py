@@ -36,7 +36,7 @@ def statement(kind: str, name: str, digest: str, predicate: Mapping[str, Any]) -
 def predicate(plan: Plan, image: Image, measured: Measured, verdict: Verdict) -> dict[str, Any]:
     """The provenance of ``image``."""
     said = verdict.statement["predicate"]
-    labels = image.config.get("config", {}).get("Labels") or {}
+    labels = image.settings.labels
     return {
         "buildDefinition": {
             "buildType": BUILD_TYPE,

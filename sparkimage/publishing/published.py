@@ -19,6 +19,7 @@ from sparkimage.publishing.attaching import Signature, Statement
 from sparkimage.publishing.naming import Measured
 from sparkimage.publishing.oci import DOCKER_INDEX, Document, Place, Repository
 from sparkimage.publishing.signing import Keyless
+from sparkimage.storage.settings import Settings
 from sparkimage.storage.store import INDEX
 
 Trusted = Mapping[str, dsse.PublicKey] | Keyless
@@ -61,8 +62,12 @@ class Reading:
         return f"{self.config.get('os')}/{self.config.get('architecture')}"
 
     @property
+    def settings(self) -> Settings:
+        return Settings.of(self.config)
+
+    @property
     def labels(self) -> Mapping[str, str]:
-        return (self.config.get("config") or {}).get("Labels") or {}
+        return self.settings.labels
 
     @property
     def lock(self) -> str:

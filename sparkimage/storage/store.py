@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from sparkimage.errors import ImageMissingError, StoreError
+from sparkimage.storage.settings import Settings
 from sparkimage.writing import unnamed
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -81,6 +82,10 @@ class Image:
     @property
     def platform(self) -> str:
         return f"{self.config['os']}/{self.config['architecture']}"
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.of(self.config)
 
     @property
     def size(self) -> int:

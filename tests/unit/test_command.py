@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from sparkimage.errors import LaunchError, UsageError
 from sparkimage.fleets.fleet import Fleet, Node
-from sparkimage.launching import command, image, placing
+from sparkimage.launching import command, nccl, placing
 from sparkimage.launching.command import Container, Mount, Place, Request
-from sparkimage.launching.image import Library
+from sparkimage.launching.nccl import Library
 from sparkimage.machines.facts import Facts, Interface, Rdma
 from sparkimage.plans.profiles import Profile, Serve
 
@@ -184,14 +184,14 @@ SAME = Library(path="/opt/libnccl.so.2", version="2.30.4")
 
 
 def test_the_library_that_was_measured() -> None:
-    assert image.choose((TORCH, OURS), "2.30.4", {}) == OURS
-    assert image.choose((SAME, OURS), "2.30.4", {}) == OURS
-    assert image.choose((SAME, OURS), "2.30.4", {"LD_PRELOAD": f"/x.so:{SAME.path}"}) == SAME
+    assert nccl.choose((TORCH, OURS), "2.30.4", {}) == OURS
+    assert nccl.choose((SAME, OURS), "2.30.4", {}) == OURS
+    assert nccl.choose((SAME, OURS), "2.30.4", {"LD_PRELOAD": f"/x.so:{SAME.path}"}) == SAME
     # What the image's own setting names need not be there.
-    assert image.choose((OURS,), "2.30.4", {"LD_PRELOAD": "/gone.so"}) == OURS
+    assert nccl.choose((OURS,), "2.30.4", {"LD_PRELOAD": "/gone.so"}) == OURS
     for held in ((TORCH,), ()):
         with pytest.raises(LaunchError, match=r"holds no NCCL 2\.30\.4"):
-            image.choose(held, "2.30.4", {})
+            nccl.choose(held, "2.30.4", {})
 
 
 # Who and where

@@ -1,10 +1,9 @@
-"""What was measured in an image that a command for it must know: its NCCL, and its entry point."""
+"""What was measured in an image that a command for it must know: its NCCL."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sparkimage.errors import LaunchError
 from sparkimage.layers.layerindex import ImageFiles
@@ -43,14 +42,3 @@ def choose(found: tuple[Library, ...], pin: str, env: Mapping[str, str]) -> Libr
     return min(
         fitting, key=lambda one: (one.path not in named, not one.path.startswith("/usr/lib/"))
     )
-
-
-def entrypoint(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The ENTRYPOINT of an image's config; empty where it has none."""
-    return tuple((config.get("config") or {}).get("Entrypoint") or ())
-
-
-def environment(config: Mapping[str, Any]) -> dict[str, str]:
-    """The ENV of an image's config."""
-    words = (config.get("config") or {}).get("Env") or ()
-    return {name: value for name, _, value in (str(word).partition("=") for word in words)}
