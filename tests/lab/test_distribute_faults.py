@@ -18,6 +18,7 @@ from sparkimage.explaining import knowledge
 from sparkimage.storage import archive
 from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
+from tests.lab.node import wait
 from tests.lab.payload import Payload
 from tests.lab.shipment import NAME, Shipment
 from tests.lab.voyage import (
@@ -26,10 +27,10 @@ from tests.lab.voyage import (
     MB,
     PAYLOAD,
     PULLED,
-    SLOW,
     Voyage,
     Way,
     either,
+    kept,
     layers,
 )
 from tests.unit import good_maker
@@ -182,7 +183,7 @@ def test_a_link_that_comes_back_costs_what_was_on_it(voyage: Voyage, way: Way) -
     nodes, new = voyage.nodes, way.image(voyage)
     before = {node.name: node.data.up for node in nodes}
     for node in nodes:
-        node.data.rate(SLOW)
+        node.data.rate(4 * way.rate)
         node.data.cut_after(way.midway)
     with voyage.run("--step", "10") as running:
         running.until(*(f"{node.name}: again: cannot be reached" for node in nodes))
@@ -199,11 +200,14 @@ def test_a_link_that_comes_back_costs_what_was_on_it(voyage: Voyage, way: Way) -
 
 @either(loaded=["node2"], pulled=ALL)
 def test_a_link_that_stays_cut_costs_what_was_on_it(voyage: Voyage, way: Way, name: str) -> None:
-    node, new = voyage.shipment.fleet[name], voyage.fresh(*way.layers)
-    # So slow that layers are unpacked as they come. All but busybox comes, which is there.
-    node.data.rate(SLOW)
-    node.data.cut_after(sum(layer.size for layer in new.layers[1:]) - new.layers[-1].size // 2)
+    node, new = voyage.shipment.fleet[name], voyage.fresh(5, way.size)
+    node.data.rate(way.rate)
     with voyage.run("--step", "1") as running:
+        # The lowest layer was there before.
+        wait(lambda: kept(node) >= 2 or running.process.poll() is not None, "no layer came")
+        came = kept(node)
+        node.data.cut()
+        assert came >= 2, running.said
         assert running.end() == NODE
     assert "1 of 4 nodes failed; no name was moved: every node keeps what it had" in running.said
     assert f"{name} cannot be reached at its data address 127.0.0.2" in running.said
@@ -211,12 +215,11 @@ def test_a_link_that_stays_cut_costs_what_was_on_it(voyage: Voyage, way: Way, na
     voyage.kept(new)
     node.data.restore()
     before = node.data.up
-    came = voyage.complete(new, "--step", "1")
-    assert {one["sent"] for place, one in came.items() if place != name} == {0}
-    # The last step may be on its way while the one before it is unpacked.
-    assert came[name]["layers_kept"] >= len(new.layers) - 2
-    assert came[name]["layers_sent"] <= 2
-    assert node.data.up - before < sum(layer.size for layer in new.layers[-2:]) + MB
+    then = voyage.complete(new, "--step", "1")
+    assert {one["sent"] for place, one in then.items() if place != name} == {0}
+    assert then[name]["layers_kept"] >= came
+    assert then[name]["layers_sent"] <= len(new.layers) - came
+    assert node.data.up - before < sum(layer.size for layer in new.layers[came:]) + MB
 
 
 @both

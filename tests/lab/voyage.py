@@ -27,8 +27,6 @@ MIDWAY = 3 * MB // 2
 in its pipe, some has not left the command."""
 SIZE = 20 * MB
 """Of each layer of an image that is pulled; half of it is noise: 10 MB on the wire."""
-SLOW = 20 * MB
-"""Bytes a second of a link so slow that engines keep up with it."""
 SLACK = 1 * MB
 """Bytes of records, beside the layers, that an engine may keep of an image."""
 BUSY = "another run changes its images"
@@ -66,6 +64,12 @@ def look(node: Node) -> Look:
         name=name, staging=staging, proofs=proofs, traces=traces,
         used=sum(int(word) for word in used.split()),
     )  # fmt: skip
+
+
+def kept(node: Node) -> int:
+    """Layers that its engine has under a staging name, before it has all."""
+    found = (re.search(r"staging:\w+-(\d+)$", tag) for tag in node.images())
+    return max((int(one[1]) for one in found if one), default=0)
 
 
 def _no_move(node: Node) -> None:
@@ -261,16 +265,18 @@ class Way:
     """Bytes that have passed when a run with ``image`` is in mid-stream."""
     image: Callable[[Voyage], Image]
     """The next one on its way, which the nodes lack as far as it takes to go this way."""
-    layers: tuple[int, int]
-    """How many, and of which size, where each is to be larger than what lies in buffers between
-    the command and an engine."""
+    size: int
+    """Of each of five layers that go this way."""
+    rate: int
+    """Bytes a second of a link on which such layers take seconds. A pull's next step waits behind
+    what lies in buffers of the link, some times."""
 
     def __str__(self) -> str:
         return self.name
 
 
-LOADED = Way(name="loaded", midway=MIDWAY, image=Voyage.next, layers=(5, 5 * MB // 2))
-PULLED = Way(name="pulled", midway=25 * MB, image=Voyage.fresh, layers=(3, 3 * SIZE))
+LOADED = Way(name="loaded", midway=MIDWAY, image=Voyage.next, size=5 * MB // 2, rate=MB)
+PULLED = Way(name="pulled", midway=25 * MB, image=Voyage.fresh, size=2 * SIZE, rate=10 * MB)
 
 
 def either(loaded: Sequence[str], pulled: Sequence[str]) -> pytest.MarkDecorator:
