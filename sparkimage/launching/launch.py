@@ -32,7 +32,7 @@ from sparkimage.launching.proof import Finding
 from sparkimage.launching.screen import screen
 from sparkimage.launching.sets import HEAD, Here, Judged, Member
 from sparkimage.launching.waiting import Expected, Rank, Waiting
-from sparkimage.machines import facts
+from sparkimage.machines import asking
 from sparkimage.machines.facts import Facts
 from sparkimage.progress import View
 from sparkimage.storage.store import Image
@@ -142,7 +142,7 @@ class Launch:
         def one(station: Station) -> None:
             station.connect(lock=False, who="")
             self._here[station.name] = sets.look(station)
-            self._facts[station.name] = facts.ask(
+            self._facts[station.name] = asking.ask(
                 station.remote, station.remote.docker, self.request.model
             )
 
@@ -292,7 +292,7 @@ class Launch:
     def _after_removal(self, all_: Sequence[Station]) -> None:
         """The ports that it had are free now."""
         station = all_[HEAD]
-        self._facts[station.name] = facts.ask(
+        self._facts[station.name] = asking.ask(
             station.remote, station.remote.docker, self.request.model
         )
         for what, todo in self._ports(HEAD, self._facts[station.name]):

@@ -1,24 +1,60 @@
-"""Asks the machines: all at once, one connection each."""
+"""Asks machines for their facts: one, or all of a fleet at once, one connection each."""
 
 from __future__ import annotations
 
-from sparkimage.errors import SparkError
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from sparkimage.errors import CommandError, SparkError
 from sparkimage.fleets import moving
 from sparkimage.fleets.distribute import stations
 from sparkimage.fleets.fleet import Fleet, Node
 from sparkimage.fleets.moving import together
-from sparkimage.fleets.remote import END
+from sparkimage.fleets.remote import END, script
 from sparkimage.fleets.station import Station
-from sparkimage.machines import facts
 from sparkimage.machines.diagnosis import Patient
 from sparkimage.machines.facts import Facts
-from sparkimage.run import Local
+from sparkimage.machines.reading import read
+from sparkimage.run import Completed, Local
+
+ASK_S = 60.0
+"""Seconds that the script may take; each of its commands has less."""
 
 HERE = "this machine"
 """What this machine is called, where it is asked for itself."""
 
 HOLD = ("sh", "-c", f"echo '{END}'; exec cat >/dev/null")
 """Holds a connection; whoever ends it ends what goes on over it, an interrupt too."""
+
+
+class Asked(Protocol):
+    """A machine that runs commands: this one (``Local``), or a node (``Remote``)."""
+
+    def run(
+        self, argv: Sequence[str], /, *, timeout_s: float | None = None, check: bool = True
+    ) -> Completed:
+        """As ``Runner.run``."""
+
+
+def ask(
+    machine: Asked, docker: str, model: str = "", *, name: str = "", timeout_s: float = ASK_S
+) -> Facts:
+    """Run the script on a machine and make sense of it; one connection, or one that is open.
+
+    ``docker``: the words that call docker there; ``model``: the folder of the model there, or
+    nothing; ``name``: its data address, which may be a name that it is to look up, or nothing.
+    Raises ``UnreachableError`` and ``NodeError`` of a node, ``CommandError`` where the machine
+    has no shell for it.
+    """
+    words = script("facts", docker, model, name)
+    done = machine.run(words, check=False, timeout_s=timeout_s)
+    if "@@ clock" not in done.stdout:
+        raise CommandError(
+            ["sh", "-c", "facts.sh"], done.returncode, (done.stdout + done.stderr)[-2000:],
+            hint="its login shell must run `sh -c` quietly",
+        )  # fmt: skip
+    return read(done.stdout, now=time.time())
 
 
 def fleet(nodes: Fleet, model: str, *, patience_s: float) -> tuple[Patient, ...]:
@@ -28,7 +64,7 @@ def fleet(nodes: Fleet, model: str, *, patience_s: float) -> tuple[Patient, ...]
     def one(station: Station) -> None:
         remote = station.remote
         remote.open(HOLD, timeout_s=patience_s)
-        came[station.name] = facts.ask(
+        came[station.name] = ask(
             remote, remote.docker, model, name=remote.node.data or "", timeout_s=patience_s
         )
 
@@ -44,7 +80,7 @@ def here(model: str, *, patience_s: float) -> tuple[Patient, ...]:
     """The facts of this machine."""
     node = Node(name=HERE, control="localhost")
     try:
-        found = facts.ask(Local(), "docker", model, timeout_s=patience_s)
+        found = ask(Local(), "docker", model, timeout_s=patience_s)
     except SparkError as error:
         return (Patient(node=node, error=error),)
     return (Patient(node=node, facts=found),)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sparkimage.fleets import remote
-from sparkimage.machines import facts
+from sparkimage.machines import reading
 from tests.lab.fleet import CONTROL, DATA, Fleet
 from tests.lab.node import Node, put, wait
 from tests.lab.project import Project
@@ -213,7 +213,7 @@ def test_the_script_with_busybox(surgery: Surgery) -> None:
         "env", "PATH=/models/bin:/usr/bin", "busybox", "sh", "-c", remote.text("facts"), "facts",
         "docker", "/models/m",
     )  # fmt: skip
-    one = facts.read(said, now=time.time())
+    one = reading.read(said, now=time.time())
     assert one.docker.version.startswith("26.1.5")
     assert [file.name for file in one.model.files] == [
         "a.safetensors", "config.json", "model.safetensors.index.json",

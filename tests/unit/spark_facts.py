@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sparkimage.machines import facts
+from sparkimage.machines import reading
 from sparkimage.machines.facts import Facts
 
 NOW = 1_790_000_000.0
@@ -93,7 +93,7 @@ def text(**changes: str | None) -> str:
 
 def spark(**changes: str | None) -> Facts:
     """The facts of such a machine."""
-    return facts.read(text(**changes), now=NOW)
+    return reading.read(text(**changes), now=NOW)
 
 
 def edited(part: str, *pairs: tuple[str, str]) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sparkimage.errors import CommandError
 from sparkimage.fleets import remote
-from sparkimage.machines import facts
+from sparkimage.machines import asking, reading
 from sparkimage.machines.facts import UNLIMITED, Facts
 from sparkimage.run import Completed, Local
 from tests.unit.spark_facts import NOW, PARTS, edited, info, spark, text
@@ -140,7 +140,7 @@ def test_json_leaves_out_the_files_of_the_model() -> None:
 
 @given(st.text())
 def test_no_text_is_too_wrong_to_be_read(said: str) -> None:
-    assert isinstance(facts.read(said, now=NOW), Facts)
+    assert isinstance(reading.read(said, now=NOW), Facts)
 
 
 # Words that such lines are made of, in any order.
@@ -165,14 +165,14 @@ def test_no_part_is_too_wrong_to_be_read(changes: dict[str, str]) -> None:
 def test_no_answer_of_docker_is_too_wrong_to_be_read(changes: dict[str, object]) -> None:
     made = spark(docker=info(**changes)).to_dict()
     json.dumps(made)
-    assert not facts.CONTROL.search(made["docker"]["version"] + made["docker"]["error"])
+    assert not reading.CONTROL.search(made["docker"]["version"] + made["docker"]["error"])
 
 
 # The script itself
 
 
 def script(folder: str = "") -> Facts:
-    return facts.ask(Local(), "docker", folder)
+    return asking.ask(Local(), "docker", folder)
 
 
 def model_of(folder: Path) -> Path:
@@ -232,7 +232,7 @@ def test_a_docker_that_hangs_holds_up_nothing(tmp_path: Path) -> None:
         ["sh", "-c", made, "facts", str(slow), ""], capture_output=True, text=True, check=True,
         timeout=30,
     )  # fmt: skip
-    one = facts.read(done.stdout, now=NOW)
+    one = reading.read(done.stdout, now=NOW)
     assert one.docker.late
     assert one.memory
 
@@ -247,10 +247,10 @@ class Closed:
 
 def test_a_shell_that_does_not_do_it() -> None:
     with pytest.raises(CommandError) as caught:
-        facts.ask(Closed(), "docker")
+        asking.ask(Closed(), "docker")
     assert "This account is closed." in caught.value.detail
 
 
 def test_what_is_left_out_is_unknown() -> None:
-    one = facts.read(text(**dict.fromkeys(PARTS)), now=NOW)
+    one = reading.read(text(**dict.fromkeys(PARTS)), now=NOW)
     assert one == Facts(docker=one.docker)
