@@ -37,6 +37,7 @@ from tests.lab import recipe as recipes
 from tests.lab import standins
 from tests.lab.fleet import Fleet
 from tests.lab.recipe import Recipe
+from tests.lab.shipment import Shipment
 
 PROJECT = Path(__file__).resolve().parents[2]
 REPOSITORY = "sparkimage-lab"
@@ -300,3 +301,9 @@ def fleet(four: Fleet) -> Iterator[Fleet]:
     """The four nodes, as they began."""
     yield four
     four.reset()
+
+
+@pytest.fixture
+def shipment(tmp_path: Path, fleet: Fleet) -> Shipment:
+    """A project with one variant for the four nodes."""
+    return Shipment.make(tmp_path, fleet)

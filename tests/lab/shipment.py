@@ -1,4 +1,5 @@
-"""A project with one variant, its proven images, and the command line as a user calls it."""
+"""A project with one variant and its proven images, the command line as a user calls it, and what
+stands on the nodes then."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from sparkimage.proof.keys import Keyring
 from sparkimage.run import Local
 from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
+from tests.lab.node import Node
 from tests.lab.payload import Payload, sealed
 from tests.lab.project import Project
 from tests.unit import project_maker as maker
@@ -23,6 +25,10 @@ from tests.unit import project_maker as maker
 VARIANT = "payload"
 NAME = f"r:{VARIANT}"
 PREVIOUS = f"{NAME}-previous"
+MB = 1 << 20
+PAYLOAD = Payload.of(3 * MB, 2 * MB, 1 * MB)
+NODES = ["node1", "node2", "node3", "node4"]
+NODE_FAILED = 13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +77,37 @@ class Shipment(Project):
         """``distribute`` of the variant."""
         return self.run("distribute", VARIANT, *words, **more)
 
-    def digests(self) -> dict[str, str | None]:
-        """What the name stands for on each node, as layers: equal where the image is."""
-        return {
-            node.name: "+".join(node.diff_ids(NAME)) if NAME in node.images() else None
-            for node in self.fleet
-        }
+
+def layers(image: Image) -> str:
+    return "+".join(layer.diff_id for layer in image.layers)
+
+
+def standing(shipment: Shipment, name: str = NAME) -> dict[str, str | None]:
+    """What a name stands for on each node, as layers."""
+
+    def one(node: Node) -> str | None:
+        return "+".join(node.diff_ids(name)) if name in node.images() else None
+
+    return shipment.fleet.each(one)
+
+
+def everywhere(shipment: Shipment, image: Image, name: str = NAME) -> bool:
+    return set(standing(shipment, name).values()) == {layers(image)}
+
+
+def put(shipment: Shipment, payload: Payload, *words: str) -> Image:
+    """The payload, brought to all nodes (or as ``words`` say)."""
+    image = shipment.image(payload)
+    done = shipment.distribute(*words)
+    assert done.returncode == 0, done.stderr
+    return image
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def spread(fleet: Fleet) -> dict[str, int]:
+    """Bytes that each node got from here."""
+    return {node.name: node.data.up for node in fleet}

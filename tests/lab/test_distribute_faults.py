@@ -20,7 +20,7 @@ from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
 from tests.lab.node import wait
 from tests.lab.payload import Payload
-from tests.lab.shipment import NAME, Shipment
+from tests.lab.shipment import NAME, Shipment, layers
 from tests.lab.voyage import (
     BUSY,
     LOADED,
@@ -31,7 +31,6 @@ from tests.lab.voyage import (
     Way,
     either,
     kept,
-    layers,
 )
 from tests.unit import good_maker
 

@@ -1,4 +1,4 @@
-"""Images as files on a real engine: `docker load` takes what `save` writes."""
+"""Images as files on real engines: `docker load` takes what `save` writes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from sparkimage.building import builder
 from sparkimage.proof import emit
 from sparkimage.storage.store import Store
 from tests.lab.conftest import Lab
+from tests.lab.node import Node
+from tests.lab.shipment import NAME, PAYLOAD, VARIANT, Shipment, everywhere, ok
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,27 @@ def test_an_engine_loads_what_was_saved(lab: Lab, tiny: builder.Result, saved: P
     finally:
         lab.docker.image.remove(name, force=True)
         lab.build("plain-amd64", rebuild=True)
+
+
+def test_what_is_saved_is_loaded_by_every_engine(shipment: Shipment) -> None:
+    image = shipment.image(PAYLOAD)
+    file = shipment.folder / "image.tar"
+    ok(shipment.run("save", VARIANT, "-o", str(file)))
+    piped = subprocess.run(
+        shipment.argv("save", VARIANT, "-o", "-"), env=shipment.environment(), check=True,
+        capture_output=True,
+    ).stdout  # fmt: skip
+    assert piped == file.read_bytes()
+
+    def loaded(node: Node) -> str:
+        assert NAME in node.docker("load", given=piped)
+        return node.docker("run", "--rm", "--network=none", NAME)
+
+    assert set(shipment.fleet.each(loaded).values()) == {"it runs"}
+    assert everywhere(shipment, image)
+    # And distribute finds nothing to send.
+    facts = json.loads(ok(shipment.distribute("--json")))
+    assert {(one["state"], one["sent"]) for one in facts["nodes"]} == {("unchanged", 0)}
 
 
 def test_another_store_loads_it_by_pipe(

@@ -17,7 +17,7 @@ import pytest
 from sparkimage.storage.store import Image
 from tests.lab.node import READY_S, Node, wait
 from tests.lab.payload import Part, Payload
-from tests.lab.shipment import NAME, VARIANT, Shipment
+from tests.lab.shipment import NAME, VARIANT, Shipment, layers
 
 MB = 1 << 20
 PAYLOAD = Payload.of(1 * MB, 11 * MB)
@@ -75,10 +75,6 @@ def kept(node: Node) -> int:
 def _no_move(node: Node) -> None:
     ask = "! pgrep --full '@@ [n]oreceipt' >/dev/null"
     node.exec("timeout", f"{READY_S:g}", "sh", "-c", f"until {ask}; do :; done")
-
-
-def layers(image: Image) -> str:
-    return "+".join(layer.diff_id for layer in image.layers)
 
 
 class Running:

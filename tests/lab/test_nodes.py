@@ -1,0 +1,93 @@
+"""Which images the four nodes have: `nodes`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from tests.lab.shipment import NAME, NODE_FAILED, NODES, PAYLOAD, VARIANT, Shipment, ok, put
+
+MIXED = 15
+
+
+def test_nodes_say_who_has_what(shipment: Shipment) -> None:
+    image = put(shipment, PAYLOAD)
+    fleet = shipment.fleet
+    fleet["node1"].docker("tag", NAME, "someone/else:1")
+
+    said = ok(shipment.run("nodes"))
+    assert "someone" not in said
+    for node, version, store in (
+        ("node1", "26.1.5", "overlay2"),
+        ("node4", "28.5.2", "containerd"),
+    ):
+        (line,) = [line for line in said.splitlines() if f" {node} " in line]
+        assert version in line
+        assert store in line
+        assert "GB" in line
+    (line,) = [line for line in said.splitlines() if NAME in line]
+    assert line.split()[:3] == ["=", NAME, image.digest[7:19]]
+    assert line.rstrip().endswith("all 4 nodes")
+    assert max(len(line.rstrip()) for line in said.splitlines()) <= 80
+
+    facts = json.loads(ok(shipment.run("nodes", VARIANT, "--json")))
+    assert [one["node"] for one in facts] == NODES
+    assert {held["digest"] for one in facts for held in one["images"]} == {image.digest}
+    assert len({held["identity"] for one in facts for held in one["images"]}) == 1
+
+    # One has another one, and one nothing.
+    fleet["node2"].docker("rmi", NAME)
+    other = shipment.image(PAYLOAD.changed(-1))
+    ok(shipment.distribute("--nodes", "node3"))
+    mixed = shipment.run("nodes", NAME)
+    assert mixed.returncode == MIXED
+    assert f"not the same on all nodes: {NAME}" in mixed.stderr
+    rows = [line.split() for line in mixed.stdout.splitlines()]
+    assert any(row[:3] == ["≠", NAME, image.digest[7:19]] for row in rows)
+    assert any(row[:1] == [other.digest[7:19]] and row[-1] == "node3" for row in rows)
+    assert any(row == ["none", "node2"] for row in rows)
+
+    # One that does not answer hides nobody.
+    fleet["node2"].control.cut()
+    partly = shipment.run("nodes")
+    assert partly.returncode == NODE_FAILED
+    assert "1 of 4 nodes cannot be asked; not the same on the others" in partly.stderr
+    assert "node2 cannot be reached" in partly.stderr
+    assert "cannot be asked" in next(line for line in partly.stdout.splitlines() if "node2" in line)
+    assert image.digest[7:19] in partly.stdout
+    facts = json.loads(shipment.run("nodes", "--json").stdout)
+    assert [one["error"] is None for one in facts] == [True, False, True, True]
+
+    wrong = shipment.run("nodes", "paylaod")
+    assert wrong.returncode == 2
+    assert "payload" in wrong.stderr
+
+
+def test_an_image_that_nobody_here_knows_is_the_same_on_both_stores(shipment: Shipment) -> None:
+    fleet = shipment.fleet
+    foreign = shipment.image(PAYLOAD)
+    saved = shipment.folder / "image.tar"
+    ok(shipment.run("save", VARIANT, "-o", str(saved)))
+    change = ("STOPSIGNAL SIGINT", "HEALTHCHECK CMD true", "EXPOSE 80")
+    fleet["node1"].docker("load", given=saved.read_bytes())
+    container = fleet["node1"].docker("create", NAME)
+    words = [word for one in change for word in ("--change", one)]
+    fleet["node1"].docker("commit", *words, container, NAME)
+    archive = subprocess.run(
+        [*fleet["node1"].engine.docker, "exec", fleet["node1"].container, "docker", "save", NAME],
+        check=True, capture_output=True,
+    ).stdout  # fmt: skip
+    for node in ("node2", "node3", "node4"):
+        fleet[node].docker("load", given=archive)
+    facts = json.loads(ok(shipment.run("nodes", "--json")))
+    held = [image for one in facts for image in one["images"]]
+    assert len(held) == 4
+    assert {one["digest"] for one in held} == {None}
+    assert len({one["identity"] for one in held}) == 1
+    assert f"({held[0]['identity']})" in ok(shipment.run("nodes"))
+    assert foreign.digest[7:19] not in ok(shipment.run("nodes"))
+
+    # Other layers or only another setting: another image.
+    fleet["node3"].docker("commit", "--change", "HEALTHCHECK NONE", fleet["node3"].docker(
+        "create", NAME), NAME)  # fmt: skip
+    assert shipment.run("nodes").returncode == MIXED

@@ -1,0 +1,70 @@
+"""Back to the former image, on all nodes or on none: `rollback`."""
+
+from __future__ import annotations
+
+from tests.lab.shipment import (
+    NAME,
+    NODE_FAILED,
+    NODES,
+    PAYLOAD,
+    PREVIOUS,
+    VARIANT,
+    Shipment,
+    everywhere,
+    ok,
+    put,
+    standing,
+)
+
+
+def test_rollback_swaps_and_twice_gives_back(shipment: Shipment) -> None:
+    first = put(shipment, PAYLOAD)
+    second = put(shipment, PAYLOAD.changed(-1))
+    said = ok(shipment.run("rollback", VARIANT))
+    assert "node1, node2, node3, node4" in said
+    assert everywhere(shipment, first)
+    assert everywhere(shipment, second, PREVIOUS)
+    ok(shipment.run("rollback", NAME))
+    assert everywhere(shipment, second)
+    assert everywhere(shipment, first, PREVIOUS)
+    for node in shipment.fleet:
+        assert node.docker("run", "--rm", "--network=none", NAME) == "it runs"
+        assert set(node.images()) == {NAME, PREVIOUS}
+
+
+def test_rollback_of_some_is_refused(shipment: Shipment) -> None:
+    fleet = shipment.fleet
+    put(shipment, PAYLOAD)
+    put(shipment, PAYLOAD.changed(-1))
+    fleet["node2"].docker("rmi", PREVIOUS)
+    before = standing(shipment), standing(shipment, PREVIOUS)
+
+    lacks = shipment.run("rollback", VARIANT)
+    assert lacks.returncode == NODE_FAILED
+    assert f"node2: it has no {PREVIOUS}" in lacks.stderr
+    assert "no name was moved" in lacks.stderr
+    assert (standing(shipment), standing(shipment, PREVIOUS)) == before
+
+    for wire in fleet["node2"].wires:
+        wire.cut()
+    down = shipment.run("rollback", VARIANT)
+    assert down.returncode == NODE_FAILED
+    assert "node2 cannot be reached" in down.stderr
+    assert (standing(shipment), standing(shipment, PREVIOUS)) == before
+
+    partial = shipment.run("rollback", VARIANT, "--partial")
+    assert partial.returncode == NODE_FAILED
+    assert "MIXED FLEET" in partial.stderr
+    swapped = standing(shipment)
+    assert {node for node in NODES if swapped[node] != before[0][node]} == set(NODES) - {"node2"}
+
+
+def test_former_images_that_differ_are_refused(shipment: Shipment) -> None:
+    put(shipment, PAYLOAD)
+    put(shipment, PAYLOAD.changed(0), "--nodes", "node3")
+    put(shipment, PAYLOAD.changed(-1))
+    before = standing(shipment)
+    done = shipment.run("rollback", VARIANT)
+    assert done.returncode == NODE_FAILED
+    assert f"{PREVIOUS} is not the same image on all nodes; nothing was moved" in done.stderr
+    assert standing(shipment) == before
