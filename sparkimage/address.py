@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sparkimage.errors import UsageError
 
@@ -46,6 +48,37 @@ def image_name(text: str) -> ImageName:
     elif first == DEFAULT_REGISTRY and "/" not in repository.removeprefix(f"{first}/"):
         repository = repository.replace("/", "/library/", 1)
     return ImageName(repository=repository, tag=tag or None, digest=digest or None)
+
+
+def is_loopback(authority: str) -> bool:
+    """Whether ``authority``, HOST[:PORT], is on this machine."""
+    host = urlsplit(f"//{authority}").hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A repository of a registry: ``registry.example:5000`` and ``team/image``."""
+
+    registry: str
+    repository: str
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Read REGISTRY/REPOSITORY as the Docker CLI does."""
+        registry, _, repository = image_name(text).repository.partition("/")
+        return cls(registry=registry, repository=repository)
+
+    def __str__(self) -> str:
+        return f"{self.registry}/{self.repository}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is on this machine, where alone plain HTTP is spoken."""
+        return is_loopback(self.registry)
 
 
 @dataclass(frozen=True, kw_only=True)

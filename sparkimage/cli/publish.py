@@ -71,6 +71,7 @@ def publish(
 ) -> None:
     """Bring a proven image into a registry, signed, and give it its tags when all is there."""
     from sparkimage import paths
+    from sparkimage.address import Place
     from sparkimage.layers import layerindex
     from sparkimage.plans import matrix
     from sparkimage.progress import View
@@ -78,7 +79,7 @@ def publish(
     from sparkimage.proof.keys import Keyring
     from sparkimage.publishing import naming, sbom, signing
     from sparkimage.publishing import publish as publishing
-    from sparkimage.publishing.oci import Place, Repository
+    from sparkimage.publishing.oci import Repository
     from sparkimage.run import Local
     from sparkimage.storage.store import Store
 

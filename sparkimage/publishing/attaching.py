@@ -18,7 +18,7 @@ from typing import Any
 from sparkimage.errors import PublishedError
 from sparkimage.proof import dsse
 from sparkimage.proof.seal import PAYLOAD_TYPE, STATEMENT
-from sparkimage.publishing import signing
+from sparkimage.publishing import signing, uploading
 from sparkimage.publishing.oci import Document, Repository
 from sparkimage.publishing.signing import Signer
 from sparkimage.storage.store import INDEX, MANIFEST, digest_of
@@ -237,7 +237,7 @@ def write(
     if before is not None and before.data == document.data:
         return False
     for data in (configured, *(data for _, data in layers)):
-        repository.put_blob(data)
+        uploading.put_blob(repository, data)
     knows = repository.put_manifest(document.digest, document)
     repository.put_manifest(name, document)
     if not knows:

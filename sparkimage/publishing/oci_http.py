@@ -14,7 +14,7 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 
-from sparkimage.errors import NetworkError
+from sparkimage.errors import NetworkError, RegistryError
 from sparkimage.progress import Moved
 from sparkimage.publishing import logins
 
@@ -122,6 +122,16 @@ def plain(error: Exception) -> str:
         inner = inner.args[-1]
     reason = getattr(inner, "reason", None)
     return f"{type(inner).__name__}: {reason or inner}"[:500]
+
+
+def untrusted(registry: str, error: Exception) -> RegistryError:
+    """The error for a registry whose certificate no CA that is believed here has signed."""
+    folder = logins.CERTIFICATES[0] / registry
+    return RegistryError(
+        f"the certificate of {registry} is not trusted here",
+        hint=f"put its CA into {folder}/ca.crt, or name a bundle with SSL_CERT_FILE",
+        detail=plain(error),
+    )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from sparkimage.progress import Moved, View
 from sparkimage.proof import dsse, gate, seal
 from sparkimage.proof.gate import Required
 from sparkimage.proof.seal import Verdict
-from sparkimage.publishing import attaching, provenance, published, sbom
+from sparkimage.publishing import attaching, provenance, published, sbom, uploading
 from sparkimage.publishing.naming import Measured, agree, joint_checksum, version_tag
 from sparkimage.publishing.oci import Document, Repository
 from sparkimage.publishing.published import Reference
@@ -179,6 +179,8 @@ class Publication:
     trusted: Mapping[str, dsse.PublicKey] = field(default_factory=dict)
     """Others than the signer, whose images' tags may be moved."""
     channels: Sequence[str] = ()
+    part: int = uploading.PART
+    """Bytes of a blob that go out at once."""
     added: list[str] = field(default_factory=list)
 
     def run(self) -> Outcome:
@@ -264,11 +266,13 @@ class Publication:
                 raise self.to.damaged(digest, held, size)
             moved(size)
             return "there"
-        location = self.to.mount(digest, others) if others else None
+        location = uploading.mount(self.to, digest, others) if others else None
         if location == "":
             moved(size)
             return "mounted"
-        self.to.upload(self.store, digest, size, moved, location or "")
+        uploading.upload(
+            self.to, self.store, digest, size, moved, location=location or "", part=self.part
+        )
         return "uploaded"
 
     def _others(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparkimage.address import image_name
+from sparkimage.address import Place, image_name
 from sparkimage.errors import GateError, PublishedError
 from sparkimage.plans.plan import LABEL
 from sparkimage.progress import Moved
@@ -17,7 +17,7 @@ from sparkimage.proof.seal import Signed, Verdict
 from sparkimage.publishing import attaching, naming, provenance, sbom
 from sparkimage.publishing.attaching import Signature, Statement
 from sparkimage.publishing.naming import Measured
-from sparkimage.publishing.oci import DOCKER_INDEX, Document, Place, Repository
+from sparkimage.publishing.oci import DOCKER_INDEX, Document, Repository
 from sparkimage.publishing.signing import Keyless
 from sparkimage.storage.settings import Settings
 from sparkimage.storage.store import INDEX

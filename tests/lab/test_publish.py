@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from sparkimage import paths
+from sparkimage.address import Place
 from sparkimage.errors import RegistryError
 from sparkimage.publishing import logins
-from sparkimage.publishing.oci import Place, Repository
+from sparkimage.publishing.oci import Repository
 from tests.lab import servers, tokens
 from tests.lab.press import Press, name
 from tests.lab.servers import Registry
@@ -180,7 +181,7 @@ def test_tokens_are_asked_for_what_is_done(
     # A token that has ended is asked for anew, and one that never begins is refused.
     late = to("tokens/c")
     late.ready()
-    late._token = {"Authorization": "Bearer of yesterday"}
+    late.auth.header = "Bearer of yesterday"
     assert press.publication(late, item).run().changed
     service.seconds = -3600
     with pytest.raises(RegistryError, match="refuses the login of lab"):

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from sparkimage import paths
+from sparkimage.address import Place
 from sparkimage.errors import NetworkError, RegistryError, SparkError
 from sparkimage.proof.gate import Required
 from sparkimage.publishing import published
-from sparkimage.publishing.oci import Place, Repository
+from sparkimage.publishing.oci import Repository
 from sparkimage.publishing.publish import Outcome
 from sparkimage.storage.store import Image, Store
 from tests.lab import faulty, servers
@@ -51,10 +52,10 @@ class Way:
     def __init__(self, address: str, name: str) -> None:
         self.waits: list[float] = []
         place = Place.parse(f"{address}/faults/{name}")
-        self.to = Repository(place=place, writes=True, pause=self.waits.append, part=PART)
+        self.to = Repository(place=place, writes=True, pause=self.waits.append)
 
     def publish(self, press: Press, image: Image) -> Outcome:
-        return press.publication(self.to, press.item(image)).run()
+        return press.publication(self.to, press.item(image), part=PART).run()
 
 
 @pytest.fixture
@@ -216,8 +217,6 @@ def test_two_publishers_of_one_tag(
 ) -> None:
     older, newer = press.image(), press.image(created="2002-01-01T00:00:00Z")
     first, second = press.item(older), press.item(newer)
-    other = Way(registry.address, "two")
-    other.to.place = way.to.place
     # Between the first one's PUT of the tag and its reading back, the second one publishes.
     done: list[Outcome] = []
     straight = Repository(
@@ -232,11 +231,11 @@ def test_two_publishers_of_one_tag(
 
     proxy.rule = rule
     with pytest.raises(RegistryError, match="by somebody else"):
-        press.publication(way.to, first).run()
+        press.publication(way.to, first, part=PART).run()
     is_whole(press, registry, way, newer)
     # Nor does it go back when the first one tries again.
     with pytest.raises(RegistryError, match="would go backwards"):
-        press.publication(way.to, first).run()
+        press.publication(way.to, first, part=PART).run()
     is_whole(press, registry, way, newer)
 
 
@@ -248,7 +247,7 @@ def test_two_publishers_at_once(press: Press, registry: Registry) -> None:
 
     def one(n: int) -> None:
         try:
-            press.publication(ways[n].to, items[n]).run()
+            press.publication(ways[n].to, items[n], part=PART).run()
         except SparkError as error:
             errors.append(error)
 

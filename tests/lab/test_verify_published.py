@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from sparkimage import paths
+from sparkimage.address import Place
 from sparkimage.errors import GateError, PublishedError
 from sparkimage.proof import dsse, seal
 from sparkimage.proof.gate import Required
 from sparkimage.proof.keys import Keyring
 from sparkimage.publishing import attaching, provenance, published, sbom
-from sparkimage.publishing.oci import Document, Place, Repository
+from sparkimage.publishing.oci import Document, Repository
 from sparkimage.publishing.publish import Item, Outcome, index_of
 from sparkimage.publishing.signing import OwnSigner
 from sparkimage.storage.store import INDEX, MANIFEST

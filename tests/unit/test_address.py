@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.address import Mirrors, image_name, parse_rules, read_rules
+from sparkimage.address import Mirrors, Place, image_name, parse_rules, read_rules
 from sparkimage.errors import ConfigError, UsageError
 
 DIGEST = f"sha256:{'a' * 64}"
@@ -35,6 +35,23 @@ def test_a_name_is_read_as_docker_does(
     assert (name.repository, name.tag, name.digest) == (repository, tag, digest)
     # In full it reads as itself.
     assert image_name(str(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "registry", "repository", "loopback"),
+    [
+        ("r.example:5000/a/b", "r.example:5000", "a/b", False),
+        ("127.0.0.1:5000/a", "127.0.0.1:5000", "a", True),
+        ("localhost/a", "localhost", "a", True),
+        ("[::1]:5000/a", "[::1]:5000", "a", True),
+        ("team/image", "docker.io", "team/image", False),
+        ("127.0.0.1.example/a", "127.0.0.1.example", "a", False),
+    ],
+)
+def test_places(text: str, registry: str, repository: str, loopback: bool) -> None:
+    place = Place.parse(text)
+    assert (place.registry, place.repository) == (registry, repository)
+    assert place.is_loopback is loopback
 
 
 def test_the_default_registry_by_name_is_the_default_registry() -> None:

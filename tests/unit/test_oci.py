@@ -10,27 +10,11 @@ from pathlib import Path
 import pytest
 import requests
 
+from sparkimage.address import Place
 from sparkimage.errors import RegistryError
 from sparkimage.publishing import logins, oci_http
-from sparkimage.publishing.oci import Place
+from sparkimage.publishing.oci_auth import Authorizer
 from sparkimage.publishing.published import Reference
-
-
-@pytest.mark.parametrize(
-    ("text", "registry", "repository", "loopback"),
-    [
-        ("r.example:5000/a/b", "r.example:5000", "a/b", False),
-        ("127.0.0.1:5000/a", "127.0.0.1:5000", "a", True),
-        ("localhost/a", "localhost", "a", True),
-        ("[::1]:5000/a", "[::1]:5000", "a", True),
-        ("team/image", "docker.io", "team/image", False),
-        ("127.0.0.1.example/a", "127.0.0.1.example", "a", False),
-    ],
-)
-def test_places(text: str, registry: str, repository: str, loopback: bool) -> None:
-    place = Place.parse(text)
-    assert (place.registry, place.repository) == (registry, repository)
-    assert place.is_loopback is loopback
 
 
 def test_references() -> None:
@@ -100,3 +84,80 @@ def test_logins_come_from_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RegistryError, match=r"gives no login for broken\.example") as caught:
         logins.of("broken.example")
     assert "secret-words" not in caught.value.message + caught.value.detail
+
+
+def authorizer(*, writes: bool = False) -> Authorizer:
+    place = Place(registry="r.example:5000", repository="a/b")
+    return Authorizer(place=place, host=place.registry, writes=writes)
+
+
+def refused(status: int, challenge: str) -> requests.Response:
+    answer = requests.Response()
+    answer.status_code = status
+    answer.headers["WWW-Authenticate"] = challenge
+    return answer
+
+
+def test_a_login_is_shown_to_the_registry_alone() -> None:
+    auth = authorizer()
+
+    def shown(url: str) -> str | None:
+        return auth.show(requests.Request("GET", url).prepare()).headers.get("Authorization")
+
+    assert shown("https://r.example:5000/v2/") is None
+    auth.header = "Bearer of today"
+    assert shown("https://r.example:5000/v2/") == "Bearer of today"
+    assert shown("https://r.example/v2/") is None
+    assert shown("https://storage.example/r.example:5000/") is None
+    assert "of today" not in repr(auth)
+
+
+def test_a_basic_login_answers_its_challenge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auths = {"r.example:5000": {"auth": "dTpwOnA="}}
+    configured(tmp_path, {"auths": auths}, monkeypatch)
+    auth = authorizer()
+    assert not auth.renew(refused(401, ""), requests.Session())
+    assert auth.renew(refused(401, 'Basic realm="r"'), requests.Session())
+    assert auth.header == "Basic dTpwOnA="
+    # It holds for every repository; a token is asked for anew.
+    auth.read_too("a/c")
+    assert auth.header == "Basic dTpwOnA="
+    auth.header = "Bearer of today"
+    auth.read_too("a/c")
+    assert auth.header == "Bearer of today"
+    auth.read_too("a/d")
+    assert auth.header == ""
+
+
+def test_no_login_goes_out_in_the_clear() -> None:
+    challenge = 'Bearer realm="http://tokens.example/token",service="r"'
+    with pytest.raises(
+        RegistryError, match=r"sends logins to http://tokens\.example, which is not"
+    ):
+        authorizer().renew(refused(401, challenge), requests.Session())
+
+
+@pytest.mark.parametrize(
+    ("status", "challenge", "writes", "says"),
+    [
+        (401, "Basic", False, "wants a login, and Docker's credential store has none"),
+        (401, 'Bearer error="insufficient_scope"', True, "does not let this login write to a/b"),
+        (403, "", False, "does not let this login read a/b (its tags)"),
+        (404, "", False, None),
+        (503, "", False, None),
+    ],
+)
+def test_refusals(
+    status: int, challenge: str, writes: bool, says: str | None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    configured(tmp_path, {}, monkeypatch)
+    found = authorizer(writes=writes).refusal(refused(status, challenge), "no", "its tags")
+    if says is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert says in found.message
+        assert "docker login r.example:5000" in found.hint
