@@ -32,7 +32,7 @@ lab: venv ## The tests on real parts: engine, registry, nodes
 bench-recipe: venv ## Measure the lock's verbs and the lab's builds of ds4-flash
 	$(PYTEST) -q tests/lab/bench_recipe.py
 
-bench-distribute: venv ## Measure `distribute` beside what people use instead (ROUNDS=3; about 20 minutes)
+bench-distribute: venv ## Measure `distribute` beside what people use instead (ROUNDS=3; about half an hour)
 	$(PYTEST) -q tests/lab/bench_distribute.py
 
 bench-publish: venv ## Measure `publish` beside `docker push`

@@ -151,6 +151,10 @@ class UnreachableError(NodeError):
         self.definite = definite
 
 
+class DamagedError(NodeError):
+    """A node has an image of which it can make no container."""
+
+
 class GateError(SparkError):
     """An image may not ship: its seal is missing, broken, FAILED, or says too little."""
 

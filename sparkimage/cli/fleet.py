@@ -121,7 +121,7 @@ def distribute(
 
         required = demands.required(plan, read.root)
         _ask_the_registry(via, key, plan, held, required, keys, allow_unverified=allow_unverified)
-    outcome = Distribution(
+    distribution = Distribution(
         image=held,
         name=plan.image,
         passage=passage,
@@ -138,9 +138,12 @@ def distribute(
         ),
         examine=examine,
         receipts_folder=paths.home() / receipts.FOLDER,
-    ).run()
-    for warning in outcome.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+    )
+    try:
+        outcome = distribution.run()
+    finally:
+        for warning in distribution.warned():
+            typer.echo(f"warning: {warning}", err=True)
     if as_json:
         typer.echo(json.dumps(outcome.to_dict(), indent=1))
     else:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.board import Board
-from sparkimage.errors import SparkError, UnreachableError
+from sparkimage.errors import DamagedError, SparkError, UnreachableError
 from sparkimage.fleets import delta, moving, receipts, remote
 from sparkimage.fleets.delta import Whole
 from sparkimage.fleets.fanout import Shared
@@ -157,6 +157,7 @@ class Distribution:
         self.lacking: dict[str, list[int]] = {}
         self.expected: dict[str, int] = {}
         self.warnings: list[str] = []
+        self.stations: Sequence[Station] = ()
         self.proven: dict[str, Sequence[str]] = {}
 
     def run(self) -> Outcome:
@@ -165,6 +166,7 @@ class Distribution:
         phase could not be undone everywhere."""
         began = time.monotonic()
         with stations(self.fleet, self.options.patience_s) as all_:
+            self.stations = all_
             self.view.say(f"looking at {moving.nodes(all_)}")
             errors = together(all_, self._look, stop=moving.abandon)
             self._decide(all_, errors, "nothing was sent", "run the same command again")
@@ -189,6 +191,11 @@ class Distribution:
             self._clean([one for one in well if one.name not in errors])
             self._keep_receipts([one for one in ready if one.name not in errors])
             return self._outcome(all_, errors, there, began, "moved")
+
+    def warned(self) -> tuple[str, ...]:
+        """What a user should know so far, of the run and of every node; however it ends."""
+        of_nodes = (said for one in self.stations for said in (*one.warnings, *one.mended))
+        return (*self.warnings, *of_nodes)
 
     @cached_property
     def known(self) -> Mapping[str, list[str]]:
@@ -292,9 +299,10 @@ class Distribution:
         )  # fmt: skip
 
     def _bring(self, station: Station, board: Board, serving: Serving | None) -> None:
-        """Load and prove it there; what can pass is tried again."""
+        """Load and prove it there; what can pass is tried again, what is damaged brought anew."""
         if self.options.relay and not self.options.via:
             self._again(station, board)
+        dropped = False
         for attempt in range(ATTEMPTS):
             try:
                 held = station.has(self.image)
@@ -313,6 +321,15 @@ class Distribution:
                     self.proven[station.name] = self.examine(station, self.part.name)
                 board.state(station.name, "proven")
                 return
+            except DamagedError:
+                # Layers that an earlier run left, and a crash of the node or its disk cut short.
+                if dropped or attempt == ATTEMPTS - 1:
+                    board.state(station.name, "failed")
+                    raise
+                dropped = True
+                board.state(station.name, "again: it is damaged there")
+                station.drop()
+                self._again(station, board)
             except UnreachableError as error:
                 if error.definite or attempt == ATTEMPTS - 1 or station.remote.given_up.is_set():
                     board.state(station.name, "failed")
@@ -438,7 +455,7 @@ class Distribution:
             nodes=tuple(result(one) for one in all_),
             seconds=time.monotonic() - began,
             read=self.shared.read_bytes,
-            warnings=(*self.warnings, *(said for one in all_ for said in one.warnings)),
+            warnings=self.warned(),
         )
 
     def _receipt(self, station: Station) -> dict[str, Any]:

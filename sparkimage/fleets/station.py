@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from sparkimage.errors import CommandError, NodeError, UnreachableError
+from sparkimage.errors import CommandError, DamagedError, NodeError, UnreachableError
 from sparkimage.fleets import delta, probe, remote
 from sparkimage.fleets.delta import Whole
 from sparkimage.fleets.fanout import Shared
@@ -37,6 +37,8 @@ NEARLY_ALL = 0.9
 """The part of an image's bytes that an overlay2 node lacks at least when it is to pull them."""
 TELLS = (28, 0)
 """The first engine that says when it has unpacked a layer into containerd's store."""
+UNUSABLE = (95, 97)
+"""The exit codes of stage.sh when no container can be made of an image, or it cannot be read."""
 NOT_PULLED = 94
 """The exit code of stage.sh when a pull failed."""
 GONE = re.compile(
@@ -47,6 +49,11 @@ GONE = re.compile(
 """What the docker command says when its daemon went away."""
 FULL = "no space left on device"
 BLOB_LOST = re.compile(r"content digest sha256:[0-9a-f]{64}: not found")
+DAMAGED = re.compile(r"/(?:overlay2|snapshots)/\S+: no such file or directory")
+"""The files of a layer are gone that the engine says it has."""
+LEFT_OVER = re.compile(r"rename \S+ (/\S+/image/overlay2/layerdb/sha256/[0-9a-f]{64}): file exists")
+"""overlay2 meets the record of a layer that it does not have: it could not rename it when it
+removed the layer, for want of space (https://github.com/moby/moby/issues/44909)."""
 
 
 @dataclass(kw_only=True)
@@ -56,6 +63,9 @@ class Station:
     remote: Remote
     seen: Seen | None = None
     warnings: list[str] = field(default_factory=list)
+    """Of what was seen when it was looked at last."""
+    mended: list[str] = field(default_factory=list)
+    """What was changed there that nobody had asked for."""
     target: str = ""
     """The image's id on this node, once it is there and proven."""
     sent: int = 0
@@ -159,6 +169,19 @@ class Station:
             if probe.is_staging(tag) and tag != keep
         ]
 
+    def drop(self) -> None:
+        """Remove what is under staging names there: what is brought next is all new.
+
+        What it was seen to have does not say: it leaves out what is damaged.
+        """
+        form = "{{.Repository}}:{{.Tag}}\n{{.Repository}}@{{.Digest}}"
+        words = [*self.remote.docker.split(), "image", "ls", "--digests", "--format", form]
+        listed = self.remote.run(words, check=False).stdout.split()
+        names = [one for one in listed if probe.is_staging(one)]
+        words = remote.script("clean", self.remote.docker, self.now.root, *names)
+        self.remote.run(words, check=False)
+        self.mended.append(f"{self.name}: what was there of the image was damaged: removed")
+
     # Staging
 
     def load(
@@ -249,7 +272,7 @@ class Station:
         except CommandError:
             return "its sshd forwards no port to here (AllowTcpForwarding)"
         if code != 0:
-            if GONE.search(said) or FULL in said:
+            if _of_the_engine(said):
                 raise self.refusal(code, said)
             return _last(said)
         self.adopt(steps[-1].part.name, steps[-1].part)
@@ -322,7 +345,7 @@ class Station:
         limit = self.remote.patience_s + size / UNPACK_RATE
         done = self.remote.run(words, check=False, timeout_s=limit)
         said = done.stdout + done.stderr
-        if done.returncode == NOT_PULLED and not GONE.search(said):
+        if done.returncode == NOT_PULLED and not _of_the_engine(said):
             raise NodeError(
                 f"{self.name}: it could not pull the image: {_last(said)}",
                 hint="is it there under this digest, and may the node have it? "
@@ -349,7 +372,7 @@ class Station:
         self.target = id
 
     def refusal(self, code: int, said: str) -> NodeError:
-        """What a script's exit code and words mean."""
+        """What a script's exit code and words mean; mends what it may."""
         last = _last(said)
         look = f"look there: {self.remote.ssh} {self.remote.docker} system df; journalctl -u docker"
         if GONE.search(said):
@@ -369,19 +392,42 @@ class Station:
                 f"{self.name}: its disk is full", detail=last,
                 hint="free some: python build.py gc; there: docker system df",
             )  # fmt: skip
+        left_over = LEFT_OVER.search(said)
+        if left_over is not None:
+            return self._forget(left_over[1])
         if code == 92:
             return NodeError(
                 f"{self.name}: its engine could not unpack the image, and called it a success",
                 detail=said.strip(), hint=look,
             )  # fmt: skip
-        if code == 95:
-            return NodeError(
-                f"{self.name}: no container can be made of the image", detail=last, hint=look
+        damaged = DAMAGED.search(said) is not None
+        if damaged or code in UNUSABLE:
+            what = (
+                "layers are damaged there" if damaged else "no container can be made of the image"
             )
+            return DamagedError(
+                f"{self.name}: {what}", detail=last,
+                hint="images there that share its layers may be damaged, too: remove those; "
+                f"{self.remote.ssh} {self.remote.docker} image ls",
+            )  # fmt: skip
         return NodeError(
             f"{self.name}: docker there refused the image (code {code}): {last}",
-            detail=said.strip(), hint=look,
+            detail=said.strip() if said.strip() != last else "", hint=look,
         )  # fmt: skip
+
+    def _forget(self, record: str) -> NodeError:
+        """Remove the record of a layer that keeps its engine from getting that layer again."""
+        found = f"{self.name}: a full disk has left the record of a layer that is gone"
+        *sudo, _ = self.remote.docker.split()
+        done = self.remote.run([*sudo, "rm", "-r", "--", record], check=False)
+        if done.returncode == 0:
+            self.mended.append(f"{found}: removed ({record})")
+            return UnreachableError(f"{found}; it is removed", definite=False)
+        return NodeError(
+            f"{found}, and Docker there refuses the layer until it goes",
+            detail=_last(done.stderr),
+            hint=f"remove it: {self.remote.ssh} sudo rm -r {record}",
+        )
 
 
 class Loading:
@@ -458,6 +504,11 @@ class Loading:
 def _last(said: str) -> str:
     """The last line of what was said."""
     return next((line for line in reversed(said.strip().splitlines()) if line), "")
+
+
+def _of_the_engine(said: str) -> bool:
+    """Whether it failed for a reason of the engine's own, wherever the layers come from."""
+    return FULL in said or any(one.search(said) for one in (GONE, LEFT_OVER, DAMAGED))
 
 
 def _section(said: str, station: Station) -> tuple[int, str]:

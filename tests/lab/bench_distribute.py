@@ -248,10 +248,8 @@ def _run(bench: Bench) -> None:
     for round_ in range(ROUNDS):
         folder = shipment.folder / f"registry-{round_}"
         with mirrors.mirror(folder, shipment.fleet) as mirror:
-            # The slow ones once: they send everything each time, whatever was there.
-            often = peers if round_ == 0 else {AT_ONCE: in_parallel}
-            _cold(bench, often, mirror)
-            _changes(bench, mirror, saved=round_ == 0)
+            _cold(bench, peers, mirror)
+            _changes(bench, mirror)
         shutil.rmtree(folder)
     _links(bench)
 
@@ -278,9 +276,8 @@ def _cold(bench: Bench, peers: Peers, mirror: Mirror) -> None:
     _local_load(bench, image)
 
 
-def _changes(bench: Bench, mirror: Mirror, *, saved: bool) -> None:
-    """What a change costs, on nodes that have the image before it; ``saved``: by save and load,
-    too."""
+def _changes(bench: Bench, mirror: Mirror) -> None:
+    """What a change costs, on nodes that have the image before it."""
     bench.reset(keep_base=False)
     bench.shipment.image(PAYLOAD)
     bench.ours()
@@ -292,9 +289,8 @@ def _changes(bench: Bench, mirror: Mirror, *, saved: bool) -> None:
             bench.ours()
         bench.measure(case, "distribute", image, bench.ours, NAME)
         name = _peer_name(COLD if case == SAME else case)
-        if saved:
-            bench.reset(keep_base=True)
-            bench.measure(case, AT_ONCE, image, partial(in_parallel, bench, name), name)
+        bench.reset(keep_base=True)
+        bench.measure(case, AT_ONCE, image, partial(in_parallel, bench, name), name)
         bench.reset(keep_base=True)
         pulled = f"{mirror.repository}:{name.rpartition(':')[2]}"
         bench.measure(case, REGISTRY, image, partial(by_registry, bench, mirror, name), pulled)

@@ -10,16 +10,18 @@ import json
 import re
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sparkimage.explaining import knowledge
+from sparkimage.fleets.probe import chain_ids
 from sparkimage.storage import archive
 from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
-from tests.lab.node import wait
-from tests.lab.payload import Payload
+from tests.lab.node import put, wait
+from tests.lab.payload import Part, Payload
 from tests.lab.shipment import NAME, Shipment, layers
 from tests.lab.voyage import (
     BUSY,
@@ -197,10 +199,11 @@ def test_a_link_that_comes_back_costs_what_was_on_it(voyage: Voyage, way: Way) -
         assert node.data.up - before[node.name] < sent + way.midway
 
 
-@either(loaded=["node2"], pulled=ALL)
+@either(loaded=["node2"], pulled=["node1", "node2", "node4"])
 def test_a_link_that_stays_cut_costs_what_was_on_it(voyage: Voyage, way: Way, name: str) -> None:
     node, new = voyage.shipment.fleet[name], voyage.fresh(5, way.size)
     node.data.rate(way.rate)
+    before = node.data.up
     with voyage.run("--step", "1") as running:
         # The lowest layer was there before.
         wait(lambda: kept(node) >= 2 or running.process.poll() is not None, "no layer came")
@@ -212,6 +215,11 @@ def test_a_link_that_stays_cut_costs_what_was_on_it(voyage: Voyage, way: Way, na
     assert f"{name} cannot be reached at its data address 127.0.0.2" in running.said
     running.until(*others(name))
     voyage.kept(new)
+    if way is LOADED:
+        # One step is unpacked while the next one is on its way, and no third one.
+        lost = node.data.up - before - sum(layer.size for layer in new.layers[1 : kept(node)])
+        assert lost < 2 * new.layers[-1].size + MB // 4
+    wait(lambda: not any(one.traces for one in voyage.looks().values()), "the pull has left traces")
     node.data.restore()
     before = node.data.up
     then = voyage.complete(new, "--step", "1")
@@ -260,7 +268,7 @@ def test_an_engine_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, name: 
     voyage.complete(new)
 
 
-@either(loaded=["node1", "node4"], pulled=ALL)
+@either(loaded=["node1", "node4"], pulled=["node2", "node3", "node4"])
 def test_an_engine_killed_in_mid_stream(voyage: Voyage, way: Way, name: str) -> None:
     node, new = voyage.shipment.fleet[name], way.image(voyage)
     with voyage.held(name, after=way.midway) as running:
@@ -285,6 +293,87 @@ def test_a_disk_that_fills_in_mid_stream(voyage: Voyage, way: Way, name: str) ->
     assert f"{name}: its disk is full" in running.said
     node.free_disk()
     voyage.kept(new)
+    voyage.complete(new)
+
+
+RECORDS = "/var/lib/docker/image/overlay2/layerdb/sha256"
+
+
+@both
+def test_the_record_of_a_layer_that_a_full_disk_left(voyage: Voyage, way: Way) -> None:
+    """overlay2 renames a layer's record and then removes the layer; where no block is left for
+    another name it goes on, and will never again take the layer."""
+    fleet, new = voyage.shipment.fleet, way.image(voyage)
+    data = fleet.data()
+    data["nodes"]["node1"] |= {"user": "sudoer", "sudo": True}
+    data["nodes"]["node3"]["user"] = "worker"
+    voyage.shipment.nodes(data)
+    top = chain_ids([layer.diff_id for layer in new.layers])[-1].removeprefix("sha256:")
+    for name in ("node1", "node3"):
+        fleet[name].exec("mkdir", f"{RECORDS}/{top}")
+        put(fleet[name], {f"{RECORDS}/{top}/cache-id": (0o644, b"5" * 64)})
+    with voyage.run() as running:
+        assert running.end() == NODE
+    running.until(*others("node3"))
+    found = "a full disk has left the record of a layer that is gone"
+    assert f"node1: again: {found}" in running.said
+    assert f"warning: node1: {found}: removed ({RECORDS}/{top})" in running.said
+    remedy = re.search(
+        rf"node3: {found}, and Docker there .*\n.*Permission denied\n.* worker@\S+ sudo (rm -r .*)",
+        running.said,
+    )
+    assert remedy is not None, running.said
+    voyage.kept(new)
+    fleet["node3"].exec(*remedy[1].split())
+    came = voyage.complete(new)
+    assert came["node1"]["sent"] == 0
+
+
+OVERLAY2 = f"""
+cd {RECORDS}
+rm -r "/var/lib/docker/overlay2/$(cat "$(ls -t | head -n 1)/cache-id")"
+"""
+CONTAINERD = """
+cd /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots
+rm -r "$(ls -t | head -n 1)"
+"""
+
+
+def test_layers_that_are_damaged_on_a_node(voyage: Voyage) -> None:
+    """A crash may keep an engine's record of a layer and not its files: it says that it has it."""
+    fleet, new = voyage.shipment.fleet, voyage.fresh()
+    with voyage.held("node4", after=PULLED.midway) as running:
+        running.until(*others("node4"))
+        running.kill()
+    fleet["node4"].data.restore()
+    voyage.quiet()
+    for name, damage in (("node1", OVERLAY2), ("node2", CONTAINERD), ("node3", OVERLAY2)):
+        fleet[name].exec("sh", "-c", damage)
+    with voyage.run() as running:
+        assert running.end() == 0, running.said
+    for name in ("node1", "node2", "node3"):
+        assert f"{name}: again: it is damaged there" in running.said
+        assert f"warning: {name}: what was there of the image was damaged" in running.said
+    voyage.arrived(new)
+
+
+def test_layers_that_are_damaged_in_another_image_too(voyage: Voyage) -> None:
+    """They stay as long as that image does, which nobody removes for the user."""
+    fleet, below = voyage.shipment.fleet, PAYLOAD.changed(-1, seed=4711)
+    voyage.complete(voyage.next(below))
+    for name, damage in (("node1", OVERLAY2), ("node2", CONTAINERD)):
+        fleet[name].exec("sh", "-c", damage)
+    new = voyage.next(replace(below, parts=(*below.parts, Part(size=MB, seed=4711))))
+    before = fleet.each(lambda node: node.images()[NAME])
+    with voyage.run() as running:
+        assert running.end() == NODE
+    for name in ("node1", "node2"):
+        assert f"{name}: layers are damaged there" in running.said
+        assert "images there that share its layers may be damaged, too: remove" in running.said
+    running.until("node3: proven", "node4: proven")
+    assert fleet.each(lambda node: node.images()[NAME]) == before
+    for name in ("node1", "node2"):
+        fleet[name].docker("rmi", NAME)
     voyage.complete(new)
 
 
