@@ -81,6 +81,41 @@ TRUE: dict[str, tuple[tuple[str, str], ...]] = {
             ),
         ),
     ),
+    "layer-record-left": (
+        (
+            "https://github.com/moby/moby/issues/44909",
+            (
+                "failed to register layer: rename /var/lib/docker/image/overlay2/layerdb/tmp/write-set"
+                "-508278197 /var/lib/docker/image/overlay2/layerdb/sha256/e5e13b0c77cbb769548077189c3d"
+                "a2f0a764ceca06af49d8d558e759f5c232bd: file exists"
+            ),
+        ),
+        (
+            "https://github.com/idaholab/moose/issues/22746",
+            (
+                "docker: failed to register layer: rename /var/lib/docker/image/btrfs/layerdb/tmp/"
+                "write-set-2670145948 /var/lib/docker/image/btrfs/layerdb/sha256/3cbfecd5b748c8e7a47ca"
+                "492d03f26007fe50dc5a5cec360928685d6d074c8b7: file exists."
+            ),
+        ),
+    ),
+    "layer-files-gone": (
+        (
+            "https://github.com/moby/moby/issues/41190",
+            (
+                "Error response from daemon: stat /var/lib/docker/overlay2/f124d6b53e9f1064e3942d303f9"
+                "0723475eca4849013e8ef7007e29997e80beb: no such file or directory"
+            ),
+        ),
+        (
+            "https://github.com/containerd/containerd/issues/3369",
+            (
+                "failed to prepare extraction snapshot: failed to stat parent: stat /var/lib/"
+                "containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/112/fs: no such file or "
+                "directory"
+            ),
+        ),
+    ),
     "wrong-platform": (
         (
             "https://github.com/sickcodes/dock-droid/issues/16",
@@ -666,6 +701,11 @@ LOOKS_LIKE: dict[str, tuple[str, ...]] = {
     "device-missing": ('adding custom device "/dev/infiniband": operation not permitted',),
     "name-in-use": ("port is already in use by container proxy",),
     "unpack-failed": ("Unpacking image docker.io/library/one:latest", "Error unpacking archive"),
+    "layer-record-left": ("rename /tmp/one /srv/layers/two: file exists",),
+    "layer-files-gone": (
+        "stat /data/overlay2: no such file or directory",
+        "failed to stat parent: stat /data/snapshots/3/fs: permission denied",
+    ),
     "wrong-platform": ("the format of this exec is an error", "platform (linux/arm64) was asked"),
     "preload-ignored": ("LD_PRELOAD=/usr/lib/aarch64-linux-gnu/libnccl.so.2.30.4",),
     "nccl-missing": ("Found nccl from library libnccl.so.2",),

@@ -114,6 +114,45 @@ ENTRIES = (
         ),
     ),
     Entry(
+        id="layer-record-left",
+        area=Area.DOCKER,
+        title="A full disk has left the record of a layer, and Docker refuses that layer",
+        says="rename …/layerdb/tmp/write-set-… …/layerdb/sha256/…: file exists",
+        signs=(
+            sign("/layerdb/tmp/write-set-", r"(?P<record>/\S+/layerdb/sha256/\w+): file exists"),
+        ),
+        cause="When it removes a layer, Docker renames the layer's record first; where the disk "
+        "has no block left for that it goes on without a word. It knows the layer no more, and "
+        "its record is in the way of the same layer for good.",
+        cure="`python build.py distribute` removes the record where it may, and brings the image. "
+        "By hand: `sudo rm -r` the folder after the last blank of that line.",
+        sources=(
+            "https://github.com/moby/moby/issues/44909",
+            "https://github.com/idaholab/moose/issues/22746",
+        ),
+    ),
+    Entry(
+        id="layer-files-gone",
+        area=Area.DOCKER,
+        title="Files of an image's layer are gone from the node",
+        says="stat …/overlay2/…: no such file or directory",
+        signs=(
+            sign(
+                "no such file or directory", r"(?:stat|open|mount to) (?P<path>/\S+/overlay2/\S+):"
+            ),
+            sign("failed to stat parent", r"stat (?P<path>/\S+/snapshots/\d+/fs): no such file"),
+        ),
+        cause="A crash, a damaged disk or somebody's `rm` took them; the engine's records still "
+        "list the layer, so it is neither brought again nor can it be used.",
+        cure="Remove every image on that node that has the layer, and bring it again: `python "
+        "build.py distribute` does both for what its own runs left. If it stays, check the disk.",
+        sources=(
+            "https://github.com/moby/moby/issues/41190",
+            "https://github.com/moby/moby/issues/30531",
+            "https://github.com/containerd/containerd/issues/3369",
+        ),
+    ),
+    Entry(
         id="wrong-platform",
         area=Area.DOCKER,
         title="The image is of another processor architecture",
