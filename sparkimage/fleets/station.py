@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from sparkimage.errors import CommandError, DamagedError, NodeError, UnreachableError
-from sparkimage.fleets import delta, probe, remote
+from sparkimage.errors import CommandError, NodeError, UnreachableError
+from sparkimage.fleets import delta, probe, refusals, remote
 from sparkimage.fleets.delta import Whole
 from sparkimage.fleets.fanout import Shared
 from sparkimage.fleets.probe import NodeImage, Seen
@@ -37,23 +37,6 @@ NEARLY_ALL = 0.9
 """The part of an image's bytes that an overlay2 node lacks at least when it is to pull them."""
 TELLS = (28, 0)
 """The first engine that says when it has unpacked a layer into containerd's store."""
-UNUSABLE = (95, 97)
-"""The exit codes of stage.sh when no container can be made of an image, or it cannot be read."""
-NOT_PULLED = 94
-"""The exit code of stage.sh when a pull failed."""
-GONE = re.compile(
-    r"cannot connect to the docker daemon|error during connect|unexpected EOF"
-    r"|connection reset by peer|is the docker daemon running",
-    re.IGNORECASE,
-)
-"""What the docker command says when its daemon went away."""
-FULL = "no space left on device"
-BLOB_LOST = re.compile(r"content digest sha256:[0-9a-f]{64}: not found")
-DAMAGED = re.compile(r"/(?:overlay2|snapshots)/\S+: no such file or directory")
-"""The files of a layer are gone that the engine says it has."""
-LEFT_OVER = re.compile(r"rename \S+ (/\S+/image/overlay2/layerdb/sha256/[0-9a-f]{64}): file exists")
-"""overlay2 meets the record of a layer that it does not have: it could not rename it when it
-removed the layer, for want of space (https://github.com/moby/moby/issues/44909)."""
 
 
 @dataclass(kw_only=True)
@@ -272,9 +255,9 @@ class Station:
         except CommandError:
             return "its sshd forwards no port to here (AllowTcpForwarding)"
         if code != 0:
-            if _of_the_engine(said):
+            if refusals.of_the_engine(said):
                 raise self.refusal(code, said)
-            return _last(said)
+            return refusals.last(said)
         self.adopt(steps[-1].part.name, steps[-1].part)
         self.layers_sent = sum(len(one.send) for one in steps)
         return ""
@@ -345,9 +328,9 @@ class Station:
         limit = self.remote.patience_s + size / UNPACK_RATE
         done = self.remote.run(words, check=False, timeout_s=limit)
         said = done.stdout + done.stderr
-        if done.returncode == NOT_PULLED and not _of_the_engine(said):
+        if done.returncode == refusals.NOT_PULLED and not refusals.of_the_engine(said):
             raise NodeError(
-                f"{self.name}: it could not pull the image: {_last(said)}",
+                f"{self.name}: it could not pull the image: {refusals.last(said)}",
                 hint="is it there under this digest, and may the node have it? "
                 f"{self.remote.ssh} {self.remote.docker} pull {origin}",
             )
@@ -373,61 +356,18 @@ class Station:
 
     def refusal(self, code: int, said: str) -> NodeError:
         """What a script's exit code and words mean; mends what it may."""
-        last = _last(said)
-        look = f"look there: {self.remote.ssh} {self.remote.docker} system df; journalctl -u docker"
-        if GONE.search(said):
-            return UnreachableError(
-                f"{self.name}: its Docker went away in mid-work", definite=False, detail=last,
-                hint=f"look there: {self.remote.ssh} sudo systemctl status docker",
-            )  # fmt: skip
-        if BLOB_LOST.search(said):
-            # What a broken load has left is listed until containerd collects its garbage.
-            self.forgets = True
-            return UnreachableError(
-                f"{self.name}: layers that were there are gone", definite=False, detail=last,
-                hint="run the same command again",
-            )  # fmt: skip
-        if FULL in said:
-            return NodeError(
-                f"{self.name}: its disk is full", detail=last,
-                hint="free some: python build.py gc; there: docker system df",
-            )  # fmt: skip
-        left_over = LEFT_OVER.search(said)
-        if left_over is not None:
-            return self._forget(left_over[1])
-        if code == 92:
-            return NodeError(
-                f"{self.name}: its engine could not unpack the image, and called it a success",
-                detail=said.strip(), hint=look,
-            )  # fmt: skip
-        damaged = DAMAGED.search(said) is not None
-        if damaged or code in UNUSABLE:
-            what = (
-                "layers are damaged there" if damaged else "no container can be made of the image"
-            )
-            return DamagedError(
-                f"{self.name}: {what}", detail=last,
-                hint="images there that share its layers may be damaged, too: remove those; "
-                f"{self.remote.ssh} {self.remote.docker} image ls",
-            )  # fmt: skip
-        return NodeError(
-            f"{self.name}: docker there refused the image (code {code}): {last}",
-            detail=said.strip() if said.strip() != last else "", hint=look,
-        )  # fmt: skip
-
-    def _forget(self, record: str) -> NodeError:
-        """Remove the record of a layer that keeps its engine from getting that layer again."""
-        found = f"{self.name}: a full disk has left the record of a layer that is gone"
+        self.forgets |= refusals.BLOB_LOST.search(said) is not None
+        error, record = refusals.meaning(self.remote, code, said), refusals.left_over(said)
+        if not record:
+            return error
         *sudo, _ = self.remote.docker.split()
         done = self.remote.run([*sudo, "rm", "-r", "--", record], check=False)
-        if done.returncode == 0:
-            self.mended.append(f"{found}: removed ({record})")
-            return UnreachableError(f"{found}; it is removed", definite=False)
-        return NodeError(
-            f"{found}, and Docker there refuses the layer until it goes",
-            detail=_last(done.stderr),
-            hint=f"remove it: {self.remote.ssh} sudo rm -r {record}",
-        )
+        if done.returncode != 0:
+            error.detail = refusals.last(done.stderr)
+            return error
+        found = f"{self.name}: a full disk has left the record of a layer that is gone"
+        self.mended.append(f"{found}: removed ({record})")
+        return UnreachableError(f"{found}; it is removed", definite=False)
 
 
 class Loading:
@@ -499,16 +439,6 @@ class Loading:
         """End it at once."""
         self.watch.close()
         remote.kill(self.process)
-
-
-def _last(said: str) -> str:
-    """The last line of what was said."""
-    return next((line for line in reversed(said.strip().splitlines()) if line), "")
-
-
-def _of_the_engine(said: str) -> bool:
-    """Whether it failed for a reason of the engine's own, wherever the layers come from."""
-    return FULL in said or any(one.search(said) for one in (GONE, LEFT_OVER, DAMAGED))
 
 
 def _section(said: str, station: Station) -> tuple[int, str]:

@@ -349,6 +349,9 @@ def test_layers_that_are_damaged_on_a_node(voyage: Voyage) -> None:
     voyage.quiet()
     for name, damage in (("node1", OVERLAY2), ("node2", CONTAINERD), ("node3", OVERLAY2)):
         fleet[name].exec("sh", "-c", damage)
+    # Its engine reads its records anew.
+    fleet["node3"].stop_dockerd()
+    fleet["node3"].start_dockerd()
     with voyage.run() as running:
         assert running.end() == 0, running.said
     for name in ("node1", "node2", "node3"):

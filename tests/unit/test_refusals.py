@@ -1,0 +1,103 @@
+"""What an engine says when it refuses an image, and what a user is told of it.
+
+The words are those of Docker 26.1.5 and 28.5.2 with either store, as the lab's nodes said them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparkimage.errors import DamagedError, NodeError, UnreachableError
+from sparkimage.fleets import refusals
+from sparkimage.fleets.fleet import Node
+from sparkimage.fleets.remote import Remote
+
+NODE = Remote(node=Node(name="spark1", control="10.0.0.1", sudo=True), sockets=Path("unused"))
+CHAIN = "cf0c9eed6052b658e807139a39866df01353253ec539cc502aca90b21345c3a8"
+RECORD = f"/var/lib/docker/image/overlay2/layerdb/sha256/{CHAIN}"
+LEFT_OVER = f"rename /var/lib/docker/image/overlay2/layerdb/tmp/write-set-5 {RECORD}: file exists"
+OVERLAY2 = "/var/lib/docker/overlay2"
+SNAPSHOTS = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"
+NO_FILE = "no such file or directory"
+CASES = {
+    "the daemon is gone": (
+        91, "Cannot connect to the Docker daemon at unix:///var/run/docker.sock.",
+        UnreachableError, "its Docker went away", "systemctl status docker",
+    ),
+    "it went in mid-work": (
+        94, "error during connect: Post …/v1.45/images/create: EOF",
+        UnreachableError, "its Docker went away", "systemctl status docker",
+    ),
+    "blobs are gone": (
+        91, f"content digest sha256:{CHAIN}: not found",
+        UnreachableError, "layers that were there are gone", "run the same command again",
+    ),
+    "the disk is full": (
+        91, "write /blobs/sha256/5: no space left on device",
+        NodeError, "its disk is full", "build.py gc",
+    ),
+    "a record is left": (
+        94, f"b1: Extracting\nfailed to register layer: {LEFT_OVER}",
+        NodeError, "a full disk has left the record", f"sudo rm -r {RECORD}",
+    ),
+    "the top layer's files are gone": (
+        97, f"@@ image \nError response from daemon: stat {OVERLAY2}/c412: {NO_FILE}",
+        DamagedError, "layers are damaged there", "sudo -n docker image ls",
+    ),
+    "a lower layer's files are gone": (
+        95, f"Error response: error creating overlay mount to {OVERLAY2}/f-init: {NO_FILE}",
+        DamagedError, "layers are damaged there", "images there that share its layers",
+    ),
+    "a snapshot's files are gone": (
+        91, f"failed to stat parent: stat {SNAPSHOTS}/9/fs: {NO_FILE}: unknown",
+        DamagedError, "layers are damaged there", "images there that share its layers",
+    ),
+    "no container": (
+        95, f"Error response from daemon: failed to mount /tmp/containerd-mount34: {NO_FILE}",
+        DamagedError, "no container can be made", "images there that share its layers",
+    ),
+    "a success that is none": (
+        92, "Error unpacking image sparkimage-staging:5: wrong diff id",
+        NodeError, "called it a success", "journalctl -u docker",
+    ),
+    "anything else": (
+        91, "invalid tar header",
+        NodeError, "docker there refused the image (code 91): invalid tar header", "system df",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "said", "kind", "message", "hint"), CASES.values(), ids=CASES)
+def test_what_words_mean(
+    code: int, said: str, kind: type[NodeError], message: str, hint: str
+) -> None:
+    error = refusals.meaning(NODE, code, said)
+    assert type(error) is kind
+    assert error.message.startswith("spark1: ")
+    assert message in error.message
+    assert hint in error.hint
+    assert refusals.last(said) in f"{error.message}\n{error.detail}"
+    if isinstance(error, UnreachableError):
+        assert not error.definite
+
+
+def test_a_record_is_a_path_that_only_the_engine_can_mean() -> None:
+    assert refusals.left_over(LEFT_OVER) == RECORD
+    for other in (
+        LEFT_OVER.replace(CHAIN, CHAIN[:-1]),
+        LEFT_OVER.replace(CHAIN, f"{CHAIN}/../../../.."),
+        LEFT_OVER.replace(RECORD, f"/etc /{CHAIN}"),
+        LEFT_OVER.replace("file exists", "permission denied"),
+        "invalid tar header",
+    ):
+        assert refusals.left_over(other) == ""
+
+
+def test_some_reasons_do_not_depend_on_where_the_layers_come_from() -> None:
+    assert {name for name, (_, said, *_) in CASES.items() if refusals.of_the_engine(said)} == {
+        "the daemon is gone", "it went in mid-work", "the disk is full", "a record is left",
+        "the top layer's files are gone", "a lower layer's files are gone",
+        "a snapshot's files are gone",
+    }  # fmt: skip
