@@ -23,7 +23,7 @@ CONTEXT, NODE = "lab-remote", "lab-node"
 @pytest.fixture(scope="module")
 def remote(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("remote")
-    with fleets.fleet(lab.engine, folder, {NODE: Spec(disk_bytes=None)}) as made:
+    with fleets.fleet(lab.engine, folder, {NODE: Spec()}) as made:
         yield made
 
 
