@@ -28,6 +28,8 @@ LEFT_OVER = re.compile(r"rename \S+ (/\S+/image/overlay2/layerdb/sha256/[0-9a-f]
 """overlay2 meets the record of a layer that it does not have: it could not rename it when it
 removed the layer, for want of space (https://github.com/moby/moby/issues/44909)."""
 
+RECORD_LEFT = "a full disk has left the record of a layer that is gone"
+
 
 def last(said: str) -> str:
     """The last line of what was said."""
@@ -68,8 +70,7 @@ def meaning(remote: Remote, code: int, said: str) -> NodeError:
     record = left_over(said)
     if record:
         return NodeError(
-            f"{name}: a full disk has left the record of a layer that is gone, and Docker there "
-            "refuses the layer until it goes",
+            f"{name}: {RECORD_LEFT}, and Docker there refuses the layer until it goes",
             detail=detail,
             hint=f"remove it: {ssh} sudo rm -r {record}",
         )

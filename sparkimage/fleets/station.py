@@ -365,7 +365,7 @@ class Station:
         if done.returncode != 0:
             error.detail = refusals.last(done.stderr)
             return error
-        found = f"{self.name}: a full disk has left the record of a layer that is gone"
+        found = f"{self.name}: {refusals.RECORD_LEFT}"
         self.mended.append(f"{found}: removed ({record})")
         return UnreachableError(f"{found}; it is removed", definite=False)
 
