@@ -22,11 +22,10 @@ from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
 from tests.lab.node import put, wait
 from tests.lab.payload import Part, Payload
-from tests.lab.shipment import NAME, Shipment, layers
+from tests.lab.shipment import MB, NAME, Shipment, layers
 from tests.lab.voyage import (
     BUSY,
     LOADED,
-    MB,
     PAYLOAD,
     PULLED,
     Voyage,
@@ -199,7 +198,7 @@ def test_a_link_that_comes_back_costs_what_was_on_it(voyage: Voyage, way: Way) -
         assert node.data.up - before[node.name] < sent + way.midway
 
 
-@either(loaded=["node2"], pulled=["node1", "node2", "node4"])
+@either(loaded=["node2"], pulled=ALL)
 def test_a_link_that_stays_cut_costs_what_was_on_it(voyage: Voyage, way: Way, name: str) -> None:
     node, new = voyage.shipment.fleet[name], voyage.fresh(5, way.size)
     node.data.rate(way.rate)
@@ -268,7 +267,7 @@ def test_an_engine_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, name: 
     voyage.complete(new)
 
 
-@either(loaded=["node1", "node4"], pulled=["node2", "node3", "node4"])
+@either(loaded=["node1", "node4"], pulled=ALL)
 def test_an_engine_killed_in_mid_stream(voyage: Voyage, way: Way, name: str) -> None:
     node, new = voyage.shipment.fleet[name], way.image(voyage)
     with voyage.held(name, after=way.midway) as running:

@@ -14,9 +14,9 @@ import pytest
 from tests.lab.fleet import Fleet
 from tests.lab.node import Node, wait
 from tests.lab.payload import Part, Payload
-from tests.lab.shipment import Shipment
+from tests.lab.shipment import MB, Shipment
 from tests.lab.test_distribute_faults import ALL, NODE, lying
-from tests.lab.voyage import MB, PULLED, SIZE, TRACES, Running, Voyage
+from tests.lab.voyage import PULLED, SIZE, TRACES, Running, Voyage
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,8 @@ import pytest
 from sparkimage.storage.store import Image
 from tests.lab.node import READY_S, Node, wait
 from tests.lab.payload import Part, Payload
-from tests.lab.shipment import NAME, VARIANT, Shipment, layers
+from tests.lab.shipment import MB, NAME, VARIANT, Shipment, layers
 
-MB = 1 << 20
 PAYLOAD = Payload.of(1 * MB, 11 * MB)
 """Half of it is noise: a top layer of 5.5 MB on the wire."""
 MIDWAY = 3 * MB // 2
