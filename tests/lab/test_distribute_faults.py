@@ -22,7 +22,7 @@ from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
 from tests.lab.node import put, wait
 from tests.lab.payload import Part, Payload
-from tests.lab.shipment import MB, NAME, Shipment, layers
+from tests.lab.shipment import MB, NAME, NODE_FAILED, NODES, Shipment, layers
 from tests.lab.voyage import (
     BUSY,
     LOADED,
@@ -35,9 +35,8 @@ from tests.lab.voyage import (
 )
 from tests.unit import good_maker
 
-ALL = ("node1", "node2", "node3", "node4")
 INTERRUPTED = 130
-NODE, USAGE, MIXED = 13, 2, 15
+USAGE, MIXED = 2, 15
 both = pytest.mark.parametrize("way", [LOADED, PULLED], ids=str)
 
 
@@ -55,7 +54,7 @@ def voyage(trip: Voyage) -> Iterator[Voyage]:
 
 
 def others(name: str) -> list[str]:
-    return [f"{one}: proven" for one in ALL if one != name]
+    return [f"{one}: proven" for one in NODES if one != name]
 
 
 # Before a byte moves
@@ -72,7 +71,7 @@ def test_each_node_says_what_is_wrong_with_it(voyage: Voyage) -> None:
         wire.cut()
     before = [wire.up for node in fleet for wire in [node.data]]
     with voyage.run() as running:
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     for said in (
         r"4 of 4 nodes failed; nothing was sent",
         r"node1: plain may not talk to its Docker",
@@ -97,7 +96,7 @@ def test_an_engine_that_is_down_hangs_or_has_no_room(voyage: Voyage) -> None:
     fleet["node2"].fill_disk(100 * MB)
     fleet["node3"].pause_dockerd()
     with voyage.run("--patience", "5") as running:
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     for said in (
         r"3 of 4 nodes failed; nothing was sent",
         r"node1: its Docker does not answer",
@@ -166,8 +165,8 @@ def test_two_at_once(voyage: Voyage, first: str, second: str) -> None:
             node["sudo"] = second == "sudoer"
         voyage.shipment.nodes(data)
         other = voyage.shipment.distribute()
-        assert other.returncode == NODE
-        for name in ALL:
+        assert other.returncode == NODE_FAILED
+        for name in NODES:
             assert f"{name}: {BUSY}: " in other.stderr
         assert f"(process {running.process.pid})" in other.stderr
         fleet["node2"].data.restore()
@@ -198,7 +197,7 @@ def test_a_link_that_comes_back_costs_what_was_on_it(voyage: Voyage, way: Way) -
         assert node.data.up - before[node.name] < sent + way.midway
 
 
-@either(loaded=["node2"], pulled=ALL)
+@either(loaded=["node2"], pulled=NODES)
 def test_a_link_that_stays_cut_costs_what_was_on_it(voyage: Voyage, way: Way, name: str) -> None:
     node, new = voyage.shipment.fleet[name], voyage.fresh(5, way.size)
     node.data.rate(way.rate)
@@ -209,7 +208,7 @@ def test_a_link_that_stays_cut_costs_what_was_on_it(voyage: Voyage, way: Way, na
         came = kept(node)
         node.data.cut()
         assert came >= 2, running.said
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     assert "1 of 4 nodes failed; no name was moved: every node keeps what it had" in running.said
     assert f"{name} cannot be reached at its data address 127.0.0.2" in running.said
     running.until(*others(name))
@@ -242,7 +241,7 @@ def test_a_bit_that_flips_on_the_wire(voyage: Voyage, way: Way) -> None:
 def test_a_link_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, name: str) -> None:
     node, new = voyage.shipment.fleet[name], way.image(voyage)
     with voyage.held(name, "--patience", "4", after=way.midway) as running:
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     running.until(*others(name))
     assert f"{name}: no progress for 4 s: it hangs" in running.said
     voyage.kept(new)
@@ -259,7 +258,7 @@ def test_an_engine_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, name: 
     with voyage.held(name, "--patience", "4", after=way.midway) as running:
         node.pause_dockerd()
         node.data.restore()
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     running.until(*others(name))
     assert f"{name}: no progress for 4 s: it hangs" in running.said
     node.resume_dockerd()
@@ -267,14 +266,14 @@ def test_an_engine_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, name: 
     voyage.complete(new)
 
 
-@either(loaded=["node1", "node4"], pulled=ALL)
+@either(loaded=["node1", "node4"], pulled=NODES)
 def test_an_engine_killed_in_mid_stream(voyage: Voyage, way: Way, name: str) -> None:
     node, new = voyage.shipment.fleet[name], way.image(voyage)
     with voyage.held(name, after=way.midway) as running:
         running.until(*others(name))
         node.kill_dockerd()
         node.data.restore()
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     assert f"{name}: its Docker" in running.said
     node.start_dockerd()
     voyage.kept(new)
@@ -287,7 +286,7 @@ def test_a_disk_that_fills_in_mid_stream(voyage: Voyage, way: Way, name: str) ->
     with voyage.held(name, after=way.midway) as running:
         node.fill_disk(3 * MB)
         node.data.restore()
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     running.until(*others(name))
     assert f"{name}: its disk is full" in running.said
     node.free_disk()
@@ -312,7 +311,7 @@ def test_the_record_of_a_layer_that_a_full_disk_left(voyage: Voyage, way: Way) -
         fleet[name].exec("mkdir", f"{RECORDS}/{top}")
         put(fleet[name], {f"{RECORDS}/{top}/cache-id": (0o644, b"5" * 64)})
     with voyage.run() as running:
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     running.until(*others("node3"))
     found = "a full disk has left the record of a layer that is gone"
     assert f"node1: again: {found}" in running.said
@@ -368,7 +367,7 @@ def test_layers_that_are_damaged_in_another_image_too(voyage: Voyage) -> None:
     new = voyage.next(replace(below, parts=(*below.parts, Part(size=MB, seed=4711))))
     before = fleet.each(lambda node: node.images()[NAME])
     with voyage.run() as running:
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     for name in ("node1", "node2"):
         assert f"{name}: layers are damaged there" in running.said
         assert "images there that share its layers may be damaged, too: remove" in running.said
@@ -388,7 +387,7 @@ def test_an_engine_killed_between_the_phases(voyage: Voyage) -> None:
         running.until(*others("node4"))
         fleet["node2"].kill_dockerd()
         fleet["node4"].data.restore()
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     assert "node2: its Docker went away" in running.said
     assert "every node " in running.said
     fleet["node2"].start_dockerd()
@@ -404,7 +403,7 @@ def test_an_image_removed_between_the_phases(voyage: Voyage) -> None:
             tags = [tag for tag in fleet[name].images() if "staging" in tag]
             fleet[name].docker("rmi", *tags)
         fleet["node4"].data.restore()
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     for name in ("node1", "node2"):
         assert f"{name}: the image was removed there meanwhile" in running.said
     voyage.kept(new)
@@ -419,10 +418,10 @@ def test_a_name_moved_by_somebody_else_between_the_phases(voyage: Voyage) -> Non
         running.until(*others("node4"))
         node.docker("tag", f"{NAME}-previous", NAME)
         fleet["node4"].data.restore()
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     assert f"node3: {NAME} was moved there by somebody else meanwhile" in running.said
     shown = {name: one.name for name, one in voyage.looks().items()}
-    assert {name for name, one in shown.items() if one == layers(old)} == {*ALL} - {"node3"}
+    assert {name for name, one in shown.items() if one == layers(old)} == {*NODES} - {"node3"}
     assert shown["node3"] != layers(new)
     # The fleet that he left is as good as any to begin from.
     node.docker("tag", node.docker("image", "inspect", "--format", "{{.Id}}", NAME), NAME)
@@ -435,7 +434,7 @@ def test_a_link_that_is_cut_before_the_move(voyage: Voyage) -> None:
         running.until(*others("node4"))
         fleet["node2"].control.cut()
         fleet["node4"].data.restore()
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     assert "node2 cannot be reached" in running.said
     voyage.kept(new)
     fleet["node2"].control.restore()
@@ -498,7 +497,7 @@ def test_a_success_that_is_none(voyage: Voyage) -> None:
     assert [m.entry.id for m in knowledge.read(said.splitlines())] == ["unpack-failed"]
     node.docker("rmi", "lab/lie:1")
     with voyage.run() as running:
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     assert "4 of 4 nodes failed; no name was moved" in running.said
     assert "node4: its engine could not unpack the image, and called it a success" in running.said
     for name in ("node1", "node3"):
@@ -609,7 +608,7 @@ def test_an_engine_that_is_killed_before_a_rollback_moves(voyage: Voyage) -> Non
     voyage.complete(voyage.next())
     node.kill_dockerd()
     with voyage.run(command="rollback") as running:
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     assert "node3" in running.said
     node.start_dockerd()
     voyage.kept(former)
@@ -640,16 +639,16 @@ def test_partial_leaves_a_mixed_fleet_loudly(voyage: Voyage) -> None:
     for wire in fleet["node3"].wires:
         wire.cut()
     with voyage.run("--partial") as running:
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     assert "MIXED FLEET, as --partial allows: node3 did not get" in running.said
     for wire in fleet["node3"].wires:
         wire.restore()
     shown = {name: one.name for name, one in voyage.looks().items()}
-    assert shown == {name: layers(voyage.old if name == "node3" else new) for name in ALL}
+    assert shown == {name: layers(voyage.old if name == "node3" else new) for name in NODES}
     with voyage.run(command="nodes") as running:
         assert running.end() == MIXED
     assert f"not the same on all nodes: {NAME}" in running.said
     came = voyage.complete(new)
     assert {name: one["state"] for name, one in came.items()} == {
-        name: "moved" if name == "node3" else "unchanged" for name in ALL
+        name: "moved" if name == "node3" else "unchanged" for name in NODES
     }

@@ -14,8 +14,8 @@ import pytest
 from tests.lab.fleet import Fleet
 from tests.lab.node import Node, wait
 from tests.lab.payload import Part, Payload
-from tests.lab.shipment import MB, Shipment
-from tests.lab.test_distribute_faults import ALL, NODE, lying
+from tests.lab.shipment import MB, NODE_FAILED, NODES, Shipment
+from tests.lab.test_distribute_faults import lying
 from tests.lab.voyage import PULLED, SIZE, TRACES, Running, Voyage
 
 
@@ -33,7 +33,7 @@ def voyage(trip: Voyage) -> Iterator[Voyage]:
 def pulls(running: Running, *names: str) -> None:
     """These nodes have pulled (all that do, where none is named), and no other one."""
     said = re.findall(r"(\w+): pulls$", running.said, re.MULTILINE)
-    assert sorted(said) == sorted(names or ALL), running.said
+    assert sorted(said) == sorted(names or NODES), running.said
     assert "cannot pull" not in running.said
 
 
@@ -70,7 +70,7 @@ def test_a_change_is_pulled_where_the_engine_knows_what_it_has(voyage: Voyage) -
 
 def test_users_that_may(voyage: Voyage) -> None:
     data = voyage.shipment.fleet.data()
-    for name, user in zip(ALL, ("sudoer", "worker", "worker", "sudoer"), strict=True):
+    for name, user in zip(NODES, ("sudoer", "worker", "worker", "sudoer"), strict=True):
         data["nodes"][name] |= {"user": user, "sudo": user == "sudoer"}
     # One that is reached at one address only.
     del data["nodes"]["node1"]["data"]
@@ -114,7 +114,7 @@ def test_an_image_that_is_not_what_it_says(voyage: Voyage) -> None:
     image = lying(voyage.shipment, payload)
     voyage.shipment.seal(image)
     with voyage.run() as running:
-        assert running.end() == NODE
+        assert running.end() == NODE_FAILED
     assert "4 of 4 nodes failed; no name was moved" in running.said
     voyage.kept(image)
     voyage.complete(voyage.fresh())
