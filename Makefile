@@ -12,6 +12,9 @@ IMAGE ?=
 # expand what is in it.
 export ONLY ?= *
 export TO VERSION NEWS
+# Tests wait for nodes as much as they compute. Each process has four nodes, a store and names of its
+# own; the tests of one file share them.
+AT_ONCE := --numprocesses=2 --dist=loadfile
 TESTS := $(wildcard tests/unit tests/golden tests/lab)
 
 help: ## Show this
@@ -21,13 +24,13 @@ image: ## Build and prove the default variants (VARIANT=NAME for another one)
 	python3 build.py image $(VARIANT)
 
 test: check ## Lint, types, then all tests (sets up an engine where there is none)
-	$(PYTEST) $(TESTS)
+	$(PYTEST) $(AT_ONCE) $(TESTS)
 
 test-unit: venv ## The tests that need no Docker
 	$(PYTEST) tests/unit
 
 lab: venv ## The tests on real parts: engine, registry, nodes
-	$(PYTEST) tests/lab
+	$(PYTEST) $(AT_ONCE) tests/lab
 
 bench-recipe: venv ## Measure the lock's verbs and the lab's builds of ds4-flash
 	$(PYTEST) -q tests/lab/bench_recipe.py

@@ -1,5 +1,5 @@
-"""Files that have their name only when all of them is on the disk: the old one or the new one,
-whatever happens in between."""
+"""Files and folders that have their name only when all of them is on the disk: the old one or the
+new one, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -45,6 +45,18 @@ def unnamed(folder: Path) -> Iterator[Unnamed]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+
+
+def take_place(made: Path, folder: Path) -> None:
+    """Move a finished folder to its name; another process may have been faster, and its one stays.
+
+    Raises ``OSError``.
+    """
+    try:
+        made.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
 def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:

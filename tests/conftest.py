@@ -28,6 +28,10 @@ def pytest_runtest_makereport(
     return report
 
 
+# The commands that tests start keep their bytecode, as a user's do: without it each start compiles
+# all modules anew, which makes half a second of the processor's.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

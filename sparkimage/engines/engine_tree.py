@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,8 @@ NEEDED_BYTES = 2 * 10**9
 """Free disk for the tree (0.9 GB) and its packages while they are unpacked."""
 HOST_PACKAGES = ("mmdebstrap", "gpg", "ca-certificates", "debian-archive-keyring")
 """What the host needs for making the tree; Ubuntu has Debian's keys in a package of their own."""
+APT_PATIENCE_S = 300
+"""How long another apt-get on the host is waited for."""
 
 
 def installed(place: EnginePlace) -> bool:
@@ -120,18 +123,38 @@ def install_on_host(
         )
     say(f"installing {', '.join(packages)} with apt-get")
     try:
-        run_as_root(runner, ("apt-get", "update", "-qq"))
-        run_as_root(
-            runner,
-            ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qq", "--yes",
-             "--no-install-recommends", *packages),
-        )  # fmt: skip
+        _apt_get(("update",), runner, say)
+        _apt_get(("install", "--yes", "--no-install-recommends", *packages), runner, say)
     except CommandError as error:
         raise NetworkError(
             f"apt-get cannot install {', '.join(packages)}",
             hint=f"sudo apt-get update && sudo apt-get install {' '.join(packages)}",
             detail="\n".join(error.detail.splitlines()[-15:]),
         ) from None
+
+
+def _apt_get(words: tuple[str, ...], runner: Runner, say: Callable[[str], None]) -> None:
+    """Run apt-get once no other one is at work: a machine that has just started updates itself.
+    Raises ``CommandError``."""
+    argv = (
+        "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "apt-get", "-qq",
+        "-o", f"DPkg::Lock::Timeout={APT_PATIENCE_S}", *words,
+    )  # fmt: skip
+    deadline = time.monotonic() + APT_PATIENCE_S
+    waits = False
+    while True:
+        try:
+            run_as_root(runner, argv)
+        except CommandError as error:
+            # apt 2.6 waits for dpkg's lock, and not for those of its lists and of its archives.
+            if "Could not get lock" not in error.detail or time.monotonic() > deadline:
+                raise
+            if not waits:
+                say("waiting for another apt-get")
+            waits = True
+            time.sleep(1)
+        else:
+            return
 
 
 def _finish(place: EnginePlace, runner: Runner) -> None:

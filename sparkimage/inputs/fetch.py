@@ -26,6 +26,7 @@ from sparkimage.plans.patching import in_image
 from sparkimage.plans.plan import DebianRoot, Debs, LayerPlan, PatchPlan, Plan
 from sparkimage.rights import root_prefix
 from sparkimage.run import Runner
+from sparkimage.writing import take_place
 
 ROOT_EPOCH = 946684800
 """The newest date of a file in a Debian root: 2000-01-01."""
@@ -118,7 +119,7 @@ def static_uv(arch: str, outside: Outside) -> Path:
             with wheel.open(member) as source, (made / "uv").open("wb") as sink:
                 shutil.copyfileobj(source, sink)
         (made / "uv").chmod(0o755)
-        _take_place(made, folder)
+        take_place(made, folder)
     return folder
 
 
@@ -211,7 +212,7 @@ def _given(layer: LayerPlan, project: Path, outside: Outside) -> Path:
                 _write_debs(layer.debs, made, outside)
             if layer.patches:
                 _write_patches(layer.patches, patched, made)
-            _take_place(made, folder)
+            take_place(made, folder)
     return folder
 
 
@@ -278,15 +279,6 @@ def _write_patches(
         (made / f"{name}.sha256").write_text("".join(lines))
 
 
-def _take_place(made: Path, folder: Path) -> None:
-    """Move a finished folder to its name; another process may have been faster."""
-    try:
-        made.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-
-
 def _root(root: DebianRoot, outside: Outside) -> Path:
     """The folder with the Debian root's root.tar, made by mmdebstrap where it is not there."""
     content = hashlib.sha256(repr(root).encode()).hexdigest()[:12]
@@ -313,7 +305,7 @@ def _root(root: DebianRoot, outside: Outside) -> Path:
         sources = Path(name, "sources.list")
         sources.write_text(apt.default_sources(root.suite, outside.runner))
         _bootstrap(root, Path(name, "debs"), sources, made / "root.tar", outside.runner)
-        _take_place(made, folder)
+        take_place(made, folder)
     return folder
 
 

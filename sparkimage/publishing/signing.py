@@ -25,6 +25,7 @@ from sparkimage.plans.plan import MORE
 from sparkimage.proof import dsse
 from sparkimage.proof.keys import Keyring
 from sparkimage.run import Runner
+from sparkimage.writing import take_place
 
 SUITE = "trixie"
 KMS = ("awskms://", "azurekms://", "gcpkms://", "hashivault://", "k8s://")
@@ -236,6 +237,5 @@ def program(outside: Outside) -> str:
             Path(name, "made").mkdir()
             shutil.copyfile(f"{name}/tree/usr/bin/cosign", f"{name}/made/cosign")
             Path(name, "made", "cosign").chmod(0o755)
-            if not found.is_file():
-                Path(name, "made").replace(folder)
+            take_place(Path(name, "made"), folder)
     return str(found)

@@ -7,7 +7,6 @@ import subprocess
 import time
 from pathlib import Path
 
-from sparkimage import paths
 from sparkimage.engines.engine import Engine
 from sparkimage.storage import archive
 from tests.lab import servers
@@ -45,7 +44,7 @@ def publish(press: Press, to: str) -> tuple[float, dict[str, int]]:
 
 def test_publish_beside_docker_push(engine: Engine, tmp_path: Path) -> None:
     press = Press.make(tmp_path)
-    with servers.registry(tmp_path / "registry", home=paths.home()) as registry:
+    with servers.registry(tmp_path / "registry") as registry:
         at = registry.address
         for turn, payload in (("cold", PAYLOAD), ("one top layer changed", PAYLOAD.changed(-1))):
             image = press.image(payload=payload)

@@ -38,9 +38,12 @@ from tests.lab import standins
 from tests.lab.fleet import Fleet
 from tests.lab.recipe import Recipe
 from tests.lab.shipment import Shipment
+from tests.lab.tools import WORKER, making
 
 PROJECT = Path(__file__).resolve().parents[2]
-REPOSITORY = "sparkimage-lab"
+REPOSITORY = f"sparkimage-lab-{WORKER}"
+STORE = paths.home() / f"lab-store-{WORKER}"
+"""On the home's disk: a temporary folder may be memory."""
 
 
 def matrix_data() -> dict[str, Any]:
@@ -237,7 +240,11 @@ SHARED = ("roots", "tools", "inputs", "debs", "git")
 @contextmanager
 def spare_engine(name: str) -> Iterator[tuple[Path, Engine]]:
     """An engine that may be killed, or begins with nothing cached; and its home."""
-    home = paths.home() / f"lab-{name}-{os.getpid()}"
+    with making("spare-engine"):
+        yield from _spare_engine(paths.home() / f"lab-{name}-{os.getpid()}")
+
+
+def _spare_engine(home: Path) -> Iterator[tuple[Path, Engine]]:
     place, tree = EnginePlace.of(home), EnginePlace.of(paths.home())
     place.engine.mkdir(parents=True)
     for shared in SHARED:
@@ -269,8 +276,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[La
     for folder in (PROJECT / "images").iterdir():
         (project / "images" / folder.name).symlink_to(folder)
     standins.make(project / "wheels")
-    # On the home's disk: a temporary folder may be memory.
-    made = Lab(project, paths.home() / "lab-store", engine)
+    made = Lab(project, STORE, engine)
     data = matrix_data()
     from tests.lab.wrong import NEEDS_GPU, WRONG, add
 

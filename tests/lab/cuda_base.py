@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from sparkimage.engines.engine import Engine
 from tests.lab import nccl_debs, wheelhouse
 from tests.lab.servers import Registry
+from tests.lab.tools import TOOLS, WORKER
 
 PROJECT = Path(__file__).resolve().parents[2]
 CUDA = "13.0.3"
@@ -30,7 +31,7 @@ class Bases:
     devel: str
 
 
-def build(engine: Engine, registry: Registry, *, home: Path, bases: Mapping[str, str]) -> Bases:
+def build(engine: Engine, registry: Registry, *, bases: Mapping[str, str]) -> Bases:
     """Build and push both for every platform of ``bases``, under their tags.
 
     ``bases`` says for each platform ("linux/arm64") the name of an image that the engine holds, of
@@ -40,10 +41,10 @@ def build(engine: Engine, registry: Registry, *, home: Path, bases: Mapping[str,
     pushed: dict[str, list[str]] = {target: [] for target in TAGS}
     for platform, below in bases.items():
         arch = platform.removeprefix("linux/")
-        debs = home / "lab-tools" / "cuda-base" / f"debs-{arch}"
-        nccl_debs.make(debs, home=home, arch=arch, versions=("2.28.9",))
-        wheels = home / "lab-tools" / "cuda-base" / f"wheels-{arch}"
-        wheelhouse.fill(wheels, home=home, arch=arch)
+        debs = TOOLS / "cuda-base" / f"debs-{arch}"
+        nccl_debs.make(debs, arch=arch, versions=("2.28.9",))
+        wheels = TOOLS / "cuda-base" / f"wheels-{arch}-{WORKER}"
+        wheelhouse.fill(wheels, arch=arch)
         contexts = {
             "below": f"docker-image://{below}",
             "tools": str(PROJECT / "images" / "_tools"),

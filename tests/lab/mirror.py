@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparkimage import paths
 from sparkimage.storage.store import Image, Store
 from tests.lab import servers
 from tests.lab.fleet import Fleet
@@ -106,7 +105,7 @@ def mirror(folder: Path, fleet: Fleet) -> Iterator[Mirror]:
     folder.mkdir(parents=True, exist_ok=True)
     servers.certify(folder, gateway)
     with (
-        servers.registry(folder / "files", home=paths.home(), tls=folder) as registry,
+        servers.registry(folder / "files", tls=folder) as registry,
         wire(gateway, (LOOPBACK, int(registry.address.rpartition(":")[2]))) as between,
     ):
         made = Mirror(here=registry.address, wire=between, authority=folder / "ca.crt")

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.lab import wheelhouse
+from tests.lab.tools import making
 
 EPOCH = 946684800
 """The date in every deb: 2000-01-01."""
@@ -30,21 +31,24 @@ def deb_version(version: str) -> str:
     return f"{version}-1+cuda{CUDA[version]}"
 
 
-def make(
-    folder: Path, *, home: Path, arch: str, versions: Sequence[str] = ("2.28.9", "2.30.4")
-) -> None:
+def make(folder: Path, *, arch: str, versions: Sequence[str] = ("2.28.9", "2.30.4")) -> None:
     """Write a flat apt repository with libnccl2 and libnccl-dev for "amd64" or "arm64".
 
     Debs that an earlier call made there are used again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for version in versions:
-        names = [f"{package}_{deb_version(version)}_{arch}.deb" for package in _PACKAGES]
-        if not all((folder / name).exists() for name in names):
-            _build(folder, version, arch, wheelhouse.fetch(wheelhouse.nccl(version, arch), home))
-    debs = sorted(folder.glob("*.deb"))
-    (folder / "Packages").write_text("\n".join(_entry(deb) for deb in debs))
-    (folder / "Release").write_text(_release(folder / "Packages", debs))
+    with making("nccl-debs"):
+        held = list(folder.glob("*.deb"))
+        for version in versions:
+            names = [f"{package}_{deb_version(version)}_{arch}.deb" for package in _PACKAGES]
+            if not all((folder / name).exists() for name in names):
+                wheel = wheelhouse.fetch(wheelhouse.nccl(version, arch))
+                _build(folder, version, arch, wheel)
+        debs = sorted(folder.glob("*.deb"))
+        # Others may be reading what is there already.
+        if not (folder / "Release").exists() or len(debs) != len(held):
+            (folder / "Packages").write_text("\n".join(_entry(deb) for deb in debs))
+            (folder / "Release").write_text(_release(folder / "Packages", debs))
 
 
 _PACKAGES = ("libnccl2", "libnccl-dev")

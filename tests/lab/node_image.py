@@ -15,11 +15,11 @@ from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sparkimage import paths
 from sparkimage.engines.engine import Engine
 from sparkimage.inputs import apt
 from sparkimage.rights import root_prefix
 from sparkimage.run import Local
+from tests.lab.tools import TOOLS, making
 
 NAME = "sparkimage-lab-node"
 FILES = Path(__file__).with_name("node")
@@ -41,9 +41,12 @@ class Release(StrEnum):
 
 def ensure(engine: Engine, release: Release) -> str:
     """The name of the image, which the engine holds. Makes it where it is not there."""
-    tools = paths.home() / "lab-tools"
-    root = _root(tools, engine.arch)
-    debs = _debs(tools, engine.arch)
+    with making(NAME):
+        return _ensure(engine, release)
+
+
+def _ensure(engine: Engine, release: Release) -> str:
+    root, debs = _root(engine.arch), _debs(engine.arch)
     made_of = hashlib.sha256(f"{root.name} {release}".encode())
     made_of.update(" ".join(sorted(deb.name for deb in debs.iterdir())).encode())
     for file in sorted(FILES.iterdir()):
@@ -67,7 +70,7 @@ def ensure(engine: Engine, release: Release) -> str:
 
 def busybox(arch: str) -> bytes:
     """A statically linked busybox."""
-    root = _root(paths.home() / "lab-tools", arch)
+    root = _root(arch)
     program = root / "busybox"
     if not program.exists():
         with tarfile.open(root / "root.tar") as archive:
@@ -89,7 +92,7 @@ def run(argv: Sequence[str], given: bytes = b"") -> str:
     return done.stdout.decode().strip()
 
 
-def _root(tools: Path, arch: str) -> Path:
+def _root(arch: str) -> Path:
     """The folder with the root.tar of a Debian 13 with ``PACKAGES``."""
     words = [
         "--variant=minbase", f"--include={','.join(PACKAGES)}", f"--architectures={arch}",
@@ -98,10 +101,10 @@ def _root(tools: Path, arch: str) -> Path:
         ('--customize-hook=cd "$1" && rm -rf etc/resolv.conf etc/hostname etc/ssh/ssh_host_* '
          "var/log/* var/cache/* var/lib/apt/lists/*"),
     ]  # fmt: skip
-    return _made(tools, "node-root", words, Release.TRIXIE, "root.tar")
+    return made("node-root", words, Release.TRIXIE, "root.tar")
 
 
-def _debs(tools: Path, arch: str) -> Path:
+def _debs(arch: str) -> Path:
     """The folder with the packages ``LATER``, as testing had them when it was made."""
     words = [
         "--mode=chrootless", "--variant=custom", f"--architectures={arch}",
@@ -110,25 +113,26 @@ def _debs(tools: Path, arch: str) -> Path:
         ('--customize-hook=cd "$LAB_FOLDER" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" '
          f"apt-get -qq -o APT::Sandbox::User=root download {' '.join(LATER)}"),
     ]  # fmt: skip
-    return _made(tools, "node-debs", words, Release.TESTING, None)
+    return made("node-debs", words, Release.TESTING, None)
 
 
-def _made(
-    tools: Path, name: str, words: Sequence[str], release: Release, target: str | None
-) -> Path:
-    """A folder of ``tools`` that mmdebstrap filled, once for the same words."""
-    folder = tools / f"{name}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:12]}"
-    if folder.is_dir():
-        return folder
+def made(name: str, words: Sequence[str], release: Release, target: str | None) -> Path:
+    """A folder of the lab's tools that mmdebstrap filled, once for the same words."""
+    folder = TOOLS / f"{name}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:12]}"
+    with making(name):
+        if not folder.is_dir():
+            _make(folder, words, release, target)
+    return folder
+
+
+def _make(folder: Path, words: Sequence[str], release: Release, target: str | None) -> None:
     runner = Local()
     apt.ready(runner, print)
-    tools.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{name}-", dir=tools) as temporary:
-        made = Path(temporary, "made")
-        made.mkdir()
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        new = Path(temporary, "new")
+        new.mkdir()
         run([
-            *root_prefix(runner), "env", f"LAB_FOLDER={made}", "mmdebstrap", "--quiet", *words,
-            str(release), str(made / target) if target is not None else "/dev/null",
+            *root_prefix(runner), "env", f"LAB_FOLDER={new}", "mmdebstrap", "--quiet", *words,
+            str(release), str(new / target) if target is not None else "/dev/null",
         ])  # fmt: skip
-        made.rename(folder)
-    return folder
+        new.rename(folder)

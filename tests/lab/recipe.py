@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sparkimage import paths
 from tests.lab import cuda_base, fork, nccl_debs, servers
 from tests.lab.fork import Fork, PatchRepository
 from tests.lab.servers import Registry, Web
+from tests.lab.tools import TOOLS
 
 if TYPE_CHECKING:
     from tests.lab.conftest import Lab
@@ -152,11 +152,11 @@ class Recipe:
         (folder / "patches.yaml").write_text(json.dumps(data, indent=1))
 
 
-def matrix_data(made: Fork) -> dict[str, Any]:
+def matrix_data(made: Fork, repository: str) -> dict[str, Any]:
     """The real matrix without the variants from wheels, with the stand-in fork's commits."""
     data: dict[str, Any] = yaml.safe_load((PROJECT / "matrix.yaml").read_text())
     data |= {
-        "repository": "sparkimage-lab",
+        "repository": repository,
         "axes": {},
         "exclude": [],
         "groups": {"default": [TWIN]},
@@ -189,22 +189,22 @@ def matrix_data(made: Fork) -> dict[str, Any]:
 @contextmanager
 def serve(lab: Lab, folder: Path) -> Iterator[Recipe]:
     """Make all parts, start the servers, write and lock the project."""
+    from tests.lab.conftest import REPOSITORY, STORE
     from tests.lab.conftest import Lab as Project
 
-    home = paths.home()
     served = folder / "git"
     made, patches = fork.make_fork(served), fork.make_patches(served)
-    debs = home / "lab-tools" / "nvidia"
+    debs = TOOLS / "nvidia"
     for name, arch in (("sbsa", "arm64"), ("x86_64", "amd64")):
-        nccl_debs.make(debs / name, home=home, arch=arch)
+        nccl_debs.make(debs / name, arch=arch)
     with ExitStack() as stack:
-        registry = stack.enter_context(servers.registry(folder / "registry", home=home))
+        registry = stack.enter_context(servers.registry(folder / "registry"))
         git = stack.enter_context(servers.git_server(served))
         web = stack.enter_context(servers.http_folder(debs))
         bases = {}
         for arch in ("amd64", "arm64"):
             bases[f"linux/{arch}"] = lab.plain(arch)
-        cuda_base.build(lab.engine, registry, home=home, bases=bases)
+        cuda_base.build(lab.engine, registry, bases=bases)
         project = folder / "project"
         (project / "images").mkdir(parents=True)
         for one in (PROJECT / "images").iterdir():
@@ -214,9 +214,9 @@ def serve(lab: Lab, folder: Path) -> Iterator[Recipe]:
             "https://github.com": git,
             NVIDIA: web.url,
         }
-        data = matrix_data(made)
+        data = matrix_data(made, REPOSITORY)
         recipe = Recipe(
-            lab=Project(project, home / "lab-store", lab.engine, mirrors),
+            lab=Project(project, STORE, lab.engine, mirrors),
             fork=made,
             patches=patches,
             registry=registry,

@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tests.lab.tools import TOOLS, making
+
 LOOPBACK = "127.0.0.1"
 READY_S = 30.0
 END_S = 10.0
@@ -47,14 +49,14 @@ class Web:
 
 @contextmanager
 def registry(
-    folder: Path, *, home: Path, login: bool = False, tls: Path | None = None, auth: str = ""
+    folder: Path, *, login: bool = False, tls: Path | None = None, auth: str = ""
 ) -> Iterator[Registry]:
     """The CNCF distribution registry with its storage in ``folder``.
 
     ``login``: it wants ``USER`` with ``PASSWORD``; ``tls``: a folder with what ``certify`` makes;
     ``auth``: more lines of its configuration.
     """
-    program = _registry_program(home)
+    program = _registry_program()
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="lab-registry-") as name:
         config = Path(name, "config.yml")
@@ -235,20 +237,20 @@ def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
     return False
 
 
-def _registry_program(home: Path) -> str:
+def _registry_program() -> str:
     """The registry's program: the machine's own, else out of Debian's package."""
     own = shutil.which("docker-registry")
     if own is not None:
         return own
-    tree = home / "lab-tools" / "docker-registry"
-    if not tree.exists():
-        tree.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="docker-registry-", dir=tree.parent) as name:
-            _apt_download("docker-registry", Path(name))
-            (deb,) = Path(name).glob("docker-registry_*.deb")
-            made = Path(name, "tree")
-            subprocess.run(["dpkg-deb", "-x", str(deb), str(made)], check=True)
-            made.rename(tree)
+    tree = TOOLS / "docker-registry"
+    with making(tree.name):
+        if not tree.exists():
+            with TemporaryDirectory(prefix="docker-registry-", dir=TOOLS) as name:
+                _apt_download("docker-registry", Path(name))
+                (deb,) = Path(name).glob("docker-registry_*.deb")
+                made = Path(name, "tree")
+                subprocess.run(["dpkg-deb", "-x", str(deb), str(made)], check=True)
+                made.rename(tree)
     return str(tree / "usr" / "bin" / "docker-registry")
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sparkimage import origin, paths
+from sparkimage import origin
 from sparkimage.engines.engine import Engine
 from sparkimage.plans import lock, matrix, planning
 from sparkimage.plans.plan import TRIPLETS
@@ -88,9 +88,7 @@ def _python(arch: str) -> dict[str, good_maker.Content]:
         "--variant=extract", "--include=python3-minimal,libpython3-stdlib,busybox-static",
         f"--architectures={arch}",
     ]  # fmt: skip
-    folder = node_image._made(
-        paths.home() / "lab-tools", "python-root", words, Release.TRIXIE, "root.tar"
-    )
+    folder = node_image.made("python-root", words, Release.TRIXIE, "root.tar")
     found: dict[str, good_maker.Content] = {"lib": "usr/lib", "lib64": "usr/lib64"}
     with tarfile.open(folder / "root.tar") as archive:
         for member in archive:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import paths
 from sparkimage.address import Mirrors
 from tests.lab import fleet as fleets
 from tests.lab import servers
@@ -70,7 +69,7 @@ def test_an_unknown_builder_is_named(lab: Lab) -> None:
 
 
 def test_the_cache_goes_to_a_registry(lab: Lab, tmp_path: Path) -> None:
-    with servers.registry(tmp_path / "cache", home=paths.home()) as registry:
+    with servers.registry(tmp_path / "cache") as registry:
         data = lab.data | {"cache": f"{registry.address}/build-cache"}
         lab.write(data)
         try:

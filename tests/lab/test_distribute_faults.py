@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sparkimage.storage.store import Image
 from tests.lab.fleet import Fleet
 from tests.lab.node import put, wait
 from tests.lab.payload import Part, Payload
-from tests.lab.shipment import MB, NAME, NODE_FAILED, NODES, Shipment, layers
+from tests.lab.shipment import MB, NAME, NODE_FAILED, NODES, Shipment, layers, spread
 from tests.lab.voyage import (
     BUSY,
     LOADED,
@@ -32,6 +32,7 @@ from tests.lab.voyage import (
     Way,
     either,
     kept,
+    listed,
 )
 from tests.unit import good_maker
 
@@ -53,8 +54,13 @@ def voyage(trip: Voyage) -> Iterator[Voyage]:
     yield from trip.prepared()
 
 
-def others(name: str) -> list[str]:
-    return [f"{one}: proven" for one in NODES if one != name]
+def others(names: str | Sequence[str]) -> list[str]:
+    """What is said of all other nodes once they have the image."""
+    return [f"{one}: proven" for one in NODES if one not in listed(names)]
+
+
+def nothing_moved(names: Sequence[str]) -> str:
+    return f"{len(names)} of 4 nodes failed; no name was moved: every node keeps what it had"
 
 
 # Before a byte moves
@@ -198,33 +204,51 @@ def test_a_link_that_comes_back_costs_what_was_on_it(voyage: Voyage, way: Way) -
 
 
 @either(loaded=["node2"], pulled=NODES)
-def test_a_link_that_stays_cut_costs_what_was_on_it(voyage: Voyage, way: Way, name: str) -> None:
-    node, new = voyage.shipment.fleet[name], voyage.fresh(5, way.size)
-    node.data.rate(way.rate)
-    before = node.data.up
+def test_a_link_that_stays_cut_costs_what_was_on_it(
+    voyage: Voyage, way: Way, names: Sequence[str]
+) -> None:
+    nodes, new = [voyage.shipment.fleet[name] for name in names], voyage.fresh(5, way.size)
+    before = spread(voyage.shipment.fleet)
+    for node in nodes:
+        node.data.rate(way.rate)
     with voyage.run("--step", "1") as running:
-        # The lowest layer was there before.
-        wait(lambda: kept(node) >= 2 or running.process.poll() is not None, "no layer came")
-        came = kept(node)
-        node.data.cut()
-        assert came >= 2, running.said
+        came: dict[str, int] = {}
+
+        def cut() -> bool:
+            """Each link once two layers are there; the lowest one was there before."""
+            for node in nodes:
+                if node.name not in came and (there := kept(node)) >= 2:
+                    node.data.cut()
+                    came[node.name] = there
+            return len(came) == len(nodes)
+
+        wait(lambda: cut() or running.process.poll() is not None, "no layer came")
         assert running.end() == NODE_FAILED
-    assert "1 of 4 nodes failed; no name was moved: every node keeps what it had" in running.said
-    assert f"{name} cannot be reached at its data address 127.0.0.2" in running.said
-    running.until(*others(name))
+        assert len(came) == len(nodes), running.said
+    assert nothing_moved(names) in running.said
+    for name in names:
+        assert f"{name} cannot be reached at its data address 127.0.0.2" in running.said
+    running.until(*others(names))
     voyage.kept(new)
-    if way is LOADED:
+    for node in nodes if way is LOADED else ():
         # One step is unpacked while the next one is on its way, and no third one.
-        lost = node.data.up - before - sum(layer.size for layer in new.layers[1 : kept(node)])
-        assert lost < 2 * new.layers[-1].size + MB // 4
+        there = sum(layer.size for layer in new.layers[1 : kept(node)])
+        assert node.data.up - before[node.name] - there < 2 * new.layers[-1].size + MB // 4
     wait(lambda: not any(one.traces for one in voyage.looks().values()), "the pull has left traces")
-    node.data.restore()
-    before = node.data.up
+    for node in nodes:
+        node.data.restore()
+    before = spread(voyage.shipment.fleet)
     then = voyage.complete(new, "--step", "1")
-    assert {one["sent"] for place, one in then.items() if place != name} == {0}
-    assert then[name]["layers_kept"] >= came
-    assert then[name]["layers_sent"] <= len(new.layers) - came
-    assert node.data.up - before < sum(layer.size for layer in new.layers[came:]) + MB
+    for node in voyage.nodes:
+        one = then[node.name]
+        if node.name not in names:
+            assert one["sent"] == 0
+            continue
+        there = came[node.name]
+        assert one["layers_kept"] >= there
+        assert one["layers_sent"] <= len(new.layers) - there
+        missing = sum(layer.size for layer in new.layers[there:])
+        assert node.data.up - before[node.name] < missing + MB
 
 
 @both
@@ -238,14 +262,19 @@ def test_a_bit_that_flips_on_the_wire(voyage: Voyage, way: Way) -> None:
 
 
 @either(loaded=["node4"], pulled=["node1", "node2", "node4"])
-def test_a_link_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, name: str) -> None:
-    node, new = voyage.shipment.fleet[name], way.image(voyage)
-    with voyage.held(name, "--patience", "4", after=way.midway) as running:
+def test_a_link_that_hangs_holds_nobody_else(
+    voyage: Voyage, way: Way, names: Sequence[str]
+) -> None:
+    fleet, new = voyage.shipment.fleet, way.image(voyage)
+    with voyage.held(names, "--patience", "4", after=way.midway) as running:
         assert running.end() == NODE_FAILED
-    running.until(*others(name))
-    assert f"{name}: no progress for 4 s: it hangs" in running.said
+    running.until(*others(names))
+    assert nothing_moved(names) in running.said
+    for name in names:
+        assert f"{name}: no progress for 4 s: it hangs" in running.said
     voyage.kept(new)
-    node.data.restore()
+    for name in names:
+        fleet[name].data.restore()
     voyage.complete(new)
 
 
@@ -253,43 +282,51 @@ def test_a_link_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, name: str
 
 
 @either(loaded=["node1"], pulled=["node2", "node3", "node4"])
-def test_an_engine_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, name: str) -> None:
-    node, new = voyage.shipment.fleet[name], way.image(voyage)
-    with voyage.held(name, "--patience", "4", after=way.midway) as running:
-        node.pause_dockerd()
-        node.data.restore()
+def test_an_engine_that_hangs_holds_nobody_else(
+    voyage: Voyage, way: Way, names: Sequence[str]
+) -> None:
+    nodes, new = [voyage.shipment.fleet[name] for name in names], way.image(voyage)
+    with voyage.held(names, "--patience", "4", after=way.midway) as running:
+        for node in nodes:
+            node.pause_dockerd()
+            node.data.restore()
         assert running.end() == NODE_FAILED
-    running.until(*others(name))
-    assert f"{name}: no progress for 4 s: it hangs" in running.said
-    node.resume_dockerd()
+    running.until(*others(names))
+    for node in nodes:
+        assert f"{node.name}: no progress for 4 s: it hangs" in running.said
+        node.resume_dockerd()
     voyage.kept(new)
     voyage.complete(new)
 
 
 @either(loaded=["node1", "node4"], pulled=NODES)
-def test_an_engine_killed_in_mid_stream(voyage: Voyage, way: Way, name: str) -> None:
-    node, new = voyage.shipment.fleet[name], way.image(voyage)
-    with voyage.held(name, after=way.midway) as running:
-        running.until(*others(name))
-        node.kill_dockerd()
-        node.data.restore()
+def test_an_engine_killed_in_mid_stream(voyage: Voyage, way: Way, names: Sequence[str]) -> None:
+    fleet, new = voyage.shipment.fleet, way.image(voyage)
+    with voyage.held(names, after=way.midway) as running:
+        running.until(*others(names))
+        for name in names:
+            fleet[name].kill_dockerd()
+            fleet[name].data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{name}: its Docker" in running.said
-    node.start_dockerd()
+    for name in names:
+        assert f"{name}: its Docker" in running.said
+        fleet[name].start_dockerd()
     voyage.kept(new)
     voyage.complete(new)
 
 
 @either(loaded=["node2", "node3"], pulled=["node1", "node2", "node4"])
-def test_a_disk_that_fills_in_mid_stream(voyage: Voyage, way: Way, name: str) -> None:
-    node, new = voyage.shipment.fleet[name], way.image(voyage)
-    with voyage.held(name, after=way.midway) as running:
-        node.fill_disk(3 * MB)
-        node.data.restore()
+def test_a_disk_that_fills_in_mid_stream(voyage: Voyage, way: Way, names: Sequence[str]) -> None:
+    fleet, new = voyage.shipment.fleet, way.image(voyage)
+    with voyage.held(names, after=way.midway) as running:
+        for name in names:
+            fleet[name].fill_disk(3 * MB)
+            fleet[name].data.restore()
         assert running.end() == NODE_FAILED
-    running.until(*others(name))
-    assert f"{name}: its disk is full" in running.said
-    node.free_disk()
+    running.until(*others(names))
+    for name in names:
+        assert f"{name}: its disk is full" in running.said
+        fleet[name].free_disk()
     voyage.kept(new)
     voyage.complete(new)
 
@@ -616,6 +653,7 @@ def test_an_engine_that_is_killed_before_a_rollback_moves(voyage: Voyage) -> Non
         assert running.end() == 0, running.said
     assert voyage.moved(former)
     voyage.old, voyage.used = former, {}
+    voyage.complete(voyage.next())
 
 
 def said(voyage: Voyage) -> int:

@@ -18,10 +18,11 @@ from sparkimage.engines import emulation, engine, engine_process, engine_tree, p
 from sparkimage.engines.emulation import CPUS, native_arch, program
 from sparkimage.engines.engine import Engine
 from sparkimage.engines.engine_process import SCRIPT
-from sparkimage.errors import EngineError, EnginePermissionError
+from sparkimage.errors import EngineError, EnginePermissionError, NetworkError
 from sparkimage.paths import EnginePlace
 from sparkimage.rights import root_prefix, run_as_root
 from sparkimage.run import Local
+from tests.lab.tools import making
 
 NOBODY = 65534
 # Waits for ever: pause(); arm64 has only ppoll(0, 0, 0, 0), its registers are 0 at the start.
@@ -61,9 +62,10 @@ def new_lab(name: str, tree: EnginePlace) -> Iterator[Lab]:
         home.rmdir()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with new_lab("a", EnginePlace.of(paths.home())) as made:
+    # Emulators are the machine's.
+    with making("spare-engine"), new_lab("a", EnginePlace.of(paths.home())) as made:
         yield made
 
 
@@ -345,6 +347,48 @@ def test_our_emulator_is_registered_works_and_goes_with_the_engine(lab: Lab) -> 
     after = {entry.name for entry in emulation.entries()}
     assert name not in after
     assert before - {name} <= after
+
+
+APT_LISTS = "/var/lib/apt/lists/lock"
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_apt() -> Iterator[subprocess.Popen[str]]:
+    """A process that has the lock of apt's lists until its input ends."""
+    argv = [*root_prefix(RUNNER), sys.executable, "-c", HOLD, APT_LISTS]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+
+
+@pytest.mark.usefixtures("lab")
+def test_an_apt_that_is_at_work_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with another_apt() as other:
+
+        def say(line: str) -> None:
+            said.append(line)
+            if line == "waiting for another apt-get":
+                assert other.stdin is not None
+                other.stdin.close()
+
+        # mmdebstrap is there, and of its newest version: nothing changes.
+        engine_tree.install_on_host(("mmdebstrap",), "no-such-program", RUNNER, say)
+    assert said == ["installing mmdebstrap with apt-get", "waiting for another apt-get"]
+    monkeypatch.setattr(engine_tree, "APT_PATIENCE_S", 0)
+    with another_apt(), pytest.raises(NetworkError) as refused:
+        engine_tree.install_on_host(("mmdebstrap",), "no-such-program", RUNNER, said.append)
+    assert "Could not get lock /var/lib/apt/lists/lock" in refused.value.detail
 
 
 def test_only_root_has_nothing_before_its_commands() -> None:

@@ -160,9 +160,9 @@ def test_what_a_registry_says_counts_not_what_it_is_called(tmp_path: Path) -> No
         dead = asked("127.0.0.1:14010", path)
         assert isinstance(dead, NetworkError)
         assert dead.message.endswith("cannot be reached")
-        with servers.registry(tmp_path / "open", home=paths.home()) as empty:
+        with servers.registry(tmp_path / "open") as empty:
             assert "the registry has no docker.io/denied/x40" in asked(empty.address, path).message
-        with servers.registry(tmp_path / "closed", home=paths.home(), login=True) as closed:
+        with servers.registry(tmp_path / "closed", login=True) as closed:
             refused = asked(closed.address, path)
         assert isinstance(refused, LockError)
         assert refused.message.endswith("wants another login")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import paths
 from sparkimage.address import Place
 from sparkimage.errors import RegistryError
 from sparkimage.publishing import logins
@@ -22,7 +21,7 @@ from tests.lab.servers import Registry
 @pytest.fixture(scope="module")
 def open_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     folder = tmp_path_factory.mktemp("registry")
-    with servers.registry(folder, home=paths.home()) as made:
+    with servers.registry(folder) as made:
         yield made
 
 
@@ -30,9 +29,7 @@ def open_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry
 def closed_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """With a login, and TLS of a private CA."""
     folder = tmp_path_factory.mktemp("closed")
-    with servers.registry(
-        folder / "data", home=paths.home(), login=True, tls=folder / "tls"
-    ) as made:
+    with servers.registry(folder / "data", login=True, tls=folder / "tls") as made:
         yield made
 
 
@@ -155,7 +152,7 @@ def with_tokens(
             f'auth:\n  token: {{realm: "{service.realm}", service: {tokens.SERVICE}, '
             f'issuer: {tokens.ISSUER}, rootcertbundle: "{folder}/ca.crt"}}\n'
         )
-        with servers.registry(folder / "data", home=paths.home(), auth=auth) as made:
+        with servers.registry(folder / "data", auth=auth) as made:
             yield made, service
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import paths
 from sparkimage.address import Place
 from sparkimage.errors import NetworkError, RegistryError, SparkError
 from sparkimage.proof.gate import Required
@@ -31,7 +30,7 @@ BIG = Payload.of(3_000_000, packed=PLAIN)
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    with servers.registry(tmp_path_factory.mktemp("faults"), home=paths.home()) as made:
+    with servers.registry(tmp_path_factory.mktemp("faults")) as made:
         yield made
 
 
@@ -201,7 +200,7 @@ def test_a_full_disk(press: Press, tmp_path: Path) -> None:
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "lab-small", str(folder)], check=True)
     try:
-        with servers.registry(folder, home=paths.home()) as full:
+        with servers.registry(folder) as full:
             way = Way(full.address, "full")
             with pytest.raises(SparkError) as caught:
                 way.publish(press, press.image(payload=BIG))

@@ -25,6 +25,7 @@ from sparkimage.storage.store import Image
 from tests.lab import servers
 from tests.lab.press import Press, name
 from tests.lab.servers import Registry
+from tests.lab.tools import TOOLS, making
 
 PASSPHRASE = "of the lab"
 SLSA = "slsaprovenance1"
@@ -58,9 +59,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     image = press.image()
     outside = Outside(home=paths.home(), runner=Local(), mirrors=Mirrors(), say=print)
     cosign = signing.program(outside)
-    with servers.registry(
-        folder / "data", home=paths.home(), login=True, tls=folder / "tls"
-    ) as registry:
+    with servers.registry(folder / "data", login=True, tls=folder / "tls") as registry:
         config = press.docker_config(registry.address, servers.USER, servers.PASSWORD)
         environment = {
             "DOCKER_CONFIG": str(config),
@@ -191,12 +190,13 @@ def test_skopeo_copies_it_bit_for_bit(there: Published, tmp_path: Path) -> None:
 
 def test_oras_discovers_what_is_attached_and_copies_it(there: Published, tmp_path: Path) -> None:
     place = apt.Place(suite="trixie", repository=None, arch=native_arch())
-    tool = paths.home() / "lab-tools" / "oras"
-    if not (tool / "usr/bin/oras").exists():
-        debs = apt.resolve("oras", place, ["oras"], Local(), Mirrors())
-        (deb,) = [one for one in debs if one.name == "oras"]
-        files = apt.fetch("oras", place, [deb], paths.home(), Local(), Mirrors())
-        subprocess.run(["dpkg-deb", "-x", str(files[deb.file]), str(tool)], check=True)
+    tool = TOOLS / "oras"
+    with making(tool.name):
+        if not (tool / "usr/bin/oras").exists():
+            debs = apt.resolve("oras", place, ["oras"], Local(), Mirrors())
+            (deb,) = [one for one in debs if one.name == "oras"]
+            files = apt.fetch("oras", place, [deb], paths.home(), Local(), Mirrors())
+            subprocess.run(["dpkg-deb", "-x", str(files[deb.file]), str(tool)], check=True)
     oras = str(tool / "usr/bin/oras")
     said = there.run(oras, "discover", "--format", "json", there.reference).stdout
     kinds = {one["artifactType"] for one in json.loads(said)["manifests"]}

@@ -13,6 +13,7 @@ from sparkimage.errors import BuildError, VerifyError
 from sparkimage.plans import lock
 from sparkimage.proof import seal
 from tests.lab import fork
+from tests.lab.conftest import REPOSITORY
 from tests.lab.recipe import FAULTS, PATCH, STACK, TWIN, Fault, Recipe
 
 
@@ -80,7 +81,7 @@ def test_a_trap_is_refused(recipe: Recipe, fault: Fault) -> None:
         recipe.lab.build(f"fault-{fault.name}")
     refused_by = set(re.findall(r"^✗ ([^:]+):", refusal.value.detail, re.MULTILINE))
     assert set(fault.checks) <= refused_by
-    assert f"sparkimage-lab:fault-{fault.name}" not in recipe.lab.shop.store.names()
+    assert f"{REPOSITORY}:fault-{fault.name}" not in recipe.lab.shop.store.names()
 
 
 def test_a_version_that_git_would_guess_is_refused(recipe: Recipe) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from sparkimage import paths
 from sparkimage.address import Place
 from sparkimage.errors import GateError, PublishedError
 from sparkimage.proof import dsse, seal
@@ -38,7 +37,7 @@ Layer = tuple[dict[str, Any], bytes]
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    with servers.registry(tmp_path_factory.mktemp("hostile"), home=paths.home()) as made:
+    with servers.registry(tmp_path_factory.mktemp("hostile")) as made:
         yield made
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import paths
 from sparkimage.building import builder
 from sparkimage.engines import engine, engine_process, private_engine
 from sparkimage.errors import BuildError, EngineError
 from sparkimage.paths import EnginePlace
 from sparkimage.rights import run_as_root
 from sparkimage.run import Local
-from tests.lab.conftest import REPOSITORY, Lab, matrix_data, spare_engine
+from tests.lab.conftest import REPOSITORY, STORE, Lab, matrix_data, spare_engine
 
 RUNNER = Local()
 
@@ -154,7 +153,7 @@ def test_a_wheel_that_cannot_be_fetched_is_named_before_anything_long(
 def fragile(lab: Lab) -> Iterator[Lab]:
     """The lab with an engine that may be killed."""
     with spare_engine("fragile") as (home, spare):
-        made = Lab(lab.project, paths.home() / "lab-store", spare)
+        made = Lab(lab.project, STORE, spare)
         made.shop = dataclasses.replace(
             made.shop, outside=dataclasses.replace(made.shop.outside, home=home)
         )

@@ -24,8 +24,9 @@ PAYLOAD = Payload.of(1 * MB, 11 * MB)
 MIDWAY = 3 * MB // 2
 """Bytes that have passed when a run is in mid-stream: with 2 MB under way in SSH's window and one
 in its pipe, some has not left the command."""
-SIZE = 20 * MB
-"""Of each layer of an image that is pulled; half of it is noise: 10 MB on the wire."""
+SIZE = 14 * MB
+"""Of each of five layers that are pulled: half of it is noise, and all of them are more on the wire
+than what is loaded at once."""
 SLACK = 1 * MB
 """Bytes of records, beside the layers, that an engine may keep of an image."""
 BUSY = "another run changes its images"
@@ -69,6 +70,10 @@ def kept(node: Node) -> int:
     """Layers that its engine has under a staging name, before it has all."""
     found = (re.search(r"staging:\w+-(\d+)$", tag) for tag in node.images())
     return max((int(one[1]) for one in found if one), default=0)
+
+
+def listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _no_move(node: Node) -> None:
@@ -162,14 +167,21 @@ class Voyage:
             running.close()
 
     @contextmanager
-    def held(self, name: str, *words: str, after: int = MIDWAY) -> Iterator[Running]:
-        """A run that waits for this node ``after`` so many bytes, by default in the middle of the
+    def held(
+        self, names: str | Sequence[str], *words: str, after: int = MIDWAY
+    ) -> Iterator[Running]:
+        """A run that waits for these nodes ``after`` so many bytes, by default in the middle of the
         top layer that ``next`` makes."""
-        node = self.shipment.fleet[name]
-        node.data.hang_after(after)
+        wires = [self.shipment.fleet[name].data for name in listed(names)]
+        for wire in wires:
+            wire.hang_after(after)
+
+        def hang() -> bool:
+            return all(wire.hangs for wire in wires)
+
         with self.run(*words) as running:
-            wait(lambda: node.data.hangs or running.process.poll() is not None, "nothing came")
-            assert node.data.hangs, running.said
+            wait(lambda: hang() or running.process.poll() is not None, "nothing came")
+            assert hang(), running.said
             yield running
 
     def fresh(self, count: int = 5, size: int = SIZE) -> Image:
@@ -272,10 +284,10 @@ class Way:
 
 
 LOADED = Way(name="loaded", midway=MIDWAY, image=Voyage.next, size=5 * MB // 2, rate=MB)
-PULLED = Way(name="pulled", midway=25 * MB, image=Voyage.fresh, size=2 * SIZE, rate=10 * MB)
+PULLED = Way(name="pulled", midway=20 * MB, image=Voyage.fresh, size=2 * SIZE, rate=10 * MB)
 
 
 def either(loaded: Sequence[str], pulled: Sequence[str]) -> pytest.MarkDecorator:
-    """Both ways, each with these nodes in trouble."""
-    cases = [(LOADED, name) for name in loaded] + [(PULLED, name) for name in pulled]
-    return pytest.mark.parametrize(("way", "name"), cases, ids=str)
+    """Both ways, each with these nodes in trouble at once."""
+    cases = [(LOADED, loaded), (PULLED, pulled)]
+    return pytest.mark.parametrize(("way", "names"), cases, ids=[way.name for way, _ in cases])

@@ -1,4 +1,4 @@
-"""Real wheels from the package index, pinned by hash and kept in the home's lab-tools."""
+"""Real wheels from the package index, pinned by hash and kept among the lab's tools."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.lab import standins
+from tests.lab.tools import TOOLS, making
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -81,15 +82,16 @@ NCCL_2_28_9 = {
 }
 
 
-def fetch(wheel: Wheel, home: Path) -> Path:
+def fetch(wheel: Wheel) -> Path:
     """The wheel's file, downloaded where it is not there yet; its hash is checked each time."""
-    folder = home / "lab-tools" / "wheels"
+    folder = TOOLS / "wheels"
     kept = folder / wheel.file
-    if not kept.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="wheel-", dir=folder) as name:
-            _download(wheel, Path(name))
-            Path(name, wheel.file).rename(kept)
+    with making("wheels"):
+        if not kept.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix="wheel-", dir=folder) as name:
+                _download(wheel, Path(name))
+                Path(name, wheel.file).rename(kept)
     with kept.open("rb") as file:
         seen = hashlib.file_digest(file, "sha256").hexdigest()
     if seen != wheel.sha256:
@@ -121,14 +123,14 @@ def _nccl_hash(file: str) -> str:
     raise KeyError(f"matrix.lock holds no {file}")
 
 
-def fill(folder: Path, *, home: Path, arch: str) -> None:
+def fill(folder: Path, *, arch: str) -> None:
     """Into ``folder``, by hard links: what the stand-in of the fork is built and run with."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {"torch/__init__.py": standins.TORCH, "torch/version.py": "cuda = '13.0'\n"}
     standins.wheel(folder, "torch", TORCH, files)
     for wheel in (*BUILDING, nccl("2.28.9", arch)):
         link = folder / wheel.file
-        kept = fetch(wheel, home)
+        kept = fetch(wheel)
         link.unlink(missing_ok=True)
         try:
             link.hardlink_to(kept)
