@@ -39,6 +39,7 @@ from tests.lab.fleet import Fleet
 from tests.lab.recipe import Recipe
 from tests.lab.shipment import Shipment
 from tests.lab.tools import WORKER, making
+from tests.lab.voyage import Voyage
 
 PROJECT = Path(__file__).resolve().parents[2]
 REPOSITORY = f"sparkimage-lab-{WORKER}"
@@ -307,6 +308,19 @@ def fleet(four: Fleet) -> Iterator[Fleet]:
     """The four nodes, as they began."""
     yield four
     four.reset()
+
+
+@pytest.fixture(scope="module")
+def trip(four: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Voyage]:
+    """One image after the other on its way to the four nodes."""
+    yield Voyage(Shipment.make(tmp_path_factory.mktemp("voyage"), four))
+    four.reset()
+
+
+@pytest.fixture
+def voyage(trip: Voyage) -> Iterator[Voyage]:
+    """The four nodes with one image everywhere."""
+    yield from trip.prepared()
 
 
 @pytest.fixture

@@ -1,33 +1,19 @@
 """Engines pull from here through their ssh connections. What can befall them stands in
-test_distribute_faults.py, beside what can befall a load."""
+test_distribute_midstream.py, beside what can befall a load."""
 
 from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 import pytest
 
-from tests.lab.fleet import Fleet
 from tests.lab.node import Node, wait
 from tests.lab.payload import Part, Payload
-from tests.lab.shipment import MB, NODE_FAILED, NODES, Shipment
-from tests.lab.test_distribute_faults import lying
-from tests.lab.voyage import PULLED, SIZE, TRACES, Running, Voyage
-
-
-@pytest.fixture(scope="module")
-def trip(four: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Voyage]:
-    yield Voyage(Shipment.make(tmp_path_factory.mktemp("pulling"), four))
-    four.reset()
-
-
-@pytest.fixture
-def voyage(trip: Voyage) -> Iterator[Voyage]:
-    yield from trip.prepared()
+from tests.lab.shipment import MB, NODE_FAILED, NODES
+from tests.lab.voyage import PULLED, SIZE, TRACES, Running, Voyage, lying
 
 
 def pulls(running: Running, *names: str) -> None:

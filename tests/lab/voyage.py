@@ -17,7 +17,8 @@ import pytest
 from sparkimage.storage.store import Image
 from tests.lab.node import READY_S, Node, wait
 from tests.lab.payload import Part, Payload
-from tests.lab.shipment import MB, NAME, VARIANT, Shipment, layers
+from tests.lab.shipment import MB, NAME, NODES, VARIANT, Shipment, layers
+from tests.unit import good_maker
 
 PAYLOAD = Payload.of(1 * MB, 11 * MB)
 """Half of it is noise: a top layer of 5.5 MB on the wire."""
@@ -70,6 +71,15 @@ def kept(node: Node) -> int:
     """Layers that its engine has under a staging name, before it has all."""
     found = (re.search(r"staging:\w+-(\d+)$", tag) for tag in node.images())
     return max((int(one[1]) for one in found if one), default=0)
+
+
+def others(names: str | Sequence[str]) -> list[str]:
+    """What is said of all other nodes once they have the image."""
+    return [f"{one}: proven" for one in NODES if one not in listed(names)]
+
+
+def nothing_moved(names: Sequence[str]) -> str:
+    return f"{len(names)} of 4 nodes failed; no name was moved: every node keeps what it had"
 
 
 def listed(names: str | Sequence[str]) -> list[str]:
@@ -264,6 +274,15 @@ class Voyage:
             self.complete(self.next())
 
 
+def lying(shipment: Shipment, payload: Payload | None = None) -> Image:
+    """An image whose top layer is not what its config says: every engine is to refuse it."""
+    store = shipment.store
+    image = shipment.image(payload or PAYLOAD.changed(-1, 7777))
+    wrong = {**image.config, "rootfs": {**image.config["rootfs"]}}
+    wrong["rootfs"]["diff_ids"] = [*image.config["rootfs"]["diff_ids"][:-1], f"sha256:{'5' * 64}"]
+    return good_maker.put_image(store, wrong, image.manifest["layers"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Way:
     """How the bytes of an image come into the nodes' engines."""
@@ -285,6 +304,9 @@ class Way:
 
 LOADED = Way(name="loaded", midway=MIDWAY, image=Voyage.next, size=5 * MB // 2, rate=MB)
 PULLED = Way(name="pulled", midway=20 * MB, image=Voyage.fresh, size=2 * SIZE, rate=10 * MB)
+
+
+both = pytest.mark.parametrize("way", [LOADED, PULLED], ids=str)
 
 
 def either(loaded: Sequence[str], pulled: Sequence[str]) -> pytest.MarkDecorator:
