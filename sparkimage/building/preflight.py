@@ -28,12 +28,15 @@ BASE_BYTES = 2_000_000_000
 def check(plan: Plan, shop: Workshop) -> None:
     """Check disk and emulation before anything long starts. Raises ``PreflightError``."""
     need = int(plan.download_bytes * UNPACKED_PER_BYTE) + BASE_BYTES
-    cached = _cached_bytes(shop)
+    data_root = Path(shop.engine.data_root)
+    if free_bytes(data_root) < need:
+        # What BuildKit already holds of an earlier run need not be made again. Asked where it
+        # matters: for the answer an engine measures every container and volume.
+        need -= _cached_bytes(shop)
     places = {
         # The store holds the compressed layers once; the engine holds all the rest.
         shop.store.root: plan.download_bytes + BASE_BYTES // 4,
-        # What BuildKit already holds of an earlier run need not be made again.
-        Path(shop.engine.data_root): need - cached,
+        data_root: need,
     }
     for place, bytes_needed in places.items():
         free = free_bytes(place)

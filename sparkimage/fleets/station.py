@@ -161,6 +161,8 @@ class Station:
         words = [*self.remote.docker.split(), "image", "ls", "--digests", "--format", form]
         listed = self.remote.run(words, check=False).stdout.split()
         names = [one for one in listed if probe.is_staging(one)]
+        if not names:
+            return
         words = remote.script("clean", self.remote.docker, self.now.root, *names)
         self.remote.run(words, check=False)
         self.mended.append(f"{self.name}: what was there of the image was damaged: removed")

@@ -42,7 +42,7 @@ def test_engines_pull_and_each_byte_goes_once(voyage: Voyage) -> None:
 def test_a_change_is_pulled_where_the_engine_knows_what_it_has(voyage: Voyage) -> None:
     """containerd knows every blob; overlay2 would pull again what it has, so it loads."""
     voyage.seed += 1
-    parts = tuple(Part(size=4 * SIZE, seed=voyage.seed * 1000 + n) for n in range(2))
+    parts = tuple(Part(size=5 * SIZE, seed=voyage.seed * 1000 + n) for n in range(2))
     voyage.complete(voyage.next(Payload(parts=parts)))
     new = voyage.next(Payload(parts=(parts[0], replace(parts[1], seed=7))))
     before = {node.name: node.data.up for node in voyage.nodes}

@@ -7,9 +7,11 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -157,6 +159,8 @@ class Voyage:
     used: dict[str, int] = field(default_factory=dict)
     """Bytes of each node's disk with ``old``, and all before it."""
     seed: int = 0
+    at_rest: bool = False
+    """Whether nothing has left since ``old`` arrived everywhere."""
 
     @property
     def nodes(self) -> list[Node]:
@@ -165,6 +169,7 @@ class Voyage:
     def next(self, payload: Payload | None = None) -> Image:
         """Another image: by default one with another top layer."""
         self.seed += 1
+        self.at_rest = False
         return self.shipment.image(payload or PAYLOAD.changed(-1, self.seed))
 
     @contextmanager
@@ -238,33 +243,37 @@ class Voyage:
         """All show the new image, and nothing else is left."""
         found = self.looks()
         assert self.moved(new, found), f"not moved: {found}"
-        taken = self.shipment.fleet.each(used)
-        known = {layer.diff_id for layer in self.old.layers} if self.old is not None else set()
-        fresh = [layer for layer in new.layers if layer.diff_id not in known]
         for node in self.nodes:
             seen = found[node.name]
             assert seen.staging == "", f"{node.name} has {seen.staging}"
             assert seen.proofs == "", f"{node.name} has containers"
             assert seen.traces == "", f"{node.name} has {seen.traces}"
-            if self.used:
-                # Noise is half of a layer.
-                blobs = sum(layer.size for layer in fresh)
-                due = 2 * blobs + (blobs if node.spec.containerd_store else 0)
-                grown = taken[node.name] - self.used[node.name]
-                assert grown < due + SLACK, f"{node.name} grew by {grown}, not {due}"
-        self.old = new
-        self.used = taken
+        known = {layer.diff_id for layer in self.old.layers} if self.old is not None else set()
+        blobs = sum(layer.size for layer in new.layers if layer.diff_id not in known)
+        self.used = self.shipment.fleet.each(partial(self._settled, blobs=blobs))
+        self.old, self.at_rest = new, True
+
+    def _settled(self, node: Node, blobs: int) -> int:
+        """Bytes of its disk, once they have grown by these blobs and no more: containerd collects
+        its garbage when it has the time."""
+        # Noise is half of a layer.
+        due = 2 * blobs + (blobs if node.spec.containerd_store else 0)
+        taken = used(node)
+        if node.name in self.used:
+            deadline = time.monotonic() + READY_S
+            while (grown := taken - self.used[node.name]) >= due + SLACK:
+                assert time.monotonic() < deadline, f"{node.name} grew by {grown}, not {due}"
+                taken = used(node)
+        return taken
 
     def prepared(self) -> Iterator[Voyage]:
         """For a test: all nodes have one image. What it breaks is mended after it."""
-        if self.old is None:
+        if not self.at_rest:
+            # The one before it did not come to its end.
             self.begin()
-        old = self.old
+        self.at_rest = False
         yield self
         self.shipment.nodes(self.shipment.fleet.data())
-        if self.old is old:
-            # It did not come to its end: the next one is not to suffer.
-            self.old = None
 
     def begin(self) -> None:
         """From nothing: a first image, and a second one to see what one takes of the disk."""

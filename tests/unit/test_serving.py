@@ -46,6 +46,7 @@ class Registry:
     store: Store
     guest: Guest
     moved: list[tuple[int, bool]]
+    change: threading.Condition
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> HTTPResponse:
         connection = Connection(self.serving.socket)
@@ -56,6 +57,15 @@ class Registry:
         """As the guest."""
         word = json.loads(self.guest.config("r"))["auths"]["r"]["auth"]
         return self.ask(path, method, Authorization=f"Basic {word}", **headers)
+
+    def until(self, count: int) -> None:
+        """Until so many bytes went, and the guest waits for none: it may have them all before."""
+
+        def met() -> bool:
+            return sum(one for one, _ in self.moved) == count and self.moved[-1] == (0, False)
+
+        with self.change:
+            assert self.change.wait_for(met, 20), self.moved
 
     def blob(self, place: int) -> str:
         return f"/v2/{STAGING}/blobs/{self.image.layers[place].digest}"
@@ -70,8 +80,17 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     image = make_image(store, LAYERS, packed="")
     serving = Serving(tmp_path / "s", store, [DOCUMENT], image.layers)
     moved: list[tuple[int, bool]] = []
-    guest = serving.admit(lambda count, waits: moved.append((count, waits)))
-    yield Registry(serving=serving, image=image, store=store, guest=guest, moved=moved)
+    change = threading.Condition()
+
+    def went(count: int, waits: bool) -> None:
+        with change:
+            moved.append((count, waits))
+            change.notify_all()
+
+    yield Registry(
+        serving=serving, image=image, store=store, guest=serving.admit(went), moved=moved,
+        change=change,
+    )  # fmt: skip
     serving.close()
 
 
@@ -108,8 +127,7 @@ def test_manifests_and_blobs_by_digest(registry: Registry) -> None:
             assert one.headers["Content-Length"] == str(len(DOCUMENT.data))
     answer = registry.take(registry.blob(0))
     assert answer.read() == registry.bytes(0)
-    assert sum(count for count, _ in registry.moved) == len(registry.bytes(0))
-    assert registry.moved[-1] == (0, False)
+    registry.until(len(registry.bytes(0)))
     assert all(waits for _, waits in registry.moved[:-1])
 
 
@@ -151,6 +169,7 @@ def test_lower_layers_go_first(registry: Registry) -> None:
     assert low.read() == registry.bytes(0)
     reader.join(20)
     assert got == [registry.bytes(1)]
+    registry.until(len(registry.bytes(0)) + len(registry.bytes(1)))
     assert [count for count, _ in registry.moved if count][-1] == len(registry.bytes(1))
 
 
