@@ -30,6 +30,8 @@ TRANSPORT = 255
 CONNECT_S = 10
 BEAT_S = 15.0
 """Seconds between two signs of life to a node; it waits for four of them."""
+LINGER_S = 1.0
+"""Seconds that a connection may take to end by itself."""
 PATIENCE_S = 60.0
 """Default seconds without any progress after which a node counts as hung."""
 OPTIONS = (
@@ -262,6 +264,12 @@ class Remote:
         """End the connection, and with it the lock."""
         self._beating.set()
         if self._master is not None:
+            _close_pipes(self._master)
+            try:
+                self._master.wait(LINGER_S)
+            except subprocess.TimeoutExpired:
+                # It waits for commands of which nobody wants to know any more.
+                self._master.terminate()
             _close(self._master)
             self._master = None
 

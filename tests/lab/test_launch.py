@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,10 @@ USAGE, LACKING, NODE_FAILED, MIXED, LAUNCH_FAILED, INTERRUPTED = 2, 5, 13, 15, 1
 WHOLE = {node: ["vllm running"] for node in NODES}
 NOTHING: dict[str, list[str]] = {node: [] for node in NODES}
 STOPPED = "what was started has been stopped"
+
+
+def unread(node: Node) -> bool:
+    return "logs --follow" not in node.exec("ps", "-eo", "args")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +101,10 @@ def test_four_nodes_serve_and_are_proven(ready: Serving) -> None:
     assert max(map(len, said.splitlines())) <= 80
     for phase in ("ranks joined", "weights", "compile", "graph capture", "ready"):
         assert done.stderr.count(f": {phase}\n") == 4, phase
+
+    # Nobody is left there to read the logs.
+    for place in ready.fleet:
+        wait(partial(unread, place), f"{place.name}: somebody reads on")
 
     # What was shown is what runs, on either image store.
     launched = {}
