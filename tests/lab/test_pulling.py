@@ -85,11 +85,14 @@ def test_only_who_was_admitted_may_pull(voyage: Voyage) -> None:
         assert found is not None
         port, digest = found.groups()
         node.data.restore()
+        # So slow that it lasts as long as the questions.
+        node.data.rate(5 * MB)
         for path in ("/v2/", f"/v2/sparkimage-staging/manifests/{digest}"):
             for word in ("", "Authorization: Basic bm9kZTo=\r\n"):
                 ask = f"GET {path} HTTP/1.1\r\nHost: x\r\n{word}\r\n".encode()
                 answer = node.exec("socat", "-t", "5", "-", f"TCP:127.0.0.1:{port}", given=ask)
                 assert answer.startswith("HTTP/1.1 401 "), answer
+        node.data.restore()
         assert '"auth"' not in said
         assert running.end() == 0, running.said
     voyage.arrived(new)
