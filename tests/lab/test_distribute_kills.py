@@ -7,9 +7,23 @@ import signal
 import pytest
 
 from tests.lab.shipment import NAME, NODE_FAILED, layers
-from tests.lab.voyage import Voyage, others
+from tests.lab.voyage import Running, Voyage, others
 
 INTERRUPTED = 130
+
+
+def said(voyage: Voyage) -> int:
+    """Bytes of commands that went to the nodes."""
+    return sum(node.control.up for node in voyage.nodes)
+
+
+def kill_after(voyage: Voyage, running: Running, line: str, count: int) -> None:
+    """Kill it once it has said this line and sent so many bytes after it, if it comes to that."""
+    running.until(line)
+    began = said(voyage)
+    while said(voyage) < began + count and running.process.poll() is None:
+        pass
+    running.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -67,11 +81,7 @@ def test_kills_around_the_move(voyage: Voyage) -> None:
     ]  # fmt: skip
     for line, count in moments:
         with voyage.run() as running:
-            running.until(line)
-            began = said(voyage)
-            while said(voyage) < began + count and running.process.poll() is None:
-                pass
-            running.kill()
+            kill_after(voyage, running, line, count)
         voyage.quiet()
         moved = voyage.moved(new)
         ended.add(moved)
@@ -88,11 +98,7 @@ def test_kills_around_a_rollback(voyage: Voyage) -> None:
     for line, count in (("asking 4 nodes", 3000), (f"moving {NAME}", 0), (f"moving {NAME}", 150)):
         assert former is not None
         with voyage.run(command="rollback") as running:
-            running.until(line)
-            began = said(voyage)
-            while said(voyage) < began + count and running.process.poll() is None:
-                pass
-            running.kill()
+            kill_after(voyage, running, line, count)
         voyage.quiet()
         ended.add(voyage.moved(former))
         if voyage.moved(former):
@@ -120,11 +126,6 @@ def test_an_engine_that_is_killed_before_a_rollback_moves(voyage: Voyage) -> Non
     assert voyage.moved(former)
     voyage.old, voyage.used = former, {}
     voyage.complete(voyage.next())
-
-
-def said(voyage: Voyage) -> int:
-    """Bytes of commands that went to the nodes."""
-    return sum(node.control.up for node in voyage.nodes)
 
 
 def test_a_killed_proof_leaves_no_container(voyage: Voyage) -> None:

@@ -29,7 +29,7 @@ from tests.lab.voyage import (
 @both
 def test_a_link_that_comes_back_costs_what_was_on_it(voyage: Voyage, way: Way) -> None:
     nodes, new = voyage.nodes, way.image(voyage)
-    before = {node.name: node.data.up for node in nodes}
+    before = spread(voyage.shipment.fleet)
     for node in nodes:
         node.data.rate(4 * way.rate)
         node.data.cut_after(way.midway)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab.node import Node, wait
 from tests.lab.payload import Part, Payload
-from tests.lab.shipment import MB, NODE_FAILED, NODES
+from tests.lab.shipment import MB, NODE_FAILED, NODES, spread
 from tests.lab.voyage import PULLED, SIZE, TRACES, Running, Voyage, lying
 
 
@@ -29,7 +29,7 @@ def clean(node: Node) -> bool:
 
 def test_engines_pull_and_each_byte_goes_once(voyage: Voyage) -> None:
     new = voyage.fresh()
-    before = {node.name: node.data.up for node in voyage.nodes}
+    before = spread(voyage.shipment.fleet)
     with voyage.run("--step", "10") as running:
         assert running.end() == 0, running.said
     pulls(running)
@@ -45,7 +45,7 @@ def test_a_change_is_pulled_where_the_engine_knows_what_it_has(voyage: Voyage) -
     parts = tuple(Part(size=5 * SIZE, seed=voyage.seed * 1000 + n) for n in range(2))
     voyage.complete(voyage.next(Payload(parts=parts)))
     new = voyage.next(Payload(parts=(parts[0], replace(parts[1], seed=7))))
-    before = {node.name: node.data.up for node in voyage.nodes}
+    before = spread(voyage.shipment.fleet)
     with voyage.run() as running:
         assert running.end() == 0, running.said
     pulls(running, "node2", "node4")
