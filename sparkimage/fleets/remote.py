@@ -264,13 +264,8 @@ class Remote:
         """End the connection, and with it the lock."""
         self._beating.set()
         if self._master is not None:
-            _close_pipes(self._master)
-            try:
-                self._master.wait(LINGER_S)
-            except subprocess.TimeoutExpired:
-                # It waits for commands of which nobody wants to know any more.
-                self._master.terminate()
-            _close(self._master)
+            # It would wait for commands of which nobody wants to know any more.
+            _close(self._master, LINGER_S)
             self._master = None
 
     def abandon(self) -> None:
@@ -437,10 +432,11 @@ def _close_pipes(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
-def _close(process: subprocess.Popen[bytes]) -> int:
+def _close(process: subprocess.Popen[bytes], seconds: float = 5.0) -> int:
+    """Its exit code; it may take so long to end by itself."""
     _close_pipes(process)
     try:
-        process.wait(5)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.kill()
     return process.wait()
