@@ -226,11 +226,10 @@ class Lab:
 
     def images(self) -> set[str]:
         """The lab's names in the engine."""
+        # Those of other names, which another process may remove meanwhile, are not looked at.
+        mine = self.docker.image.list(filters=[("reference", f"{REPOSITORY}:*")])
         return {
-            tag
-            for image in self.docker.image.list()
-            for tag in image.repo_tags
-            if tag.startswith(f"{REPOSITORY}:")
+            tag for image in mine for tag in image.repo_tags if tag.startswith(f"{REPOSITORY}:")
         }
 
 
