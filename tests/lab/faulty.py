@@ -107,10 +107,14 @@ class _Handler(BaseHTTPRequestHandler):
             return
         upstream.endheaders()
         left = length
-        while left:
-            data = self.rfile.read(min(left, PIECE))
+        while left and (data := self.rfile.read(min(left, PIECE))):
             upstream.send(data)
             left -= len(data)
+        if left:
+            # Whoever sent it was killed.
+            upstream.close()
+            self.close_connection = True
+            return
         answer = upstream.getresponse()
         body = answer.read()
         if isinstance(fault, Cut):
