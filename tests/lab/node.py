@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparkimage.engines.engine import Engine
+from sparkimage.proof.checks import NOT_BEGUN
 from tests.lab.node_image import Release, run
 from tests.lab.wire import Wire
 
@@ -75,8 +76,7 @@ class Node:
         try:
             return run(argv, given)
         except RuntimeError as error:
-            # Now and then runc loses its own child before the command has begun.
-            if "waiting for init preliminary setup" not in str(error):
+            if NOT_BEGUN not in str(error):
                 raise
             return run(argv, given)
 

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from sparkimage.building import builder
 from sparkimage.errors import VerifyError
 from sparkimage.proof import seal, verify
+from sparkimage.proof.checks import NOT_BEGUN
 from sparkimage.storage.store import Store
 from sparkimage.tier import Tier
 from tests.lab.conftest import REPOSITORY, Lab
@@ -153,6 +155,42 @@ def test_verify_proves_again_and_names_what_is_wrong(lab: Lab, good: builder.Res
     missing = lab.run("verify", "0123456789ab")
     assert missing.returncode == 5
     assert "the image store holds no 0123456789ab" in missing.stderr
+
+
+LOSES = """#!/bin/sh
+# runc's child is lost before an exec's command has begun, {times} times.
+case " $* " in
+*' exec '*)
+    if [ $(wc -l <'{folder}/lost') -lt {times} ]; then
+        echo >>'{folder}/lost'
+        echo 'OCI runtime exec failed: exec failed: unable to start container process: {words}: \
+read init-p: connection reset by peer: unknown'
+        exit 126
+    fi
+    ;;
+esac
+exec '{docker}' "$@"
+"""
+
+
+@pytest.mark.parametrize(("times", "failed"), [(1, 0), (2, 1)])
+def test_a_command_that_the_engine_did_not_begin_is_begun_once_more(
+    lab: Lab, good: builder.Result, tmp_path: Path, times: int, failed: int
+) -> None:
+    (tmp_path / "lost").touch()
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    loses = LOSES.format(times=times, words=NOT_BEGUN, folder=tmp_path, docker=lab.engine.docker[0])
+    (folder / "docker").write_text(loses)
+    (folder / "docker").chmod(0o755)
+    engine = dataclasses.replace(lab.engine, bin=folder)
+    came = verify.run(
+        good.plan, good.image, live=lambda: verify.Live(engine=engine, reference=good.plan.image),
+        project=lab.project, store=lab.shop.store, runner=lab.runner, tiers=[Tier.RUN],
+    )  # fmt: skip
+    assert len((tmp_path / "lost").read_text().splitlines()) == times
+    assert len(came.failed) == failed
+    assert all(NOT_BEGUN in str(check.seen) for check in came.failed)
 
 
 def test_an_engine_with_the_classic_store_gives_the_same_layers(
