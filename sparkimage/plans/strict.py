@@ -15,4 +15,5 @@ KINDS = ("debian", "deb", "image", "git", "wheels")
 class Strict(BaseModel):
     """Frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # A file's model has a validator for all that is within: each command waits for what is built.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
