@@ -84,8 +84,6 @@ class Outcome:
     digest: str
     nodes: tuple[NodeResult, ...]
     seconds: float
-    read: int
-    """Bytes that were read from the store for those that load, all together."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -98,7 +96,6 @@ class Outcome:
             "name": self.name,
             "digest": self.digest,
             "seconds": round(self.seconds, 3),
-            "read": self.read,
             "warnings": list(self.warnings),
             "nodes": [
                 {
@@ -172,8 +169,13 @@ class Distribution:
             self._decide(all_, errors, "nothing was sent", "run the same command again")
             well = [one for one in all_ if one.name not in errors]
             there = {one.name for one in well if self._is_there(one)}
-            # One that has it already is proven all the same, where more is to be proven.
-            todo = [one for one in well if one.name not in there or self.examine is not None]
+            # One that has it already is proven all the same, where it has not been or there is
+            # more to prove.
+            todo = [
+                one
+                for one in well
+                if one.name not in there or self.examine or not self._was_proven(one)
+            ]
             if self.options.dry_run:
                 return self._outcome(all_, errors, there, began, "planned")
             errors |= self._stage(todo)
@@ -222,6 +224,10 @@ class Distribution:
     def _is_there(self, station: Station) -> bool:
         held, named = station.has(self.image), station.now.by_tag(self.name)
         return held is not None and named is not None and held.id == named.id
+
+    def _was_proven(self, station: Station) -> bool:
+        receipt = station.now.receipt(self.image.digest)
+        return receipt is not None and bool(receipt.get("proven"))
 
     def _stage(self, todo: Sequence[Station]) -> Errors:
         if not todo:
@@ -454,7 +460,6 @@ class Distribution:
             digest=self.image.digest,
             nodes=tuple(result(one) for one in all_),
             seconds=time.monotonic() - began,
-            read=self.shared.read_bytes,
             warnings=self.warned(),
         )
 

@@ -125,6 +125,10 @@ class Seen:
             have |= set(known.get(image.id, ())) | set(listed.get(image.id, ()))
         return frozenset(have)
 
+    def receipt(self, digest: str | None) -> Mapping[str, Any] | None:
+        """The receipt that it has of this manifest, for this user."""
+        return next((one for one in self.receipts if one.get("digest") == digest), None)
+
     @property
     def free(self) -> int:
         """Bytes free where it is tightest."""

@@ -128,7 +128,7 @@ def _held(seen: Seen, repository: str, digests: Mapping[str, str]) -> tuple[Held
         for tag in image.tags:
             if tag.startswith(f"{repository}:"):
                 digest = digests.get(image.id) or _by_receipt(seen, image)
-                receipt = next((r for r in seen.receipts if r.get("digest") == digest), {})
+                receipt = seen.receipt(digest) or {}
                 found.append(
                     Held(
                         name=tag,

@@ -16,7 +16,7 @@ from sparkimage.proof import emit
 from sparkimage.storage.store import Store
 from tests.lab.conftest import Lab
 from tests.lab.node import Node
-from tests.lab.shipment import NAME, PAYLOAD, VARIANT, Shipment, everywhere, ok
+from tests.lab.shipment import NAME, NODES, PAYLOAD, VARIANT, Shipment, everywhere, ok
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,11 @@ def test_what_is_saved_is_loaded_by_every_engine(shipment: Shipment) -> None:
 
     assert set(shipment.fleet.each(loaded).values()) == {"it runs"}
     assert everywhere(shipment, image)
-    # And distribute finds nothing to send.
+    # And distribute finds nothing to send, but what nobody has proven there it proves.
     facts = json.loads(ok(shipment.distribute("--json")))
     assert {(one["state"], one["sent"]) for one in facts["nodes"]} == {("unchanged", 0)}
+    told = json.loads(ok(shipment.run("receipts", "--nodes", "fleet.yaml", "--json")))
+    assert {one["node"] for one in told if "container" in one["proven"]} == set(NODES)
 
 
 def test_another_store_loads_it_by_pipe(
