@@ -168,7 +168,7 @@ def test_a_rate_holds_for_all_connections_together(line: Wire) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - begin > 0.5
+    assert 0.5 < time.monotonic() - begin < 5
     line.rate(None)
     assert exchange(line) == DATA
 
