@@ -226,8 +226,7 @@ class Distribution:
         return held is not None and named is not None and held.id == named.id
 
     def _was_proven(self, station: Station) -> bool:
-        receipt = station.now.receipt(self.image.digest)
-        return receipt is not None and bool(receipt.get("proven"))
+        return bool(station.now.receipt(self.image.digest).get("proven"))
 
     def _stage(self, todo: Sequence[Station]) -> Errors:
         if not todo:

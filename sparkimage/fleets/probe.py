@@ -118,16 +118,15 @@ class Seen:
         """
         if self.content is not None:
             return self.content
-        listed = {str(one.get("digest")): one.get("layers") or () for one in self.receipts}
         have: set[str] = set()
         # One that says nothing of its layers was never unpacked.
         for image in (one for one in self.images if one.diff_ids):
-            have |= set(known.get(image.id, ())) | set(listed.get(image.id, ()))
+            have |= set(known.get(image.id, ())) | set(self.receipt(image.id).get("layers") or ())
         return frozenset(have)
 
-    def receipt(self, digest: str | None) -> Mapping[str, Any] | None:
-        """The receipt that it has of this manifest, for this user."""
-        return next((one for one in self.receipts if one.get("digest") == digest), None)
+    def receipt(self, digest: str | None) -> Mapping[str, Any]:
+        """The receipt that it has of this manifest, for this user; empty where it has none."""
+        return next((one for one in self.receipts if one.get("digest") == digest), {})
 
     @property
     def free(self) -> int:

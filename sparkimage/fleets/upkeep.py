@@ -128,7 +128,7 @@ def _held(seen: Seen, repository: str, digests: Mapping[str, str]) -> tuple[Held
         for tag in image.tags:
             if tag.startswith(f"{repository}:"):
                 digest = digests.get(image.id) or _by_receipt(seen, image)
-                receipt = seen.receipt(digest) or {}
+                receipt = seen.receipt(digest)
                 found.append(
                     Held(
                         name=tag,
