@@ -88,7 +88,8 @@ class Report:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin the report that the ``check`` fixture writes to."""
+    """Have testinfra talk to containers as ``Container`` does, and begin the report that the
+    ``check`` fixture writes to."""
     backend.BACKENDS["docker"] = f"{__name__}.{Container.__name__}"
     request = json.loads(Path(os.environ[REQUEST]).read_text())
     config.pluginmanager.register(Report(request), "sparkimage-report")
