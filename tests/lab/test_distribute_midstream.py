@@ -64,6 +64,8 @@ def test_a_link_that_stays_cut_costs_what_was_on_it(
     before = spread(voyage.shipment.fleet)
     for node in nodes:
         node.data.rate(way.rate)
+        # Not the last one, however late we see what has come.
+        node.data.hang_after(sum(layer.size for layer in new.layers[1:-1]))
     with voyage.run("--step", "1") as running:
         came: dict[str, int] = {}
 
@@ -78,7 +80,7 @@ def test_a_link_that_stays_cut_costs_what_was_on_it(
         wait(lambda: cut() or running.process.poll() is not None, "no layer came")
         assert running.end() == NODE_FAILED
         assert len(came) == len(nodes), running.said
-    assert nothing_moved(names) in running.said
+    assert nothing_moved(names) in running.said, running.said
     for name in names:
         assert f"{name} cannot be reached at its data address 127.0.0.2" in running.said
     running.until(*others(names))
@@ -122,7 +124,7 @@ def test_a_link_that_hangs_holds_nobody_else(
     with voyage.held(names, "--patience", "4", after=way.midway) as running:
         assert running.end() == NODE_FAILED
     running.until(*others(names))
-    assert nothing_moved(names) in running.said
+    assert nothing_moved(names) in running.said, running.said
     for name in names:
         assert f"{name}: no progress for 4 s: it hangs" in running.said
     voyage.kept(new)

@@ -78,7 +78,7 @@ def test_a_node_that_forbids_the_way_back_loads(voyage: Voyage) -> None:
 
 def test_only_who_was_admitted_may_pull(voyage: Voyage) -> None:
     """Others on the node reach the port, and are told nothing; they do not see the password."""
-    node, new = voyage.shipment.fleet["node3"], voyage.fresh()
+    node, new = voyage.shipment.fleet["node3"], voyage.fresh(size=PULLED.size)
     with voyage.held("node3") as running:
         said = node.exec("ps", "-eo", "args")
         found = re.search(r"127\.0\.0\.1:(\d+)/sparkimage-staging@(\S+)", said)
