@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -279,6 +280,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the only place where errors become words and exit codes."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    # Looking for them would read the metadata of every package that is installed.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         app(args=list(argv) if argv is not None else None, standalone_mode=True)
     except SparkError as error:

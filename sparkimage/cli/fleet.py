@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparkimage.cli.base import AllowOption, JsonOption, console, read_matrix
+from sparkimage.cli.base import AllowOption, JsonOption, Settings, console, read_matrix
 from sparkimage.cli.verify import Reference, tiers_of, to_ship
 from sparkimage.errors import NodeError, UsageError
 
@@ -96,54 +96,58 @@ def distribute(
     as_json: JsonOption = False,
 ) -> None:
     """Bring a proven image to every node, or to none: only the layers that each one lacks."""
-    from sparkimage import paths
     from sparkimage.fleets import fleet as fleets
-    from sparkimage.fleets import receipts
-    from sparkimage.fleets.distribute import Distribution, Options
-    from sparkimage.progress import View
-    from sparkimage.proof.keys import Keyring
-    from sparkimage.storage.store import Store
+    from sparkimage.fleets import remote
 
-    read, store, keys = read_matrix(), Store.open(paths.store()), Keyring.user()
-    fleet = fleets.read(nodes, read.root)
-    plan, held, passage = to_ship(
-        read, store, reference, keys=keys, allow_unverified=allow_unverified
-    )
-    examine = None
-    if prove:
-        from sparkimage.fleets.examine import examiner
-
-        examine = examiner(plan, held, read.root, store, tiers_of(prove))
     if key is not None and not via:
         raise UsageError("--key is of what a registry holds", hint="give --via, too")
-    if via:
-        from sparkimage.proof import demands
+    fleet = fleets.read(nodes, Settings.matrix_file.absolute().parent)
+    with remote.remotes(fleet.nodes, patience) as remotes:
+        # Even what is imported below takes as long as the nodes take to answer.
+        for one in remotes:
+            one.begin(one.probing(lock=not dry_run, who=remote.who()))
 
-        required = demands.required(plan, read.root)
-        _ask_the_registry(via, key, plan, held, required, keys, allow_unverified=allow_unverified)
-    distribution = Distribution(
-        image=held,
-        name=plan.image,
-        passage=passage,
-        store=store,
-        fleet=fleet,
-        view=View(console(stderr=True), quiet=as_json),
-        options=Options(
-            partial=partial,
-            patience_s=patience,
-            dry_run=dry_run,
-            relay=relay,
-            via=via,
-            step=step * 1_000_000,
-        ),
-        examine=examine,
-        receipts_folder=paths.home() / receipts.FOLDER,
-    )
-    try:
-        outcome = distribution.run()
-    finally:
-        for warning in distribution.warned():
-            typer.echo(f"warning: {warning}", err=True)
+        from sparkimage import paths
+        from sparkimage.fleets import receipts
+        from sparkimage.fleets.distribute import Distribution, Options
+        from sparkimage.progress import View
+        from sparkimage.proof.keys import Keyring
+        from sparkimage.storage.store import Store
+
+        read, store, keys = read_matrix(), Store.open(paths.store()), Keyring.user()
+        plan, held, passage = to_ship(
+            read, store, reference, keys=keys, allow_unverified=allow_unverified
+        )
+        examine = None
+        if prove:
+            from sparkimage.fleets.examine import examiner
+
+            examine = examiner(plan, held, read.root, store, tiers_of(prove))
+        if via:
+            from sparkimage.proof import demands
+
+            required = demands.required(plan, read.root)
+            _ask_the_registry(
+                via, key, plan, held, required, keys, allow_unverified=allow_unverified
+            )
+        distribution = Distribution(
+            image=held,
+            name=plan.image,
+            passage=passage,
+            store=store,
+            remotes=remotes,
+            view=View(console(stderr=True), quiet=as_json),
+            options=Options(
+                partial=partial, dry_run=dry_run, relay=relay, via=via, step=step * 1_000_000
+            ),
+            examine=examine,
+            receipts_folder=paths.home() / receipts.FOLDER,
+        )
+        try:
+            outcome = distribution.run()
+        finally:
+            for warning in distribution.warned():
+                typer.echo(f"warning: {warning}", err=True)
     if as_json:
         typer.echo(json.dumps(outcome.to_dict(), indent=1))
     else:
@@ -268,8 +272,8 @@ def rollback(
     """Go back to the former image, on every node or on none."""
     from sparkimage.fleets import fleet as fleets
     from sparkimage.fleets import upkeep
-    from sparkimage.fleets.distribute import who
     from sparkimage.fleets.moving import lines
+    from sparkimage.fleets.remote import who
     from sparkimage.progress import View
 
     read, view = read_matrix(), View(console(stderr=True))
@@ -301,8 +305,8 @@ def gc(
     """
     from sparkimage.fleets import fleet as fleets
     from sparkimage.fleets import upkeep
-    from sparkimage.fleets.distribute import who
     from sparkimage.fleets.moving import lines
+    from sparkimage.fleets.remote import who
     from sparkimage.units import human
 
     read = read_matrix()

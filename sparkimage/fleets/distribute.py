@@ -7,9 +7,6 @@ under the staging names, for the next one to go on from.
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,10 +21,10 @@ from sparkimage.errors import DamagedError, SparkError, UnreachableError
 from sparkimage.fleets import delta, moving, receipts, remote
 from sparkimage.fleets.delta import Whole
 from sparkimage.fleets.fanout import Shared
-from sparkimage.fleets.fleet import Fleet
-from sparkimage.fleets.moving import PREVIOUS, Errors, Move, together
+from sparkimage.fleets.moving import PREVIOUS, Move
 from sparkimage.fleets.remote import Remote
 from sparkimage.fleets.station import ATTEMPTS, Station
+from sparkimage.fleets.together import Errors, together
 from sparkimage.layers import layerindex
 from sparkimage.progress import Moved, View
 from sparkimage.proof.gate import Passage
@@ -50,7 +47,6 @@ class Options:
 
     partial: bool = False
     """Leave a mixed fleet when some nodes fail."""
-    patience_s: float = remote.PATIENCE_S
     dry_run: bool = False
     relay: bool = False
     """Nodes that lack the same layers pass them on; only one of them gets them from here."""
@@ -112,20 +108,6 @@ class Outcome:
         }
 
 
-@contextmanager
-def stations(fleet: Fleet, patience_s: float) -> Iterator[list[Station]]:
-    """The fleet's nodes, not yet connected; their connections end with the context."""
-    with remote.sockets() as folder:
-        made = [
-            Station(remote=Remote(node=node, sockets=folder, patience_s=patience_s))
-            for node in fleet.nodes
-        ]
-        try:
-            yield made
-        finally:
-            together(made, lambda one: one.remote.close())
-
-
 @dataclass(kw_only=True)
 class Distribution:
     """One image on its way to a fleet."""
@@ -134,7 +116,8 @@ class Distribution:
     name: str
     passage: Passage
     store: Store
-    fleet: Fleet
+    remotes: Sequence[Remote]
+    """Its nodes, not connected, or begun with ``probing``; closed by whoever made them."""
     view: View
     options: Options = field(default_factory=Options)
     receipts_folder: Path | None = None
@@ -150,11 +133,11 @@ class Distribution:
         )
         self.part = delta.part(self.whole, len(self.image.layers))
         self.shared = Shared(self.store, self.image.layers)
-        self.who = who()
+        self.who = remote.who()
         self.lacking: dict[str, list[int]] = {}
         self.expected: dict[str, int] = {}
         self.warnings: list[str] = []
-        self.stations: Sequence[Station] = ()
+        self.stations = [Station(remote=one) for one in self.remotes]
         self.proven: dict[str, Sequence[str]] = {}
 
     def run(self) -> Outcome:
@@ -162,37 +145,36 @@ class Distribution:
         (``partial``) only the others' names. ``MixedFleetError`` when what failed in the last
         phase could not be undone everywhere."""
         began = time.monotonic()
-        with stations(self.fleet, self.options.patience_s) as all_:
-            self.stations = all_
-            self.view.say(f"looking at {moving.nodes(all_)}")
-            errors = together(all_, self._look, stop=moving.abandon)
-            self._decide(all_, errors, "nothing was sent", "run the same command again")
-            well = [one for one in all_ if one.name not in errors]
-            there = {one.name for one in well if self._is_there(one)}
-            # One that has it already is proven all the same, where it has not been or there is
-            # more to prove.
-            todo = [
-                one
-                for one in well
-                if one.name not in there or self.examine or not self._was_proven(one)
-            ]
-            if self.options.dry_run:
-                return self._outcome(all_, errors, there, began, "planned")
-            errors |= self._stage(todo)
-            self._decide(all_, errors, "no name was moved: every node keeps what it had")
-            ready = [one for one in todo if one.name not in errors]
-            came = moving.move(
-                [self._move(one) for one in ready],
-                partial=self.options.partial,
-                say=self.view.say,
-            )
-            errors |= came.failed
-            if came.stuck:
-                raise moving.mixed(self.name, came.stuck, errors)
-            self._decide(all_, errors, "what was moved has been undone: every node has what it had")
-            self._clean([one for one in well if one.name not in errors])
-            self._keep_receipts([one for one in ready if one.name not in errors])
-            return self._outcome(all_, errors, there, began, "moved")
+        all_ = self.stations
+        self.view.say(f"looking at {moving.nodes(all_)}")
+        errors = together(all_, self._look, stop=Station.abandon)
+        self._decide(all_, errors, "nothing was sent", "run the same command again")
+        well = [one for one in all_ if one.name not in errors]
+        there = {one.name for one in well if self._is_there(one)}
+        # One that has it already is proven all the same, where it has not been or there is
+        # more to prove.
+        todo = [
+            one
+            for one in well
+            if one.name not in there or self.examine or not self._was_proven(one)
+        ]
+        if self.options.dry_run:
+            return self._outcome(all_, errors, there, began, "planned")
+        errors |= self._stage(todo)
+        self._decide(all_, errors, "no name was moved: every node keeps what it had")
+        ready = [one for one in todo if one.name not in errors]
+        came = moving.move(
+            [self._move(one) for one in ready],
+            partial=self.options.partial,
+            say=self.view.say,
+        )
+        errors |= came.failed
+        if came.stuck:
+            raise moving.mixed(self.name, came.stuck, errors)
+        self._decide(all_, errors, "what was moved has been undone: every node has what it had")
+        self._clean([one for one in well if one.name not in errors])
+        self._keep_receipts([one for one in ready if one.name not in errors])
+        return self._outcome(all_, errors, there, began, "moved")
 
     def warned(self) -> tuple[str, ...]:
         """What a user should know so far, of the run and of every node; however it ends."""
@@ -241,7 +223,7 @@ class Distribution:
             left = [one for one in todo if not one.target or self.examine is not None]
             with self._serving(left) as serving:
                 return together(
-                    left, lambda one: self._bring(one, board, serving), stop=moving.abandon
+                    left, lambda one: self._bring(one, board, serving), stop=Station.abandon
                 )
 
     @contextmanager
@@ -300,7 +282,7 @@ class Distribution:
         # What went wrong is seen again, and told, when it is brought from here.
         together(
             [g for g in groups.values() if len(g) > 1], chain, name=lambda g: g[0].name,
-            stop=lambda g: moving.abandon(g[0]),
+            stop=lambda g: g[0].abandon(),
         )  # fmt: skip
 
     def _bring(self, station: Station, board: Board, serving: Serving | None) -> None:
@@ -411,7 +393,7 @@ class Distribution:
                 words = remote.script("clean", station.remote.docker, station.now.root, *stale)
                 station.remote.run(words, check=False)
 
-        together(well, one, stop=moving.abandon)
+        together(well, one, stop=Station.abandon)
 
     def _keep_receipts(self, moved: Sequence[Station]) -> None:
         if self.receipts_folder is not None:
@@ -508,12 +490,3 @@ def _known(store: Store) -> Mapping[str, list[str]]:
         except SparkError:
             continue
     return found
-
-
-def who() -> str:
-    """Who changes the nodes' images now, for those who find them locked."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()} (process {os.getpid()})"

@@ -14,21 +14,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 from sparkimage.errors import MixedFleetError, NodeError, SparkError
 from sparkimage.fleets import remote
 from sparkimage.fleets.remote import Watch
 from sparkimage.fleets.station import Station
+from sparkimage.fleets.together import Errors, together
 from sparkimage.run import start_bytes
 
-Errors = dict[str, SparkError]
-"""What went wrong, by node."""
-Item = TypeVar("Item")
 PREVIOUS = "-previous"
 """What is added to a name for the image that had it before."""
 
@@ -57,43 +53,6 @@ class Moved:
 
     failed: Errors = field(default_factory=dict)
     stuck: Errors = field(default_factory=dict)
-
-
-def together(
-    items: Sequence[Item],
-    act: Callable[[Item], None],
-    *,
-    name: Callable[[Item], str] = attrgetter("name"),
-    stop: Callable[[Item], None] = lambda _item: None,
-) -> Errors:
-    """Do ``act`` for all items at once and to the end; returns every error.
-
-    When this is interrupted, ``stop`` makes an end of what is going on with an item.
-    """
-    errors: Errors = {}
-
-    def one(item: Item) -> None:
-        try:
-            act(item)
-        except SparkError as error:
-            errors[name(item)] = error
-
-    if items:
-        with ThreadPoolExecutor(len(items)) as pool:
-            try:
-                for done in [pool.submit(one, item) for item in items]:
-                    done.result()
-            except BaseException:
-                # Not handled: the pool waits for its threads.
-                for item in items:
-                    stop(item)
-                raise
-    return errors
-
-
-def abandon(station: Station) -> None:
-    """Make an end of what is going on with a node."""
-    station.remote.abandon()
 
 
 def nodes(some: Sequence[object]) -> str:

@@ -7,6 +7,7 @@ always checked, and no password is ever asked for.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
@@ -23,6 +25,7 @@ from pathlib import Path
 
 from sparkimage.errors import CommandError, NodeError, UnreachableError
 from sparkimage.fleets.fleet import Node
+from sparkimage.fleets.together import together
 from sparkimage.run import Completed, Local, start_bytes
 
 TRANSPORT = 255
@@ -64,6 +67,26 @@ def sockets() -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
+@contextmanager
+def remotes(nodes: Sequence[Node], patience_s: float) -> Iterator[list[Remote]]:
+    """These nodes, not yet connected; their connections end with the context."""
+    with sockets() as folder:
+        made = [Remote(node=node, sockets=folder, patience_s=patience_s) for node in nodes]
+        try:
+            yield made
+        finally:
+            together(made, Remote.close)
+
+
+def who() -> str:
+    """Who changes the nodes' images now, for those who find them locked."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{os.uname().nodename} (process {os.getpid()})"
+
+
 def script(name: str, docker: str, *words: str) -> list[str]:
     """The command that runs one of our scripts on a node, with its arguments."""
     return ["sh", "-c", text(name), name, docker, *words]
@@ -89,6 +112,9 @@ class Remote:
     node: Node
     sockets: Path
     patience_s: float = PATIENCE_S
+    heard_at: float = 0.0
+    """When it had answered: seconds since 1970."""
+    _opening: Future[str] | None = None
     _master: subprocess.Popen[bytes] | None = None
     _beating: threading.Event = field(default_factory=threading.Event)
     _asked: dict[str, str] | None = None
@@ -119,14 +145,38 @@ class Remote:
         port = ["-p", str(self.node.port)] if self.node.port else []
         return " ".join([*user, *port, "--", self.node.data or self.node.control])
 
-    def open(self, words: Sequence[str], *, timeout_s: float) -> str:
-        """Open the connection that all commands share, with the command that holds it.
+    def probing(self, *, lock: bool, who: str) -> list[str]:
+        """The command that looks at the node, and locks it against other runs for as long as it
+        holds the connection. ``who`` is what others are told."""
+        return script("probe", self.docker, "lock" if lock else "", who)
+
+    def begin(self, words: Sequence[str]) -> None:
+        """Begin to open the connection that all commands share, with the command that holds it.
 
         The command says what it has to say up to the line ``@@ end`` and then stays until its
-        input ends. Returns what it said. Raises ``UnreachableError`` or ``NodeError``.
+        input ends.
         """
+        pool = ThreadPoolExecutor(1)
+        self._opening = pool.submit(self._open, words)
+        pool.shutdown(wait=False)
+
+    def open(self, words: Sequence[str]) -> str:
+        """What that command says; it is begun now where it was not.
+
+        Raises ``UnreachableError`` or ``NodeError``.
+        """
+        if self._opening is None:
+            self.begin(words)
+        assert self._opening is not None
+        try:
+            return self._opening.result()
+        finally:
+            self._opening = None
+
+    def _open(self, words: Sequence[str]) -> str:
         argv = ["ssh", "-M", "-S", str(self._socket), *self._control(), shlex.join(words)]
-        self._master, said = self._hold(argv, timeout_s)
+        self._master, said = self._hold(argv, self.patience_s)
+        self.heard_at = time.time()
         self._beating.clear()
         threading.Thread(target=self._beat, args=(self._master,), daemon=True).start()
         return said
@@ -262,6 +312,12 @@ class Remote:
 
     def close(self) -> None:
         """End the connection, and with it the lock."""
+        if self._opening is not None:
+            # Nobody wants to know any more.
+            if not self._opening.done():
+                self.abandon()
+            self._opening.exception()
+            self._opening = None
         self._beating.set()
         if self._master is not None:
             # It would wait for commands of which nobody wants to know any more.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from sparkimage.errors import CommandError, NodeError, UnreachableError
 from sparkimage.fleets import delta, probe, refusals, remote
 from sparkimage.fleets.delta import Whole
 from sparkimage.fleets.fanout import Shared
+from sparkimage.fleets.fleet import Fleet
 from sparkimage.fleets.probe import NodeImage, Seen
 from sparkimage.fleets.remote import Loan, Remote, Watch
 from sparkimage.progress import Moved
@@ -73,9 +75,8 @@ class Station:
 
     def connect(self, *, lock: bool, who: str) -> None:
         """Open its connection and look at it. Raises ``NodeError`` and its kin."""
-        words = remote.script("probe", self.remote.docker, "lock" if lock else "", who)
-        said = self.remote.open(words, timeout_s=self.remote.patience_s)
-        self.seen = probe.read(said, self.remote.node)
+        said = self.remote.open(self.remote.probing(lock=lock, who=who))
+        self.seen = probe.read(said, self.remote.node, now=self.remote.heard_at)
         busy = self.now.lock.removeprefix("busy: ")
         if self.now.lock.startswith("busy") and busy != who:
             raise NodeError(
@@ -166,6 +167,10 @@ class Station:
         words = remote.script("clean", self.remote.docker, self.now.root, *names)
         self.remote.run(words, check=False)
         self.mended.append(f"{self.name}: what was there of the image was damaged: removed")
+
+    def abandon(self) -> None:
+        """Make an end of what is going on with it."""
+        self.remote.abandon()
 
     # Staging
 
@@ -370,6 +375,13 @@ class Station:
         found = f"{self.name}: {refusals.RECORD_LEFT}"
         self.mended.append(f"{found}: removed ({record})")
         return UnreachableError(f"{found}; it is removed", definite=False)
+
+
+@contextmanager
+def stations(fleet: Fleet, patience_s: float) -> Iterator[list[Station]]:
+    """The fleet's nodes, not yet connected; their connections end with the context."""
+    with remote.remotes(fleet.nodes, patience_s) as made:
+        yield [Station(remote=one) for one in made]
 
 
 class Loading:

@@ -11,11 +11,11 @@ from typing import Any
 from sparkimage.errors import NodeError, SparkError
 from sparkimage.fleets import moving, probe, remote
 from sparkimage.fleets import receipts as keeping
-from sparkimage.fleets.distribute import stations
 from sparkimage.fleets.fleet import Fleet
-from sparkimage.fleets.moving import PREVIOUS, Errors, Move, together
+from sparkimage.fleets.moving import PREVIOUS, Move
 from sparkimage.fleets.probe import NodeImage, Seen
-from sparkimage.fleets.station import Station
+from sparkimage.fleets.station import Station, stations
+from sparkimage.fleets.together import Errors, together
 from sparkimage.plans.plan import LABEL
 from sparkimage.storage.store import Store
 
@@ -103,7 +103,7 @@ def look(
     """Every node with its images of the repository, or (``only``) those of one name and its
     former one. Errors stand with their nodes."""
     with stations(fleet, patience_s) as all_:
-        errors = together(all_, lambda one: one.connect(lock=False, who=""), stop=moving.abandon)
+        errors = together(all_, lambda one: one.connect(lock=False, who=""), stop=Station.abandon)
     digests = _digests(store)
     return tuple(
         NodeView(
@@ -210,7 +210,7 @@ def rollback(
             station.target = former.id
 
         say(f"looking at {moving.nodes(all_)}")
-        errors = together(all_, prepare, stop=moving.abandon)
+        errors = together(all_, prepare, stop=Station.abandon)
         ready = [one for one in all_ if one.name not in errors]
         formers = [one.now.by_id(one.target) for one in ready]
         if len({one.identity for one in formers if one is not None}) > 1 and not partial:
@@ -323,7 +323,7 @@ def collect(
         )
 
     with stations(fleet, patience_s) as all_:
-        errors = together(all_, one, stop=moving.abandon)
+        errors = together(all_, one, stop=Station.abandon)
     return tuple(came[one.name] for one in all_ if one.name in came), errors
 
 

@@ -21,11 +21,10 @@ from sparkimage.errors import (
     SparkError,
 )
 from sparkimage.explaining import knowledge
-from sparkimage.fleets import moving
-from sparkimage.fleets.distribute import stations
 from sparkimage.fleets.fleet import Fleet
-from sparkimage.fleets.moving import Errors, lines, together
-from sparkimage.fleets.station import Station
+from sparkimage.fleets.moving import lines
+from sparkimage.fleets.station import Station, stations
+from sparkimage.fleets.together import Errors, together
 from sparkimage.launching import command, placing, sets, waiting
 from sparkimage.launching.command import Container, Place, Request
 from sparkimage.launching.proof import Finding
@@ -147,7 +146,7 @@ class Launch:
             )
 
         with self.view.busy("looking at the nodes"):
-            errors = together(all_, one, stop=moving.abandon)
+            errors = together(all_, one, stop=Station.abandon)
         if errors:
             raise sets.failure(errors, len(all_), "cannot be asked; nothing was started")
         self._equal(all_)

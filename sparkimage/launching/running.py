@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparkimage.errors import LaunchError, SparkError, UsageError
-from sparkimage.fleets import moving, remote
-from sparkimage.fleets.distribute import stations
+from sparkimage.fleets import remote
 from sparkimage.fleets.fleet import Fleet
-from sparkimage.fleets.moving import Errors, together
-from sparkimage.fleets.station import Station
+from sparkimage.fleets.station import Station, stations
+from sparkimage.fleets.together import Errors, together
 from sparkimage.launching import health, sets
 from sparkimage.launching.launch import Ready, url, wait
 from sparkimage.launching.sets import HEAD, Judged, Member
@@ -59,7 +58,7 @@ def _asked(fleet: Fleet, patience_s: float) -> Iterator[tuple[list[Station], lis
         found[station.name] = sets.look(station).members
 
     with stations(fleet, patience_s) as all_:
-        errors = together(all_, one, stop=moving.abandon)
+        errors = together(all_, one, stop=Station.abandon)
         there = [station for station in all_ if station.name not in errors]
         yield there, [member for members in found.values() for member in members], errors
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from sparkimage.errors import LaunchError, NodeError, SparkError
 from sparkimage.explaining import knowledge
 from sparkimage.explaining.knowledge import Match
-from sparkimage.fleets import moving, remote
+from sparkimage.fleets import remote
 from sparkimage.fleets.station import Station
+from sparkimage.fleets.together import together
 from sparkimage.launching import health, proof, sets
 from sparkimage.launching.proof import Finding
 from sparkimage.launching.reading import PHASES, Log
@@ -267,7 +268,7 @@ class Waiting:
                 states[other.rank] = sets.state_of(other.station, other.container)
 
         # Of one that cannot be asked nothing is known.
-        moving.together(self.ranks, ask)
+        together(self.ranks, ask)
         ended = [
             (rank, states[rank.rank])
             for rank in self.ranks

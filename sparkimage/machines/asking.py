@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from sparkimage.errors import CommandError, SparkError
-from sparkimage.fleets import moving
-from sparkimage.fleets.distribute import stations
 from sparkimage.fleets.fleet import Fleet, Node
-from sparkimage.fleets.moving import together
 from sparkimage.fleets.remote import END, script
-from sparkimage.fleets.station import Station
+from sparkimage.fleets.station import Station, stations
+from sparkimage.fleets.together import together
 from sparkimage.machines.diagnosis import Patient
 from sparkimage.machines.facts import Facts
 from sparkimage.machines.reading import read
@@ -63,13 +61,13 @@ def fleet(nodes: Fleet, model: str, *, patience_s: float) -> tuple[Patient, ...]
 
     def one(station: Station) -> None:
         remote = station.remote
-        remote.open(HOLD, timeout_s=patience_s)
+        remote.open(HOLD)
         came[station.name] = ask(
             remote, remote.docker, model, name=remote.node.data or "", timeout_s=patience_s
         )
 
     with stations(nodes, patience_s) as all_:
-        errors = together(all_, one, stop=moving.abandon)
+        errors = together(all_, one, stop=Station.abandon)
     return tuple(
         Patient(node=node, facts=came.get(node.name), error=errors.get(node.name))
         for node in nodes.nodes

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 
+from tests.lab.node import wait
 from tests.lab.payload import Payload
 from tests.lab.shipment import (
     MB,
@@ -22,6 +23,8 @@ from tests.lab.shipment import (
     put,
     standing,
 )
+
+GATE_REFUSED = 14
 
 
 def test_the_first_time_the_next_time_and_a_change(shipment: Shipment) -> None:
@@ -118,3 +121,21 @@ def test_a_terminal_shows_a_bar_for_each_node_and_one_for_all(shipment: Shipment
     assert image.digest[7:19] in tables
     for line in tables.splitlines():
         assert len(line.rstrip()) <= 80, line
+
+
+def test_what_is_not_proven_goes_nowhere(shipment: Shipment) -> None:
+    """The nodes are called before the image is judged: none is kept waiting or locked."""
+    put(shipment, PAYLOAD)
+    before, control = standing(shipment), shipment.fleet["node2"].control
+    PAYLOAD.changed(-1, seed=41).put(shipment.store, NAME)
+    control.hang()
+    done = shipment.distribute()
+    assert done.returncode == GATE_REFUSED
+    assert "has no seal" in done.stderr
+    control.restore()
+    assert standing(shipment) == before
+    wait(
+        lambda: not any(wire.connections for node in shipment.fleet for wire in node.wires),
+        "somebody is connected",
+    )
+    put(shipment, PAYLOAD.changed(-1, seed=42))

@@ -6,6 +6,8 @@ set -u
 docker=$1
 lock=$2
 who=$3
+newline='
+'
 part() { printf '\n@@ %s\n' "$1"; }
 
 part node
@@ -18,7 +20,13 @@ part info
 info=$($docker info --format '@root {{.DockerRootDir}}
 {{json .}}' 2>&1)
 printf '%s\n' "$info"
-root=$(printf '%s\n' "$info" | sed -n 's/^@root //p')
+root=
+case $info in
+*'@root '*)
+    root=${info#*@root }
+    root=${root%%"$newline"*}
+    ;;
+esac
 
 part images
 ids=$($docker image ls --all --quiet --no-trunc 2>/dev/null | sort -u)
@@ -47,20 +55,19 @@ case $info in
 esac
 
 part disk
-[ -z "$root" ] || df -PB1 "$root" 2>/dev/null | tail -n 1
-[ ! -d /var/lib/containerd ] || df -PB1 /var/lib/containerd 2>/dev/null | tail -n 1
+[ -z "$root" ] || df -PB1 "$root" /var/lib/containerd 2>/dev/null
 
 part links
 for link in /sys/class/net/*; do
-    printf '%s %s\n' "${link##*/}" "$(cat "$link/speed" 2>/dev/null || echo -1)"
+    # One that is down, or has no speed, cannot be read.
+    { read -r speed <"$link/speed"; } 2>/dev/null || speed=-1
+    printf '%s %s\n' "${link##*/}" "$speed"
 done
 ip -o addr show 2>/dev/null | sed -n 's/^[0-9]*: *\([^ ]*\) *inet6* \([^ /]*\).*/@ \1 \2/p'
 
 part receipts
 state=${XDG_STATE_HOME:-$HOME/.local/state}/sparkimage/receipts
-for file in "$state"/*.json; do
-    [ ! -f "$file" ] || cat "$file"
-done
+cat "$state"/*.json 2>/dev/null
 
 part lock
 if [ "$lock" = lock ]; then
