@@ -85,6 +85,8 @@ class Seen:
     images: tuple[NodeImage, ...]
     content: frozenset[str] | None
     """Digests of all blobs of a containerd store; None where this user may not ask."""
+    begun: frozenset[str]
+    """Digests of layers of which it has a part: from a pull that was broken off."""
     disks: tuple[Disk, ...]
     links: tuple[Link, ...]
     used_address: str
@@ -180,6 +182,7 @@ def read(said: str, node: Node, *, now: float | None = None) -> Seen:
         content=frozenset(line for line in content if line.startswith("sha256:"))
         if "@whole" in content
         else None,
+        begun=frozenset(re.findall(r"^layer-(sha256:\w+)", "\n".join(content), re.MULTILINE)),
         disks=_disks(parts.get("disk", []), containerd=any(CONTAINERD in w for w in drivers)),
         links=_links(parts.get("links", [])),
         used_address=connection[2] if len(connection) > 2 else "",

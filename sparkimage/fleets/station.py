@@ -230,7 +230,7 @@ class Station:
 
         It unpacks what it pulls without writing an archive first: docs/benchmarks.md. But overlay2
         would pull the layers again that came by load, which it does not know by their blobs; and
-        what containerd's store still holds of a broken pull (for 8 hours:
+        what containerd's store still holds of a broken pull, layers or parts of them (for 8 hours:
         https://github.com/moby/moby/pull/48910), only a pull goes on with.
         """
         layers = whole.image.layers
@@ -242,7 +242,8 @@ class Station:
             place not in lacking and layer.diff_id not in unpacked
             for place, layer in enumerate(layers)
         )
-        return lacks >= PULL_FROM or broken
+        begun = any(layers[place].digest in self.now.begun for place in lacking)
+        return lacks >= PULL_FROM or broken or begun
 
     @property
     def _tells(self) -> bool:

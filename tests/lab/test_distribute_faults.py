@@ -60,13 +60,13 @@ def test_an_engine_that_is_down_hangs_or_has_no_room(voyage: Voyage) -> None:
     fleet["node1"].stop_dockerd()
     fleet["node2"].fill_disk(100 * MB)
     fleet["node3"].pause_dockerd()
-    with voyage.run("--patience", "5") as running:
+    with voyage.run("--patience", "8") as running:
         assert running.end() == NODE_FAILED
     for said in (
         r"3 of 4 nodes failed; nothing was sent",
         r"node1: its Docker does not answer",
         r"node2: /var/lib/docker has 10\d\.\d MB free, the image needs 5\d\d\.\d MB",
-        r"node3: no answer for 5 s: it hangs",
+        r"node3: no answer for 8 s: it hangs",
     ):
         assert re.search(said, running.said), running.said
     fleet["node1"].start_dockerd()

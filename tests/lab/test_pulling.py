@@ -54,6 +54,27 @@ def test_a_change_is_pulled_where_the_engine_knows_what_it_has(voyage: Voyage) -
         assert node.data.up - before[node.name] < 1.02 * new.layers[-1].size
 
 
+INGEST = """
+head -c 1000000 |
+    ctr --namespace moby content ingest --expected-digest {0} --expected-size 9999999 layer-{0} 2>&1
+ctr --namespace moby content active
+"""
+
+
+def test_what_a_broken_pull_left_in_part_is_pulled_to_its_end(voyage: Voyage) -> None:
+    """However little it is: containerd keeps it for hours, and a load would not make use of it."""
+    new, node = voyage.next(), voyage.shipment.fleet["node2"]
+    top = new.layers[-1]
+    with voyage.shipment.store.open_blob(top.digest) as blob:
+        left = node.exec("sh", "-c", INGEST.format(top.digest), given=blob.read())
+    assert f"layer-{top.digest}" in left
+    with voyage.run() as running:
+        assert running.end() == 0, running.said
+    pulls(running, "node2")
+    assert "layer-" not in node.exec("ctr", "--namespace", "moby", "content", "active")
+    voyage.arrived(new)
+
+
 def test_users_that_may(voyage: Voyage) -> None:
     data = voyage.shipment.fleet.data()
     for name, user in zip(NODES, ("sudoer", "worker", "worker", "sudoer"), strict=True):

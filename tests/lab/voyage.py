@@ -304,15 +304,14 @@ class Way:
     size: int
     """Of each of five layers that go this way."""
     rate: int
-    """Bytes a second of a link on which such layers take seconds. A pull's next step waits behind
-    what lies in buffers of the link, some times."""
+    """Bytes a second of a link that is quick for such layers, but no quicker."""
 
     def __str__(self) -> str:
         return self.name
 
 
-LOADED = Way(name="loaded", midway=MIDWAY, image=Voyage.next, size=5 * MB // 2, rate=MB)
-PULLED = Way(name="pulled", midway=20 * MB, image=Voyage.fresh, size=2 * SIZE, rate=10 * MB)
+LOADED = Way(name="loaded", midway=MIDWAY, image=Voyage.next, size=5 * MB // 2, rate=4 * MB)
+PULLED = Way(name="pulled", midway=20 * MB, image=Voyage.fresh, size=2 * SIZE, rate=40 * MB)
 
 
 both = pytest.mark.parametrize("way", [LOADED, PULLED], ids=str)

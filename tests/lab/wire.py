@@ -138,9 +138,10 @@ class Wire:
             self._up.cut_at = self._up.passed + count
 
     def hang_after(self, count: int) -> None:
-        """Forward nothing more when ``count`` more bytes have gone upstream."""
+        """Forward nothing more when ``count`` more bytes have gone upstream; they may go now."""
         with self._state:
-            self._up.hang_at = self._up.passed + count
+            self._up.hang_at, self._hangs = self._up.passed + count, False
+            self._state.notify_all()
 
     def rate(self, bytes_per_s: float | None) -> None:
         """Let no more pass in either direction, all connections together."""

@@ -90,6 +90,13 @@ def test_containerd_has_what_it_lists() -> None:
     assert read(info=containerd(), content=listed).blobs({}) == {"sha256:aa", "sha256:bb"}
 
 
+def test_containerd_has_parts_of_what_was_broken_off() -> None:
+    active = "REF\tSIZE\tAGE\t\nlayer-sha256:cc\t6.3 MB\t2 minutes\t\nindex-sha256:dd\t1 B\t1 s\t"
+    seen = read(info=containerd(), content=f"sha256:aa\n@whole\n{active}")
+    assert seen.content == frozenset({"sha256:aa"})
+    assert seen.begun == {"sha256:cc"}
+
+
 def test_a_user_who_may_not_list_goes_by_what_is_known_of_the_images() -> None:
     receipt = json.dumps({"digest": D[2], "layers": [D[8]]})
     seen = read(

@@ -48,6 +48,8 @@ case $info in
         for socket in /run/containerd/containerd.sock /run/docker/containerd/containerd.sock; do
             if $as test -S "$socket" 2>/dev/null; then
                 $as ctr --address "$socket" --namespace moby content ls --quiet 2>/dev/null && echo @whole
+                # What has come of blobs in part: layer-sha256:…, and more.
+                $as ctr --address "$socket" --namespace moby content active 2>/dev/null
             fi
         done
     fi
