@@ -104,8 +104,9 @@ def distribute(
     fleet = fleets.read(nodes, Settings.matrix_file.absolute().parent)
     with remote.remotes(fleet.nodes, patience) as remotes:
         # Even what is imported below takes as long as the nodes take to answer.
+        who = remote.who()
         for one in remotes:
-            one.begin(one.probing(lock=not dry_run, who=remote.who()))
+            one.begin(one.probing(lock=not dry_run, who=who))
 
         from sparkimage import paths
         from sparkimage.fleets import receipts
@@ -136,6 +137,7 @@ def distribute(
             passage=passage,
             store=store,
             remotes=remotes,
+            who=who,
             view=View(console(stderr=True), quiet=as_json),
             options=Options(
                 partial=partial, dry_run=dry_run, relay=relay, via=via, step=step * 1_000_000

@@ -118,6 +118,8 @@ class Distribution:
     store: Store
     remotes: Sequence[Remote]
     """Its nodes, not connected, or begun with ``probing``; closed by whoever made them."""
+    who: str
+    """Who brings it, as ``remote.who`` says."""
     view: View
     options: Options = field(default_factory=Options)
     receipts_folder: Path | None = None
@@ -133,7 +135,6 @@ class Distribution:
         )
         self.part = delta.part(self.whole, len(self.image.layers))
         self.shared = Shared(self.store, self.image.layers)
-        self.who = remote.who()
         self.lacking: dict[str, list[int]] = {}
         self.expected: dict[str, int] = {}
         self.warnings: list[str] = []

@@ -175,14 +175,14 @@ class Remote:
 
     def _open(self, words: Sequence[str]) -> str:
         argv = ["ssh", "-M", "-S", str(self._socket), *self._control(), shlex.join(words)]
-        self._master, said = self._hold(argv, self.patience_s)
+        self._master, said = self._hold(argv)
         self.heard_at = time.time()
         self._beating.clear()
         threading.Thread(target=self._beat, args=(self._master,), daemon=True).start()
         return said
 
     @contextmanager
-    def lend(self, socket: Path, *, timeout_s: float) -> Iterator[Loan]:
+    def lend(self, socket: Path) -> Iterator[Loan]:
         """A port of the loopback there that leads to ``socket`` here, over the data address.
 
         Raises ``UnreachableError`` or ``NodeError``, and ``CommandError`` where sshd there forbids
@@ -195,25 +195,26 @@ class Remote:
             argv = ["ssh", "-M", "-S", str(path), *to, shlex.join(words)]
             # One that was killed has left its own.
             path.unlink(missing_ok=True)
-            process, _ = self._hold(argv, timeout_s, self.node.data)
+            process, _ = self._hold(argv, self.node.data)
         assert process is not None
         try:
             forward = ["-O", "forward", "-R", f"127.0.0.1:0:{socket}"]
-            said = Local().run(["ssh", "-S", str(path), *forward, *to], timeout_s=timeout_s).stdout
+            argv = ["ssh", "-S", str(path), *forward, *to]
+            said = Local().run(argv, timeout_s=self.patience_s).stdout
             yield Loan(port=int(said), connection=process)
         finally:
             if process is not self._master:
                 _close(process)
 
     def _hold(
-        self, argv: Sequence[str], timeout_s: float, data: str | None = None
+        self, argv: Sequence[str], data: str | None = None
     ) -> tuple[subprocess.Popen[bytes], str]:
         """Start what holds a connection (to the ``data`` address); what it says up to its end."""
         process = self._begin(argv)
         said: list[str] = []
         assert process.stdout is not None
         watch = Watch(process)
-        with watch.limit(timeout_s):
+        with watch.limit(self.patience_s):
             for raw in process.stdout:
                 line = raw.decode("utf-8", "replace").rstrip("\n")
                 if line == END:
@@ -224,7 +225,7 @@ class Remote:
                 words_said = process.stderr.read().decode("utf-8", "replace")
                 code = _close(process)
                 if watch.hung:
-                    raise self.hangs("answer", timeout_s)
+                    raise self.hangs("answer", self.patience_s)
                 if code == TRANSPORT:
                     raise self._unreachable(words_said, data)
                 raise NodeError(

@@ -258,7 +258,7 @@ class Station:
         layers are unpacked, which keeps them; one after the other where nothing tells when.
         """
         try:
-            with self.remote.lend(serving.socket, timeout_s=self.remote.patience_s) as loan:
+            with self.remote.lend(serving.socket) as loan:
                 code, said = self._pulled(steps, serving, loan, moved)
         except CommandError:
             return "its sshd forwards no port to here (AllowTcpForwarding)"

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from sparkimage.engines.engine import Engine
 from tests.lab import node_image
-from tests.lab.node import HOST_KEY, Node, Spec, keygen, put_into
+from tests.lab.node import HOST_KEY, Node, Spec, keygen, put_into, wait
 from tests.lab.node_image import Release, run
 from tests.lab.servers import LOOPBACK
 from tests.lab.wire import Wire, wire
@@ -84,6 +84,11 @@ class Fleet:
     def each(self, work: Callable[[Node], Result]) -> dict[str, Result]:
         """What ``work`` gives for each node, all at once."""
         return each(list(self), work)
+
+    def quiet(self) -> None:
+        """Until nobody is connected any more."""
+        wires = [wire for node in self for wire in node.wires]
+        wait(lambda: not any(wire.connections for wire in wires), "somebody is connected")
 
     def reset(self) -> dict[str, bool]:
         """All as it began: wires, keys, daemons, disks, no image, nobody's state. Which nodes

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 
-from tests.lab.node import wait
 from tests.lab.payload import Payload
 from tests.lab.shipment import (
     MB,
@@ -134,8 +133,5 @@ def test_what_is_not_proven_goes_nowhere(shipment: Shipment) -> None:
     assert "has no seal" in done.stderr
     control.restore()
     assert standing(shipment) == before
-    wait(
-        lambda: not any(wire.connections for node in shipment.fleet for wire in node.wires),
-        "somebody is connected",
-    )
+    shipment.fleet.quiet()
     put(shipment, PAYLOAD.changed(-1, seed=42))

@@ -225,8 +225,7 @@ class Voyage:
     def quiet(self) -> None:
         """Until nobody is connected any more, and no name is being moved."""
         self.shipment.fleet.each(_no_move)
-        wires = [wire for node in self.nodes for wire in node.wires]
-        wait(lambda: not any(wire.connections for wire in wires), "somebody is connected")
+        self.shipment.fleet.quiet()
 
     def complete(self, new: Image, *words: str) -> dict[str, Any]:
         """A run that nothing happens to, and all that holds after it. What it says of the nodes."""
