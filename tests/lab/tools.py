@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from sparkimage import paths
 
 TOOLS = paths.home() / "lab-tools"
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
-"""Of the processes that run tests at once, this one: what would change hands has its name."""
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone") + os.environ.get("LAB_SUFFIX", "")
+"""Of the processes that run tests at once, this one: what would change hands has its name. Two
+checkouts that test on one machine at once tell theirs apart by LAB_SUFFIX."""
 
 
 @contextmanager
