@@ -69,7 +69,7 @@ workflows: venv ## Lint of .github: actionlint, and zizmor with all that it woul
 	$(BIN)/zizmor --offline --pedantic --strict-collection --no-progress --quiet .
 
 golden: venv ## Record the golden outputs anew; read the difference before you commit it
-	GOLDEN=write $(PYTEST) tests/golden
+	GOLDEN=write $(PYTEST) tests/golden tests/unit/test_verify.py
 
 schema: ## Write the JSON schemas of matrix.yaml and fleet.yaml, the pages of checks and of known failures
 	python3 build.py schema matrix > docs/matrix.schema.json

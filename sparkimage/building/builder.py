@@ -1,27 +1,29 @@
 """Executes a plan: preflight, BuildKit, the store, the proof, and only then the name.
 
 An image gets its name, in the store and in the engine, when its checks have passed. Until then it
-lies in the store by digest and in the engine under a staging name; an interrupted build leaves
-the name where it was, and BuildKit's cache lets the next run resume.
+lies in the store by digest, and in the engine under a name of this process; an interrupted build
+leaves the name where it was, and BuildKit's cache lets the next run resume. What is verified and
+named is the image of one digest, never what a name stands for: other processes may move names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparkimage.address import WHEELS
 from sparkimage.building import preflight
 from sparkimage.building.workshop import Workshop
-from sparkimage.engines.engine import docker_client
+from sparkimage.engines.engine import Engine, docker_client
 from sparkimage.errors import (
     BuildError,
     CommandError,
@@ -29,6 +31,7 @@ from sparkimage.errors import (
     GateError,
     ImageMissingError,
     LockError,
+    VerifyError,
 )
 from sparkimage.inputs import fetch as inputs
 from sparkimage.inputs import wheels
@@ -36,14 +39,16 @@ from sparkimage.plans import bake
 from sparkimage.plans.plan import Plan
 from sparkimage.progress import Build, View
 from sparkimage.proof import demands, gate, seal, verify
+from sparkimage.proof.demands import PlanRecord
+from sparkimage.run import Runner
 from sparkimage.storage import archive
 from sparkimage.storage.store import Descriptor, Image
 from sparkimage.tier import DEFAULT
 
-if TYPE_CHECKING:
-    pass
-
 STAGING = "-unproven"
+"""Follows the name of an image that was refused, in the engine alone, for whoever looks into it."""
+OWN = re.compile(r":unproven-(?P<pid>\d+)$")
+"""The tag of an image that a process has not proven yet."""
 POLICY = "policy.json"
 ORPHANED = re.compile(r"could not get object info|repository does not contain ref|not our ref")
 """What BuildKit says of a commit that was force-pushed away: it fetches branches and tags."""
@@ -64,20 +69,28 @@ class Result:
 
 
 def fingerprint(plan: Plan, project: Path) -> str:
-    """sha256 over everything that decides a build's result, read from disk now."""
+    """sha256 over everything that decides a build's result, read from disk now.
+
+    That is every file of the layers' folders, but for their own checks.
+    """
     digest = hashlib.sha256(plan.checksum().encode())
     folders = [project / "images" / "_tools", project / "images" / "_builder"]
     folders += [project / "images" / layer.name for layer in plan.layers]
     for folder in folders:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            if path.suffix == ".py" or path.suffix == ".pyc":
+        for path in sorted(folder.rglob("*")):
+            if "__pycache__" in path.parts or (path.parent == folder and path.match("test_*.py")):
                 continue
-            head = f"{path.relative_to(project)}\0{path.stat().st_mode & 0o777:o}\0"
-            digest.update(head.encode() + path.read_bytes())
+            status = path.lstat()
+            head = f"{path.relative_to(project)}\0{status.st_mode:o}\0"
+            if path.is_symlink():
+                content = os.fsencode(path.readlink())
+            else:
+                content = path.read_bytes() if path.is_file() else b""
+            digest.update(head.encode() + hashlib.sha256(content).digest())
     for layer in plan.layers:
         if layer.find_links is not None:
             for path in sorted((project / layer.find_links).glob("*.whl")):
-                digest.update(path.name.encode() + path.read_bytes())
+                digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     digest.update(inputs.uv_pins().encode() + bake.COMPRESSION.encode())
     return digest.hexdigest()
 
@@ -86,37 +99,47 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
     """Build ``plan``, prove the image, and give it its name.
 
     An image that is there, proven and unchanged is left alone unless ``rebuild``. ``repair`` first
-    removes what is damaged in the store. Raises ``BuildError``, ``VerifyError``,
-    ``PreflightError``, ``NetworkError``, ``StoreError``.
+    removes what is damaged in the store. Waits for another process that builds for the same name.
+    Raises ``BuildError``, ``VerifyError``, ``PreflightError``, ``NetworkError``, ``StoreError``.
     """
-    began = time.monotonic()
     preflight.refuse_unresolved([plan])
     preflight.refuse_open_steps(plan, shop.project)
+    say = shop.view.say
+    with shop.store.naming(plan.image, say), shop.store.in_use(say):
+        return _build(plan, shop, rebuild=rebuild, repair=repair)
+
+
+def _build(plan: Plan, shop: Workshop, *, rebuild: bool, repair: bool) -> Result:
+    began = time.monotonic()
     key = fingerprint(plan, shop.project)
+    record = demands.record(plan, shop.project, demands.sources_checksum(shop.matrix_file))
     if repair:
         _repair(plan, shop)
     elif not rebuild and (image := _unchanged(plan, shop, key)) is not None:
-        verdict = _sealed(plan, image, shop)
+        verdict = _sealed(record, image, shop)
         if verdict is not None:
+            demands.keep(shop.store, image.digest, record)
             return Result(
                 plan=plan, image=image, checks=tuple(verdict.checks),
                 seconds=time.monotonic() - began, unchanged=True, not_run=verdict.not_run,
             )  # fmt: skip
     preflight.check(plan, shop)
     preflight.reachable(plan, shop)
-    image = execute(plan, shop)
-    staged = plan.image + STAGING
-    outcome = _prove(plan, image, staged, shop)
-    shop.runner.run([*shop.engine.docker, "tag", staged, plan.image])
-    shop.runner.run([*shop.engine.docker, "rmi", staged], check=False)
-    shop.store.name(plan.image, shop.store.descriptor(image.digest))
+    with execute(plan, shop) as staged:
+        try:
+            outcome = _prove(record, staged, shop)
+        except VerifyError:
+            _tag(staged.id, plan.image + STAGING, shop)
+            raise
+        _name(plan, staged, shop)
     for layer in plan.layers:
         if (fetched := preflight.fetch_key(layer)) is not None:
             shop.store.put_fact("fetched", fetched, {"variant": plan.variant})
-    shop.store.put_fact("built", key, {"digest": image.digest, "variant": plan.variant})
+    digest = staged.image.digest
+    shop.store.put_fact("built", key, {"digest": digest, "variant": plan.variant})
     return Result(
         plan=plan,
-        image=shop.store.resolve(image.digest),
+        image=shop.store.resolve(digest),
         checks=outcome.checks,
         seconds=time.monotonic() - began,
         unchanged=False,
@@ -124,20 +147,44 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
     )
 
 
-def _sealed(plan: Plan, image: Image, shop: Workshop) -> seal.Verdict | None:
+def _name(plan: Plan, staged: Staged, shop: Workshop) -> None:
+    """Let the name stand for what was proven, in the engine and in the store."""
+    digest = staged.image.digest
+    _tag(staged.id, plan.image, shop)
+    shop.store.name(plan.image, shop.store.descriptor(digest))
+    _remove(plan.image + STAGING, shop)
+    if _engine_id(plan.image, shop.engine, shop.runner) != staged.id:
+        raise EngineError(
+            f"{plan.image} was moved to another image in the engine at {shop.engine.host} while it "
+            "was named",
+            hint=f"run it by its id, {staged.id[:19]}; or the same command again, when nobody else "
+            "tags it",
+        )
+
+
+def _tag(image_id: str, name: str, shop: Workshop) -> None:
+    shop.runner.run([*shop.engine.docker, "tag", image_id, name])
+
+
+def _remove(name: str, shop: Workshop) -> None:
+    """Take a name back in the engine; that it is not there is no failure."""
+    shop.runner.run([*shop.engine.docker, "image", "rm", "--no-prune", name], check=False)
+
+
+def _sealed(record: PlanRecord, image: Image, shop: Workshop) -> seal.Verdict | None:
     """The seal of an image that was built and proven, where the gate would let it ship."""
     try:
-        passage = gate.ask(
+        decision = gate.ask(
             shop.store,
             image.digest,
-            plan_checksum=demands.checksum(plan, shop.project),
+            plan_checksum=record.checksum,
             # What only a node can prove is not proven by building again.
             required=gate.Required(tiers=DEFAULT),
             keys=shop.keys,
         )
     except GateError:
         return None
-    return passage.verdict
+    return decision.verdict
 
 
 def _unchanged(plan: Plan, shop: Workshop, key: str) -> Image | None:
@@ -148,13 +195,18 @@ def _unchanged(plan: Plan, shop: Workshop, key: str) -> Image | None:
     if not shop.store.holds(fact["digest"]):
         return None
     image = shop.store.resolve(fact["digest"])
-    held = _engine_id(plan.image, shop)
-    return image if held in (image.digest, image.manifest["config"]["digest"]) else None
+    held = _engine_id(plan.image, shop.engine, shop.runner)
+    return image if held in _ids(image) else None
 
 
-def _engine_id(reference: str, shop: Workshop) -> str | None:
-    done = shop.runner.run(
-        [*shop.engine.docker, "image", "inspect", "--format", "{{.Id}}", reference], check=False
+def _ids(image: Image) -> tuple[str, ...]:
+    """What engines may call exactly this image: its manifest's digest, or its config's."""
+    return image.digest, image.manifest["config"]["digest"]
+
+
+def _engine_id(reference: str, engine: Engine, runner: Runner) -> str | None:
+    done = runner.run(
+        [*engine.docker, "image", "inspect", "--format", "{{.Id}}", reference], check=False
     )
     return done.stdout.strip() if done.returncode == 0 else None
 
@@ -168,37 +220,72 @@ def _repair(plan: Plan, shop: Workshop) -> None:
         shop.store.discard(damaged)
 
 
-def execute(plan: Plan, shop: Workshop) -> Image:
-    """Run bake; afterwards the image is in the store by digest, and in the engine as staged."""
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """An image that is in the store by digest and in the engine by id, and has no name yet."""
+
+    image: Image
+    id: str
+
+
+@contextmanager
+def execute(plan: Plan, shop: Workshop) -> Iterator[Staged]:
+    """Run bake. For as long as the context lasts the engine holds the image, which has no name but
+    one of this process, and need not have one then."""
+    _sweep(plan, shop)
+    repository, _, _ = plan.image.rpartition(":")
+    own = f"{repository}:unproven-{os.getpid()}"
+    try:
+        image = _execute(plan, own, shop)
+        held = _engine_id(own, shop.engine, shop.runner)
+        if held not in _ids(image):
+            raise EngineError(
+                f"the engine at {shop.engine.host} has {held} where {image.digest} was built",
+                hint="run the same command again, when nobody else uses the tag unproven-…",
+            )
+        yield Staged(image=image, id=held)
+    finally:
+        _remove(own, shop)
+
+
+def _sweep(plan: Plan, shop: Workshop) -> None:
+    """Remove the names of processes that were killed."""
+    repository, _, _ = plan.image.rpartition(":")
+    argv = [
+        *shop.engine.docker, "image", "ls", "--filter", f"reference={repository}:unproven-*",
+        "--format", "{{.Repository}}:{{.Tag}}",
+    ]  # fmt: skip
+    for name in shop.runner.run(argv).stdout.split():
+        match = OWN.search(name)
+        if match is not None and not Path("/proc", match["pid"]).exists():
+            _remove(name, shop)
+
+
+def _execute(plan: Plan, own: str, shop: Workshop) -> Image:
     definition = shop.definition([plan])
     target = bake.target_name(plan)
-    staged = plan.image + STAGING
-    with TemporaryDirectory(prefix="sparkimage-bake-") as name:
-        file = Path(name, "bake.json")
+    with TemporaryDirectory(prefix="sparkimage-bake-") as folder:
+        file = Path(folder, "bake.json")
         file.write_text(json.dumps(definition, indent=1))
         policy = json.dumps(bake.policy([plan], shop.outside.mirrors), indent=1)
-        Path(name, POLICY).write_text(policy)
-        if shop.builder.remote:
+        Path(folder, POLICY).write_text(policy)
+        title = f"building {plan.variant}"
+        if shop.builder.remote or shop.engine.containerd_store:
             with shop.store.incoming() as incoming:
                 output = f"type=oci,tar=false,dest={incoming},name={plan.image},{bake.COMPRESSION}"
-                _bake(plan, file, {f"{target}.output": output}, shop, f"building {plan.variant}")
+                _bake(plan, file, {f"{target}.output": output}, shop, title)
                 descriptor = shop.store.adopt(incoming)
             with shop.view.busy("handing it to the engine"):
-                _load(staged, shop.store.resolve(descriptor.digest), shop)
-        elif shop.engine.containerd_store:
-            with shop.store.incoming() as incoming:
-                output = f"type=oci,tar=false,dest={incoming},name={plan.image},{bake.COMPRESSION}"
-                _bake(plan, file, {f"{target}.output": output}, shop, f"building {plan.variant}")
-                descriptor = shop.store.adopt(incoming)
-            output = f"type=image,name={staged},{bake.COMPRESSION}"
-            with shop.view.busy("handing it to the engine"):
-                _bake(plan, file, {f"{target}.output": output}, shop, "")
+                if shop.builder.remote:
+                    _load(own, shop.store.resolve(descriptor.digest), shop)
+                else:
+                    output = f"type=image,name={own},{bake.COMPRESSION}"
+                    _bake(plan, file, {f"{target}.output": output}, shop, "")
         else:
             # BuildKit in an engine with the older image store knows no OCI export.
-            output = f"type=docker,name={staged}"
-            _bake(plan, file, {f"{target}.output": output}, shop, f"building {plan.variant}")
+            _bake(plan, file, {f"{target}.output": f"type=docker,name={own}"}, shop, title)
             with shop.view.busy("saving it into the image store"):
-                descriptor = _save(staged, shop)
+                descriptor = _save(own, shop)
     return shop.store.resolve(descriptor.digest)
 
 
@@ -283,7 +370,7 @@ def _load(name: str, image: Image, shop: Workshop) -> None:
             archive.stream(image, name, shop.store), quiet=True
         )
         said = "".join(str(one.get("error") or one.get("stream") or "") for one in answers)
-    if _engine_id(name, shop) not in (image.digest, image.manifest["config"]["digest"]):
+    if _engine_id(name, shop.engine, shop.runner) not in _ids(image):
         raise EngineError(
             f"the engine at {shop.engine.host} did not load {image.digest[:19]}",
             detail=said,
@@ -322,23 +409,23 @@ class ChunkReader:
         return data[:size]
 
 
-def _prove(plan: Plan, image: Image, staged: str, shop: Workshop) -> verify.Outcome:
+def _prove(record: PlanRecord, staged: Staged, shop: Workshop) -> verify.Outcome:
     def live() -> verify.Live:
         # The containerd store unpacks with the first container. This one is never started; an
         # image without a command of its own asks for one.
         created = shop.runner.run(
             [
-                *shop.engine.docker, "create", "--pull", "never", "--platform", plan.platform,
-                "--entrypoint", "none", staged,
+                *shop.engine.docker, "create", "--pull", "never",
+                "--platform", record.plan.platform, "--entrypoint", "none", staged.id,
             ]
         ).stdout.strip()  # fmt: skip
         shop.runner.run([*shop.engine.docker, "rm", created])
-        return verify.Live(engine=shop.engine, reference=staged)
+        return verify.Live(engine=shop.engine, reference=staged.id)
 
     with shop.view.busy("verifying: its layers, then the checks of every layer"):
         return verify.verify(
-            plan,
-            image,
+            record,
+            staged.image,
             live=live,
             project=shop.project,
             store=shop.store,
@@ -347,15 +434,14 @@ def _prove(plan: Plan, image: Image, staged: str, shop: Workshop) -> verify.Outc
         )
 
 
-def engine_reference(plan: Plan, image: Image, shop: Workshop) -> str:
-    """The name under which the engine holds exactly this image.
+def engine_reference(plan: Plan, image: Image, engine: Engine, runner: Runner) -> str:
+    """The id by which the engine holds exactly this image.
 
-    Raises ``ImageMissingError`` when it holds it under none.
+    Raises ``ImageMissingError`` when it does not hold it.
     """
-    known = (image.digest, image.manifest["config"]["digest"])
-    for reference in (plan.image, plan.image + STAGING, image.digest):
-        if _engine_id(reference, shop) in known:
-            return reference
+    for one in _ids(image):
+        if _engine_id(one, engine, runner) in _ids(image):
+            return one
     raise ImageMissingError(
         f"the engine does not hold {image.digest[:19]} ({plan.variant})",
         hint=f"python build.py image {plan.variant} --rebuild",

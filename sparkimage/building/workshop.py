@@ -23,7 +23,7 @@ from sparkimage.storage.store import Store
 class Workshop:
     """An engine, a store, a builder, and the way to what lies elsewhere."""
 
-    project: Path
+    matrix_file: Path
     store: Store
     engine: Engine
     view: View
@@ -32,6 +32,11 @@ class Workshop:
     """Where BuildKit runs: in the engine, or elsewhere."""
     cache: str | None = None
     """REGISTRY/REPOSITORY that keeps the build cache."""
+
+    @property
+    def project(self) -> Path:
+        """The folder of the matrix, with images/ in it."""
+        return self.matrix_file.parent
 
     @property
     def home(self) -> Path:

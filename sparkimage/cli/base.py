@@ -95,7 +95,7 @@ def plans_of(read: Matrix, variants: Sequence[Variant]) -> list[Plan]:
     return list(planning.make_all(read, variants, read_lock(read), where))
 
 
-def outside(read: Matrix, say: Callable[[str], None]) -> Outside:
+def outside(read: Matrix | None, say: Callable[[str], None]) -> Outside:
     """How this machine reaches what is elsewhere: ``--mirror`` goes before the user's own file,
     and that before the matrix."""
     from sparkimage import paths
@@ -104,7 +104,7 @@ def outside(read: Matrix, say: Callable[[str], None]) -> Outside:
     from sparkimage.run import Local
 
     rules = {
-        **read.mirrors,
+        **(read.mirrors if read is not None else {}),
         **read_rules(paths.mirrors()),
         **parse_rules(Settings.mirrors).rules,
     }
@@ -129,7 +129,7 @@ def workshop(
     reached = outside(read, view.say)
     engine = ensure(reached.home, reached.runner, view.say)
     return Workshop(
-        project=read.root,
+        matrix_file=read.file,
         store=Store.open(paths.store()),
         engine=engine,
         view=view,

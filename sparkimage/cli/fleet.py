@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from sparkimage.fleets.distribute import Outcome
     from sparkimage.fleets.upkeep import NodeView
     from sparkimage.plans.matrix import Matrix
-    from sparkimage.plans.plan import Plan
-    from sparkimage.proof.gate import Required
+    from sparkimage.proof.demands import PlanRecord
     from sparkimage.proof.keys import Keyring
     from sparkimage.storage.store import Image
 
@@ -101,8 +101,9 @@ def distribute(
 
     if key is not None and not via:
         raise UsageError("--key is of what a registry holds", hint="give --via, too")
-    fleet = fleets.read(nodes, Settings.matrix_file.absolute().parent)
-    with remote.remotes(fleet.nodes, patience) as remotes:
+    folder = Settings.matrix_file.absolute().parent
+    fleet = fleets.read(nodes, folder)
+    with ExitStack() as stack, remote.remotes(fleet.nodes, patience) as remotes:
         # Even what is imported below takes as long as the nodes take to answer.
         who = remote.who()
         for one in remotes:
@@ -115,30 +116,27 @@ def distribute(
         from sparkimage.proof.keys import Keyring
         from sparkimage.storage.store import Store
 
-        read, store, keys = read_matrix(), Store.open(paths.store()), Keyring.user()
-        plan, held, passage = to_ship(
-            read, store, reference, keys=keys, allow_unverified=allow_unverified
+        store, keys = Store.open(paths.store()), Keyring.user()
+        view = View(console(stderr=True), quiet=as_json)
+        stack.enter_context(store.in_use(view.say))
+        record, held, decision = to_ship(
+            store, reference, keys=keys, allow_unverified=allow_unverified
         )
         examine = None
         if prove:
             from sparkimage.fleets.examine import examiner
 
-            examine = examiner(plan, held, read.root, store, tiers_of(prove))
+            examine = examiner(record, held, folder, store, tiers_of(prove))
         if via:
-            from sparkimage.proof import demands
-
-            required = demands.required(plan, read.root)
-            _ask_the_registry(
-                via, key, plan, held, required, keys, allow_unverified=allow_unverified
-            )
+            _ask_the_registry(via, key, record, held, keys, allow_unverified=allow_unverified)
         distribution = Distribution(
             image=held,
-            name=plan.image,
-            passage=passage,
+            name=record.plan.image,
+            decision=decision,
             store=store,
             remotes=remotes,
             who=who,
-            view=View(console(stderr=True), quiet=as_json),
+            view=view,
             options=Options(
                 partial=partial, dry_run=dry_run, relay=relay, via=via, step=step * 1_000_000
             ),
@@ -168,9 +166,8 @@ def distribute(
 def _ask_the_registry(
     via: str,
     key: str | None,
-    plan: Plan,
+    record: PlanRecord,
     held: Image,
-    required: Required,
     keys: Keyring,
     *,
     allow_unverified: bool,
@@ -183,9 +180,9 @@ def _ask_the_registry(
         published.verify(
             f"{via}@{held.digest}",
             signing.trusted(key, keys),
-            lambda _: required,
+            lambda _: record.required,
             digest=held.digest,
-            lock=plan.lock_checksum,
+            lock=record.plan.lock_checksum,
         )
     except (NetworkError, PublishedError, RegistryError) as error:
         # The nodes may well reach what this machine does not.

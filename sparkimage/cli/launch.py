@@ -110,9 +110,10 @@ def launch(
         raise UsageError(f"--name {name!r} cannot be a container's name", hint="letters, digits, -")
     read, store = read_matrix(), Store.open(paths.store())
     fleet = fleets.read(nodes, read.root)
-    plan, held, _passage = to_ship(
-        read, store, reference, keys=Keyring.user(), allow_unverified=allow_unverified
+    record, held, _decision = to_ship(
+        store, reference, keys=Keyring.user(), allow_unverified=allow_unverified, read=read
     )
+    plan = record.plan
     profile_name, chosen = placing.pick(
         dict(read.profiles), plan.variant, profile, len(fleet.nodes)
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sparkimage import locks
 from sparkimage.cli.base import (
     JsonOption,
     MirrorOption,
@@ -94,18 +95,24 @@ def _resolve(read: Matrix, update: Sequence[str]) -> None:
     from sparkimage.plans import lock as locking
 
     path = read.file.with_suffix(".lock")
-    try:
-        held = locking.load(path)
-    except LockError:
-        held = None  # missing, of an older version or damaged: made anew
-    move = resolve.read_move(read, held, update)
-    outcome = resolve.resolve(read, held, outside(read, typer.echo), move)
-    made = locking.dump(outcome.lock)
-    if path.is_file() and path.read_text() == made:
-        typer.echo(f"{path.name} is unchanged")
-    else:
-        write(path, made.encode())
-        typer.echo(f"{path.name} is written; look at `git diff {path.name}`")
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    # The folder stays while files in it are replaced.
+    with locks.exclusive(read.root, say, f"writes {path.name}"):
+        try:
+            held = locking.load(path)
+        except LockError:
+            held = None  # missing, of an older version or damaged: made anew
+        move = resolve.read_move(read, held, update)
+        outcome = resolve.resolve(read, held, outside(read, typer.echo), move)
+        made = locking.dump(outcome.lock)
+        if path.is_file() and path.read_text() == made:
+            typer.echo(f"{path.name} is unchanged")
+        else:
+            write(path, made.encode())
+            typer.echo(f"{path.name} is written; look at `git diff {path.name}`")
     _report(outcome.failures, written=True)
 
 

@@ -53,7 +53,9 @@ PublishedReference = Annotated[
 def publish(
     variant: Annotated[
         list[str],
-        typer.Argument(help="A variant; several, where they are the platforms of one image."),
+        typer.Argument(
+            help="A variant or a digest; several, where they are the platforms of one image."
+        ),
     ],
     to: Annotated[str, typer.Option(metavar="REGISTRY/REPOSITORY", help="Where to.")],
     key: Annotated[
@@ -73,9 +75,7 @@ def publish(
     from sparkimage import paths
     from sparkimage.address import Place
     from sparkimage.layers import layerindex
-    from sparkimage.plans import matrix
     from sparkimage.progress import View
-    from sparkimage.proof import demands
     from sparkimage.proof.keys import Keyring
     from sparkimage.publishing import naming, sbom, signing
     from sparkimage.publishing import publish as publishing
@@ -84,40 +84,47 @@ def publish(
     from sparkimage.storage.store import Store
 
     use_mirrors(mirror)
-    read, store, keys = read_matrix(), Store.open(paths.store()), Keyring.user()
-    chosen = matrix.select(read, names=variant)
-    channels = publishing.channels(read, chosen)
-    view = View(console(stderr=True), quiet=as_json)
     if key is not None and (identity or issuer):
         raise UsageError("--key signs with a key, --identity without one", hint="choose one")
+    read = read_matrix() if Settings.matrix_file.is_file() else None
+    store, keys = Store.open(paths.store()), Keyring.user()
+    view = View(console(stderr=True), quiet=as_json)
+    repository = Repository(place=Place.parse(to), writes=True)
     reached = outside(read, view.say)
     signer = signing.keyless(identity, issuer, reached) or signing.signer(key, keys, reached)
-    items = []
-    for one in chosen:
-        plan, held, passage = to_ship(read, store, one.name, keys=keys, allow_unverified=False)
-        required = demands.required(plan, read.root)
-        assert passage.verdict is not None
-        with view.busy(f"measuring {plan.variant}"):
-            files = layerindex.image_files(store, held)
-        with view.busy(f"SBOM of {plan.variant}"):
-            item = publishing.Item(
-                plan=plan,
-                image=held,
-                measured=naming.measure(files),
-                verdict=passage.verdict,
-                required=required,
-                bill=sbom.make(plan, held, files, store, Local()),
-            )
-        items.append(item)
-    outcome = publishing.Publication(
-        items=items,
-        store=store,
-        to=Repository(place=Place.parse(to), writes=True),
-        view=view,
-        signer=signer,
-        trusted=keys.trusted(),
-        channels=channels,
-    ).run()
+    with store.in_use(view.say):
+        asked = [
+            to_ship(store, one, keys=keys, allow_unverified=False, read=read) for one in variant
+        ]
+        channels = publishing.channels(read, [record.plan for record, _, _ in asked])
+        # Before the minutes of an SBOM.
+        with view.busy(f"asking {repository.place.registry}"):
+            repository.ready()
+        items = []
+        for record, held, decision in asked:
+            plan = record.plan
+            assert decision.verdict is not None
+            with view.busy(f"measuring {plan.variant}"):
+                files = layerindex.image_files(store, held)
+            with view.busy(f"SBOM of {plan.variant}"):
+                item = publishing.Item(
+                    plan=plan,
+                    image=held,
+                    measured=naming.measure(files),
+                    verdict=decision.verdict,
+                    required=record.required,
+                    bill=sbom.make(plan, held, files, store, Local()),
+                )
+            items.append(item)
+        outcome = publishing.Publication(
+            items=items,
+            store=store,
+            to=repository,
+            view=view,
+            signer=signer,
+            trusted=keys.trusted(),
+            channels=channels,
+        ).run()
     if as_json:
         typer.echo(json.dumps(outcome.to_dict(), indent=1))
     else:

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli.base import AllowOption, console, plans_of, read_matrix
+from sparkimage.cli.base import AllowOption, Settings, console, read_matrix
 from sparkimage.cli.verify import Reference, to_ship
 from sparkimage.errors import StoreError, UsageError
 
@@ -31,25 +31,28 @@ def save(
 
     if output == "-" and sys.stdout.isatty():
         raise UsageError("an image is no text for a terminal", hint="-o FILE, or `… -o - | …`")
-    read, store, keys = read_matrix(), Store.open(paths.store()), Keyring.user()
+    if output != "-":
+        shipping.refuse_target(Path(output))
+    store, keys = Store.open(paths.store()), Keyring.user()
     view = View(console(stderr=True))
-    plan, held, passage = to_ship(
-        read, store, reference, keys=keys, allow_unverified=allow_unverified
-    )
+    record, held, decision = to_ship(store, reference, keys=keys, allow_unverified=allow_unverified)
+    if output != "-":
+        shipping.refuse_target(Path(output), held.size)
 
     def write(sink: IO[bytes], moved: Moved) -> None:
-        for chunk in shipping.chunks(held, plan.image, passage, store, keys):
+        for chunk in shipping.chunks(held, record, decision, store, keys):
             sink.write(chunk)
             moved(len(chunk))
 
-    with view.transfer(f"saving {plan.variant}", held.size) as moved:
+    saving = view.transfer(f"saving {record.plan.variant}", held.size)
+    with store.in_use(view.say), saving as moved:
         if output == "-":
             write(sys.stdout.buffer, moved)
             sys.stdout.buffer.flush()
         else:
             with shipping.written(Path(output)) as sink:
                 write(sink, moved)
-    typer.echo(f"{plan.image} ({held.digest}) is in {output}", err=True)
+    typer.echo(f"{record.plan.image} ({held.digest}) is in {output}", err=True)
 
 
 def load(
@@ -59,21 +62,13 @@ def load(
     """Take an image and its seal from a file into the store, and name it if the seal fits."""
     from sparkimage import paths
     from sparkimage.progress import View
-    from sparkimage.proof import demands, gate
     from sparkimage.proof.keys import Keyring
     from sparkimage.publishing import shipping
     from sparkimage.storage.store import Store
 
-    read, store = read_matrix(), Store.open(paths.store())
-
-    def required(name: str) -> gate.Required:
-        # What the matrix knows by this name must have passed its layers' checks too.
-        ours = [one for one in read.variants if f"{read.repository}:{one.name}" == name]
-        if not ours:
-            return gate.Required(tiers=read.requires)
-        return demands.required(plans_of(read, ours)[0], read.root)
-
-    view = View(console(stderr=True))
+    # Where there is a matrix here, it says what must have passed.
+    tiers = read_matrix().requires if Settings.matrix_file.is_file() else None
+    store, view = Store.open(paths.store()), View(console(stderr=True))
     path = Path(file)
     if file != "-" and not path.is_file():
         raise StoreError(f"{file} is no file", hint="give what `python build.py save` wrote")
@@ -84,11 +79,11 @@ def load(
         loaded = shipping.load(
             _Counting(source, moved),
             store,
-            required=required,
+            tiers=tiers,
             keys=Keyring.user(),
             allow_unverified=allow_unverified,
         )
-    sealed = "UNVERIFIED" if loaded.passage.unverified else "its seal says PASSED"
+    sealed = "UNVERIFIED" if loaded.decision.unverified else "its seal says PASSED"
     typer.echo(f"{loaded.name} ({loaded.image.digest}): {sealed}")
 
 

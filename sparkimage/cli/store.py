@@ -15,7 +15,8 @@ def store_check() -> None:
     from sparkimage.storage.store import Store
 
     store = Store.open(paths.store())
-    wrong = {name: store.damaged(digest) for name, digest in sorted(store.names().items())}
+    with store.in_use(lambda line: typer.echo(line, err=True)):
+        wrong = {name: store.damaged(digest) for name, digest in sorted(store.names().items())}
     for name, blobs in wrong.items():
         typer.echo(f"{name}: {'whole' if not blobs else 'damaged: ' + ', '.join(blobs)}")
     broken = [name for name, blobs in wrong.items() if blobs]
@@ -28,9 +29,12 @@ def store_check() -> None:
 
 @app.command("gc")
 def store_gc() -> None:
-    """Remove the blobs that no named image uses."""
+    """Remove the blobs that no named image uses; waits for commands that use the store."""
     from sparkimage import paths
     from sparkimage.storage.store import Store
     from sparkimage.units import human
 
-    typer.echo(f"{human(Store.open(paths.store()).gc())} set free")
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    typer.echo(f"{human(Store.open(paths.store()).gc(say))} set free")

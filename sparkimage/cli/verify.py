@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,22 +12,24 @@ import typer
 
 from sparkimage.cli.base import (
     JsonOption,
+    Settings,
     console,
     plans_of,
     read_matrix,
-    workshop,
 )
-from sparkimage.errors import GateError, UsageError
+from sparkimage.errors import GateError, LockError, UsageError
 from sparkimage.tier import DEFAULT, Tier
 
 if TYPE_CHECKING:
     from sparkimage.plans.matrix import Matrix
-    from sparkimage.plans.plan import Plan
     from sparkimage.proof import seal
-    from sparkimage.proof.gate import Passage
+    from sparkimage.proof.demands import PlanRecord
+    from sparkimage.proof.gate import PolicyDecision
     from sparkimage.proof.keys import Keyring
     from sparkimage.storage.store import Image, Store
 
+IMAGE = re.compile(r".*:.*|[0-9a-f]{12,}")
+"""What names an image by itself: REPOSITORY:TAG, a digest, or its beginning."""
 Reference = Annotated[str, typer.Argument(help="A variant, or a digest (or its beginning).")]
 
 
@@ -47,40 +50,71 @@ def tiers_of(text: str) -> tuple[Tier, ...]:
     return tuple(tier for tier in Tier if tier in words)
 
 
-def find(read: Matrix, store: Store, reference: str) -> tuple[Plan, Image]:
-    """The image that is meant, and the plan of its variant."""
-    from sparkimage.plans.plan import LABEL
+def find(
+    store: Store, reference: str, read: Matrix | None = None
+) -> tuple[PlanRecord, Image, Matrix | None]:
+    """The image that is meant, what it was built from and proven by, and the matrix, where it had
+    to be asked for a variant's name. Names of images and digests need none.
 
-    names = {variant.name: variant for variant in read.variants}
-    held = store.resolve(f"{read.repository}:{reference}" if reference in names else reference)
-    labels = held.settings.labels
-    # What the user calls it goes before what it says of itself: the checks look at its labels.
-    name = reference if reference in names else labels.get(f"{LABEL}variant", reference)
-    if name not in names:
-        raise UsageError(
-            f"{held.digest[:19]} was built as {name!r}, which {read.file.name} does not have",
-            hint="check out the commit that its revision label names",
-        )
-    return plans_of(read, [names[name]])[0], held
+    Raises ``ImageMissingError`` for what the store does not hold, ``GateError`` for an image
+    without a plan.
+    """
+    from sparkimage.proof import demands
+
+    name = reference
+    if not IMAGE.fullmatch(reference) and Settings.matrix_file.is_file():
+        read = read or read_matrix()
+        full = f"{read.repository}:{reference}"
+        # A variant that has left the matrix has its image still.
+        known = any(variant.name == reference for variant in read.variants)
+        name = full if known or full in store.names() else reference
+    held = store.resolve(name)
+    return demands.kept(store, held.digest), held, read
 
 
 def to_ship(
-    read: Matrix, store: Store, reference: str, *, keys: Keyring, allow_unverified: bool
-) -> tuple[Plan, Image, Passage]:
-    """The image that is meant and its plan, after the gate was asked. Raises ``GateError``."""
-    from sparkimage.proof import demands, gate
+    store: Store,
+    reference: str,
+    *,
+    keys: Keyring,
+    allow_unverified: bool,
+    read: Matrix | None = None,
+) -> tuple[PlanRecord, Image, PolicyDecision]:
+    """The image that is meant and its record, after the gate was asked. Raises ``GateError``."""
+    from sparkimage.proof import gate
 
-    plan, held = find(read, store, reference)
-    passage = gate.ask(
+    record, held, read = find(store, reference, read)
+    decision = gate.ask(
         store,
         held.digest,
-        plan_checksum=demands.checksum(plan, read.root),
-        required=demands.required(plan, read.root),
+        plan_checksum=record.current_checksum,
+        required=record.required,
         allow_unverified=allow_unverified,
-        name=plan.image,
+        name=record.plan.image,
         keys=keys,
     )
-    return plan, held, passage
+    if read is not None and (why := _newer(record, read, reference)):
+        typer.echo(f"warning: {why}", err=True)
+    return record, held, decision
+
+
+def _newer(record: PlanRecord, read: Matrix, reference: str) -> str:
+    """What to say where a variant's image is of another plan than today's; nothing elsewhere."""
+    from sparkimage.proof import demands
+
+    variants = [one for one in read.variants if one.name == reference]
+    if not variants or demands.sources_checksum(read.file) == record.sources:
+        return ""
+    try:
+        (plan,) = plans_of(read, variants)
+    except LockError as error:
+        return f"{reference} cannot be built as {read.file.name} is now: {error.message}"
+    if plan.checksum() == record.plan.checksum():
+        return ""
+    return (
+        f"{reference} is of before {read.file.name} or its lock changed, and goes out as it was "
+        f"proven; to build it anew: python build.py image {reference}"
+    )
 
 
 def verify(
@@ -105,36 +139,43 @@ def verify(
     from sparkimage.proof import emit as emitting
     from sparkimage.proof import verify as verifying
     from sparkimage.proof.keys import Keyring
+    from sparkimage.publishing.shipping import refuse_target
     from sparkimage.run import Local
     from sparkimage.storage.store import Store
     from sparkimage.units import clock
 
-    read, store = read_matrix(), Store.open(paths.store())
-    plan, held = find(read, store, reference)
+    store = Store.open(paths.store())
+    kept, held, _read = find(store, reference)
+    plan, project = kept.plan, Settings.matrix_file.absolute().parent
     if emit is not None:
         typer.echo(emitting.structure_test(plan, held.config), nl=False)
         return
     tiers, keys = tiers_of(tier), Keyring.user()
+    if html is not None:
+        refuse_target(html)
+    # The checks are run as they are now.
+    record = demands.again(kept, project)
+    view = View(console(stderr=True), quiet=as_json)
 
     def live() -> verifying.Live:
         from sparkimage.building.builder import engine_reference
+        from sparkimage.engines.private_engine import ensure
 
-        shop = workshop(read, quiet=as_json)
-        return verifying.Live(engine=shop.engine, reference=engine_reference(plan, held, shop))
+        engine = ensure(paths.home(), Local(), view.say)
+        reference = engine_reference(plan, held, engine, Local())
+        return verifying.Live(engine=engine, reference=reference)
 
     outcome = None
     try:
-        with View(console(stderr=True), quiet=as_json).busy(f"verifying: {', '.join(tiers)}"):
+        with store.in_use(view.say), view.busy(f"verifying: {', '.join(tiers)}"):
             outcome = verifying.verify(
-                plan, held, live=live, project=read.root, store=store, runner=Local(), keys=keys,
+                record, held, live=live, project=project, store=store, runner=Local(), keys=keys,
                 tiers=tiers,
             )  # fmt: skip
     finally:
         verdict = None
         try:
-            verdict = seal.verdict(
-                store, held.digest, plan_checksum=demands.checksum(plan, read.root), keys=keys
-            )
+            verdict = seal.verdict(store, held.digest, plan_checksum=record.checksum, keys=keys)
         except GateError as error:
             typer.echo(f"warning: {error.message}", err=True)
         if as_json:
@@ -151,7 +192,7 @@ def verify(
                 )
             )
         if html is not None and verdict is not None:
-            _write_report(html, plan, held, verdict, read.root)
+            _write_report(html, record, held, verdict)
     if as_json:
         return
     terminal = console()
@@ -176,25 +217,26 @@ def report(
 ) -> None:
     """Write what an image's seal says as a page to read; verifies nothing."""
     from sparkimage import paths
-    from sparkimage.proof import demands, seal
+    from sparkimage.proof import seal
+    from sparkimage.publishing.shipping import refuse_target
     from sparkimage.storage.store import Store
 
-    read, store = read_matrix(), Store.open(paths.store())
-    plan, held = find(read, store, reference)
-    verdict = seal.verdict(store, held.digest, plan_checksum=demands.checksum(plan, read.root))
+    refuse_target(output)
+    store = Store.open(paths.store())
+    record, held, _read = find(store, reference)
+    verdict = seal.verdict(store, held.digest, plan_checksum=record.checksum)
     if verdict is None:
         raise GateError(
             f"{held.digest[:19]} has no seal of this plan and its checks",
             hint=f"prove it: python build.py verify {held.digest[7:19]}",
         )
-    _write_report(output, plan, held, verdict, read.root)
+    _write_report(output, record, held, verdict)
 
 
-def _write_report(
-    path: Path, plan: Plan, held: Image, verdict: seal.Verdict, project: Path
-) -> None:
+def _write_report(path: Path, record: PlanRecord, held: Image, verdict: seal.Verdict) -> None:
     from sparkimage.proof import report as reporting
     from sparkimage.publishing.shipping import written
 
+    project = Settings.matrix_file.absolute().parent
     with written(path) as sink:
-        sink.write(reporting.page(plan, held, verdict, project).encode())
+        sink.write(reporting.page(record.plan, held, verdict, project).encode())

@@ -27,7 +27,7 @@ from sparkimage.fleets.station import ATTEMPTS, Station
 from sparkimage.fleets.together import Errors, together
 from sparkimage.layers import layerindex
 from sparkimage.progress import Moved, View
-from sparkimage.proof.gate import Passage
+from sparkimage.proof.gate import PolicyDecision
 from sparkimage.storage.archive import Document, Step
 from sparkimage.storage.store import Image, Store
 from sparkimage.units import human
@@ -114,7 +114,7 @@ class Distribution:
 
     image: Image
     name: str
-    passage: Passage
+    decision: PolicyDecision
     store: Store
     remotes: Sequence[Remote]
     """Its nodes, not connected, or begun with ``probing``; closed by whoever made them."""
@@ -446,7 +446,7 @@ class Distribution:
         )
 
     def _receipt(self, station: Station) -> dict[str, Any]:
-        verdict = self.passage.verdict
+        verdict = self.decision.verdict
         return {
             "version": 1,
             "node": station.name,
@@ -467,7 +467,7 @@ class Distribution:
             }
             if verdict is not None
             else None,
-            "unverified": self.passage.unverified or None,
+            "unverified": self.decision.unverified or None,
         }
 
     def _steps(self, lacking: Sequence[int]) -> tuple[Step, ...]:

@@ -11,8 +11,8 @@ from sparkimage.engines import engine
 from sparkimage.engines.engine import Engine
 from sparkimage.errors import NodeError, PreflightError, VerifyError
 from sparkimage.fleets.station import Station
-from sparkimage.plans.plan import Plan
-from sparkimage.proof import verify
+from sparkimage.proof import demands, verify
+from sparkimage.proof.demands import PlanRecord
 from sparkimage.proof.verify import Live
 from sparkimage.run import Local
 from sparkimage.storage.store import Image, Store
@@ -22,13 +22,15 @@ SOCKET = "/var/run/docker.sock"
 
 
 def examiner(
-    plan: Plan, image: Image, project: Path, store: Store, tiers: Sequence[Tier]
+    record: PlanRecord, image: Image, project: Path, store: Store, tiers: Sequence[Tier]
 ) -> Callable[[Station, str], Sequence[str]]:
     """What proves an image on a node by these tiers, and names them.
 
     What it finds is about the node as much as about the image (a disk may be damaged), so that it
-    goes into the node's receipt and not into the image's seal.
+    goes into the node's receipt and not into the image's seal. Raises ``UsageError`` where the
+    checks are not in ``project``.
     """
+    plan = demands.again(record, project).plan
 
     def examine(station: Station, reference: str) -> Sequence[str]:
         at = _engine(station)

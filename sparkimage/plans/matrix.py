@@ -13,6 +13,7 @@ from sparkimage import wellformed, yamlfile
 from sparkimage.errors import ConfigError, Problem, UsageError
 from sparkimage.plans import patching, profiles
 from sparkimage.plans.model import (
+    LAYER,
     AnswerSpec,
     DebianPin,
     DebPin,
@@ -246,6 +247,7 @@ class _Expansion:
                         f"layer {name} uses pin {pin!r}, which is not in pins",
                         wellformed.nearest(pin, self.given.pins),
                     )
+            self._check_source(name, spec)
             for i, other in enumerate(spec.checks):
                 if other not in self.given.layers:
                     self._problem(
@@ -262,6 +264,28 @@ class _Expansion:
                         if self.patches
                         else f"write {patching.FILE}",
                     )
+
+    def _check_source(self, name: str, spec: LayerSpec) -> None:
+        """What a layer of a repository's own Dockerfile cannot do as well, or must do."""
+        if spec.source is None:
+            return
+        beside = {
+            "base": spec.base, "debs": spec.debs, "wheels": spec.wheels, "patches": spec.patches,
+        }  # fmt: skip
+        for word in (word for word, given in beside.items() if given):
+            self._problem(
+                ("layers", name, word),
+                f"layer {name} has a `source`, whose Dockerfile would not get its `{word}`",
+                f"give `{word}` to a layer of its own: below {name}, or above it for what changes "
+                "what the source installs",
+            )
+        if LAYER not in spec.source.images.values():
+            self._problem(
+                ("layers", name, "source"),
+                f"layer {name} takes no layer below: all that lies there would not be in the image",
+                f"let the argument of the Dockerfile's last FROM be the layer below: "
+                f"`images: {{FINAL_BASE_IMAGE: {LAYER}}}`",
+            )
 
     def _check_axes(self) -> None:
         for axis, values in self.given.axes.items():
@@ -380,8 +404,9 @@ class _Expansion:
         """Whether the values of the variant's pins are of the kinds that the layer can use."""
         for role, pin, kinds in spec.roles():
             value = variant.pins.get(pin)
-            kind = self.given.pins[pin][value].kind if value is not None else None
-            if kind is not None and kind not in kinds:
+            # A value that is not there is a problem of its own.
+            found = self.given.pins[pin].get(value) if value is not None else None
+            if found is not None and (kind := found.kind) not in kinds:
                 self._problem(
                     key,
                     f"variant {variant.name}: layer {name} has {pin} as `{role}`, but {pin} "

@@ -116,6 +116,10 @@ class SourceUse(Strict):
     arch_list: str = Field(description="torch_cuda_arch_list, such as 12.1a")
 
 
+LAYER = "layer"
+"""Stands for the layer below among the images of a source."""
+
+
 class LayerSpec(Strict):
     """What the folder images/<layer>/ needs."""
 
@@ -141,7 +145,7 @@ class LayerSpec(Strict):
         if self.wheels is not None:
             found.append(("wheels", self.wheels.pin, ("wheels",)))
         if self.source is not None:
-            images = sorted({name for name in self.source.images.values() if name != "layer"})
+            images = sorted({name for name in self.source.images.values() if name != LAYER})
             found.append(("source", self.source.pin, ("git",)))
             found += [("source", name, ("image",)) for name in images]
         return (*found, *(("pins", name, KINDS) for name in self.pins))

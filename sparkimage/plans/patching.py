@@ -194,6 +194,13 @@ def judge(
     return Verdict(state=State.APPLIED, reason=f"to {commit[:9]}")
 
 
+def names(patch: Patch, commit: str) -> bool:
+    """Whether patches.yaml says anything of this commit: that it needs the patch, has it, or does
+    not take it."""
+    native = [patch.native_from] if patch.native_from is not None else []
+    return any(same_commit(commit, one) for one in (*patch.needed_by, *native, *patch.not_for))
+
+
 def same_commit(commit: str, known: str) -> bool:
     """Whether two commits, one or both abbreviated, are the same."""
     return commit.startswith(known) or known.startswith(commit)

@@ -188,6 +188,13 @@ class Plan:
         """The plan as plain data, for ``--print json``, the checks and the fingerprint."""
         return {**asdict(self), "arch": self.arch, "triplet": self.triplet}
 
+    @classmethod
+    def from_dict(cls, data: Any) -> Plan:
+        """The plan that ``to_dict`` was of. Raises ``ValueError`` for anything else."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(Plan).validate_python(data)
+
     def checksum(self) -> str:
         """sha256 over all that decides the image and its checks, in canonical JSON.
 

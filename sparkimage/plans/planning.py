@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sparkimage.errors import LockError
@@ -24,6 +24,7 @@ from sparkimage.plans.lock import (
 )
 from sparkimage.plans.matrix import Matrix, Variant
 from sparkimage.plans.model import (
+    LAYER,
     AnswerSpec,
     DebianPin,
     DebPin,
@@ -33,7 +34,7 @@ from sparkimage.plans.model import (
     SourceUse,
     WheelsPin,
 )
-from sparkimage.plans.patching import PATCHES, State, Verdict
+from sparkimage.plans.patching import PATCHES, Patch, State, Verdict
 from sparkimage.plans.plan import (
     LABEL,
     MORE,
@@ -235,29 +236,34 @@ class _Making:
             target=use.target,
             version=pin.version,
             images={
-                arg: None if name == "layer" else self._image(name)
+                arg: None if name == LAYER else self._image(name)
                 for arg, name in sorted(use.images.items())
             },
         )
 
-    def fork(self) -> tuple[str | None, str | None]:
-        """Repository and commit of the fork in this variant, as far as they are known."""
+    def fork(self, patch: Patch) -> tuple[str | None, str | None]:
+        """Repository and commit of the pin that the patch is for, as far as they are known: of
+        several the one of which patches.yaml says something."""
+        found = list(self._forks())
+        named = [one for one in found if patching.names(patch, one[1])]
+        return next(iter(named or found), (None, None))
+
+    def _forks(self) -> Iterator[tuple[str | None, str]]:
         for name in self.variant.pins:
             pin = self._pin(name)
             if isinstance(pin, GitPin):
                 entry = self.lock.entries.get((name, self.variant.pins[name]))
                 items = entry.platforms.get(ANY, ()) if entry is not None else ()
-                found = [item.commit for item in items if isinstance(item, Commit)]
-                return pin.repository, found[0] if found else pin.commit
-            if isinstance(pin, ImagePin) and pin.commit is not None:
-                return None, pin.commit
-        return None, None
+                locked = [item.commit for item in items if isinstance(item, Commit)]
+                yield pin.repository, locked[0] if locked else pin.commit
+            elif isinstance(pin, ImagePin) and pin.commit is not None:
+                yield None, pin.commit
 
     def judge(self, name: str) -> Verdict:
         """What the patch is to this variant, by the matrix and the lock."""
         patch = self.matrix.patches[name]
         applied = any(name in self.matrix.layers[la].patches for la in self.variant.layers)
-        repository, commit = self.fork()
+        repository, commit = self.fork(patch)
         before: dict[str, str | None] | None = {
             target.path: None if target.before == MISSING else target.before
             for target in self._targets(name, commit)
@@ -282,7 +288,7 @@ class _Making:
                 hint=f"correct {patching.FILE}, take the patch out of the variant's layers, or "
                 "look at `python build.py patches`",
             )
-        repository, commit = self.fork()
+        repository, commit = self.fork(patch)
         text = next(
             item for item in self.lock.items(PATCHES, name, ANY) if isinstance(item, PatchText)
         )

@@ -1,7 +1,7 @@
 """The gate: the one question that everything asks before an image ships.
 
 Whatever saves, publishes or distributes calls ``ask`` with a digest. It answers with a
-``Passage``, or raises ``GateError`` with the reason and the next action.
+``PolicyDecision``, or raises ``GateError`` with the reason and the next action.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Required:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passage:
+class PolicyDecision:
     """An image that may ship: with its verdict, or with the reason why it is unverified."""
 
     digest: str
@@ -47,7 +47,7 @@ def ask(
     name: str | None = None,
     keys: Keyring | None = None,
     say: Callable[[str], None] | None = None,
-) -> Passage:
+) -> PolicyDecision:
     """Whether the image ``digest`` may ship; under ``name``, where it is to have one.
 
     ``plan_checksum`` is of the plan and checks that it must have been proven against; None where
@@ -69,16 +69,18 @@ def ask(
         return overruled(digest, refusal, say)
 
 
-def overruled(digest: str, refusal: GateError, say: Callable[[str], None] | None = None) -> Passage:
-    """The passage of an image that ships although it was refused; says so, loudly."""
+def overruled(
+    digest: str, refusal: GateError, say: Callable[[str], None] | None = None
+) -> PolicyDecision:
+    """The decision of an image that ships although it was refused; says so, loudly."""
     warning = f"WARNING: {digest[:19]} ships UNVERIFIED: {refusal.message}"
     (say or (lambda line: print(line, file=sys.stderr)))(warning)
-    return Passage(digest=digest, verdict=None, unverified=refusal.message)
+    return PolicyDecision(digest=digest, verdict=None, unverified=refusal.message)
 
 
 def judge(
     statements: Sequence[Signed], digest: str, plan_checksum: str | None, required: Required
-) -> Passage:
+) -> PolicyDecision:
     """As ``ask``, of statements that are believed already."""
     short, again = digest[:19], f"python build.py verify {digest[7:19]}"
     if not statements:
@@ -110,7 +112,7 @@ def judge(
             f"the seal of {short} lacks {len(absent)} required checks", detail="\n".join(absent),
             hint=f"run them: {again}",
         )  # fmt: skip
-    return Passage(digest=digest, verdict=verdict)
+    return PolicyDecision(digest=digest, verdict=verdict)
 
 
 def _same_name(store: Store, digest: str, name: str | None, keys: Keyring) -> None:

@@ -28,8 +28,8 @@ from sparkimage.errors import (
     VerifyError,
 )
 from sparkimage.plans.plan import Plan
-from sparkimage.proof import node, seal, starting, static
-from sparkimage.proof.demands import check_folders, checksum
+from sparkimage.proof import demands, node, seal, starting, static
+from sparkimage.proof.demands import PlanRecord, check_folders
 from sparkimage.proof.keys import Keyring
 from sparkimage.run import Runner
 from sparkimage.storage.store import Image, Store
@@ -62,7 +62,7 @@ class Outcome:
 
 
 def verify(
-    plan: Plan,
+    record: PlanRecord,
     image: Image,
     *,
     live: Callable[[], Live],
@@ -74,12 +74,14 @@ def verify(
 ) -> Outcome:
     """Run every check of these tiers against ``image`` and write the seal, PASSED or FAILED.
 
+    The image's record is kept beside it.
     Raises as ``run``, and ``VerifyError`` with each failed check, what was seen and what was
     expected.
     """
-    began = time.time()
+    began, plan = time.time(), record.plan
     outcome = run(plan, image, live=live, project=project, store=store, runner=runner, tiers=tiers)
     ran = {check.tier for check in outcome.checks}
+    demands.keep(store, image.digest, record)
     seal.save(
         store,
         seal.statement(
@@ -93,7 +95,7 @@ def verify(
             host=f"{os.uname().sysname} {os.uname().release} {os.uname().machine}",
             started=began,
             finished=time.time(),
-            plan_checksum=checksum(plan, project),
+            plan_checksum=record.checksum,
             image=plan.image,
             not_run=outcome.not_run,
         ),

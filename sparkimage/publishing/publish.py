@@ -18,7 +18,7 @@ from typing import Any
 
 from sparkimage.errors import PublishedError, RegistryError, UsageError
 from sparkimage.plans.matrix import Matrix, Variant
-from sparkimage.plans.plan import Plan
+from sparkimage.plans.plan import LABEL, Plan
 from sparkimage.progress import Moved, View
 from sparkimage.proof import dsse, gate, seal
 from sparkimage.proof.gate import Required
@@ -122,31 +122,42 @@ def family(matrix: Matrix, variant: Variant) -> tuple[Variant, ...]:
     return tuple(one for one in matrix.variants if kind(one) == kind(variant))
 
 
-def channels(matrix: Matrix, given: Sequence[Variant]) -> tuple[str, ...]:
-    """The channels that stand for these variants, which must be whole.
+def channels(matrix: Matrix | None, plans: Sequence[Plan]) -> tuple[str, ...]:
+    """The channels that stand for the images of these plans, which must be complete.
 
-    Raises ``UsageError`` for variants that are no one image, or lack a platform.
+    None where ``matrix`` does not have their variants any more. Raises ``UsageError`` for variants
+    that are no one image, or lack a platform.
     """
-    whole = family(matrix, given[0])
-    strange = [one.name for one in given if one not in whole]
+    strange = [one.variant for one in plans if _kind(one) != _kind(plans[0])]
     if strange:
         raise UsageError(
-            f"{given[0].name} and {', '.join(strange)} differ by more than their platform",
+            f"{plans[0].variant} and {', '.join(strange)} differ by more than their platform",
             hint="one index holds the platforms of one image: publish them one by one",
         )
+    names = [plan.variant for plan in plans]
+    given = [one for one in matrix.variants if one.name in names] if matrix is not None else []
+    if matrix is None or not given:
+        return ()
+    complete = family(matrix, given[0])
     named = tuple(
         channel
-        for channel, names in matrix.channels.items()
-        if any(one.name in names for one in given)
+        for channel, variants in matrix.channels.items()
+        if any(name in variants for name in names)
     )
-    lacking = [one.name for one in whole if one not in given]
-    if lacking and (len(given) > 1 or named):
+    lacking = [one.name for one in complete if one.name not in names]
+    if lacking and (len(names) > 1 or named):
         why = f"the channel {named[0]}" if named else "the index"
         raise UsageError(
             f"the set is incomplete: {why} would lack {', '.join(lacking)}",
-            hint=f"python build.py publish {' '.join(one.name for one in whole)} --to …",
+            hint=f"python build.py publish {' '.join(one.name for one in complete)} --to …",
         )
     return named
+
+
+def _kind(plan: Plan) -> object:
+    """All that the platforms of one image have in common."""
+    pins = {name: value for name, value in plan.labels.items() if name.startswith(f"{LABEL}pin.")}
+    return [layer.name for layer in plan.layers], pins, plan.entrypoint, plan.cmd
 
 
 def index_of(items: Sequence[Item], store: Store) -> Document:

@@ -341,14 +341,14 @@ def _verdict(one: Reading, required: Required) -> Verdict:
                 hint="do not use this image; prove it where it was built and publish it again",
             )
     try:
-        passage = gate.judge(found, one.digest, found[-1].plan, required)
+        decision = gate.judge(found, one.digest, found[-1].plan, required)
     except GateError as refusal:
         raise PublishedError(
             refusal.message, detail=refusal.detail,
             hint="prove it where it was built, and publish it again",
         ) from None  # fmt: skip
-    assert passage.verdict is not None
-    return passage.verdict
+    assert decision.verdict is not None
+    return decision.verdict
 
 
 def _only(one: Reading, kind: str) -> Mapping[str, Any]:

@@ -1,26 +1,33 @@
 """Images as files: out of the store with their seal, and into one, through the gate.
 
 A file is the archive that every engine loads, with ``sparkimage/seal.json`` inside, which only
-we read: the name, the digest, the seal's envelopes, and why it is unverified where it is.
+we read: the name, the digest, the plan and its checks, the seal's envelopes, and why it is
+unverified where it is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
+import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from sparkimage.errors import GateError, StoreError
-from sparkimage.proof import gate, seal
-from sparkimage.proof.gate import Passage, Required
+from sparkimage.errors import GateError, StoreError, UsageError
+from sparkimage.proof import demands, gate, seal
+from sparkimage.proof.demands import PlanRecord
+from sparkimage.proof.gate import PolicyDecision, Required
 from sparkimage.proof.keys import Keyring
 from sparkimage.storage import archive
 from sparkimage.storage.store import TAR, Image, Readable, Store
+from sparkimage.tier import Tier
+from sparkimage.units import human
 from sparkimage.writing import unnamed
 
 SEAL = "sparkimage/seal.json"
@@ -34,32 +41,55 @@ class Loaded:
 
     image: Image
     name: str
-    passage: Passage
+    decision: PolicyDecision
 
 
 def chunks(
-    image: Image, name: str, passage: Passage, store: Store, keys: Keyring
+    image: Image, record: PlanRecord, decision: PolicyDecision, store: Store, keys: Keyring
 ) -> Iterator[bytes]:
-    """The bytes of the file in which ``image`` ships as ``name``."""
+    """The bytes of the file in which ``image`` ships, under the name that it was built for."""
     envelopes = []
     # What the gate was overruled about ships without the seal that it refused.
     with contextlib.suppress(GateError):
         envelopes = [one.envelope for one in seal.history(store, image.digest, keys)]
     shipped = {
-        "name": name,
+        "name": record.plan.image,
         "digest": image.digest,
+        "plan": record.to_dict(),
         "envelopes": envelopes,
-        "unverified": passage.unverified or None,
+        "unverified": decision.unverified or None,
     }
-    return archive.stream(image, name, store, {SEAL: shipped})
+    return archive.stream(image, record.plan.image, store, {SEAL: shipped})
+
+
+def refuse_target(path: Path, size: int = 0) -> None:
+    """See that a file of ``size`` bytes can be written as ``path``, before it is made.
+
+    Raises ``UsageError`` where ``path`` is a folder, or is in none; ``StoreError`` for a folder
+    that may not be written to, or whose disk is too full.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint=f"name a file in it: -o {path / 'FILE'}")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"the folder {folder} is not there", hint=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StoreError(f"{folder} may not be written to", hint="name a file elsewhere with -o")
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise StoreError(
+            f"{folder} has {human(free)} free, the file needs {human(size)}",
+            hint="free some disk, or write it elsewhere",
+        )
 
 
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that has its name only when it is whole.
 
-    Raises ``StoreError`` when it cannot be written.
+    Raises as ``refuse_target``, and ``StoreError`` when it cannot be written.
     """
+    refuse_target(path)
     try:
         with unnamed(path.absolute().parent) as file:
             yield file.sink
@@ -75,9 +105,10 @@ class _Incoming:
     """What has come of an archive so far."""
 
     documents: dict[str, Any] = field(default_factory=dict)
-    passage: Passage | None = None
+    decision: PolicyDecision | None = None
     digest: str = ""
     name: str = ""
+    record: PlanRecord | None = None
     failed: tuple[seal.Signed, ...] = ()
     """Statements that came and say FAILED."""
 
@@ -86,28 +117,36 @@ def load(
     source: Readable,
     store: Store,
     *,
-    required: Callable[[str], Required],
+    tiers: Sequence[Tier] | None = None,
     keys: Keyring,
     allow_unverified: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Loaded:
     """Take in the image of ``source`` and name it, if its seal fits.
 
-    The seal is judged before the layers come, and with what the store knows of the image after;
-    ``required`` says by the image's name what it must hold. Nothing is named when it is refused.
-    What ``allow_unverified`` lets in is marked in the store: it ships no further until it is
-    proven here, or comes again with a seal that fits. Raises ``GateError``; ``StoreError`` for a
-    file that is none, or whose blobs are not what their digests say.
+    The seal is judged before the layers come, and with what the store knows of the image after, by
+    the plan that comes with it; ``tiers`` are what it must have passed here (default: what its own
+    plan says). Nothing is named when it is refused. What ``allow_unverified`` lets in is marked in
+    the store: it ships no further until it is proven here, or comes again with a seal that fits.
+    Raises ``GateError``; ``StoreError`` for a file that is none, or whose blobs are not what their
+    digests say.
     """
     incoming = _Incoming()
 
-    def judged() -> None:
-        if incoming.passage is None:
-            _identify(incoming)
-            needs = required(incoming.name)
-            incoming.passage = _judge(incoming, needs, keys, allow_unverified, say)
+    def required(record: PlanRecord) -> Required:
+        needs = record.required
+        return needs if tiers is None else replace(needs, tiers=tuple(tiers))
 
-    with store.incoming():
+    def judged() -> PlanRecord:
+        if incoming.record is None:
+            _identify(incoming)
+            incoming.record = _record(incoming)
+            needs = required(incoming.record)
+            incoming.decision = _judge(incoming, needs, keys, allow_unverified, say)
+        return incoming.record
+
+    waits = say or (lambda line: print(line, file=sys.stderr))
+    with store.in_use(waits), store.incoming():
         try:
             with tarfile.open(fileobj=source, mode="r|") as tar:  # type: ignore[call-overload]
                 for member in tar:
@@ -122,21 +161,24 @@ def load(
             raise StoreError(
                 f"this is no whole archive of an image: {error}", hint="save or copy it again"
             ) from None
-        judged()
-        assert incoming.passage is not None
+        record = judged()
+        assert incoming.decision is not None
         if not store.holds(incoming.digest):
             raise StoreError(
                 f"the archive of {incoming.digest[:19]} is incomplete", hint="save it again"
             )
-        passage = incoming.passage
-        if passage.verdict is not None:
-            needs = required(incoming.name)
-            passage = _with_ours(store, passage, needs, keys, allow_unverified, say)
+        decision = incoming.decision
+        if decision.verdict is not None:
+            decision = _with_ours(
+                store, decision, record, required(record), keys, allow_unverified, say
+            )
         else:
             _add(store, incoming.digest, incoming.failed, keys)
-        seal.set_mark(store, incoming.digest, passage.unverified or None)
-        store.name(incoming.name, store.descriptor(incoming.digest))
-    return Loaded(image=store.resolve(incoming.digest), name=incoming.name, passage=passage)
+        seal.set_mark(store, incoming.digest, decision.unverified or None)
+        with store.naming(incoming.name, waits):
+            demands.keep(store, incoming.digest, record)
+            store.name(incoming.name, store.descriptor(incoming.digest))
+    return Loaded(image=store.resolve(incoming.digest), name=incoming.name, decision=decision)
 
 
 def _identify(incoming: _Incoming) -> None:
@@ -152,13 +194,31 @@ def _identify(incoming: _Incoming) -> None:
         ) from None
 
 
+def _record(incoming: _Incoming) -> PlanRecord:
+    """The plan that came. Without one nobody could say what the image must be."""
+    shipped = incoming.documents.get(SEAL)
+    try:
+        made = PlanRecord.from_dict(shipped.get("plan") if isinstance(shipped, dict) else None)
+    except ValueError:
+        raise StoreError(
+            f"the archive of {incoming.digest[:19]} holds no plan of its image",
+            hint="save it with `python build.py save` of this version",
+        ) from None
+    if made.plan.image != incoming.name:
+        raise StoreError(
+            f"the archive's plan is of {made.plan.image}, its image is {incoming.name}",
+            hint="save it again with `python build.py save`",
+        )
+    return made
+
+
 def _judge(
     incoming: _Incoming,
     required: Required,
     keys: Keyring,
     allow_unverified: bool,
     say: Callable[[str], None] | None,
-) -> Passage:
+) -> PolicyDecision:
     """The gate's word on what came before the blobs."""
     try:
         shipped = incoming.documents.get(SEAL)
@@ -182,7 +242,8 @@ def _judge(
                 f"{incoming.digest[:19]} was shipped unverified: {shipped['unverified']}",
                 hint="prove it where it was built, and save it again",
             )
-        return gate.judge(believed, incoming.digest, None, required)
+        assert incoming.record is not None
+        return gate.judge(believed, incoming.digest, incoming.record.checksum, required)
     except GateError as refusal:
         if not allow_unverified:
             raise
@@ -203,18 +264,19 @@ def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, store: Store) -> None:
 
 def _with_ours(
     store: Store,
-    passage: Passage,
+    decision: PolicyDecision,
+    record: PlanRecord,
     required: Required,
     keys: Keyring,
     allow_unverified: bool,
     say: Callable[[str], None] | None,
-) -> Passage:
+) -> PolicyDecision:
     """Add the seal that came to the one that is here, and ask about both."""
-    assert passage.verdict is not None
-    digest, came = passage.digest, passage.verdict.statements
+    assert decision.verdict is not None
+    digest, came = decision.digest, decision.verdict.statements
     both = _add(store, digest, came, keys)
     try:
-        return gate.judge(both, digest, came[-1].plan, required)
+        return gate.judge(both, digest, record.checksum, required)
     except GateError as refusal:
         if not allow_unverified:
             raise
@@ -226,10 +288,11 @@ def _add(
 ) -> list[seal.Signed]:
     """Keep what came beside what is here; returns both, oldest first."""
     before: tuple[seal.Signed, ...] = ()
-    with contextlib.suppress(GateError):
-        before = seal.history(store, digest, keys)
-    known = [one.envelope for one in before]
-    both = [*before, *(one for one in came if one.envelope not in known)]
-    both.sort(key=lambda one: str(one.statement["predicate"]["finished"]))
-    seal.keep(store, digest, [one.envelope for one in both])
+    with store.locked():
+        with contextlib.suppress(GateError):
+            before = seal.history(store, digest, keys)
+        known = [one.envelope for one in before]
+        both = [*before, *(one for one in came if one.envelope not in known)]
+        both.sort(key=lambda one: str(one.statement["predicate"]["finished"]))
+        seal.keep(store, digest, [one.envelope for one in both])
     return both

@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from sparkimage import locks
 from sparkimage.errors import ImageMissingError, StoreError
+from sparkimage.locks import Say
 from sparkimage.storage.settings import Settings
 from sparkimage.writing import unnamed
 
@@ -32,6 +34,8 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 TAR = "application/vnd.oci.image.layer.v1.tar"
 REF_NAME = "org.opencontainers.image.ref.name"
 CHUNK = 1 << 20
+IN_USE = ".in-use"
+"""Held, shared, by every command that reads blobs or brings new ones."""
 LEFT_S = 86_400.0
 """Seconds after which a file without a name is nobody's any more."""
 
@@ -405,15 +409,15 @@ class Store:
             return TAR + "+gzip"
         return TAR + "+zstd" if head == b"\x28\xb5\x2f\xfd" else TAR
 
-    def gc(self) -> int:
+    def gc(self, say: Say = locks.silent) -> int:
         """Remove the blobs that no named image uses, and what a killed command was writing.
         Returns the bytes set free.
 
-        Does nothing while an export into the store is under way.
+        Waits for commands that use the store: a build names its image when it is proven, long
+        after its blobs are here. ``say`` takes the line that says for which process it waits.
         """
-        with self.locked():
-            if any(self.root.glob("incoming-*")):
-                return 0
+        busy = "uses the store"
+        with locks.exclusive(self.root / IN_USE, say, busy), self.locked():
             used = {blob for digest in self.names().values() for blob in self._uses(digest)}
             freed = 0
             for path in (self.root / "blobs" / "sha256").iterdir():
@@ -479,6 +483,24 @@ class Store:
         with unnamed(self.root) as file:
             file.sink.write(data)
             file.name(path)
+
+    @contextmanager
+    def in_use(self, say: Say = locks.silent) -> Iterator[None]:
+        """No blob of this store is removed within, whether an image with a name has it or not."""
+        with locks.shared(self.root / IN_USE, say, "removes what no image uses"):
+            yield
+
+    @contextmanager
+    def naming(self, ref: str, say: Say = locks.silent) -> Iterator[None]:
+        """Nobody else makes an image for the name ``ref`` within.
+
+        ``say`` takes the line that says for which process this one waits.
+        """
+        folder = self.root / "locks"
+        folder.mkdir(exist_ok=True)
+        file = folder / (ref.replace("/", "-").replace(":", "-") + ".lock")
+        with locks.exclusive(file, say, f"makes {ref}, too"):
+            yield
 
     @contextmanager
     def locked(self) -> Iterator[None]:

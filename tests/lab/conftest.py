@@ -133,7 +133,7 @@ class Lab:
 
         self.said = (project / "said").open("a+")
         self.shop = Workshop(
-            project=project,
+            matrix_file=project / "matrix.yaml",
             store=Store.open(store),
             engine=engine,
             view=View(Console(file=self.said, width=200)),
@@ -184,7 +184,8 @@ class Lab:
         names = (plan.image + builder.STAGING, plan.image)
         if not any(self.docker.image.exists(name) for name in names):
             preflight.check(plan, self.shop)
-            builder.execute(plan, self.shop)
+            with builder.execute(plan, self.shop) as staged:
+                self.docker.image.tag(staged.id, plan.image + builder.STAGING)
         return next(name for name in names if self.docker.image.exists(name))
 
     def environment(self, **more: str) -> dict[str, str]:

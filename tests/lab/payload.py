@@ -17,7 +17,8 @@ from typing import Any
 
 import zstandard
 
-from sparkimage.proof import seal
+from sparkimage.proof import demands, seal
+from sparkimage.proof.demands import PlanRecord
 from sparkimage.proof.keys import Keyring
 from sparkimage.storage.store import TAR, Descriptor, Image, Readable, Store
 from sparkimage.tier import Tier
@@ -71,11 +72,14 @@ class Payload:
 
 
 def sealed(
-    store: Store, image: Image, name: str, *, plan: str = seal_maker.PLAN,
+    store: Store, image: Image, name: str, *, record: PlanRecord | None = None,
     keys: Keyring | None = None, result: str = "PASSED", lock: str = "2" * 64,
 ) -> Image:  # fmt: skip
     """The image, named, with a seal that the gate takes (unless ``result`` is FAILED)."""
     store.name(name, store.descriptor(image.digest))
+    if record is not None:
+        demands.keep(store, image.digest, record)
+    plan = seal_maker.PLAN if record is None else record.checksum
     checks = (
         seal_maker.check("static/payload", tier=Tier.STATIC),
         seal_maker.check("payload/test_runs", result),

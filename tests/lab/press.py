@@ -105,7 +105,7 @@ class Press(Project):
         config["created"] = created
         made = good_maker.put_image(store, config, [blob for blob, _ in listed])
         return sealed(
-            store, made, plan.image, plan=demands.checksum(plan, self.folder), keys=self.keys,
+            store, made, plan.image, record=demands.record(plan, self.folder), keys=self.keys,
             lock=plan.lock_checksum,
         )  # fmt: skip
 

@@ -195,7 +195,7 @@ class Serving(Project):
         (one,) = matrix.select(read, names=[variant])
         plan = planning.make(read, one, held, origin.of(self.folder, None, Local()))
         return sealed(
-            self.store, image, plan.image, plan=demands.checksum(plan, self.folder),
+            self.store, image, plan.image, record=demands.record(plan, self.folder),
             keys=Keyring(folder=self.folder / "home" / "keys"), lock=plan.lock_checksum,
         )  # fmt: skip
 

@@ -66,7 +66,7 @@ class Shipment(Project):
         where = origin.of(self.folder, None, Local())
         plan = planning.make(read, read.variants[0], held, where)
         return sealed(
-            self.store, image, NAME, plan=demands.checksum(plan, self.folder),
+            self.store, image, NAME, record=demands.record(plan, self.folder),
             keys=Keyring(folder=self.folder / "home" / "keys"),
         )  # fmt: skip
 

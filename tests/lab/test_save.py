@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import select
-import shutil
 import signal
 import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -114,24 +116,65 @@ def test_what_is_loaded_over_the_gate_stays_unverified(
     assert "was shipped unverified" in third.stderr
 
 
-def test_load_asks_for_the_checks_of_the_plan_of_that_name(
-    lab: Lab, saved: Path, tmp_path: Path
+def test_an_image_whose_variant_has_left_the_matrix_ships(
+    lab: Lab, tiny: builder.Result, tmp_path: Path
 ) -> None:
-    folder = lab.project / "images" / "debian"
-    original = folder.readlink()
-    other = tmp_path / "debian"
-    shutil.copytree(original, other)
-    with (other / "test_debian.py").open("a") as file:
-        file.write("\n\ndef test_new(check):\n    check('x', seen=1, expected=1)\n")
-    folder.unlink()
-    folder.symlink_to(other)
+    data = copy.deepcopy(lab.data)
+    data["include"] = [one for one in data["include"] if one["name"] != tiny.plan.variant]
+    data["pins"]["debian"]["trixie"] = {**data["pins"]["debian"]["trixie"], "packages": ["gcc"]}
+    file = tmp_path / "image.tar"
+    lab.write(data)
     try:
-        refused = lab.run("load", str(saved), SPARKIMAGE_STORE=str(tmp_path / "store"))
+        for one in (tiny.image.digest, tiny.image.digest[7:19], tiny.plan.image, tiny.plan.variant):
+            file.unlink(missing_ok=True)
+            done = lab.run("save", one, "-o", str(file))
+            assert done.returncode == 0, done.stderr
+            assert "warning" not in done.stderr
+        said = lab.run("verify", tiny.plan.variant, "--tier", "static", "--json")
+        assert json.loads(said.stdout)["result"] == "PASSED"
     finally:
-        folder.unlink()
-        folder.symlink_to(original)
-    assert refused.returncode == 14
-    assert "debian/test_new" in refused.stderr
+        lab.write(lab.data)
+    # And is taken in where there is no matrix at all.
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    argv = [sys.executable, "-m", "sparkimage", "load", str(file)]
+    more = {"SPARKIMAGE_STORE": str(tmp_path / "store")}
+    subprocess.run(argv, cwd=empty, env=lab.environment(**more), check=True)
+    again = ["save", tiny.plan.image, "-o", str(tmp_path / "again.tar")]
+    subprocess.run([*argv[:3], *again], cwd=empty, env=lab.environment(**more), check=True)
+    assert (tmp_path / "again.tar").read_bytes() == file.read_bytes()
+
+
+def test_an_image_of_before_the_matrix_changed_ships_with_a_warning(
+    lab: Lab, tiny: builder.Result, tmp_path: Path
+) -> None:
+    data = copy.deepcopy(lab.data)
+    (one,) = [one for one in data["include"] if one["name"] == tiny.plan.variant]
+    one["cmd"] = ["other"]
+    file = tmp_path / "image.tar"
+    lab.write(data)
+    try:
+        done = lab.run("save", tiny.plan.variant, "-o", str(file))
+    finally:
+        lab.write(lab.data)
+    assert done.returncode == 0, done.stderr
+    assert f"python build.py image {tiny.plan.variant}" in done.stderr
+    with tarfile.open(file) as archive:
+        assert f"blobs/sha256/{tiny.image.digest[7:]}" in archive.getnames()
+
+
+def test_a_target_that_cannot_be_written_is_said_at_once(
+    lab: Lab, tiny: builder.Result, tmp_path: Path
+) -> None:
+    for target, why in ((tmp_path, "is a folder"), (tmp_path / "no" / "x", "is not there")):
+        done = lab.run("save", tiny.plan.variant, "-o", str(target))
+        assert done.returncode == 2
+        assert why in done.stderr
+        assert "saving" not in done.stderr
+    report = lab.run("verify", tiny.plan.variant, "--html", str(tmp_path))
+    assert report.returncode == 2
+    assert "is a folder" in report.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_leaves_no_file(lab: Lab, tiny: builder.Result, tmp_path: Path) -> None:

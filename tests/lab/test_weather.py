@@ -184,5 +184,5 @@ def test_a_daemon_killed_in_mid_build_is_named_and_the_next_run_resumes(
     fragile.shop = dataclasses.replace(fragile.shop, engine=again)
     fragile.add_layer("waits", "FROM layer AS waits\nRUN true\n")
     plan = fragile.plan(slow)
-    built = builder.execute(plan, fragile.shop)
-    assert len(built.layers) == 2
+    with builder.execute(plan, fragile.shop) as staged:
+        assert len(staged.image.layers) == 2

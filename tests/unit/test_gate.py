@@ -7,22 +7,29 @@ import json
 import os
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sparkimage.errors import GateError, StoreError
-from sparkimage.proof import dsse, gate, seal
-from sparkimage.proof.gate import Passage, Required
+from sparkimage.errors import GateError, StoreError, UsageError
+from sparkimage.proof import demands, dsse, gate, seal
+from sparkimage.proof.demands import CHECKS_VERSION, PlanRecord
+from sparkimage.proof.gate import PolicyDecision, Required
 from sparkimage.proof.keys import Keyring
 from sparkimage.proof.seal import Check
 from sparkimage.publishing import shipping
 from sparkimage.storage.store import Image, Store
 from sparkimage.tier import Tier
+from tests.unit import good_maker
 from tests.unit.oci_maker import LAYERS, make_image
-from tests.unit.seal_maker import PLAN, check, made
+from tests.unit.seal_maker import check, made
 
+RECORD = PlanRecord(
+    plan=replace(good_maker.plan(), image="spark:v"),
+    checks={"version": CHECKS_VERSION, "files": {}, "rules": "", "ids": ["l/test_a"]},
+)
 STATIC = check("static/a", tier=Tier.STATIC)
 RUN = check("l/test_a")
 NAME = "spark:v"
@@ -40,18 +47,20 @@ class World:
 
     def seal(self, *checks: Check, of: Image | None = None, **more: Any) -> None:
         digest = (of or self.image).digest
-        seal.save(self.store, made(*checks, digest=digest, **more), self.keys)
+        given = {"plan": RECORD.checksum, **more}
+        seal.save(self.store, made(*checks, digest=digest, **given), self.keys)
 
-    def ask(self, **more: Any) -> Passage:
+    def ask(self, **more: Any) -> PolicyDecision:
         given: dict[str, Any] = {
-            "plan_checksum": PLAN, "required": Required(), "name": NAME, "keys": self.keys,
+            "plan_checksum": RECORD.checksum, "required": Required(), "name": NAME,
+            "keys": self.keys,
             "say": self.said.append, **more,
         }  # fmt: skip
         return gate.ask(self.store, self.image.digest, **given)
 
-    def file(self, passage: Passage | None = None) -> bytes:
-        passage = passage or self.ask()
-        return b"".join(shipping.chunks(self.image, NAME, passage, self.store, self.keys))
+    def file(self, decision: PolicyDecision | None = None, record: PlanRecord = RECORD) -> bytes:
+        decision = decision or self.ask()
+        return b"".join(shipping.chunks(self.image, record, decision, self.store, self.keys))
 
 
 @pytest.fixture
@@ -61,10 +70,10 @@ def world(tmp_path: Path) -> World:
 
 def test_a_sealed_image_passes(world: World) -> None:
     world.seal(STATIC, RUN)
-    passage = world.ask(required=Required(checks=("l/test_a",)))
-    assert passage.verdict is not None
-    assert passage.verdict.tiers == (Tier.STATIC, Tier.RUN)
-    assert (passage.unverified, world.said) == ("", [])
+    decision = world.ask(required=Required(checks=("l/test_a",)))
+    assert decision.verdict is not None
+    assert decision.verdict.tiers == (Tier.STATIC, Tier.RUN)
+    assert (decision.unverified, world.said) == ("", [])
 
 
 def tampered(world: World) -> None:
@@ -147,12 +156,12 @@ def test_a_refusal_says_why_and_what_next(world: World, name: str) -> None:
         world.ask(required=required)
     assert todo in refusal.value.hint
     # Overruled, it says so, and the reason goes into the file.
-    passage = world.ask(required=required, allow_unverified=True)
-    assert passage.unverified == refusal.value.message
+    decision = world.ask(required=required, allow_unverified=True)
+    assert decision.unverified == refusal.value.message
     assert len(world.said) == 1
     assert world.said[0].startswith("WARNING: ")
     assert refusal.value.message in world.said[0]
-    documents = members(world.file(passage))
+    documents = members(world.file(decision))
     assert json.loads(documents[shipping.SEAL])["unverified"] == refusal.value.message
 
 
@@ -187,9 +196,7 @@ def packed(files: dict[str, bytes]) -> bytes:
 
 
 def load(data: bytes, store: Store, keys: Keyring, **more: Any) -> shipping.Loaded:
-    required = more.pop("required", Required())
-    given: dict[str, Any] = {"required": lambda _name: required, "keys": keys, **more}
-    return shipping.load(io.BytesIO(data), store, **given)
+    return shipping.load(io.BytesIO(data), store, keys=keys, **more)
 
 
 def test_a_round_trip(world: World, tmp_path: Path) -> None:
@@ -199,11 +206,14 @@ def test_a_round_trip(world: World, tmp_path: Path) -> None:
     assert (loaded.image.digest, loaded.name) == (world.image.digest, NAME)
     assert store.names() == {NAME: world.image.digest}
     assert store.damaged(world.image.digest) == []
-    assert loaded.passage.unverified == ""
+    assert loaded.decision.unverified == ""
     here = gate.ask(
-        store, world.image.digest, plan_checksum=PLAN, required=Required(), keys=world.keys
-    )
+        store, world.image.digest, plan_checksum=RECORD.checksum, required=Required(),
+        keys=world.keys,
+    )  # fmt: skip
     assert here.verdict is not None
+    # The plan has come along: what it needs to ship on.
+    assert demands.kept(store, world.image.digest) == RECORD
     # Once more adds nothing.
     load(world.file(), store, world.keys)
     assert len(seal.history(store, world.image.digest, world.keys)) == 1
@@ -230,7 +240,19 @@ def blob(world: World, edit: Callable[[bytes], bytes]) -> bytes:
 
 
 AT_LOAD: dict[str, tuple[Callable[[World], bytes], type[Exception], str]] = {
-    "no seal": (lambda w: without(w, shipping.SEAL), GateError, "has no seal"),
+    "no seal": (lambda w: without(w, shipping.SEAL), StoreError, "holds no plan"),
+    "another plan": (
+        lambda w: change(w, shipping.SEAL, lambda s: s["plan"]["plan"].update(python="3.9")),
+        GateError, "another plan or other checks",
+    ),
+    "a check taken off the plan": (
+        lambda w: change(w, shipping.SEAL, lambda s: s["plan"]["checks"].update(ids=[])),
+        GateError, "another plan or other checks",
+    ),
+    "a plan of another name": (
+        lambda w: change(w, shipping.SEAL, lambda s: s["plan"]["plan"].update(image="x:y")),
+        StoreError, "plan is of x:y",
+    ),
     "empty seal": (
         lambda w: change(w, shipping.SEAL, lambda s: s.update(envelopes=[])), GateError,
         "has no seal",
@@ -257,7 +279,7 @@ AT_LOAD: dict[str, tuple[Callable[[World], bytes], type[Exception], str]] = {
         lambda w: change(w, shipping.SEAL, lambda s: s.update(name="x:y")), GateError, "seal is of"
     ),
     "shipped unverified": (
-        lambda w: w.file(Passage(digest=w.image.digest, verdict=None, unverified="because")),
+        lambda w: w.file(PolicyDecision(digest=w.image.digest, verdict=None, unverified="because")),
         GateError, "was shipped unverified: because",
     ),
     "a blob with a flipped bit": (
@@ -295,9 +317,9 @@ def test_load_over_the_gate_is_loud(world: World, tmp_path: Path) -> None:
     said: list[str] = []
     loaded = load(data, store, world.keys, allow_unverified=True, say=said.append)
     assert store.names() == {NAME: world.image.digest}
-    assert "has no seal" in loaded.passage.unverified
+    assert "has no seal" in loaded.decision.unverified
     assert said == [
-        f"WARNING: {world.image.digest[:19]} ships UNVERIFIED: {loaded.passage.unverified}"
+        f"WARNING: {world.image.digest[:19]} ships UNVERIFIED: {loaded.decision.unverified}"
     ]
 
 
@@ -340,11 +362,15 @@ def test_a_failed_that_was_loaded_over_the_gate_stays(world: World, tmp_path: Pa
 
 
 def test_a_check_that_the_other_side_requires(world: World, tmp_path: Path) -> None:
-    world.seal(STATIC, RUN)
+    more = replace(RECORD, checks={**RECORD.checks, "ids": ["l/test_a", "l/test_b"]})
+    world.seal(STATIC, RUN, plan=more.checksum)
     store = Store.open(tmp_path / "x")
+    decision = world.ask(plan_checksum=more.checksum)
     with pytest.raises(GateError, match="lacks 1 required checks"):
-        load(world.file(), store, world.keys, required=Required(checks=("l/test_b",)))
-    load(world.file(), store, world.keys, required=Required(checks=("l/test_a",)))
+        load(world.file(decision, more), store, world.keys)
+    world.seal(STATIC, RUN, check("l/test_b"), plan=more.checksum, finished=2)
+    decision = world.ask(plan_checksum=more.checksum)
+    load(world.file(decision, more), store, world.keys)
 
 
 def test_a_failed_of_ours_outweighs_a_passed_that_comes(world: World, tmp_path: Path) -> None:
@@ -361,15 +387,14 @@ def test_a_failed_of_ours_outweighs_a_passed_that_comes(world: World, tmp_path: 
         "says FAILED"
         in load(
             data, other.store, world.keys, allow_unverified=True, say=lambda _: None
-        ).passage.unverified
+        ).decision.unverified
     )
 
 
 def test_a_tier_that_the_other_side_requires(world: World, tmp_path: Path) -> None:
     world.seal(STATIC, RUN)
-    required = Required(tiers=(*Tier,))
     with pytest.raises(GateError, match="lacks the required tier node"):
-        load(world.file(), Store.open(tmp_path / "x"), world.keys, required=required)
+        load(world.file(), Store.open(tmp_path / "x"), world.keys, tiers=tuple(Tier))
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -388,5 +413,8 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     write(path, interrupted=False)
     assert path.read_bytes() == b"whole"
-    with pytest.raises(StoreError, match="cannot be written"):
-        write(path / "x", interrupted=False)
+    for wrong, why in ((path / "x", "is not there"), (tmp_path, "is a folder")):
+        with pytest.raises(UsageError, match=why):
+            write(wrong, interrupted=False)
+    with pytest.raises(StoreError, match=r"has .* free, the file needs"):
+        shipping.refuse_target(path, 1 << 60)

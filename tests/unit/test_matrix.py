@@ -120,9 +120,9 @@ WRONG = [
      "is a wheels pin"), "`debs` takes a pin of kind deb or debian"),
     ("{wheels: {pin: nccl}}", "{wheels: {pin: debian}}", 13, ("layer nccl has debian as `wheels`, "
      "but debian trixie is a debian pin"), "`wheels` takes a pin of kind wheels"),
-    ("{wheels: {pin: nccl}}", ("{source: {pin: nccl, dockerfile: D, target: t, images: {A: debian},"
-     " jobs: 1, threads: 1, arch_list: x}}"), 13, ("layer nccl has debian as `source`, but debian "
-     "trixie is a debian pin"), "`source` takes a pin of kind image"),
+    ("{wheels: {pin: nccl}}", ("{source: {pin: nccl, dockerfile: D, target: t, images: {A: debian, "
+     "B: layer}, jobs: 1, threads: 1, arch_list: x}}"), 13, ("layer nccl has debian as `source`, "
+     "but debian trixie is a debian pin"), "`source` takes a pin of kind image"),
     ("[base, nccl]", "[nccl, base]", 13, ("variant n2.30.4-arm64: layer base has a `base` but lies "
      "on another"), "the lowest layer, and no other, has a `base`"),
     ("[base, nccl]", "[nccl]", 13, "variant n2.30.4-arm64: layer nccl is lowest, on nothing",
@@ -199,6 +199,60 @@ def test_a_matrix_of_every_kind_of_pin_and_layer(tmp_path: Path) -> None:
         ("variant v: layer made has os as `source`, but os trixie is a debian pin",
          "`source` takes a pin of kind image"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "images", "line", "what"),
+    [
+        ("patches: [p]", "BUILD: os, FINAL: layer", 12, "would not get its `patches`"),
+        ("debs: nccl", "BUILD: os, FINAL: layer", 12, "would not get its `debs`"),
+        ("wheels: {pin: app}", "BUILD: os, FINAL: layer", 12, "would not get its `wheels`"),
+        ("base: os", "BUILD: os, FINAL: layer", 12, "would not get its `base`"),
+        ("args: {}", "BUILD: os", 11, "takes no layer below"),
+    ],
+)
+def test_a_source_gets_what_is_planned_or_is_refused(
+    tmp_path: Path, more: str, images: str, line: int, what: str
+) -> None:
+    images = f"images: {{{images}}}"
+    values = {"os": "13.0.0", "fork": "one", "nccl": "2.30.0", "app": "1.0.0"}
+    text = f"""version: 1
+repository: r
+pins:
+  os: {{"13.0.0": {{kind: image, image: "nvidia/cuda:13.0"}}}}
+  nccl: {{"2.30.0": {json.dumps(maker.NCCL)}}}
+  app: {{"1.0.0": {json.dumps(maker.APP)}}}
+  fork: {{one: {json.dumps(maker.git_pin("a" * 9))}}}
+layers:
+  low: {{base: os}}
+  made:
+    source: {{pin: fork, dockerfile: D, target: t, jobs: 1, threads: 1, arch_list: "1", {images}}}
+    {more}
+defaults: {{name: x, layers: [low, made]}}
+include: [{json.dumps(maker.include("v", "low", "made", **values))}]
+groups: {{default: [v]}}
+"""
+    (tmp_path / "images" / "low").mkdir(parents=True)
+    (tmp_path / "images" / "low" / "Dockerfile").write_text("FROM layer\n")
+    patch = {
+        "kind": "diff",
+        "purpose": "p",
+        "file": "p.diff",
+        "root": "/x/y",
+        "needed_by": ["a" * 9],
+    }
+    (tmp_path / "patches").mkdir()
+    patches = {"version": 1, "patches": {"p": patch}}
+    (tmp_path / "patches" / "patches.yaml").write_text(json.dumps(patches))
+    assert [at for at, said, _ in problems(tmp_path, text) if what in said] == [line]
+
+
+def test_a_value_that_is_not_in_pins_is_named_with_its_line(project: Path) -> None:
+    pins = 'pins: {debian: trixi, nccl: "2.30.4"}'
+    text = GOOD.replace("include: []", f"include: [{{name: z, platform: linux/arm64, {pins}}}]")
+    assert problems(project, text) == [
+        (22, "variant z names debian 'trixi', which is not in pins", "did you mean 'trixie'?")
+    ]
 
 
 def test_pins_of_a_variant_agree_on_python(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from sparkimage.errors import UsageError, VerifyError
 from sparkimage.layers.layerindex import image_files
+from sparkimage.plans import planning
 from sparkimage.publishing import naming
 from sparkimage.publishing.naming import Measured, ordered, version_tag
 from sparkimage.publishing.publish import channels
@@ -113,8 +114,9 @@ def test_an_index_is_whole_or_refused(
     )
     read = maker.write(tmp_path, {**data, "channels": chosen})
     given = [one for one in read.variants if one.name in names]
+    plans = planning.make_all(read, given, maker.locked(read), maker.ORIGIN)
     if isinstance(said, str):
         with pytest.raises(UsageError, match=said):
-            channels(read, given)
+            channels(read, plans)
     else:
-        assert channels(read, given) == said
+        assert channels(read, plans) == said

@@ -281,6 +281,20 @@ def test_the_plan_of_a_patch_that_fits(tmp_path: Path) -> None:
     assert planning.judge_patches(read, read.variants[0], held)["fix"].state is State.APPLIED
 
 
+def test_of_several_git_pins_a_patch_is_for_the_one_that_it_names(tmp_path: Path) -> None:
+    pins = {
+        "os": {"trixie": maker.OS},
+        "app": {"one": maker.git_pin(OTHER, "https://git.example/app.git")},
+        "fork": {"one": maker.git_pin(NEEDS)},
+    }
+    layers = {"low": {"base": "os", "pins": ["app", "fork"]}, "fix": {"patches": ["fix"]}}
+    variants = [maker.include("v", *layers, os="trixie", app="one", fork="one")]
+    read = maker.write(tmp_path, maker.document(pins, layers, variants), {"fix": PATCH})
+    plan = planning.make(read, read.variants[0], maker.locked(read), maker.ORIGIN)
+    (made,) = plan.layers[1].patches
+    assert made.fork == (maker.FORK, NEEDS)
+
+
 @pytest.mark.parametrize(
     ("commit", "targets", "reason"),
     [

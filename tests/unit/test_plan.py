@@ -216,12 +216,29 @@ def test_the_fingerprint_is_of_what_decides_the_result(tmp_path: Path) -> None:
     (tmp_path / "images" / "low" / "test_low.py").write_text("")
     (tmp_path / "images" / "foreign").mkdir()
     (tmp_path / "images" / "foreign" / "Dockerfile").write_text("FROM layer\n")
+    (tmp_path / "images" / "low" / "__pycache__").mkdir()
+    (tmp_path / "images" / "low" / "__pycache__" / "test_low.pyc").write_text("")
     assert fingerprint(made, tmp_path) == first
     seen = {first}
+    # Python files that the Dockerfile copies are inputs, those called as checks are below the top.
+    for name in ("helper.py", "overlay/vllm/a.py", "overlay/vllm/test_a.py", "overlay/a.pyc"):
+        path = tmp_path / "images" / "low" / name
+        for content in ("", "two"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+            seen.add(fingerprint(made, tmp_path))
+    link = tmp_path / "images" / "low" / "link"
+    for target in ("nowhere", "elsewhere"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        seen.add(fingerprint(made, tmp_path))
+    assert len(seen) == 11
     for path in (tool, links / "app.whl", tmp_path / "images" / "low" / "Dockerfile"):
         path.write_text("two")
         seen.add(fingerprint(made, tmp_path))
     (tmp_path / "images" / "low" / "new").write_text("")
     seen.add(fingerprint(made, tmp_path))
     seen.add(fingerprint(replace(made, cmd=("x",)), tmp_path))
-    assert len(seen) == 6
+    (tmp_path / "images" / "low" / "new").chmod(0o755)
+    seen.add(fingerprint(made, tmp_path))
+    assert len(seen) == 17

@@ -136,7 +136,7 @@ def test_profiles_change_neither_plan_nor_seal_nor_lock(tmp_path: Path) -> None:
     ]
     assert len({plan.checksum() for plan in plans}) == 1
     seals = {
-        demands.checksum(plan, read.root)
+        demands.record(plan, read.root).checksum
         for plan, read in zip(plans, (one, other, without), strict=True)
     }
     assert len(seals) == 1

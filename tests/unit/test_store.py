@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,7 +90,6 @@ def test_an_export_is_adopted_with_its_blobs(store: Store) -> None:
         store.discard(image.layers[0].digest)
         with pytest.raises(StoreError, match="incomplete"):
             store.adopt(folder)
-        assert store.gc() == 0
     assert list(store.root.glob("incoming-*")) == []
 
 
@@ -105,6 +106,45 @@ def test_gc_keeps_what_a_name_uses(store: Store) -> None:
     assert store.gc() > 0
     assert store.holds(kept.digest)
     assert not store.holds(gone.digest)
+
+
+def test_gc_waits_for_a_command_that_uses_the_store(store: Store) -> None:
+    # A build names its image when it is proven, long after its blobs are here.
+    image, said, waits = make_image(store), list[str](), threading.Event()
+
+    def say(line: str) -> None:
+        said.append(line)
+        waits.set()
+
+    with ThreadPoolExecutor() as pool:
+        with store.in_use():
+            freed = pool.submit(store.gc, say)
+            assert waits.wait(60)
+            assert store.holds(image.digest)
+            store.name("r:v", store.descriptor(image.digest))
+        assert freed.result(60) == 0
+    assert said == [f"waiting for process {os.getpid()}, which uses the store"]
+
+
+def test_one_process_at_a_time_makes_an_image_of_a_name(store: Store) -> None:
+    said, waits, order = list[str](), threading.Event(), list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        waits.set()
+
+    def second() -> None:
+        with store.naming("h:5000/r:v", say):
+            order.append("second")
+
+    with ThreadPoolExecutor() as pool:
+        with store.naming("h:5000/r:v"), store.naming("h:5000/r:w"):
+            other = pool.submit(second)
+            assert waits.wait(60)
+            order.append("first")
+        other.result(60)
+    assert order == ["first", "second"]
+    assert said == [f"waiting for process {os.getpid()}, which makes h:5000/r:v, too"]
 
 
 def test_gc_removes_what_a_killed_command_was_writing_and_nothing_younger(store: Store) -> None:

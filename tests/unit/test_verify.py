@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -23,6 +26,7 @@ from sparkimage.errors import (
     CommandError,
     ConfigError,
     EngineError,
+    GateError,
     PreflightError,
     UsageError,
     VerifyError,
@@ -101,14 +105,14 @@ class Bench:
 
     def verify(self, live: Any, *tiers: Tier, runner: Any = None) -> verify.Outcome:
         return verify.verify(
-            self.plan, self.image, live=live, project=self.project, store=self.store,
-            runner=runner or Local(), keys=self.keys, tiers=tiers,
+            demands.record(self.plan, self.project), self.image, live=live, project=self.project,
+            store=self.store, runner=runner or Local(), keys=self.keys, tiers=tiers,
         )  # fmt: skip
 
     def verdict(self) -> seal.Verdict | None:
         return seal.verdict(
             self.store, self.image.digest, keys=self.keys,
-            plan_checksum=demands.checksum(self.plan, self.project),
+            plan_checksum=demands.record(self.plan, self.project).checksum,
         )  # fmt: skip
 
 
@@ -161,17 +165,84 @@ def test_each_static_check_can_fail(bench: Bench, id: str) -> None:
 
 
 def test_what_is_required_is_of_the_plan_and_its_checks(bench: Bench) -> None:
-    required = demands.required(bench.plan, bench.project)
+    def record(plan: Plan) -> demands.PlanRecord:
+        return demands.record(plan, bench.project)
+
+    required = record(bench.plan).required
     assert (required.tiers, required.checks) == (DEFAULT, ("app/test_a",))
     more = replace(bench.plan, requires=tuple(Tier))
-    assert demands.required(more, bench.project).tiers == tuple(Tier)
+    assert record(more).required.tiers == tuple(Tier)
     # Asking for more leaves the seal as it is; other checks do not.
-    before = demands.checksum(bench.plan, bench.project)
-    assert demands.checksum(more, bench.project) == before
+    before = record(bench.plan).checksum
+    assert record(more).checksum == before
     only = replace(bench.plan, requires=(Tier.STATIC,))
-    assert demands.required(only, bench.project).checks == ()
-    (bench.project / "images" / "app" / "test_app.py").write_text("def test_b(check): ...\n")
-    assert demands.checksum(bench.plan, bench.project) != before
+    assert record(only).required.checks == ()
+    file = bench.project / "images" / "app" / "test_app.py"
+    file.write_text('"""Words."""\n\n# And more.\n' + file.read_text() + "\n")
+    assert record(bench.plan).checksum == before
+    file.write_text("def test_b(check): ...\n")
+    assert record(bench.plan).checksum != before
+
+
+def test_the_record_of_an_image_outlives_the_project(bench: Bench) -> None:
+    made = demands.record(bench.plan, bench.project, "1" * 64)
+    bench.verify(never, Tier.STATIC)
+    demands.keep(bench.store, bench.image.digest, made)
+    shutil.rmtree(bench.project)
+    kept = demands.kept(bench.store, bench.image.digest)
+    assert kept == made
+    assert kept.checksum == made.checksum == kept.current_checksum
+    # Its layers' checks would be left out in silence.
+    with pytest.raises(UsageError, match=r"lacks app, whose checks v must pass"):
+        demands.again(kept, bench.project)
+
+
+@pytest.mark.parametrize("data", [b"", b"null", b"{}", b'{"plan": {}, "checks": []}'])
+def test_a_record_that_is_damaged_or_missing_is_said(bench: Bench, data: bytes) -> None:
+    digest = bench.image.digest
+    with pytest.raises(GateError, match="is not in the store"):
+        demands.kept(bench.store, digest)
+    demands.keep(bench.store, digest, demands.record(bench.plan, bench.project))
+    (file,) = (bench.store.root / "facts" / demands.KIND).iterdir()
+    file.write_bytes(data)
+    with pytest.raises(GateError, match="is damaged"):
+        demands.kept(bench.store, digest)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("x = 1\n", '"""Doc.\n\nMore é."""\nx = 1  # é\n\n# more\n', True),
+        ("def f():\n    return 1\n", 'def f():\n    """D."""\n    # d\n    return 1\n', True),
+        ('x = "# a"\n', 'x = "# b"\n', False),
+        ('def f(): "d"\n', 'def g(): "d"\n', False),
+        ('x = """a\n\nb"""\n', 'x = """a\nb"""\n', False),
+        ('x = """a\n \nb"""\n', 'x = """a\n\nb"""\n', False),
+        ('x = f"""a\n\n{1}"""\n', 'x = f"""a\n{1}"""\n', False),
+    ],
+)
+def test_a_comment_is_no_part_of_a_check(one: str, other: str, same: bool) -> None:
+    assert (demands.code_checksum(one) == demands.code_checksum(other)) is same
+
+
+RECORDED = Path(__file__).with_name("checks-version.json")
+
+
+def test_changed_checks_have_a_new_version() -> None:
+    """Where this fails: raise ``demands.CHECKS_VERSION`` if a result may be another one than before
+    (all images are then to be proven again), and record the code: make golden."""
+    package = Path(demands.__file__).parents[1]
+    digest = hashlib.sha256()
+    for name in demands.CHECKERS:
+        text = (package / name).read_text()
+        if name.endswith(".py"):
+            digest.update(demands.code_checksum(text).encode())
+        else:
+            digest.update(json.dumps(yaml.safe_load(text), sort_keys=True).encode())
+    now = {"version": demands.CHECKS_VERSION, "code": digest.hexdigest()}
+    if os.environ.get("GOLDEN") == "write":
+        RECORDED.write_text(json.dumps(now, indent=1) + "\n")
+    assert json.loads(RECORDED.read_text()) == now
 
 
 def test_requires_is_a_field_of_the_matrix(tmp_path: Path) -> None:
