@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from sparkimage.errors import SparkError
+from tests.lab import sampling
 
 # No test is one of a timing: a busy machine is no reason to fail.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -31,6 +32,11 @@ def pytest_runtest_makereport(
 # The commands that tests start keep their bytecode, as a user's do: without it each start compiles
 # all modules anew, which makes half a second of the processor's.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_report_header() -> str:
+    return f"LAB_SEED={sampling.SEED}: picks what `make test` tries of several ways"
+
 
 GOLDEN = Path(__file__).parent / "golden"
 

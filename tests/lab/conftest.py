@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +31,9 @@ from sparkimage.progress import View
 from sparkimage.rights import run_as_root
 from sparkimage.run import Local
 from sparkimage.storage.store import Store
+from tests.lab import command, standins
 from tests.lab import fleet as fleets
 from tests.lab import recipe as recipes
-from tests.lab import standins
 from tests.lab.fleet import Fleet
 from tests.lab.recipe import Recipe
 from tests.lab.shipment import Shipment
@@ -199,21 +198,16 @@ class Lab:
             **more,
         }
 
+    def words(self, *words: str) -> list[str]:
+        return ["--matrix-file", str(self.project / "matrix.yaml"), *words]
+
     def argv(self, *words: str) -> list[str]:
-        return [
-            sys.executable, "-m", "sparkimage",
-            "--matrix-file", str(self.project / "matrix.yaml"), *words,
-        ]  # fmt: skip
+        """A real start of the command line."""
+        return [*command.PROGRAM, *self.words(*words)]
 
     def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         """The command line, as a user calls it."""
-        return subprocess.run(
-            self.argv(*words),
-            env=self.environment(**more),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return command.call(self.words(*words), self.environment(**more))
 
     def clean(self) -> None:
         """Forget what this lab named."""

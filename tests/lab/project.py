@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from sparkimage.storage.store import Store
+from tests.lab import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +24,13 @@ class Project:
     def environment(self, **more: str) -> dict[str, str]:
         return {**os.environ, "SPARKIMAGE_HOME": str(self.folder / "home"), **more}
 
+    def words(self, *words: str) -> list[str]:
+        return ["--matrix-file", str(self.folder / "matrix.yaml"), *words]
+
     def argv(self, *words: str) -> list[str]:
-        file = str(self.folder / "matrix.yaml")
-        return [sys.executable, "-m", "sparkimage", "--matrix-file", file, *words]
+        """A real start of it."""
+        return [*command.PROGRAM, *self.words(*words)]
 
     def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         """The command line, to its end."""
-        return subprocess.run(
-            self.argv(*words), env=self.environment(**more), capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+        return command.call(self.words(*words), self.environment(**more))

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from hypothesis import strategies as st
 
 from sparkimage.errors import ProbeError, UsageError
 from sparkimage.measuring import completions, measure
+from tests.lab.command import PROGRAM, call
 from tests.lab.standin_vllm.api import NO_TOOLS, Behaviour, Server
 
-PROJECT = Path(__file__).resolve().parents[2]
 QUICK = measure.Settings(streams=(1, 4), tokens=24)
 SECRET = "only-for-the-lab"
 Lab = Callable[..., Server]
@@ -48,13 +47,8 @@ def measured(server: Server, settings: measure.Settings = QUICK) -> measure.Resu
 
 
 def probe(server: Server, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "sparkimage", "probe", "--url", server.url, *words],
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "COLUMNS": "80", **more},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "COLUMNS": "80", **more}
+    return call(["probe", "--url", server.url, *words], environment)
 
 
 def test_the_four_rules_are_kept(standin: Lab) -> None:
@@ -201,8 +195,7 @@ def test_whatever_a_stream_holds_is_an_answer_or_an_error(
 def test_an_interrupt_ends_it_at_once(standin: Lab) -> None:
     server = standin(faults=[""], always="hang")
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "sparkimage", "probe", "--url", server.url],
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        [*PROGRAM, "probe", "--url", server.url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

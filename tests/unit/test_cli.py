@@ -8,7 +8,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from sparkimage import __version__
 from sparkimage.plans import lock
 from sparkimage.progress import Build, View
 from sparkimage.units import clock, human
+from tests.lab import command
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOWHERE = Path("nowhere")
@@ -27,22 +27,32 @@ NOWHERE = Path("nowhere")
 def run(
     *words: str, cwd: Path = PROJECT, home: Path = NOWHERE, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sparkimage", *words],
-        cwd=cwd,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(PROJECT),
-            "SPARKIMAGE_HOME": str(home),
-            # Whoever runs the tests has mirrors of their own, and a terminal of any width.
-            "SPARKIMAGE_MIRRORS": os.devnull,
-            "COLUMNS": "200",
-            **more,
-        },
-        capture_output=True,
-        text=True,
+    return command.call(words, {**environment(home), **more}, cwd=cwd)
+
+
+def environment(home: Path = NOWHERE) -> dict[str, str]:
+    return {
+        **os.environ,
+        "SPARKIMAGE_HOME": str(home),
+        # Whoever runs the tests has mirrors of their own, and a terminal of any width.
+        "SPARKIMAGE_MIRRORS": os.devnull,
+        "COLUMNS": "200",
+    }
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--version",), ("lock", "--nope"), ("--debug", "verify", "nothing"), ("images",)]
+)
+def test_a_call_is_what_a_real_start_is(words: tuple[str, ...]) -> None:
+    real = subprocess.run(
+        [*command.PROGRAM, *words], cwd=PROJECT, env=environment(), capture_output=True, text=True,
         check=False,
-    )
+    )  # fmt: skip
+    called = run(*words)
+    # A traceback begins in the frames of what started it.
+    seen = [one.stderr.rpartition("Traceback")[2].splitlines()[-4:] for one in (real, called)]
+    assert seen[0] == seen[1]
+    assert (called.returncode, called.stdout) == (real.returncode, real.stdout)
 
 
 def test_help_and_version() -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from sparkimage.machines.diagnosis import (
     odd,
 )
 from sparkimage.machines.severity import Severity
+from tests.lab.command import call
 from tests.unit.spark_facts import PARTS, edited, info, spark
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -357,11 +357,7 @@ def test_the_page_of_the_checks_is_current() -> None:
 
 
 def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sparkimage", "doctor", *words],
-        cwd=PROJECT, capture_output=True, text=True, check=False,
-        env={**os.environ, "COLUMNS": "80", **more},
-    )  # fmt: skip
+    return call(["doctor", *words], {**os.environ, "COLUMNS": "80", **more}, cwd=PROJECT)
 
 
 def test_this_machine_alone() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sparkimage.explaining import failures, page
+from tests.lab.command import call
 from tests.unit.log_excerpts import HEALTHY, TRUE
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -18,16 +18,7 @@ READY = "INFO:     Application startup complete.\n"
 
 
 def run(*words: str, given: bytes = b"", columns: int = 80) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "sparkimage", "explain", *words],
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "COLUMNS": str(columns)},
-        input=given,
-        capture_output=True,
-        check=False,
-    )
-    return subprocess.CompletedProcess(
-        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
-    )
+    return call(["explain", *words], {**os.environ, "COLUMNS": str(columns)}, given=given)
 
 
 def test_a_failure_is_named_with_its_line_its_cause_and_its_cure(
