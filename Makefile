@@ -1,6 +1,6 @@
 # Thin: build.py and the tools of .venv do the work. `make` alone shows what there is.
 .DEFAULT_GOAL := help
-.PHONY: help image test test-unit bench-recipe bench-distribute bench-publish bench-launch mutants check lint dockerfiles shell types workflows lab golden schema lock \
+.PHONY: help image test test-all test-arm64 test-unit bench-recipe bench-distribute bench-publish bench-launch mutants check lint dockerfiles shell types workflows lab golden schema lock \
         engine-up engine-down ci-plan login logout propose release-notes source-archive release \
         clean venv
 
@@ -12,25 +12,32 @@ IMAGE ?=
 # expand what is in it.
 export ONLY ?= *
 export TO VERSION NEWS
-# Tests wait for nodes as much as they compute. Each process has four nodes, a store and names of its
-# own; the tests of one file share them.
-AT_ONCE := --numprocesses=2 --dist=loadfile
+# Tests wait for nodes as much as they compute. Which tests share a process, and which go first, is
+# said in tests/conftest.py.
+AT_ONCE := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+QUICK := -m 'not thorough'
 TESTS := $(wildcard tests/unit tests/golden tests/lab)
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 image: ## Build and prove the default variants (VARIANT=NAME for another one)
 	python3 build.py image $(VARIANT)
 
-test: check ## Lint, types, then all tests (sets up an engine where there is none)
+test: check ## Lint, types, then the tests but the thorough ones (sets up an engine where there is none)
+	$(PYTEST) $(AT_ONCE) $(QUICK) $(TESTS)
+
+test-all: check ## Lint, types, then all tests: each way of each fault, each kind of node, arm64
 	$(PYTEST) $(AT_ONCE) $(TESTS)
 
-test-unit: venv ## The tests that need no Docker
-	$(PYTEST) tests/unit
+test-arm64: venv ## The tests that build whole images for arm64; for a machine where that is native
+	$(PYTEST) $(AT_ONCE) -m arm64 $(TESTS)
 
-lab: venv ## The tests on real parts: engine, registry, nodes
-	$(PYTEST) $(AT_ONCE) tests/lab
+test-unit: venv ## The tests that need no Docker
+	$(PYTEST) $(AT_ONCE) tests/unit
+
+lab: venv ## The tests on real parts but the thorough ones: engine, registry, nodes
+	$(PYTEST) $(AT_ONCE) $(QUICK) tests/lab
 
 bench-recipe: venv ## Measure the lock's verbs and the lab's builds of ds4-flash
 	$(PYTEST) -q tests/lab/bench_recipe.py

@@ -34,6 +34,28 @@ def pytest_runtest_makereport(
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+SHARED = ("four", "recipe", "lab")
+"""Fixtures that are dear to make, the dearest first: one process runs all tests that take one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest groups begin first, and the many small ones fill what is left."""
+
+    def rank(item: pytest.Item) -> int:
+        assert isinstance(item, pytest.Function)
+        for n, name in enumerate(SHARED):
+            if name in item.fixturenames:
+                return n
+        return len(SHARED) + (0 if "lab" in item.path.parts else 1)
+
+    for item in items:
+        n = rank(item)
+        # What takes the recipe takes the lab, too.
+        group = item.path.name if n >= len(SHARED) else "four" if n == 0 else "lab"
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=rank)
+
+
 def pytest_report_header() -> str:
     return f"LAB_SEED={sampling.SEED}: picks what `make test` tries of several ways"
 

@@ -27,7 +27,7 @@ from sparkimage.plans.plan import Origin
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
-NAMES = {"outdated", "publish", "release", "test"}
+NAMES = {"nightly", "outdated", "publish", "release", "test"}
 BIN = PROJECT / ".venv" / "bin"
 
 
@@ -75,7 +75,7 @@ def called(run: str) -> list[str]:
 
 
 def targets() -> set[str]:
-    return set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z0-9-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
 
 
 def test_every_step_is_a_make_target_or_a_command_of_build_py() -> None:
