@@ -314,4 +314,4 @@ def _following(
                 yield found
     finally:
         for process in started:
-            process.kill()
+            remote.kill(process)

@@ -181,6 +181,9 @@ class Waiting:
         try:
             process = one.station.remote.start(words)
             self._following.append(process)
+            if self._over.is_set():
+                # Whoever ends those that follow may not have seen this one.
+                process.kill()
             assert process.stdout is not None
             for raw in process.stdout:
                 self._events.put((one.rank, raw.decode("utf-8", "replace")))

@@ -1,19 +1,29 @@
-"""A project whose images start: the stand-in for vLLM (standin_vllm/) on a small Debian, sealed and
-distributed, and four nodes to start it on."""
+"""A project whose images start the stand-in for vLLM (standin_vllm/), and four nodes for it: the
+lab's own, with real engines and a small Debian in the images, or those of standin_nodes.py."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import shlex
+import signal
 import subprocess
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import pytest
 
 from sparkimage import origin
+from sparkimage.cli import app
 from sparkimage.engines.engine import Engine
 from sparkimage.plans import lock, matrix, planning
 from sparkimage.plans.plan import TRIPLETS
@@ -24,11 +34,13 @@ from sparkimage.storage.store import Image
 from tests.lab import fleet as fleets
 from tests.lab import node_image
 from tests.lab.fleet import Fleet
-from tests.lab.node import Node, put
+from tests.lab.node import Node, put, wait
 from tests.lab.node_image import Release
 from tests.lab.payload import sealed
 from tests.lab.project import Project
-from tests.lab.standin_vllm import nccl
+from tests.lab.standin_nodes import Held, Nodes
+from tests.lab.standin_nodes import Node as StandinNode
+from tests.lab.standin_vllm import nccl, server
 from tests.unit import good_maker
 from tests.unit import project_maker as maker
 
@@ -110,19 +122,16 @@ def _python(arch: str) -> dict[str, good_maker.Content]:
     return found
 
 
+NODES = ("node1", "node2", "node3", "node4")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Serving(Project):
-    """The project in ``folder``, for the nodes of ``fleet``."""
+    """The project in ``folder``, and four nodes that have its images."""
 
-    fleet: Fleet
     arch: str
-
-    @classmethod
-    def make(cls, folder: Path, fleet: Fleet, arch: str) -> Serving:
-        made = cls(folder=folder, fleet=fleet, arch=arch)
-        made.matrix(PROFILES)
-        made.nodes()
-        return made
+    limit_s: ClassVar[int]
+    """Seconds in which the stand-in for vLLM is ready, or never."""
 
     def matrix(self, profiles: Mapping[str, Any]) -> None:
         """Write the matrix with these profiles, and its lock."""
@@ -141,26 +150,28 @@ class Serving(Project):
 
     def nodes(self, *names: str, **more: Mapping[str, Any]) -> None:
         """Write fleet.yaml, of these nodes or of all; ``more``: of a node what is otherwise."""
-        data = self.fleet.data("root", *names)
-        for place, (name, spec) in enumerate(data["nodes"].items()):
-            head = {"role": "head"} if not place else {}
-            found = {"interface": "eth0", "hca": ["rocep1s0f0"], "gpus": 1}
-            data["nodes"][name] = {**spec, **found, **head, **more.get(name, {})}
-        (self.folder / "fleet.yaml").write_text(json.dumps(data, indent=1))
+        found = {"interface": "eth0", "hca": ["rocep1s0f0"], "gpus": 1}
+        nodes = {
+            name: {**self.reached(name), **found, **more.get(name, {})} for name in names or NODES
+        }
+        next(iter(nodes.values()))["role"] = "head"
+        (self.folder / "fleet.yaml").write_text(json.dumps({"version": 1, "nodes": nodes}))
 
-    def image(self, variant: str) -> Image:
-        """The variant's image, with a seal that the gate takes."""
-        store, triplet = self.store, TRIPLETS[self.arch]
-        lib = f"usr/lib/{triplet}"
+    @property
+    def preload(self) -> str:
+        """The pinned NCCL in the images."""
+        return f"/usr/lib/{TRIPLETS[self.arch]}/libnccl.so.{PIN}"
+
+    def image(self, variant: str, *below: good_maker.Files) -> Image:
+        """The variant's image with these layers below, and a seal that the gate takes."""
+        store = self.store
+        pinned = self.preload.removeprefix("/")
         files: list[good_maker.Files] = [
-            _python(self.arch),
+            *below,
             {
-                f"{lib}/libnccl.so.{PIN}": nccl.library(self.arch, PIN),
-                f"{lib}/libnccl.so.2": f"libnccl.so.{PIN}",
-                # What torch's wheel brings: it is loaded unless another one is preloaded.
-                "usr/local/lib/python3.13/dist-packages/nvidia/nccl/lib/libnccl.so.2": (
-                    nccl.library(self.arch, OLD)
-                ),
+                pinned: nccl.library(self.arch, PIN),
+                pinned.replace(PIN, "2"): f"libnccl.so.{PIN}",
+                server.PIP.removeprefix("/"): nccl.library(self.arch, OLD),
             },
             {
                 **{
@@ -178,9 +189,7 @@ class Serving(Project):
             "architecture": self.arch,
             "created": "2000-01-01T00:00:00Z",
             "config": {
-                "Env": [
-                    "PATH=/usr/local/bin:/usr/bin:/bin", f"LD_PRELOAD=/{lib}/libnccl.so.{PIN}",
-                ],
+                "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", f"LD_PRELOAD={self.preload}"],
                 **({"Entrypoint": list(ENTRYPOINTS[variant])} if ENTRYPOINTS[variant] else {}),
                 "Labels": {"dev.sparkimage.variant": variant},
             },
@@ -199,59 +208,377 @@ class Serving(Project):
             keys=Keyring(folder=self.folder / "home" / "keys"), lock=plan.lock_checksum,
         )  # fmt: skip
 
-    def environment(self, **more: str) -> dict[str, str]:
-        return super().environment(**{**self.fleet.environment, **more})
-
     def launch(self, *words: str, variant: str = "good") -> subprocess.CompletedProcess[str]:
         """``launch`` of a variant, to its end."""
+        return self.run(*self.launching(*words, variant=variant))
+
+    def launching(self, *words: str, variant: str = "good") -> list[str]:
+        """The words of ``launch``."""
         # There is more than one profile for it on four nodes.
         which = [] if variant != "good" or "--profile" in words else ["--profile", "four"]
-        return self.run("launch", variant, "--model", MODEL, *which, *words)
+        return ["launch", variant, "--model", MODEL, *which, *words]
 
+    @abstractmethod
+    def reached(self, node: str) -> dict[str, Any]:
+        """How a fleet.yaml says that a node is reached."""
+
+    @abstractmethod
+    def during(
+        self, words: Sequence[str], ready: Callable[[], bool], act: Callable[[], None]
+    ) -> subprocess.CompletedProcess[str]:
+        """The command line, to its end, with what happens to the nodes as soon as they are
+        ``ready``."""
+
+    @abstractmethod
+    def interrupted(
+        self, words: Sequence[str], ready: Callable[[], bool]
+    ) -> subprocess.CompletedProcess[str]:
+        """The command line, interrupted as soon as the nodes are ``ready``."""
+
+    @abstractmethod
     def model(self, node: str, **faults: Any) -> None:
         """A node's model folder, with what is to go wrong there."""
-        put(self.fleet[node], {
-            f"{MODEL}/config.json": (0o644, b"{}"),
-            f"{MODEL}/standin.json": (0o644, json.dumps(faults).encode()),
-        })  # fmt: skip
 
+    @abstractmethod
+    def remove(self, node: str, path: str) -> None:
+        """Remove a file or folder of a node."""
+
+    @abstractmethod
+    def rename(self, node: str, path: str, to: str) -> None:
+        """Give a file or folder of a node another name."""
+
+    @abstractmethod
+    def listed(self, node: str, folder: str) -> list[str]:
+        """What is in a node's folder."""
+
+    @abstractmethod
+    def docker(self, node: str, *words: str) -> str:
+        """What a node's docker says."""
+
+    @abstractmethod
+    def occupy(self, node: str, port: int) -> None:
+        """Something else listens on a node's port."""
+
+    @abstractmethod
+    def cut(self, node: str) -> None:
+        """Nobody reaches a node, and who was connected is cut off."""
+
+    @abstractmethod
+    def join(self, node: str) -> None:
+        """Undo ``cut``."""
+
+    @abstractmethod
+    def readers(self) -> int:
+        """How many nodes have somebody who follows a container's log."""
+
+    @abstractmethod
+    def address(self, node: str) -> str:
+        """A node's address among the nodes."""
+
+    @abstractmethod
     def containers(self) -> dict[str, list[str]]:
         """Names and states of the containers on each node."""
-        return self.fleet.each(
-            lambda node: node.docker(
-                "ps", "--all", "--format", "{{.Names}} {{.State}}"
-            ).splitlines()
-        )  # fmt: skip
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Every image is on all nodes again, under its own name."""
+
+    def inspect(self, node: str, name: str = "vllm") -> dict[str, Any]:
+        """A container of a node."""
+        (found,) = json.loads(self.docker(node, "container", "inspect", name))
+        assert isinstance(found, dict)
+        return found
+
+    def runs(self) -> bool:
+        """A whole set runs."""
+        return self.containers() == {node: ["vllm running"] for node in NODES}
 
     def clean(self) -> None:
         """No container, no cache, no fault, wires whole, all nodes in the fleet file."""
         self.matrix(PROFILES)
         self.nodes()
 
+
+@dataclass(frozen=True, kw_only=True)
+class OnNodes(Serving):
+    """With real nodes."""
+
+    fleet: Fleet
+    limit_s = 6
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return super().environment(**{**self.fleet.environment, **more})
+
+    def reached(self, node: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.fleet.data("root", node)["nodes"][node]
+        return found
+
+    @contextmanager
+    def begun(self, words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+        """The command line, which goes on."""
+        with subprocess.Popen(
+            self.argv(*words), env=self.environment(), stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def during(
+        self, words: Sequence[str], ready: Callable[[], bool], act: Callable[[], None]
+    ) -> subprocess.CompletedProcess[str]:
+        with self.begun(words) as process:
+            wait(ready, "the nodes are not ready for it")
+            act()
+            out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def interrupted(
+        self, words: Sequence[str], ready: Callable[[], bool]
+    ) -> subprocess.CompletedProcess[str]:
+        with self.begun(words) as process:
+            wait(ready, "the nodes are not ready for it")
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def model(self, node: str, **faults: Any) -> None:
+        put(self.fleet[node], {
+            f"{MODEL}/config.json": (0o644, b"{}"),
+            f"{MODEL}/standin.json": (0o644, json.dumps(faults).encode()),
+        })  # fmt: skip
+
+    def remove(self, node: str, path: str) -> None:
+        self.fleet[node].exec("rm", "-r", path)
+
+    def rename(self, node: str, path: str, to: str) -> None:
+        self.fleet[node].exec("mv", path, to)
+
+    def listed(self, node: str, folder: str) -> list[str]:
+        return sorted(self.fleet[node].exec("ls", folder).split())
+
+    def docker(self, node: str, *words: str) -> str:
+        return self.fleet[node].docker(*words)
+
+    def occupy(self, node: str, port: int) -> None:
+        listening = f"import socket; s=socket.socket(); s.bind(('',{port})); s.listen(); s.accept()"
+        self.docker(
+            node, "run", "--detach", "--name", "other", "--network", "host", "--entrypoint",
+            "python3", "r:good", "-c", listening,
+        )  # fmt: skip
+        wait(
+            lambda: f":{port:04X} " in self.fleet[node].exec("cat", "/proc/net/tcp"),
+            "nobody listens",
+        )
+
+    def cut(self, node: str) -> None:
+        for wire in self.fleet[node].wires:
+            wire.cut()
+
+    def join(self, node: str) -> None:
+        for wire in self.fleet[node].wires:
+            wire.restore()
+
+    def readers(self) -> int:
+        said = self.fleet.each(lambda node: node.exec("ps", "-eo", "args"))
+        return sum("logs --follow" in one for one in said.values())
+
+    def address(self, node: str) -> str:
+        return self.fleet[node].inside
+
+    def containers(self) -> dict[str, list[str]]:
+        return self.fleet.each(
+            lambda node: node.docker(
+                "ps", "--all", "--format", "{{.Names}} {{.State}}"
+            ).splitlines()
+        )  # fmt: skip
+
+    def restore(self) -> None:
+        done = self.run("distribute", "good")
+        assert done.returncode == 0, done.stderr
+
+    def clean(self) -> None:
+        super().clean()
+        model = shlex.quote(MODEL)
+        script = (
+            "ids=$(docker ps --all --quiet); "
+            '[ -z "$ids" ] || docker rm --force $ids >/dev/null; '
+            f"rm -rf /root/.cache/sparkimage {model}; mkdir -p {model}; cd {model}; "
+            "echo '{}' | tee config.json >standin.json"
+        )
+
         def one(node: Node) -> None:
             for wire in node.wires:
                 wire.restore()
-            ids = node.docker("ps", "--all", "--quiet").split()
-            if ids:
-                node.docker("rm", "--force", *ids)
-            node.exec("rm", "-rf", "/root/.cache/sparkimage", MODEL)
-            self.model(node.name)
+            node.exec("sh", "-euc", script)
 
         self.fleet.each(one)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnStandins(Serving):
+    """With nodes that answer in this process, as the command line does here."""
+
+    there: Nodes
+    limit_s = 2
+
+    def reached(self, node: str) -> dict[str, Any]:
+        return {"control": node, "user": "root"}
+
+    def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        out, err = io.StringIO(), io.StringIO()
+        code = 0
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        with pytest.MonkeyPatch.context() as patch, self.there.called():
+            patch.setenv("SPARKIMAGE_HOME", str(self.folder / "home"))
+            for name, value in more.items():
+                patch.setenv(name, value)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    app.main(self.argv(*words)[3:])
+                except SystemExit as ended:
+                    code = int(ended.code or 0)
+                finally:
+                    for number, handler in handlers.items():
+                        signal.signal(number, handler)
+        wrong = [error for node in self.there.nodes.values() for error in node.wrong]
+        if wrong:
+            raise ExceptionGroup("the stand-in does not know this", wrong)
+        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+    def during(
+        self, words: Sequence[str], ready: Callable[[], bool], act: Callable[[], None]
+    ) -> subprocess.CompletedProcess[str]:
+        def watch() -> None:
+            wait(ready, "the nodes are not ready for it")
+            act()
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        done = self.run(*words)
+        thread.join()
+        return done
+
+    def interrupted(
+        self, words: Sequence[str], ready: Callable[[], bool]
+    ) -> subprocess.CompletedProcess[str]:
+        return self.during(words, ready, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+    def _path(self, node: str, path: str) -> Path:
+        return self.there.nodes[node].path(path)
+
+    def model(self, node: str, **faults: Any) -> None:
+        folder = self._path(node, MODEL)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "standin.json").write_text(json.dumps(faults))
+
+    def remove(self, node: str, path: str) -> None:
+        at = self._path(node, path)
+        if at.is_dir():
+            for one in at.iterdir():
+                one.unlink()
+            at.rmdir()
+        else:
+            at.unlink()
+
+    def rename(self, node: str, path: str, to: str) -> None:
+        self._path(node, path).rename(self._path(node, to))
+
+    def listed(self, node: str, folder: str) -> list[str]:
+        return sorted(one.name for one in self._path(node, folder).iterdir())
+
+    def docker(self, node: str, *words: str) -> str:
+        code, out, err = self.there.nodes[node].docker(*words)
+        assert code == 0, err
+        return out
+
+    def occupy(self, node: str, port: int) -> None:
+        self.there.nodes[node].listening.add(port)
+
+    def cut(self, node: str) -> None:
+        self.there.nodes[node].cut()
+
+    def join(self, node: str) -> None:
+        self.there.nodes[node].is_cut = False
+
+    def readers(self) -> int:
+        return sum(node.followed() for node in self.there.nodes.values())
+
+    def address(self, node: str) -> str:
+        return self.there.nodes[node].address
+
+    def containers(self) -> dict[str, list[str]]:
+        return {
+            name: [f"{one.name} {one.state}" for one in node.containers]
+            for name, node in self.there.nodes.items()
+        }
+
+    def restore(self) -> None:
+        for node in self.there.nodes.values():
+            node.images.clear()
+            node.images.update(self._held())
+
+    def _held(self) -> dict[str, Held]:
+        found = {}
+        for variant in ENTRYPOINTS:
+            image = self.store.resolve(f"r:{variant}")
+            if variant != "away":
+                found[f"r:{variant}"] = Held(
+                    digest=image.digest,
+                    config=image.manifest["config"]["digest"],
+                    diff_ids=tuple(layer.diff_id for layer in image.layers),
+                    entrypoint=tuple(ENTRYPOINTS[variant]),
+                    env=image.settings.env,
+                    architecture=self.arch,
+                    libraries={self.preload: 23004, server.PIP: 22809},
+                )
+        return found
+
+    def clean(self) -> None:
+        super().clean()
+        for node in self.there.nodes.values():
+            node.reset()
+            self.model(node.name)
 
 
 @contextmanager
 def serving(
     engine: Engine, folder: Path, variants: Sequence[str] = tuple(ENTRYPOINTS)
-) -> Iterator[Serving]:
+) -> Iterator[OnNodes]:
     """Four nodes that have the images of these variants, and the project of these."""
     (folder / "nodes").mkdir(parents=True)
     (folder / "project").mkdir()
     with fleets.fleet(engine, folder / "nodes", FOUR) as fleet:
-        made = Serving.make(folder / "project", fleet, engine.arch)
+        made = OnNodes(folder=folder / "project", fleet=fleet, arch=engine.arch)
+        made.matrix(PROFILES)
+        made.nodes()
         for variant in variants:
-            made.image(variant)
+            made.image(variant, _python(engine.arch))
             if variant != "away":
                 done = made.run("distribute", variant)
                 assert done.returncode == 0, done.stderr
         yield made
+
+
+def standing_in(folder: Path) -> OnStandins:
+    """The same on nodes that answer in this process."""
+    (folder / "project").mkdir()
+    # No other process of the tests has these addresses.
+    network = f"127.{100 + os.getpid() // 250 % 100}.{os.getpid() % 250}"
+    there = Nodes(
+        nodes={
+            name: StandinNode(
+                name=name, address=f"{network}.{place}", root=folder / name, images={}
+            )
+            for place, name in enumerate(NODES, 1)
+        }
+    )
+    made = OnStandins(folder=folder / "project", there=there, arch="amd64")
+    made.matrix(PROFILES)
+    made.nodes()
+    for variant in ENTRYPOINTS:
+        made.image(variant)
+    made.restore()
+    return made

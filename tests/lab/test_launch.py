@@ -1,45 +1,69 @@
-"""`launch` and what goes with it, on four real nodes with a stand-in for vLLM."""
+"""`launch` and what goes with it, on four nodes with a stand-in for vLLM.
+
+Each test runs on nodes that answer in this process (standin_nodes.py) and on real ones: the core's
+in `make test`, the others' in `make test-all`.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
-import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import pytest
 
 from sparkimage.engines.engine import Engine
-from tests.lab.node import Node, wait
-from tests.lab.serving import MODEL, OLD, PIN, SERVE, Serving, serving
+from tests.lab.node import wait
+from tests.lab.recording import record
+from tests.lab.serving import (
+    MODEL,
+    NODES,
+    OLD,
+    PIN,
+    SERVE,
+    OnNodes,
+    OnStandins,
+    Serving,
+    serving,
+    standing_in,
+)  # fmt: skip
 from tests.lab.standin_vllm import server
 
-NODES = ["node1", "node2", "node3", "node4"]
 USAGE, LACKING, NODE_FAILED, MIXED, LAUNCH_FAILED, INTERRUPTED = 2, 5, 13, 15, 18, 130
 WHOLE = {node: ["vllm running"] for node in NODES}
 NOTHING: dict[str, list[str]] = {node: [] for node in NODES}
 STOPPED = "what was started has been stopped"
-
-
-def unread(node: Node) -> bool:
-    return "logs --follow" not in node.exec("ps", "-eo", "args")
+STANDINS = "standins"
+on_both = pytest.mark.parametrize("ready", [STANDINS, "nodes"], indirect=True)
+"""The core, which real nodes prove in `make test`, too."""
 
 
 @pytest.fixture(scope="module")
-def yard(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+def real(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnNodes]:
     with serving(engine, tmp_path_factory.mktemp("serving")) as made:
         yield made
 
 
-@pytest.fixture
-def ready(yard: Serving) -> Serving:
+@pytest.fixture(scope="module")
+def standins(tmp_path_factory: pytest.TempPathFactory) -> OnStandins:
+    return standing_in(tmp_path_factory.mktemp("standing-in"))
+
+
+@pytest.fixture(params=[STANDINS, pytest.param("nodes", marks=pytest.mark.thorough)])
+def ready(request: pytest.FixtureRequest) -> Serving:
     """The nodes with a model, and nothing that runs."""
-    yard.clean()
-    return yard
+    made: Serving = request.getfixturevalue("real" if request.param == "nodes" else "standins")
+    made.clean()
+    return made
+
+
+@pytest.fixture
+def nodes(real: OnNodes) -> OnNodes:
+    """The same, real ones alone."""
+    real.clean()
+    return real
 
 
 def ok(done: subprocess.CompletedProcess[str]) -> str:
@@ -55,12 +79,6 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> s
     return done.stderr
 
 
-def inspect(node: Node, name: str = "vllm") -> dict[str, Any]:
-    (found,) = json.loads(node.docker("container", "inspect", name))
-    assert isinstance(found, dict)
-    return found
-
-
 def essence(found: dict[str, Any]) -> dict[str, Any]:
     """What a container is, without what each one has for itself."""
     config = {key: found["Config"][key] for key in ("Image", "Cmd", "Entrypoint", "Labels")}
@@ -68,23 +86,14 @@ def essence(found: dict[str, Any]) -> dict[str, Any]:
     return {"config": config, "env": sorted(found["Config"]["Env"]), "host": host}
 
 
-@contextmanager
-def begun(ready: Serving, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """A launch that goes on; all containers are there."""
-    argv = ready.argv("launch", "good", "--model", MODEL, "--profile", "four", *words)
-    with subprocess.Popen(
-        argv, env=ready.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            wait(lambda: ready.containers() == WHOLE, "the containers did not come")
-            yield process
-        finally:
-            process.kill()
+def ids(ready: Serving) -> dict[str, str]:
+    return {node: ready.inspect(node)["Id"] for node in NODES}
 
 
 # Start
 
 
+@on_both
 def test_four_nodes_serve_and_are_proven(ready: Serving) -> None:
     planned = json.loads(ok(ready.launch("--dry-run", "--json")))
     pasteable = ok(ready.launch("--dry-run"))
@@ -103,23 +112,35 @@ def test_four_nodes_serve_and_are_proven(ready: Serving) -> None:
         assert done.stderr.count(f": {phase}\n") == 4, phase
 
     # Nobody is left there to read the logs.
-    for place in ready.fleet:
-        wait(partial(unread, place), f"{place.name}: somebody reads on")
+    wait(lambda: ready.readers() == 0, "somebody reads on")
 
     # What was shown is what runs, on either image store.
-    launched = {}
     for rank, (name, one) in enumerate(zip(NODES, planned, strict=True)):
-        found = inspect(ready.fleet[name])
+        found = ready.inspect(name)
         assert one["node"] == name
         assert found["Config"]["Cmd"] == one["command"]
-        assert one["argv"][-len(one["command"]) - 1] == found["Config"]["Image"] == found["Image"]
-        assert one["env"].items() <= dict(e.split("=", 1) for e in found["Config"]["Env"]).items()
+        assert one["argv"][-len(one["command"]) - 1] == found["Image"]
         assert one["labels"].items() <= found["Config"]["Labels"].items()
         assert one["command"][0] == MODEL
         assert one["command"].count("serve") == 0
         assert ("--headless" in one["command"]) == (rank > 0)
-        assert one["env"]["VLLM_HOST_IP"] == ready.fleet[name].inside
+        assert one["env"]["VLLM_HOST_IP"] == ready.address(name)
         assert one["env"]["NCCL_SOCKET_IFNAME"] == one["env"]["GLOO_SOCKET_IFNAME"] == "eth0"
+    (there,) = json.loads(ok(ready.run("status", "--json")))["sets"]
+    assert [one["rank"] for one in there["members"]] == [0, 1, 2, 3]
+    assert (there["health"], there["problems"]) == ("ok", [])
+    if isinstance(ready, OnNodes):
+        as_real_docker_has_it(ready, planned, pasteable)
+
+
+def as_real_docker_has_it(nodes: OnNodes, planned: list[dict[str, Any]], pasteable: str) -> None:
+    """The containers, and those that the printed commands make in a shell of their node."""
+    record(nodes.fleet, MODEL, "r:good")
+    launched = {}
+    for name, one in zip(NODES, planned, strict=True):
+        found = nodes.inspect(name)
+        assert found["Config"]["Image"] == found["Image"]
+        assert one["env"].items() <= dict(e.split("=", 1) for e in found["Config"]["Env"]).items()
         host = found["HostConfig"]
         assert host["NetworkMode"] == host["IpcMode"] == "host"
         assert {"Name": "memlock", "Hard": -1, "Soft": -1} in host["Ulimits"]
@@ -132,33 +153,25 @@ def test_four_nodes_serve_and_are_proven(ready: Serving) -> None:
         model = next(m for m in found["Mounts"] if m["Destination"] == MODEL)
         assert (model["Source"], model["RW"]) == (MODEL, False)
         launched[name] = essence(found)
-
-    # And pasted into a shell on its node it makes the same container.
-    ok(ready.run("stop"))
-    parts = pasteable.strip().split("\n\n")
-    for name, part in zip(NODES, parts, strict=True):
-        ready.fleet[name].exec("sh", "-ec", part)
-        assert essence(inspect(ready.fleet[name])) == launched[name]
-    status = json.loads(ok(ready.run("status", "--json")))
-    assert [one["rank"] for one in status["sets"][0]["members"]] == [0, 1, 2, 3]
+    ok(nodes.run("stop"))
+    assert nodes.containers() == NOTHING
+    parts = dict(zip(NODES, pasteable.strip().split("\n\n"), strict=True))
+    nodes.fleet.each(lambda node: node.exec("sh", "-ec", parts[node.name]))
+    assert {name: essence(nodes.inspect(name)) for name in NODES} == launched
 
 
 def test_json_says_what_was_proven(ready: Serving) -> None:
     facts = json.loads(ok(ready.launch("--json")))
-    assert [one["node"] for one in facts["ranks"]] == NODES
+    assert [one["node"] for one in facts["ranks"]] == list(NODES)
     assert {one["ok"] for one in facts["proof"]} == {True}
     assert len(facts["proof"]) == 12
-    assert facts["url"] == f"http://{ready.fleet['node1'].inside}:8000/v1"
-    ready.fleet["node1"].exec(
-        "docker", "exec", "vllm", "python3", "-c",
-        "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/v1/models').read()",
-    )  # fmt: skip
+    assert facts["url"] == f"http://{ready.address('node1')}:8000/v1"
 
 
 @pytest.mark.parametrize("variant", ["entry", "none", "shell"])
 def test_images_with_another_entry_point(ready: Serving, variant: str) -> None:
     ok(ready.launch(variant=variant))
-    found = inspect(ready.fleet["node2"])["Config"]["Cmd"]
+    found = ready.inspect("node2")["Config"]["Cmd"]
     words = shlex.split(found[0]) if variant == "shell" else found
     assert words[:3] == ["vllm", "serve", MODEL]
     assert len(found) == (1 if variant == "shell" else len(words))
@@ -175,12 +188,12 @@ def test_a_doubled_entry_point_takes_an_order(ready: Serving) -> None:
 
 def test_one_node_alone(ready: Serving) -> None:
     said = ok(ready.launch("--profile", "single"))
-    assert said.splitlines()[-1] == f"http://{ready.fleet['node1'].inside}:8200/v1"
+    assert said.splitlines()[-1] == f"http://{ready.address('node1')}:8200/v1"
     assert ready.containers() == {**NOTHING, "node1": ["vllm running"]}
-    command = inspect(ready.fleet["node1"])["Config"]["Cmd"]
+    command = ready.inspect("node1")["Config"]["Cmd"]
     assert "--nnodes" not in command
     assert "--headless" not in command
-    assert inspect(ready.fleet["node1"])["HostConfig"]["Devices"] in (None, [])
+    assert ready.inspect("node1")["HostConfig"]["Devices"] in (None, [])
 
 
 def test_a_compose_file_for_each_node(ready: Serving) -> None:
@@ -210,17 +223,21 @@ def kernels(ready: Serving) -> list[str]:
     ]
 
 
+@on_both
 def test_kernels_outlive_a_container_and_not_an_image(ready: Serving) -> None:
     digest = json.loads(ok(ready.launch("--json")))["digest"]
     assert kernels(ready) == ["compiled"] * 4
     folder = f"/root/.cache/sparkimage/{digest[7:19]}"
-    assert sorted(ready.fleet["node3"].exec("ls", folder).split()) == ["triton", "vllm"]
+    assert ready.listed("node3", folder) == ["triton", "vllm"]
     ok(ready.launch("--replace"))
     assert kernels(ready) == ["cached"] * 4
     # Another image never runs on the old one's kernels, unless it is told to.
     ok(ready.launch("--replace", variant="entry"))
     assert kernels(ready) == ["compiled"] * 4
-    ok(ready.launch("--replace", "--share-cache"))
+
+
+def test_one_cache_for_all_images_where_that_is_asked_for(ready: Serving) -> None:
+    ok(ready.launch("--share-cache"))
     ok(ready.launch("--replace", "--share-cache", variant="entry"))
     assert kernels(ready) == ["cached"] * 4
 
@@ -239,8 +256,8 @@ def test_no_cache_is_pointed_out(ready: Serving) -> None:
 def test_images_that_are_not_the_same_everywhere(ready: Serving) -> None:
     try:
         for node in ("node2", "node3"):
-            ready.fleet[node].docker("rmi", "r:good")
-        ready.fleet["node2"].docker("tag", "r:entry", "r:good")
+            ready.docker(node, "rmi", "r:good")
+        ready.docker("node2", "tag", "r:entry", "r:good")
         said = refused(
             ready.launch(), MIXED, "is not on 2 of 4 nodes; nothing was started",
             "✗ node2 has another image as r:good", "✗ node3 does not have it",
@@ -249,7 +266,7 @@ def test_images_that_are_not_the_same_everywhere(ready: Serving) -> None:
         assert "node1" not in said
         assert ready.containers() == NOTHING
     finally:
-        ok(ready.run("distribute", "good"))
+        ready.restore()
     ok(ready.launch())
 
 
@@ -266,19 +283,12 @@ def test_what_is_not_sealed_does_not_start(ready: Serving) -> None:
 
 
 def test_all_that_is_wrong_with_the_nodes_at_once(ready: Serving) -> None:
-    fleet = ready.fleet
-    fleet["node2"].exec("rm", "-rf", MODEL)
-    fleet["node3"].exec("sh", "-c", f"rm {shlex.quote(MODEL)}/*")
-    fleet["node4"].exec("mv", "/dev/infiniband", "/dev/infini")
-    listening = "import socket,time; s=socket.socket(); s.bind(('',8000)); s.listen(); print(1)"
-    fleet["node1"].docker(
-        "run", "--detach", "--name", "other", "--network", "host", "--entrypoint", "python3",
-        "r:good", "-c", f"{listening}; time.sleep(600)",
-    )  # fmt: skip
-    wait(
-        lambda: ":1F40 " in fleet["node1"].exec("cat", "/proc/net/tcp"),
-        "nobody listens",
-    )
+    ready.remove("node2", MODEL)
+    ready.remove("node3", f"{MODEL}/config.json")
+    ready.remove("node3", f"{MODEL}/standin.json")
+    ready.rename("node4", "/dev/infiniband", "/dev/infini")
+    ready.occupy("node1", 8000)
+    before = ready.containers()
     try:
         said = refused(
             ready.launch(), LAUNCH_FAILED, "4 of 4 nodes cannot run it; nothing was started",
@@ -291,23 +301,23 @@ def test_all_that_is_wrong_with_the_nodes_at_once(ready: Serving) -> None:
         ready.nodes(node1={"gpus": 0})
         refused(ready.launch(), LAUNCH_FAILED, "it has 0 GPUs, the profile wants 1")
     finally:
-        fleet["node4"].exec("mv", "/dev/infini", "/dev/infiniband")
-    assert ready.containers() == {**NOTHING, "node1": ["other running"]}
+        ready.rename("node4", "/dev/infini", "/dev/infiniband")
+    assert ready.containers() == before
 
 
 def test_a_set_that_runs_gives_way_only_when_asked(ready: Serving) -> None:
     ok(ready.launch())
-    before = {node.name: inspect(node)["Id"] for node in ready.fleet}
+    before = ids(ready)
     refused(ready.launch(), LAUNCH_FAILED, "vllm runs already (on node1, node2, node3, node4)",
             "--replace")  # fmt: skip
-    assert {node.name: inspect(node)["Id"] for node in ready.fleet} == before
+    assert ids(ready) == before
     ok(ready.launch("--replace"))
     assert ready.containers() == WHOLE
-    assert not {node.name: inspect(node)["Id"] for node in ready.fleet}.items() & before.items()
+    assert not ids(ready).items() & before.items()
 
 
 def test_a_foreign_container_of_that_name_stays(ready: Serving) -> None:
-    ready.fleet["node3"].docker("create", "--name", "vllm", "--entrypoint", "sh", "r:good")
+    ready.docker("node3", "create", "--name", "vllm", "--entrypoint", "sh", "r:good")
     refused(ready.launch(), LAUNCH_FAILED, "node3 (rank 2): docker run failed",
             'The container name "/vllm" is already in use', STOPPED)  # fmt: skip
     assert ready.containers() == {**NOTHING, "node3": ["vllm created"]}
@@ -326,22 +336,27 @@ def test_wrong_words(ready: Serving) -> None:
 # What goes wrong while it starts
 
 
+WORDS = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+@on_both
 def test_a_rank_that_dies_ends_it_for_all(ready: Serving) -> None:
-    words = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
-    ready.model("node3", die="weights", words=words)
+    ready.model("node3", die="weights", words=WORDS)
     said = refused(
         ready.launch(), LAUNCH_FAILED,
         "node3 (rank 2) exited with code 1 in phase ranks joined; ", STOPPED,
-        f"node3 | {words}", "known:", "(node3)",
+        f"node3 | {WORDS}", "known:", "(node3)",
     )  # fmt: skip
     assert "→" in said
     assert ready.containers() == NOTHING
 
-    # Kept, to look at.
+
+def test_what_failed_is_kept_to_look_at(ready: Serving) -> None:
+    ready.model("node3", die="weights", words=WORDS)
     refused(ready.launch("--keep"), LAUNCH_FAILED, "what was started was kept")
     assert ready.containers()["node3"] == ["vllm exited"]
     assert ready.containers()["node2"] == ["vllm running"]
-    assert words in ok(ready.run("logs", "--node", "node3"))
+    assert WORDS in ok(ready.run("logs", "--node", "node3"))
     ok(ready.run("stop"))
     assert ready.containers() == NOTHING
 
@@ -355,7 +370,8 @@ def test_one_that_docker_starts_again_is_not_waited_for(ready: Serving) -> None:
 def test_a_time_limit_names_the_phase(ready: Serving) -> None:
     ready.model("node3", hang="compile")
     refused(
-        ready.launch("--timeout", "6"), LAUNCH_FAILED, "not ready after 6 s", STOPPED,
+        ready.launch("--timeout", f"{ready.limit_s}"), LAUNCH_FAILED, STOPPED,
+        f"not ready after {ready.limit_s} s",
         "node3 (rank 2): weights", "node4 (rank 3): graph capture", "--timeout SECONDS",
     )  # fmt: skip
     assert ready.containers() == NOTHING
@@ -363,28 +379,49 @@ def test_a_time_limit_names_the_phase(ready: Serving) -> None:
 
 def test_both_the_log_and_the_answer_count(ready: Serving) -> None:
     ready.model("node1", sick=True)
-    refused(ready.launch("--timeout", "6"), LAUNCH_FAILED, "the head is at health: HTTP 503")
+    refused(
+        ready.launch("--timeout", f"{ready.limit_s}"),
+        LAUNCH_FAILED,
+        "the head is at health: HTTP 503",
+    )
     ready.model("node1", silent=True)
-    refused(ready.launch("--timeout", "6"), LAUNCH_FAILED, "the head is at graph capture")
+    refused(
+        ready.launch("--timeout", f"{ready.limit_s}"), LAUNCH_FAILED, "the head is at graph capture"
+    )
     assert ready.containers() == NOTHING
 
 
+@on_both
 def test_an_interrupt_stops_what_was_started(ready: Serving) -> None:
     ready.model("node2", hang="weights")
-    with begun(ready) as process:
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == INTERRUPTED
-    assert f"interrupted: {STOPPED}" in said
+    done = ready.interrupted(ready.launching(), ready.runs)
+    assert done.returncode == INTERRUPTED
+    assert f"interrupted: {STOPPED}" in done.stderr
     assert ready.containers() == NOTHING
 
 
-def test_what_a_killed_launch_has_left_is_found(ready: Serving) -> None:
-    ready.model("node2", hang="weights")
-    with begun(ready) as process:
+@pytest.mark.thorough
+def test_what_a_killed_launch_has_left_is_found(nodes: OnNodes) -> None:
+    nodes.model("node2", hang="weights")
+    with nodes.begun(nodes.launching()) as process:
+        wait(nodes.runs, "the containers did not come")
         process.kill()
+    left_behind(nodes)
+
+
+def test_what_a_launch_has_left_that_was_given_up_is_found(ready: Serving) -> None:
+    ready.model("node2", hang="weights")
+    refused(
+        ready.launch("--timeout", f"{ready.limit_s}", "--keep"),
+        LAUNCH_FAILED,
+        "what was started was kept",
+    )
+    left_behind(ready)
+
+
+def left_behind(ready: Serving) -> None:
     (one,) = json.loads(ok(ready.run("status", "--json")))["sets"]
-    assert [member["node"] for member in one["members"]] == NODES
+    assert [member["node"] for member in one["members"]] == list(NODES)
     assert one["health"] == "no answer"
     assert "node1, node2, node3, node4" in ok(ready.run("stop"))
     assert ready.containers() == NOTHING
@@ -392,19 +429,15 @@ def test_what_a_killed_launch_has_left_is_found(ready: Serving) -> None:
 
 def test_a_node_that_is_lost(ready: Serving) -> None:
     ready.model("node3", hang="compile")
-    with begun(ready) as process:
-        for wire in ready.fleet["node3"].wires:
-            wire.cut()
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == LAUNCH_FAILED, said
-    assert "node3 (rank 2) was lost" in said
-    assert "may still run on node3: python build.py stop" in said
-    left = {**NOTHING, "node3": ["vllm running"]}
-    assert ready.containers() == left
+    done = ready.during(ready.launching(), ready.runs, lambda: ready.cut("node3"))
+    refused(
+        done, LAUNCH_FAILED, "node3 (rank 2) was lost",
+        "may still run on node3: python build.py stop",
+    )  # fmt: skip
+    assert ready.containers() == {**NOTHING, "node3": ["vllm running"]}
     gone = ready.run("stop", "--patience", "5")
     refused(gone, NODE_FAILED, "1 of 4 nodes could not be told to stop", "node3 cannot be reached")
-    for wire in ready.fleet["node3"].wires:
-        wire.restore()
+    ready.join("node3")
     refused(ready.run("status"), LAUNCH_FAILED, "the head is gone: zombie workers on node3")
     ok(ready.run("stop"))
     assert ready.containers() == NOTHING
@@ -446,7 +479,7 @@ def test_sockets_in_place_of_rdma_are_caught(ready: Serving) -> None:
     ready.matrix({"four": profile})
     said = ok(ready.launch())
     assert "NET/IB" not in said
-    assert inspect(ready.fleet["node1"])["HostConfig"]["Devices"] in (None, [])
+    assert ready.inspect("node1")["HostConfig"]["Devices"] in (None, [])
 
 
 # What runs
@@ -454,7 +487,7 @@ def test_sockets_in_place_of_rdma_are_caught(ready: Serving) -> None:
 
 def test_a_dead_worker(ready: Serving) -> None:
     ok(ready.launch())
-    ready.fleet["node4"].docker("kill", "vllm")
+    ready.docker("node4", "kill", "vllm")
 
     def sick() -> bool:
         return "HTTP 503" in ready.run("status").stderr
@@ -470,9 +503,10 @@ def test_a_dead_worker(ready: Serving) -> None:
     assert ready.containers() == WHOLE
 
 
+@on_both
 def test_a_dead_heads_zombies_are_found_and_stopped(ready: Serving) -> None:
     ok(ready.launch())
-    ready.fleet["node1"].docker("kill", "vllm")
+    ready.docker("node1", "kill", "vllm")
     done = ready.run("status")
     refused(
         done, LAUNCH_FAILED, "the head on node1 is exited (137): zombie workers on node2, node3, "
@@ -484,7 +518,7 @@ def test_a_dead_heads_zombies_are_found_and_stopped(ready: Serving) -> None:
     assert facts["sets"][0]["members"][0]["state"] == "exited"
     refused(ready.launch(), LAUNCH_FAILED, "is there, and broken", "zombie workers")
     # Gone altogether, they are found just the same.
-    ready.fleet["node1"].docker("rm", "vllm")
+    ready.docker("node1", "rm", "vllm")
     refused(ready.run("status"), LAUNCH_FAILED, "the head is gone: zombie workers")
     refused(ready.run("restart"), LAUNCH_FAILED, "is not whole", "--replace")
     said = ok(ready.run("stop"))
@@ -496,7 +530,7 @@ def test_a_dead_heads_zombies_are_found_and_stopped(ready: Serving) -> None:
 
 def test_status_hides_nobody(ready: Serving) -> None:
     ok(ready.launch())
-    ready.fleet["node3"].control.cut()
+    ready.cut("node3")
     done = ready.run("status", "--patience", "5")
     refused(done, NODE_FAILED, "1 nodes cannot be asked", "node3 cannot be reached")
     assert "node4" in done.stdout
@@ -507,7 +541,7 @@ def test_status_hides_nobody(ready: Serving) -> None:
 def test_logs_of_all_as_one(ready: Serving) -> None:
     ok(ready.launch())
     said = ok(ready.run("logs")).splitlines()
-    assert {line.split(" | ")[0].strip() for line in said} == set(NODES)
+    assert {line.split(" | ")[0].strip() for line in said} == {*NODES}
     assert sum("Application startup complete" in line for line in said) == 1
     joined = [place for place, line in enumerate(said) if "is assigned as" in line]
     # By time, not node after node. A busy node's Docker stamps a line when it comes to read it,
@@ -519,30 +553,38 @@ def test_logs_of_all_as_one(ready: Serving) -> None:
     assert all(line.startswith("node3 | ") for line in only)
     refused(ready.run("logs", "--node", "node9"), LAUNCH_FAILED, "no such logs", "node1 (rank 0)")
 
-    argv = ready.argv("logs", "--follow", "--tail", "1")
-    with subprocess.Popen(
-        argv, env=ready.environment(), stdout=subprocess.PIPE, text=True
-    ) as following:
-        assert following.stdout is not None
-        begin = {following.stdout.readline().split(" | ")[0].strip() for _ in range(4)}
-        assert begin == set(NODES)
-        ok(ready.run("stop"))
-        rest = following.stdout.read()
-        assert following.wait(60) == 0
-    assert rest.count("(its log ends here)") == 4
+
+def test_logs_are_followed_until_their_containers_end(ready: Serving) -> None:
+    ok(ready.launch())
+
+    def end() -> None:
+        for node in NODES:
+            ready.docker(node, "kill", "vllm")
+
+    followed = ("logs", "--follow", "--tail", "1")
+    said = ok(ready.during(followed, lambda: ready.readers() == 4, end)).splitlines()
+    for node in NODES:
+        first, *_, last = [line for line in said if line.startswith(f"{node} | ")]
+        assert first != last
+        assert last.endswith("(its log ends here)")
 
 
+@on_both
 def test_restart_is_the_same_again(ready: Serving) -> None:
     refused(ready.run("restart"), LAUNCH_FAILED, "there is no such set")
     ok(ready.launch())
-    before = {node.name: inspect(node) for node in ready.fleet}
+    before = {node: ready.inspect(node) for node in NODES}
     facts = json.loads(ok(ready.run("restart", "--json")))
     assert len(facts["proof"]) == 12
-    for node in ready.fleet:
-        found = inspect(node)
-        assert found["Id"] == before[node.name]["Id"]
-        assert essence(found) == essence(before[node.name])
-        assert found["State"]["StartedAt"] > before[node.name]["State"]["StartedAt"]
+    for node in NODES:
+        found = ready.inspect(node)
+        assert found["Id"] == before[node]["Id"]
+        assert essence(found) == essence(before[node])
+        assert found["State"]["StartedAt"] > before[node]["State"]["StartedAt"]
+
+
+def test_a_restart_that_fails_leaves_its_containers(ready: Serving) -> None:
+    ok(ready.launch())
     # One that fails now ends, and stays to be looked at.
     ready.model("node2", nccl=server.PIP)
     refused(ready.run("restart"), LAUNCH_FAILED, "the proof failed", "its containers stay")

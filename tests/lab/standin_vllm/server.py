@@ -20,9 +20,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .api import Behaviour, Server
 
@@ -33,19 +33,55 @@ MEET_S = 300.0
 CACHES = {"vllm": Path("/root/.cache/vllm"), "triton": Path("/root/.triton/cache")}
 
 
-def say(text: str) -> None:
-    """One line of the log."""
-    print(text, flush=True)
+class Container:
+    """What a rank uses of its container: of a real one here. `standin_nodes` has another kind."""
+
+    env: Mapping[str, str] = os.environ
+
+    def say(self, text: str) -> None:
+        """One line of the log."""
+        print(text, flush=True)
+
+    def path(self, path: str | Path) -> Path:
+        """Where the container's ``path`` is."""
+        return Path(path)
+
+    def hostname(self) -> str:
+        return socket.gethostname()
+
+    def host(self, host: str) -> str:
+        """The address to listen on, for a server that was told ``host``."""
+        return host
+
+    def nccl(self, path: str) -> int:
+        """Load the NCCL at ``path``, or the one that is preloaded, or torch's; its version."""
+        mapped = re.search(r"(/\S*libnccl\.so\S*)", Path("/proc/self/maps").read_text())
+        library = ctypes.CDLL(path or (mapped[1] if mapped else PIP))
+        number = ctypes.c_int()
+        library.ncclGetVersion(ctypes.byref(number))
+        return number.value
+
+    def wait(self, seconds: float | None = None) -> None:
+        """For so long, or for ever."""
+        threading.Event().wait(seconds)
+
+    def opened(self, thing: socket.socket | Server) -> None:
+        """What must end with the container."""
+
+    def info(self, text: str) -> None:
+        """One line as vLLM's logger has it."""
+        self.say(f"INFO 11-24 12:00:00 [standin.py:1] {text}")
 
 
-def info(text: str) -> None:
-    """One line as vLLM's logger has it."""
-    say(f"INFO 11-24 12:00:00 [standin.py:1] {text}")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser(here: Container) -> argparse.ArgumentParser:
     """vLLM's command line, as far as it is known here."""
-    main = argparse.ArgumentParser(prog="vllm")
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            here.say(f"{self.format_usage()}{self.prog}: error: {message}")
+            sys.exit(2)
+
+    main = Parser(prog="vllm")
     serve = main.add_subparsers(dest="command", required=True).add_parser("serve")
     serve.add_argument("model", nargs="?")
     flag = argparse.BooleanOptionalAction
@@ -71,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def refuse(given: argparse.Namespace) -> None:
+def refuse(given: argparse.Namespace, here: Container) -> None:
     """What vLLM's own checks refuse. Raises ``ValueError``."""
     world = given.tensor_parallel_size * given.pipeline_parallel_size
     if world % given.nnodes:
@@ -89,18 +125,19 @@ def refuse(given: argparse.Namespace) -> None:
             f"max_num_batched_tokens ({tokens}) must be greater than or equal to "
             f"max_num_seqs ({seqs})."
         )
-    if not Path(given.model or "", "config.json").is_file():
+    if not (here.path(given.model or "") / "config.json").is_file():
         raise ValueError(f"Invalid repository ID or local directory specified: '{given.model}'.")
 
 
 class Rank:
     """One process of the server."""
 
-    def __init__(self, given: argparse.Namespace) -> None:
-        self.given = given
+    def __init__(self, given: argparse.Namespace, here: Container) -> None:
+        self.given, self.here = given, here
+        self.say, self.info = here.say, here.info
         self.rank: int = given.node_rank
         self.world: int = given.nnodes
-        file = Path(given.model, "standin.json")
+        file = here.path(given.model) / "standin.json"
         self.faults: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
         self.others: list[socket.socket] = []
         self.behaviour = Behaviour(model=(given.served_model_name or [given.model])[0])
@@ -112,13 +149,17 @@ class Rank:
         self.meet()
         self.transport()
         self.phase("weights")
-        info(f"Starting to load model {self.given.model}...")
-        say("Loading safetensors checkpoint shards: 100% Completed | 2/2 [00:00<00:00, 9.1it/s]")
+        self.info(f"Starting to load model {self.given.model}...")
+        self.say(
+            "Loading safetensors checkpoint shards: 100% Completed | 2/2 [00:00<00:00, 9.1it/s]"
+        )
         self.phase("compile")
         self.compile()
         self.phase("capture")
-        say("Capturing CUDA graphs (mixed prefill-decode, PIECEWISE): 100%|####| 2/2 [00:00<00:00]")
-        info("Graph capturing finished in 0 secs, took 0.10 GiB")
+        self.say(
+            "Capturing CUDA graphs (mixed prefill-decode, PIECEWISE): 100%|####| 2/2 [00:00<00:00]"
+        )
+        self.info("Graph capturing finished in 0 secs, took 0.10 GiB")
         if self.rank == 0:
             self.serve()
         else:
@@ -126,41 +167,38 @@ class Rank:
 
     def phase(self, name: str) -> None:
         """A phase begins, or goes wrong."""
-        time.sleep(float(self.faults.get("slow_s", 0)))
+        if "slow_s" in self.faults:
+            self.here.wait(float(self.faults["slow_s"]))
         if self.faults.get("hang") == name:
-            threading.Event().wait()
+            self.here.wait()
         if self.faults.get("die") == name:
-            say(self.faults.get("words", f"RuntimeError: this rank dies in phase {name}"))
+            self.say(self.faults.get("words", f"RuntimeError: this rank dies in phase {name}"))
             sys.exit(1)
 
     def nccl(self) -> None:
         """Load NCCL as torch does, and let it say its version."""
-        mapped = Path("/proc/self/maps").read_text()
-        preloaded = re.search(r"(/\S*libnccl\.so\S*)", mapped)
-        path = self.faults.get("nccl") or (preloaded[1] if preloaded else PIP)
-        library = ctypes.CDLL(path)
-        number = ctypes.c_int()
-        library.ncclGetVersion(ctypes.byref(number))
+        number = self.here.nccl(self.faults.get("nccl", ""))
         # 23004 is 2.30.4: https://github.com/NVIDIA/nccl/blob/master/src/nccl.h.in
-        major, minor = divmod(number.value, 10_000)
+        major, minor = divmod(number, 10_000)
         version = f"{major}.{minor // 100}.{minor % 100}"
         self.nccl_info(f"NCCL version {version}+cuda13.2")
 
     def nccl_info(self, text: str) -> None:
-        if os.environ.get("NCCL_DEBUG", "").upper() in ("INFO", "TRACE"):
+        if self.here.env.get("NCCL_DEBUG", "").upper() in ("INFO", "TRACE"):
             pid = os.getpid()
-            say(f"{socket.gethostname()}:{pid}:{pid} [0] NCCL INFO {text}")
+            self.say(f"{self.here.hostname()}:{pid}:{pid} [0] NCCL INFO {text}")
 
     def meet(self) -> None:
         """All ranks find each other at the head."""
         if self.world > 1 and self.rank == 0:
             listener = socket.socket()
+            self.here.opened(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((self.given.master_addr, self.given.master_port))
             except OSError as error:
                 name = errno.errorcode.get(error.errno or 0, "")
-                say(
+                self.say(
                     "torch.distributed.DistNetworkError: The server socket has failed to listen "
                     f"on any local network address. port: {self.given.master_port}, useIpv6: "
                     f"false, code: -{error.errno}, name: {name}, message: {error.strerror}"
@@ -169,6 +207,7 @@ class Rank:
             listener.listen()
             while len(self.others) < self.world - 1:
                 self.others.append(listener.accept()[0])
+                self.here.opened(self.others[-1])
             for other in self.others:
                 other.sendall(b"go\n")
         elif self.world > 1:
@@ -181,15 +220,16 @@ class Rank:
                     break
                 except OSError:
                     if time.monotonic() > until:
-                        say("torch.distributed.DistStoreError: Timed out waiting for clients")
+                        self.say("torch.distributed.DistStoreError: Timed out waiting for clients")
                         sys.exit(1)
-                    time.sleep(0.1)
+                    self.here.wait(0.1)
             made.settimeout(None)
+            self.here.opened(made)
             self.others.append(made)
             if made.recv(3) != b"go\n":
-                say("torch.distributed.DistNetworkError: the head closed the connection")
+                self.say("torch.distributed.DistNetworkError: the head closed the connection")
                 sys.exit(1)
-        info(
+        self.info(
             f"rank {self.rank} in world size {self.world} is assigned as DP rank 0, PP rank 0, "
             f"TP rank {self.rank}, EP rank 0"
         )
@@ -198,14 +238,14 @@ class Rank:
         """What NCCL's channels go over."""
         if self.world == 1:
             return
-        name = os.environ.get("NCCL_SOCKET_IFNAME", "")
-        if not Path("/sys/class/net", name).exists():
-            say(f"NCCL WARN Bootstrap : no socket interface found for {name}")
+        name = self.here.env.get("NCCL_SOCKET_IFNAME", "")
+        if not self.here.path(f"/sys/class/net/{name}").exists():
+            self.say(f"NCCL WARN Bootstrap : no socket interface found for {name}")
             sys.exit(1)
         able = (
-            os.environ.get("NCCL_IB_DISABLE") == "0"
-            and bool(os.environ.get("NCCL_IB_HCA"))
-            and any(VERBS.glob("uverbs*"))
+            self.here.env.get("NCCL_IB_DISABLE") == "0"
+            and bool(self.here.env.get("NCCL_IB_HCA"))
+            and any(self.here.path(VERBS).glob("uverbs*"))
         )
         used = self.faults.get("transport") or ("IB" if able else "Socket")
         self.nccl_info(f"Using network {used}")
@@ -218,34 +258,38 @@ class Rank:
     def compile(self) -> None:
         """Kernels come from the cache's folder where they are there."""
         folder = CACHES["vllm"] / "torch_compile_cache" / "0123456789" / f"rank_{self.rank}_0"
-        info(f"Using cache directory: {folder} for vLLM's torch.compile")
-        kernel = folder / "kernel"
+        self.info(f"Using cache directory: {folder} for vLLM's torch.compile")
+        kernel = self.here.path(folder) / "kernel"
         if kernel.is_file():
-            info("Directly load the compiled graph(s) for dynamic shape from the cache, took 0.0 s")
+            self.info(
+                "Directly load the compiled graph(s) for dynamic shape from the cache, took 0.0 s"
+            )
         else:
-            info("Compiling a graph for dynamic shape takes 0.10 s")
-            folder.mkdir(parents=True, exist_ok=True)
+            self.info("Compiling a graph for dynamic shape takes 0.10 s")
+            kernel.parent.mkdir(parents=True, exist_ok=True)
             kernel.write_text("compiled\n")
 
     def serve(self) -> None:
         """The head: wait for all, then answer."""
         for other in self.others:
             if other.recv(6) != b"ready\n":
-                say("(EngineCore pid=1) ERROR: a worker ended while the engine started")
+                self.say("(EngineCore pid=1) ERROR: a worker ended while the engine started")
                 sys.exit(1)
-        say("INFO:     Started server process [1]")
-        say("INFO:     Waiting for application startup.")
+        self.say("INFO:     Started server process [1]")
+        self.say("INFO:     Waiting for application startup.")
         try:
-            server = Server(self.behaviour, host=self.given.host, port=self.given.port)
+            host = self.here.host(self.given.host)
+            server = Server(self.behaviour, host=host, port=self.given.port)
         except OSError as error:
-            say(
+            self.say(
                 f"ERROR:    [Errno {error.errno}] error while attempting to bind on address "
                 f"('{self.given.host}', {self.given.port}): address already in use"
             )
             sys.exit(1)
+        self.here.opened(server)
         self.behaviour.healthy = not self.faults.get("sick", False)
         if not self.faults.get("silent"):
-            say("INFO:     Application startup complete.")
+            self.say("INFO:     Application startup complete.")
         for other in self.others:
             threading.Thread(target=self.watch, args=(other,), daemon=True).start()
         server.serve_forever(0.05)
@@ -255,7 +299,7 @@ class Rank:
         with contextlib.suppress(OSError):
             other.recv(1)
         self.behaviour.healthy = False
-        say("(EngineCore pid=1) ERROR: Worker proc died unexpectedly, shutting down executor.")
+        self.say("(EngineCore pid=1) ERROR: Worker proc died unexpectedly, shutting down executor.")
 
     def work(self) -> None:
         """A worker; without its head it waits for ever."""
@@ -263,22 +307,27 @@ class Rank:
         head.sendall(b"ready\n")
         with contextlib.suppress(OSError):
             head.recv(1)
-        time.sleep(60)
-        info(
+        self.here.wait(60)
+        self.info(
             "No available shared memory broadcast block found in 60 seconds. This typically "
             "happens when some processes are hanging or doing some time-consuming work"
         )
-        threading.Event().wait()
+        self.here.wait()
+
+
+def serve(argv: Sequence[str], here: Container) -> None:
+    """As `vllm` with these arguments. Raises ``SystemExit``."""
+    given = parser(here).parse_args(argv)
+    try:
+        refuse(given, here)
+    except ValueError as error:
+        here.say(f"ValueError: {error}")
+        sys.exit(1)
+    Rank(given, here).run()
 
 
 def main(argv: Sequence[str]) -> None:
     """As `vllm`."""
     # The first process of a container has no default answer to signals.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    given = parser().parse_args(argv)
-    try:
-        refuse(given)
-    except ValueError as error:
-        say(f"ValueError: {error}")
-        sys.exit(1)
-    Rank(given).run()
+    serve(argv, Container())

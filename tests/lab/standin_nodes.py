@@ -1,0 +1,648 @@
+"""Nodes that answer in this process: what stands for `ssh`, and behind it for four Docker engines.
+
+They say what real nodes were recorded to say (recorded/, made by `make record`), know the commands
+that `launch` and its kin give, and no other ones: what was not recorded fails the test. Their
+containers run the stand-in for vLLM itself, a thread each, with real sockets. Every test on them
+runs on the lab's real nodes, too (`make test-all`): that is the proof that they are true.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import csv
+import datetime as dt
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+
+from sparkimage.fleets import remote
+from sparkimage.fleets.probe import parts_of
+from sparkimage.machines import asking
+from sparkimage.run import Completed
+from tests.lab.standin_vllm import server
+from tests.lab.standin_vllm.api import Server
+
+RECORDED = Path(__file__).with_name("recorded")
+TRANSPORT = 255
+KILLED, TERMINATED = 137, 0
+NEVER = "0001-01-01T00:00:00Z"
+PRELOAD_IGNORED = (
+    "ERROR: ld.so: object '{}' from LD_PRELOAD cannot be preloaded (cannot open shared object "
+    "file): ignored."
+)
+FLAGS = {"--detach", "--force", "--all"}
+VALUES = {
+    "--name", "--restart", "--gpus", "--ipc", "--network", "--shm-size", "--cap-add", "--ulimit",
+    "--device", "--mount", "--env", "--label", "--entrypoint", "--time", "--format",
+}  # fmt: skip
+Said = tuple[int, str, str]
+"""A command's exit code, and what it said on both streams."""
+
+
+class NotRecordedError(AssertionError):
+    """A command came that real nodes were never recorded to answer."""
+
+
+def now() -> str:
+    """As Docker writes it."""
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Held:
+    """An image that a node has."""
+
+    digest: str
+    config: str
+    """The digest of its config."""
+    diff_ids: tuple[str, ...]
+    entrypoint: tuple[str, ...]
+    env: Mapping[str, str]
+    architecture: str
+    libraries: Mapping[str, int]
+    """The copies of NCCL in it, and what `ncclGetVersion` says of each."""
+
+
+class Rank(server.Container):
+    """A container, and the process in it."""
+
+    def __init__(self, node: Node, id: str, name: str, image: Held, given: Options) -> None:
+        self.node, self.id, self.name, self.image, self.given = node, id, name, image, given
+        self.variables = {**image.env, **given.pairs("--env")}
+        self.env = self.variables
+        self.state, self.code, self.restarts = "created", 0, 0
+        self.started = self.ended = NEVER
+        self.lines: list[tuple[str, str]] = []
+        self.changed = threading.Condition()
+        self._runs = 0
+        self._over = threading.Event()
+        self._open: list[socket.socket | Server] = []
+
+    # As its process sees it
+
+    def say(self, text: str) -> None:
+        with self.changed:
+            self.lines += [(now(), line) for line in text.splitlines()]
+            self.changed.notify_all()
+
+    def path(self, path: str | Path) -> Path:
+        at = Path(path)
+        for mount in self.given.all("--mount"):
+            words = dict(word.partition("=")[::2] for word in next(csv.reader([mount])))
+            if at.is_relative_to(words["target"]):
+                return self.node.path(words["source"]) / at.relative_to(words["target"])
+        of_node = ("/sys", *self.given.all("--device"))
+        shared = any(at.is_relative_to(one) for one in of_node)
+        return self.node.path(at) if shared else self.node.path(f"/containers/{self.id}{at}")
+
+    def hostname(self) -> str:
+        return self.node.name
+
+    def host(self, _host: str) -> str:
+        return self.node.address
+
+    def nccl(self, path: str) -> int:
+        preload = self.env.get("LD_PRELOAD", "")
+        if preload and preload not in self.image.libraries:
+            self.say(PRELOAD_IGNORED.format(preload))
+            preload = ""
+        return self.image.libraries[path or preload or server.PIP]
+
+    def wait(self, seconds: float | None = None) -> None:
+        if self._over.wait(seconds):
+            raise SystemExit(KILLED)
+
+    def opened(self, thing: socket.socket | Server) -> None:
+        self._open.append(thing)
+
+    # As Docker sees it
+
+    def start(self) -> None:
+        """Start its process."""
+        self._over.clear()
+        self._runs += 1
+        self.state, self.started = "running", now()
+        threading.Thread(target=self._run, args=(self._runs,), daemon=True).start()
+
+    def _run(self, number: int) -> None:
+        code = 0
+        try:
+            words = self._words()
+            if words[0] != "vllm":
+                raise NotRecordedError(f"a container that runs {words}")
+            server.serve(words[1:], self)
+        except SystemExit as error:
+            code = int(error.code or 0)
+        except OSError:
+            # Its sockets were closed.
+            code = 1
+        again = self.given.one("--restart", "no") != "no"
+        if number == self._runs and not self._over.is_set():
+            self._end(code, state="restarting" if again and code else "exited")
+
+    def _words(self) -> list[str]:
+        """What its entry point comes to, with what that does to the environment."""
+        entrypoint, command = self.image.entrypoint, self.given.command
+        if entrypoint == ("/bin/sh", "-c"):
+            return shlex.split(command[0])
+        if entrypoint == ("/loses.sh",):
+            self.variables["LD_PRELOAD"] = "/usr/lib/nowhere/libnccl.so.2.30.4"
+        return [*(word for word in entrypoint if not word.endswith(".sh")), *command]
+
+    def end(self, code: int) -> None:
+        """End its process, if it runs."""
+        self._over.set()
+        if self.state in ("running", "restarting"):
+            self._end(code)
+
+    def _end(self, code: int, state: str = "exited") -> None:
+        for thing in self._open:
+            if isinstance(thing, Server):
+                thing.shutdown()
+                thing.server_close()
+            else:
+                with contextlib.suppress(OSError):
+                    thing.shutdown(socket.SHUT_RDWR)
+                thing.close()
+        self._open.clear()
+        with self.changed:
+            self.state, self.code, self.ended = state, code, now()
+            self.restarts += state == "restarting"
+            self.changed.notify_all()
+
+    def inspected(self) -> dict[str, Any]:
+        """As `docker container inspect` says it of a real one."""
+        said = copy.deepcopy(self.node.container)
+        said |= {"Id": self.id, "Name": f"/{self.name}", "Image": self.node.id(self.image)}
+        said["RestartCount"] = self.restarts
+        said["State"] |= {
+            "Status": self.state, "ExitCode": self.code, "OOMKilled": False,
+            "StartedAt": self.started, "FinishedAt": self.ended,
+        }  # fmt: skip
+        said["Config"] |= {
+            "Labels": self.given.pairs("--label"), "Cmd": list(self.given.command),
+            "Env": [f"{name}={value}" for name, value in self.variables.items()],
+        }  # fmt: skip
+        said["HostConfig"]["Devices"] = [
+            {"PathOnHost": device} for device in self.given.all("--device")
+        ]
+        return said
+
+
+class Options:
+    """The words of a docker command."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.found: list[tuple[str, str]] = []
+        left = list(words)
+        while left and left[0].startswith("-"):
+            word = left.pop(0)
+            if word not in FLAGS | VALUES:
+                raise NotRecordedError(f"docker … {word} …")
+            self.found.append((word, left.pop(0) if word in VALUES else ""))
+        self.words = left
+
+    def all(self, option: str) -> list[str]:
+        return [value for name, value in self.found if name == option]
+
+    def one(self, option: str, default: str = "") -> str:
+        return [default, *self.all(option)][-1]
+
+    def pairs(self, option: str) -> dict[str, str]:
+        """Of NAME=VALUE each."""
+        return {name: value for name, _, value in (one.partition("=") for one in self.all(option))}
+
+    @property
+    def command(self) -> list[str]:
+        """What stands behind the image."""
+        return self.words[1:]
+
+
+class Process:
+    """A command that goes on, as ``start_bytes`` gives it."""
+
+    def __init__(self, node: Node, work: Callable[[Process], Said]) -> None:
+        self.node = node
+        self.returncode: int | None = None
+        self.over = threading.Event()
+        self.follows = False
+        """It has said what a log holds, and waits for more."""
+        self.stdin = self
+        self._lock = threading.Lock()
+        self._out, self._err = os.pipe(), os.pipe()
+        self.stdout: BinaryIO = os.fdopen(self._out[0], "rb")
+        self.stderr: BinaryIO = os.fdopen(self._err[0], "rb")
+        node.processes.append(self)
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
+
+    def _run(self, work: Callable[[Process], Said]) -> None:
+        code, out, err = work(self)
+        self.say(out)
+        self._end(code, err)
+
+    def say(self, text: str) -> None:
+        """Something on its standard output."""
+        with self._lock:
+            if self.returncode is None and text:
+                os.write(self._out[1], text.encode())
+
+    def _end(self, code: int, err: str = "") -> None:
+        with self._lock:
+            if self.returncode is not None:
+                return
+            os.write(self._err[1], err.encode())
+            self.returncode = code
+            os.close(self._out[1])
+            os.close(self._err[1])
+        self.over.set()
+
+    def cut(self) -> None:
+        """Its connection ends."""
+        self._end(TRANSPORT, f"Connection to {self.node.address} closed by remote host.\n")
+
+    # As Popen
+
+    def kill(self) -> None:
+        self._end(-9)
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if not self.over.wait(timeout):
+            raise subprocess.TimeoutExpired("ssh", timeout or 0)
+        assert self.returncode is not None
+        return self.returncode
+
+    # As its standard input
+
+    def write(self, _data: bytes) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        """Its input ends: so does whatever holds a connection."""
+        self._end(0)
+
+
+@dataclass(kw_only=True)
+class Node:
+    """A node: its recorded words, its files, its containers."""
+
+    name: str
+    address: str
+    root: Path
+    images: dict[str, Held]
+    """What it has, by name."""
+    containers: list[Rank] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
+    forwards: list[socket.socket] = field(default_factory=list)
+    listening: set[int] = field(default_factory=set)
+    """Ports that are in use for nothing of ours."""
+    is_cut: bool = False
+    wrong: list[Exception] = field(default_factory=list)
+    """What it was asked and does not know."""
+    _made: int = 0
+
+    def __post_init__(self) -> None:
+        folder = RECORDED / self.name
+        read = {name: (folder / f"{name}.txt").read_text() for name in ("probe", "facts", "sets")}
+        self.said = {
+            name: parts_of(text.replace("ADDRESS", self.address).replace("ARCH", "x86_64"))
+            for name, text in read.items()
+        }
+        self.container: dict[str, Any] = json.loads(self.said["sets"]["containers"][0])
+        self.image: dict[str, Any] = json.loads(self.said["probe"]["images"][0])
+        self.errors: dict[str, Any] = json.loads((folder / "errors.json").read_text())
+        self.is_containerd = "snapshotter" in "".join(self.said["probe"]["info"])
+
+    def path(self, path: str | Path) -> Path:
+        """Where its ``path`` is here."""
+        return self.root / str(path).lstrip("/")
+
+    def id(self, image: Held) -> str:
+        return image.digest if self.is_containerd else image.config
+
+    # ssh
+
+    def answer(self, words: Sequence[str], process: Process | None = None) -> Said:
+        """What it says to a command; ``process``: the one that waits for it."""
+        try:
+            return self._answer(words, process)
+        except Exception as error:  # noqa: BLE001 the test is told of it, not the product
+            self.wrong.append(error)
+            return 99, "", f"{type(error).__name__}: {error}\n"
+
+    def _answer(self, words: Sequence[str], process: Process | None) -> Said:
+        if list(words[:2]) == ["sh", "-c"] and len(words) > 3:
+            _, _, text, name, docker, *more = words
+            act = {"probe": self._probe, "facts": self._facts, "sets": self._sets,
+                   "end": self._stop_and_remove, "logs": self._logs}.get(name)  # fmt: skip
+            if act is not None and text == remote.text(name) and docker == "docker":
+                return act(more, process)
+        elif tuple(words) == asking.HOLD:
+            assert process is not None
+            process.say(f"{remote.END}\n")
+            process.over.wait()
+            return 0, "", ""
+        elif list(words[:3]) == ["mkdir", "-p", "--"]:
+            for folder in words[3:]:
+                self.path(folder).mkdir(parents=True, exist_ok=True)
+            return 0, "", ""
+        elif words[0] == "docker":
+            return self.docker(*words[1:])
+        raise NotRecordedError(shlex.join(words)[-200:])
+
+    def _probe(self, _more: Sequence[str], process: Process | None) -> Said:
+        parts = {**self.said["probe"], "images": [json.dumps(one) for one in self._inspected()]}
+        parts["node"] = ["root", "root", str(int(dt.datetime.now().timestamp())), ""]  # noqa: DTZ005
+        assert process is not None
+        process.say(_text(parts))
+        process.over.wait()
+        return 0, "", ""
+
+    def _inspected(self) -> Iterator[dict[str, Any]]:
+        for image in dict.fromkeys(self.images.values()):
+            said = copy.deepcopy(self.image)
+            said |= {"Id": self.id(image), "Architecture": image.architecture}
+            said["RepoTags"] = [name for name, one in self.images.items() if one is image]
+            said["RootFS"]["Layers"] = list(image.diff_ids)
+            yield said
+
+    def _facts(self, more: Sequence[str], _process: Process | None) -> Said:
+        taken = [f"00000000:{port:04X}" for port in sorted(self._ports())]
+        now_ = f"{dt.datetime.now().timestamp():.6f}"  # noqa: DTZ005
+        parts = {
+            **self.said["facts"],
+            "infiniband": sorted(one.name for one in self.path("/dev/infiniband").glob("*")),
+            "ports": [*self.said["facts"]["ports"], *taken],
+            "model": list(self._model(self.path(more[0]))) if more[0] else [],
+            "clock": [f"now={now_}"],
+        }
+        return 0, _text(parts), ""
+
+    def _ports(self) -> Iterator[int]:
+        yield from self.listening
+        for one in self.containers:
+            if one.state == "running":
+                words = one.given.command
+                for option in ("--port", "--master-port"):
+                    if option in words and one.given.one("--label") and "--headless" not in words:
+                        yield int(words[words.index(option) + 1])
+
+    def _model(self, folder: Path) -> Iterator[str]:
+        if not folder.exists():
+            yield "@missing"
+            return
+        yield "@folder"
+        for file in sorted(folder.iterdir()):
+            yield f"{file.stat().st_size} ./{file.name}"
+
+    def _sets(self, _more: Sequence[str], _process: Process | None) -> Said:
+        ours = [json.dumps(one.inspected()) for one in self.containers if one.given.all("--label")]
+        return 0, _text({**self.said["sets"], "containers": ours}), ""
+
+    def _stop_and_remove(self, more: Sequence[str], _process: Process | None) -> Said:
+        for id in more[1:]:
+            for one in [one for one in self.containers if one.id == id]:
+                one.end(TERMINATED)
+                self.containers.remove(one)
+        return 0, "", ""
+
+    def _logs(self, more: Sequence[str], process: Process | None) -> Said:
+        id, *words = more
+        one = self._find(id)
+        if one is None:
+            return self._error("inspect", id)
+        follow, stamps = "--follow" in words, "--timestamps" in words
+        tail = words[words.index("--tail") + 1] if "--tail" in words else "all"
+        since = words[words.index("--since") + 1] if "--since" in words else ""
+        shown = 0 if tail == "all" else max(0, len(one.lines) - int(tail))
+        while True:
+            with one.changed:
+                new, shown = one.lines[shown:], len(one.lines)
+                running = one.state == "running"
+            text = "".join(
+                f"{stamp} {line}\n" if stamps else f"{line}\n"
+                for stamp, line in new
+                if stamp >= since
+            )
+            if process is None or not follow:
+                return 0, text, ""
+            process.say(text)
+            process.follows = True
+            if not running and shown == len(one.lines):
+                return 0, "", ""
+            with one.changed:
+                one.changed.wait_for(
+                    lambda: (
+                        len(one.lines) > shown  # noqa: B023
+                        or one.state != "running"
+                        or process.over.is_set()
+                    ),
+                    0.2,
+                )
+            if process.over.is_set():
+                return 0, "", ""
+
+    # docker
+
+    def docker(self, *words: str) -> Said:
+        """What its docker says."""
+        name = " ".join(words[:2]) if words[0] == "container" else words[0]
+        given = Options(words[2 if words[0] == "container" else 1 :])
+        if name in ("run", "create"):
+            return self._run(given, start=name == "run")
+        if name == "container inspect":
+            return self._inspect(given)
+        if name in ("tag", "rmi"):
+            image = self.images[given.words[0]]
+            if name == "rmi":
+                del self.images[given.words[0]]
+            else:
+                self.images[given.words[1]] = image
+            return 0, "", ""
+        if name not in ("stop", "kill", "start", "rm"):
+            raise NotRecordedError(f"docker {shlex.join(words)}")
+        for word in given.words:
+            one = self._find(word)
+            if one is None:
+                return self._error("inspect", word)
+            if name == "start":
+                one.start()
+            else:
+                one.end(TERMINATED if name == "stop" else KILLED)
+            if name == "rm":
+                self.containers.remove(one)
+        return 0, "".join(f"{word}\n" for word in given.words), ""
+
+    def _find(self, word: str) -> Rank | None:
+        return next((one for one in self.containers if word in (one.id, one.name)), None)
+
+    def _error(self, what: str, word: str, id: str = "") -> Said:
+        code, said = self.errors[what]
+        return code, "", said.replace("NAME", word).replace("HEX", id)
+
+    def _run(self, given: Options, *, start: bool) -> Said:
+        name, image = given.one("--name"), given.words[0]
+        there = self._find(name)
+        if there is not None:
+            return self._error("run", name, there.id)
+        held = next(
+            one for tag, one in self.images.items() if image in (tag, one.digest, one.config)
+        )
+        self._made += 1
+        id = hashlib.sha256(f"{self.name} {self._made} {now()}".encode()).hexdigest()
+        made = Rank(self, id, name, held, given)
+        self.containers.append(made)
+        if start:
+            made.start()
+        return 0, f"{id}\n", ""
+
+    def _inspect(self, given: Options) -> Said:
+        one = self._find(given.words[0])
+        if one is None:
+            return self._error("inspect", given.words[0])
+        said = one.inspected()
+        state = said["State"]
+        forms = {
+            "": json.dumps([said]),
+            "{{.State.StartedAt}}": state["StartedAt"],
+            "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}} "
+            "{{json .State.FinishedAt}}": (
+                f'{state["Status"]} {state["ExitCode"]} false "{state["FinishedAt"]}"'
+            ),
+        }
+        form = given.one("--format")
+        if form not in forms:
+            raise NotRecordedError(f"docker container inspect --format {form}")
+        return 0, f"{forms[form]}\n", ""
+
+    # Of the tests
+
+    def followed(self) -> bool:
+        """Somebody follows a log of its containers."""
+        return any(one.follows and one.poll() is None for one in self.processes)
+
+    def cut(self) -> None:
+        """It cannot be reached any more, and what was connected is cut off."""
+        self.is_cut = True
+        for process in self.processes:
+            process.cut()
+
+    def reset(self) -> None:
+        """As it began, but for its images."""
+        for one in self.containers:
+            one.end(KILLED)
+        self.containers.clear()
+        self.processes.clear()
+        for listener in self.forwards:
+            listener.shutdown(socket.SHUT_RDWR)
+        self.forwards.clear()
+        self.listening.clear()
+        self.is_cut = False
+        self.wrong.clear()
+        shutil.rmtree(self.root, ignore_errors=True)
+        for path in ("/dev/infiniband/uverbs0", "/sys/class/net/eth0"):
+            self.path(path).parent.mkdir(parents=True)
+            self.path(path).touch()
+
+
+def _text(parts: Mapping[str, Sequence[str]]) -> str:
+    return "".join(f"\n@@ {name}\n" + "".join(f"{line}\n" for line in lines)
+                   for name, lines in parts.items())  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """What stands for `ssh`: the nodes by the name that is called."""
+
+    nodes: Mapping[str, Node]
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: str | None = None,
+        timeout_s: float | None = None,
+        check: bool = True,
+    ) -> Completed:
+        """As ``Local.run``."""
+        del timeout_s
+        assert stdin is None
+        assert argv[0] == "ssh"
+        place = argv.index("--")
+        node, words = self.nodes[argv[place + 1]], argv[place + 2 :]
+        if "-G" in argv:
+            said = 0, f"hostname {node.name}\nport 22\nciphers chacha20-poly1305@openssh.com\n", ""
+        elif node.is_cut:
+            said = TRANSPORT, "", f"ssh: connect to host {node.name} port 22: Connection refused\n"
+        elif "forward" in argv:
+            here, _, there = argv[argv.index("-L") + 1].partition(":")
+            _lead(node, Path(here), int(there.rpartition(":")[2]))
+            said = 0, "", ""
+        else:
+            said = node.answer(shlex.split(words[0]))
+        done = Completed(argv=tuple(argv), returncode=said[0], stdout=said[1], stderr=said[2])
+        assert not check or done.returncode == 0, done
+        return done
+
+    def start(self, argv: Sequence[str]) -> Process:
+        """As ``start_bytes``."""
+        place = argv.index("--")
+        node, words = self.nodes[argv[place + 1]], shlex.split(argv[place + 2])
+        if node.is_cut:
+            refused = f"ssh: connect to host {node.name} port 22: Connection refused\n"
+            return Process(node, lambda _: (TRANSPORT, "", refused))
+        return Process(node, lambda process: node.answer(words, process))
+
+    @contextlib.contextmanager
+    def called(self) -> Iterator[None]:
+        """The product reaches these nodes, and no other ones."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(remote, "Local", lambda: self)
+            patch.setattr(remote, "start_bytes", self.start)
+            yield
+
+
+def _lead(node: Node, here: Path, port: int) -> None:
+    """A socket here that leads to a port of the node."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(here))
+    listener.listen()
+    node.forwards.append(listener)
+
+    def pump(a: socket.socket, b: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := a.recv(1 << 16):
+                b.sendall(data)
+        for one in (a, b):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def serve() -> None:
+        with listener, contextlib.suppress(OSError):
+            # One process asks, one question after the other, until the listener is shut down.
+            while True:
+                with listener.accept()[0] as one, socket.socket() as other:
+                    if other.connect_ex((node.address, port)) == 0:
+                        thread = threading.Thread(target=pump, args=(other, one), daemon=True)
+                        thread.start()
+                        pump(one, other)
+                        thread.join()
+
+    threading.Thread(target=serve, daemon=True).start()
