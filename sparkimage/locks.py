@@ -17,16 +17,20 @@ def silent(_line: str) -> None:
 
 
 @contextmanager
-def exclusive(path: Path, say: Say, what: str) -> Iterator[None]:
+def exclusive(path: Path, say: Say = silent, what: str = "") -> Iterator[None]:
     """Hold ``path`` alone for as long as the context lasts; wait for whoever holds it.
 
     ``path`` is a folder, or a file that is made where there is none. Nothing is left in it, and the
     kernel lets go when the process ends. ``say`` takes one line when there is somebody to wait
     for; ``what`` goes on "waiting for process 12, which". Raises ``OSError``.
     """
-    with _opened(path) as handle:
-        _lock(handle, fcntl.LOCK_EX, say, what)
-        yield
+    while True:
+        with _opened(path) as handle:
+            _lock(handle, fcntl.LOCK_EX, say, what)
+            # Whoever held it may have removed the file.
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(handle)):
+                yield
+                return
 
 
 @contextmanager

@@ -7,7 +7,7 @@
 #   own    SOCKET USER                          give the socket to a user
 #   binfmt NAME MAGIC MASK INTERPRETER          register an emulator (by these very names)
 #   unbinfmt NAME                               and remove it
-#   purge  ENGINE RUN                           remove the engine's folder
+#   purge  ENGINE RUN                           remove the engine's folder; 3: a mount is below it
 #
 # The host keeps its packages: dockerd runs in a mount namespace where /usr is the engine's tree
 # and all else is the host's, so that `-v /home/...:/x` means what it says.
@@ -131,7 +131,7 @@ purge)
     # rm would go through a mount of the same file system.
     if grep -F " $1/" /proc/self/mountinfo; then
         echo "something is still mounted below $1" >&2
-        exit 1
+        exit 3
     fi
     rm -rf --one-file-system "$1" "$2"
     ;;

@@ -6,7 +6,6 @@ and firewall rules, and the containerd image store; another dockerd beside it is
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import json
 import os
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparkimage import locks
 from sparkimage.engines import emulation, engine, engine_process, engine_tree
 from sparkimage.engines.emulation import ensure_emulation
 from sparkimage.engines.engine import Choice, Engine
@@ -34,6 +34,8 @@ __all__ = ["Status", "down", "ensure", "ensure_emulation", "status", "up"]
 
 READY_S = 60.0
 """Seconds that dockerd gets until it answers; 1 to 3 on an idle machine."""
+MOUNTED = 3
+"""How the script's purge ends where something is mounted in the engine's folder."""
 LOG_TAIL_BYTES = 4000
 LOG_MAX_BYTES = 20 * 10**6
 POOLS = tuple(
@@ -125,10 +127,16 @@ def down(home: Path, runner: Runner, purge: bool) -> None:
             try:
                 run_as_root(runner, ("sh", str(SCRIPT), "purge", str(place.engine), str(place.run)))
             except CommandError as error:
+                mounted = error.returncode == MOUNTED
                 raise EngineError(
-                    f"{place.engine} was not removed: something is mounted below it",
-                    hint=f"findmnt --raw | grep {place.engine}, umount what it shows, then "
-                    "`python build.py engine down --purge`",
+                    f"{place.engine} was not removed"
+                    + (": something is mounted below it" if mounted else " entirely"),
+                    hint=(
+                        f"findmnt --raw | grep {place.engine}, umount what it shows"
+                        if mounted
+                        else "put right what it says below"
+                    )
+                    + ", then `python build.py engine down --purge`",
                     detail=error.detail,
                 ) from None
             place.lock.unlink(missing_ok=True)
@@ -318,14 +326,5 @@ def _size(folder: Path, runner: Runner) -> int:
 def _locked(place: EnginePlace, say: Callable[[str], None]) -> Iterator[None]:
     """One command at a time changes the engine; another one waits."""
     place.lock.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with place.lock.open("ab") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("waiting for another command that changes the private engine")
-                fcntl.flock(held, fcntl.LOCK_EX)
-            # A purge may have removed the file while we waited for it.
-            if place.lock.exists() and os.path.samestat(place.lock.stat(), os.fstat(held.fileno())):
-                yield
-                return
+    with locks.exclusive(place.lock, say, "changes the private engine"):
+        yield

@@ -6,7 +6,6 @@ read (https://git-scm.com/docs/partial-clone).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import re
 import shutil
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from sparkimage import locks
 from sparkimage.address import Mirrors
 from sparkimage.errors import CommandError, LockError, NetworkError
 from sparkimage.run import Runner
@@ -105,8 +105,7 @@ class Repository:
     def _alone(self) -> Iterator[None]:
         """One at a time, of all threads and programs: git's own locks fail at once."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with self.folder.with_suffix(".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locks.exclusive(self.folder.with_suffix(".lock")):
             yield
 
     @property

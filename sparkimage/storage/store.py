@@ -9,7 +9,6 @@ in its place under a lock: an interruption leaves the old or the new. What is re
 from __future__ import annotations
 
 import difflib
-import fcntl
 import hashlib
 import json
 import os
@@ -505,8 +504,7 @@ class Store:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else changes the index or a seal within."""
-        with (self.root / ".lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with locks.exclusive(self.root / ".lock"):
             yield
 
 
