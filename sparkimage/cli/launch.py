@@ -121,7 +121,8 @@ def launch(
     pin = plan.versions.get("nccl", "")
     preload = ""
     if pin:
-        found = nccl.libraries(layerindex.image_files(store, held))
+        with store.in_use(lambda line: typer.echo(line, err=True)):
+            found = nccl.libraries(layerindex.image_files(store, held))
         preload = nccl.choose(found, pin, held.settings.env).path
     lacking = [one for one in NEEDED_CACHES if one not in chosen.caches.values()]
     if lacking:
