@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.address import Mirrors
+from sparkimage.arch import ARCHES
 from sparkimage.plans import bake
 from sparkimage.plans.model import ImagePin
 from sparkimage.plans.plan import Plan
@@ -43,14 +44,12 @@ def as_json(plans: Sequence[Plan]) -> str:
     return json.dumps([plan.to_dict() for plan in plans], indent=1)
 
 
-HOSTED = {"amd64": ["ubuntu-24.04"], "arm64": ["ubuntu-24.04-arm"]}
-"""Runners that GitHub has: 4 cores, 16 GB of memory, 14 GB of disk that are sure."""
-
-BIG = {
-    "amd64": ["self-hosted", "linux", "x64", "big"],
-    "arm64": ["self-hosted", "linux", "arm64", "big"],
-}
-"""One's own: GitHub's agent gives the first three labels, whoever sets it up the last one."""
+def _runner(arch: str, *, big: bool) -> list[str]:
+    """The labels of a runner: one of GitHub's (4 cores, 16 GB of memory, 14 GB of disk that are
+    sure), or a big one of one's own. There GitHub's agent gives the first three labels, whoever
+    sets it up the last one."""
+    one = ARCHES[arch]
+    return ["self-hosted", "linux", one.self_hosted, "big"] if big else [one.hosted]
 
 
 def as_github(plans: Sequence[Plan], matrix: Matrix) -> str:
@@ -63,7 +62,7 @@ def as_github(plans: Sequence[Plan], matrix: Matrix) -> str:
         {
             "variant": plan.variant,
             "platform": plan.platform,
-            "runner": (BIG if _is_big(variants[plan.variant], matrix) else HOSTED)[plan.arch],
+            "runner": _runner(plan.arch, big=_is_big(variants[plan.variant], matrix)),
             "image": plan.image,
             "lock": plan.lock_checksum,
             "resolved": not plan.unresolved,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from sparkimage.arch import ARCHES, arch_name
 from sparkimage.engines import engine_tree
 from sparkimage.engines.engine_process import SCRIPT
 from sparkimage.errors import CommandError, PreflightError, UsageError
@@ -26,38 +27,8 @@ BINFMT = Path("/proc/sys/fs/binfmt_misc")
 QEMU_MIN = 10
 """qemu 7.2 (Debian 12) hangs in ``import torch`` of an arm64 image; 10.0 runs it."""
 PROBE_EXIT = 42
-MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cpu:
-    """What the kernel and qemu need to know of an architecture."""
-
-    qemu: str
-    elf_machine: int
-    exit_code: bytes
-    """Machine code of ``exit(42)``, for a program that proves the emulation."""
-
-    @property
-    def magic(self) -> bytes:
-        """The first 20 bytes of its ELF programs: e_ident, e_type EXEC, e_machine."""
-        return b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HH", 2, self.elf_machine)
-
-
 # The mask lets any OS ABI and both EXEC and DYN pass, as qemu's own binfmt entries do.
 MASK = b"\xff" * 7 + b"\x00" + b"\xff" * 8 + b"\xfe\xff\xff\xff"
-CPUS = {
-    "arm64": Cpu(
-        qemu="aarch64",
-        elf_machine=183,
-        exit_code=bytes.fromhex("400580d2a80b80d2010000d4"),  # mov x0,42; mov x8,93; svc 0
-    ),
-    "amd64": Cpu(
-        qemu="x86_64",
-        elf_machine=62,
-        exit_code=bytes.fromhex("bf2a000000b83c0000000f05"),  # mov edi,42; mov eax,60; syscall
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +48,19 @@ def native_arch() -> str:
     Raises ``PreflightError`` for any other.
     """
     machine = python_platform.machine()
-    if machine not in MACHINES:
+    name = arch_name(machine)
+    if name not in ARCHES:
         raise PreflightError(
             f"this machine is {machine}; only x86_64 and aarch64 are supported",
             hint="run this on one of those",
         )
-    return MACHINES[machine]
+    return name
+
+
+def magic(arch: str) -> bytes:
+    """The first 20 bytes of the programs of ``arch``: e_ident, e_type EXEC, e_machine."""
+    head = struct.pack("<HH", 2, ARCHES[arch].elf_machine)
+    return b"\x7fELF\x02\x01\x01" + bytes(9) + head
 
 
 def parse_entry(name: str, text: str) -> Entry:
@@ -103,7 +81,7 @@ def suffices(entries: Iterable[Entry], arch: str, major: Callable[[str], int | N
 
     ``major`` gives the major version of a qemu by its path, None when it cannot be asked. Pure.
     """
-    wanted = CPUS[arch].magic.hex()
+    wanted = magic(arch).hex()
     fitting = [entry for entry in entries if entry.enabled and entry.magic == wanted]
     return bool(fitting) and all(
         "F" in entry.flags and (major(entry.interpreter) or 0) >= QEMU_MIN for entry in fitting
@@ -127,7 +105,7 @@ def emulated(runner: Runner) -> tuple[str, ...]:
     native = native_arch()
     return tuple(
         f"linux/{arch}"
-        for arch in sorted(CPUS, key=lambda arch: arch != native)
+        for arch in sorted(ARCHES, key=lambda arch: arch != native)
         if arch == native or probe(arch, runner)
     )
 
@@ -140,7 +118,7 @@ def ensure_emulation(home: Path, runner: Runner, platform: str, say: Callable[[s
     Raises ``UsageError`` for an unknown platform, ``PreflightError`` when it is impossible here.
     """
     arch = platform.removeprefix("linux/")
-    if arch not in CPUS or not platform.startswith("linux/"):
+    if arch not in ARCHES or not platform.startswith("linux/"):
         raise UsageError(f"platform {platform!r} is unknown", hint="use linux/arm64 or linux/amd64")
     if arch == native_arch():
         return
@@ -156,14 +134,13 @@ def register(home: Path, runner: Runner, arch: str, say: Callable[[str], None]) 
     """
     place = EnginePlace.of(home)
     engine_tree.install(place, runner, say)
-    cpu = CPUS[arch]
-    interpreter = str(place.root / "usr" / "bin" / f"qemu-{cpu.qemu}")
+    interpreter = str(place.root / "usr" / "bin" / f"qemu-{ARCHES[arch].machine}")
     say(f"registering {interpreter} for linux/{arch}")
     name = entry_name(place, arch)
     try:
         run_as_root(
             runner,
-            ("sh", str(SCRIPT), "binfmt", name, _escape(cpu.magic), _escape(MASK), interpreter),
+            ("sh", str(SCRIPT), "binfmt", name, _escape(magic(arch)), _escape(MASK), interpreter),
         )
     except CommandError as error:
         raise PreflightError(
@@ -181,7 +158,7 @@ def register(home: Path, runner: Runner, arch: str, say: Callable[[str], None]) 
 def unregister(place: EnginePlace, runner: Runner) -> None:
     """Remove the emulators that this home registered."""
     there = {entry.name for entry in entries()}
-    for arch in CPUS:
+    for arch in ARCHES:
         name = entry_name(place, arch)
         if name in there:
             run_as_root(runner, ("sh", str(SCRIPT), "unbinfmt", name))
@@ -189,7 +166,7 @@ def unregister(place: EnginePlace, runner: Runner) -> None:
 
 def entry_name(place: EnginePlace, arch: str) -> str:
     """The name that this home registers under; another home's is another."""
-    return f"sparkimage-{CPUS[arch].qemu}-{place.tag}"
+    return f"sparkimage-{ARCHES[arch].machine}-{place.tag}"
 
 
 def qemu_major(path: str, runner: Runner) -> int | None:
@@ -209,7 +186,7 @@ def probe(arch: str, runner: Runner) -> bool:
     """Whether a program of ``arch`` runs here, shown by running one."""
     with TemporaryDirectory(prefix="sparkimage-") as folder:
         path = Path(folder, f"probe-{arch}")
-        path.write_bytes(program(arch, CPUS[arch].exit_code))
+        path.write_bytes(program(arch, ARCHES[arch].exit_42))
         path.chmod(0o755)
         try:
             done = runner.run((str(path),), check=False, timeout_s=20)
@@ -225,9 +202,7 @@ def program(arch: str, code: bytes) -> bytes:
     https://man7.org/linux/man-pages/man5/elf.5.html
     """
     base, size = 0x400000, 64 + 56 + len(code)
-    header = CPUS[arch].magic + struct.pack(
-        "<IQQQIHHHHHH", 1, base + 120, 64, 0, 0, 64, 56, 1, 0, 0, 0
-    )
+    header = magic(arch) + struct.pack("<IQQQIHHHHHH", 1, base + 120, 64, 0, 0, 64, 56, 1, 0, 0, 0)
     segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x10000)
     return header + segment + code
 

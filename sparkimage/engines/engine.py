@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparkimage.engines.emulation import MACHINES
+from sparkimage.arch import arch_name
 from sparkimage.errors import (
     CommandError,
     EngineError,
@@ -193,7 +193,7 @@ def describe(
         docker=prefix,
         version=number,
         buildx=parse_buildx(said),
-        arch=MACHINES.get(machine, machine),
+        arch=arch_name(machine),
         private=is_private,
         containerd_store=["driver-type", "io.containerd.snapshotter.v1"]
         in [list(pair) for pair in info.get("DriverStatus") or ()],

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparkimage.engines.emulation import MACHINES
+from sparkimage.arch import arch_name
 from sparkimage.errors import EngineError, EnginePermissionError, NodeError
 from sparkimage.fleets.fleet import Node
 from sparkimage.storage.store import digest_of
@@ -175,7 +175,7 @@ def read(said: str, node: Node, *, now: float | None = None) -> Seen:
         groups=tuple(about[1].split()),
         version=str(info["ServerVersion"]),
         containerd=any(CONTAINERD in word for word in drivers),
-        arch=MACHINES.get(str(info["Architecture"]), str(info["Architecture"])),
+        arch=arch_name(str(info["Architecture"])),
         root=str(info["DockerRootDir"]),
         skew_s=int(about[2]) - (time.time() if now is None else now),
         images=tuple(_image(json.loads(line)) for line in parts["images"] if line[:1] == "{"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sparkimage.address import WHEELS
+from sparkimage.arch import ARCHES
 from sparkimage.errors import CommandError, LockError, NetworkError
 from sparkimage.inputs import apt, patch_files, registry, wheels
 from sparkimage.inputs.outside import Outside
@@ -30,7 +31,6 @@ from sparkimage.writing import take_place
 
 ROOT_EPOCH = 946684800
 """The newest date of a file in a Debian root: 2000-01-01."""
-UV_WHEELS = {"amd64": "musllinux_1_1_x86_64", "arm64": "musllinux_1_1_aarch64"}
 
 
 def ready(plan: Plan, *, project: Path, outside: Outside, builder_arch: str) -> Inputs:
@@ -99,7 +99,7 @@ def static_uv(arch: str, outside: Outside) -> Path:
         wanted.write_text(pins)
         argv = [
             sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",
-            "--only-binary", ":all:", "--platform", UV_WHEELS[arch], "--dest", str(temporary),
+            "--only-binary", ":all:", "--platform", ARCHES[arch].uv_wheel, "--dest", str(temporary),
             "--requirement", str(wanted),
         ]  # fmt: skip
         try:

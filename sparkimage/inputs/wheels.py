@@ -18,18 +18,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from sparkimage.address import WHEELS, Mirrors
+from sparkimage.arch import ARCHES, GLIBC
 from sparkimage.errors import CommandError, LockError, NetworkError
 from sparkimage.plans.lock import Wheel
-from sparkimage.plans.plan import UV_PLATFORMS
 
 if TYPE_CHECKING:
     from sparkimage.plans.model import WheelsPin
     from sparkimage.run import Runner
-
-GLIBC = (2, 39)
-"""Newest glibc that a wheel may ask for; matches ``plan.UV_PLATFORMS``."""
-
-MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
 
 def resolve(
@@ -58,7 +53,7 @@ def resolve(
         argv = [
             str(Path(sys.executable).with_name("uv")), "pip", "compile", str(wanted),
             "--override", str(out), "--constraint", str(held),
-            "--python-platform", UV_PLATFORMS[platform.split("/")[1]],
+            "--python-platform", ARCHES[platform.split("/")[1]].uv_platform,
             "--python-version", pin.python, "--only-binary", ":all:", "--no-config", "--quiet",
             # It resolves for another Python than its own; it need not fetch one for that.
             "--no-python-downloads",
@@ -132,9 +127,9 @@ def _ranks(platform: str, python: str) -> dict[Any, int]:
     """Every wheel tag that runs on the platform, best first."""
     from packaging import tags
 
-    machine = MACHINES[platform]
+    arch = ARCHES[platform.split("/")[1]]
+    machine, oldest = arch.machine, arch.oldest_glibc
     version = tuple(int(part) for part in python.split("."))
-    oldest = 5 if machine == "x86_64" else 17
     systems = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC[1], oldest - 1, -1)]
     aliases = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
     systems += [f"{alias}_{machine}" for minor, alias in aliases.items() if minor >= oldest]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sparkimage.engines.emulation import MACHINES
+from sparkimage.arch import arch_name
 from sparkimage.fleets.probe import parts_of
 from sparkimage.machines.facts import (
     UNLIMITED,
@@ -52,7 +52,7 @@ def read(said: str, *, now: float) -> Facts:
         groups=tuple(machine.get("groups", "").split()),
         kernel=machine.get("kernel", ""),
         os=machine.get("os", ""),
-        arch=MACHINES.get(arch, arch),
+        arch=arch_name(arch),
         product=machine.get("product", "").strip(),
         used_address=connection[2] if len(connection) > 2 else "",
         resolved=tuple(line for line in parts.get("names", []) if _address(line)),

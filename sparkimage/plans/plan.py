@@ -12,14 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sparkimage.arch import ARCHES
 from sparkimage.plans.lock import Deb, PinnedImage, Target, Wheel
 from sparkimage.tier import DEFAULT, Tier
-
-TRIPLETS = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
-"""Debian's multiarch folder names (https://wiki.debian.org/Multiarch/Tuples)."""
-
-UV_PLATFORMS = {"amd64": "x86_64-manylinux_2_39", "arm64": "aarch64-manylinux_2_39"}
-"""uv's names for what may run on glibc 2.39 and later (Debian 13 has 2.41)."""
 
 ROOT, MORE = "root", "more"
 """The two parts of a Debian suite's packages: the minimal root, and what was asked for beside."""
@@ -176,7 +171,7 @@ class Plan:
 
     @property
     def triplet(self) -> str:
-        return TRIPLETS[self.arch]
+        return ARCHES[self.arch].triplet
 
     @property
     def download_bytes(self) -> int:

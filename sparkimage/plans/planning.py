@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sparkimage.arch import ARCHES
 from sparkimage.errors import LockError
 from sparkimage.plans import patching
 from sparkimage.plans.lock import (
@@ -39,8 +40,6 @@ from sparkimage.plans.plan import (
     LABEL,
     MORE,
     ROOT,
-    TRIPLETS,
-    UV_PLATFORMS,
     Answer,
     DebianRoot,
     Debs,
@@ -150,7 +149,7 @@ class _Making:
     def layer(self, name: str, wheels: tuple[Wheel, ...]) -> LayerPlan:
         spec = self.matrix.layers[name]
         variant = self.variant
-        args = {"TRIPLET": TRIPLETS[variant.arch]}
+        args = {"TRIPLET": ARCHES[variant.arch].triplet}
         python = _python({pin: self._pin(pin) for pin in variant.pins})
         if python is not None:
             args["PYTHON_VERSION"] = python
@@ -163,7 +162,7 @@ class _Making:
             pin = self._pin(spec.wheels.pin)
             assert isinstance(pin, WheelsPin)
             find_links = pin.find_links
-            args["PYTHON_PLATFORM"] = UV_PLATFORMS[variant.arch]
+            args["PYTHON_PLATFORM"] = ARCHES[variant.arch].uv_platform
         args |= spec.args
         root, image = self._base(spec.base)
         source = None

@@ -23,10 +23,10 @@ from typing import Any, ClassVar
 import pytest
 
 from sparkimage import origin
+from sparkimage.arch import ARCHES
 from sparkimage.cli import app
 from sparkimage.engines.engine import Engine
 from sparkimage.plans import lock, matrix, planning
-from sparkimage.plans.plan import TRIPLETS
 from sparkimage.proof import demands
 from sparkimage.proof.keys import Keyring
 from sparkimage.run import Local
@@ -160,7 +160,7 @@ class Serving(Project):
     @property
     def preload(self) -> str:
         """The pinned NCCL in the images."""
-        return f"/usr/lib/{TRIPLETS[self.arch]}/libnccl.so.{PIN}"
+        return f"/usr/lib/{ARCHES[self.arch].triplet}/libnccl.so.{PIN}"
 
     def image(self, variant: str, *below: good_maker.Files) -> Image:
         """The variant's image with these layers below, and a seal that the gate takes."""

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from sparkimage import paths
+from sparkimage.arch import ARCHES
 from sparkimage.engines import emulation, engine, engine_process, engine_tree, private_engine
-from sparkimage.engines.emulation import CPUS, native_arch, program
+from sparkimage.engines.emulation import native_arch, program
 from sparkimage.engines.engine import Engine
 from sparkimage.engines.engine_process import SCRIPT
 from sparkimage.errors import EngineError, EnginePermissionError, NetworkError
@@ -331,7 +332,7 @@ def test_a_purge_never_goes_through_a_mount(lab: Lab, tmp_path: Path) -> None:
 
 @pytest.mark.emulated
 def test_our_emulator_is_registered_works_and_goes_with_the_engine(lab: Lab) -> None:
-    foreign = next(arch for arch in CPUS if arch != native_arch())
+    foreign = next(arch for arch in ARCHES if arch != native_arch())
     before = {entry.name for entry in emulation.entries()}
     emulation.register(lab.home, RUNNER, foreign, print)
     name = emulation.entry_name(lab.place, foreign)

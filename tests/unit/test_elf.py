@@ -10,7 +10,8 @@ import pytest
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 
-from sparkimage.engines.emulation import CPUS, program
+from sparkimage.arch import ARCHES
+from sparkimage.engines.emulation import program
 from sparkimage.layers import elf
 from sparkimage.layers.elf import Elf, Reader, parse
 from tests.unit import elf_maker
@@ -36,7 +37,7 @@ def test_real_files_as_pyelftools_reads_them(path: Path) -> None:
         soname = [t.soname for t in dynamic.iter_tags("DT_SONAME")]
         interp = [s.get_interp_name() for s in real.iter_segments("PT_INTERP")]
     assert head is not None
-    assert (head.machine, head.problem) == (CPUS[head.arch].elf_machine, None)
+    assert (head.machine, head.problem) == (ARCHES[head.arch].elf_machine, None)
     assert head.needed == needed
     assert [head.soname] == (soname or [None])
     assert [head.interpreter] == (interp or [None])
@@ -63,8 +64,8 @@ def test_pieces_come_to_the_same(last: bool, size: int) -> None:
 
 
 def test_a_program_without_a_dynamic_section() -> None:
-    for arch in CPUS:
-        head = parse(program(arch, CPUS[arch].exit_code))
+    for arch in ARCHES:
+        head = parse(program(arch, ARCHES[arch].exit_42))
         assert head is not None
         assert (head.arch, head.type, head.needed, head.problem) == (arch, elf.PROGRAM, (), None)
 

@@ -248,7 +248,7 @@ def test_a_process_is_known_by_its_start_and_seen_to_end() -> None:
 
 
 def entry(flags: str = "OCF", *, path: str = "/q10", on: bool = True, arch: str = "arm64") -> Entry:
-    magic = emulation.CPUS[arch].magic.hex()
+    magic = emulation.magic(arch).hex()
     return Entry(name="q", enabled=on, interpreter=path, flags=flags, magic=magic)
 
 
