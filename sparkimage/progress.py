@@ -195,6 +195,52 @@ class View:
             self.say(text)
             yield
             return
+        with self._live(lambda: text):
+            yield
+
+    @contextmanager
+    def counted(self, text: str) -> Iterator[Callable[[int, int], None]]:
+        """Show that ``text`` is going on, and how far it is; yields what takes how many are done,
+        and of how many."""
+        shown = text
+
+        def take(done: int, total: int) -> None:
+            nonlocal shown
+            shown = f"{text} {done}/{total}"
+
+        if self.quiet:
+            yield take
+        elif self.console.is_terminal:
+            with self._live(lambda: shown):
+                yield take
+        else:
+            self.say(text)
+            with self._lines(lambda: shown):
+                yield take
+
+    @contextmanager
+    def _lines(self, text: Callable[[], str]) -> Iterator[None]:
+        """Say ``text`` when it has changed, but not more often than every ``LINE_S``."""
+        over = threading.Event()
+        said = text()
+
+        def watch() -> None:
+            nonlocal said
+            while not over.wait(LINE_S):
+                if said != (now := text()):
+                    said = now
+                    self.say(said)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+    @contextmanager
+    def _live(self, text: Callable[[], str]) -> Iterator[None]:
         from rich.live import Live
         from rich.text import Text
 
@@ -202,11 +248,11 @@ class View:
 
         class Line:
             def __rich__(self) -> Text:
-                return Text(f"⧗ {text}  {clock(time.monotonic() - began)}", style="cyan")
+                return Text(f"⧗ {text()}  {clock(time.monotonic() - began)}", style="cyan")
 
         with Live(Line(), console=self.console, refresh_per_second=4, transient=True):
             yield
-        self.say(f"{text} [dim]({clock(time.monotonic() - began)})[/]")
+        self.say(f"{text()} [dim]({clock(time.monotonic() - began)})[/]")
 
     @contextmanager
     def transfer(self, text: str, total: int) -> Iterator[Moved]:

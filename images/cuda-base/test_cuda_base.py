@@ -1,11 +1,11 @@
 """NVIDIA's CUDA image."""
 
 
-def test_version(plan, config, check):
-    env = dict(one.split("=", 1) for one in config["config"].get("Env") or ())
+def test_version(plan, env, check):
     check("CUDA_VERSION", seen=env.get("CUDA_VERSION"), expected=plan["versions"]["cuda"])
 
 
-def test_toolkit_folder(host, check):
-    seen = host.run("test -d /usr/local/cuda/ && echo there").stdout.strip()
-    check("/usr/local/cuda", seen=seen, expected="there")
+def test_toolkit_folder(root, check):
+    folder = root.real("usr/local/cuda")
+    found = folder is not None and any(path.startswith(f"{folder}/") for path in root.final)
+    check("/usr/local/cuda is a folder with files", seen=found, expected=True)

@@ -422,7 +422,7 @@ def _prove(record: PlanRecord, staged: Staged, shop: Workshop) -> verify.Outcome
         shop.runner.run([*shop.engine.docker, "rm", created])
         return verify.Live(engine=shop.engine, reference=staged.id)
 
-    with shop.view.busy("verifying: its layers, then the checks of every layer"):
+    with shop.view.counted("verifying") as progress:
         return verify.verify(
             record,
             staged.image,
@@ -431,6 +431,7 @@ def _prove(record: PlanRecord, staged: Staged, shop: Workshop) -> verify.Outcome
             store=shop.store,
             runner=shop.runner,
             keys=shop.keys,
+            progress=progress,
         )
 
 

@@ -167,10 +167,10 @@ def verify(
 
     outcome = None
     try:
-        with store.in_use(view.say), view.busy(f"verifying: {', '.join(tiers)}"):
+        with store.in_use(view.say), view.counted("verifying") as progress:
             outcome = verifying.verify(
                 record, held, live=live, project=project, store=store, runner=Local(), keys=keys,
-                tiers=tiers,
+                tiers=tiers, progress=progress,
             )  # fmt: skip
     finally:
         verdict = None

@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import IO, Any
 
 from sparkimage.errors import StoreError
@@ -169,6 +169,25 @@ def image_files(store: Store, image: Image) -> ImageFiles:
     return ImageFiles(tuple(found[number].result() for number in range(len(image.layers))))
 
 
+@lru_cache(maxsize=64)
+def content(store: Store, layer: Layer, path: str) -> bytes:
+    """The bytes of one regular file of a layer, which is read up to there."""
+    with (
+        store.open_blob(layer.digest) as blob,
+        tarfile.open(fileobj=_decompressed(blob, layer.media_type), mode="r|") as archive,
+    ):
+        for member in archive:
+            if member.isreg() and _path(member) == path:
+                file = archive.extractfile(member)
+                assert file is not None
+                return file.read()
+    raise StoreError(f"layer {layer.digest} has no file {path}")
+
+
+def _path(member: tarfile.TarInfo) -> str:
+    return member.name.removeprefix("./").strip("/")
+
+
 def unpacked_size(store: Store, layer: Layer) -> int:
     """Bytes of a layer's files: as it was scanned, else a guess that is rather too high."""
     rows = store.get_fact(FACT, layer.diff_id)
@@ -193,7 +212,7 @@ def _read(store: Store, layer: Layer) -> list[Sequence[Any]]:
             plain = _Hashing(_decompressed(blob, layer.media_type))
             with tarfile.open(fileobj=plain, mode="r|", bufsize=BUFFER) as archive:  # type: ignore[call-overload]
                 for member in archive:
-                    path = member.name.removeprefix("./").strip("/")
+                    path = _path(member)
                     kind = member.type.decode().replace("\0", "0")
                     seen: dict[str, Any] = {}
                     if member.isreg():

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from sparkimage.layers import elf, secrets
 
-VERSION = 1
+VERSION = 2
 """Counts up with every change of what is learnt, so that older facts are not taken for it."""
 CHUNK = 1 << 20
 SMALL = 1 << 20
@@ -23,9 +23,15 @@ _KEPT = re.compile(
     r"|(^|/)nvidia_nccl[^/]*\.dist-info/RECORD$"
 )
 """Files whose text is kept."""
+_SCRIPT = re.compile(r"(^|/)bin/[^/]+$")
+"""Programs; the text of a short script is kept, too."""
+SHORT = 1 << 13
+"""Bytes of the longest script that is kept: those that pip and uv write have a few hundred."""
 _STATUS = re.compile(r"^var/lib/dpkg/status(\.d/[^/]+)?$")
 _TORCH = re.compile(r"(^|/)torch/version\.py$")
 _CUDA = re.compile(rb"(?m)^cuda\b[^=\n]*=\s*['\"]?([^'\"\s#]+)")
+_METADATA = re.compile(r"(^|/)[^/]+-packages/[^/]+\.(dist|egg)-info/(METADATA|PKG-INFO)$")
+_FIELD = re.compile(r"(?m)^(Name|Version): *(.*?) *$")
 _CERTIFICATES = re.compile(r"^(etc/ssl/certs|usr/share/ca-certificates)/")
 
 
@@ -34,7 +40,7 @@ def learn(path: str, size: int, stream: IO[bytes]) -> dict[str, Any]:
 
     ``sha256``; ``elf`` (as ``Elf.to_dict``); ``nccl``: the version that a libnccl says; ``cuda``:
     what torch/version.py says; ``secrets``: kinds; ``certificates``: how many; ``packages``: name
-    to version, by dpkg; ``text`` of a few.
+    to version, by dpkg; ``wheel``: name and version, by a wheel's METADATA; ``text`` of a few.
     """
     is_nccl = NCCL.search(path) is not None
     digest = hashlib.sha256() if size <= HASHED or is_nccl else None
@@ -68,7 +74,8 @@ def _of_text(path: str, data: bytes) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     if found := secrets.in_file(path, data):
         seen["secrets"] = found
-    if _KEPT.search(path):
+    script = len(data) <= SHORT and data.startswith(b"#!") and _SCRIPT.search(path)
+    if script or _KEPT.search(path):
         seen["text"] = data.decode(errors="replace")
     if _TORCH.search(path):
         match = _CUDA.search(data)
@@ -77,7 +84,19 @@ def _of_text(path: str, data: bytes) -> dict[str, Any]:
         seen["certificates"] = data.count(b"-----BEGIN CERTIFICATE-----")
     if _STATUS.match(path):
         seen["packages"] = packages(data.decode(errors="replace"))
+    if _METADATA.search(path):
+        seen["wheel"] = wheel(data.decode(errors="replace"))
     return seen
+
+
+def wheel(metadata: str) -> list[str]:
+    """Name, as the lock writes it, and version of an installed wheel.
+
+    https://packaging.python.org/en/latest/specifications/core-metadata/
+    """
+    fields = dict(_FIELD.findall(metadata.partition("\n\n")[0]))
+    name = re.sub(r"[-_.]+", "-", fields.get("Name", "")).lower()
+    return [name, fields.get("Version", "")]
 
 
 def packages(status: str) -> dict[str, str]:

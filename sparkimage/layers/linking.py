@@ -59,6 +59,23 @@ class Root:
         entry = self.file(path)
         return str(entry.seen.get("text", "")) if entry is not None else ""
 
+    def program(self, name: str, path: str) -> Entry | None:
+        """The executable that ``name`` starts where PATH is ``path``."""
+        places = [f"{folder}/{name}" for folder in path.split(":")] if "/" not in name else [name]
+        found = (self.file(place) for place in places)
+        return next((one for one in found if one is not None and one.mode & 0o111), None)
+
+    def wheels(self, python: str | None) -> dict[str, list[str]]:
+        """What was installed for Python ``python`` (X.Y) beside the distribution's own: the
+        versions of every package, by its name."""
+        folder = f"usr/local/lib/python{python}/dist-packages/"
+        found: dict[str, list[str]] = {}
+        for path, entry in self.final.items():
+            if "wheel" in entry.seen and path.startswith(folder):
+                name, version = entry.seen["wheel"]
+                found.setdefault(name, []).append(version)
+        return found
+
     def elves(self) -> Iterator[tuple[Entry, Elf]]:
         """Every ELF file."""
         for entry in self.final.values():

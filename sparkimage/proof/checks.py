@@ -1,10 +1,10 @@
-"""The pytest plugin under which the layers' checks run, and what they are given.
+"""The pytest plugin under which the layers' checks of a container run, and what they are given.
 
 A check is a test function in ``images/<layer>/test_*.py`` that compares through ``check`` what is
 seen in the image with what the plan expects. Both go into the seal, whether equal or not.
 Fixtures: ``plan`` (the plan as plain data), ``host`` (testinfra's own, in a container of
-the image), ``config`` (the image's OCI config), ``files`` (every entry of every layer), ``ours``
-(those of our own layers), ``check``.
+the image), ``torch`` (what `import torch` brings into a process of it), ``check``. A check that
+asks for no container is none of these: see ``layer_checks``.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ import json
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pytest
 from testinfra import backend
 from testinfra.backend.base import CommandResult
 from testinfra.backend.docker import DockerBackend
 
-if TYPE_CHECKING:
-    from sparkimage.layers.layerindex import ImageFiles
+from sparkimage.proof import layer_checks
 
 REQUEST = "SPARKIMAGE_CHECK_REQUEST"
 """Environment variable with the path of the request file that ``verify`` writes."""
+DONE = "checked "
+"""Begins a line of the output: a check is done."""
+PROBE = Path(__file__).with_name("torch_probe.py")
 NOT_BEGUN = "waiting for init preliminary setup"
 """What runc says when it lost its own child, under load, before the command of an exec had begun:
 https://github.com/opencontainers/runc/pull/2812."""
@@ -70,6 +72,7 @@ class Report:
             crash = "" if report.passed else str(call.excinfo.value if call.excinfo else "")
             if report.passed and not evidence:
                 crash = "the check compared nothing"
+            print(f"\n{DONE}{item.nodeid}", flush=True)
             self.results.append(
                 {
                     "id": f"{item.path.parent.name}/{getattr(item, 'originalname', item.name)}",
@@ -95,6 +98,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Report(request), "sparkimage-report")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the checks that need no container to the static tier."""
+    static = [
+        one
+        for one in items
+        if isinstance(one, pytest.Function) and not layer_checks.needs_container(one.obj)
+    ]
+    items[:] = [one for one in items if one not in static]
+    config.hook.pytest_deselected(items=static)
+
+
 @pytest.fixture(scope="session")
 def request_data() -> dict[str, Any]:
     """What ``verify`` asked for."""
@@ -110,33 +124,14 @@ def plan(request_data: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def config(request_data: dict[str, Any]) -> dict[str, Any]:
-    """The image's OCI config, read from the store."""
-    data: dict[str, Any] = request_data["config"]
-    return data
-
-
-@pytest.fixture(scope="session")
-def files(request_data: dict[str, Any]) -> ImageFiles:
-    """Every entry of every layer, overwritten and deleted ones included."""
-    from sparkimage.layers.layerindex import image_files
-    from sparkimage.storage.store import Store
-
-    store = Store.open(Path(request_data["store"]))
-    return image_files(store, store.resolve(request_data["digest"]))
-
-
-@pytest.fixture(scope="session")
-def ours(files: ImageFiles, plan: dict[str, Any], config: dict[str, Any]) -> ImageFiles:
-    """Every entry of the layers that this project's own steps made, and of all above them.
-
-    A base image and a repository's own Dockerfile leave behind what they leave behind.
-    """
-    from sparkimage.layers.layerindex import ImageFiles, first_own
-
-    foreign = any(layer["image"] or layer["source"] for layer in plan["layers"])
-    first = first_own(foreign=foreign, history=config.get("history") or ())
-    return ImageFiles(layers=files.layers[first:])
+def torch(host: Any) -> dict[str, Any]:
+    """What `import torch` brings into a process: the libnccl that is mapped, what its
+    ncclGetVersion() says, and torch.version.cuda. Once for all: under emulation it takes a
+    minute."""
+    done = host.run("python3 -c %s", PROBE.read_text())
+    assert done.rc == 0, done.stderr[-1500:]
+    seen: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return seen
 
 
 @pytest.fixture

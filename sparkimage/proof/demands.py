@@ -27,9 +27,9 @@ CHECKS_VERSION = 1
 that were made before are then asked for again. A test compares ``CHECKERS`` with what they were."""
 CHECKERS = (
     "data/static.yaml", "layers/elf.py", "layers/layerindex.py", "layers/layerscan.py",
-    "layers/linking.py", "layers/secrets.py", "proof/gpu_probe.py", "proof/node.py",
-    "proof/rules.py", "proof/starting.py", "proof/static.py", "proof/static_nccl.py",
-    "storage/settings.py",
+    "layers/linking.py", "layers/secrets.py", "proof/gpu_probe.py", "proof/layer_checks.py",
+    "proof/node.py", "proof/rules.py", "proof/starting.py", "proof/static.py",
+    "proof/static_nccl.py", "proof/torch_probe.py", "storage/settings.py",
 )  # fmt: skip
 """The package's own files that hold checks."""
 RULES = "static.yaml"

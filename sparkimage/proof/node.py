@@ -82,7 +82,7 @@ def examine(plan: Plan, engine: Engine, reference: str, runner: Runner) -> Exami
         plan, engine, reference, runner, tier=Tier.NODE, options=GPUS
     ) as entrypoint:
         if entrypoint is not None:
-            starting.add(entrypoint, checks, not_run)
+            entrypoint.add(checks, not_run)
     return Examined(checks=tuple(checks), not_run=not_run)
 
 

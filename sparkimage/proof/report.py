@@ -26,8 +26,8 @@ TIERS = {
 LIBRARY = re.compile(r"/?[^\s,'\"]*libnccl\.so[^\s,'\"]*")
 WINNERS = ("nccl-pip/test_torch_maps_exactly_one_nccl", "nccl-pip/test_preload_names_the_library")
 """Checks that saw which library programs use, the surest first."""
-FILES = "nccl-pip/test_one_physical_copy"
-"""The check that saw which files all the names lead to."""
+FILES = "static/nccl-root"
+"""The check that saw which files there are; every other name is a link."""
 SHORT = 160
 TITLES = {"_every": "every image", "static": "layers and config"}
 """Headings of what stands with no layer of its own."""
@@ -191,7 +191,8 @@ def _nccl(verdict: Verdict) -> str:
         if len(seen) == 1:
             winner = "/" + seen[0].lstrip("/")
             break
-    physical = {path for path, _ in _libraries(of[FILES].seen)} if FILES in of else set()
+    listed = _libraries(of[FILES].seen if FILES in of else None)
+    physical = {"/" + path.lstrip("/") for path, _ in listed}
     rows = ""
     for path, facts in sorted(copies.items()):
         wins = path == winner

@@ -92,6 +92,7 @@ class Rules(Strict):
     setuid: list[Setuid] = Field(default=[])
     secrets: list[SecretRule] = Field(default=[])
     leftovers: list[Leftover] = Field(default=[])
+    rewritten: list[PathRule] = Field(default=[])
     foreign_distribution: list[PathRule] = Field(default=[])
 
     def and_more(self, more: Rules) -> Rules:

@@ -1,15 +1,16 @@
 """Starts an image as its users do, by its own ENTRYPOINT, and listens for its answer.
 
 The matrix says how it answers. It runs beside the other checks: under emulation a program of many
-modules takes minutes to come to its arguments.
+modules takes minutes to come to its arguments. Its time counts from its start, and when that is
+over it is gone, whether the other checks are done or not: they need the processor.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sparkimage.engines.engine import Engine
 from sparkimage.errors import CommandError
@@ -30,35 +31,34 @@ LINES_KEPT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begun:
-    """A container of the image that was started by its own ENTRYPOINT."""
+class RunningEntrypoint:
+    """A container of the image with its own ENTRYPOINT."""
 
     plan: Plan
     engine: Engine
     runner: Runner
     answer: Answer
     container: str
-    refused: str
-    """What the engine said where it could not start it."""
     tier: Tier
-    since: float = field(default_factory=time.monotonic)
 
     def outcome(self) -> Check | str:
-        """The check; or why it says nothing here. Waits for the program's end."""
+        """Start it. The check; or why it says nothing here. Waits for the program's end, or for
+        the end of its time, and removes the container then."""
         says = self.answer.says
-        if self.refused:
-            return self._check(f"not started: {self.refused}")
+        docker = self.engine.docker
+        done = self.runner.run([*docker, "start", self.container], check=False)
+        if done.returncode:
+            return self._check(f"not started: {(done.stderr.strip() or '?')[-600:]}")
         emulated = self.engine.arch != self.plan.arch
         wanted = self.answer.without_gpu if self.tier is not Tier.NODE else None
         limit_s = (GPU_ONLY_S if wanted else EMULATED_S) if emulated else LIMIT_S
-        left_s = max(1.0, limit_s - (time.monotonic() - self.since))
-        docker = self.engine.docker
         try:
-            waited = self.runner.run([*docker, "wait", self.container], timeout_s=left_s)
+            waited = self.runner.run([*docker, "wait", self.container], timeout_s=limit_s)
         except CommandError as error:
             if error.returncode != 124:
                 raise
-            silent = f"no answer after {time.monotonic() - self.since:.0f} s"
+            self.remove()
+            silent = f"no answer after {limit_s:.0f} s"
             if not emulated:
                 return self._check(silent)
             why = "it answers with a GPU only; " if wanted else ""
@@ -74,6 +74,11 @@ class Begun:
         last = " / ".join(line.strip() for line in output.splitlines()[-LINES_KEPT:])
         return self._check(f"exit code {code}: {last[-600:]}")
 
+    def remove(self) -> None:
+        """End the program, where it still runs."""
+        argv = [*self.engine.docker, "rm", "--force", self.container]
+        self.runner.run(argv, check=False)
+
     def _check(self, seen: str) -> Check:
         words = " ".join((*self.plan.entrypoint, *self.answer.args))
         return Check(
@@ -83,13 +88,20 @@ class Begun:
         )  # fmt: skip
 
 
-def add(begun: Begun, checks: list[Check], not_run: dict[str, str]) -> None:
-    """Put the outcome where it belongs."""
-    came = begun.outcome()
-    if isinstance(came, str):
-        not_run[f"{begun.tier}/{ID}"] = came
-    else:
-        checks.append(came)
+@dataclass(frozen=True, kw_only=True)
+class PendingAnswer:
+    """What waits for the answer of a container, beside whatever else is done."""
+
+    tier: Tier
+    came: Future[Check | str]
+
+    def add(self, checks: list[Check], not_run: dict[str, str]) -> None:
+        """Put the outcome where it belongs, when there is one."""
+        outcome = self.came.result()
+        if isinstance(outcome, str):
+            not_run[f"{self.tier}/{ID}"] = outcome
+        else:
+            checks.append(outcome)
 
 
 @contextmanager
@@ -101,7 +113,7 @@ def begun(
     *,
     tier: Tier = Tier.RUN,
     options: Sequence[str] = (),
-) -> Iterator[Begun | None]:
+) -> Iterator[PendingAnswer | None]:
     """The image, started for as long as the context lasts; None where it has no answer to give."""
     if plan.answer is None:
         yield None
@@ -112,11 +124,12 @@ def begun(
         reference, *plan.answer.args,
     ]  # fmt: skip
     container = runner.run(argv).stdout.strip()
-    try:
-        done = runner.run([*engine.docker, "start", container], check=False)
-        yield Begun(
-            plan=plan, engine=engine, runner=runner, answer=plan.answer, container=container,
-            refused=(done.stderr.strip() or "?")[-600:] if done.returncode else "", tier=tier,
-        )  # fmt: skip
-    finally:
-        runner.run([*engine.docker, "rm", "--force", container], check=False)
+    started = RunningEntrypoint(
+        plan=plan, engine=engine, runner=runner, answer=plan.answer, container=container, tier=tier
+    )
+    with ThreadPoolExecutor(1, "entrypoint") as beside:
+        try:
+            yield PendingAnswer(tier=tier, came=beside.submit(started.outcome))
+        finally:
+            # What still waits for it then has its end.
+            started.remove()

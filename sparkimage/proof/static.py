@@ -6,6 +6,7 @@ lists of ``data/static.yaml``.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -14,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from sparkimage.layers import secrets
-from sparkimage.layers.layerindex import Entry, ImageFiles, first_own, image_files
+from sparkimage.layers.layerindex import Entry, ImageFiles, content, first_own, image_files
 from sparkimage.layers.linking import Linker, Root
 from sparkimage.plans.plan import Plan, debs
+from sparkimage.proof import layer_checks, static_nccl
 from sparkimage.proof import rules as stated
-from sparkimage.proof import static_nccl
 from sparkimage.proof.rules import Rules, matches
 from sparkimage.proof.seal import Check
 from sparkimage.proof.static_nccl import Compared
 from sparkimage.storage.settings import Settings
 from sparkimage.storage.store import Image, Store
+from sparkimage.tier import Tier
 
-TIER = "static"
+TIER = Tier.STATIC
 SHOWN = 20
 """Of many faults of a kind, so many are named."""
 SHELL = re.compile(r"(^|/)(ba|da|z|k|a)?sh$")
@@ -47,6 +49,7 @@ class _Subject:
 
     plan: Plan
     image: Image
+    store: Store
     files: ImageFiles
     root: Root
     first: int
@@ -77,19 +80,30 @@ def examine(
 ) -> tuple[Check, ...]:
     """Compare ``image`` with ``plan``; seals nothing.
 
-    ``project`` may hold rules of its own. Raises ``StoreError`` for a damaged layer and
-    ``ConfigError`` for rules that are none.
+    ``project`` has the layers' own checks, and may have rules of its own. Raises ``StoreError``
+    for a damaged layer and ``ConfigError`` for rules that are none.
     """
-    files = image_files(store, image)
+    return _examine(plan, image, store, image_files(store, image), project, limits or Limits())
+
+
+def count(plan: Plan, image: Image, store: Store, project: Path | None) -> int:
+    """How many checks ``examine`` makes: as many as of an image without a file."""
+    return len(_examine(plan, image, store, ImageFiles(layers=()), project, Limits()))
+
+
+def _examine(
+    plan: Plan, image: Image, store: Store, files: ImageFiles, project: Path | None, limits: Limits
+) -> tuple[Check, ...]:
     foreign = any(layer.image or layer.source for layer in plan.layers)
     subject = _Subject(
         plan=plan,
         image=image,
+        store=store,
         files=files,
         root=Root(files.final),
         first=first_own(foreign=foreign, history=image.config.get("history") or ()),
         rules=stated.load(project),
-        limits=limits or Limits(),
+        limits=limits,
     )
     found = (
         *_config(subject),
@@ -101,7 +115,8 @@ def examine(
         *_secrets(subject),
         *_layers(subject),
     )
-    return tuple(_check(*one) for one in found)
+    own = layer_checks.examine(plan, subject.settings, subject.root, project) if project else ()
+    return (*(_check(*one) for one in found), *own)
 
 
 def _check(name: str, title: str, seen: Any, expected: Any) -> Check:
@@ -114,6 +129,7 @@ def _check(name: str, title: str, seen: Any, expected: Any) -> Check:
         result="PASSED" if seen == expected else "FAILED",
         seen=seen,
         expected=expected,
+        tier=TIER,
     )
 
 
@@ -130,12 +146,10 @@ def _config(s: _Subject) -> Iterator[Compared]:
     }
     yield "exec-form", "what is started through a shell, which keeps signals to itself", shells, {}
     argv = [*entrypoint, *cmd]
-    places = (s.env.get("PATH", "") if argv and "/" not in argv[0] else "").split(":")
-    found = [s.root.file(f"{place}/{argv[0]}") for place in places if argv]
     yield (
         "program",
         f"{argv[:1]} is in PATH and executable",
-        any(one is not None and one.mode & 0o111 for one in found),
+        bool(argv) and s.root.program(argv[0], s.env.get("PATH", "")) is not None,
         bool(s.plan.entrypoint or s.plan.cmd),
     )
     # Mounted caches and the model lie under /root.
@@ -202,34 +216,32 @@ def _preloads(s: _Subject) -> Iterator[Compared]:
             wrong[path] = "leads nowhere" if entry is None else what
     # glibc goes on with one line on stderr where it cannot preload.
     yield "preload", "preloaded libraries that ld.so would pass over", wrong, {}
-    if "nccl" in s.plan.versions and any(layer.name == "nccl-pip" for layer in s.plan.layers):
-        yield (
-            "preload-nccl",
-            "LD_PRELOAD",
-            s.env.get("LD_PRELOAD"),
-            f"/{static_nccl.system_path(s.plan)}",
-        )
 
 
-def _contents(s: _Subject) -> Iterator[Compared]:
-    expected = {
-        f"{patch.root}/{target.path}": target.after
-        for layer in s.plan.layers
+def _patched(plan: Plan) -> dict[str, str]:
+    """sha256 of what the plan's patches make of each file, by its path."""
+    return {
+        f"{patch.root}/{target.path}".lstrip("/"): target.after
+        for layer in plan.layers
         for patch in layer.patches
         for target in patch.targets
     }
+
+
+def _contents(s: _Subject) -> Iterator[Compared]:
+    expected = _patched(s.plan)
     if expected:
         found = {path: s.root.file(path) for path in expected}
         seen = {path: e.seen.get("sha256") if e else "missing" for path, e in found.items()}
         yield "patches", "sha256 of the patched files", seen, expected
-    if any("torch" in (layer.name, *layer.checks) for layer in s.plan.layers):
-        versions = [e.seen["cuda"] for e in s.root.final.values() if "cuda" in e.seen]
-        yield (
-            "torch-cuda",
-            "CUDA's major version, by torch/version.py (None is a CPU build)",
-            [str(version).partition(".")[0] for version in versions],
-            ["13"],
-        )
+        # Else a patch that does not parse would be seen with the first request only.
+        wrong = [f"{p}: {why}" for p, e in found.items() if e and (why := _syntax_error(s, e))]
+        yield "patches-parse", "patched files that are no Python", wrong, []
+    wheels = {w.name: [w.version] for layer in s.plan.layers for w in layer.wheels}
+    if wheels:
+        installed = s.root.wheels(s.plan.python)
+        other = {n: installed.get(n, []) for n, v in wheels.items() if installed.get(n) != v}
+        yield "wheels", f"{len(wheels)} wheels in the lock's versions, but for", other, {}
     rights = [
         f"{e.path} {e.mode & 0o7777:o}"
         for e in s.root.final.values()
@@ -241,6 +253,16 @@ def _contents(s: _Subject) -> Iterator[Compared]:
         )
     ]
     yield "setuid", "files that run with another's rights", sorted(rights)[:SHOWN], []
+
+
+def _syntax_error(s: _Subject, entry: Entry) -> str | None:
+    if not entry.path.endswith(".py"):
+        return None
+    try:
+        ast.parse(content(s.store, s.image.layers[entry.layer], entry.path))
+    except (SyntaxError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _origin(s: _Subject) -> Iterator[Compared]:
@@ -270,15 +292,16 @@ def _origin(s: _Subject) -> Iterator[Compared]:
             {},
         )
     bundle = s.root.file("etc/ssl/certs/ca-certificates.crt")
-    if bundle is not None:
-        folder = "usr/share/ca-certificates/mozilla/"
-        parts = (e for path, e in s.root.final.items() if path.startswith(folder))
-        yield (
-            "ca-bundle",
-            "certificates in the system's bundle are those of its distribution",
-            bundle.seen.get("certificates"),
-            sum(e.seen.get("certificates", 0) for e in parts),
-        )
+    folder = "usr/share/ca-certificates/mozilla/"
+    parts = [e for path, e in s.root.final.items() if path.startswith(folder)]
+    # There may be the one without the other: packages that nothing has made a bundle of.
+    total = sum(e.seen.get("certificates", 0) for e in parts) if bundle is not None else 0
+    yield (
+        "ca-bundle",
+        "certificates in the system's bundle are those of its distribution",
+        bundle.seen.get("certificates") if bundle is not None else 0,
+        total,
+    )
 
 
 def _secrets(s: _Subject) -> Iterator[Compared]:
@@ -322,6 +345,13 @@ def _layers(s: _Subject) -> Iterator[Compared]:
             if entry.is_file and pattern.search(entry.path)
         ]
         yield rule.name, f"{rule.name} in any layer of ours", left[:SHOWN], []
+    patched = _patched(s.plan)
+    twice = [
+        path
+        for path in ImageFiles(layers=s.files.layers[s.first :]).duplicates()
+        if path not in patched and not any(matches(path, r.path) for r in s.rules.rewritten)
+    ]
+    yield "stored-twice", "files that more than one layer of ours holds", twice[:SHOWN], []
     stored = {la.digest: la.size for la in s.image.layers if la.size > s.limits.stored}
     yield "layer-stored", f"layers of over {s.limits.stored} bytes, as stored", stored, {}
     sizes = dict(enumerate(s.files.layer_sizes()))

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,12 +30,19 @@ from sparkimage.errors import (
     VerifyError,
 )
 from sparkimage.plans.plan import Plan
-from sparkimage.proof import demands, node, seal, starting, static
+from sparkimage.proof import demands, layer_checks, node, seal, starting, static
 from sparkimage.proof.demands import PlanRecord, check_folders
 from sparkimage.proof.keys import Keyring
 from sparkimage.run import Runner
 from sparkimage.storage.store import Image, Store
 from sparkimage.tier import DEFAULT, Tier
+
+Progress = Callable[[int, int], None]
+"""Takes how many checks are done, and of how many; from more than one thread, not at once."""
+
+
+def nothing(_done: int, _total: int) -> None:
+    """Shows no progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,7 @@ def verify(
     runner: Runner,
     keys: Keyring | None = None,
     tiers: Sequence[Tier] = DEFAULT,
+    progress: Progress = nothing,
 ) -> Outcome:
     """Run every check of these tiers against ``image`` and write the seal, PASSED or FAILED.
 
@@ -79,7 +89,10 @@ def verify(
     expected.
     """
     began, plan = time.time(), record.plan
-    outcome = run(plan, image, live=live, project=project, store=store, runner=runner, tiers=tiers)
+    outcome = run(
+        plan, image, live=live, project=project, store=store, runner=runner, tiers=tiers,
+        progress=progress,
+    )  # fmt: skip
     ran = {check.tier for check in outcome.checks}
     demands.keep(store, image.digest, record)
     seal.save(
@@ -115,43 +128,50 @@ def run(
     store: Store,
     runner: Runner,
     tiers: Sequence[Tier] = DEFAULT,
+    progress: Progress = nothing,
 ) -> Outcome:
     """Run every check of these tiers against ``image``; seals nothing.
 
-    ``live`` is called once, and only for tiers that need an engine. Raises ``ImageMissingError``
+    ``live`` is called once, and only for tiers that need an engine; the layers are read meanwhile.
+    ``progress`` takes how many checks are done, of how many. Raises ``ImageMissingError``
     when the engine lacks the image, ``PreflightError`` when not one of the tiers can run here.
     """
     began = time.time()
     checks: list[seal.Check] = []
     not_run: dict[str, str] = {}
     tools = {"sparkimage": sparkimage.__version__}
+    total = 0
     if Tier.STATIC in tiers:
-        checks += static_checks(plan, image, store, project)
-    try:
-        if set(tiers) - {Tier.STATIC}:
-            at = live()
-            tools["docker"] = at.engine.version
-            if Tier.RUN in tiers:
-                with (
-                    container(at.engine, runner, at.reference, plan.platform) as started,
-                    starting.begun(plan, at.engine, at.reference, runner) as entrypoint,
-                ):
-                    checks += examine(
-                        plan, image, started, project=project, store=store, engine=at.engine,
-                        runner=runner,
-                    )  # fmt: skip
-                    if entrypoint is not None:
-                        starting.add(entrypoint, checks, not_run)
-            if Tier.NODE in tiers:
-                came = node.examine(plan, at.engine, at.reference, runner)
-                checks += came.checks
-                not_run |= came.not_run
-    except SparkError as error:
+        total += static.count(plan, image, store, project)
+    if Tier.RUN in tiers:
+        total += layer_checks.count_of_run(plan, project) + (plan.answer is not None)
+    tally = _Tally(progress, total)
+    with ThreadPoolExecutor(1, "static") as beside:
+        layers = None
+        if Tier.STATIC in tiers:
+            layers = beside.submit(_static_tier, plan, image, store, project, tally)
+        refused = None
+        try:
+            if set(tiers) - {Tier.STATIC}:
+                at = live()
+                tools["docker"] = at.engine.version
+                if Tier.RUN in tiers:
+                    checks += _run_tier(plan, at, project, runner, not_run, tally)
+                if Tier.NODE in tiers:
+                    came = node.examine(plan, at.engine, at.reference, runner)
+                    tally.done(len(came.checks))
+                    checks += came.checks
+                    not_run |= came.not_run
+        except SparkError as error:
+            refused = error
+        if layers is not None:
+            checks = [*layers.result(), *checks]
+    if refused is not None:
         # What the static tier refuses may well not start: then it says why.
         if all(check.passed for check in checks):
-            raise
+            raise refused
         ran = {check.tier for check in checks}
-        not_run |= {tier: f"not run: {error.message}" for tier in tiers if tier not in ran}
+        not_run |= {tier: f"not run: {refused.message}" for tier in tiers if tier not in ran}
     if not checks:
         raise PreflightError(
             f"{plan.variant}: " + "; ".join(f"{name}: {why}" for name, why in not_run.items()),
@@ -160,10 +180,48 @@ def run(
     return Outcome(checks=tuple(checks), seconds=time.time() - began, not_run=not_run, tools=tools)
 
 
-def static_checks(plan: Plan, image: Image, store: Store, project: Path) -> tuple[seal.Check, ...]:
-    """Run the static tier; starts no engine. Raises ``StoreError`` for a damaged image."""
+class _Tally:
+    """How many checks are done, of how many; told from more than one thread."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress = progress
+        self.total = total
+        self.count = 0
+        self.lock = threading.Lock()
+        progress(0, total)
+
+    def done(self, count: int = 1) -> None:
+        with self.lock:
+            self.count += count
+            # How many a node comes to, it says when it has been looked at.
+            self.total = max(self.total, self.count)
+            self.progress(self.count, self.total)
+
+
+def _static_tier(
+    plan: Plan, image: Image, store: Store, project: Path, tally: _Tally
+) -> tuple[seal.Check, ...]:
+    """Starts no engine. Raises ``StoreError`` for a damaged image."""
     found = static.examine(plan, image, store, project)
-    return tuple(replace(check, tier=Tier.STATIC) for check in found)
+    tally.done(len(found))
+    return found
+
+
+def _run_tier(
+    plan: Plan, at: Live, project: Path, runner: Runner, not_run: dict[str, str], tally: _Tally
+) -> list[seal.Check]:
+    with (
+        container(at.engine, runner, at.reference, plan.platform) as started,
+        starting.begun(plan, at.engine, at.reference, runner) as entrypoint,
+    ):
+        found = examine(
+            plan, started, project=project, engine=at.engine, runner=runner, done=tally.done
+        )
+        checks = [*found]
+        if entrypoint is not None:
+            entrypoint.add(checks, not_run)
+            tally.done()
+    return checks
 
 
 def failed(variant: str, digest: str, checks: tuple[seal.Check, ...], total: int) -> VerifyError:
@@ -187,34 +245,33 @@ def _short(value: Any) -> str:
 
 def examine(
     plan: Plan,
-    image: Image,
     started: str,
     *,
     project: Path,
-    store: Store,
     engine: Engine,
     runner: Runner,
+    done: Callable[[], None] = lambda: None,
 ) -> tuple[seal.Check, ...]:
-    """Run every check of ``plan`` against the container ``started`` of ``image``; seals nothing."""
+    """Run every check of ``plan`` that asks for a container, in ``started``; seals nothing.
+
+    ``done`` is called after each one.
+    """
     # With pytest, which takes its time.
-    from sparkimage.proof.checks import REQUEST
+    from sparkimage.proof.checks import DONE, REQUEST
 
     folders = check_folders(plan, project)
+    output: list[str] = []
+
+    def take(line: str) -> None:
+        output.append(line)
+        if line.startswith(DONE):
+            done()
+
     with TemporaryDirectory(prefix="sparkimage-verify-") as name:
         request, results = Path(name, "request.json"), Path(name, "results.json")
-        request.write_text(
-            json.dumps(
-                {
-                    "plan": plan.to_dict(),
-                    "config": image.config,
-                    "digest": image.digest,
-                    "store": str(store.root),
-                    "results": str(results),
-                }
-            )
-        )
+        request.write_text(json.dumps({"plan": plan.to_dict(), "results": str(results)}))
         argv = [
-            sys.executable, "-m", "pytest", "--quiet", "-p", "sparkimage.proof.checks",
+            sys.executable, "-m", "pytest", "--quiet", "--capture=no", "-p", "sparkimage.proof.checks",
             "-p", "no:cacheprovider", f"--hosts=docker://{started}", "--import-mode=importlib",
             "--confcutdir", str(folders[0].parent), "--rootdir", name, "-c", os.devnull,
             *map(str, folders),
@@ -224,13 +281,14 @@ def examine(
             REQUEST: str(request),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        done = runner.run(argv, env=environment, check=False)
+        ran = runner.run(argv, env=environment, check=False, on_stdout=take)
+        text = "\n".join(output) + ran.stderr
         # 0 and 1 are verdicts; anything else is a verification that did not take place.
-        if done.returncode not in (0, 1) or not results.is_file():
-            raise CommandError(argv, done.returncode, done.stdout + done.stderr)
+        if ran.returncode not in (0, 1) or not results.is_file():
+            raise CommandError(argv, ran.returncode, text)
         found: list[dict[str, Any]] = json.loads(results.read_text())
     if not found:
-        raise SparkError(f"{plan.variant}: no check ran", detail=done.stdout)
+        raise SparkError(f"{plan.variant}: no check ran", detail=text)
     keys = ("id", "layer", "title", "result", "seen", "expected")
     return tuple(seal.Check(**{key: one[key] for key in keys}) for one in found)
 
