@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from sparkimage.layers import elf, secrets
 
-VERSION = 2
+VERSION = 3
 """Counts up with every change of what is learnt, so that older facts are not taken for it."""
 CHUNK = 1 << 20
 SMALL = 1 << 20
@@ -31,7 +31,7 @@ _STATUS = re.compile(r"^var/lib/dpkg/status(\.d/[^/]+)?$")
 _TORCH = re.compile(r"(^|/)torch/version\.py$")
 _CUDA = re.compile(rb"(?m)^cuda\b[^=\n]*=\s*['\"]?([^'\"\s#]+)")
 _METADATA = re.compile(r"(^|/)[^/]+-packages/[^/]+\.(dist|egg)-info/(METADATA|PKG-INFO)$")
-_FIELD = re.compile(r"(?m)^(Name|Version): *(.*?) *$")
+_FIELD = re.compile(r"(?m)^(Name|Version):\s*(\S+)")
 _CERTIFICATES = re.compile(r"^(etc/ssl/certs|usr/share/ca-certificates)/")
 
 
@@ -94,7 +94,7 @@ def wheel(metadata: str) -> list[str]:
 
     https://packaging.python.org/en/latest/specifications/core-metadata/
     """
-    fields = dict(_FIELD.findall(metadata.partition("\n\n")[0]))
+    fields = dict(_FIELD.findall("\n".join(metadata.splitlines()).partition("\n\n")[0]))
     name = re.sub(r"[-_.]+", "-", fields.get("Name", "")).lower()
     return [name, fields.get("Version", "")]
 

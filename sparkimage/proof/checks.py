@@ -124,11 +124,19 @@ def plan(request_data: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def torch(host: Any) -> dict[str, Any]:
+def imported() -> list[CommandResult]:
+    """What `import torch` came to, once it was tried."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def torch(host: Any, imported: list[CommandResult]) -> dict[str, Any]:
     """What `import torch` brings into a process: the libnccl that is mapped, what its
-    ncclGetVersion() says, and torch.version.cuda. Once for all: under emulation it takes a
-    minute."""
-    done = host.run("python3 -c %s", PROBE.read_text())
+    ncclGetVersion() says, and torch.version.cuda. Once for the checks of all layers: under
+    emulation it takes a minute."""
+    if not imported:
+        imported.append(host.run("python3 -c %s", PROBE.read_text()))
+    (done,) = imported
     assert done.rc == 0, done.stderr[-1500:]
     seen: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return seen

@@ -271,8 +271,9 @@ def examine(
         request, results = Path(name, "request.json"), Path(name, "results.json")
         request.write_text(json.dumps({"plan": plan.to_dict(), "results": str(results)}))
         argv = [
-            sys.executable, "-m", "pytest", "--quiet", "--capture=no", "-p", "sparkimage.proof.checks",
-            "-p", "no:cacheprovider", f"--hosts=docker://{started}", "--import-mode=importlib",
+            sys.executable, "-m", "pytest", "--quiet", "--capture=no",
+            "-p", "sparkimage.proof.checks", "-p", "no:cacheprovider",
+            f"--hosts=docker://{started}", "--import-mode=importlib",
             "--confcutdir", str(folders[0].parent), "--rootdir", name, "-c", os.devnull,
             *map(str, folders),
         ]  # fmt: skip

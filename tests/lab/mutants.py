@@ -1,4 +1,5 @@
-"""Faults, each put into a copy of a good image, with the static check that must refuse it.
+"""Faults, each put into a copy of a good image, with the check of the static tier that must refuse
+it.
 
 The copy shares the good image's blobs; a fault is a small layer on top, or a change of the config
 or the manifest. `make mutants` prints what caught what; IMAGE=NAME takes an image of the store.
@@ -31,6 +32,7 @@ from sparkimage.storage.store import Image, Store
 from tests.unit.elf_maker import library, nccl
 from tests.unit.good_maker import Files, patch, put_image, put_layer
 
+PROJECT = Path(__file__).resolve().parents[2]
 OTHER = {"amd64": "arm64", "arm64": "amd64"}
 LIMITS = Limits()
 LOW = Limits(unpacked=4 << 20)
@@ -106,14 +108,46 @@ class Copy:
 
     def needed_library(self) -> str:
         """A file of the image that another one needs, by its path; not the C library."""
-        root = Root(self.files.final)
-        linker = Linker.of(root, self.arch, self.plan.triplet)
-        for entry, head in root.elves():
+        linker = Linker.of(self.root, self.arch, self.plan.triplet)
+        for entry, head in self.root.elves():
             for name in head.needed:
                 found = linker.find(name, entry)
                 if found and not name.startswith(("libc.", "ld-")) and found.path != self.system:
                     return found.path
         raise AssertionError("nothing needs a library")
+
+    @property
+    def root(self) -> Root:
+        """What a container of the good image sees."""
+        return Root(self.files.final)
+
+    def program(self, name: str) -> str:
+        """Where the program ``name`` lies."""
+        found = self.root.program(name, self.good.settings.env["PATH"])
+        assert found is not None
+        return found.path
+
+    def command(self) -> str:
+        """The file behind /usr/local/bin/vllm."""
+        found = self.root.file("usr/local/bin/vllm")
+        assert found is not None
+        return found.path
+
+    def unexecutable(self, name: str) -> None:
+        """Write a program anew, as a file that cannot be executed."""
+        self.add({self.program(name): (0o644, b"#!/usr/bin/python3\n")})
+
+    def some_wheel(self) -> str:
+        """The name of a wheel that the plan has."""
+        return next(wheel.name for layer in self.plan.layers for wheel in layer.wheels)
+
+    def metadata(self, name: str) -> str:
+        """Where the METADATA of the Python package ``name`` lies."""
+        return next(
+            path
+            for path, entry in self.files.final.items()
+            if path.startswith(self.dist) and entry.seen.get("wheel", [""])[0] == name
+        )
 
     def preload(self, path: str, files: Files) -> None:
         """Preload ``path`` of a layer with ``files``."""
@@ -126,7 +160,7 @@ class Copy:
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """A fault, and the name of the check meant for it."""
+    """A fault, and the id of the check meant for it, without ``static/``."""
 
     name: str
     check: str
@@ -143,6 +177,10 @@ def removed(path: str) -> str:
 def _add_and_delete(c: Copy, files: Files) -> None:
     c.add(files)
     c.add({removed(path): b"" for path in files})
+
+
+def _metadata(name: str, version: str) -> bytes:
+    return f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
 
 
 def _patch_target(plan: Plan) -> str:
@@ -234,6 +272,23 @@ MUTANTS = (
         check="nccl-places",
         make=lambda c: c.add({f"{c.dist}/nvidia/nccl/lib/libnccl.so.2": "/opt/gone.so"}),
     ),
+    Mutant(
+        name="torch's place a copy of the pinned library",
+        check="nccl-root",
+        make=lambda c: c.add(
+            {f"{c.dist}/nvidia/nccl/lib/libnccl.so.2": nccl(c.arch, c.plan.versions["nccl"])}
+        ),
+    ),
+    Mutant(
+        name="a name for the library where there must be none",
+        check="nccl-places",
+        make=lambda c: c.add({f"{c.dist}/torch/lib/libnccl.so.2": f"/{c.system}"}),
+    ),
+    Mutant(
+        name="the library deleted",
+        check="nccl-root",
+        make=lambda c: c.add({removed(c.system): b""}),
+    ),
     # What is preloaded
     Mutant(
         name="preload path off by one",
@@ -242,8 +297,13 @@ MUTANTS = (
     ),
     Mutant(
         name="preload left out",
-        check="preload-nccl",
+        check="nccl-pip/test_preload_names_the_library",
         make=lambda c: c.env("LD_PRELOAD", ""),
+    ),
+    Mutant(
+        name="the preloaded library deleted",
+        check="preload",
+        make=lambda c: c.add({removed(c.system): b""}),
     ),
     Mutant(
         name="preload link to nowhere",
@@ -285,6 +345,11 @@ MUTANTS = (
         name="the ENTRYPOINT's program cannot be executed",
         check="program",
         make=lambda c: c.env("PATH", "/nowhere"),
+    ),
+    Mutant(
+        name="the ENTRYPOINT's program has lost its mode",
+        check="program",
+        make=lambda c: c.unexecutable(c.plan.entrypoint[0]),
     ),
     Mutant(name="USER changed", check="user", make=lambda c: c.settings.update(User="1000")),
     Mutant(name="a label that lies", check="labels", make=lambda c: c.label("other")),
@@ -349,7 +414,7 @@ MUTANTS = (
     # What is in it
     Mutant(
         name="torch for the CPU",
-        check="torch-cuda",
+        check="torch/test_cuda_build",
         make=lambda c: c.add(
             {f"{c.dist}/torch/version.py": b"cuda: Optional[str] = None\nhip = None\n"}
         ),
@@ -357,7 +422,79 @@ MUTANTS = (
     Mutant(
         name="a patch with one byte changed",
         check="patches",
+        make=lambda c: c.add({_patch_target(c.plan): b"1\n"}),
+    ),
+    Mutant(
+        name="a patched file that is no Python",
+        check="patches-parse",
         make=lambda c: c.add({_patch_target(c.plan): b"(\n"}),
+    ),
+    Mutant(
+        name="a wheel in another version",
+        check="wheels",
+        make=lambda c: c.add({c.metadata(c.some_wheel()): _metadata(c.some_wheel(), "0.31.0")}),
+    ),
+    Mutant(
+        name="a wheel left out",
+        check="wheels",
+        make=lambda c: c.add({removed(c.metadata(c.some_wheel())): b""}),
+    ),
+    Mutant(
+        name="a wheel in two versions",
+        check="wheels",
+        make=lambda c: c.add(
+            {f"{c.dist}/x-0.dist-info/METADATA": _metadata(c.some_wheel(), "0.31.0")}
+        ),
+    ),
+    Mutant(
+        name="vLLM in another version",
+        check="vllm/test_version",
+        make=lambda c: c.add({c.metadata("vllm"): _metadata("vllm", "0.31.0")}),
+    ),
+    Mutant(
+        name="vLLM beside its place",
+        check="vllm-source/test_place",
+        make=lambda c: c.add(
+            {
+                removed(f"{c.dist}/vllm/__init__.py"): b"",
+                "usr/lib/python3/dist-packages/vllm/__init__.py": b"",
+            }
+        ),
+    ),
+    Mutant(
+        name="the command's script is no Python",
+        check="vllm/test_command_is_python",
+        make=lambda c: c.add({c.command(): (0o755, b"#!/usr/bin/python3\n(\n")}),
+    ),
+    Mutant(
+        name="the command's interpreter is another one",
+        check="vllm/test_command_is_python",
+        make=lambda c: c.add({c.command(): (0o755, b"#!/nowhere/python3\n")}),
+    ),
+    Mutant(
+        name="no headers where CUDA_HOME leads",
+        check="cuda/test_cuda_home",
+        make=lambda c: c.env("CUDA_HOME", "/nowhere"),
+    ),
+    Mutant(
+        name="another CUDA than that of the pinned image",
+        check="cuda-base/test_version",
+        make=lambda c: c.env("CUDA_VERSION", "12.9.1"),
+    ),
+    Mutant(
+        name="the CUDA folder removed",
+        check="cuda-base/test_toolkit_folder",
+        make=lambda c: c.add({"usr/local/.wh.cuda": b""}),
+    ),
+    Mutant(
+        name="the GPU hidden from its containers",
+        check="serve/test_environment_for_the_gpu",
+        make=lambda c: c.env("NVIDIA_VISIBLE_DEVICES", "none"),
+    ),
+    Mutant(
+        name="a program that the overlay needs is missing",
+        check="prebuilt/test_tools",
+        make=lambda c: c.add({removed(c.program("apt-get")): b""}),
     ),
     Mutant(
         name="a setuid file",
@@ -401,6 +538,11 @@ MUTANTS = (
         name="bytecode",
         check="bytecode",
         make=lambda c: c.add({f"{c.dist}/vllm/__pycache__/a.cpython-313.pyc": b"\xf3\r\r\n"}),
+    ),
+    Mutant(
+        name="a file of a layer below, written again",
+        check="stored-twice",
+        make=lambda c: c.add({f"{c.dist}/torch/version.py": b"cuda: Optional[str] = '13.0'\n"}),
     ),
     Mutant(
         name="a layer larger than a registry takes",
@@ -449,15 +591,9 @@ def with_patch(plan: Plan, files: ImageFiles) -> Plan:
 
 
 def examined(plan: Plan, image: Image, store: Store, limits: Limits = LIMITS) -> dict[str, Check]:
-    """Every check of the static tier, by its name without ``static/``."""
-    found = static.examine(plan, image, store, None, limits=limits)
+    """Every check of the static tier, by its id without ``static/``."""
+    found = static.examine(plan, image, store, PROJECT, limits=limits)
     return {one.id.removeprefix("static/"): one for one in found}
-
-
-def applicable(plan: Plan, mutant: Mutant) -> bool:
-    """Whether the plan asks for what the mutant breaks."""
-    foreign = plan.layers[0].root is None
-    return not (foreign and mutant.check in ("suite", "nccl-bytes"))
 
 
 def run(plan: Plan, image: Image, store: Store, work: Path) -> Iterator[Result]:
@@ -469,7 +605,8 @@ def run(plan: Plan, image: Image, store: Store, work: Path) -> Iterator[Result]:
     assert not wrong, f"the image is not good: {wrong}"
     shared = share(store, image, work)
     for mutant in MUTANTS:
-        if applicable(plan, mutant):
+        # What the plan does not ask for has no check.
+        if mutant.check in good[LIMITS]:
             made = Copy(shared, plan, image, files)
             mutant.make(made)
             found = examined(plan, made.image(), shared, mutant.limits)

@@ -22,6 +22,8 @@ ARCH, TRIPLET = "arm64", "aarch64-linux-gnu"
 DIST = "usr/local/lib/python3.13/dist-packages"
 SYSTEM = f"usr/lib/{TRIPLET}/libnccl.so.2.30.4"
 PATCHED = b"def fallback(): ...\n"
+LAYERS = ("cuda-base", "cuda", "prebuilt", "vllm", "vllm-source", "serve")
+"""Layers whose checks the image passes beside those of its own."""
 CONFIG = "application/vnd.oci.image.config.v1+json"
 
 Content = bytes | str | None | tuple[int, bytes]
@@ -90,11 +92,16 @@ def stack() -> list[Files]:
             f"usr/lib/{TRIPLET}/ld-linux-aarch64.so.1": loader,
             "usr/bin/su": (0o4755, program),
             "usr/bin/python3": (0o755, program),
+            "usr/bin/apt-get": (0o755, program),
+            "usr/bin/ldconfig": (0o755, program),
             "usr/share/ca-certificates/mozilla/one.crt": certificate,
             "var/lib/dpkg/status": b"Package: libc6\nStatus: install ok installed\n"
             b"Version: 2.41\n\nPackage: gone\nStatus: deinstall ok config-files\nVersion: 1\n",
         },
         {
+            "usr/local/cuda": "cuda-13.0",
+            "usr/local/cuda-13.0": None,
+            "usr/local/cuda-13.0/include/cuda_runtime.h": b"",
             f"{DIST}/torch/version.py": b"cuda: Optional[str] = '13.0'\n",
             f"{DIST}/torch/lib/libtorch.so": elf_maker.library(ARCH, soname="libtorch.so"),
             f"{DIST}/vllm/__init__.py": PATCHED,
@@ -105,11 +112,15 @@ def stack() -> list[Files]:
             f"{DIST}/vllm.libs/libown.so.1": elf_maker.library(
                 ARCH, soname="libown.so.1", strings_last=True
             ),
+            f"{DIST}/vllm-1.dist-info/METADATA": b"Metadata-Version: 2.1\nName: vllm\nVersion: 1\n",
             f"{DIST}/bin/vllm": (0o755, b"#!/usr/bin/python3\n"),
             "usr/local/bin/vllm": f"/{DIST}/bin/vllm",
         },
         {
             SYSTEM: library,
+            f"{DIST}/nvidia_nccl_cu13-2.30.4.dist-info/METADATA": (
+                b"Name: nvidia-nccl-cu13\r\nVersion: 2.30.4\r\n\r\nVersion: none\r\n"
+            ),
             f"{DIST}/nvidia_nccl_cu13-2.30.4.dist-info/RECORD": (
                 f"nvidia/nccl/lib/libnccl.so.2,sha256={recorded},{len(library)}\n".encode()
             ),
@@ -128,7 +139,14 @@ def config(diff_ids: Sequence[str]) -> dict[str, Any]:
         "os": "linux",
         "architecture": ARCH,
         "config": {
-            "Env": ["PATH=/usr/local/bin:/usr/bin", f"LD_PRELOAD=/{SYSTEM}"],
+            "Env": [
+                "PATH=/usr/local/bin:/usr/bin",
+                f"LD_PRELOAD=/{SYSTEM}",
+                "CUDA_VERSION=13.0.3",
+                "CUDA_HOME=/usr/local/cuda",
+                "NVIDIA_VISIBLE_DEVICES=all",
+                "NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+            ],
             "Entrypoint": ["vllm", "serve"],
             "Labels": plan().labels,
         },
@@ -144,7 +162,7 @@ def make(store: Store) -> Image:
 
 
 def plan() -> Plan:
-    """What was planned."""
+    """What was planned, with the checks of every layer that there is."""
     deb = Deb(name="libc6", version="2.41", part="root", size=1, sha256="0" * 64, file="c.deb")
     root = DebianRoot(pin="debian", value="trixie", suite="trixie", arch=ARCH, debs=(deb,))
     wheel = Wheel(name="nvidia-nccl-cu13", version="2.30.4", size=1, sha256="1" * 64, file="n.whl")
@@ -154,13 +172,13 @@ def plan() -> Plan:
         platform=f"linux/{ARCH}",
         layers=(
             LayerPlan(name="debian", dockerfile="", args={}, root=root),
-            LayerPlan(name="torch", dockerfile="", args={}),
+            LayerPlan(name="torch", dockerfile="", args={}, checks=LAYERS),
             LayerPlan(name="nccl", dockerfile="", args={}, wheels=(wheel,)),
             LayerPlan(name="nccl-pip", dockerfile="", args={}),
         ),
         entrypoint=("vllm", "serve"),
         cmd=(),
-        versions={"nccl": "2.30.4", "vllm": "1"},
+        versions={"cuda": "13.0.3", "nccl": "2.30.4", "vllm": "1"},
         python="3.13",
         labels={"dev.sparkimage.pin.nccl": "2.30.4", "dev.sparkimage.variant": "small"},
         lock_checksum="2" * 64,

@@ -34,7 +34,7 @@ from sparkimage.errors import (
 from sparkimage.plans import planning
 from sparkimage.plans.model import MatrixFile
 from sparkimage.plans.plan import Answer, Plan
-from sparkimage.proof import demands, emit, node, report, seal, starting, verify
+from sparkimage.proof import demands, emit, node, report, seal, starting, static, verify
 from sparkimage.proof.keys import Keyring
 from sparkimage.proof.seal import Check
 from sparkimage.run import Completed, Local
@@ -56,9 +56,14 @@ class Fake:
     def __init__(self, *answers: tuple[int, str, str]) -> None:
         self.answers = list(answers)
         self.asked: list[tuple[str, ...]] = []
+        self.limits: list[float] = []
 
-    def run(self, argv: Sequence[str], *, check: bool = True, **_more: object) -> Completed:
+    def run(
+        self, argv: Sequence[str], *, check: bool = True, timeout_s: float | None = None,
+        **_more: object,
+    ) -> Completed:  # fmt: skip
         self.asked.append(tuple(argv))
+        self.limits += [] if timeout_s is None else [timeout_s]
         code, out, err = self.answers.pop(0)
         if check and code:
             raise CommandError(argv, code, out + err)
@@ -69,6 +74,12 @@ FITTING: Files = {
     "bin/run": program("arm64", b""),
     "etc/os-release": b"VERSION_CODENAME=trixie\n",
     "var/lib/dpkg/status": b"Package: x-root\nStatus: install ok installed\nVersion: 1\n",
+    **{
+        f"usr/local/lib/python3.12/dist-packages/{name}-1.0.dist-info/METADATA": (
+            f"Name: {name}\nVersion: 1.0\n".encode()
+        )
+        for name in ("app", "lib")
+    },
 }
 """What the plan of these tests asks of an image's files."""
 
@@ -89,7 +100,8 @@ class Bench:
         data["include"][0]["pins"]["os"] = "trixie"
         read = maker.write(self.project, data)
         folder_of = self.project / "images" / "app"
-        (folder_of / "test_app.py").write_text("def test_a(check): ...\ndef helper(): ...\n")
+        text = "def test_a(host, check): ...\ndef helper(): ...\n"
+        (folder_of / "test_app.py").write_text(text)
         (variant,) = read.variants
         self.plan = planning.make(read, variant, maker.locked(read), maker.ORIGIN)
         self.store = Store.open(folder / "store")
@@ -283,7 +295,7 @@ def start(
     plan = replace(bench.plan, answer=answer)
     with starting.begun(plan, replace(ENGINE, arch=arch), "r:v", runner, tier=tier) as begun:
         if begun is not None:
-            starting.add(begun, checks, not_run)
+            begun.add(checks, not_run)
     return checks, not_run, runner
 
 
@@ -337,14 +349,29 @@ def test_what_answers_with_a_gpu_only_has_not_passed(bench: Bench) -> None:
     assert ([one.result for one in checks], not_run) == (["FAILED"], {})
 
 
+SILENT = [(0, "", ""), (124, "", "no end"), REMOVED]
+
+
 def test_silence_is_a_failure_and_under_emulation_nothing(bench: Bench) -> None:
-    silent = [(0, "", ""), (124, "", "no end")]
-    checks, not_run, _ = start(bench, *silent)
+    checks, not_run, runner = start(bench, *SILENT)
     assert ([one.result for one in checks], not_run) == (["FAILED"], {})
-    checks, not_run, _ = start(bench, *silent, arch="amd64")
+    assert runner.limits == [starting.LIMIT_S]
+    checks, not_run, _ = start(bench, *SILENT, arch="amd64")
     assert checks == []
     assert not_run["run/entrypoint-answers"].endswith("of emulation")
     assert start(bench, answer=None)[2].asked == []
+
+
+def test_the_wait_for_an_answer_ends_before_the_other_checks_do(bench: Bench) -> None:
+    runner = Fake(CREATED, *SILENT, REMOVED)
+    plan = replace(bench.plan, answer=ANSWER)
+    with starting.begun(plan, replace(ENGINE, arch="amd64"), "r:v", runner) as begun:
+        assert begun is not None
+        # Nobody has asked for it yet; the other checks go on.
+        said = begun.came.result()
+        assert said == "not run: it answers with a GPU only; no answer after 60 s of emulation"
+        assert runner.limits == [60.0]
+        assert runner.asked[-1][-3:] == ("rm", "--force", "c1")
 
 
 def test_what_did_not_run_stands_in_the_seal_and_the_report(bench: Bench) -> None:
@@ -577,6 +604,33 @@ def test_the_config_of_container_structure_test(bench: Bench) -> None:
 
 
 # Progress
+
+
+def test_verifying_says_how_far_it_is(bench: Bench) -> None:
+    seen: list[tuple[int, int]] = []
+    verify.run(
+        bench.plan, bench.image, live=never, project=bench.project, store=bench.store,
+        runner=Local(), tiers=[Tier.STATIC], progress=lambda *said: seen.append(said),
+    )  # fmt: skip
+    total = static.count(bench.plan, bench.image, bench.store, bench.project)
+    assert total > 20
+    assert seen == [(0, total), (total, total)]
+
+
+def test_a_count_in_lines_and_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_S", 0.001)
+    for terminal in (False, True):
+        said = io.StringIO()
+        view = progress.View(Console(file=said, width=120, force_terminal=terminal))
+        with view.counted("verifying") as count:
+            count(31, 72)
+            while not terminal and "31/72" not in said.getvalue():
+                pass
+        assert "verifying 31/72" in said.getvalue()
+    quiet = io.StringIO()
+    with progress.View(Console(file=quiet), quiet=True).counted("verifying") as count:
+        count(31, 72)
+    assert quiet.getvalue() == ""
 
 
 def test_a_transfer_in_lines_and_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
