@@ -1,4 +1,7 @@
-"""Images built wrong on purpose, each with the checks that are meant to refuse it."""
+"""What the run tier must refuse: faults in a container of a good image, and images built wrong.
+
+Faults that bytes show are mutants (mutants.py).
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,99 @@ if TYPE_CHECKING:
 
 STACK = ("debian", "python", "cuda", "torch", "vllm", "nccl", "nccl-pip", "serve")
 DIST = "/usr/local/lib/python3.13/dist-packages"
-PIP = f"{DIST}/nvidia/nccl/lib/libnccl.so.2"
+LIB = "/usr/lib/x86_64-linux-gnu"
+SYSTEM = f"{LIB}/libnccl.so.2.30.4"
+ANSWER = "run/entrypoint-answers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """A container of a good image, and the only checks that a command in it makes fail."""
+
+    name: str
+    command: str
+    checks: tuple[str, ...]
+
+
+BROKEN = (
+    # Each of these spoils what one check sees.
+    Broken(
+        name="system-spoiled",
+        command="rm /usr/bin/gcc; "
+        f"rm {LIB}/libibverbs.so.1; "
+        "sed -i '/^Package: libc6$/,/^$/s/ok installed/ok half-configured/' /var/lib/dpkg/status; "
+        "rm /etc/ld.so.cache; "
+        f"echo 'cuda = None' >{DIST}/torch/version.py",
+        checks=(
+            "_every/test_package_database",
+            "python/test_compiler_builds_an_extension",
+            "python/test_verbs_library_loads",
+            "nccl-pip/test_linker_cache_knows_it",
+            "torch/test_cuda_of_the_torch_that_python_imports",
+        ),
+    ),
+    Broken(
+        name="library-missing",
+        command=f"rm {SYSTEM}",
+        checks=(
+            "nccl-pip/test_preload_is_obeyed",
+            "nccl-pip/test_version_of_every_copy",
+            "nccl-pip/test_version_of_the_preload",
+            # torch cannot be imported.
+            "nccl-pip/test_torch_maps_exactly_one_nccl",
+            "nccl-pip/test_mapped_nccl_answers_the_pin",
+            "torch/test_cuda_of_the_torch_that_python_imports",
+        ),
+    ),
+    Broken(
+        name="pip-copy-wins",
+        command=f"cp --remove-destination {SYSTEM} {DIST}/nvidia/nccl/lib/libnccl.so.2",
+        checks=("nccl-pip/test_torch_maps_exactly_one_nccl",),
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silent:
+    """An image whose ENTRYPOINT does not answer as it should, and what is seen instead."""
+
+    name: str
+    seen: str
+    command: str = "true"
+    change: str = "LABEL a=b"
+    """An instruction of a Dockerfile."""
+
+
+SILENT = (
+    Silent(
+        name="interpreter-missing",
+        command=f"sed -i '1s|.*|#!/nowhere/python3|' {DIST}/bin/vllm",
+        seen="exit code 1: exec /usr/local/bin/vllm: no such file or directory",
+    ),
+    # What no other check sees.
+    Silent(
+        name="module-missing",
+        command=f"rm {DIST}/vllm/cli.py",
+        seen="ModuleNotFoundError: No module named 'vllm.cli'",
+    ),
+    Silent(name="no-python", command=f"echo '(' >{DIST}/bin/vllm", seen="exit code "),
+    Silent(
+        name="entrypoint-doubled",
+        change='ENTRYPOINT ["vllm", "serve", "vllm", "serve"]',
+        seen="exit code 0: ",
+    ),
+    Silent(
+        name="needs-a-gpu",
+        change="ENV STANDIN_WITHOUT_GPU=1",
+        seen="not run: it answers with a GPU only (exit code 1: RuntimeError",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wrong:
-    """A fault: a layer on top of a good image, or other pins; and the checks that must see it."""
+    """An image that is built wrong: a layer on top of a good one, or other pins; and the checks
+    that must see it."""
 
     name: str
     checks: tuple[str, ...]
@@ -28,116 +118,12 @@ WRONG = (
     Wrong(
         name="nccl-2.28.9-under-a-2.30.4-name",
         checks=(
+            "static/nccl-version",
             "nccl-pip/test_version_of_every_copy",
             "nccl-pip/test_version_of_the_preload",
             "nccl-pip/test_mapped_nccl_answers_the_pin",
         ),
         pins={"nccl": "lie"},
-    ),
-    Wrong(name="torch-for-cpu", checks=("torch/test_cuda_build",), pins={"vllm": "cpu"}),
-    Wrong(
-        name="preload-file-missing",
-        checks=(
-            "nccl/test_system_library",
-            "nccl-pip/test_preload_file_is_there",
-            "nccl-pip/test_preload_is_obeyed",
-            "nccl-pip/test_one_physical_copy",
-            "nccl-pip/test_soname_and_architecture",
-        ),
-        layer="RUN rm -f /usr/lib/x86_64-linux-gnu/libnccl.so.2.30.4",
-    ),
-    Wrong(
-        name="preload-path-off-by-one",
-        checks=(
-            "nccl-pip/test_preload_names_the_library",
-            "_every/test_entrypoint_can_be_executed",
-        ),
-        layer="ENV LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libnccl.so.2.30.5\n"
-        "RUN chmod a-x /usr/local/lib/python3.13/dist-packages/bin/vllm",
-    ),
-    Wrong(
-        name="pip-copy-wins",
-        checks=(
-            "nccl-pip/test_one_physical_copy",
-            "nccl-pip/test_no_other_copy_in_the_root",
-            "nccl-pip/test_torch_maps_exactly_one_nccl",
-        ),
-        layer=f"RUN cp --remove-destination /usr/lib/x86_64-linux-gnu/libnccl.so.2.30.4 {PIP}",
-    ),
-    Wrong(
-        name="second-nccl-deleted-again",
-        checks=("nccl-pip/test_no_other_copy_in_our_layers",),
-        layer="RUN echo 2.28.9 >/opt/libnccl.so.2\nRUN rm /opt/libnccl.so.2",
-    ),
-    Wrong(
-        name="nccl-beside-the-places",
-        checks=("nccl-pip/test_places",),
-        layer="RUN ln -s libnccl.so.2 /usr/lib/x86_64-linux-gnu/libnccl.so",
-    ),
-    Wrong(
-        name="entrypoint-in-shell-form",
-        checks=("_every/test_entrypoint",),
-        layer="ENTRYPOINT vllm serve",
-    ),
-    Wrong(
-        name="entrypoint-doubled-and-a-command",
-        checks=("_every/test_entrypoint", "_every/test_cmd", "run/entrypoint-answers"),
-        layer='ENTRYPOINT ["vllm", "serve", "vllm", "serve"]\nCMD ["vllm", "serve"]',
-    ),
-    Wrong(
-        name="interpreter-of-the-entrypoint-missing",
-        checks=("run/entrypoint-answers", "vllm/test_command_is_python"),
-        layer=f"RUN sed -i '1s|.*|#!/nowhere/python3|' {DIST}/bin/vllm",
-    ),
-    # What no other check sees.
-    Wrong(
-        name="module-of-the-entrypoint-missing",
-        checks=("run/entrypoint-answers",),
-        layer=f"RUN rm {DIST}/vllm/cli.py",
-    ),
-    Wrong(
-        name="apt-lists-left",
-        checks=("_every/test_no_apt_lists_in_any_layer",),
-        layer="RUN echo list >/var/lib/apt/lists/left_Packages",
-    ),
-    Wrong(
-        name="deleted-a-layer-later",
-        checks=(
-            "_every/test_no_apt_lists_in_any_layer",
-            "_every/test_no_caches_or_logs_in_any_layer",
-            "_every/test_no_certificate_of_the_building_machine",
-            "python/test_no_bytecode_in_any_layer",
-        ),
-        layer="RUN echo list >/var/lib/apt/lists/left_Packages; mkdir -p /root/.cache/pip; "
-        "echo wheel >/root/.cache/pip/left; "
-        "echo site >/usr/local/share/ca-certificates/site.crt; "
-        "python3 -m compileall -q /usr/lib/python3.13/json\n"
-        "RUN rm -rf /var/lib/apt/lists/left_Packages /root/.cache "
-        "/usr/local/share/ca-certificates/site.crt /usr/lib/python3.13/json/__pycache__",
-    ),
-    Wrong(
-        name="many-faults",
-        checks=(
-            "_every/test_no_file_stored_twice",
-            "debian/test_bundle_holds_debian_certificates_only",
-            "debian/test_suite",
-            "python/test_compiler_builds_an_extension",
-            "python/test_verbs_library_loads",
-            "cuda/test_every_wheel_of_the_lock",
-            "cuda/test_cuda_home",
-            "vllm/test_version",
-            "vllm/test_command_is_python",
-            "serve/test_environment_for_the_gpu",
-            "serve/test_command_starts",
-            "run/entrypoint-answers",
-        ),
-        layer="ENV CUDA_HOME=/nowhere NVIDIA_VISIBLE_DEVICES=none\n"
-        "RUN echo '-----BEGIN CERTIFICATE-----' >>/etc/ssl/certs/ca-certificates.crt; "
-        "sed -i s/trixie/sid/ /usr/lib/os-release; "
-        "rm /usr/bin/gcc /usr/lib/x86_64-linux-gnu/libibverbs.so.1; "
-        "cd /usr/local/lib/python3.13/dist-packages; "
-        "sed -i 's/^Version: .*/Version: 0.31.0/' vllm-*/METADATA; "
-        "echo '(' >bin/vllm",
     ),
 )
 
