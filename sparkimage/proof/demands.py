@@ -22,7 +22,7 @@ from sparkimage.proof.gate import Required
 from sparkimage.storage.store import Store
 from sparkimage.tier import Tier
 
-CHECKS_VERSION = 1
+CHECKS_VERSION = 2
 """Of the package's own checks. It goes up with every change that may change a result: all seals
 that were made before are then asked for again. A test compares ``CHECKERS`` with what they were."""
 CHECKERS = (

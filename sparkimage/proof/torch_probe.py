@@ -1,12 +1,23 @@
-"""What `import torch` brings into a process. Runs in a container of the image, by its Python."""
+"""What `import torch` brings into a process. Its text runs in a container of the image."""
+
+from __future__ import annotations
 
 import ctypes
 import json
+from typing import Any
 
-import torch  # type: ignore[import-not-found, unused-ignore]
 
-maps = sorted({line.split()[-1] for line in open("/proc/self/maps") if "libnccl.so" in line})  # noqa: SIM115
-version = ctypes.c_int()
-if maps:
-    ctypes.CDLL(maps[0]).ncclGetVersion(ctypes.byref(version))
-print(json.dumps({"cuda": torch.version.cuda, "maps": maps, "nccl": version.value}))
+def imported() -> dict[str, Any]:
+    """torch.version.cuda, every libnccl that is mapped, and what the first of them answers."""
+    import torch  # type: ignore[import-not-found, unused-ignore]
+
+    with open("/proc/self/maps") as maps:
+        mapped = sorted({line.split()[-1] for line in maps if "libnccl.so" in line})
+    version = ctypes.c_int()
+    if mapped:
+        ctypes.CDLL(mapped[0]).ncclGetVersion(ctypes.byref(version))
+    return {"cuda": torch.version.cuda, "maps": mapped, "nccl": version.value}
+
+
+if __name__ == "__main__":
+    print(json.dumps(imported()))

@@ -637,8 +637,7 @@ def report(title: str, results: list[Result], console: Console) -> None:
 def main() -> int:
     """Mutants of an image of the store."""
     from sparkimage import paths
-    from sparkimage.cli import base as cli_base
-    from sparkimage.plans import matrix
+    from sparkimage.proof import demands
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", required=True, help="REPOSITORY:VARIANT, as `images` lists it")
@@ -646,8 +645,7 @@ def main() -> int:
     given = parser.parse_args()
     store = Store.open(given.store or paths.store())
     image = store.resolve(given.image)
-    read = cli_base.read_matrix()
-    (plan,) = cli_base.plans_of(read, matrix.select(read, names=[given.image.rpartition(":")[2]]))
+    plan = demands.kept(store, image.digest).plan
     console = Console(width=120)
     began = time.monotonic()
     with TemporaryDirectory(prefix="mutants-", dir=store.root.parent) as work:

@@ -15,7 +15,6 @@ from sparkimage.building import builder
 from sparkimage.errors import VerifyError
 from sparkimage.proof import seal, starting, verify
 from sparkimage.proof.checks import NOT_BEGUN
-from sparkimage.storage.store import Store
 from sparkimage.tier import Tier
 from tests.lab.conftest import REPOSITORY, Lab
 from tests.lab.wrong import ANSWER, BROKEN, NEEDS_GPU, SILENT, WRONG, Broken, Silent

@@ -112,7 +112,7 @@ def stack() -> list[Files]:
             f"{DIST}/vllm.libs/libown.so.1": elf_maker.library(
                 ARCH, soname="libown.so.1", strings_last=True
             ),
-            f"{DIST}/vllm-1.dist-info/METADATA": b"Metadata-Version: 2.1\nName: vllm\nVersion: 1\n",
+            f"{DIST}/vllm-0.32.0+x.dist-info/METADATA": b"Name: vllm\nVersion: 0.32.0+x\n",
             f"{DIST}/bin/vllm": (0o755, b"#!/usr/bin/python3\n"),
             "usr/local/bin/vllm": f"/{DIST}/bin/vllm",
         },
@@ -178,7 +178,7 @@ def plan() -> Plan:
         ),
         entrypoint=("vllm", "serve"),
         cmd=(),
-        versions={"cuda": "13.0.3", "nccl": "2.30.4", "vllm": "1"},
+        versions={"cuda": "13.0.3", "nccl": "2.30.4", "vllm": "0.32.0+x"},
         python="3.13",
         labels={"dev.sparkimage.pin.nccl": "2.30.4", "dev.sparkimage.variant": "small"},
         lock_checksum="2" * 64,
