@@ -19,7 +19,7 @@ PAYLOAD = Payload.of(64 * MIB, 64 * MIB, 48 * MIB, 16 * MIB, MIB)
 
 def push(engine: Engine, press: Press, reference: str) -> float:
     """Load the image into the engine, and time its push."""
-    image = press.store.resolve(press.plan("amd64").image)
+    image = press.store.resolve(press.plan(name("amd64")).image)
     process = subprocess.Popen([*engine.docker, "load", "--quiet"], stdin=subprocess.PIPE,
                                stdout=subprocess.DEVNULL)  # fmt: skip
     assert process.stdin is not None

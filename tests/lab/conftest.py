@@ -1,11 +1,10 @@
-"""The lab: the product's own code, layers and checks on small images with real NCCL."""
+"""The lab: the product's own code, layers and checks on small images."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import pytest
 import python_on_whales
 import yaml
+from rich.console import Console
 
-from sparkimage import origin, paths
+from sparkimage import paths
 from sparkimage.address import Mirrors
 from sparkimage.building import builder, preflight
 from sparkimage.building.workshop import Workshop
@@ -25,16 +25,16 @@ from sparkimage.engines.private_engine import ensure
 from sparkimage.inputs import resolve
 from sparkimage.inputs.outside import Outside
 from sparkimage.paths import EnginePlace
-from sparkimage.plans import lock, matrix, planning
-from sparkimage.plans.plan import Plan
+from sparkimage.plans import lock
 from sparkimage.progress import View
 from sparkimage.rights import run_as_root
 from sparkimage.run import Local
 from sparkimage.storage.store import Store
-from tests.lab import command, standins
 from tests.lab import fleet as fleets
 from tests.lab import recipe as recipes
+from tests.lab import standins
 from tests.lab.fleet import Fleet
+from tests.lab.project import Project
 from tests.lab.recipe import Recipe
 from tests.lab.shipment import Shipment
 from tests.lab.tools import WORKER, making
@@ -47,7 +47,7 @@ STORE = paths.home() / f"lab-store-{WORKER}"
 
 
 def matrix_data() -> dict[str, Any]:
-    """The lab's matrix: the real layers, a real NCCL, stand-ins for the gigabytes."""
+    """The lab's matrix: the real layers, and stand-ins for the gigabytes."""
     product = yaml.safe_load((PROJECT / "matrix.yaml").read_text())
     python = {"kind": "wheels", "python": "3.13"}
     vllm = ["vllm==0.32.0+standin", "nvidia-cuda-runtime==13.0.96"]
@@ -68,11 +68,17 @@ def matrix_data() -> dict[str, Any]:
                 },
             },
             "nccl": {
-                "2.30.4": {**python, "require": ["nvidia-nccl-cu13==2.30.4"]},
+                "2.30.4": {
+                    **python,
+                    **links,
+                    "require": ["nvidia-nccl-cu13==2.30.4+standin"],
+                    "version": "2.30.4",
+                },
                 # What the field shipped: old bytes where the new version was said to be.
                 "lie": {
                     **python,
-                    "require": ["nvidia-nccl-cu13==2.28.9"],
+                    **links,
+                    "require": ["nvidia-nccl-cu13==2.28.9+standin"],
                     "version": "2.30.4",
                 },
             },
@@ -117,19 +123,18 @@ def matrix_data() -> dict[str, Any]:
     }
 
 
-class Lab:
-    """A project of its own that borrows the real layers, with a store of its own."""
+class Lab(Project):
+    """A project that borrows the real layers and is built, with a store of its own."""
 
     def __init__(
         self, project: Path, store: Path, engine: Engine, mirrors: Mapping[str, str] | None = None
     ) -> None:
+        super().__init__(folder=project)
         self.project = project
         self.mirrors = dict(mirrors or {})
         self.data: dict[str, Any] = {}
         self.engine = engine
         self.runner = Local()
-        from rich.console import Console
-
         self.said = (project / "said").open("a+")
         self.shop = Workshop(
             matrix_file=project / "matrix.yaml",
@@ -159,20 +164,18 @@ class Lab:
         # JSON is YAML.
         (self.project / "matrix.yaml").write_text(json.dumps(data, indent=1))
 
+    @property
+    def store(self) -> Store:
+        return self.shop.store
+
     def lock(self) -> None:
         """Resolve what the lock lacks; the real one's Debian packages hold here too."""
-        read = matrix.load(self.project / "matrix.yaml")
+        read = self.read_matrix()
         file = self.project / "matrix.lock"
         held = lock.load(file if file.is_file() else PROJECT / "matrix.lock")
         made = resolve.resolve(read, held, self.shop.outside, resolve.Move())
         assert made.failures == ()
         file.write_text(lock.dump(made.lock))
-
-    def plan(self, name: str) -> Plan:
-        read = matrix.load(self.project / "matrix.yaml")
-        held = lock.load(self.project / "matrix.lock")
-        (variant,) = matrix.select(read, names=[name])
-        return planning.make(read, variant, held, origin.of(self.project, None, self.runner))
 
     def build(self, name: str, **options: bool) -> builder.Result:
         return builder.build(self.plan(name), self.shop, **options)
@@ -197,17 +200,6 @@ class Lab:
             "SPARKIMAGE_MIRRORS": str(file),
             **more,
         }
-
-    def words(self, *words: str) -> list[str]:
-        return ["--matrix-file", str(self.project / "matrix.yaml"), *words]
-
-    def argv(self, *words: str) -> list[str]:
-        """A real start of the command line."""
-        return [*command.PROGRAM, *self.words(*words)]
-
-    def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """The command line, as a user calls it."""
-        return command.call(self.words(*words), self.environment(**more))
 
     def clean(self) -> None:
         """Forget what this lab named."""
@@ -284,9 +276,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[La
 
 
 @pytest.fixture(scope="session")
-def recipe(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
+def recipe(
+    lab: Lab, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Recipe]:
     """The recipe's variants against small real servers; see recipe.py."""
-    with recipes.serve(lab, tmp_path_factory.mktemp("recipe")) as made:
+    arm64 = any(item.get_closest_marker("arm64") for item in request.session.items)
+    with recipes.serve(lab, tmp_path_factory.mktemp("recipe"), arm64=arm64) as made:
         yield made
 
 

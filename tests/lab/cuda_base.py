@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from sparkimage.engines.engine import Engine
 from tests.lab import nccl_debs, wheelhouse
 from tests.lab.servers import Registry
-from tests.lab.tools import TOOLS, WORKER
 
 PROJECT = Path(__file__).resolve().parents[2]
 CUDA = "13.0.3"
@@ -31,29 +30,30 @@ class Bases:
     devel: str
 
 
-def build(engine: Engine, registry: Registry, *, bases: Mapping[str, str]) -> Bases:
+def build(engine: Engine, registry: Registry, *, bases: Mapping[str, str | None]) -> Bases:
     """Build and push both for every platform of ``bases``, under their tags.
 
     ``bases`` says for each platform ("linux/arm64") the name of an image that the engine holds, of
-    the project's layers debian and python.
+    the project's layers debian and python; None for one that is locked and never built.
     """
     repository = f"{registry.address}/nvidia/cuda"
     pushed: dict[str, list[str]] = {target: [] for target in TAGS}
     for platform, below in bases.items():
         arch = platform.removeprefix("linux/")
-        debs = TOOLS / "cuda-base" / f"debs-{arch}"
-        nccl_debs.make(debs, arch=arch, versions=("2.28.9",))
-        wheels = TOOLS / "cuda-base" / f"wheels-{arch}-{WORKER}"
-        wheelhouse.fill(wheels, arch=arch)
-        contexts = {
-            "below": f"docker-image://{below}",
-            "tools": str(PROJECT / "images" / "_tools"),
-            "debs": str(debs),
-            "wheels": str(wheels),
-        }
-        for target in TAGS:
-            digest = _build(engine, repository, target, platform, contexts)
-            pushed[target].append(f"{repository}@{digest}")
+        with TemporaryDirectory(prefix="lab-cuda-") as name:
+            debs, wheels = Path(name, "debs"), Path(name, "wheels")
+            nccl_debs.make(debs, arch=arch, versions=("2.28.9",))
+            wheelhouse.fill(wheels, arch=arch)
+            contexts = {
+                "below": f"docker-image://{below or 'scratch'}",
+                "tools": str(PROJECT / "images" / "_tools"),
+                "debs": str(debs),
+                "wheels": str(wheels),
+            }
+            for target in TAGS:
+                stage = target if below is not None else "never-built"
+                digest = _build(engine, repository, target, platform, contexts, stage)
+                pushed[target].append(f"{repository}@{digest}")
     return Bases(
         **{
             target: _join(engine, f"{repository}:{TAGS[target]}", parts)
@@ -63,7 +63,12 @@ def build(engine: Engine, registry: Registry, *, bases: Mapping[str, str]) -> Ba
 
 
 def _build(
-    engine: Engine, repository: str, target: str, platform: str, contexts: Mapping[str, str]
+    engine: Engine,
+    repository: str,
+    target: str,
+    platform: str,
+    contexts: Mapping[str, str],
+    stage: str,
 ) -> str:
     """Build and push one target for one platform; the digest of its manifest."""
     folder = Path(__file__).with_name("cuda_base")
@@ -75,7 +80,7 @@ def _build(
         subprocess.run(
             [
                 *engine.docker, "buildx", "build", "--quiet", "--platform", platform,
-                "--target", target, "--provenance=false", "--metadata-file", str(said),
+                "--target", stage, "--provenance=false", "--metadata-file", str(said),
                 *(f"--build-context={key}={value}" for key, value in contexts.items()),
                 f"--build-arg=CUDA_VERSION={CUDA}", f"--build-arg=NVARCH={nvarch}",
                 # The same digest in every run.

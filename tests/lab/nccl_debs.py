@@ -1,23 +1,18 @@
-"""NCCL as NVIDIA's apt repository offers it: debs made here around the bytes of NVIDIA's wheels.
-
-A stand-in for the packaging only: names, versions and paths are those of NVIDIA's debs, and the
-library and the header are NVIDIA's own.
+"""NCCL as NVIDIA's apt repository offers it: names, versions and paths are those of NVIDIA's debs,
+the library is a stand-in that answers ``ncclGetVersion``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
-import zipfile
 from collections.abc import Mapping, Sequence
 from email.utils import formatdate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.lab import wheelhouse
-from tests.lab.tools import making
+from tests.lab.standin_vllm import nccl
 
 EPOCH = 946684800
 """The date in every deb: 2000-01-01."""
@@ -32,36 +27,25 @@ def deb_version(version: str) -> str:
 
 
 def make(folder: Path, *, arch: str, versions: Sequence[str] = ("2.28.9", "2.30.4")) -> None:
-    """Write a flat apt repository with libnccl2 and libnccl-dev for "amd64" or "arm64".
-
-    Debs that an earlier call made there are used again.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with making("nccl-debs"):
-        held = list(folder.glob("*.deb"))
-        for version in versions:
-            names = [f"{package}_{deb_version(version)}_{arch}.deb" for package in _PACKAGES]
-            if not all((folder / name).exists() for name in names):
-                wheel = wheelhouse.fetch(wheelhouse.nccl(version, arch))
-                _build(folder, version, arch, wheel)
-        debs = sorted(folder.glob("*.deb"))
-        # Others may be reading what is there already.
-        if not (folder / "Release").exists() or len(debs) != len(held):
-            (folder / "Packages").write_text("\n".join(_entry(deb) for deb in debs))
-            (folder / "Release").write_text(_release(folder / "Packages", debs))
+    """Write a flat apt repository with libnccl2 and libnccl-dev for "amd64" or "arm64"."""
+    folder.mkdir(parents=True)
+    for version in versions:
+        _build(folder, version, arch)
+    debs = sorted(folder.glob("*.deb"))
+    (folder / "Packages").write_text("\n".join(_entry(deb) for deb in debs))
+    (folder / "Release").write_text(_release(folder / "Packages", debs))
 
 
 _PACKAGES = ("libnccl2", "libnccl-dev")
 
 
-def _build(folder: Path, version: str, arch: str, wheel: Path) -> None:
+def _build(folder: Path, version: str, arch: str) -> None:
     triplet = TRIPLETS[arch]
     deb = deb_version(version)
-    # Beside the debs: the library is 200 MB, and a temporary folder may be memory.
-    with TemporaryDirectory(prefix="deb-", dir=folder) as name, zipfile.ZipFile(wheel) as archive:
+    with TemporaryDirectory(prefix="deb-", dir=folder) as name:
         library, dev = (Path(name, package) for package in _PACKAGES)
         lib = library / "usr" / "lib" / triplet
-        _extract(archive, "nvidia/nccl/lib/libnccl.so.2", lib / f"libnccl.so.{version}")
+        _write(lib / f"libnccl.so.{version}", nccl.library(arch, version))
         (lib / "libnccl.so.2").symlink_to(f"libnccl.so.{version}")
         common = {"Version": deb, "Architecture": arch, "Maintainer": "lab", "Section": "libs"}
         _pack(
@@ -71,12 +55,12 @@ def _build(folder: Path, version: str, arch: str, wheel: Path) -> None:
                 "Package": "libnccl2",
                 **common,
                 "Depends": "libc6",
-                "Description": "NVIDIA's collectives library, out of its wheel",
+                "Description": "a stand-in of NVIDIA's collectives library",
             },
             # NVIDIA's debs before 2.29.3 do not run ldconfig.
             triggers="activate-noawait ldconfig\n" if _number(version) >= (2, 29, 3) else "",
         )
-        _extract(archive, "nvidia/nccl/include/nccl.h", dev / "usr" / "include" / "nccl.h")
+        _write(dev / "usr" / "include" / "nccl.h", b"/* a stand-in */\n")
         lib = dev / "usr" / "lib" / triplet
         lib.mkdir(parents=True)
         (lib / "libnccl.so").symlink_to("libnccl.so.2")
@@ -87,7 +71,7 @@ def _build(folder: Path, version: str, arch: str, wheel: Path) -> None:
                 "Package": "libnccl-dev",
                 **common,
                 "Depends": f"libc6, libnccl2 (= {deb})",
-                "Description": "Header of NVIDIA's collectives library, out of its wheel",
+                "Description": "a stand-in of its header",
             },
         )
 
@@ -96,10 +80,9 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _extract(archive: zipfile.ZipFile, member: str, to: Path) -> None:
+def _write(to: Path, data: bytes) -> None:
     to.parent.mkdir(parents=True)
-    with archive.open(member) as source, to.open("wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
+    to.write_bytes(data)
     to.chmod(0o644)
 
 

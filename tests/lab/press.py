@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from sparkimage import origin
 from sparkimage.layers import layerindex
-from sparkimage.plans import lock, matrix, planning
-from sparkimage.plans.matrix import Matrix
-from sparkimage.plans.plan import Plan
 from sparkimage.progress import View
-from sparkimage.proof import demands, seal
+from sparkimage.proof import seal
 from sparkimage.proof.gate import Required
-from sparkimage.proof.keys import Keyring
 from sparkimage.publishing import naming, publish, sbom
 from sparkimage.publishing.oci import Repository
 from sparkimage.publishing.publish import Publication
@@ -25,7 +19,7 @@ from sparkimage.publishing.signing import OwnSigner
 from sparkimage.run import Local
 from sparkimage.storage.store import Image
 from tests.lab import payload as payloads
-from tests.lab.payload import Payload, sealed
+from tests.lab.payload import Payload
 from tests.lab.project import Project
 from tests.unit import elf_maker, good_maker
 from tests.unit import project_maker as maker
@@ -40,9 +34,8 @@ def name(arch: str) -> str:
     return f"small-{arch}"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Press(Project):
-    """A project in ``folder``, with a home, a store and keys of its own."""
+    """The project, with a variant for each platform."""
 
     @classmethod
     def make(cls, folder: Path, *, channels: bool = False) -> Press:
@@ -53,23 +46,9 @@ class Press(Project):
         )
         if channels:
             data["channels"] = {CHANNEL: ["small-*"]}
-        read = maker.write(folder, data)
-        (folder / "matrix.lock").write_text(lock.dump(maker.locked(read)))
-        return cls(folder=folder)
-
-    @property
-    def keys(self) -> Keyring:
-        return Keyring(folder=self.folder / "home" / "keys")
-
-    @property
-    def matrix(self) -> Matrix:
-        return matrix.load(self.folder / "matrix.yaml")
-
-    def plan(self, arch: str) -> Plan:
-        read = self.matrix
-        (variant,) = matrix.select(read, names=[name(arch)])
-        held = lock.load(self.folder / "matrix.lock")
-        return planning.make(read, variant, held, origin.of(self.folder, None, Local()))
+        made = cls(folder=folder)
+        made.write_matrix(data)
+        return made
 
     def image(
         self,
@@ -81,7 +60,7 @@ class Press(Project):
         created: str = "2000-01-01T00:00:00Z",
     ) -> Image:
         """The variant's image with what makes its versions, sealed so that the gate takes it."""
-        store, plan = self.store, self.plan(arch)
+        store, plan = self.store, self.plan(name(arch))
         # -1 is the busybox, which the lab has for amd64.
         begin = -1 if arch == ARCHES[0] else 0
         layers = [
@@ -104,14 +83,11 @@ class Press(Project):
         config["config"]["Labels"] = dict(plan.labels)
         config["created"] = created
         made = good_maker.put_image(store, config, [blob for blob, _ in listed])
-        return sealed(
-            store, made, plan.image, record=demands.record(plan, self.folder), keys=self.keys,
-            lock=plan.lock_checksum,
-        )  # fmt: skip
+        return self.seal_image(made, plan.variant)
 
     def item(self, image: Image, arch: str = "amd64", *, real_sbom: bool = False) -> publish.Item:
         """What `publish` makes of it; syft takes a second, so that it is asked where it counts."""
-        store, plan = self.store, self.plan(arch)
+        store, plan = self.store, self.plan(name(arch))
         files = layerindex.image_files(store, image)
         verdict = seal.verdict(store, image.digest, keys=self.keys)
         assert verdict is not None

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sparkimage.storage.store import Store
+from sparkimage import origin
+from sparkimage.plans import lock, matrix, planning
+from sparkimage.plans.matrix import Matrix
+from sparkimage.plans.plan import Plan
+from sparkimage.proof import demands
+from sparkimage.proof.keys import Keyring
+from sparkimage.run import Local
+from sparkimage.storage.store import Image, Store
 from tests.lab import command
+from tests.lab.payload import sealed
+from tests.unit import project_maker as maker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +28,35 @@ class Project:
 
     folder: Path
 
+    def write_matrix(self, data: Mapping[str, Any]) -> None:
+        """Write the matrix, a Dockerfile for each layer, and a lock of made-up items that fits."""
+        read = maker.write(self.folder, data)
+        (self.folder / "matrix.lock").write_text(lock.dump(maker.locked(read)))
+
+    def read_matrix(self) -> Matrix:
+        return matrix.load(self.folder / "matrix.yaml")
+
     @property
     def store(self) -> Store:
         return Store.open(self.folder / "home" / "store")
+
+    @property
+    def keys(self) -> Keyring:
+        return Keyring(folder=self.folder / "home" / "keys")
+
+    def plan(self, variant: str) -> Plan:
+        read = self.read_matrix()
+        (one,) = matrix.select(read, names=[variant])
+        held = lock.load(self.folder / "matrix.lock")
+        return planning.make(read, one, held, origin.of(self.folder, None, Local()))
+
+    def seal_image(self, image: Image, variant: str) -> Image:
+        """An image of the store as the variant's, with a seal that the gate takes."""
+        plan = self.plan(variant)
+        return sealed(
+            self.store, image, plan.image, record=demands.record(plan, self.folder),
+            keys=self.keys, lock=plan.lock_checksum,
+        )  # fmt: skip
 
     def environment(self, **more: str) -> dict[str, str]:
         return {**os.environ, "SPARKIMAGE_HOME": str(self.folder / "home"), **more}
@@ -28,7 +65,7 @@ class Project:
         return ["--matrix-file", str(self.folder / "matrix.yaml"), *words]
 
     def argv(self, *words: str) -> list[str]:
-        """A real start of it."""
+        """A real start of the command line."""
         return [*command.PROGRAM, *self.words(*words)]
 
     def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 """The recipe's variants of the real matrix in the lab: a registry with stand-ins of the CUDA
-images, a git server with stand-ins of the fork and of the patch, an apt repository with real NCCL.
+images, a git server with stand-ins of the fork and of the patch, an apt repository with stand-ins
+of NCCL.
 
 The definition is the real one. Only what names a content by its hash is other: the commits of the
 stand-ins are theirs. For speed there is an amd64 twin of ``ds4-flash``, on which faults are laid.
@@ -19,7 +20,6 @@ import yaml
 from tests.lab import cuda_base, fork, nccl_debs, servers
 from tests.lab.fork import Fork, PatchRepository
 from tests.lab.servers import Registry, Web
-from tests.lab.tools import TOOLS
 
 if TYPE_CHECKING:
     from tests.lab.conftest import Lab
@@ -187,23 +187,27 @@ def matrix_data(made: Fork, repository: str) -> dict[str, Any]:
 
 
 @contextmanager
-def serve(lab: Lab, folder: Path) -> Iterator[Recipe]:
-    """Make all parts, start the servers, write and lock the project."""
+def serve(lab: Lab, folder: Path, *, arm64: bool = False) -> Iterator[Recipe]:
+    """Make all parts, start the servers, write and lock the project.
+
+    ``arm64``: with bases for that platform that can be built on; else they can only be locked.
+    """
     from tests.lab.conftest import REPOSITORY, STORE
-    from tests.lab.conftest import Lab as Project
+    from tests.lab.conftest import Lab as Built
 
     served = folder / "git"
     made, patches = fork.make_fork(served), fork.make_patches(served)
-    debs = TOOLS / "nvidia"
+    debs = folder / "nvidia"
     for name, arch in (("sbsa", "arm64"), ("x86_64", "amd64")):
         nccl_debs.make(debs / name, arch=arch)
     with ExitStack() as stack:
         registry = stack.enter_context(servers.registry(folder / "registry"))
         git = stack.enter_context(servers.git_server(served))
         web = stack.enter_context(servers.http_folder(debs))
-        bases = {}
-        for arch in ("amd64", "arm64"):
-            bases[f"linux/{arch}"] = lab.plain(arch)
+        bases = {
+            "linux/amd64": lab.plain("amd64"),
+            "linux/arm64": lab.plain("arm64") if arm64 else None,
+        }
         cuda_base.build(lab.engine, registry, bases=bases)
         project = folder / "project"
         (project / "images").mkdir(parents=True)
@@ -216,7 +220,7 @@ def serve(lab: Lab, folder: Path) -> Iterator[Recipe]:
         }
         data = matrix_data(made, REPOSITORY)
         recipe = Recipe(
-            lab=Project(project, STORE, lab.engine, mirrors),
+            lab=Built(project, STORE, lab.engine, mirrors),
             fork=made,
             patches=patches,
             registry=registry,

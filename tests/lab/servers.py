@@ -167,7 +167,7 @@ def http_folder(folder: Path) -> Iterator[Web]:
 def answering(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[int]:
     """A server whose requests ``handler`` answers; yields its port on the loopback."""
     with ThreadingHTTPServer((LOOPBACK, 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
             yield server.server_port

@@ -1,5 +1,5 @@
-"""Stand-ins for the gigabytes of vLLM and torch: wheels made here, that behave like them where
-the checks look, and say in their version that they are none.
+"""Stand-ins for the gigabytes of vLLM, torch and NCCL: wheels made here, that behave like them
+where the checks look, and say in their version that they are none.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from tests.lab.standin_vllm import nccl
 
 TORCH = """\
 '''A stand-in for torch: loads the NCCL that lies where torch's lies, as torch does.'''
@@ -43,32 +45,43 @@ def wheel(
     folder: Path,
     name: str,
     version: str,
-    files: Mapping[str, str],
+    files: Mapping[str, str | bytes],
     *,
     scripts: Mapping[str, str] | None = None,
+    platform: str = "any",
 ) -> Path:
-    """Write a pure wheel, the same bytes each time; ``scripts`` are console entry points."""
+    """Write a wheel, the same bytes each time; ``scripts`` are console entry points."""
     info = f"{name}-{version}.dist-info"
+    tag = f"py3-none-{platform}"
     members = {
         **files,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\n"
-        "Tag: py3-none-any\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: lab\n"
+        f"Root-Is-Purelib: {str(platform == 'any').lower()}\nTag: {tag}\n",
     }
     if scripts:
         lines = "".join(f"{script} = {target}\n" for script, target in scripts.items())
         members[f"{info}/entry_points.txt"] = f"[console_scripts]\n{lines}"
     record = ""
-    for path, text in members.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=")
-        record += f"{path},sha256={digest.decode()},{len(text)}\n"
+    for path, content in members.items():
+        data = content.encode() if isinstance(content, str) else content
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=")
+        record += f"{path},sha256={digest.decode()},{len(data)}\n"
     members[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n"
     folder.mkdir(parents=True, exist_ok=True)
-    made = folder / f"{name}-{version}-py3-none-any.whl"
+    made = folder / f"{name}-{version}-{tag}.whl"
     with zipfile.ZipFile(made, "w") as archive:
-        for path, text in members.items():
-            archive.writestr(zipfile.ZipInfo(path, (2000, 1, 1, 0, 0, 0)), text)
+        for path, content in members.items():
+            archive.writestr(zipfile.ZipInfo(path, (2000, 1, 1, 0, 0, 0)), content)
     return made
+
+
+def nccl_wheel(folder: Path, version: str, arch: str) -> Path:
+    """NVIDIA's wheel of NCCL, 200 MB, with a library that answers ``ncclGetVersion``."""
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}[arch]
+    files = {"nvidia/nccl/lib/libnccl.so.2": nccl.library(arch, version)}
+    platform = f"manylinux_2_18_{machine}"
+    return wheel(folder, "nvidia_nccl_cu13", f"{version}+standin", files, platform=platform)
 
 
 def make(folder: Path) -> None:
@@ -87,3 +100,6 @@ def make(folder: Path) -> None:
         {"vllm/__init__.py": "", "vllm/cli.py": VLLM},
         scripts={"vllm": "vllm.cli:main"},
     )
+    for version in ("2.28.9", "2.30.4"):
+        for arch in ("amd64", "arm64"):
+            nccl_wheel(folder, version, arch)

@@ -60,6 +60,7 @@ def test_the_first_start_makes_the_environment_and_later_ones_do_not(
     assert (found.st_mtime_ns, found.st_ctime_ns) == (made.st_mtime_ns, made.st_ctime_ns)
 
 
+@pytest.mark.thorough
 def test_an_interrupted_install_and_a_changed_lock_are_done_anew(project: Path) -> None:
     build(project)
     (project / ".venv" / "stamp").unlink()
@@ -74,6 +75,7 @@ def test_an_interrupted_install_and_a_changed_lock_are_done_anew(project: Path) 
     assert build(project).stderr == ""
 
 
+@pytest.mark.thorough
 def test_a_wheel_of_another_hash_is_refused(project: Path) -> None:
     lock = project / "requirements.txt"
     good = lock.read_text()

@@ -255,6 +255,7 @@ def test_two_commands_at_once_start_one_engine_that_outlives_them(lab: Lab) -> N
     assert engine.find(lab.home, RUNNER).private
 
 
+@pytest.mark.thorough
 def test_a_range_that_another_network_took_is_given_up(lab: Lab) -> None:
     def gateway() -> ipaddress.IPv4Address:
         path = "{{(index .IPAM.Config 0).Gateway}}"
@@ -282,6 +283,7 @@ def test_a_range_that_another_network_took_is_given_up(lab: Lab) -> None:
     assert gateway() in of_bridge[0]
 
 
+@pytest.mark.thorough
 def test_a_daemon_that_cannot_start_shows_the_end_of_its_log(lab: Lab) -> None:
     with new_lab("b", lab.place) as other:
         other.place.data.mkdir()
@@ -372,6 +374,7 @@ def another_apt() -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("lab")
 def test_an_apt_that_is_at_work_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []

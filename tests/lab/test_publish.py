@@ -52,7 +52,7 @@ def test_one_image_is_published_bit_for_bit_and_again_changes_nothing(
     said = json.loads(done.stdout)
     assert said["digest"] == image.digest
     assert said["changed"] is True
-    lock = press.plan("amd64").lock_checksum[:8]
+    lock = press.plan(name("amd64")).lock_checksum[:8]
     tag = f"0.32.0-cu130-nccl2.30.4-{lock}"
     assert said["tags"] == {tag: "new"}
     held = there(open_registry, "first/image").manifest(tag)

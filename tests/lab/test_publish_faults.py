@@ -4,6 +4,8 @@ that names less than it says."""
 from __future__ import annotations
 
 import hashlib
+import queue
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from sparkimage.publishing import published
 from sparkimage.publishing.oci import Repository
 from sparkimage.publishing.publish import Outcome
 from sparkimage.storage.store import Image, Store
-from tests.lab import faulty, servers
+from tests.lab import faulty, sampling, servers
 from tests.lab.faulty import Answer, Asked, Cut, Fault, Proxy, once
 from tests.lab.payload import PLAIN, Payload
 from tests.lab.press import Press
@@ -121,7 +123,7 @@ def test_429_for_an_hour_is_not(press: Press, proxy: Proxy, registry: Registry, 
     no_tag(registry, way)
 
 
-@pytest.mark.parametrize("status", [500, 502, 503])
+@pytest.mark.parametrize("status", sampling.params("publish-status", [500, 502, 503]))
 def test_5xx_in_the_middle(
     press: Press, proxy: Proxy, registry: Registry, way: Way, status: int
 ) -> None:
@@ -168,7 +170,9 @@ def test_a_cut_that_the_registry_sees_begins_anew(
     is_whole(press, registry, way, image)
 
 
-@pytest.mark.parametrize("method", ["PATCH", "PUT", "HEAD", "GET", "POST"])
+@pytest.mark.parametrize(
+    "method", sampling.params("publish-method", ["PATCH", "PUT", "HEAD", "GET", "POST"])
+)
 def test_a_lost_answer(
     press: Press, proxy: Proxy, registry: Registry, way: Way, method: str
 ) -> None:
@@ -178,7 +182,12 @@ def test_a_lost_answer(
     is_whole(press, registry, way, image)
 
 
-@pytest.mark.parametrize("part", ["/manifests/sha256:", ".att", ".sig", "/manifests/0.32.0"])
+@pytest.mark.parametrize(
+    "part",
+    sampling.params(
+        "publish-manifest", ["/manifests/sha256:", ".att", ".sig", "/manifests/0.32.0"]
+    ),
+)
 def test_a_refused_manifest_leaves_no_tag(
     press: Press, proxy: Proxy, registry: Registry, way: Way, part: str
 ) -> None:
@@ -301,25 +310,24 @@ def test_a_run_that_was_killed_goes_on_in_the_next(
 def test_a_command_that_is_interrupted_leaves_no_tag(
     press: Press, proxy: Proxy, registry: Registry, way: Way
 ) -> None:
-    import signal
-    import time
-
     image = press.image(payload=BIG)
-    stopped = threading.Event()
+    running: queue.Queue[subprocess.Popen[str]] = queue.Queue()
+
+    def is_upload(asked: Asked) -> bool:
+        return asked.method in ("PATCH", "PUT") and "/blobs/uploads/" in asked.path
 
     def rule(asked: Asked) -> Fault:
-        if asked.method in ("PATCH", "PUT") and "/blobs/uploads/" in asked.path:
-            stopped.set()
-            time.sleep(0.5)
+        if is_upload(asked):
+            running.get(timeout=60).send_signal(signal.SIGTERM)
+            return Cut(answered=True)
         return None
 
-    proxy.rule = rule
+    proxy.rule = once(rule)
     process = subprocess.Popen(
         press.argv("publish", "small-amd64", "--to", str(way.to.place)),
         env=press.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert stopped.wait(60)
-    process.send_signal(signal.SIGTERM)
+    running.put(process)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     no_tag(registry, way)

@@ -22,6 +22,8 @@ def good(recipe: Recipe) -> builder.Result:
     return recipe.lab.build(TWIN)
 
 
+@pytest.mark.arm64
+@pytest.mark.thorough
 def test_the_recipe_builds_for_its_own_platform(recipe: Recipe) -> None:
     made = recipe.lab.build("ds4-flash")
     assert made.image.platform == "linux/arm64"

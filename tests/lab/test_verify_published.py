@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,12 +26,11 @@ from sparkimage.publishing.signing import OwnSigner
 from sparkimage.storage.store import INDEX, MANIFEST
 from sparkimage.tier import Tier
 from tests.lab import servers
-from tests.lab.press import SMALL, Press
+from tests.lab.press import SMALL, Press, name
 from tests.lab.servers import Registry
 from tests.unit import seal_maker
 from tests.unit.oci_maker import flip
 
-COUNT = itertools.count()
 Layer = tuple[dict[str, Any], bytes]
 
 
@@ -103,15 +102,47 @@ class Scene:
         return blobs / value[:2] / value / "data"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Both scenes as they were published, and the registry's files as they were then."""
+
+    scene: Scene
+    two: Scene
+    files: Path
+
+    def restored(self, scene: Scene) -> Scene:
+        """The scene, with all harm undone: the registry keeps nothing but files."""
+        folder = scene.registry.folder / "docker"
+        shutil.rmtree(folder)
+        shutil.copytree(self.files, folder)
+        return scene
+
+
+@pytest.fixture(scope="module")
+def well(press: Press, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    scenes = _scene(press, registry), _two(press, registry)
+    files = tmp_path_factory.mktemp("well") / "docker"
+    shutil.copytree(registry.folder / "docker", files)
+    return Published(scene=scenes[0], two=scenes[1], files=files)
+
+
 @pytest.fixture
-def scene(press: Press, registry: Registry) -> Scene:
-    place = Place.parse(f"{registry.address}/hostile/case{next(COUNT)}")
+def scene(well: Published) -> Scene:
+    return well.restored(well.scene)
+
+
+@pytest.fixture
+def two(well: Published) -> Scene:
+    return well.restored(well.two)
+
+
+def _scene(press: Press, registry: Registry) -> Scene:
+    place = Place.parse(f"{registry.address}/hostile/one")
     to = Repository(place=place, writes=True, pause=lambda _: None)
-    # Content of its own for each case: the registry keeps one copy of equal blobs.
-    payload = SMALL.changed(0, seed=next(COUNT) + 5000)
-    first = press.item(press.image(payload=payload))
+    first = press.item(press.image())
     outcome = press.publication(to, first).run()
-    second = press.item(press.image(payload=payload.changed(0, seed=next(COUNT)), vllm="0.33.0"))
+    # Content of its own: the registry keeps one copy of equal blobs.
+    second = press.item(press.image(payload=SMALL.changed(0), vllm="0.33.0"))
     other = press.publication(to, second).run()
     return Scene(
         press=press, registry=registry, to=to, first=first, second=second, outcome=outcome,
@@ -309,11 +340,10 @@ def test_the_command_line_refuses_with_its_own_exit_code(scene: Scene) -> None:
 # Several platforms
 
 
-@pytest.fixture
-def two(press: Press, registry: Registry) -> Scene:
-    place = Place.parse(f"{registry.address}/hostile/index{next(COUNT)}")
+def _two(press: Press, registry: Registry) -> Scene:
+    place = Place.parse(f"{registry.address}/hostile/two")
     to = Repository(place=place, writes=True, pause=lambda _: None)
-    payload = SMALL.changed(0, seed=next(COUNT) + 9000)
+    payload = SMALL.changed(0, seed=9000)
     items = [press.item(press.image(arch, payload), arch) for arch in ("amd64", "arm64")]
     outcome = press.publication(to, *items, channels=["stable"]).run()
     return Scene(
@@ -452,7 +482,7 @@ def test_inspect_says_what_it_is_from_the_registry_alone(scene: Scene) -> None:
 
 def test_distribute_via_asks_before_any_node(scene: Scene) -> None:
     press = scene.press
-    first = press.plan("amd64").image
+    first = press.plan(name("amd64")).image
     press.store.name(first, press.store.descriptor(scene.first.image.digest))
     # The node does not exist: exit code 13 says that the registry was believed.
     words = ("distribute", "small-amd64", "--nodes", "no-such-node.invalid", "--dry-run", "--via")
@@ -466,8 +496,8 @@ def test_distribute_via_asks_before_any_node(scene: Scene) -> None:
 
 
 def test_only_what_says_passed_is_published(press: Press, registry: Registry) -> None:
-    image = press.image(payload=SMALL.changed(0, seed=next(COUNT) + 20_000))
-    plan, store, keys = press.plan("amd64"), press.store, press.keys
+    image = press.image(payload=SMALL.changed(0, seed=20_000))
+    plan, store, keys = press.plan(name("amd64")), press.store, press.keys
     about: dict[str, Any] = {
         "digest": image.digest, "lock": plan.lock_checksum,
         "plan": press.item(image).verdict.statements[-1].plan,

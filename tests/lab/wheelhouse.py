@@ -13,8 +13,6 @@ from tempfile import TemporaryDirectory
 from tests.lab import standins
 from tests.lab.tools import TOOLS, making
 
-PROJECT = Path(__file__).resolve().parents[2]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wheel:
@@ -24,13 +22,6 @@ class Wheel:
     version: str
     file: str
     sha256: str
-
-
-def nccl(version: str, arch: str) -> Wheel:
-    """NVIDIA's wheel of NCCL for "amd64" or "arm64"."""
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}[arch]
-    file = f"nvidia_nccl_cu13-{version}-py3-none-manylinux_2_18_{machine}.whl"
-    return Wheel(name="nvidia-nccl-cu13", version=version, file=file, sha256=_nccl_hash(file))
 
 
 # setuptools_scm's own needs with it.
@@ -71,16 +62,6 @@ BUILDING = (
 TORCH = "2.11.0+standin"
 """The version of the stand-in for torch."""
 
-# As torch 2.11 bundles it; the newer ones are in the project's own lock.
-NCCL_2_28_9 = {
-    "nvidia_nccl_cu13-2.28.9-py3-none-manylinux_2_18_aarch64.whl": (
-        "01c873ba1626b54caa12272ed228dc5b2781545e0ae8ba3f432a8ef1c6d78643"
-    ),
-    "nvidia_nccl_cu13-2.28.9-py3-none-manylinux_2_18_x86_64.whl": (
-        "e4553a30f34195f3fa1da02a6da3d6337d28f2003943aa0a3d247bbc25fefc42"
-    ),
-}
-
 
 def fetch(wheel: Wheel) -> Path:
     """The wheel's file, downloaded where it is not there yet; its hash is checked each time."""
@@ -113,22 +94,14 @@ def _download(wheel: Wheel, folder: Path) -> None:
     )  # fmt: skip
 
 
-def _nccl_hash(file: str) -> str:
-    if file in NCCL_2_28_9:
-        return NCCL_2_28_9[file]
-    for line in (PROJECT / "matrix.lock").read_text().splitlines():
-        words = line.split()
-        if words[-1:] == [file]:
-            return words[-2]
-    raise KeyError(f"matrix.lock holds no {file}")
-
-
 def fill(folder: Path, *, arch: str) -> None:
     """Into ``folder``, by hard links: what the stand-in of the fork is built and run with."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {"torch/__init__.py": standins.TORCH, "torch/version.py": "cuda = '13.0'\n"}
     standins.wheel(folder, "torch", TORCH, files)
-    for wheel in (*BUILDING, nccl("2.28.9", arch)):
+    # As torch 2.11 bundles it.
+    standins.nccl_wheel(folder, "2.28.9", arch)
+    for wheel in BUILDING:
         link = folder / wheel.file
         kept = fetch(wheel)
         link.unlink(missing_ok=True)
