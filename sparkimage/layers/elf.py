@@ -11,11 +11,13 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparkimage.arch import ARCHES
+
 MAGIC = b"\x7fELF"
 KEPT = 64 << 20
 MOST_DYNAMIC = 1 << 20
 LONGEST = 4096
-MACHINES = {62: "amd64", 183: "arm64"}
+MACHINES = {one.elf_machine: one.name for one in ARCHES.values()}
 """e_machine of what we build for; https://www.sco.com/developers/gabi/latest/ch4.eheader.html"""
 RELOCATABLE, PROGRAM, SHARED = 1, 2, 3
 

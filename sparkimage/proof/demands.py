@@ -26,7 +26,7 @@ CHECKS_VERSION = 2
 """Of the package's own checks. It goes up with every change that may change a result: all seals
 that were made before are then asked for again. A test compares ``CHECKERS`` with what they were."""
 CHECKERS = (
-    "data/static.yaml", "layers/elf.py", "layers/layerindex.py", "layers/layerscan.py",
+    "arch.py", "data/static.yaml", "layers/elf.py", "layers/layerindex.py", "layers/layerscan.py",
     "layers/linking.py", "layers/secrets.py", "proof/gpu_probe.py", "proof/layer_checks.py",
     "proof/node.py", "proof/rules.py", "proof/starting.py", "proof/static.py",
     "proof/static_nccl.py", "proof/torch_probe.py", "storage/settings.py",
