@@ -114,6 +114,10 @@ def test_a_login_and_a_private_ca_are_used_and_shown_nowhere(
     refused = press.run(*words, SSL_CERT_FILE=ca, DOCKER_CONFIG=str(wrong))
     assert refused.returncode == 17
     assert "refuses the login of lab" in refused.stderr
+    # Said before the minutes that an image of gigabytes takes.
+    for early in (untrusted, unknown, refused):
+        assert "measuring" not in early.stderr
+        assert "SBOM" not in early.stderr
     right = press.docker_config(closed_registry.address, servers.USER, servers.PASSWORD)
     done = press.run(*words, SSL_CERT_FILE=ca, DOCKER_CONFIG=str(right))
     assert done.returncode == 0, done.stderr
