@@ -16,7 +16,7 @@ ROUNDS = int(os.environ.get("ROUNDS", "3"))
 
 
 def test_how_long_a_launch_takes(engine: Engine, tmp_path: Path) -> None:
-    with serving(engine, tmp_path / "serving", variants=["good"]) as ready:
+    with serving(engine, tmp_path / "serving") as ready:
         found: dict[str, list[float]] = {"launch to ready": [], "the whole command": []}
         for _ in range(ROUNDS):
             ready.clean()

@@ -15,7 +15,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -213,10 +213,15 @@ class Serving(Project):
         return self.run(*self.launching(*words, variant=variant))
 
     def launching(self, *words: str, variant: str = "good") -> list[str]:
-        """The words of ``launch``."""
+        """The words of ``launch``, for an image that is there."""
+        self.bring(variant)
         # There is more than one profile for it on four nodes.
         which = [] if variant != "good" or "--profile" in words else ["--profile", "four"]
         return ["launch", variant, "--model", MODEL, *which, *words]
+
+    @abstractmethod
+    def bring(self, variant: str) -> None:
+        """Make a variant's image, and distribute it, where that was not done yet."""
 
     @abstractmethod
     def reached(self, node: str) -> dict[str, Any]:
@@ -271,6 +276,12 @@ class Serving(Project):
     def readers(self) -> int:
         """How many nodes have somebody who follows a container's log."""
 
+    def waits(self) -> bool:
+        """A launch has started all containers, and follows what they say."""
+        return self.readers() == len(NODES) and all(
+            self.docker(node, "logs", "vllm") for node in NODES
+        )
+
     @abstractmethod
     def address(self, node: str) -> str:
         """A node's address among the nodes."""
@@ -289,10 +300,6 @@ class Serving(Project):
         assert isinstance(found, dict)
         return found
 
-    def runs(self) -> bool:
-        """A whole set runs."""
-        return self.containers() == {node: ["vllm running"] for node in NODES}
-
     def clean(self) -> None:
         """No container, no cache, no fault, wires whole, all nodes in the fleet file."""
         self.matrix(PROFILES)
@@ -304,7 +311,18 @@ class OnNodes(Serving):
     """With real nodes."""
 
     fleet: Fleet
+    brought: set[str] = field(default_factory=set)
+    """The variants whose images are made, and on the nodes."""
     limit_s = 6
+
+    def bring(self, variant: str) -> None:
+        if variant in self.brought:
+            return
+        self.image(variant, _python(self.arch))
+        if variant != "away":
+            done = self.run("distribute", variant)
+            assert done.returncode == 0, done.stderr
+        self.brought.add(variant)
 
     def environment(self, **more: str) -> dict[str, str]:
         return super().environment(**{**self.fleet.environment, **more})
@@ -400,6 +418,7 @@ class OnNodes(Serving):
 
     def clean(self) -> None:
         super().clean()
+        self.bring("good")
         model = shlex.quote(MODEL)
         script = (
             "ids=$(docker ps --all --quiet); "
@@ -423,6 +442,9 @@ class OnStandins(Serving):
     there: Nodes
     limit_s = 2
 
+    def bring(self, variant: str) -> None:
+        assert variant in ENTRYPOINTS
+
     def reached(self, node: str) -> dict[str, Any]:
         return {"control": node, "user": "root"}
 
@@ -436,7 +458,7 @@ class OnStandins(Serving):
                 patch.setenv(name, value)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 try:
-                    app.main(self.argv(*words)[3:])
+                    app.main(self.words(*words))
                 except SystemExit as ended:
                     code = int(ended.code or 0)
                 finally:
@@ -544,21 +566,14 @@ class OnStandins(Serving):
 
 
 @contextmanager
-def serving(
-    engine: Engine, folder: Path, variants: Sequence[str] = tuple(ENTRYPOINTS)
-) -> Iterator[OnNodes]:
-    """Four nodes that have the images of these variants, and the project of these."""
+def serving(engine: Engine, folder: Path) -> Iterator[OnNodes]:
+    """Four real nodes, and a project for them."""
     (folder / "nodes").mkdir(parents=True)
     (folder / "project").mkdir()
     with fleets.fleet(engine, folder / "nodes", FOUR) as fleet:
         made = OnNodes(folder=folder / "project", fleet=fleet, arch=engine.arch)
         made.matrix(PROFILES)
         made.nodes()
-        for variant in variants:
-            made.image(variant, _python(engine.arch))
-            if variant != "away":
-                done = made.run("distribute", variant)
-                assert done.returncode == 0, done.stderr
         yield made
 
 

@@ -469,6 +469,8 @@ class Node:
             return self._run(given, start=name == "run")
         if name == "container inspect":
             return self._inspect(given)
+        if name == "logs":
+            return self._logs(given.words, None)
         if name in ("tag", "rmi"):
             image = self.images[given.words[0]]
             if name == "rmi":

@@ -66,14 +66,14 @@ def test_what_each_engine_says_of_a_wrong_start_is_known(fleet: Fleet) -> None:
             assert found[id_] == (id_, captured), name
 
 
-def test_what_the_loader_says_of_a_missing_preload_is_known(fleet: Fleet) -> None:
+def test_what_the_loader_says_of_a_missing_preload_is_known(four: Fleet) -> None:
     file = "/usr/lib/aarch64-linux-gnu/libnccl.so.2.30.4"
-    lines = fleet["node1"].exec("sh", "-c", f"LD_PRELOAD={file} /bin/true 2>&1").splitlines()
+    lines = four["node1"].exec("sh", "-c", f"LD_PRELOAD={file} /bin/true 2>&1").splitlines()
     (match,) = knowledge.read(lines)
     assert match.entry.id == "preload-ignored"
     assert match.captured["file"] == file
 
 
-def test_what_a_full_disk_says_is_known(fleet: Fleet) -> None:
-    lines = fleet["node1"].exec("sh", "-c", "dd if=/dev/zero of=/dev/full 2>&1; true").splitlines()
+def test_what_a_full_disk_says_is_known(four: Fleet) -> None:
+    lines = four["node1"].exec("sh", "-c", "dd if=/dev/zero of=/dev/full 2>&1; true").splitlines()
     assert [match.entry.id for match in knowledge.read(lines)] == ["disk-full"]

@@ -254,6 +254,7 @@ def test_no_cache_is_pointed_out(ready: Serving) -> None:
 
 
 def test_images_that_are_not_the_same_everywhere(ready: Serving) -> None:
+    ready.bring("entry")
     try:
         for node in ("node2", "node3"):
             ready.docker(node, "rmi", "r:good")
@@ -275,6 +276,7 @@ def test_an_image_that_is_nowhere(ready: Serving) -> None:
 
 
 def test_what_is_not_sealed_does_not_start(ready: Serving) -> None:
+    ready.bring("away")
     (name,) = [name for name in ready.store.names() if name.endswith(":away")]
     image = ready.store.resolve(name)
     ready.store.forget_fact("seal", image.digest)
@@ -394,7 +396,7 @@ def test_both_the_log_and_the_answer_count(ready: Serving) -> None:
 @on_both
 def test_an_interrupt_stops_what_was_started(ready: Serving) -> None:
     ready.model("node2", hang="weights")
-    done = ready.interrupted(ready.launching(), ready.runs)
+    done = ready.interrupted(ready.launching(), ready.waits)
     assert done.returncode == INTERRUPTED
     assert f"interrupted: {STOPPED}" in done.stderr
     assert ready.containers() == NOTHING
@@ -404,7 +406,7 @@ def test_an_interrupt_stops_what_was_started(ready: Serving) -> None:
 def test_what_a_killed_launch_has_left_is_found(nodes: OnNodes) -> None:
     nodes.model("node2", hang="weights")
     with nodes.begun(nodes.launching()) as process:
-        wait(nodes.runs, "the containers did not come")
+        wait(nodes.waits, "the containers did not come")
         process.kill()
     left_behind(nodes)
 
@@ -429,7 +431,7 @@ def left_behind(ready: Serving) -> None:
 
 def test_a_node_that_is_lost(ready: Serving) -> None:
     ready.model("node3", hang="compile")
-    done = ready.during(ready.launching(), ready.runs, lambda: ready.cut("node3"))
+    done = ready.during(ready.launching(), ready.waits, lambda: ready.cut("node3"))
     refused(
         done, LAUNCH_FAILED, "node3 (rank 2) was lost",
         "may still run on node3: python build.py stop",

@@ -173,23 +173,29 @@ EVENTS = st.recursive(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def streaming() -> Iterator[Server]:
+    """A server whose streams consist of what a test says."""
+    with Server(Behaviour(always="raw")) as server:
+        yield server
+
+
 @given(
     events=st.lists(EVENTS.map(lambda one: b"data: " + json.dumps(one).encode()), max_size=3),
     rest=st.binary(max_size=30),
     ended=st.booleans(),
 )
 def test_whatever_a_stream_holds_is_an_answer_or_an_error(
-    events: list[bytes], rest: bytes, ended: bool
+    streaming: Server, events: list[bytes], rest: bytes, ended: bool
 ) -> None:
     raw = b"\n\n".join([*events, rest, b"data: [DONE]" if ended else b"", b""])
-    behaviour = Behaviour(always="raw", raw=raw)
-    with Server(behaviour) as server:
-        client = completions.Server(url=server.url, model="standin", patience_s=10.0)
-        answer = None
-        # Nothing else may come out of it.
-        with contextlib.suppress(ProbeError):
-            answer = client.ask("one", 8)
-        assert answer is None or (ended and answer.chunks > 0)
+    streaming.behaviour.raw = raw
+    client = completions.Server(url=streaming.url, model="standin", patience_s=10.0)
+    answer = None
+    # Nothing else may come out of it.
+    with contextlib.suppress(ProbeError):
+        answer = client.ask("one", 8)
+    assert answer is None or (ended and answer.chunks > 0)
 
 
 def test_an_interrupt_ends_it_at_once(standin: Lab) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkimage.errors import LaunchError, UsageError
@@ -140,6 +140,7 @@ def test_caches_are_those_of_the_digest() -> None:
     assert shared.caches == ("/c/sparkimage/shared/vllm",)
 
 
+@settings(max_examples=40)
 @given(
     model=WORDS, env=st.dictionaries(st.sampled_from("ABC"), WORDS), more=st.lists(WORDS),
     entrypoint=st.sampled_from([("vllm", "serve"), ("vllm",), ("/e",), (), ("sh", "-c")]),

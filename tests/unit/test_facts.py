@@ -158,10 +158,13 @@ def test_no_part_is_too_wrong_to_be_read(changes: dict[str, str]) -> None:
     json.dumps(one.to_dict())
 
 
+TEXTS = st.text(max_size=8)
+
+
 @given(st.dictionaries(st.sampled_from(["ServerVersion", "DockerRootDir", "Runtimes",
        "DriverStatus", "CDISpecDirs", "DiscoveredDevices", "SecurityOptions", "ServerErrors"]),
-       st.recursive(st.none() | st.integers() | st.text(),
-                    lambda one: st.lists(one) | st.dictionaries(st.text(), one))))  # fmt: skip
+       st.recursive(st.none() | st.integers() | TEXTS, max_leaves=6, extend=lambda one: (
+           st.lists(one, max_size=4) | st.dictionaries(TEXTS, one, max_size=4)))))  # fmt: skip
 def test_no_answer_of_docker_is_too_wrong_to_be_read(changes: dict[str, object]) -> None:
     made = spark(docker=info(**changes)).to_dict()
     json.dumps(made)
