@@ -29,7 +29,7 @@ from sparkimage.plans import lock
 from sparkimage.progress import View
 from sparkimage.rights import run_as_root
 from sparkimage.run import Local
-from sparkimage.storage.store import Store
+from sparkimage.storage.store import Image, Store
 from tests.lab import fleet as fleets
 from tests.lab import recipe as recipes
 from tests.lab import standins
@@ -179,6 +179,13 @@ class Lab(Project):
 
     def build(self, name: str, **options: bool) -> builder.Result:
         return builder.build(self.plan(name), self.shop, **options)
+
+    def unproven(self, name: str) -> Image:
+        """Build it and prove nothing: no name moves."""
+        plan = self.plan(name)
+        preflight.check(plan, self.shop)
+        with builder.execute(plan, self.shop) as staged:
+            return staged.image
 
     def plain(self, arch: str) -> str:
         """The name of an image of the layers debian and python, which the engine holds."""

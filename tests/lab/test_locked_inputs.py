@@ -218,7 +218,7 @@ def test_what_a_dockerfile_reaches_for_itself_is_denied(recipe: Recipe, kind: st
 
 def test_a_step_has_no_network(recipe: Recipe) -> None:
     # This layer's image knows Debian's mirror, and a build with a network would reach it.
-    update = "apt-get -o APT::Update::Error-Mode=any update"
+    update = "apt-get -o APT::Update::Error-Mode=any -o Acquire::Retries=0 update"
     recipe.lab.add_layer("unpinned", f"FROM layer AS unpinned\nRUN {update}\n")
     with pytest.raises(BuildError) as refusal:
         builder.build(with_layer(recipe.lab), recipe.lab.shop)

@@ -12,7 +12,7 @@ from sparkimage.building import builder
 from sparkimage.errors import BuildError, VerifyError
 from sparkimage.plans import lock
 from sparkimage.proof import seal
-from tests.lab import fork
+from tests.lab import fork, mutants, sampling
 from tests.lab.conftest import REPOSITORY
 from tests.lab.recipe import FAULTS, PATCH, STACK, TWIN, Fault, Recipe
 
@@ -66,9 +66,13 @@ def test_arguments_follow_the_entrypoint(recipe: Recipe, good: builder.Result) -
     assert json.loads(str(said))[1:] == ["serve", "MODEL", "--port", "1"]
 
 
-def test_the_later_commit_needs_no_patch(recipe: Recipe) -> None:
+@pytest.mark.thorough
+def test_the_later_commit_is_proven_without_the_patch(recipe: Recipe) -> None:
     made = recipe.lab.build("ds4-flash-ga-amd64")
     assert not any(check.layer == "sm12x-patch" for check in made.checks)
+
+
+def test_the_later_commit_needs_no_patch(recipe: Recipe) -> None:
     done = recipe.lab.run("patches", "--json")
     states = {row["variant"]: row["state"] for row in json.loads(done.stdout)}
     assert states["ds4-flash"] == "applied"
@@ -76,8 +80,16 @@ def test_the_later_commit_needs_no_patch(recipe: Recipe) -> None:
     assert states["ds4-flash-ga"] == "not needed"
 
 
+def test_mutants_of_the_twin(recipe: Recipe, good: builder.Result, tmp_path: Path) -> None:
+    results = list(mutants.run(good.plan, good.image, recipe.lab.shop.store, tmp_path / "work"))
+    assert len(results) >= 25
+    assert [one.mutant.name for one in results if not one.killed] == []
+
+
 @pytest.mark.usefixtures("good")
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault", sampling.params("recipe-fault", FAULTS), ids=lambda fault: fault.name
+)
 def test_a_trap_is_refused(recipe: Recipe, fault: Fault) -> None:
     with pytest.raises(VerifyError) as refusal:
         recipe.lab.build(f"fault-{fault.name}")
@@ -86,6 +98,7 @@ def test_a_trap_is_refused(recipe: Recipe, fault: Fault) -> None:
     assert f"{REPOSITORY}:fault-{fault.name}" not in recipe.lab.shop.store.names()
 
 
+@pytest.mark.thorough
 def test_a_version_that_git_would_guess_is_refused(recipe: Recipe) -> None:
     # Without its environment setuptools_scm makes 0.1.dev1+g… of a shallow commit, in silence.
     folder = recipe.lab.project / "images" / "_builder"
@@ -124,14 +137,13 @@ def test_a_changed_patch_is_one_layer_of_kilobytes(recipe: Recipe, good: builder
         assert stale.returncode == 11
         assert f"pin patches {PATCH} asks for something else" in stale.stderr
         recipe.lab.lock()
-        made = recipe.lab.build(TWIN)
+        made = recipe.lab.unproven(TWIN)
     finally:
         recipe.write_patches()
         (recipe.lab.project / "matrix.lock").write_text(held)
-    assert made.image.layers[:-1] == good.image.layers[:-1]
-    assert made.image.layers[-1] != good.image.layers[-1]
-    assert made.image.layers[-1].size < 4096
-    recipe.lab.build(TWIN)
+    assert made.layers[:-1] == good.image.layers[:-1]
+    assert made.layers[-1] != good.image.layers[-1]
+    assert made.layers[-1].size < 4096
 
 
 def test_a_patch_at_a_wrong_path_stops_before_the_build(recipe: Recipe) -> None:
@@ -156,14 +168,13 @@ def test_a_diff_is_applied_as_git_does(recipe: Recipe, good: builder.Result) -> 
     try:
         recipe.write_patches(origin=origin, kind="diff", replaces=None)
         recipe.lab.lock()
-        made = recipe.lab.build(TWIN)
-        (patch,) = made.plan.layers[-1].patches
+        made = recipe.lab.unproven(TWIN)
+        (patch,) = recipe.lab.plan(TWIN).layers[-1].patches
         assert [target.path for target in patch.targets] == [fork.RECIPE_PATH]
     finally:
         recipe.write_patches()
         (recipe.lab.project / "matrix.lock").write_text(held)
-    assert made.image.layers[:-1] == good.image.layers[:-1]
-    recipe.lab.build(TWIN)
+    assert made.layers[:-1] == good.image.layers[:-1]
 
 
 def test_export_writes_what_a_mount_takes(
@@ -181,6 +192,7 @@ def test_export_writes_what_a_mount_takes(
     assert f"--variant: ds4-flash, {TWIN}" in many.stderr
 
 
+@pytest.mark.thorough
 def test_a_ready_image_takes_the_overlay(recipe: Recipe) -> None:
     lab = recipe.lab
     ready = lab.build("ds4-flash-ga-amd64")
