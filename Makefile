@@ -1,6 +1,6 @@
 # Thin: build.py and the tools of .venv do the work. `make` alone shows what there is.
 .DEFAULT_GOAL := help
-.PHONY: help image test test-all test-arm64 test-unit bench-recipe bench-distribute bench-publish bench-launch mutants check lint dockerfiles shell types workflows lab golden schema lock \
+.PHONY: help image test test-all test-arm64 test-unit bench-recipe bench-distribute bench-publish bench-launch mutants check lint dockerfiles shell types workflows lab golden record schema lock \
         engine-up engine-down ci-plan login logout propose release-notes source-archive release \
         clean venv
 
@@ -77,6 +77,9 @@ workflows: venv ## Lint of .github: actionlint, and zizmor with all that it woul
 
 golden: venv ## Record the golden outputs anew; read the difference before you commit it
 	GOLDEN=write $(PYTEST) tests/golden tests/unit/test_verify.py
+
+record: venv ## Record anew what real nodes say to launch's scripts, for the nodes that stand in for them
+	RECORD=write $(PYTEST) tests/lab/test_launch.py -k 'four_nodes and nodes]'
 
 schema: ## Write the JSON schemas of matrix.yaml and fleet.yaml, the pages of checks and of known failures
 	python3 build.py schema matrix > docs/matrix.schema.json

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkimage.errors import UsageError
@@ -76,6 +76,7 @@ def test_rounds_give_medians() -> None:
     assert (got.rate, got.ttft, got.requests) == (3.0, 1.0, 9)
 
 
+@settings(max_examples=25)
 @given(st.integers(), st.integers())
 def test_prompts_never_begin_alike(first: int, second: int) -> None:
     texts = [
