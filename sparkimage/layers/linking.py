@@ -9,6 +9,7 @@ import fnmatch
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from sparkimage.layers.elf import Elf
 from sparkimage.layers.layerindex import Entry
@@ -58,6 +59,14 @@ class Root:
         """The text of a file whose text is kept; empty where there is none."""
         entry = self.file(path)
         return str(entry.seen.get("text", "")) if entry is not None else ""
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Sequence[str]]:
+        """The paths whose last part is a name, by that name."""
+        found: dict[str, list[str]] = {}
+        for path in self.final:
+            found.setdefault(posixpath.basename(path), []).append(path)
+        return found
 
     def program(self, name: str, path: str) -> Entry | None:
         """The executable that ``name`` starts where PATH is ``path``."""

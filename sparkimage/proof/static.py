@@ -196,10 +196,8 @@ def _excused(s: _Subject, linker: Linker, path: str, name: str) -> bool:
         return True
     origins = [rule.origin for rule in s.rules.loaded_before if rule.covers(path, name)]
     return bool(origins) and any(
-        held.endswith(f"/{name}")
-        and any(matches(held, origin) for origin in origins)
-        and linker.usable(held) is not None
-        for held in s.root.final
+        any(matches(held, origin) for origin in origins) and linker.usable(held) is not None
+        for held in s.root.by_name.get(name, ())
     )
 
 
