@@ -216,7 +216,9 @@ class Lab(Project):
         for name in [n for n in store.names() if n.startswith(f"{REPOSITORY}:")]:
             store.unname(name)
         store.gc()
-        self.said.close()
+        # What was proven of an image that is made again is proven again.
+        for kind in ("built", "plan", "seal"):
+            shutil.rmtree(store.root / "facts" / kind, ignore_errors=True)
 
     def images(self) -> set[str]:
         """The lab's names in the engine."""
@@ -278,8 +280,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[La
         add(made, data, one)
     made.write(data)
     made.lock()
+    # A run that was killed has not done it.
+    made.clean()
     yield made
     made.clean()
+    made.said.close()
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def environment(
 def test_a_nodes_engine_builds_and_the_image_is_proven_here(
     lab: Lab, remote: Fleet, environment: dict[str, str]
 ) -> None:
-    done = lab.run("image", "tiny-amd64", "--builder", CONTEXT, **environment)
+    done = lab.run("image", "tiny-amd64", "--builder", CONTEXT, "--rebuild", **environment)
     assert done.returncode == 0, done.stderr
     assert f"{REPOSITORY}:tiny-amd64" in lab.images()
     held = lab.shop.store.resolve(f"{REPOSITORY}:tiny-amd64")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -17,7 +18,7 @@ from sparkimage.proof import seal, starting, verify
 from sparkimage.proof.checks import NOT_BEGUN
 from sparkimage.tier import Tier
 from tests.lab.conftest import REPOSITORY, Lab
-from tests.lab.wrong import ANSWER, BROKEN, NEEDS_GPU, SILENT, WRONG, Broken, Silent
+from tests.lab.wrong import ANSWER, BROKEN, NEEDS_GPU, SILENT, STACK, WRONG, Broken, Silent
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,7 @@ def test_nothing_is_done_when_nothing_changed(lab: Lab, good: builder.Result) ->
     assert again.image.digest == good.image.digest
 
 
+@pytest.mark.arm64
 @pytest.mark.thorough
 def test_another_architecture_is_proven_under_emulation(lab: Lab) -> None:
     made = lab.build("good-arm64")
@@ -257,3 +259,32 @@ def test_the_printed_definition_builds_by_hand(lab: Lab, tiny: builder.Result) -
     )
     held = lab.docker.image.inspect(tiny.plan.image)
     assert held.id == tiny.image.digest
+
+
+@pytest.mark.thorough
+def test_the_real_nccl_answers_its_pin(lab: Lab) -> None:
+    # Elsewhere in the lab a stand-in answers in its place.
+    lock = lab.project / "matrix.lock"
+    held = lock.read_text()
+    data = copy.deepcopy(lab.data)
+    data["pins"]["nccl"]["real"] = {
+        "kind": "wheels",
+        "python": "3.13",
+        "require": ["nvidia-nccl-cu13==2.30.4"],
+        "version": "2.30.4",
+    }
+    pins = {"debian": "trixie", "vllm": "0.32.0+standin", "nccl": "real"}
+    data["include"].append(
+        {"name": "real-nccl", "platform": "linux/amd64", "layers": list(STACK), "pins": pins}
+    )
+    lab.write(data)
+    try:
+        lab.lock()
+        made = lab.build("real-nccl")
+    finally:
+        lab.write(lab.data)
+        lock.write_text(held)
+    seen = {check.id: check.seen for check in made.checks}
+    assert seen["nccl-pip/test_mapped_nccl_answers_the_pin"] == 23004
+    assert seen["nccl-pip/test_version_of_the_preload"] == 23004
+    assert "static/nccl-bytes" in seen

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,22 +107,32 @@ class Published:
 
     scene: Scene
     two: Scene
-    files: Path
+    files: Mapping[Path, bytes | None]
 
     def restored(self, scene: Scene) -> Scene:
         """The scene, with all harm undone: the registry keeps nothing but files."""
-        folder = scene.registry.folder / "docker"
-        shutil.rmtree(folder)
-        shutil.copytree(self.files, folder)
+        now = files(scene.registry)
+        for path in sorted(now.keys() - self.files.keys(), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        for path, data in self.files.items():
+            if data is None:
+                path.mkdir(exist_ok=True)
+            elif now.get(path) != data:
+                path.write_bytes(data)
         return scene
 
 
+def files(registry: Registry) -> dict[Path, bytes | None]:
+    """What the registry keeps; None is a folder, and comes before what is in it."""
+    found = registry.folder.rglob("*")
+    return {path: None if path.is_dir() else path.read_bytes() for path in found}
+
+
 @pytest.fixture(scope="module")
-def well(press: Press, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Published:
-    scenes = _scene(press, registry), _two(press, registry)
-    files = tmp_path_factory.mktemp("well") / "docker"
-    shutil.copytree(registry.folder / "docker", files)
-    return Published(scene=scenes[0], two=scenes[1], files=files)
+def well(press: Press, registry: Registry) -> Published:
+    return Published(
+        scene=_scene(press, registry), two=_two(press, registry), files=files(registry)
+    )
 
 
 @pytest.fixture
