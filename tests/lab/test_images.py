@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from sparkimage.building import builder
+from sparkimage.engines import private_engine
 from sparkimage.errors import VerifyError
 from sparkimage.proof import seal, starting, verify
 from sparkimage.proof.checks import NOT_BEGUN
 from sparkimage.tier import Tier
-from tests.lab.conftest import REPOSITORY, Lab
+from tests.lab.conftest import REPOSITORY, Lab, spare_engine
 from tests.lab.wrong import ANSWER, BROKEN, NEEDS_GPU, SILENT, STACK, WRONG, Broken, Silent
 
 
@@ -216,16 +217,29 @@ def tiny(lab: Lab) -> builder.Result:
     return lab.build("tiny-amd64")
 
 
+@pytest.mark.thorough
 def test_an_engine_with_the_classic_store_gives_the_same_layers(
-    lab: Lab, tiny: builder.Result
+    lab: Lab, tiny: builder.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its way into the store is `docker save`, which any engine has.
-    classic = dataclasses.replace(lab.engine, containerd_store=False)
-    shop = dataclasses.replace(lab.shop, engine=classic)
-    made = builder.build(tiny.plan, shop, rebuild=True)
+    config = private_engine.daemon_config
+    classic = {"features": {"containerd-snapshotter": False}, "storage-driver": "overlay2"}
+    monkeypatch.setattr(
+        private_engine, "daemon_config", lambda *given: {**config(*given), **classic}
+    )
+    with spare_engine("classic") as (home, engine):
+        assert not engine.containerd_store
+        other = Lab(lab.project, tmp_path / "store", engine)
+        outside = dataclasses.replace(other.shop.outside, home=home)
+        other.shop = dataclasses.replace(other.shop, outside=outside)
+        made = other.build("tiny-amd64")
+        assert (
+            other.docker.image.inspect(tiny.plan.image).id
+            == made.image.manifest["config"]["digest"]
+        )
+        other.said.close()
     assert [la.diff_id for la in made.image.layers] == [la.diff_id for la in tiny.image.layers]
     assert made.image.settings.labels == tiny.plan.labels
-    lab.build("tiny-amd64", rebuild=True)
 
 
 def test_a_flipped_bit_is_found_named_and_mended(lab: Lab, tiny: builder.Result) -> None:
