@@ -22,21 +22,15 @@ from typing import Any, ClassVar
 
 import pytest
 
-from sparkimage import origin
 from sparkimage.arch import ARCHES
 from sparkimage.cli import app
 from sparkimage.engines.engine import Engine
-from sparkimage.plans import lock, matrix, planning
-from sparkimage.proof import demands
-from sparkimage.proof.keys import Keyring
-from sparkimage.run import Local
 from sparkimage.storage.store import Image
 from tests.lab import fleet as fleets
 from tests.lab import node_image
 from tests.lab.fleet import Fleet
 from tests.lab.node import Node, put, wait
 from tests.lab.node_image import Release
-from tests.lab.payload import sealed
 from tests.lab.project import Project
 from tests.lab.standin_nodes import Held, Nodes
 from tests.lab.standin_nodes import Node as StandinNode
@@ -145,8 +139,7 @@ class Serving(Project):
             ],
         )
         data["profiles"] = profiles
-        read = maker.write(self.folder, data)
-        (self.folder / "matrix.lock").write_text(lock.dump(maker.locked(read)))
+        self.write_matrix(data)
 
     def nodes(self, *names: str, **more: Mapping[str, Any]) -> None:
         """Write fleet.yaml, of these nodes or of all; ``more``: of a node what is otherwise."""
@@ -195,18 +188,8 @@ class Serving(Project):
             },
             "rootfs": {"type": "layers", "diff_ids": [id for _, id in layers]},
         }  # fmt: skip
-        return self.seal(variant, good_maker.put_image(store, config, [one for one, _ in layers]))
-
-    def seal(self, variant: str, image: Image) -> Image:
-        """An image of the store as the variant's, with a seal that the gate takes."""
-        read = matrix.load(self.folder / "matrix.yaml")
-        held = lock.load(self.folder / "matrix.lock")
-        (one,) = matrix.select(read, names=[variant])
-        plan = planning.make(read, one, held, origin.of(self.folder, None, Local()))
-        return sealed(
-            self.store, image, plan.image, record=demands.record(plan, self.folder),
-            keys=Keyring(folder=self.folder / "home" / "keys"), lock=plan.lock_checksum,
-        )  # fmt: skip
+        made = good_maker.put_image(store, config, [one for one, _ in layers])
+        return self.seal_image(made, variant)
 
     def launch(self, *words: str, variant: str = "good") -> subprocess.CompletedProcess[str]:
         """``launch`` of a variant, to its end."""

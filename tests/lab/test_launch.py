@@ -281,7 +281,7 @@ def test_what_is_not_sealed_does_not_start(ready: Serving) -> None:
     image = ready.store.resolve(name)
     ready.store.forget_fact("seal", image.digest)
     refused(ready.launch(variant="away"), 14, "has no seal")
-    ready.seal("away", image)
+    ready.seal_image(image, "away")
 
 
 def test_all_that_is_wrong_with_the_nodes_at_once(ready: Serving) -> None:
