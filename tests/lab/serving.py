@@ -25,6 +25,7 @@ import pytest
 from sparkimage.arch import ARCHES
 from sparkimage.cli import app
 from sparkimage.engines.engine import Engine
+from sparkimage.launching import waiting
 from sparkimage.storage.store import Image
 from tests.lab import fleet as fleets
 from tests.lab import node_image
@@ -326,23 +327,28 @@ class OnNodes(Serving):
             finally:
                 process.kill()
 
+    def _until(
+        self,
+        words: Sequence[str],
+        ready: Callable[[], bool],
+        act: Callable[[subprocess.Popen[str]], None],
+    ) -> subprocess.CompletedProcess[str]:
+        with self.begun(words) as process:
+            # One that ends too early says why.
+            wait(lambda: ready() or process.poll() is not None, "the nodes are not ready for it")
+            act(process)
+            out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
     def during(
         self, words: Sequence[str], ready: Callable[[], bool], act: Callable[[], None]
     ) -> subprocess.CompletedProcess[str]:
-        with self.begun(words) as process:
-            wait(ready, "the nodes are not ready for it")
-            act()
-            out, err = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(words, process.returncode, out, err)
+        return self._until(words, ready, lambda _: act())
 
     def interrupted(
         self, words: Sequence[str], ready: Callable[[], bool]
     ) -> subprocess.CompletedProcess[str]:
-        with self.begun(words) as process:
-            wait(ready, "the nodes are not ready for it")
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(words, process.returncode, out, err)
+        return self._until(words, ready, lambda process: process.send_signal(signal.SIGINT))
 
     def model(self, node: str, **faults: Any) -> None:
         put(self.fleet[node], {
@@ -437,6 +443,8 @@ class OnStandins(Serving):
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with pytest.MonkeyPatch.context() as patch, self.there.called():
             patch.setenv("SPARKIMAGE_HOME", str(self.folder / "home"))
+            # No word is on its way for long.
+            patch.setattr(waiting, "SETTLE_S", 0.2)
             for name, value in more.items():
                 patch.setenv(name, value)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

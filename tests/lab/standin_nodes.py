@@ -20,6 +20,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,6 @@ import pytest
 
 from sparkimage.fleets import remote
 from sparkimage.fleets.probe import parts_of
-from sparkimage.machines import asking
 from sparkimage.run import Completed
 from tests.lab.standin_vllm import server
 from tests.lab.standin_vllm.api import Server
@@ -354,11 +354,6 @@ class Node:
                    "end": self._stop_and_remove, "logs": self._logs}.get(name)  # fmt: skip
             if act is not None and text == remote.text(name) and docker == "docker":
                 return act(more, process)
-        elif tuple(words) == asking.HOLD:
-            assert process is not None
-            process.say(f"{remote.END}\n")
-            process.over.wait()
-            return 0, "", ""
         elif list(words[:3]) == ["mkdir", "-p", "--"]:
             for folder in words[3:]:
                 self.path(folder).mkdir(parents=True, exist_ok=True)
@@ -369,7 +364,7 @@ class Node:
 
     def _probe(self, _more: Sequence[str], process: Process | None) -> Said:
         parts = {**self.said["probe"], "images": [json.dumps(one) for one in self._inspected()]}
-        parts["node"] = ["root", "root", str(int(dt.datetime.now().timestamp())), ""]  # noqa: DTZ005
+        parts["node"] = ["root", "root", str(int(time.time())), ""]
         assert process is not None
         process.say(_text(parts))
         process.over.wait()
@@ -385,13 +380,12 @@ class Node:
 
     def _facts(self, more: Sequence[str], _process: Process | None) -> Said:
         taken = [f"00000000:{port:04X}" for port in sorted(self._ports())]
-        now_ = f"{dt.datetime.now().timestamp():.6f}"  # noqa: DTZ005
         parts = {
             **self.said["facts"],
             "infiniband": sorted(one.name for one in self.path("/dev/infiniband").glob("*")),
             "ports": [*self.said["facts"]["ports"], *taken],
             "model": list(self._model(self.path(more[0]))) if more[0] else [],
-            "clock": [f"now={now_}"],
+            "clock": [f"now={time.time():.6f}"],
         }
         return 0, _text(parts), ""
 

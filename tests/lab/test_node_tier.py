@@ -35,6 +35,13 @@ int ncclCommInitRank(void **comm, int ranks, Id id, int rank) {
     return ranks == 2 && rank < 2 && id.internal[127] == 7 ? CODE : 4;
 }
 """
+COPIES = {
+    "good": ("2.30.4", "0"),
+    "refuses": ("2.30.4", "2"),
+    "old": ("2.28.9", "0"),
+    "dies": ("2.30.4", "(abort(), 0)"),
+}
+"""The version that each says, and what comes of its communicator."""
 LIBRARY = "/usr/lib/x86_64-linux-gnu/libnccl.so.2.30.4"
 
 DOCKER = """
@@ -56,26 +63,15 @@ class Machine:
     folder: Path
     reference: str
 
-    def compile(self, *, code: int | str = 0, version: str = "2.30.4") -> None:
-        (self.folder / "cuda.c").write_text(CUDA)
-        (self.folder / "nccl.c").write_text(NCCL)
-        command = (
-            "gcc -shared -fPIC -o /s/libcuda.so.1 /s/cuda.c && gcc -shared -fPIC "
-            f"-DVERSION='\"{version}\"' -DCODE='{code}' -Wl,-soname,libnccl.so.2 "
-            "-o /s/libnccl.so.2 /s/nccl.c"
-        )
-        subprocess.run(
-            [*self.lab.engine.docker, "run", "--rm", "--network=none", "-v", f"{self.folder}:/s",
-             "--entrypoint", "sh", self.reference, "-c", command], check=True,
-        )  # fmt: skip
-
-    def engine(self, path: str = LIBRARY, swaps: dict[str, str] | None = None) -> Engine:
-        """With NCCL at ``path``, where the linker finds it by its name."""
+    def engine(
+        self, nccl: str = "good", path: str = LIBRARY, swaps: dict[str, str] | None = None
+    ) -> Engine:
+        """With one of the copies of NCCL at ``path``, where the linker finds it by its name."""
         folder = path.rpartition("/")[0]
         options = [
             "-v", f"{self.folder}/libcuda.so.1:/usr/lib/libcuda.so.1:ro",
-            "-v", f"{self.folder}/libnccl.so.2:{path}:ro",
-            "-v", f"{self.folder}/libnccl.so.2:{folder}/libnccl.so.2:ro",
+            "-v", f"{self.folder}/{nccl}.so:{path}:ro",
+            "-v", f"{self.folder}/{nccl}.so:{folder}/libnccl.so.2:ro",
             "-e", f"LD_LIBRARY_PATH={folder}", "-e", f"LD_PRELOAD={path}",
         ]  # fmt: skip
         script = self.folder / "docker.py"
@@ -90,11 +86,22 @@ class Machine:
         return {one.id: one.seen for one in came.checks if not one.passed}
 
 
-@pytest.fixture
-def machine(lab: Lab, tmp_path: Path) -> Machine:
-    made = Machine(lab=lab, folder=tmp_path, reference=lab.plain("amd64"))
-    made.compile()
-    return made
+@pytest.fixture(scope="module")
+def machine(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    folder, reference = tmp_path_factory.mktemp("machine"), lab.plain("amd64")
+    (folder / "cuda.c").write_text(CUDA)
+    (folder / "nccl.c").write_text(NCCL)
+    gcc = "gcc -shared -fPIC -o"
+    commands = [f"{gcc} /s/libcuda.so.1 /s/cuda.c"] + [
+        f"{gcc} /s/{name}.so -DVERSION='\"{version}\"' -DCODE='{code}' "
+        "-Wl,-soname,libnccl.so.2 /s/nccl.c"
+        for name, (version, code) in COPIES.items()
+    ]
+    subprocess.run(
+        [*lab.engine.docker, "run", "--rm", "--network=none", "-v", f"{folder}:/s",
+         "--entrypoint", "sh", reference, "-c", " && ".join(commands)], check=True,
+    )  # fmt: skip
+    return Machine(lab=lab, folder=folder, reference=reference)
 
 
 @pytest.fixture
@@ -117,15 +124,13 @@ def test_each_worker_says_what_it_maps(machine: Machine, plan: Plan) -> None:
 
 
 def test_a_communicator_that_is_not_made(machine: Machine, plan: Plan) -> None:
-    machine.compile(code=2)
-    failed = machine.failed(machine.engine(), plan)
+    failed = machine.failed(machine.engine("refuses"), plan)
     assert failed["node/nccl-communicator"] == [2, 2]
 
 
 def test_another_nccl_than_the_pinned_one(machine: Machine, plan: Plan) -> None:
-    machine.compile(version="2.28.9")
     other = "/opt/nccl/libnccl.so.2.28.9"
-    failed = machine.failed(machine.engine(path=other), plan)
+    failed = machine.failed(machine.engine("old", path=other), plan)
     assert failed["node/nccl-banner"] == "2.28.9"
     assert failed["node/nccl-mapped"] == [[other], [other]]
 
@@ -136,7 +141,6 @@ def test_limited_memory(machine: Machine, plan: Plan) -> None:
 
 
 def test_a_worker_that_dies(machine: Machine, plan: Plan) -> None:
-    machine.compile(code="(abort(), 0)")
-    failed = machine.failed(machine.engine(), plan)
+    failed = machine.failed(machine.engine("dies"), plan)
     assert failed["node/nccl-mapped"] == [[], []]
     assert "node/nccl-communicator" in failed
