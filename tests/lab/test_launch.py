@@ -235,20 +235,20 @@ def kernels(ready: Serving) -> list[str]:
 
 
 @on_both
-def test_kernels_outlive_a_container_and_not_an_image(ready: Serving) -> None:
+def test_kernels_outlive_a_container(ready: Serving) -> None:
     digest = json.loads(ok(ready.launch("--json")))["digest"]
     assert kernels(ready) == ["compiled"] * 4
     folder = f"/root/.cache/sparkimage/{digest[7:19]}"
     assert ready.listed("node3", folder) == ["triton", "vllm"]
     ok(ready.launch("--replace"))
     assert kernels(ready) == ["cached"] * 4
-    # Another image never runs on the old one's kernels, unless it is told to.
+
+
+def test_no_image_runs_on_the_kernels_of_another_one_unless_it_is_told_to(ready: Serving) -> None:
+    ok(ready.launch())
     ok(ready.launch("--replace", variant="entry"))
     assert kernels(ready) == ["compiled"] * 4
-
-
-def test_one_cache_for_all_images_where_that_is_asked_for(ready: Serving) -> None:
-    ok(ready.launch("--share-cache"))
+    ok(ready.launch("--replace", "--share-cache"))
     ok(ready.launch("--replace", "--share-cache", variant="entry"))
     assert kernels(ready) == ["cached"] * 4
 
@@ -525,16 +525,23 @@ def test_a_dead_heads_zombies_are_found_and_stopped(ready: Serving) -> None:
     )  # fmt: skip
     assert done.stdout.count("running, zombie") == 3
     assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 80
-    facts = json.loads(ready.run("status", "--json").stdout)
-    assert facts["sets"][0]["members"][0]["state"] == "exited"
-    refused(ready.launch(), LAUNCH_FAILED, "is there, and broken", "zombie workers")
     # Gone altogether, they are found just the same.
     ready.docker("node1", "rm", "vllm")
-    refused(ready.run("status"), LAUNCH_FAILED, "the head is gone: zombie workers")
-    refused(ready.run("restart"), LAUNCH_FAILED, "is not whole", "--replace")
     said = ok(ready.run("stop"))
     assert said.count("zombie worker") == 3
     assert ready.containers() == NOTHING
+
+
+def test_zombies_give_way_only_when_asked(ready: Serving) -> None:
+    ok(ready.launch())
+    ready.docker("node1", "kill", "vllm")
+    facts = json.loads(ready.run("status", "--json").stdout)
+    assert facts["sets"][0]["members"][0]["state"] == "exited"
+    refused(ready.launch(), LAUNCH_FAILED, "is there, and broken", "zombie workers")
+    ready.docker("node1", "rm", "vllm")
+    refused(ready.run("status"), LAUNCH_FAILED, "the head is gone: zombie workers")
+    refused(ready.run("restart"), LAUNCH_FAILED, "is not whole", "--replace")
+    ok(ready.run("stop"))
     assert "there is nothing to stop" in ok(ready.run("stop"))
     assert "nothing runs" in ok(ready.run("status"))
 
