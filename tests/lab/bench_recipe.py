@@ -16,6 +16,7 @@ from tests.lab.conftest import Lab, spare_engine
 from tests.lab.recipe import Recipe
 
 VARIANT = "ds4-flash"
+pytestmark = pytest.mark.arm64
 
 
 def say(capsys: pytest.CaptureFixture[str], what: str, seen: str) -> None:
