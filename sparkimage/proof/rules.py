@@ -25,6 +25,16 @@ def matches(path: str, glob: str) -> bool:
     return _compiled(glob).match(path) is not None
 
 
+def matches_any(path: str, globs: tuple[str, ...]) -> bool:
+    """Whether one of the globs fits the whole path: all of them at once."""
+    return bool(globs) and _joined(globs).match(path) is not None
+
+
+@cache
+def _joined(globs: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(fnmatch.translate, globs)))
+
+
 @cache
 def _compiled(glob: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(glob))
@@ -101,6 +111,7 @@ class Rules(Strict):
         return self.model_copy(update=joined)
 
 
+@cache
 def own() -> Rules:
     """The rules that come with this program."""
     return Rules.model_validate(yaml.safe_load(_text()))

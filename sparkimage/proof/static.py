@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sparkimage.layers.linking import Linker, Root
 from sparkimage.plans.plan import Plan, debs
 from sparkimage.proof import layer_checks, static_nccl
 from sparkimage.proof import rules as stated
-from sparkimage.proof.rules import Rules, matches
+from sparkimage.proof.rules import Rules, matches, matches_any
 from sparkimage.proof.seal import Check
 from sparkimage.proof.static_nccl import Compared
 from sparkimage.storage.settings import Settings
@@ -69,10 +70,15 @@ class _Subject:
     def env(self) -> dict[str, str]:
         return self.settings.env
 
-    def every(self, *, from_layer: int = 0) -> Iterator[Entry]:
-        """What the layers hold, from one on up, without the signs of removal."""
-        for layer in self.files.layers[from_layer:]:
-            yield from (entry for entry in layer if not entry.is_whiteout)
+    @cached_property
+    def every(self) -> Sequence[Entry]:
+        """What the layers hold, without the signs of removal."""
+        return [one for layer in self.files.layers for one in layer if not one.is_whiteout]
+
+    @cached_property
+    def every_own(self) -> Sequence[Entry]:
+        """The same of our layers."""
+        return [one for one in self.every if one.layer >= self.first]
 
 
 def examine(
@@ -265,10 +271,12 @@ def _syntax_error(s: _Subject, entry: Entry) -> str | None:
 
 def _origin(s: _Subject) -> Iterator[Compared]:
     """Whether all comes from the distribution that was planned."""
+    globs = tuple(rule.path for rule in s.rules.foreign_distribution)
     known = [
         f"{path}: {rule.reason}"
-        for rule in s.rules.foreign_distribution
         for path in s.root.final
+        if matches_any(path, globs)
+        for rule in s.rules.foreign_distribution
         if matches(path, rule.path)
     ]
     yield "distribution", "files of another distribution", known[:SHOWN], []
@@ -321,12 +329,12 @@ def _secrets(s: _Subject) -> Iterator[Compared]:
     yield "history-secrets", "secrets in the history", lines, []
     held = [
         f"{entry}: {kind}"
-        for entry in s.every()
+        for entry in s.every
         for kind in entry.seen.get("secrets", ())
         if not any(kind in r.kinds and matches(entry.path, r.path) for r in s.rules.secrets)
     ]
     yield "secrets", "secrets in any layer, deleted ones too", held[:SHOWN], []
-    places = [str(e) for e in s.every() if e.is_file and _SITE.match(e.path)]
+    places = [str(e) for e in s.every if e.is_file and _SITE.match(e.path)]
     yield "site-ca", "CA bundles and build secrets in any layer", places[:SHOWN], []
 
 
@@ -337,11 +345,7 @@ _SITE = re.compile(r"^(run/ca\.pem|run/secrets/.+|usr/local/share/ca-certificate
 def _layers(s: _Subject) -> Iterator[Compared]:
     for rule in s.rules.leftovers:
         pattern = re.compile(rule.pattern)
-        left = [
-            str(entry)
-            for entry in s.every(from_layer=s.first)
-            if entry.is_file and pattern.search(entry.path)
-        ]
+        left = [str(entry) for entry in s.every_own if entry.is_file and pattern.search(entry.path)]
         yield rule.name, f"{rule.name} in any layer of ours", left[:SHOWN], []
     patched = _patched(s.plan)
     twice = [
