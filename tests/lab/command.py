@@ -14,6 +14,7 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import selectors
 import signal
 import socket
@@ -37,6 +38,57 @@ _starting = threading.Lock()
 _server: socket.socket | None = None
 
 
+class Started:
+    """A call that runs, as ``subprocess.Popen`` has it."""
+
+    def __init__(self, code: int) -> None:
+        self._code: int | None = code
+        self._returncode = 0
+        self.pid = int(self._line())
+
+    def poll(self) -> int | None:
+        """Its exit code once it has ended."""
+        if self._code is not None and not select.select([self._code], [], [], 0)[0]:
+            return None
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended."""
+        if self._code is not None:
+            self._returncode = int(self._line())
+            os.close(self._code)
+            self._code = None
+        return self._returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def _line(self) -> bytes:
+        assert self._code is not None
+        line = b""
+        while not line.endswith(b"\n"):
+            read = os.read(self._code, 1)
+            assert read, "the process that forks has ended"
+            line += read
+        return line
+
+
+def start(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    fds: tuple[int, int, int],
+    *,
+    cwd: Path | None = None,
+) -> Started:
+    """Start ``sparkimage argv`` with this environment and input, output and error output."""
+    request = {"argv": list(argv), "env": dict(env), "cwd": str(cwd or Path.cwd())}
+    read, write = os.pipe()
+    socket.send_fds(_connected(), [json.dumps(request).encode()], [*fds, write])
+    os.close(write)
+    return Started(read)
+
+
 def call(
     argv: Sequence[str],
     env: Mapping[str, str],
@@ -45,21 +97,15 @@ def call(
     given: bytes | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``sparkimage argv`` with this environment to its end; ``given`` is its input."""
-    request = {"argv": list(argv), "env": dict(env), "cwd": str(cwd or Path.cwd())}
-    reads: list[int] = []
     with tempfile.TemporaryFile() as stdin:
         stdin.write(given or b"")
         stdin.seek(0)
-        fds = [stdin.fileno()]
-        for _ in ("stdout", "stderr", "exit code"):
-            read, write = os.pipe()
-            reads.append(read)
-            fds.append(write)
-        socket.send_fds(_connected(), [json.dumps(request).encode()], fds)
-        for fd in fds[1:]:
+        (out, to_out), (err, to_err) = os.pipe(), os.pipe()
+        process = start(argv, env, (stdin.fileno(), to_out, to_err), cwd=cwd)
+        for fd in (to_out, to_err):
             os.close(fd)
-    out, err, code = _read_all(reads)
-    return subprocess.CompletedProcess(["sparkimage", *argv], int(code), out.decode(), err.decode())
+    said, erred = (part.decode() for part in _read_all([out, err]))
+    return subprocess.CompletedProcess(["sparkimage", *argv], process.wait(), said, erred)
 
 
 def _read_all(fds: Sequence[int]) -> list[bytes]:
@@ -115,8 +161,9 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
             if child != 0:
                 for fd in fds[:3]:
                     os.close(fd)
+                os.write(fds[3], f"{child}\n".encode())
                 _pid, status = os.waitpid(child, 0)
-                os.write(fds[3], str(os.waitstatus_to_exitcode(status)).encode())
+                os.write(fds[3], f"{os.waitstatus_to_exitcode(status)}\n".encode())
                 os._exit(0)
             for fd, to in zip(fds[:3], (0, 1, 2), strict=True):
                 os.dup2(fd, to)

@@ -32,7 +32,7 @@ from sparkimage.run import Local
 from sparkimage.storage.store import Image, Store
 from tests.lab import fleet as fleets
 from tests.lab import recipe as recipes
-from tests.lab import standins
+from tests.lab import sampling, standins
 from tests.lab.fleet import Fleet
 from tests.lab.project import Project
 from tests.lab.recipe import Recipe
@@ -305,26 +305,44 @@ def four(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
 
 
 @pytest.fixture
-def fleet(four: Fleet) -> Iterator[Fleet]:
+def fleet(four: Fleet) -> Fleet:
     """The four nodes, as they began."""
-    yield four
     four.reset()
-
-
-@pytest.fixture(scope="module")
-def trip(four: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Voyage]:
-    """One image after the other on its way to the four nodes."""
-    yield Voyage(Shipment.make(tmp_path_factory.mktemp("voyage"), four))
-    four.reset()
-
-
-@pytest.fixture
-def voyage(trip: Voyage) -> Iterator[Voyage]:
-    """The four nodes with one image everywhere."""
-    yield from trip.prepared()
+    return four
 
 
 @pytest.fixture
 def shipment(tmp_path: Path, fleet: Fleet) -> Shipment:
     """A project with one variant for the four nodes."""
     return Shipment.make(tmp_path, fleet)
+
+
+@pytest.fixture(scope="session", params=sampling.params("pair", fleets.PAIRS), ids="+".join)
+def pair(four: Fleet, request: pytest.FixtureRequest) -> Fleet:
+    """Two of the four nodes, as the last test left them."""
+    return four.only(*request.param)
+
+
+@pytest.fixture
+def two(pair: Fleet) -> Fleet:
+    """Two of the four nodes, as they began."""
+    pair.reset()
+    return pair
+
+
+@pytest.fixture
+def small_shipment(tmp_path: Path, two: Fleet) -> Shipment:
+    """A project with one variant for two nodes."""
+    return Shipment.make(tmp_path, two)
+
+
+@pytest.fixture(scope="session")
+def trip(pair: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Voyage:
+    """One image after the other on its way to two nodes."""
+    return Voyage(Shipment.make(tmp_path_factory.mktemp("voyage"), pair))
+
+
+@pytest.fixture
+def voyage(trip: Voyage) -> Iterator[Voyage]:
+    """Two nodes with one image everywhere."""
+    yield from trip.prepared()

@@ -12,16 +12,17 @@ import shlex
 import shutil
 import subprocess
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sparkimage.engines.engine import Engine
 from tests.lab import node_image
-from tests.lab.node import HOST_KEY, Node, Spec, keygen, put_into, wait
+from tests.lab.node import HOST_KEY, READY_S, Node, Spec, keygen, put_into, wait
 from tests.lab.node_image import Release, run
 from tests.lab.servers import LOOPBACK
 from tests.lab.wire import Wire, wire
@@ -30,12 +31,13 @@ CONTROL, DATA = LOOPBACK, "127.0.0.2"
 FOUR = {
     "node1": Spec(release=Release.TRIXIE, containerd_store=False),
     "node2": Spec(release=Release.TRIXIE, containerd_store=True),
-    "node3": Spec(release=Release.TESTING, containerd_store=False),
+    "node3": Spec(release=Release.TESTING, containerd_store=False, older_cli=True),
     "node4": Spec(release=Release.TESTING, containerd_store=True),
 }
+PAIRS = (("node1", "node4"), ("node2", "node3"))
+"""Two of them with both releases and both stores; together they are all four."""
 OWNER = "dev.sparkimage.lab.owner"
 """The label with the process that a node belongs to."""
-SSH_TIMEOUT_S = 60.0
 Result = TypeVar("Result")
 
 
@@ -49,12 +51,18 @@ class Fleet:
     """A folder with an ``ssh`` that reads ``ssh_config``, to go first in PATH."""
     folder: Path
     """With the keys ``client`` (the user's) and ``inter`` (the nodes' own, for each other)."""
+    resets: Counter[str] = field(default_factory=Counter)
+    """How often each node was reset."""
 
     def __getitem__(self, name: str) -> Node:
         return self.nodes[name]
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes.values())
+
+    def only(self, *names: str) -> Fleet:
+        """These of its nodes."""
+        return replace(self, nodes={name: self.nodes[name] for name in names})
 
     @property
     def environment(self) -> dict[str, str]:
@@ -77,9 +85,7 @@ class Fleet:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command by SSH at NAME or USER@NAME."""
         argv = ["ssh", "-F", str(self.ssh_config), *options, to, shlex.join(words)]
-        return subprocess.run(
-            argv, check=False, capture_output=True, input=given, timeout=SSH_TIMEOUT_S
-        )
+        return subprocess.run(argv, check=False, capture_output=True, input=given, timeout=READY_S)
 
     def each(self, work: Callable[[Node], Result]) -> dict[str, Result]:
         """What ``work`` gives for each node, all at once."""
@@ -93,6 +99,7 @@ class Fleet:
     def reset(self) -> dict[str, bool]:
         """All as it began: wires, keys, daemons, disks, no image, nobody's state. Which nodes
         needed a new disk."""
+        self.resets.update(self.nodes.keys())
         return self.each(Node.reset)
 
 
@@ -167,8 +174,9 @@ class _Start:
             "create", f"--name={self.container}", "--privileged", "--cgroupns=private",
             f"--hostname={self.name}", f"--publish={LOOPBACK}::22",
             f"--label={OWNER}={os.getpid()}",
-            f"--env=STORE={'containerd' if self.spec.containerd_store else 'overlay2'}",
+            f"--env=STORE={self.spec.store}",
             f"--env=DISK_BYTES={'' if disk is None else disk}",
+            f"--env=OLDER_CLI={'1' if self.spec.older_cli else ''}",
             f"--env=SPARK={'1' if self.spec.spark else ''}", self.image,
         )  # fmt: skip
         keys = [self.keys / "client.pub", self.keys / "inter.pub"]
@@ -190,6 +198,8 @@ class _Start:
         )  # fmt: skip
 
     def remove(self) -> None:
+        leave = ["ssh", "-F", os.devnull, "-S", str(self.folder / "ssh"), "-O", "exit", "node"]
+        subprocess.run(leave, check=False, capture_output=True)
         try:
             self._docker("rm", "--force", "--volumes", self.container)
         except RuntimeError as error:
@@ -221,6 +231,7 @@ def _introduce(node: Node, whole: Fleet) -> None:
     ]
     node.exec("join.sh", given="".join(lines).encode())
     node.wait_docker()
+    node.make_shortcut(whole.folder / "client")
 
 
 def _host_key(node: Node) -> str:

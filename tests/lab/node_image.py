@@ -85,7 +85,11 @@ def busybox(arch: str) -> bytes:
 
 def run(argv: Sequence[str], given: bytes = b"") -> str:
     """The output of ``argv``; what it says of an error is the exception's message."""
-    done = subprocess.run(argv, check=False, capture_output=True, input=given)
+    return output(subprocess.run(argv, check=False, capture_output=True, input=given), argv)
+
+
+def output(done: subprocess.CompletedProcess[bytes], argv: Sequence[str]) -> str:
+    """As of ``run``."""
     if done.returncode != 0:
         said = (done.stdout + done.stderr).decode(errors="replace")
         raise RuntimeError(f"{shlex.join(argv)} ended with {done.returncode}: {said}")

@@ -83,6 +83,7 @@ def sealed(
     checks = (
         seal_maker.check("static/payload", tier=Tier.STATIC),
         seal_maker.check("payload/test_runs", result),
+        *(seal_maker.check(id) for id in (record.required.checks if record is not None else ())),
     )
     made = seal_maker.made(*checks, digest=image.digest, image=name, plan=plan, lock=lock)
     seal.save(store, made, keys)

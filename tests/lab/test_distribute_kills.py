@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from tests.lab.shipment import NAME, NODE_FAILED, layers
-from tests.lab.voyage import Running, Voyage, others
+from tests.lab.voyage import Running, Voyage, cases, stores
 
 INTERRUPTED = 130
 
@@ -26,24 +26,24 @@ def kill_after(voyage: Voyage, running: Running, line: str, count: int) -> None:
     running.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@cases("an interrupt", "number", (signal.SIGINT,), (signal.SIGTERM,))
 def test_an_interrupt(voyage: Voyage, number: signal.Signals) -> None:
-    node, new = voyage.shipment.fleet["node4"], voyage.next()
+    node, new = voyage.nodes[1], voyage.next()
     with voyage.run() as running:
-        running.until("looking at 4 nodes")
+        running.until("looking at 2 nodes")
         assert running.kill(number) == INTERRUPTED
     voyage.kept(new)
-    with voyage.held("node4") as running:
+    with voyage.held(node) as running:
         assert running.kill(number) == INTERRUPTED, running.said
     assert "interrupted: no name was changed; the same command goes on" in running.said
     voyage.kept(new)
     node.data.restore()
-    with voyage.held("node4") as running:
-        running.until(*others("node4"))
+    with voyage.held(node) as running:
+        running.until(*voyage.others(node))
         assert running.kill(number) == INTERRUPTED
     voyage.kept(new)
     node.data.restore()
-    for line in ("asking 4 nodes", f"moving {NAME}"):
+    for line in ("asking 2 nodes", f"moving {NAME}"):
         with voyage.run() as running:
             running.until(line)
             assert running.kill(number) in (0, INTERRUPTED), running.said
@@ -54,29 +54,30 @@ def test_an_interrupt(voyage: Voyage, number: signal.Signals) -> None:
 
 
 def test_a_kill_before_the_move(voyage: Voyage) -> None:
-    node, new = voyage.shipment.fleet["node4"], voyage.next()
+    node, new = voyage.nodes[1], voyage.next()
     with voyage.run() as running:
-        running.until("looking at 4 nodes")
+        running.until("looking at 2 nodes")
         running.kill()
     voyage.kept(new)
-    with voyage.held("node4") as running:
+    with voyage.held(node) as running:
         running.kill()
     voyage.kept(new)
     node.data.restore()
     voyage.quiet()
-    with voyage.held("node4") as running:
-        running.until(*others("node4"))
+    with voyage.held(node) as running:
+        running.until(*voyage.others(node))
         running.kill()
     voyage.kept(new)
     node.data.restore()
     voyage.complete(new)
 
 
+@pytest.mark.thorough
 def test_kills_around_the_move(voyage: Voyage) -> None:
     """At every moment that can be told from outside: a line, or what went over the wires."""
     new, ended = voyage.next(), set()
     moments = [
-        ("asking 4 nodes", 0), ("asking 4 nodes", 3000), ("asking 4 nodes", 9000),
+        ("asking 2 nodes", 0), ("asking 2 nodes", 3000), ("asking 2 nodes", 9000),
         (f"moving {NAME}", 0), (f"moving {NAME}", 1), (f"moving {NAME}", 150),
     ]  # fmt: skip
     for line, count in moments:
@@ -92,10 +93,11 @@ def test_kills_around_the_move(voyage: Voyage) -> None:
     assert ended == {True, False}
 
 
+@pytest.mark.thorough
 def test_kills_around_a_rollback(voyage: Voyage) -> None:
     former, ended = voyage.old, set()
     voyage.complete(voyage.next())
-    for line, count in (("asking 4 nodes", 3000), (f"moving {NAME}", 0), (f"moving {NAME}", 150)):
+    for line, count in (("asking 2 nodes", 3000), (f"moving {NAME}", 0), (f"moving {NAME}", 150)):
         assert former is not None
         with voyage.run(command="rollback") as running:
             kill_after(voyage, running, line, count)
@@ -111,14 +113,16 @@ def test_kills_around_a_rollback(voyage: Voyage) -> None:
     voyage.complete(voyage.next())
 
 
-def test_an_engine_that_is_killed_before_a_rollback_moves(voyage: Voyage) -> None:
-    former, node = voyage.old, voyage.shipment.fleet["node3"]
+@pytest.mark.thorough
+@stores("an engine killed before a rollback")
+def test_an_engine_that_is_killed_before_a_rollback_moves(voyage: Voyage, store: str) -> None:
+    former, node = voyage.old, voyage.node(store)
     assert former is not None
     voyage.complete(voyage.next())
     node.kill_dockerd()
     with voyage.run(command="rollback") as running:
         assert running.end() == NODE_FAILED
-    assert "node3" in running.said
+    assert f"{node.name}: its Docker" in running.said
     node.start_dockerd()
     voyage.kept(former)
     with voyage.run(command="rollback") as running:

@@ -3,17 +3,74 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
+
+import pytest
 
 from sparkimage import paths
 from sparkimage.building import builder
 from sparkimage.fleets import receipts
 from tests.lab.conftest import Lab
-from tests.lab.shipment import NODE_FAILED, Shipment, everywhere, ok, standing
+from tests.lab.shipment import NODE_FAILED, PAYLOAD, Shipment, everywhere, ok, standing
 
 RECEIPTS = paths.home() / receipts.FOLDER
 
 
+CHECK = """
+def test_users(host, check):
+    seen = host.run("cat /etc/passwd").stdout
+    check("the image's users", seen=seen, expected="root:x:0:0:root:/:/bin/sh\\n")
+"""
+
+
+def own_engine(shipment: Shipment) -> dict[str, str]:
+    """For a command of this project, which has no private engine: the lab's, as a user's own."""
+    program, *words = next(iter(shipment.fleet)).engine.docker
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    real = shutil.which(program)
+    assert real is not None
+    bin = shipment.folder / "bin"
+    bin.mkdir()
+    (bin / "docker").symlink_to(real)
+    found = {"DOCKER_HOST": options["--host"], "DOCKER_CONFIG": options.get("--config", "")}
+    path = os.pathsep.join((str(bin), shipment.environment()["PATH"]))
+    return {**{name: value for name, value in found.items() if value}, "PATH": path}
+
+
+def test_a_file_that_is_damaged_on_a_node_moves_nothing(small_shipment: Shipment) -> None:
+    shipment = small_shipment
+    (shipment.folder / "images" / "os" / "test_os.py").write_text(CHECK)
+    image = shipment.image(PAYLOAD)
+    (node,) = (one for one in shipment.fleet if one.store == "overlay2")
+    engine = own_engine(shipment)
+    # The node tier fails: there is no GPU, and no Python in the image. It has arrived then.
+    assert shipment.distribute("--prove", "node", **engine).returncode == NODE_FAILED
+    assert set(standing(shipment).values()) == {None}
+
+    # Only the image's own checks see what a disk has lost.
+    find = ("find", "/var/lib/docker/overlay2", "-path", "*/diff/etc/passwd", "-size", "+0")
+    (file,) = node.exec(*find).split()
+    good = node.exec("cat", file)
+    node.exec("truncate", "--size=0", file)
+    broken = shipment.distribute("--prove", "run", **engine)
+    assert broken.returncode == NODE_FAILED
+    assert node.name in broken.stderr
+    assert "test_users" in broken.stderr
+    assert "1 of 2 nodes failed; no name was moved" in broken.stderr
+    assert set(standing(shipment).values()) == {None}
+
+    node.exec("sh", "-c", 'cat >"$0"', file, given=f"{good}\n".encode())
+    ok(shipment.distribute("--prove", "run", **engine))
+    assert everywhere(shipment, image)
+    receipts = json.loads(ok(shipment.run("receipts", "--nodes", "fleet.yaml", "--json")))
+    assert [one["proven"][-1] for one in receipts] == ["run"] * 2
+    for one in shipment.fleet:
+        assert one.docker("ps", "--all", "--quiet") == ""
+
+
+@pytest.mark.thorough
 def test_the_checks_of_an_image_run_on_every_node(lab: Lab, shipment: Shipment) -> None:
     """The real layers debian and python, with their checks."""
     made = lab.build("plain-amd64")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 
+import pytest
+
 from tests.lab.payload import Payload
 from tests.lab.shipment import (
     MB,
@@ -50,6 +52,7 @@ def test_a_relay_brings_layers_to_one_node_of_a_group(shipment: Shipment) -> Non
     assert not [tag for node in fleet for tag in node.images() if "staging" in tag]
 
 
+@pytest.mark.thorough
 def test_nodes_that_cannot_reach_each_other_get_it_from_here(shipment: Shipment) -> None:
     fleet = shipment.fleet
     fleet["node2"].part(fleet["node3"])
@@ -64,6 +67,7 @@ def test_nodes_that_cannot_reach_each_other_get_it_from_here(shipment: Shipment)
     assert "node2: not" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_relay_that_dies_in_mid_stream_leaves_nobody_behind(shipment: Shipment) -> None:
     fleet = shipment.fleet
     image = shipment.image(Payload.of(6 * MB, 6 * MB))

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.lab.node import wait
+from tests.lab.node import READY_S, wait
 from tests.lab.servers import LOOPBACK
 from tests.lab.wire import Wire, wire
 
@@ -70,7 +70,7 @@ def line(echo: Echo) -> Iterator[Wire]:
 
 
 def connect(line: Wire) -> socket.socket:
-    return socket.create_connection((line.address, line.port), timeout=10)
+    return socket.create_connection((line.address, line.port), timeout=READY_S)
 
 
 def exchange(line: Wire, data: bytes = DATA) -> bytes:
@@ -133,7 +133,7 @@ def test_what_hangs_says_nothing_and_goes_on(line: Wire, echo: Echo) -> None:
             one.settimeout(0.2)
             with pytest.raises(TimeoutError):
                 one.recv(1)
-            one.settimeout(10)
+            one.settimeout(READY_S)
         assert bytes(echo.got) == before
         line.restore()
         assert mine.recv(1) == b"b"
@@ -168,7 +168,7 @@ def test_a_rate_holds_for_all_connections_together(line: Wire) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert 0.5 < time.monotonic() - begin < 5
+    assert time.monotonic() - begin > 0.5
     line.rate(None)
     assert exchange(line) == DATA
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from itertools import product
+from typing import Any, TextIO
 
 import pytest
 
 from sparkimage.storage.store import Image
+from tests.lab import command, sampling
+from tests.lab.fleet import Fleet
 from tests.lab.node import READY_S, Node, wait
 from tests.lab.payload import Part, Payload
-from tests.lab.shipment import MB, NAME, NODES, VARIANT, Shipment, layers
+from tests.lab.shipment import MB, NAME, VARIANT, Shipment, layers
 from tests.unit import good_maker
 
 PAYLOAD = Payload.of(1 * MB, 11 * MB)
@@ -32,6 +34,12 @@ SIZE = 14 * MB
 than what is loaded at once."""
 SLACK = 1 * MB
 """Bytes of records, beside the layers, that an engine may keep of an image."""
+PATIENCES = ("3", "15", "60")
+"""Seconds after which a command is to take a node for one that hangs. On a busy machine a node that
+does not may need longer: then the next one."""
+NOTHING_MOVED = "1 of 2 nodes failed; no name was moved: every node keeps what it had"
+MANY = 20
+"""Images after which the nodes are emptied."""
 BUSY = "another run changes its images"
 TRACES = """{
     ls -A /tmp /run/user/* 2>/dev/null | grep '^tmp'
@@ -43,7 +51,7 @@ docker image inspect --format '{{{{join .RootFS.Layers "+"}}}}' {NAME} 2>/dev/nu
 docker image ls --format '{{{{.Repository}}}}:{{{{.Tag}}}}' | grep staging | xargs echo
 docker ps --all --quiet --filter label=dev.sparkimage.proof | xargs echo
 {TRACES} | xargs echo
-echo end
+du -cxsB1 /var/lib/docker /var/lib/containerd | tail -n 1 | cut -f 1
 """
 
 
@@ -56,36 +64,19 @@ class Look:
     staging: str
     proofs: str
     traces: str
+    used: int
+    """Bytes of its disk that all its engine holds takes up."""
 
 
 def look(node: Node) -> Look:
-    name, staging, proofs, traces, _ = node.exec("sh", "-c", LOOK).split("\n")
-    return Look(name=name, staging=staging, proofs=proofs, traces=traces)
-
-
-def used(node: Node) -> int:
-    """Bytes of its disk that all its engine holds takes up, with what is not written yet."""
-    node.exec("sync", "--file-system", "/var/lib/docker", "/var/lib/containerd")
-    return node.disk_used()
+    name, staging, proofs, traces, used = node.exec("sh", "-c", LOOK).split("\n")
+    return Look(name=name, staging=staging, proofs=proofs, traces=traces, used=int(used))
 
 
 def kept(node: Node) -> int:
     """Layers that its engine has under a staging name, before it has all."""
     found = (re.search(r"staging:\w+-(\d+)$", tag) for tag in node.images())
     return max((int(one[1]) for one in found if one), default=0)
-
-
-def others(names: str | Sequence[str]) -> list[str]:
-    """What is said of all other nodes once they have the image."""
-    return [f"{one}: proven" for one in NODES if one not in listed(names)]
-
-
-def nothing_moved(names: Sequence[str]) -> str:
-    return f"{len(names)} of 4 nodes failed; no name was moved: every node keeps what it had"
-
-
-def listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
 
 
 def _no_move(node: Node) -> None:
@@ -96,23 +87,23 @@ def _no_move(node: Node) -> None:
 class Running:
     """A command that runs, and the lines that it has said so far."""
 
-    def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
         self.lines: list[str] = []
         self._news = threading.Condition()
         self._ended = False
-        self.process = subprocess.Popen(
-            argv, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        read, write = os.pipe()
+        with open(os.devnull) as nothing:
+            self.process = command.start(words, environment, (nothing.fileno(), write, write))
+        os.close(write)
+        self._reader = threading.Thread(target=self._read, args=(os.fdopen(read),), daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._news:
-                self.lines.append(line.rstrip("\n"))
-                self._news.notify_all()
+    def _read(self, output: TextIO) -> None:
+        with output:
+            for line in output:
+                with self._news:
+                    self.lines.append(line.rstrip("\n"))
+                    self._news.notify_all()
         with self._news:
             self._ended = True
             self._news.notify_all()
@@ -133,21 +124,16 @@ class Running:
 
     def end(self) -> int:
         """Its exit code."""
-        code = self.process.wait(READY_S)
+        wait(lambda: self.process.poll() is not None, f"it does not end:\n{self.said}")
         self._reader.join(READY_S)
-        return code
+        return self.process.wait()
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
         self.process.send_signal(number)
         return self.end()
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self._reader.join(READY_S)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.kill()
 
 
 @dataclass
@@ -159,12 +145,35 @@ class Voyage:
     used: dict[str, int] = field(default_factory=dict)
     """Bytes of each node's disk with ``old``, and all before it."""
     seed: int = 0
+    begun: int = 0
+    """The seed with which it began."""
+    resets: Mapping[str, int] = field(default_factory=dict)
+    """How often the nodes had been reset when it began."""
     at_rest: bool = False
     """Whether nothing has left since ``old`` arrived everywhere."""
 
     @property
+    def fleet(self) -> Fleet:
+        return self.shipment.fleet
+
+    @property
     def nodes(self) -> list[Node]:
-        return list(self.shipment.fleet)
+        return list(self.fleet)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.fleet.nodes)
+
+    def node(self, store: str) -> Node:
+        """The one with this store."""
+        return next(one for one in self.fleet if one.store == store)
+
+    def other(self, node: Node) -> Node:
+        return next(one for one in self.fleet if one is not node)
+
+    def others(self, node: Node) -> list[str]:
+        """What is said of all other nodes once they have the image."""
+        return [f"{one.name}: proven" for one in self.nodes if one is not node]
 
     def next(self, payload: Payload | None = None) -> Image:
         """Another image: by default one with another top layer."""
@@ -174,29 +183,21 @@ class Voyage:
 
     @contextmanager
     def run(self, *words: str, command: str = "distribute", **more: str) -> Iterator[Running]:
-        argv = self.shipment.argv(command, VARIANT, *words)
-        running = Running(argv, self.shipment.environment(**more))
+        all_words = self.shipment.words(command, VARIANT, *words)
+        running = Running(all_words, self.shipment.environment(**more))
         try:
             yield running
         finally:
             running.close()
 
     @contextmanager
-    def held(
-        self, names: str | Sequence[str], *words: str, after: int = MIDWAY
-    ) -> Iterator[Running]:
-        """A run that waits for these nodes ``after`` so many bytes, by default in the middle of the
+    def held(self, node: Node, *words: str, after: int = MIDWAY) -> Iterator[Running]:
+        """A run that waits for this node ``after`` so many bytes, by default in the middle of the
         top layer that ``next`` makes."""
-        wires = [self.shipment.fleet[name].data for name in listed(names)]
-        for wire in wires:
-            wire.hang_after(after)
-
-        def hang() -> bool:
-            return all(wire.hangs for wire in wires)
-
+        node.data.hang_after(after)
         with self.run(*words) as running:
-            wait(lambda: hang() or running.process.poll() is not None, "nothing came")
-            assert hang(), running.said
+            wait(lambda: node.data.hangs or running.process.poll() is not None, "nothing came")
+            assert node.data.hangs, running.said
             yield running
 
     def fresh(self, count: int = 5, size: int = SIZE) -> Image:
@@ -208,7 +209,7 @@ class Voyage:
         )
 
     def looks(self) -> dict[str, Look]:
-        return self.shipment.fleet.each(look)
+        return self.fleet.each(look)
 
     def moved(self, new: Image, found: Mapping[str, Look] | None = None) -> bool:
         """Whether all nodes show the new image; else all show the old one."""
@@ -224,8 +225,8 @@ class Voyage:
 
     def quiet(self) -> None:
         """Until nobody is connected any more, and no name is being moved."""
-        self.shipment.fleet.each(_no_move)
-        self.shipment.fleet.quiet()
+        self.fleet.each(_no_move)
+        self.fleet.quiet()
 
     def complete(self, new: Image, *words: str) -> dict[str, Any]:
         """A run that nothing happens to, and all that holds after it. What it says of the nodes."""
@@ -249,35 +250,38 @@ class Voyage:
             assert seen.traces == "", f"{node.name} has {seen.traces}"
         known = {layer.diff_id for layer in self.old.layers} if self.old is not None else set()
         blobs = sum(layer.size for layer in new.layers if layer.diff_id not in known)
-        self.used = self.shipment.fleet.each(partial(self._settled, blobs=blobs))
+        for node in self.nodes:
+            # Noise is half of a layer.
+            due = 2 * blobs + (blobs if node.spec.containerd_store else 0)
+            if node.name in self.used:
+                most = self.used[node.name] + due + SLACK
+                # containerd collects its garbage when it has the time.
+                wait(partial(self._within, found, node, most), f"{node.name}'s disk holds more")
+        self.used = {name: one.used for name, one in found.items()}
         self.old, self.at_rest = new, True
 
-    def _settled(self, node: Node, blobs: int) -> int:
-        """Bytes of its disk, once they have grown by these blobs and no more: containerd collects
-        its garbage when it has the time."""
-        # Noise is half of a layer.
-        due = 2 * blobs + (blobs if node.spec.containerd_store else 0)
-        taken = used(node)
-        if node.name in self.used:
-            deadline = time.monotonic() + READY_S
-            while (grown := taken - self.used[node.name]) >= due + SLACK:
-                assert time.monotonic() < deadline, f"{node.name} grew by {grown}, not {due}"
-                taken = used(node)
-        return taken
+    def _within(self, found: dict[str, Look], node: Node, most: int) -> bool:
+        """Whether its engine takes up less than this by now."""
+        if found[node.name].used >= most:
+            found[node.name] = look(node)
+        return found[node.name].used < most
 
     def prepared(self) -> Iterator[Voyage]:
         """For a test: all nodes have one image. What it breaks is mended after it."""
-        if not self.at_rest:
-            # The one before it did not come to its end.
+        many = self.seed - self.begun > MANY
+        if not self.at_rest or self.resets != self.fleet.resets or many:
+            # The one before it did not come to its end, or others had the nodes; or the disks are
+            # filling up.
             self.begin()
         self.at_rest = False
         yield self
-        self.shipment.nodes(self.shipment.fleet.data())
+        self.shipment.nodes(self.fleet.data())
 
     def begin(self) -> None:
         """From nothing: a first image, and a second one to see what one takes of the disk."""
-        self.shipment.fleet.reset()
-        self.old, self.used = None, {}
+        self.fleet.reset()
+        self.resets = self.fleet.resets.copy()
+        self.old, self.used, self.begun = None, {}, self.seed
         for _ in range(2):
             self.complete(self.next())
 
@@ -313,10 +317,35 @@ LOADED = Way(name="loaded", midway=MIDWAY, image=Voyage.next, size=5 * MB // 2, 
 PULLED = Way(name="pulled", midway=20 * MB, image=Voyage.fresh, size=2 * SIZE, rate=40 * MB)
 
 
-both = pytest.mark.parametrize("way", [LOADED, PULLED], ids=str)
+STORES = ("overlay2", "containerd")
 
 
-def either(loaded: Sequence[str], pulled: Sequence[str]) -> pytest.MarkDecorator:
-    """Both ways, each with these nodes in trouble at once."""
-    cases = [(LOADED, loaded), (PULLED, pulled)]
-    return pytest.mark.parametrize(("way", "names"), cases, ids=[way.name for way, _ in cases])
+def cases(name: str, words: str, *choices: tuple[object, ...]) -> pytest.MarkDecorator:
+    """All of these; ``make test`` takes one of them for the test of this name."""
+    picked = sampling.one_of(name, choices)
+    return pytest.mark.parametrize(
+        words,
+        [
+            pytest.param(
+                *choice,
+                marks=() if choice is picked else pytest.mark.thorough,
+                id="-".join(map(str, choice)),
+            )
+            for choice in choices
+        ],
+    )
+
+
+def ways(name: str) -> pytest.MarkDecorator:
+    """Both ways."""
+    return cases(name, "way", (LOADED,), (PULLED,))
+
+
+def stores(name: str) -> pytest.MarkDecorator:
+    """In trouble: the node with this store."""
+    return cases(name, "store", *((store,) for store in STORES))
+
+
+def ways_and_stores(name: str) -> pytest.MarkDecorator:
+    """Both ways, and each store in trouble."""
+    return cases(name, "way, store", *product((LOADED, PULLED), STORES))

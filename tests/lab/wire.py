@@ -20,7 +20,6 @@ CHUNK = 1 << 20
 PACE_S = 0.05
 """A wire with a rate forwards this many seconds' worth at a time."""
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-END_S = 10.0
 
 
 @dataclass(kw_only=True)
@@ -163,9 +162,8 @@ class Wire:
         self.cut()
         assert self._socket is not None
         self._socket.close()
-        deadline = time.monotonic() + END_S
         for thread in list(self._threads):
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join()
 
     def _bind(self) -> None:
         made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
