@@ -276,10 +276,11 @@ def test_layers_that_are_damaged_in_another_image_too(voyage: Voyage, store: str
     voyage.complete(voyage.next(below))
     node.exec("sh", "-c", DAMAGE[store])
     before = voyage.fleet.each(lambda node: node.images()[NAME])
-    with voyage.run() as running:
-        assert running.end() == 0, running.said
-    if store == "overlay2":
+    if store == "containerd":
         # What shows the image itself is taken for it where it was proven, and nowhere else.
+        with voyage.run() as running:
+            assert running.end() == 0, running.said
+    else:
         node.exec("rm", "-r", "/root/.local/state/sparkimage/receipts")
         with voyage.run() as running:
             assert running.end() == NODE_FAILED

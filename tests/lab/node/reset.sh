@@ -41,6 +41,9 @@ holds() { # All that an engine has left after that, from a load that was broken 
         ctr --namespace moby snapshots --snapshotter overlayfs ls | tail -n +2
     }
     ls -A /var/lib/docker/tmp
+    # Records that outlived the files of a damaged layer.
+    find /var/lib/docker/image/*/layerdb/sha256 /var/lib/docker/image/*/imagedb/content/sha256 \
+        -mindepth 1 -maxdepth 1 2>/dev/null || :
     for layer in /var/lib/docker/overlay2/*; do
         case $layer in
         */'*' | */l | */backingFsBlockDev) ;;
