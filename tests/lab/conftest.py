@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -298,9 +299,17 @@ def recipe(
 
 
 @pytest.fixture(scope="session")
-def four(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """The four nodes, as the last test left them; see fleet.py."""
-    with fleets.fleet(engine, tmp_path_factory.mktemp("fleet")) as made:
+def four(
+    engine: Engine, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[Fleet]:
+    """The four nodes, as the last test left them; see fleet.py. `make test-all` has the docker
+    command of each one's release on it."""
+    quick = pytestconfig.getoption("markexpr") == "not thorough"
+    specs = {
+        name: replace(spec, older_cli=spec.older_cli and quick)
+        for name, spec in fleets.FOUR.items()
+    }
+    with fleets.fleet(engine, tmp_path_factory.mktemp("fleet"), specs) as made:
         yield made
 
 

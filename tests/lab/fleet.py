@@ -32,7 +32,7 @@ FOUR = {
     "node1": Spec(release=Release.TRIXIE, containerd_store=False),
     "node2": Spec(release=Release.TRIXIE, containerd_store=True),
     "node3": Spec(release=Release.TESTING, containerd_store=False, older_cli=True),
-    "node4": Spec(release=Release.TESTING, containerd_store=True),
+    "node4": Spec(release=Release.TESTING, containerd_store=True, older_cli=True),
 }
 PAIRS = (("node1", "node4"), ("node2", "node3"))
 """Two of them with both releases and both stores; together they are all four."""
