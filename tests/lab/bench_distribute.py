@@ -223,7 +223,9 @@ def by_registry(bench: Bench, mirror: Mirror, name: str) -> None:
 
 
 def test_side_by_side(engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    specs = {name: replace(spec, disk_bytes=None) for name, spec in fleets.FOUR.items()}
+    specs = {
+        name: replace(spec, disk_bytes=None, older_cli=False) for name, spec in fleets.FOUR.items()
+    }
     with (
         capsys.disabled(),
         fleets.fleet(engine, tmp_path / "fleet", specs) as fleet,
