@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ from urllib.parse import unquote
 from sparkimage.address import DEBIAN, Mirrors
 from sparkimage.engines.engine_tree import HOST_PACKAGES, install_on_host
 from sparkimage.errors import CommandError, LockError, NetworkError, SparkError, update_word
+from sparkimage.inputs.deb import repacked
 from sparkimage.plans.lock import Deb
 from sparkimage.plans.plan import MORE, ROOT
 from sparkimage.rights import root_prefix
@@ -105,24 +107,38 @@ def fetch(
 
 
 def write_repository(
-    files: Mapping[str, Path], folder: Path, suite: str | None, runner: Runner
+    files: Mapping[str, Path],
+    folder: Path,
+    suite: str | None,
+    runner: Runner,
+    *,
+    repack: bool = False,
 ) -> None:
-    """Make ``folder`` a flat repository of these files (by links where that is possible).
+    """Make ``folder`` a flat repository of these files (by links where that is possible), or of
+    what ``repacked`` makes of them.
 
     https://wiki.debian.org/DebianRepository/Format
     """
     folder.mkdir(parents=True)
-    stanzas = []
-    for name, path in sorted(files.items()):
-        try:
-            os.link(path, folder / name)
-        except OSError:
-            shutil.copyfile(path, folder / name)
-        control = runner.run(["dpkg-deb", "--field", str(folder / name)]).stdout.strip()
-        size = path.stat().st_size
+
+    def stanza(name: str) -> str:
+        held = files[name]
         # Its name in the home is its sha256, which was proven when it was fetched.
-        stanzas.append(f"{control}\nFilename: ./{name}\nSize: {size}\nSHA256: {path.name}\n")
-    packages = "\n".join(stanzas).encode()
+        size, sha256 = held.stat().st_size, held.name
+        if repack:
+            data = repacked(held.read_bytes())
+            size, sha256 = len(data), hashlib.sha256(data).hexdigest()
+            (folder / name).write_bytes(data)
+        else:
+            try:
+                os.link(held, folder / name)
+            except OSError:
+                shutil.copyfile(held, folder / name)
+        control = runner.run(["dpkg-deb", "--field", str(folder / name)]).stdout.strip()
+        return f"{control}\nFilename: ./{name}\nSize: {size}\nSHA256: {sha256}\n"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        packages = "\n".join(pool.map(stanza, sorted(files))).encode()
     (folder / "Packages").write_bytes(packages)
     digest = hashlib.sha256(packages).hexdigest()
     named = f"Suite: {suite}\nCodename: {suite}\n" if suite is not None else ""

@@ -195,7 +195,7 @@ def _given(layer: LayerPlan, project: Path, outside: Outside) -> Path:
     local = local_wheels(layer, project)
     for path in local.values():
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    digest.update(repr((layer.debs, layer.patches)).encode())
+    digest.update(repr((layer.debs, layer.patches, "zstd" * (layer.debs is not None))).encode())
     folder = outside.home / "inputs" / digest.hexdigest()[:24]
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def _write_debs(debs: Debs, made: Path, outside: Outside) -> None:
         f"pin {debs.pin} {debs.value}", place, debs.debs, outside.home,
         outside.runner, outside.mirrors,
     )  # fmt: skip
-    apt.write_repository(files, made / "debs", None, outside.runner)
+    apt.write_repository(files, made / "debs", None, outside.runner, repack=True)
     (made / "packages").write_text("".join(f"{name}\n" for name in debs.names))
 
 

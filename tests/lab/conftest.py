@@ -61,12 +61,6 @@ def matrix_data() -> dict[str, Any]:
             "debian": product["pins"]["debian"],
             "vllm": {
                 "0.32.0+standin": {**python, **links, "require": ["torch==2.13.0+standin", *vllm]},
-                "cpu": {
-                    **python,
-                    **links,
-                    "require": ["torch==2.13.1+standin.cpu", *vllm],
-                    "version": "0.32.0+standin",
-                },
             },
             "nccl": {
                 "2.30.4": {

@@ -535,9 +535,11 @@ MUTANTS = (
         make=lambda c: c.add({"var/log/dpkg.log": b"2026-01-01 install\n"}),
     ),
     Mutant(
-        name="bytecode",
+        name="bytecode, deleted a layer later",
         check="bytecode",
-        make=lambda c: c.add({f"{c.dist}/vllm/__pycache__/a.cpython-313.pyc": b"\xf3\r\r\n"}),
+        make=lambda c: _add_and_delete(
+            c, {f"{c.dist}/vllm/__pycache__/a.cpython-313.pyc": b"\xf3\r\r\n"}
+        ),
     ),
     Mutant(
         name="a file of a layer below, written again",

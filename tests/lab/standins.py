@@ -86,13 +86,8 @@ def nccl_wheel(folder: Path, version: str, arch: str) -> Path:
 
 def make(folder: Path) -> None:
     """All stand-ins of the lab."""
-    for version, cuda in (("2.13.0+standin", "'13.0'"), ("2.13.1+standin.cpu", "None")):
-        wheel(
-            folder,
-            "torch",
-            version,
-            {"torch/__init__.py": TORCH, "torch/version.py": f"cuda = {cuda}\n"},
-        )
+    torch = {"torch/__init__.py": TORCH, "torch/version.py": "cuda = '13.0'\n"}
+    wheel(folder, "torch", "2.13.0+standin", torch)
     wheel(
         folder,
         "vllm",
