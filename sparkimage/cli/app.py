@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -292,7 +293,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Interrupted as interrupt:
         what = ", ".join(getattr(interrupt, "__notes__", ())) or "no name was changed"
         print(f"interrupted: {what}; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        # sys.exit would wait for threads that wait for somebody's answer.
+        os._exit(130)
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:

@@ -256,18 +256,21 @@ class Publication:
                     setattr(count, how, getattr(count, how) + 1)
                     count.bytes += size if how == "uploaded" else 0
 
-            with ThreadPoolExecutor(WORKERS) as pool:
-                # The longest first.
-                order = sorted(owner, key=lambda digest: -owner[digest][0])
-                waiting = [pool.submit(one, digest) for digest in order]
-                try:
-                    for done in waiting:
-                        done.result()
-                except BaseException:
-                    # Not handled, only cleaned up after: nobody goes on for nothing.
-                    ended.set()
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+            pool = ThreadPoolExecutor(WORKERS)
+            # The longest first.
+            order = sorted(owner, key=lambda digest: -owner[digest][0])
+            waiting = [pool.submit(one, digest) for digest in order]
+            try:
+                for done in waiting:
+                    done.result()
+            except BaseException:
+                # Not handled, only cleaned up after: nobody goes on for nothing. A failure waits
+                # for the other uploads; an interrupt waits for no registry that is silent.
+                failed = any(blob.done() and blob.exception() is not None for blob in waiting)
+                ended.set()
+                pool.shutdown(wait=failed, cancel_futures=True)
+                raise
+            pool.shutdown()
         return counts
 
     def _blob(self, digest: str, size: int, others: tuple[str, ...], moved: Moved) -> str:

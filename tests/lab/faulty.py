@@ -94,7 +94,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(length)
             self._say(fault.status, dict(fault.headers), fault.body)
             return
-        upstream = http.client.HTTPConnection(self.to, timeout=30)
+        with contextlib.closing(http.client.HTTPConnection(self.to, timeout=30)) as upstream:
+            self._pass_on(upstream, fault, length)
+
+    def _pass_on(
+        self, upstream: http.client.HTTPConnection, fault: Cut | None, length: int
+    ) -> None:
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
             upstream.putheader(name, value)
@@ -112,7 +117,6 @@ class _Handler(BaseHTTPRequestHandler):
             left -= len(data)
         if left:
             # Whoever sent it was killed.
-            upstream.close()
             self.close_connection = True
             return
         answer = upstream.getresponse()
@@ -123,7 +127,6 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {k: v for k, v in answer.getheaders() if k.lower() != "transfer-encoding"}
         self._say(answer.status, headers, body)
-        upstream.close()
 
     def _say(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response_only(status)

@@ -4,7 +4,6 @@ that names less than it says."""
 from __future__ import annotations
 
 import hashlib
-import queue
 import signal
 import subprocess
 import threading
@@ -307,28 +306,30 @@ def test_a_run_that_was_killed_goes_on_in_the_next(
     assert next_one.to.sent < 0.3 * max(layer.size for layer in image.layers)
 
 
-def test_a_command_that_is_interrupted_leaves_no_tag(
+def test_a_command_that_is_interrupted_leaves_no_tag_and_waits_for_no_registry(
     press: Press, proxy: Proxy, registry: Registry, way: Way
 ) -> None:
     image = press.image(payload=BIG)
-    running: queue.Queue[subprocess.Popen[str]] = queue.Queue()
-
-    def is_upload(asked: Asked) -> bool:
-        return asked.method in ("PATCH", "PUT") and "/blobs/uploads/" in asked.path
+    stopped, ended = threading.Event(), threading.Event()
 
     def rule(asked: Asked) -> Fault:
-        if is_upload(asked):
-            running.get(timeout=60).send_signal(signal.SIGTERM)
-            return Cut(answered=True)
+        if asked.method in ("PATCH", "PUT") and "/blobs/uploads/" in asked.path:
+            stopped.set()
+            # Silent for as long as the command runs.
+            ended.wait(300)
         return None
 
-    proxy.rule = once(rule)
+    proxy.rule = rule
     process = subprocess.Popen(
         press.argv("publish", "small-amd64", "--to", str(way.to.place)),
         env=press.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    running.put(process)
-    _, said = process.communicate(timeout=60)
+    try:
+        assert stopped.wait(60)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    finally:
+        ended.set()
     assert process.returncode == 130, said
     no_tag(registry, way)
     proxy.rule = lambda _: None
