@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 def update_word(title: str) -> str:
@@ -40,22 +41,29 @@ class Problem:
     line: int
     what: str
     todo: str
+    LETTERS: ClassVar[int] = 500
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.what}\n    {self.todo}"
+        what = self.what if len(self.what) <= self.LETTERS else f"{self.what[: self.LETTERS]}…"
+        return f"{self.file}:{self.line}: {what}\n    {self.todo}"
 
 
 class ConfigError(SparkError):
-    """A file of the user's is wrong; carries every problem of that file, sorted by line."""
+    """A file of the user's is wrong; carries every problem of that file, sorted by line, of which
+    so many are shown."""
 
     exit_code = 2
+    SHOWN = 100
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(sorted(problems))
         count = len(self.problems)
+        lines = [str(problem) for problem in self.problems[: self.SHOWN]]
+        if count > self.SHOWN:
+            lines.append(f"and {count - self.SHOWN} more")
         super().__init__(
             f"{count} problem{'s' if count != 1 else ''} in {self.problems[0].file}",
-            detail="\n".join(str(problem) for problem in self.problems),
+            detail="\n".join(lines),
         )
 
 

@@ -143,7 +143,7 @@ def load(path: Path) -> Fleet:
         path,
         if_missing="write one as docs/distribute.md says, or name nodes: --nodes spark1,spark2",
     )
-    given = wellformed.parse(document, FleetFile, _known_keys)
+    given = wellformed.parse(document, FleetFile)
     nodes = tuple(_node(name, spec) for name, spec in given.nodes.items())
     problems = _check(document, nodes)
     if problems:
@@ -213,8 +213,3 @@ def _is_unspecified(address: str) -> bool:
     except ValueError:
         return False
     return found.is_unspecified or found.is_multicast
-
-
-def _known_keys(parent: Key) -> list[str]:
-    model = NodeSpec if len(parent) > 1 else FleetFile
-    return list(model.model_fields)

@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from sparkimage.errors import LockError
+from pydantic import Field, JsonValue
+
+from sparkimage import wellformed, yamlfile
+from sparkimage.errors import ConfigError, LockError, Problem
 from sparkimage.plans.patching import PATCHES, same_commit
+from sparkimage.plans.strict import Strict
 
 if TYPE_CHECKING:
     from sparkimage.plans.matrix import Matrix
@@ -25,6 +29,7 @@ VERSION = 2
 REMEDY = "run `python build.py lock`, and commit matrix.lock"
 ANY = "any"
 """The platform of what is the same on all of them: a commit, a patch."""
+MAX_BYTES = 16 << 20
 MISSING = "missing"
 """Stands where a sha256 does for a file that is not there."""
 
@@ -100,6 +105,31 @@ WORDS: Mapping[str, type[Item]] = {
     "patch": PatchText,
     "target": Target,
 }
+HOLDS: Mapping[str, tuple[type[Item], ...]] = {
+    "wheels": (Wheel,),
+    "deb": (Deb,),
+    "debian": (Deb,),
+    "image": (PinnedImage,),
+    "git": (Commit,),
+    "replace": (PatchText, Target),
+    "diff": (PatchText, Target),
+}
+"""What a pin or a patch of each kind comes to."""
+SINGLE = (PinnedImage, Commit, PatchText)
+"""Of which an entry has one for each platform."""
+_SHA256, _SHA1 = "[0-9a-f]{64}", "[0-9a-f]{40}"
+FORMS: Mapping[str, str] = {
+    "size": "[0-9]{1,15}",
+    "sha256": _SHA256,
+    "before": f"{_SHA256}|{MISSING}",
+    "after": _SHA256,
+    "digest": f"sha256:{_SHA256}",
+    "tagged": f"sha256:{_SHA256}",
+    "commit": _SHA1,
+    "tree": _SHA1,
+    "part": "root|more",
+}
+"""The forms of an item's parts; the others are any text."""
 Key = tuple[str, str]
 """A pin's name and the name of its value; or ``PATCHES`` and a patch's name."""
 
@@ -226,38 +256,97 @@ def meaning(matrix: Matrix) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def load(path: Path) -> Lock:
-    """Read ``matrix.lock``. Raises ``LockError`` when it is missing, damaged or foreign."""
-    import yaml
+class _EntryText(Strict):
+    asked: dict[str, JsonValue]
+    platforms: dict[Literal["any", "linux/amd64", "linux/arm64"], list[str]] = Field(default={})
+    unresolved: str | None = None
 
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+class _LockText(Strict):
+    """matrix.lock"""
+
+    version: Literal[2]
+    matrix: str
+    pins: dict[str, dict[str, _EntryText]]
+
+
+def load(path: Path) -> Lock:
+    """Read ``matrix.lock``. Raises ``LockError`` when it is missing, damaged or foreign, with all
+    that is wrong with it."""
+    if not path.exists():
+        raise LockError(f"{path.name} is missing", hint=REMEDY)
     try:
-        data = yaml.load(path.read_text("utf-8"), Loader=loader)  # noqa: S506 - a safe loader
-    except FileNotFoundError:
-        raise LockError(f"{path.name} is missing", hint=REMEDY) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LockError(f"{path.name} cannot be read: {error}", hint=REMEDY) from None
-    if not isinstance(data, dict) or data.get("version") != VERSION:
-        raise LockError(
-            f"{path.name} is not a lock of version {VERSION}",
-            hint=REMEDY,
-        )
-    try:
+        document = yamlfile.load(path, max_bytes=MAX_BYTES)
+        data = document.data
+        if not isinstance(data, dict) or data.get("version") != VERSION:
+            raise LockError(f"{path.name} is not a lock of version {VERSION}", hint=REMEDY)
+        text = wellformed.parse(document, _LockText, _spell)
+        problems: list[Problem] = []
         entries = {
             (pin, value): Entry(
-                asked=entry["asked"],
+                asked=entry.asked,
                 platforms={
-                    platform: tuple(_read(line) for line in lines)
-                    for platform, lines in entry.get("platforms", {}).items()
+                    platform: _items(document, (pin, value), platform, lines, entry.asked, problems)
+                    for platform, lines in entry.platforms.items()
                 },
-                unresolved=entry.get("unresolved"),
+                unresolved=entry.unresolved,
             )
-            for pin, values in data["pins"].items()
+            for pin, values in text.pins.items()
             for value, entry in values.items()
         }
-        return Lock(file=path.name, meaning=str(data["matrix"]), entries=entries)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LockError(f"{path.name} is damaged: {error!r}", hint=REMEDY) from None
+        if problems:
+            raise ConfigError(problems)
+    except ConfigError as error:
+        first, *others = error.problems
+        raise LockError(
+            f"{path.name} is damaged: {first.what} (line {first.line})",
+            detail="\n".join(f"{one.file}:{one.line}: {one.what}" for one in others[:100]),
+            hint=REMEDY,
+        ) from None
+    return Lock(file=path.name, meaning=text.matrix, entries=entries)
+
+
+def _spell(key: yamlfile.Key) -> str:
+    """A place of the lock for messages."""
+    if key[:1] != ("pins",) or len(key) < 3:
+        return wellformed.dotted(key)
+    pin = f"pin {wellformed.shown(key[1])} {wellformed.shown(key[2])}"
+    return f"{pin}, {wellformed.dotted(key[3:])}" if key[3:] else pin
+
+
+def _items(
+    document: yamlfile.Document,
+    key: Key,
+    platform: str,
+    lines: Sequence[str],
+    asked: Mapping[str, Any],
+    problems: list[Problem],
+) -> tuple[Item, ...]:
+    """What the lines of a pin's platform say; what is wrong with them is added to ``problems``."""
+    place: yamlfile.Key = ("pins", *key, "platforms", platform)
+    items: list[Item] = []
+
+    def wrong(place: yamlfile.Key, what: str) -> None:
+        line = document.line(place)
+        what = f"{_spell(place[:3])}: {what}"
+        problems.append(Problem(file=document.file, line=line, what=what, todo=REMEDY))
+
+    kinds = HOLDS.get(str(asked.get("kind")), ())
+    for i, line in enumerate(lines):
+        try:
+            item = _read(line)
+        except ValueError as error:
+            wrong((*place, i), str(error))
+            continue
+        if kinds and not isinstance(item, kinds):
+            wrong((*place, i), f"{wellformed.shown(line, quote=True)} is of another kind of pin")
+        items.append(item)
+    single = [item for item in items if isinstance(item, SINGLE)]
+    if not kinds:
+        wrong((*place[:3], "asked"), "asked is of no known kind")
+    elif not problems and kinds[0] in SINGLE and len(single) != 1:
+        wrong(place, f"{platform} must have one line of a {kinds[0].__name__}, not {len(single)}")
+    return tuple(items)
 
 
 def check(matrix: Matrix, lock: Lock) -> list[str]:
@@ -335,14 +424,19 @@ def _write(item: Item) -> str:
 
 
 def _read(line: str) -> Item:
+    """The item of a line. Raises ``ValueError`` with what is wrong with it."""
     word, _, rest = line.partition(" ")
-    kind = WORDS[word]
-    names = [one.name for one in fields(kind)]
+    kind = WORDS.get(word)
+    names = [one.name for one in fields(kind)] if kind is not None else []
     # The last one is a file's name or path, which may hold spaces.
-    parts: dict[str, Any] = dict(zip(names, rest.split(" ", len(names) - 1), strict=True))
+    parts: dict[str, Any] = dict(zip(names, rest.split(" ", len(names) - 1), strict=False))
+    shown = wellformed.shown(line, quote=True)
+    if kind is None or len(parts) < len(names):
+        known = ", ".join(WORDS)
+        raise ValueError(f"{shown} is no line of a lock ({known}, each with its parts)")
     for name, text in parts.items():
-        if name == "size":
-            parts[name] = int(text)
-        elif name == "sha256" and (len(text) != 64 or int(text, 16) < 0):
-            raise ValueError(f"no sha256 in {line!r}")
+        if not re.fullmatch(FORMS.get(name, r"[^\x00-\x1f\x7f]+"), text):
+            raise ValueError(f"{shown} has no {name} in its place")
+    if "size" in parts:
+        parts["size"] = int(parts["size"])
     return kind(**parts)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,25 +17,28 @@ from sparkimage.errors import ConfigError, Problem, UsageError
 from sparkimage.plans import patching, profiles
 from sparkimage.plans.model import (
     LAYER,
+    PYTHON_ARGUMENT,
     AnswerSpec,
-    DebianPin,
     DebPin,
-    GitPin,
     ImagePin,
     LayerSpec,
     MatrixFile,
     Pin,
     Platform,
     WheelsPin,
+    version_argument,
 )
 from sparkimage.plans.patching import Patch
 from sparkimage.plans.profiles import Profile
-from sparkimage.plans.strict import Strict
 from sparkimage.tier import Tier
 from sparkimage.yamlfile import Document, Key
 
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 """What a tag may be: https://github.com/opencontainers/distribution-spec/blob/main/spec.md"""
+MAX_VARIANTS = 10_000
+"""Of the axes' product."""
+HUGE = 10**18
+MAX_PROBLEMS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +88,7 @@ def load(path: Path) -> Matrix:
     """Read and expand a matrix file. Raises ``ConfigError`` with every problem that it has."""
     path = path.absolute()
     document = yamlfile.load(path, if_missing="name another with --matrix-file")
-    given = wellformed.parse(document, MatrixFile, _known_keys)
+    given = wellformed.parse(document, MatrixFile)
     patches = patching.load(path.parent / patching.FILE)
     return _Expansion(path, document, given, patches).matrix()
 
@@ -116,29 +122,6 @@ def select(
     return tuple(variant for variant in matrix.variants if variant.name in wanted)
 
 
-def _known_keys(parent: Key) -> list[str]:
-    """The keys that the model knows at a place of the file."""
-    from sparkimage.plans import model
-
-    if not parent:
-        return list(MatrixFile.model_fields)
-    if parent[0] == "profiles":
-        return profiles.known_keys(parent[2:])
-    places: dict[str, list[type[Strict]]] = {
-        "pins": [DebianPin, DebPin, ImagePin, GitPin, WheelsPin],
-        "layers": [
-            model.WheelsUse
-            if parent[-1] == "wheels"
-            else model.SourceUse
-            if parent[-1] == "source"
-            else LayerSpec
-        ],
-        "defaults": [model.Defaults],
-        "include": [model.Include],
-    }
-    return [name for m in places.get(str(parent[0]), []) for name in m.model_fields]
-
-
 def _is_version(text: str) -> bool:
     import semver
 
@@ -157,7 +140,8 @@ class _Expansion:
     document: Document
     given: MatrixFile
     patches: Mapping[str, Patch]
-    problems: list[Problem] = field(default_factory=list)
+    problems: dict[Problem, None] = field(default_factory=dict)
+    """Each one once, in their order."""
 
     def matrix(self) -> Matrix:
         given = self.given
@@ -166,10 +150,10 @@ class _Expansion:
         self._check_axes()
         if self.problems:
             # What follows would only repeat these for every variant.
-            raise ConfigError(self.problems)
+            raise ConfigError(list(self.problems))
         excluded, warnings = self._exclude()
         variants: dict[str, tuple[Variant, Key]] = {}
-        for variant, key in [*excluded, *self._include()]:
+        for variant, key in itertools.chain(excluded, self._include()):
             if variant.name in variants:
                 other = self.document.line(variants[variant.name][1])
                 self._problem(
@@ -187,7 +171,7 @@ class _Expansion:
         if "default" not in groups:
             self._problem(("groups",), "there is no group `default`", "add `default: [VARIANT]`")
         if self.problems:
-            raise ConfigError(self.problems)
+            raise ConfigError(list(self.problems))
         return Matrix(
             file=self.path,
             repository=given.repository,
@@ -209,8 +193,10 @@ class _Expansion:
         problem = Problem(
             file=self.document.file, line=self.document.line(key), what=what, todo=todo
         )
-        if problem not in self.problems:
-            self.problems.append(problem)
+        self.problems[problem] = None
+        if len(self.problems) >= MAX_PROBLEMS:
+            # The rest may be one more for each of thousands of variants.
+            raise ConfigError(list(self.problems))
 
     def _check_pins(self) -> None:
         if patching.PATCHES in self.given.pins:
@@ -219,7 +205,16 @@ class _Expansion:
                 f"a pin cannot be called {patching.PATCHES!r}: the lock keeps the patches under it",
                 "call it otherwise",
             )
+        taken = {PYTHON_ARGUMENT: "Python's X.Y"}
         for name, values in self.given.pins.items():
+            argument = version_argument(name)
+            own = f"the version of pin {name}"
+            if (other := taken.setdefault(argument, own)) != own:
+                self._problem(
+                    ("pins", name),
+                    f"a pin cannot be called {name!r}: the build argument {argument} is {other}",
+                    "call it otherwise",
+                )
             for value, pin in values.items():
                 if isinstance(pin, WheelsPin | DebPin | ImagePin):
                     version = pin.version or value
@@ -307,20 +302,33 @@ class _Expansion:
                         else f"axis {axis} names {value!r}, but pins.{axis} has no such value"
                     )
                     self._problem(("axes", axis, i), what, wellformed.nearest(value, known))
+        product = math.prod(len(values) for values in self.given.axes.values())
+        if product > MAX_VARIANTS:
+            number = f"{product:,}" if product < HUGE else f"over {HUGE:,}"
+            self._problem(
+                ("axes",),
+                f"the axes multiply to {number} variants; at most {MAX_VARIANTS:,} can be",
+                "leave values out, or write the variants that are wanted under `include`",
+            )
         if "platform" not in self.given.axes and (self.given.axes or not self.given.include):
             self._problem(("axes",), "there is no platform axis", "add `platform: [linux/arm64]`")
 
-    def _exclude(self) -> tuple[list[tuple[Variant, Key]], tuple[Problem, ...]]:
+    def _exclude(self) -> tuple[Iterator[tuple[Variant, Key]], tuple[Problem, ...]]:
         """The product of the axes without what is excluded; warnings for idle excludes."""
         axes = self.given.axes
         rows = [
             dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
         ]
         rows = rows if axes else []
+        having: dict[tuple[str, str], set[int]] = {}
+        for n, row in enumerate(rows):
+            for item in row.items():
+                having.setdefault(item, set()).add(n)
         warnings = []
-        kept = rows
+        every, gone = set(range(len(rows))), set[int]()
         for i, entry in enumerate(self.given.exclude):
-            hit = [row for row in rows if entry.items() <= row.items()]
+            hit = every.intersection(*(having.get(item, set()) for item in entry.items()))
+            gone |= hit
             if not hit:
                 warnings.append(
                     Problem(
@@ -330,26 +338,42 @@ class _Expansion:
                         todo="correct its values, or remove it",
                     )
                 )
-            kept = [row for row in kept if row not in hit]
-        made: list[tuple[Variant, Key]] = []
-        for row in kept:
-            variant = self._from_axes(row)
-            if variant is not None:
-                made.append((variant, ("defaults", "name")))
+        template = self._template() if axes else []
+        made: Iterator[tuple[Variant, Key]] = (
+            (self._from_axes(template, row), ("defaults", "name"))
+            for n, row in enumerate(rows)
+            if n not in gone
+        )
         return made, tuple(warnings)
 
-    def _from_axes(self, row: Mapping[str, str]) -> Variant | None:
-        defaults = self.given.defaults
-        platform = row["platform"]
+    def _template(self) -> list[tuple[str, str | None]]:
+        """``defaults.name`` in pieces: text, and the axis (or None) whose value comes after it."""
+        template, known = self.given.defaults.name, (*self.given.axes, "arch")
+        wrong = ""
         try:
-            name = defaults.name.format(**row, arch=platform.split("/")[1])
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            pieces = [*string.Formatter().parse(template)]
+        except ValueError as error:
+            pieces, wrong = [], str(error)
+        for _, axis, form, conversion in pieces:
+            # Names only: a format such as {axis:>3000000000} would be filled in, too.
+            if axis is not None and (axis not in known or form or conversion):
+                wrong = f"{axis!r} is no axis" if axis not in known else f"{axis!r} takes no format"
+        if wrong:
             self._problem(
                 ("defaults", "name"),
-                f"the name template {defaults.name!r} cannot be filled in: {error}",
-                "known are " + ", ".join(f"{{{axis}}}" for axis in (*row, "arch")),
+                f"the name template {template!r} cannot be filled in: {wrong}",
+                "known are " + ", ".join(f"{{{axis}}}" for axis in known),
             )
-            return None
+            raise ConfigError(list(self.problems))
+        return [(text, axis) for text, axis, _, _ in pieces]
+
+    def _from_axes(
+        self, template: Sequence[tuple[str, str | None]], row: Mapping[str, str]
+    ) -> Variant:
+        defaults = self.given.defaults
+        platform = row["platform"]
+        words = {**row, "arch": platform.split("/")[1]}
+        name = "".join(text + (words[axis] if axis else "") for text, axis in template)
         return self._variant(name, platform, defaults.layers, row)
 
     def _include(self) -> list[tuple[Variant, Key]]:
@@ -427,7 +451,7 @@ class _Expansion:
                 key, f"{variant.name!r} cannot be an image's tag", "use letters, digits, `.-_`"
             )
         layers_key: Key = (*key[:-1], "layers")
-        for name in sorted({name for name in variant.layers if variant.layers.count(name) > 1}):
+        for name in sorted(name for name, n in Counter(variant.layers).items() if n > 1):
             self._problem(
                 layers_key,
                 f"variant {variant.name} has the layer {name} more than once",
@@ -503,7 +527,7 @@ class _Expansion:
         """The variants of each group, or of each channel."""
         chosen: dict[str, tuple[str, ...]] = {}
         for one, entries in given.items():
-            found: list[str] = []
+            found: dict[str, None] = {}
             for i, entry in enumerate(entries):
                 hit = [name for name in names if fnmatch.fnmatchcase(name, entry)]
                 if not hit:
@@ -512,6 +536,6 @@ class _Expansion:
                         f"{kind.removesuffix('s')} {one}: {entry!r} is no variant",
                         wellformed.nearest(entry, names),
                     )
-                found += [name for name in hit if name not in found]
+                found |= dict.fromkeys(hit)
             chosen[one] = tuple(found)
         return chosen

@@ -15,6 +15,8 @@ PYTHON = r"^3\.\d+$"
 PLATFORMS: tuple[Platform, ...] = ("linux/amd64", "linux/arm64")
 
 
+Value = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]+$", max_length=128)]
+"""The name of a pin's value, such as a version."""
 COMMIT = r"^[0-9a-f]{40}$"
 """A whole git commit: an abbreviated one can be fetched from no server."""
 
@@ -92,6 +94,15 @@ class WheelsPin(Strict):
 Pin = Annotated[DebianPin | DebPin | ImagePin | GitPin | WheelsPin, Field(discriminator="kind")]
 
 
+PYTHON_ARGUMENT = "PYTHON_VERSION"
+"""The build argument that is Python's X.Y."""
+
+
+def version_argument(pin: str) -> str:
+    """The build argument that is a pin's version, in the layers that use the pin."""
+    return f"{pin.upper().replace('-', '_')}_VERSION"
+
+
 class WheelsUse(Strict):
     """Which wheels of a pin a layer takes."""
 
@@ -116,6 +127,8 @@ class SourceUse(Strict):
     arch_list: str = Field(description="torch_cuda_arch_list, such as 12.1a")
 
 
+MAX_LAYERS = 125
+"""Of an image: the engine stacks no more. https://github.com/moby/moby/blob/master/layer/layer.go"""
 LAYER = "layer"
 """Stands for the layer below among the images of a source."""
 
@@ -148,7 +161,7 @@ class LayerSpec(Strict):
             images = sorted({name for name in self.source.images.values() if name != LAYER})
             found.append(("source", self.source.pin, ("git",)))
             found += [("source", name, ("image",)) for name in images]
-        return (*found, *(("pins", name, KINDS) for name in self.pins))
+        return (*found, *(("pins", name, KINDS) for name in dict.fromkeys(self.pins)))
 
     def uses(self) -> tuple[str, ...]:
         """Every pin that the layer needs a value of."""
@@ -170,8 +183,10 @@ class AnswerSpec(Strict):
 class Defaults(Strict):
     """What every variant has that does not say otherwise."""
 
-    name: str = Field(description="template over the axes and {arch}")
-    layers: list[Name] = Field(min_length=1, description="from the lowest up")
+    name: str = Field(max_length=1000, description="template over the axes and {arch}")
+    layers: list[Name] = Field(
+        min_length=1, max_length=MAX_LAYERS, description="from the lowest up"
+    )
     entrypoint: list[str] = Field(default=[])
     cmd: list[str] = Field(default=[])
     answer: AnswerSpec | None = None
@@ -180,9 +195,9 @@ class Defaults(Strict):
 class Include(Strict):
     """A variant of its own, beside the product of the axes."""
 
-    name: str
+    name: str = Field(max_length=128)
     platform: Platform
-    layers: list[Name] | None = Field(default=None, min_length=1)
+    layers: list[Name] | None = Field(default=None, min_length=1, max_length=MAX_LAYERS)
     entrypoint: list[str] | None = None
     cmd: list[str] | None = None
     answer: AnswerSpec | None = None
@@ -212,7 +227,7 @@ class MatrixFile(Strict):
         pattern=r"^[a-z0-9]+([._/-][a-z0-9]+)*$", description="images are <repository>:<variant>"
     )
     source: str | None = Field(default=None, description="address for the OCI source label")
-    pins: dict[Name, dict[str, Pin]] = Field(description="pin name, then value, then what it is")
+    pins: dict[Name, dict[Value, Pin]] = Field(description="pin name, then value, then what it is")
     layers: dict[Name, LayerSpec]
     defaults: Defaults
     axes: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(default={})

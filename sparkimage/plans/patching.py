@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from sparkimage import yamlfile
+from sparkimage import wellformed, yamlfile
 from sparkimage.errors import ConfigError, Problem
 from sparkimage.plans.model import COMMIT
 from sparkimage.plans.strict import Name, Strict
@@ -27,7 +27,7 @@ PATCHES = "patches"
 """Stands in the lock where a pin's name does, for the patches, whose values are their names."""
 SHA256 = r"^[0-9a-f]{64}$"
 PART = r"^[0-9a-f]{7,40}$"
-RELATIVE = r"^[^/\s].*$"
+RELATIVE = r"^[^/\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"
 
 
 class Origin(Strict):
@@ -103,10 +103,7 @@ def load(path: Path) -> Mapping[str, Patch]:
     if not path.is_file():
         return {}
     document = yamlfile.load(path)
-    try:
-        found = PatchFile.model_validate(document.data).patches
-    except ValidationError as error:
-        raise ConfigError([_problem(document, one) for one in error.errors()]) from None
+    found = wellformed.parse(document, PatchFile).patches
     problems = [
         Problem(file=document.file, line=document.line(("patches", name)), what=what, todo=todo)
         for name, patch in found.items()
@@ -115,17 +112,6 @@ def load(path: Path) -> Mapping[str, Patch]:
     if problems:
         raise ConfigError(problems)
     return found
-
-
-def _problem(document: yamlfile.Document, error: Any) -> Problem:
-    key = tuple(part for part in error["loc"] if part != "[key]")
-    known = " (known are " + ", ".join(Patch.model_fields) + ")" if len(key) == 3 else ""
-    return Problem(
-        file=document.file,
-        line=document.line(key),
-        what=f"{'.'.join(map(str, key)) or 'the file'}: {error['msg']}",
-        todo=f"correct it{known}",
-    )
 
 
 def _check(name: str, patch: Patch) -> list[tuple[str, str]]:
@@ -139,6 +125,8 @@ def _check(name: str, patch: Patch) -> list[tuple[str, str]]:
                 "a diff names its own paths; a replacing file needs `replaces`",
             )
         )
+    if patch.expects is not None and patch.replaces is None:
+        wrong.append((f"patch {name} has `expects` without `replaces`", "leave `expects` out"))
     paths = (patch.file, patch.replaces, patch.origin.path if patch.origin else None)
     wrong += [
         (f"patch {name}: the path {path!r} leads out of its folder", "write it without `..`")

@@ -26,6 +26,7 @@ from sparkimage.plans.lock import (
 from sparkimage.plans.matrix import Matrix, Variant
 from sparkimage.plans.model import (
     LAYER,
+    PYTHON_ARGUMENT,
     AnswerSpec,
     DebianPin,
     DebPin,
@@ -34,6 +35,7 @@ from sparkimage.plans.model import (
     Pin,
     SourceUse,
     WheelsPin,
+    version_argument,
 )
 from sparkimage.plans.patching import PATCHES, Patch, State, Verdict
 from sparkimage.plans.plan import (
@@ -152,11 +154,11 @@ class _Making:
         args = {"TRIPLET": ARCHES[variant.arch].triplet}
         python = _python({pin: self._pin(pin) for pin in variant.pins})
         if python is not None:
-            args["PYTHON_VERSION"] = python
+            args[PYTHON_ARGUMENT] = python
         for used in spec.uses():
             pin = self._pin(used)
             if not isinstance(pin, DebianPin):
-                args[f"{used.upper().replace('-', '_')}_VERSION"] = str(pin.version)
+                args[version_argument(used)] = str(pin.version)
         find_links = None
         if spec.wheels is not None:
             pin = self._pin(spec.wheels.pin)

@@ -218,13 +218,3 @@ def fitting(profiles: Mapping[str, Profile], variant: str) -> list[str]:
         for name, one in profiles.items()
         if any(fnmatch.fnmatchcase(variant, glob) for glob in one.variants)
     ]
-
-
-def known_keys(parent: Key) -> list[str]:
-    """The keys of a profile at a place below ``profiles.NAME``."""
-    place = tuple(str(part) for part in parent)
-    if place == ("serve",):
-        return list(Serve.model_fields)
-    if place == ("serve", "speculative"):
-        return list(Speculative.model_fields)
-    return list(Profile.model_fields)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from sparkimage import yamlfile
-from sparkimage.errors import ConfigError, Problem
+from sparkimage import wellformed, yamlfile
 from sparkimage.plans.strict import Strict
 
 FILE = "static.yaml"
@@ -88,7 +87,7 @@ class Leftover(Strict):
     """What a build step must not leave behind."""
 
     name: Text
-    pattern: Text
+    pattern: re.Pattern[str]
     reason: Text
 
 
@@ -122,20 +121,7 @@ def load(project: Path | None) -> Rules:
     file = project / FILE if project is not None else None
     if file is None or not file.is_file():
         return own()
-    document = yamlfile.load(file)
-    try:
-        return own().and_more(Rules.model_validate(document.data))
-    except ValidationError as error:
-        problems = [
-            Problem(
-                file=file.name,
-                line=document.line(tuple(one["loc"])),
-                what=f"{'.'.join(map(str, one['loc']))}: {one['msg']}",
-                todo="the form is that of sparkimage/data/static.yaml",
-            )
-            for one in error.errors()
-        ]
-        raise ConfigError(problems) from None
+    return own().and_more(wellformed.parse(yamlfile.load(file), Rules))
 
 
 def checksum_text(project: Path) -> bytes:

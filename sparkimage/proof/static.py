@@ -344,7 +344,7 @@ _SITE = re.compile(r"^(run/ca\.pem|run/secrets/.+|usr/local/share/ca-certificate
 
 def _layers(s: _Subject) -> Iterator[Compared]:
     for rule in s.rules.leftovers:
-        pattern = re.compile(rule.pattern)
+        pattern = rule.pattern
         left = [str(entry) for entry in s.every_own if entry.is_file and pattern.search(entry.path)]
         yield rule.name, f"{rule.name} in any layer of ours", left[:SHOWN], []
     patched = _patched(s.plan)

@@ -95,7 +95,13 @@ def items(read: Matrix, key: Key) -> tuple[Item, ...]:
         )
         before = sha256("before")
         targets = (
-            Target(commit=fork.commit, before=before, after=text.sha256, size=1, path="a/b")
+            Target(
+                commit=fork.commit.ljust(40, "0"),
+                before=before,
+                after=text.sha256,
+                size=1,
+                path="a/b",
+            )
             for fork in forks
             if fork.kind == "git"
         )

@@ -131,7 +131,7 @@ GOOD = lock.dump(made_of({("p", "1"): entry("linux/arm64")}))
         ("a 1.0 3", "a 1.0 three", "is damaged"),
         ("a 1.0 3", "a 1.0", "is damaged"),
         ("asked:", "axed:", "is damaged"),
-        ("linux/arm64:\n", "linux/arm64: [\n", "cannot be read"),
+        ("linux/arm64:\n", "linux/arm64: [\n", "is damaged: this is no YAML"),
         ("version: 2", "version: 1", "is not a lock of version 2"),
         ("- wheel", "- wheal", "is damaged"),
         ("matrix:", "matrx:", "is damaged"),
@@ -150,7 +150,7 @@ def test_a_missing_lock_is_told_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(LockError, match=r"^matrix.lock is missing$") as error:
         lock.load(tmp_path / "matrix.lock")
     assert error.value.hint == lock.REMEDY
-    with pytest.raises(LockError, match="cannot be read"):
+    with pytest.raises(LockError, match="is damaged: the file cannot be read"):
         lock.load(tmp_path)
 
 
@@ -184,21 +184,38 @@ names = st.text(st.characters(max_codepoint=0xD7FF, exclude_categories=["Cc", "C
                 max_size=40)  # fmt: skip
 
 
+some: dict[str, st.SearchStrategy[list[Item]]] = {
+    word: st.lists(one, min_size=1, max_size=3) for word, one in items.items()
+}
+patched = st.tuples(items["patch"], some["target"]).map(lambda both: (both[0], *both[1]))
+lines: dict[str, st.SearchStrategy[tuple[Item, ...]]] = {
+    "wheels": some["wheel"].map(tuple),
+    "deb": some["deb"].map(tuple),
+    "debian": some["deb"].map(tuple),
+    "image": st.tuples(items["image"]),
+    "git": st.tuples(items["commit"]),
+    "replace": patched,
+    "diff": patched,
+}
+
+
 def entries(kind: str) -> st.SearchStrategy[Entry]:
-    lists = st.lists(items[kind], min_size=1, max_size=3).map(tuple)
-    asked = st.dictionaries(names, names | st.lists(names) | st.none(), max_size=3)
+    asked = st.dictionaries(names, names | st.lists(names) | st.none(), max_size=3).map(
+        lambda more: {**more, "kind": kind}
+    )
     platforms = st.dictionaries(
-        st.sampled_from(["linux/arm64", "linux/amd64", ANY]), lists, min_size=1
+        st.sampled_from(["linux/arm64", "linux/amd64", ANY]), lines[kind], min_size=1
     )
     resolved = st.builds(Entry, asked=asked, platforms=platforms)
     return resolved | st.builds(Entry, asked=asked, unresolved=readable)
 
 
-def test_every_kind_of_item_has_its_strategy() -> None:
+def test_every_kind_has_its_strategy() -> None:
     assert set(items) == set(lock.WORDS)
+    assert set(lines) == set(lock.HOLDS)
 
 
-@pytest.mark.parametrize("kind", items)
+@pytest.mark.parametrize("kind", lines)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_a_lock_reads_as_it_was_written(
@@ -225,7 +242,9 @@ def unordered(entry: Entry) -> tuple[object, ...]:
 
 def patching(path: str) -> Lock:
     target = Target(commit="a" * 40, before=MISSING, after="b" * 64, size=1, path=path)
-    return made_of({(PATCHES, "x"): Entry(asked={}, platforms={ANY: (target,)})})
+    text = PatchText(size=1, sha256="c" * 64)
+    entry = Entry(asked={"kind": "replace"}, platforms={ANY: (target, text)})
+    return made_of({(PATCHES, "x"): entry})
 
 
 UNQUOTED = {
@@ -233,7 +252,7 @@ UNQUOTED = {
     "a path with a comment's sign": patching("a #b"),
     "a path with a colon": patching("a: b"),
     "a reason beyond the basic plane": made_of(
-        {("x", "1"): Entry(asked={}, unresolved="\N{COLLISION SYMBOL}")}
+        {("x", "1"): Entry(asked={"kind": "git"}, unresolved="\N{COLLISION SYMBOL}")}
     ),
 }
 

@@ -78,8 +78,8 @@ def test_the_file_is_read(tmp_path: Path) -> None:
     [
         ("version: 1", "version: 2", 1, "version"),
         ("kind: replace", "kind: replaces", 4, "patches.one.kind"),
-        ("    purpose: why\n    file", "    file", 3, "patches.one.purpose: Field required"),
-        ("file: one.py", "fiel: one.py", 6, "patches.one.fiel"),
+        ("    purpose: why\n    file", "    file", 3, "patches.one.purpose is missing"),
+        ("file: one.py", "fiel: one.py", 6, "unknown key 'fiel' in patches.one"),
         ("file: one.py", "file: /one.py", 6, "patches.one.file"),
         ("file: one.py", "file: ../one.py", 3, "the path '../one.py' leads out of its folder"),
         ("path: two.diff", "path: a/../two.diff", 10, "the path 'a/../two.diff' leads out"),
@@ -94,6 +94,14 @@ def test_the_file_is_read(tmp_path: Path) -> None:
         ("file: one.py\n    ", "", 3, "either `origin` or `file`"),
         ("kind: diff", "kind: diff\n    file: x", 10, "either `origin` or `file`"),
         ("kind: replace", "kind: diff", 3, "of kind diff, and `replaces` goes with kind replace"),
+        (
+            "kind: diff",
+            "kind: diff\n    expects: " + "a" * 64,
+            10,
+            "has `expects` without `replaces`",
+        ),
+        ("file: one.py", 'file: "one\\0.py"', 6, "patches.one.file"),
+        ("[aaaaaaa]", "aaaaaaa", 9, "patches.one.needed_by must be a list, but is 'aaaaaaa'"),
         ("kind: diff", "kind: replace", 10, "of kind replace, and `replaces` goes with kind"),
     ],
 )
