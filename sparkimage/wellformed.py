@@ -37,6 +37,7 @@ LIMITS = {
     "string_too_short": "at least {min_length} character must be here",
     "literal_error": "it must be {expected}",
     "enum": "it must be {expected}",
+    "int_parsing_size": "it must be a smaller number",
     "union_tag_invalid": "give it `kind:` and one of {expected_tags}",
     "union_tag_not_found": "give it `kind:`",
 }
@@ -138,7 +139,7 @@ def _problem(
     value = {list: "a list", dict: "a mapping", NoneType: "empty"}.get(
         type(given), shown(word) if word is not None else shown(given, quote=True)
     )
-    about = f": {place.about}" if place.about else ""
+    about = f" ({place.about})" if place.about else ""
     what, todo = f"{where} cannot be {value}", f"write something else{about}"
     if kind == "extra_forbidden":
         what = f"unknown key {shown(last, quote=True)} in {spell(key[:-1])}"
@@ -150,7 +151,7 @@ def _problem(
     elif kind in WANTED:
         what = f"{where} must be {WANTED[kind]}, but is {value}"
         before = "" if not key else f"{last}: " if isinstance(key[-1], str) else "- "
-        todo = f"{WANTED[kind]} is wanted here: `{before}{_example(place.wanted)}`{about}"
+        todo = f"{WANTED[kind]} is wanted here: `{before}{_example(place.wanted, value)}`{about}"
     elif kind == "string_pattern_mismatch":
         what = f"{where}: {value} does not have the right form"
         todo = f"it must match {error['ctx']['pattern']}{about}"
@@ -160,15 +161,15 @@ def _problem(
     return Problem(file=document.file, line=document.line(key), what=what, todo=todo)
 
 
-def _example(wanted: tuple[Any, ...]) -> str:
-    """What a value of these types looks like."""
+def _example(wanted: tuple[Any, ...], value: str) -> str:
+    """What a value of these types looks like, with the one that is there in a list."""
     if len(wanted) > 1:
         return "{kind: …}"
     (one,) = wanted or (str,)
     if get_origin(one) is dict:
         return "{NAME: …}"
     if get_origin(one) is list:
-        return "[…]"
+        return "[…]" if value in ("a mapping", "empty") else f"[{value}]"
     if isinstance(one, type) and issubclass(one, BaseModel):
         names = [f"{name}: …" for name, field in _fields(one).items() if field.is_required()]
         return "{" + ", ".join(names) + "}"

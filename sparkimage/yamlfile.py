@@ -28,8 +28,8 @@ MAX_DIGITS = 100
 Key = tuple[str | int, ...]
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
-_TEXT = (f"{_TAG}str", f"{_TAG}value", f"{_TAG}merge")
-"""Of scalars that are text; the last two are `=` and `<<`, which have no meaning here."""
+_TEXT = (f"{_TAG}str", f"{_TAG}timestamp", f"{_TAG}value", f"{_TAG}merge")
+"""Of scalars that are text: dates, `=` and `<<` have no meaning of their own here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +173,8 @@ class _Walker:
             return None
         try:
             return self.scalars.construct_object(node)
-        except (yaml.YAMLError, ValueError, OverflowError) as error:
-            reason = getattr(error, "problem", None) or str(error)
-            self._problem(line, f"this value cannot be read: {reason}", "quote it")
+        except ValueError:
+            self._problem(line, f"{node.value} looks like a number, but is none", "quote it")
             return None
 
     def _has_usual_tag(self, node: yaml.Node, usual: str) -> bool:

@@ -29,6 +29,7 @@ def patches(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the patches, and what each one is to each variant of a fork."""
     if context.invoked_subcommand is not None:
         return
+    from rich.markup import escape
     from rich.table import Table
 
     from sparkimage.plans import planning
@@ -49,14 +50,14 @@ def patches(context: typer.Context, as_json: JsonOption = False) -> None:
         address, commit, path = patch.place
         where = f"{path} of {address} at {commit[:12]}" if commit else f"patches/{path}"
         licence = f" ({patch.origin.licence})" if patch.origin else ""
-        terminal.print(f"[bold]{name}[/]: {patch.purpose}", highlight=False)
-        terminal.print(f"  [dim]{patch.kind}: {where}{licence}[/]", highlight=False)
+        terminal.print(f"[bold]{name}[/]: {escape(patch.purpose)}", highlight=False)
+        terminal.print(f"  [dim]{patch.kind}: {escape(where + licence)}[/]", highlight=False)
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         for column in ("  variant", "state", "why"):
             table.add_column(column, overflow="fold")
         for row in rows:
             if row["patch"] == name:
-                table.add_row(f"  {row['variant']}", row["state"], row["reason"])
+                table.add_row(f"  {row['variant']}", row["state"], escape(row["reason"]))
         terminal.print(table)
 
 

@@ -345,7 +345,8 @@ def _items(
     if not kinds:
         wrong((*place[:3], "asked"), "asked is of no known kind")
     elif not problems and kinds[0] in SINGLE and len(single) != 1:
-        wrong(place, f"{platform} must have one line of a {kinds[0].__name__}, not {len(single)}")
+        word = next(word for word, kind in WORDS.items() if kind is kinds[0])
+        wrong(place, f"{platform} must have one `{word}` line, not {len(single)}")
     return tuple(items)
 
 

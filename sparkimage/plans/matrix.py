@@ -235,7 +235,7 @@ class _Expansion:
                     f"layer {name} has no images/{name}/Dockerfile",
                     "make it (it begins `FROM layer`), or remove the layer",
                 )
-            for pin in spec.uses():
+            for pin in spec.uses:
                 if pin not in self.given.pins:
                     self._problem(
                         ("layers", name),
@@ -412,7 +412,7 @@ class _Expansion:
     ) -> Variant:
         defaults = self.given.defaults
         same = entrypoint is None or entrypoint == defaults.entrypoint
-        used = {p for la in layers if la in self.given.layers for p in self.given.layers[la].uses()}
+        used = {p for la in layers if la in self.given.layers for p in self.given.layers[la].uses}
         return Variant(
             name=name,
             platform=platform,
@@ -426,7 +426,7 @@ class _Expansion:
 
     def _check_roles(self, variant: Variant, key: Key, name: str, spec: LayerSpec) -> None:
         """Whether the values of the variant's pins are of the kinds that the layer can use."""
-        for role, pin, kinds in spec.roles():
+        for role, pin, kinds in spec.roles:
             value = variant.pins.get(pin)
             # A value that is not there is a problem of its own.
             found = self.given.pins[pin].get(value) if value is not None else None
@@ -485,14 +485,14 @@ class _Expansion:
                     f"variant {variant.name}: layer {name} does not support {variant.platform}",
                     f"layers.{name}.platforms has {', '.join(spec.platforms)}",
                 )
-            for pin in spec.uses():
+            for pin in spec.uses:
                 if pin not in variant.pins and pin in self.given.pins:
                     self._problem(
                         key,
                         f"variant {variant.name}: layer {name} needs a value for pin {pin}",
                         f"add an axis {pin}, or `pins: {{{pin}: ...}}` to the include",
                     )
-            if all(pin in self.given.pins for pin in spec.uses()):
+            if all(pin in self.given.pins for pin in spec.uses):
                 self._check_roles(variant, key, name, spec)
             if spec.wheels is not None and not spec.wheels.select:
                 if spec.wheels.pin in rest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -148,6 +149,7 @@ class LayerSpec(Strict):
     platforms: list[Platform] = Field(default=list(PLATFORMS), min_length=1)
     args: dict[str, str] = Field(default={}, description="build arguments")
 
+    @cached_property
     def roles(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
         """Every pin that the layer needs a value of: its role, name, and the kinds that do."""
         found: list[tuple[str, str, tuple[str, ...]]] = []
@@ -163,9 +165,10 @@ class LayerSpec(Strict):
             found += [("source", name, ("image",)) for name in images]
         return (*found, *(("pins", name, KINDS) for name in dict.fromkeys(self.pins)))
 
+    @cached_property
     def uses(self) -> tuple[str, ...]:
         """Every pin that the layer needs a value of."""
-        return tuple(dict.fromkeys(name for _, name, _ in self.roles()))
+        return tuple(dict.fromkeys(name for _, name, _ in self.roles))
 
 
 class AnswerSpec(Strict):

@@ -155,7 +155,7 @@ class _Making:
         python = _python({pin: self._pin(pin) for pin in variant.pins})
         if python is not None:
             args[PYTHON_ARGUMENT] = python
-        for used in spec.uses():
+        for used in spec.uses:
             pin = self._pin(used)
             if not isinstance(pin, DebianPin):
                 args[version_argument(used)] = str(pin.version)

@@ -17,6 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparkimage.address import Mirrors
 from sparkimage.building import show
 from sparkimage.errors import ConfigError, LockError
 from sparkimage.fleets import fleet
@@ -86,8 +87,13 @@ def use(folder: Path, name: str, content: bytes) -> ConfigError | LockError | No
         read = matrix.load(folder / "matrix.yaml")
         held = lock.load(folder / "matrix.lock")
         if wrong := lock.check(read, held):
-            return LockError("does not fit", detail="\n".join(wrong), hint=lock.REMEDY)
-        show.as_json(planning.make_all(read, read.variants, held, maker.ORIGIN))
+            if name == "matrix.lock":
+                return LockError("does not fit", detail="\n".join(wrong), hint=lock.REMEDY)
+            held = maker.locked(read)
+        plans = planning.make_all(read, read.variants, held, maker.ORIGIN)
+        show.as_json(plans)
+        show.as_table(plans)
+        show.as_policy(plans, Mirrors(rules=read.mirrors))
         for variant in read.variants:
             planning.judge_patches(read, variant, held)
     except (ConfigError, LockError) as error:
@@ -165,7 +171,7 @@ def structure_of(draw: st.DrawFn, data: Any) -> bytes:
         (where, key), (there, other) = draw(st.sampled_from(every)), draw(st.sampled_from(every))
         how = draw(st.sampled_from(["value", "value", "value", "move", "name", "wrap", "drop"]))
         if how == "value":
-            where[key] = draw(st.sampled_from(VALUES))
+            where[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
         elif how == "move":
             where[key] = copy.deepcopy(there[other])
         elif how == "wrap":

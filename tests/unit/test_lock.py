@@ -130,7 +130,32 @@ GOOD = lock.dump(made_of({("p", "1"): entry("linux/arm64")}))
         ("a" * 64, "g" * 64, "is damaged"),
         ("a 1.0 3", "a 1.0 three", "is damaged"),
         ("a 1.0 3", "a 1.0", "is damaged"),
-        ("asked:", "axed:", "is damaged"),
+        ("asked:", "axed:", "is damaged: pin p 1, asked is missing .line 13.$"),
+        (
+            "asked: {",
+            "asked: x #",
+            "is damaged: pin p 1, asked must be a mapping, but is 'x' .line",
+        ),
+        ('"kind": "wheels"', '"kind": "wheel"', "is damaged: pin p 1: asked is of no known kind"),
+        ('"kind": "wheels"', '"kind": []', "is damaged: pin p 1: asked is of no known kind"),
+        ('"kind": "wheels"', '"kind": "git"', "is damaged: pin p 1: 'wheel a .* of another kind"),
+        ("3 a", f"{'9' * 16} a", "is damaged: pin p 1: 'wheel a .* has no size in its place .line"),
+        ("platforms:", "platforms: x #", "is damaged"),
+        ("linux/arm64:", "linux/riscv64:", "is damaged: pin p 1, platforms.linux/riscv64"),
+        ("- wheel", "wheel", "is damaged: pin p 1, platforms.linux/arm64 must be a list"),
+        (
+            "- wheel",
+            "- [x]\n          - wheel",
+            "is damaged: pin p 1, platforms.linux/arm64.0 must",
+        ),
+        (
+            "asked:",
+            "unresolved: !!bool x\n      asked:",
+            "is damaged: the tag `!!bool` has no mean",
+        ),
+        ("asked:", "unresolved: 3\n      asked:", "is damaged: pin p 1, unresolved must be text"),
+        ("asked:", "asked: {}\n      asked:", "is damaged: the key 'asked' stands here twice"),
+        ('"p":', "[p]:", "is damaged: a key must be a plain word"),
         ("linux/arm64:\n", "linux/arm64: [\n", "is damaged: this is no YAML"),
         ("version: 2", "version: 1", "is not a lock of version 2"),
         ("- wheel", "- wheal", "is damaged"),
@@ -144,6 +169,27 @@ def test_damage_is_told_with_the_remedy(tmp_path: Path, old: str, new: str, what
     with pytest.raises(LockError, match=f"^matrix.lock {what}") as error:
         lock.load(path)
     assert error.value.hint == lock.REMEDY
+
+
+def test_all_damage_is_in_one_report(tmp_path: Path) -> None:
+    text = GOOD.replace("linux/arm64:", "linux/arm64:\n          - a\n          - b")
+    (tmp_path / "matrix.lock").write_text(text)
+    with pytest.raises(LockError) as error:
+        lock.load(tmp_path / "matrix.lock")
+    assert "pin p 1: 'a' is no line of a lock" in error.value.message
+    assert "pin p 1: 'b' is no line of a lock" in error.value.detail
+
+
+def test_an_image_is_one_line(tmp_path: Path) -> None:
+    image = PinnedImage(name="a", digest="sha256:" + "a" * 64, tagged="sha256:" + "b" * 64)
+    for items in ((), (image, replace(image, name="b"))):
+        made = Entry(asked={"kind": "image"}, platforms={"linux/arm64": items})
+        text = lock.dump(made_of({("p", "1"): made}))
+        (tmp_path / "matrix.lock").write_text(
+            text.replace("arm64:", "arm64:" + " []" * (not items))
+        )
+        with pytest.raises(LockError, match="pin p 1: linux/arm64 must have one `image` line"):
+            lock.load(tmp_path / "matrix.lock")
 
 
 def test_a_missing_lock_is_told_with_the_remedy(tmp_path: Path) -> None:

@@ -301,6 +301,116 @@ def test_a_layer_stands_in_a_variant_once(tmp_path: Path) -> None:
         maker.write(tmp_path, maker.document({"os": {"trixie": maker.OS}}, layers, [variant]))
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("python", "the build argument PYTHON_VERSION is Python's X.Y"),
+        ("n_ccl", "the build argument N_CCL_VERSION is the version of pin n-ccl"),
+    ],
+)
+def test_a_pin_may_not_take_a_build_argument_of_another(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    pins = {"os": {"trixie": maker.OS}, "n-ccl": {"2.30.0": maker.NCCL}, name: {"1.0.0": maker.APP}}
+    layers = {"low": {"base": "os", "pins": [name]}}
+    variant = maker.include("v", *layers, os="trixie", **{name: "1.0.0"})
+    with pytest.raises(ConfigError, match="1 problem") as error:
+        maker.write(tmp_path, maker.document(pins, layers, [variant]))
+    assert f"a pin cannot be called {name!r}: {said}" in error.value.detail
+
+
+WORDS = """\
+version: 1
+repository: a/b
+pins:
+  g: {"1.0.0": {kind: git, repository: "https://x/y.git", ref: v1, commit: 01234567, version: 1.10,
+                python: 3.10}}
+  i: {"1.0.0": {kind: image, image: "a:1", python: 3}, "2.0.0": {kind: image, image: [a]}}
+layers:
+  base: {source: g, pins: g, platforms: []}
+  up:
+defaults: {name: [x], layers: [base], answer: {args: [], says: ""}}
+exclude: [{platform: [linux/arm64]}]
+include: [x]
+groups: {default: {a: b}}
+profiles: {p: {variants: ["*"], nodes: "2", rdma: yes please, serve: {max_model_len: 1.5,
+               compilation: [a]}}}
+"""
+
+
+def test_problems_are_in_the_words_of_the_file(project: Path) -> None:
+    assert problems(project, WORDS) == [
+        (4, "pins.g.1.0.0.commit must be text, but is 01234567", 'quote it: "01234567"'),
+        (4, "pins.g.1.0.0.version must be text, but is 1.10", 'quote it: "1.10"'),
+        (4, "unknown key 'ref' in pins.g.1.0.0",
+         "known are branch, commit, kind, python, repository, version"),
+        (5, "pins.g.1.0.0.python must be text, but is 3.10", 'quote it: "3.10"'),
+        (6, "pins.i.1.0.0.python must be text, but is 3", 'quote it: "3"'),
+        (6, "pins.i.2.0.0.image must be one word, but is a list",
+         "one word is wanted here: `image: …` (NAME:TAG, and @sha256:… where its digest is known)"),
+        (8, "layers.base.pins must be a list, but is 'g'",
+         "a list is wanted here: `pins: ['g']` (pins of which only the version is needed)"),
+        (8, "layers.base.platforms is empty", "at least 1 entry must be here"),
+        (8, "layers.base.source must be a mapping, but is 'g'",
+         ("a mapping is wanted here: `source: {pin: …, dockerfile: …, target: …, images: …, "
+         "jobs: …, threads: …, arch_list: …}`")),
+        (9, "layers.up must be a mapping, but is empty", "a mapping is wanted here: `up: {}`"),
+        (10, "defaults.answer.says is empty",
+         "at least 1 character must be here (what its output then holds)"),
+        (10, "defaults.name must be one word, but is a list",
+         "one word is wanted here: `name: …` (template over the axes and {arch})"),
+        (11, "exclude.0.platform must be one word, but is a list",
+         "one word is wanted here: `platform: …`"),
+        (12, "include.0 must be a mapping, but is 'x'",
+         "a mapping is wanted here: `- {name: …, platform: …}`"),
+        (13, "groups.default must be a list, but is a mapping",
+         "a list is wanted here: `default: […]`"),
+        (14, "profiles.p.nodes must be a whole number, but is '2'",
+         "a whole number is wanted here: `nodes: 1`"),
+        (14, "profiles.p.rdma must be true or false, but is 'yes please'",
+         ("true or false is wanted here: `rdma: true` (NCCL must use InfiniBand or RoCE; default: "
+         "with several nodes)")),
+        (14, "profiles.p.serve.max_model_len must be a whole number, but is 1.5",
+         "a whole number is wanted here: `max_model_len: 1` (tokens of context)"),
+        (15, "profiles.p.serve.compilation must be a mapping, but is a list",
+         "a mapping is wanted here: `compilation: {NAME: …}` (--compilation-config)"),
+    ]  # fmt: skip
+
+
+def test_a_product_beyond_the_limit_is_not_computed(project: Path) -> None:
+    names = [f"p{n}" for n in range(40)]
+    pins = "".join(f"  {n}: {{a: {{kind: debian, suite: a}}, b: {{kind: debian, suite: b}}}}\n"
+                   for n in names)  # fmt: skip
+    axes = "".join(f"  {n}: [a, b]\n" for n in names)
+    text = GOOD.replace("pins:\n", "pins:\n" + pins, 1)
+    few = text.replace("axes:\n", "axes:\n" + "".join(axes.splitlines(keepends=True)[:13]))
+    assert problems(project, few) == [
+        (56, "the axes multiply to 32,768 variants; at most 10,000 can be",
+         "leave values out, or write the variants that are wanted under `include`"),
+    ]  # fmt: skip
+    ((_, what, _),) = problems(project, text.replace("axes:\n", "axes:\n" + axes))
+    assert "4,398,046,511,104 variants" in what
+    many = axes.replace("b]", "b" + ", b" * 100 + "]")
+    ((_, what, _),) = problems(project, text.replace("axes:\n", "axes:\n" + many))
+    assert "over 1,000,000,000,000,000,000 variants" in what
+
+
+def test_the_same_problem_of_many_variants_is_told_of_some(project: Path) -> None:
+    values = ", ".join(f"v{n}" for n in range(9000))
+    made = ", ".join(f"v{n}: *d" for n in range(1, 9000))
+    text = GOOD.replace(
+        "    trixie: {kind: debian, suite: trixie}",
+        f"    {{v0: &d {{kind: debian, suite: trixie}}, {made}}}",
+    )
+    text = text.replace("debian: [trixie]", f"debian: [{values}]").replace(
+        'nccl: ["2.30.4", "2.30.7"]\nex', 'nccl: ["2.30.4"]\nex'
+    )
+    text = text.replace("[linux/arm64, linux/amd64]\n", "[linux/arm64]\n")
+    found = problems(project, text.replace('"n{nccl}-{arch}"', '"n {debian}"'))
+    assert len(found) == 100
+    assert len(load(project, text.replace("n{nccl}-{arch}", "n2.30.4-{debian}")).variants) == 9000
+
+
 def test_an_idle_exclude_is_a_warning(project: Path) -> None:
     read = load(project, GOOD.replace("linux/amd64, nccl", "linux/arm64, debian: sid, nccl"))
     assert [(w.line, w.what) for w in read.warnings] == [(21, "this exclude matches no variant")]

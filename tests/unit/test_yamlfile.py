@@ -41,10 +41,9 @@ def test_every_key_has_its_line_and_a_missing_one_its_parents(tmp_path: Path) ->
         (b"a: 1\nb: \x00", 2, "the control character U+0000 is not allowed"),
         (b"a: 1\nb: \xff", 2, "the file is not UTF-8"),
         (b'a: "\\ud800"', 1, "invalid Unicode character escape code"),
-        (b"a: 1\nb: 2024-13-45", 2, "month must be in 1..12"),
         (b"a: !foo bar", 1, "the tag `!foo` has no meaning here"),
         (b"a: 1\nb: !!bool maybe", 2, "the tag `!!bool` has no meaning here"),
-        (b"a: !!timestamp x", 1, "the tag `!!timestamp` has no meaning here"),
+        (b"a: !!binary x", 1, "the tag `!!binary` has no meaning here"),
         (b"a: !!set {x: }", 1, "the tag `!!set` has no meaning here"),
         (b"a: !!python/tuple [x]", 1, "the tag `!!python/tuple` has no meaning here"),
         (b"a: 1\nb: *nothing", 2, "undefined alias"),
@@ -52,7 +51,7 @@ def test_every_key_has_its_line_and_a_missing_one_its_parents(tmp_path: Path) ->
         (b"a: 1" + b"1" * 5000, 1, "this number is longer than 100 digits"),
         (b"a: 0x" + b"f" * 5000, 1, "this number is longer than 100 digits"),
         (b"a: 1" + b":59" * 5000, 1, "this number is longer than 100 digits"),
-        (b"a: 0b_", 1, "this value cannot be read"),
+        (b"a: 0b_", 1, "0b_ looks like a number, but is none"),
         (b"a: &a [*a]", 1, "an alias contains itself"),
         (b"a: [b\nc: d", 2, "this is no YAML"),
     ],
@@ -64,7 +63,7 @@ def test_what_is_refused(tmp_path: Path, content: bytes, line: int, what: str) -
 
 
 def test_every_problem_is_in_one_report(tmp_path: Path) -> None:
-    found = refused(tmp_path, b"a: 2024-13-45\nb: 1\nb: 2\nc: !foo x\n")
+    found = refused(tmp_path, b"a: 0b_\nb: 1\nb: 2\nc: !foo x\n")
     assert [line for line, _ in found] == [1, 3, 4]
 
 
@@ -83,9 +82,9 @@ def test_an_alias_is_the_value_that_it_names(tmp_path: Path) -> None:
 
 def test_a_value_that_is_no_text_is_kept_as_it_is_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
-    path.write_text("a: 3.10\nb: [0x10, yes, '3.10', =, <<]\n")
+    path.write_text("a: 3.10\nb: [0x10, yes, '3.10', =, <<, 2024-13-45]\n")
     document = yamlfile.load(path)
-    assert document.data == {"a": 3.1, "b": [16, True, "3.10", "=", "<<"]}
+    assert document.data == {"a": 3.1, "b": [16, True, "3.10", "=", "<<", "2024-13-45"]}
     assert document.words == {("a",): "3.10", ("b", 0): "0x10", ("b", 1): "yes"}
 
 
