@@ -22,6 +22,9 @@ COMMIT = r"^[0-9a-f]{40}$"
 """A whole git commit: an abbreviated one can be fetched from no server."""
 
 
+REQUIREMENT = r"^[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._-]+(,[A-Za-z0-9._-]+)*\])?==[^\s;,*]+$"
+
+
 class DebianPin(Strict):
     """A Debian suite's minimal root, and packages beside it."""
 
@@ -83,8 +86,8 @@ class WheelsPin(Strict):
     """Python wheels, resolved together into hash-pinned requirements."""
 
     kind: Literal["wheels"]
-    require: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[^\s;,*]+$")]] = (
-        Field(min_length=1, description="exact requirements, NAME==VERSION")
+    require: list[Annotated[str, Field(pattern=REQUIREMENT)]] = Field(
+        min_length=1, description="exact requirements, NAME==VERSION or NAME[EXTRA,…]==VERSION"
     )
     exclude: list[str] = Field(default=[], description="projects that another pin provides")
     python: str = Field(pattern=PYTHON, description="Python's X.Y in the image, quoted")

@@ -367,7 +367,29 @@ class _Shared:
             if key not in self.split:
                 self.split[key] = _split(self.matrix, variant, self.lock, pin, names)
             given |= self.split[key]
+        if len(by_pin) > 1:
+            self._refuse_twice(variant, by_pin, given)
         return given
+
+    def _refuse_twice(
+        self,
+        variant: Variant,
+        by_pin: Mapping[str, Sequence[str]],
+        given: Mapping[str, tuple[Wheel, ...]],
+    ) -> None:
+        """One project of two pins: files of the upper layer would replace those of the lower."""
+        known: dict[str, tuple[str, str]] = {}
+        for pin, names in by_pin.items():
+            for wheel in (wheel for name in names for wheel in given[name]):
+                other, version = known.setdefault(wheel.name, (pin, wheel.version))
+                if other != pin:
+                    raise LockError(
+                        f"variant {variant.name}: pins {other} {variant.pins[other]} and {pin} "
+                        f"{variant.pins[pin]} both bring {wheel.name} ({version} and "
+                        f"{wheel.version})",
+                        hint=f"add `exclude: [{wheel.name}]` to one of the two in "
+                        f"{self.matrix.file.name}, then run `python build.py lock`",
+                    )
 
     def lock_checksum(self, variant: Variant, keys: Sequence[Key]) -> str:
         """sha256 over ``lock.slice`` of these keys in canonical JSON."""

@@ -559,6 +559,35 @@ def test_every_wheel_goes_to_exactly_one_layer(project: Path) -> None:
         planning.make(read, read.variants[0], locked(read, wheel("torch")), ORIGIN)
 
 
+def test_a_project_of_two_pins_is_an_error(tmp_path: Path) -> None:
+    pins = {"os": {"trixie": maker.OS}, "a": {"1.0.0": maker.APP}, "b": {"2.0.0": maker.APP}}
+    layers = {"low": {"base": "os"}, "x": {"wheels": {"pin": "a"}}, "y": {"wheels": {"pin": "b"}}}
+    variant = maker.include("v", *layers, os="trixie", a="1.0.0", b="2.0.0")
+    read = maker.write(tmp_path, maker.document(pins, layers, [variant]))
+    held = maker.locked(read)
+
+    def entries(*wheels: Wheel) -> Lock:
+        entry = held.entries["b", "2.0.0"]
+        other = Entry(asked=entry.asked, platforms=dict.fromkeys(entry.platforms, wheels))
+        return replace(held, entries={**held.entries, ("b", "2.0.0"): other})
+
+    said = r"^variant v: pins a 1.0.0 and b 2.0.0 both bring lib \(1.0 and 2.0\)$"
+    with pytest.raises(LockError, match=said) as error:
+        planning.make(read, read.variants[0], entries(wheel("x"), wheel("lib", "2.0")), ORIGIN)
+    assert "`exclude: [lib]`" in error.value.hint
+    planning.make(read, read.variants[0], entries(wheel("x")), ORIGIN)
+
+
+def test_a_requirement_may_have_extras(project: Path) -> None:
+    extras = "ray[cgraph,client,default]==2.54.0"
+    pin = load(project, GOOD.replace("nvidia-nccl-cu13==2.30.4", extras)).pins["nccl"]["2.30.4"]
+    assert lock.asked(pin)["require"] == [extras]
+    for wrong in ("ray[]==1", "ray[a==1", "ray[a]", "ray[a]>=1", "ray[a;b]==1"):
+        ((line, what, todo),) = problems(project, GOOD.replace("nvidia-nccl-cu13==2.30.4", wrong))
+        assert (line, "does not have the right form" in what) == (7, True)
+        assert "NAME[EXTRA,…]==VERSION" in todo
+
+
 def test_a_wheel_that_no_layer_takes_is_an_error(project: Path) -> None:
     read = load(project, GOOD.replace("{pin: nccl}", '{pin: nccl, select: ["nv*"]}'))
     with pytest.raises(LockError, match="no layer takes torch"):
