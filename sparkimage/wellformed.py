@@ -42,6 +42,7 @@ LIMITS = {
     "union_tag_not_found": "give it `kind:`",
 }
 """What to do about a value that is of the right type, with the names of the error's context."""
+KINDS_OF_VALUE = {list: "a list", dict: "a mapping", NoneType: "empty"}
 
 
 def dotted(key: Key) -> str:
@@ -91,7 +92,7 @@ def _place(model: type[Strict], loc: tuple[str | int, ...]) -> _Place:
         if part == "[key]":
             continue
         if len(wanted) > 1:
-            wanted = tuple(one for one in wanted if part in _kinds(one))
+            wanted = tuple(member for member in wanted if part in _kinds(member))
             continue
         if not wanted:
             break
@@ -113,9 +114,8 @@ def _options(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) is Annotated:
         return _options(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return tuple(
-            o for one in get_args(annotation) if one is not NoneType for o in _options(one)
-        )
+        members = (member for member in get_args(annotation) if member is not NoneType)
+        return tuple(option for member in members for option in _options(member))
     return (annotation,)
 
 
@@ -134,19 +134,18 @@ def _problem(
     place = _place(model, error["loc"])
     key, kind, given = place.key, error["type"], error["input"]
     where, last = spell(key), shown(str(key[-1])) if key else ""
-    # A value that is no text as it is in the file, not as Python writes it.
-    word = document.words.get(key) if error["loc"][-1:] != ("[key]",) else None
-    value = {list: "a list", dict: "a mapping", NoneType: "empty"}.get(
-        type(given), shown(word) if word is not None else shown(given, quote=True)
-    )
+    value = KINDS_OF_VALUE.get(type(given)) or shown(given, quote=True)
+    if key in document.words and given is not None and not isinstance(given, str):
+        # As it is in the file, not as Python writes it: 3.10 is the number 3.1.
+        value = shown(document.words[key])
     about = f" ({place.about})" if place.about else ""
     what, todo = f"{where} cannot be {value}", f"write something else{about}"
     if kind == "extra_forbidden":
         what = f"unknown key {shown(last, quote=True)} in {spell(key[:-1])}"
-        todo = nearest(last, [name for one in place.around for name in _fields(one)])
+        todo = nearest(last, [name for around in place.around for name in _fields(around)])
     elif kind == "missing":
         what, todo = f"{where} is missing", f"add `{last}:`{about}"
-    elif kind == "string_type" and not isinstance(given, list | dict | None):
+    elif kind == "string_type" and type(given) not in KINDS_OF_VALUE:
         what, todo = f"{where} must be text, but is {value}", f'quote it: "{value}"'
     elif kind in WANTED:
         what = f"{where} must be {WANTED[kind]}, but is {value}"
@@ -157,7 +156,7 @@ def _problem(
         todo = f"it must match {error['ctx']['pattern']}{about}"
     elif kind in LIMITS:
         what = f"{where} is {value if given not in ('', [], {}) else 'empty'}"
-        todo = LIMITS[kind].format_map(error["ctx"]) + about
+        todo = LIMITS[kind].format_map(error.get("ctx", {})) + about
     return Problem(file=document.file, line=document.line(key), what=what, todo=todo)
 
 
@@ -165,15 +164,15 @@ def _example(wanted: tuple[Any, ...], value: str) -> str:
     """What a value of these types looks like, with the one that is there in a list."""
     if len(wanted) > 1:
         return "{kind: …}"
-    (one,) = wanted or (str,)
-    if get_origin(one) is dict:
+    (kind,) = wanted or (str,)
+    if get_origin(kind) is dict:
         return "{NAME: …}"
-    if get_origin(one) is list:
-        return "[…]" if value in ("a mapping", "empty") else f"[{value}]"
-    if isinstance(one, type) and issubclass(one, BaseModel):
-        names = [f"{name}: …" for name, field in _fields(one).items() if field.is_required()]
+    if get_origin(kind) is list:
+        return "[…]" if value in KINDS_OF_VALUE.values() else f"[{value}]"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        names = [f"{name}: …" for name, field in _fields(kind).items() if field.is_required()]
         return "{" + ", ".join(names) + "}"
-    return {bool: "true", int: "1", float: "0.5"}.get(one, "…")
+    return {bool: "true", int: "1", float: "0.5"}.get(kind, "…")
 
 
 def shown(given: object, *, quote: bool = False) -> str:
@@ -182,5 +181,5 @@ def shown(given: object, *, quote: bool = False) -> str:
     short = text[:MOST_LETTERS]
     if quote and isinstance(given, str):
         short = repr(short)
-    plain = "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in short)
+    plain = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in short)
     return plain + "…" * (len(text) > MOST_LETTERS)

@@ -96,7 +96,8 @@ def test_one_host_with_two_ports_is_two_nodes(tmp_path: Path) -> None:
 
 def test_unknown_keys_and_versions(tmp_path: Path) -> None:
     assert "unknown key 'node'" in problems(tmp_path, {"a": {}}, node=1)
-    assert "version" in problems(tmp_path, {"a": {}}, version=2)
+    assert "version is 2\n    it must be 1" in problems(tmp_path, {"a": {}}, version=2)
+    assert "it must be a smaller number" in problems(tmp_path, {"a": {}}, version=10**40)
     assert "nodes" in problems(tmp_path, {})
 
 
