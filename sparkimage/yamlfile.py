@@ -79,17 +79,11 @@ def load(
 
 
 def _read(path: Path, if_missing: str, max_bytes: int) -> str:
-    content = b""
     try:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
-        text = content.decode()
     except FileNotFoundError:
         raise _wrong(path, 1, "the file does not exist", if_missing) from None
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        what = f"the file is not UTF-8: {error.reason}"
-        raise _wrong(path, line, what, "save it as UTF-8") from None
     except OSError as error:
         raise _wrong(
             path, 1, f"the file cannot be read: {error.strerror}", "check its path and permissions"
@@ -97,6 +91,12 @@ def _read(path: Path, if_missing: str, max_bytes: int) -> str:
     if len(content) > max_bytes:
         what = f"the file is larger than {max_bytes >> 20} MiB"
         raise _wrong(path, 1, what, "is it the right file?")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        what = f"the file is not UTF-8: {error.reason}"
+        raise _wrong(path, line, what, "save it as UTF-8") from None
     odd = Reader.NON_PRINTABLE.search(text)
     if odd is not None:
         line = text.count("\n", 0, odd.start()) + 1

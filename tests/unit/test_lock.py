@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparkimage import yamlfile
 from sparkimage.errors import LockError
 from sparkimage.plans import lock, matrix
 from sparkimage.plans.lock import (
@@ -178,6 +179,14 @@ def test_all_damage_is_in_one_report(tmp_path: Path) -> None:
         lock.load(tmp_path / "matrix.lock")
     assert "pin p 1: 'a' is no line of a lock" in error.value.message
     assert "pin p 1: 'b' is no line of a lock" in error.value.detail
+
+
+def test_a_lock_may_be_larger_than_what_people_write(tmp_path: Path) -> None:
+    items = tuple(replace(ONE, version=f"1.{n:05}") for n in range(9000))
+    made = made_of({("p", "1"): Entry(asked=ASKED, platforms={"linux/arm64": items})})
+    (tmp_path / "matrix.lock").write_text(lock.dump(made))
+    assert (tmp_path / "matrix.lock").stat().st_size > yamlfile.MAX_BYTES
+    assert lock.load(tmp_path / "matrix.lock") == made
 
 
 def test_an_image_is_one_line(tmp_path: Path) -> None:

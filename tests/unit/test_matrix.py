@@ -396,8 +396,8 @@ def test_a_product_beyond_the_limit_is_not_computed(project: Path) -> None:
 
 
 def test_the_same_problem_of_many_variants_is_told_of_some(project: Path) -> None:
-    values = ", ".join(f"v{n}" for n in range(9000))
-    made = ", ".join(f"v{n}: *d" for n in range(1, 9000))
+    values = ", ".join(f"v{n}" for n in range(1000))
+    made = ", ".join(f"v{n}: *d" for n in range(1, 1000))
     text = GOOD.replace(
         "    trixie: {kind: debian, suite: trixie}",
         f"    {{v0: &d {{kind: debian, suite: trixie}}, {made}}}",
@@ -408,7 +408,7 @@ def test_the_same_problem_of_many_variants_is_told_of_some(project: Path) -> Non
     text = text.replace("[linux/arm64, linux/amd64]\n", "[linux/arm64]\n")
     found = problems(project, text.replace('"n{nccl}-{arch}"', '"n {debian}"'))
     assert len(found) == 100
-    assert len(load(project, text.replace("n{nccl}-{arch}", "n2.30.4-{debian}")).variants) == 9000
+    assert len(load(project, text.replace("n{nccl}-{arch}", "n2.30.4-{debian}")).variants) == 1000
 
 
 def test_an_idle_exclude_is_a_warning(project: Path) -> None:

@@ -148,3 +148,17 @@ def test_a_project_adds_rules_of_its_own(tmp_path: Path) -> None:
         rules.load(tmp_path)
     (problem,) = error.value.problems
     assert (problem.file, problem.line) == ("static.yaml", 2)
+    (tmp_path / "static.yaml").write_text(
+        "setuid: [a]\nleftovers: [{name: x, pattern: (, reason: y}]\n"
+        "loaded_before:\n  - {from: 3}\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        rules.load(tmp_path)
+    assert [(one.line, one.what) for one in error.value.problems] == [
+        (1, "setuid.0 must be a mapping, but is 'a'"),
+        (2, "leftovers.0.pattern must be a regular expression, but is '('"),
+        (4, "loaded_before.0.files is missing"),
+        (4, "loaded_before.0.from must be text, but is 3"),
+        (4, "loaded_before.0.needs is missing"),
+        (4, "loaded_before.0.reason is missing"),
+    ]
