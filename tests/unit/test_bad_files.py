@@ -75,15 +75,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("project")
     (made / "patches").mkdir()
     (made / "images").symlink_to(PROJECT / "images")
+    for name, text in TEXTS.items():
+        (made / name).write_text(text)
     return made
 
 
 def use(folder: Path, name: str, content: bytes) -> ConfigError | LockError | None:
-    """How the project with this file in it is refused by what reads the files."""
-    for other, text in TEXTS.items():
-        (folder / other).write_bytes(content if other == name else text.encode())
+    """How the project with this file in it is refused by what reads the file."""
+    (folder / name).write_bytes(content)
     try:
-        fleet.load(folder / "fleet.yaml")
+        if name == "fleet.yaml":
+            fleet.load(folder / name)
+            return None
         read = matrix.load(folder / "matrix.yaml")
         held = lock.load(folder / "matrix.lock")
         if wrong := lock.check(read, held):
@@ -98,11 +101,14 @@ def use(folder: Path, name: str, content: bytes) -> ConfigError | LockError | No
             planning.judge_patches(read, variant, held)
     except (ConfigError, LockError) as error:
         return error
+    finally:
+        (folder / name).write_text(TEXTS[name])
     return None
 
 
 def test_the_files_are_good(folder: Path) -> None:
-    assert use(folder, "", b"") is None
+    for name, text in TEXTS.items():
+        assert use(folder, name, text.encode()) is None
 
 
 TOKENS = [
