@@ -39,6 +39,8 @@ SHARED = ("four", "recipe", "lab")
 """Fixtures that are dear to make, the dearest first: one process runs all tests that take one."""
 
 
+# Before xdist, which reads the groups in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest groups begin first, and the many small ones fill what is left."""
 
