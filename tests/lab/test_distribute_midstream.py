@@ -26,6 +26,7 @@ from tests.lab.voyage import (
     stores,
     ways,
     ways_and_stores,
+    ways_and_stores_that_wait,
 )
 
 # The link
@@ -112,7 +113,7 @@ def test_a_bit_that_flips_on_the_wire(voyage: Voyage, way: Way, store: str) -> N
     voyage.arrived(new)
 
 
-@ways_and_stores("a link that hangs")
+@ways_and_stores_that_wait("a link that hangs")
 def test_a_link_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, store: str) -> None:
     node = voyage.node(store)
     for patience in PATIENCES:
@@ -133,7 +134,7 @@ def test_a_link_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, store: st
 
 
 @pytest.mark.thorough
-@ways_and_stores("an engine that hangs")
+@ways_and_stores_that_wait("an engine that hangs")
 def test_an_engine_that_hangs_holds_nobody_else(voyage: Voyage, way: Way, store: str) -> None:
     node = voyage.node(store)
     for patience in PATIENCES:
@@ -165,7 +166,7 @@ def test_an_engine_killed_in_mid_stream(voyage: Voyage, way: Way, store: str) ->
     voyage.complete(new)
 
 
-@ways_and_stores("a disk that fills in mid-stream")
+@ways_and_stores_that_wait("a disk that fills in mid-stream")
 def test_a_disk_that_fills_in_mid_stream(voyage: Voyage, way: Way, store: str) -> None:
     node, new = voyage.node(store), way.image(voyage)
     with voyage.held(node, after=way.midway) as running:
@@ -242,6 +243,7 @@ rm -r "$(ls -t | head -n 1)"
 DAMAGE = {"overlay2": OVERLAY2, "containerd": CONTAINERD}
 
 
+@pytest.mark.thorough
 @cases(
     "layers that are damaged", "store, restarted",
     ("overlay2", False), ("overlay2", True), ("containerd", False),

@@ -320,8 +320,10 @@ PULLED = Way(name="pulled", midway=20 * MB, image=Voyage.fresh, size=2 * SIZE, r
 STORES = ("overlay2", "containerd")
 
 
-def cases(name: str, words: str, *choices: tuple[object, ...]) -> pytest.MarkDecorator:
-    """All of these; ``make test`` takes one of them for the test of this name."""
+def cases(
+    name: str, words: str, *choices: tuple[object, ...], dear: Sequence[tuple[object, ...]] = ()
+) -> pytest.MarkDecorator:
+    """All of these; ``make test`` takes one of ``choices`` for the test of this name."""
     picked = sampling.one_of(name, choices)
     return pytest.mark.parametrize(
         words,
@@ -331,7 +333,7 @@ def cases(name: str, words: str, *choices: tuple[object, ...]) -> pytest.MarkDec
                 marks=() if choice is picked else pytest.mark.thorough,
                 id="-".join(map(str, choice)),
             )
-            for choice in choices
+            for choice in (*choices, *dear)
         ],
     )
 
@@ -349,3 +351,9 @@ def stores(name: str) -> pytest.MarkDecorator:
 def ways_and_stores(name: str) -> pytest.MarkDecorator:
     """Both ways, and each store in trouble."""
     return cases(name, "way, store", *product((LOADED, PULLED), STORES))
+
+
+def ways_and_stores_that_wait(name: str) -> pytest.MarkDecorator:
+    """The same where a pull is given up only after a while: ``make test`` takes a load."""
+    loaded, pulled = (list(product((way,), STORES)) for way in (LOADED, PULLED))
+    return cases(name, "way, store", *loaded, dear=pulled)
