@@ -273,7 +273,8 @@ def test_layers_that_are_damaged_on_a_node(voyage: Voyage, store: str, restarted
 @stores("layers that are damaged in another image")
 def test_layers_that_are_damaged_in_another_image_too(voyage: Voyage, store: str) -> None:
     """They stay as long as that image does, which nobody removes for the user."""
-    node, below = voyage.node(store), PAYLOAD.changed(-1, seed=4711)
+    # No image before it has such a layer.
+    node, below = voyage.node(store), PAYLOAD.changed(-1, seed=4711 + voyage.seed)
     other = voyage.other(node)
     voyage.complete(voyage.next(below))
     node.exec("sh", "-c", DAMAGE[store])
