@@ -14,7 +14,7 @@ export ONLY ?= *
 export TO VERSION NEWS
 # Tests wait for nodes as much as they compute. Which tests share a process, and which go first, is
 # said in tests/conftest.py.
-AT_ONCE := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+AT_ONCE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 QUICK := -m 'not thorough'
 TESTS := $(wildcard tests/unit tests/golden tests/lab)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, Generator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from sparkimage.errors import SparkError
 from tests.lab import sampling
@@ -35,28 +39,42 @@ def pytest_runtest_makereport(
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
-SHARED = ("four", "recipe", "lab")
-"""Fixtures that are dear to make, the dearest first: one process runs all tests that take one."""
+GROUPS = {
+    "nodes": re.compile(r"\b(Fleet|Shipment|Voyage)\b"),
+    "lab": re.compile(r"\b(Lab|Recipe)\b"),
+}
+"""What is dear to make, the dearest first, and how a file of tests shows that it takes it: one
+process runs all of these."""
 
 
-# Before xdist, which reads the groups in the same hook.
-@pytest.hookimpl(tryfirst=True)
+@cache
+def _group(file: Path) -> tuple[int, str]:
+    """In which turn, and with which others, the tests of a file run."""
+    if file.parent.name != "lab":
+        return len(GROUPS) + 1, file.name
+    text = file.read_text()
+    found = (n for n, sign in enumerate(GROUPS.values()) if sign.search(text))
+    turn = next(found, len(GROUPS))
+    return turn, [*GROUPS, file.name][turn]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest groups begin first, and the many small ones fill what is left."""
+    items.sort(key=lambda item: _group(item.path)[0])
 
-    def rank(item: pytest.Item) -> int:
-        assert isinstance(item, pytest.Function)
-        for n, name in enumerate(SHARED):
-            if name in item.fixturenames:
-                return n
-        return len(SHARED) + (0 if "lab" in item.path.parts else 1)
 
-    for item in items:
-        n = rank(item)
-        # What takes the recipe takes the lab, too.
-        group = item.path.name if n >= len(SHARED) else "four" if n == 0 else "lab"
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=rank)
+class Grouped(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Gives each process whole groups of tests. xdist's own groups (3.8) are lost on pytest 9.2,
+    whose ids of tests cannot be changed: https://github.com/pytest-dev/pytest-xdist."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(self.config.rootpath / nodeid.partition("::")[0])[1]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Grouped:
+    """See ``Grouped``."""
+    return Grouped(config, log)
 
 
 def pytest_report_header() -> str:
