@@ -6,6 +6,7 @@ from one run and machine to the next: ids, times, addresses, sizes, the machine'
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -55,7 +56,10 @@ def record(fleet: Fleet, model: str, image: str) -> None:
             if os.environ.get("RECORD") == "write":
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / file).write_text(text)
-            assert (folder / file).read_text() == text, f"{name}: {file}: make record"
+            recorded = (folder / file).read_text()
+            lines = difflib.unified_diff(recorded.splitlines(), text.splitlines(), lineterm="")
+            changed = "\n".join(lines)
+            assert recorded == text, f"{name} says something else in {file}: make record\n{changed}"
 
 
 def _said(fleet: Fleet, node: Node, model: str, image: str) -> dict[str, str]:
@@ -82,7 +86,8 @@ def _said(fleet: Fleet, node: Node, model: str, image: str) -> dict[str, str]:
 
 def _plain(fleet: Fleet, text: str) -> str:
     for one in fleet:
-        text = text.replace(one.inside, "ADDRESS")
+        # 10.0.0.1 is no beginning of 10.0.0.14.
+        text = re.sub(rf"\b{re.escape(one.inside)}\b", "ADDRESS", text)
     for pattern, to in PATTERNS:
         text = re.sub(pattern, to, text)
     return text
