@@ -43,6 +43,7 @@ PATTERNS = (
     (r'("Pid": )\d+', r"\g<1>0"),
     (r'(?<="Architecture": ")\w+', "ARCH"),
     (r"(x86_64|aarch64)-linux-gnu", "TRIPLET"),
+    (r'(?<="ServerVersion": ")([\d.]+)[^"]*', r"\1"),
     (r"eth0 10000 \d+", "eth0 10000 1500"),
     (r"ADDRESS/\d+", "ADDRESS/16"),
 )
