@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import tarfile
 import threading
 from abc import abstractmethod
@@ -443,6 +444,8 @@ class OnStandins(Serving):
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with pytest.MonkeyPatch.context() as patch, self.there.called():
             patch.setenv("SPARKIMAGE_HOME", str(self.folder / "home"))
+            # What ends an interrupted command at once would end the tests.
+            patch.setattr(os, "_exit", sys.exit)
             # No word is on its way for long.
             patch.setattr(waiting, "SETTLE_S", 0.2)
             for name, value in more.items():
