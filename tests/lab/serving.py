@@ -53,7 +53,7 @@ server.main(sys.argv[1:])
 """
 ENTRY = b'#!/bin/sh\nexec "$@"\n'
 LOSES = b'#!/bin/sh\nexport LD_PRELOAD=/usr/lib/nowhere/libnccl.so.2.30.4\nexec "$@"\n'
-FOUR = {name: replace(spec, spark=True) for name, spec in fleets.FOUR.items()}
+FOUR = {name: replace(spec, spark=True, older_cli=False) for name, spec in fleets.FOUR.items()}
 ENTRYPOINTS: Mapping[str, Sequence[str]] = {
     "good": ["vllm", "serve"],
     "entry": ["/entry.sh"],
