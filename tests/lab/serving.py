@@ -54,6 +54,7 @@ server.main(sys.argv[1:])
 ENTRY = b'#!/bin/sh\nexec "$@"\n'
 LOSES = b'#!/bin/sh\nexport LD_PRELOAD=/usr/lib/nowhere/libnccl.so.2.30.4\nexec "$@"\n'
 FOUR = {name: replace(spec, spark=True, older_cli=False) for name, spec in fleets.FOUR.items()}
+"""With the client of each engine: `docker run` words its errors in another way from 28 on."""
 ENTRYPOINTS: Mapping[str, Sequence[str]] = {
     "good": ["vllm", "serve"],
     "entry": ["/entry.sh"],
