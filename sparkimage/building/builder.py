@@ -23,7 +23,7 @@ from typing import Any
 from sparkimage.address import WHEELS
 from sparkimage.building import preflight
 from sparkimage.building.workshop import Workshop
-from sparkimage.engines.engine import Engine, docker_client
+from sparkimage.engines.engine import OWNER, Engine, docker_client, owner
 from sparkimage.errors import (
     BuildError,
     CommandError,
@@ -249,7 +249,17 @@ def execute(plan: Plan, shop: Workshop) -> Iterator[Staged]:
 
 
 def _sweep(plan: Plan, shop: Workshop) -> None:
-    """Remove the names of processes that were killed."""
+    """Remove the containers and the names of processes that were killed."""
+    form = "{{.ID}} {{.Label " + json.dumps(OWNER) + "}}"
+    argv = [
+        *shop.engine.docker, "ps", "--all", "--filter", f"label={OWNER}", "--format", form,
+    ]  # fmt: skip
+    for line in shop.runner.run(argv).stdout.splitlines():
+        container, _, whose = line.partition(" ")
+        machine, _, pid = whose.rpartition("-")
+        # An engine may be shared with another machine, whose processes cannot be seen here.
+        if machine == os.uname().nodename and not Path("/proc", pid).exists():
+            shop.runner.run([*shop.engine.docker, "rm", "--force", container], check=False)
     repository, _, _ = plan.image.rpartition(":")
     argv = [
         *shop.engine.docker, "image", "ls", "--filter", f"reference={repository}:unproven-*",
@@ -415,7 +425,7 @@ def _prove(record: PlanRecord, staged: Staged, shop: Workshop) -> verify.Outcome
         # image without a command of its own asks for one.
         created = shop.runner.run(
             [
-                *shop.engine.docker, "create", "--pull", "never",
+                *shop.engine.docker, "create", "--pull", "never", "--label", f"{OWNER}={owner()}",
                 "--platform", record.plan.platform, "--entrypoint", "none", staged.id,
             ]
         ).stdout.strip()  # fmt: skip

@@ -37,6 +37,15 @@ ANSWER_S = 15.0
 UP = "python build.py engine up"
 
 
+OWNER = "dev.sparkimage.verify"
+"""The label of a container that one of our commands made to verify an image, with its ``owner``."""
+
+
+def owner() -> str:
+    """This command: its machine's name and its process id."""
+    return f"{os.uname().nodename}-{os.getpid()}"
+
+
 class Choice(StrEnum):
     """Which engine the user wants."""
 

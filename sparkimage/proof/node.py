@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparkimage.engines.engine import Engine
+from sparkimage.engines.engine import OWNER, Engine, owner
 from sparkimage.errors import CommandError
 from sparkimage.plans.plan import Plan
 from sparkimage.proof import starting
@@ -97,7 +97,7 @@ def _look(
             *options, *more, "--network", "none", "--ipc", "host",
             "--cap-add", "IPC_LOCK", "--mount", "type=bind,src=/dev,dst=/host/dev,readonly",
             "--env", "NCCL_DEBUG=VERSION", "--env", "NCCL_SOCKET_IFNAME=lo", "--env", VARIABLE,
-            "--label", "dev.sparkimage.verify=1",
+            "--label", f"{OWNER}={owner()}",
             "--entrypoint", "python3", reference, "-c", START,
         ]  # fmt: skip
         given = {VARIABLE: PROBE.read_text()}

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sparkimage.engines.engine import Engine
+from sparkimage.engines.engine import OWNER, Engine, owner
 from sparkimage.errors import CommandError
 from sparkimage.plans.plan import Answer, Plan
 from sparkimage.proof.seal import Check
@@ -120,7 +120,7 @@ def begun(
         return
     argv = [
         *engine.docker, "create", "--pull", "never", "--platform", plan.platform,
-        "--network", "none", "--label", "dev.sparkimage.verify=1", *options,
+        "--network", "none", "--label", f"{OWNER}={owner()}", *options,
         reference, *plan.answer.args,
     ]  # fmt: skip
     container = runner.run(argv).stdout.strip()

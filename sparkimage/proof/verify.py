@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import sparkimage
-from sparkimage.engines.engine import Engine
+from sparkimage.engines.engine import OWNER, Engine, owner
 from sparkimage.errors import (
     CommandError,
     ImageMissingError,
@@ -299,7 +299,7 @@ def container(engine: Engine, runner: Runner, reference: str, platform: str) -> 
     """A container of the image that does nothing, for as long as the context lasts."""
     argv = [
         *engine.docker, "run", "--detach", "--rm", "--pull", "never", "--platform", platform,
-        "--network", "none", "--label", "dev.sparkimage.verify=1",
+        "--network", "none", "--label", f"{OWNER}={owner()}",
         "--entrypoint", "sleep", reference, "infinity",
     ]  # fmt: skip
     try:
