@@ -51,6 +51,14 @@ def _functions(plan: Plan, project: Path) -> Iterator[tuple[str, Callable[..., N
                     yield f"{folder.name}/{name}", one
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """What a file of checks defines. Not by ``runpy``, which two threads cannot use at once, and
+    not by an import, which leaves bytecode in the layer's folder."""
+    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    exec(compile(path.read_text(), str(path), "exec", dont_inherit=True), namespace)  # noqa: S102
+    return namespace
+
+
 def _run(id: str, function: Callable[..., None], given: dict[str, Any]) -> Check:
     compared: list[tuple[str, Any, Any]] = []
 
