@@ -58,6 +58,7 @@ def test_skopeo_sees_the_same_image(good: builder.Result, layout: Path) -> None:
     assert config["rootfs"]["diff_ids"] == [layer.diff_id for layer in good.image.layers]
 
 
+@pytest.mark.thorough
 def test_umoci_unpacks_what_we_say_is_in_it(
     good: builder.Result, layout: Path, tmp_path: Path
 ) -> None:
