@@ -1,6 +1,6 @@
 """The layers' own checks that bytes can prove: test functions that ask for no container.
 
-They stand with the others in ``images/<layer>/test_*.py``. One whose arguments are all of
+They are in ``images/<layer>/test_*.py``, beside the others. One whose arguments are all of
 ``GIVEN`` belongs to the static tier and is called here; every other one asks for a container of
 the image, and runs under pytest (``proof/checks.py``).
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def count_of_run(plan: Plan, project: Path) -> int:
 def _functions(plan: Plan, project: Path) -> Iterator[tuple[str, Callable[..., None]]]:
     for folder in check_folders(plan, project):
         for path in sorted(folder.glob("test_*.py")):
-            for name, one in runpy.run_path(str(path)).items():
+            for name, one in _read(path).items():
                 if name.startswith("test_") and inspect.isfunction(one):
                     yield f"{folder.name}/{name}", one
 

@@ -124,11 +124,5 @@ def load(project: Path | None) -> Rules:
     return own().and_more(wellformed.parse(yamlfile.load(file), Rules))
 
 
-def checksum_text(project: Path) -> bytes:
-    """What a seal depends on: the text of all rules."""
-    more = project / FILE
-    return _text().encode() + (more.read_bytes() if more.is_file() else b"")
-
-
 def _text() -> str:
     return files("sparkimage").joinpath("data", FILE).read_text("utf-8")
