@@ -15,7 +15,7 @@ from pathlib import Path
 from sparkimage.storage.store import Image, Store
 from tests.lab import servers
 from tests.lab.fleet import Fleet
-from tests.lab.node import Node, put
+from tests.lab.node import READY_S, Node, put
 from tests.lab.node_image import run
 from tests.lab.servers import LOOPBACK
 from tests.lab.wire import Wire, wire
@@ -86,7 +86,7 @@ class Mirror:
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
         )
         try:
-            with direct.open(request, timeout=60) as answer:
+            with direct.open(request, timeout=READY_S) as answer:
                 return {key.lower(): value for key, value in answer.headers.items()}
         except urllib.error.HTTPError as error:
             if error.code == 404:

@@ -26,7 +26,7 @@ start() {
     if ! runs containerd; then
         rm -f "$SOCKET"
         setsid containerd </dev/null >>/var/log/containerd.log 2>&1 9>&- &
-        tries=1000
+        tries=15000
         until [ -S "$SOCKET" ]; do
             sleep 0.02
             tries=$((tries - 1))

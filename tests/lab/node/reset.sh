@@ -68,6 +68,6 @@ if [ -n "$(holds)" ]; then
         | grep -E '^/(var/lib|run)/(docker|containerd)/' | sort -r | xargs -r umount --lazy
     find /var/lib/docker /var/lib/containerd -mindepth 1 -delete
     engine.sh start
-    timeout 60 engine.sh ready
+    timeout 300 engine.sh ready
     echo wiped
 fi
