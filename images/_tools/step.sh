@@ -55,8 +55,8 @@ install_debs() {
     if [ -e /run/certificates-changed ]; then update_certificates; fi
 }
 
-# The package's own script starts a thousand processes, which take half a minute under emulation.
-# It is run where there is more to do than what certificates.pl does, which comes to the same files.
+# The package's own script starts a thousand processes, which take half a minute under emulation;
+# certificates.pl writes the same files. The script runs where there is more to do.
 update_certificates() {
     more=$(find /usr/local/share/ca-certificates /etc/ca-certificates/update.d ! -type d)
     if [ -n "$more" ] || grep -q '^!' /etc/ca-certificates.conf; then
