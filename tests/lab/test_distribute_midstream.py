@@ -289,7 +289,7 @@ def test_layers_that_are_damaged_in_another_image_too(voyage: Voyage, store: str
             assert running.end() == NODE_FAILED
         assert "1 of 2 nodes failed; no name was moved" in running.said
         assert f"{node.name}: layers are damaged there" in running.said
-    new = voyage.next(replace(below, parts=(*below.parts, Part(size=MB, seed=4711))))
+    new = voyage.next(replace(below, parts=(*below.parts, Part(size=MB, seed=voyage.seed))))
     with voyage.run() as running:
         assert running.end() == NODE_FAILED
     assert f"{node.name}: layers are damaged there" in running.said
