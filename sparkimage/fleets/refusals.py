@@ -74,12 +74,12 @@ def meaning(remote: Remote, code: int, said: str) -> NodeError:
             detail=detail,
             hint=f"remove it: {ssh} sudo rm -r {record}",
         )
-    if code == NOT_UNPACKED:
+    damaged = DAMAGED.search(said) is not None
+    if code == NOT_UNPACKED and not damaged:
         return NodeError(
             f"{name}: its engine could not unpack the image, and called it a success",
             detail=said.strip(), hint=look,
         )  # fmt: skip
-    damaged = DAMAGED.search(said) is not None
     if damaged or code in UNUSABLE:
         what = "layers are damaged there" if damaged else "no container can be made of the image"
         return DamagedError(

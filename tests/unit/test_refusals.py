@@ -58,6 +58,10 @@ CASES = {
         95, f"Error response from daemon: failed to mount /tmp/containerd-mount34: {NO_FILE}",
         DamagedError, "no container can be made", "images there that share its layers",
     ),
+    "a layer's files are gone, which containerd calls a success": (
+        92, f"Error unpacking image: failed to stat parent: stat {SNAPSHOTS}/74/fs: {NO_FILE}",
+        DamagedError, "layers are damaged there", "images there that share its layers",
+    ),
     "a success that is none": (
         92, "Error unpacking image sparkimage-staging:5: wrong diff id",
         NodeError, "called it a success", "journalctl -u docker",
@@ -99,5 +103,5 @@ def test_some_reasons_do_not_depend_on_where_the_layers_come_from() -> None:
     assert {name for name, (_, said, *_) in CASES.items() if refusals.of_the_engine(said)} == {
         "the daemon is gone", "it went in mid-work", "the disk is full", "a record is left",
         "the top layer's files are gone", "a lower layer's files are gone",
-        "a snapshot's files are gone",
+        "a snapshot's files are gone", "a layer's files are gone, which containerd calls a success",
     }  # fmt: skip
