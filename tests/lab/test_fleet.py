@@ -247,7 +247,7 @@ def test_a_daemon_killed_in_mid_load_names_nothing(two: Fleet, images: Images) -
             loading.stdin.write(whole[: len(whole) // 2])
             loading.stdin.flush()
             wait(
-                lambda: "docker" in node.exec("pgrep", "--full", "--list-full", "docker load"),
+                lambda: "docker" in node.exec("sh", "-c", "pgrep -fl '[d]ocker load' || :"),
                 "docker load has not begun",
             )
             node.kill_dockerd()
