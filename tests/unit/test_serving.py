@@ -160,7 +160,11 @@ def test_a_layer_that_is_gone_or_cut_off_is_not_there(registry: Registry) -> Non
 
 
 def test_lower_layers_go_first(registry: Registry) -> None:
-    low, high = registry.take(registry.blob(0)), registry.take(registry.blob(1))
+    low = registry.take(registry.blob(0))
+    with registry.change:
+        # The answer's head comes before the layer stands in line.
+        assert registry.change.wait_for(lambda: registry.moved, 20)
+    high = registry.take(registry.blob(1))
     # More than a socket holds: it waits for a reader.
     assert sum(count for count, _ in registry.moved) < len(registry.bytes(0))
     got: list[bytes] = []
