@@ -44,21 +44,19 @@ def is_one(given: Any) -> bool:
 
 
 def grouped(found: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[str]]]:
-    """Receipts of one and the same distribution together, with their nodes: those next to each
-    other that say the same but for the node, and of about the same time. Pure."""
+    """Receipts of one and the same distribution together, with their nodes: those that say the
+    same but for the node, of about the same time, and of each node once. Pure."""
     groups: list[tuple[Mapping[str, Any], list[str]]] = []
-    last = ""
     for one in found:
-        now = str(one["when"])
-        if (
-            groups
-            and all(groups[-1][0].get(key) == one.get(key) for key in SAME)
-            and _seconds(last, now) < APART_S
-        ):
-            groups[-1][1].append(str(one["node"]))
+        node, now = str(one["node"]), str(one["when"])
+        # Of two distributions in one second, receipts may come in turn.
+        for first, nodes in reversed(groups):
+            same = all(first.get(key) == one.get(key) for key in SAME)
+            if same and node not in nodes and _seconds(str(first["when"]), now) < APART_S:
+                nodes.append(node)
+                break
         else:
-            groups.append((one, [str(one["node"])]))
-        last = now
+            groups.append((one, [node]))
     return groups
 
 

@@ -61,6 +61,10 @@ def test_receipts_of_one_distribution_are_one_row() -> None:
         receipt("a", "of no time"),
     ]
     assert [nodes for _, nodes in receipts.grouped(found)] == [["a", "b"], ["c"], ["b"], ["a"]]
+    # Two distributions in one second, whose receipts come in turn.
+    turns = [{**receipt(node, "2026-01-01T10:00:00Z"), "digest": f"sha256:{digest * 64}"}
+             for node in "ab" for digest in "12"]  # fmt: skip
+    assert [nodes for _, nodes in receipts.grouped(turns)] == [["a", "b"], ["a", "b"]]
 
 
 def test_a_digest_that_one_node_knows_holds_for_the_same_image_elsewhere() -> None:
