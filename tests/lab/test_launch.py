@@ -114,7 +114,9 @@ def test_four_nodes_serve_and_are_proven(ready: Serving) -> None:
     rows = [line.split() for line in said.splitlines() if line.startswith("✓")]
     for rank, node in enumerate(NODES):
         assert ["✓", str(rank), node, "NCCL", PIN, f"{PIN}+cuda13.2"] in rows
-        assert ["✓", str(rank), node, "via", "NET/IB", "2", "lines"] in rows
+        # One of its two lines is enough to be ready: how many were seen by then is the race's.
+        (rdma,) = [row for row in rows if row[:5] == ["✓", str(rank), node, "via", "NET/IB"]]
+        assert rdma[5] in ("1", "2")
         assert ["✓", str(rank), node, "no", "NET/Socket", "nowhere"] in rows
     assert max(map(len, said.splitlines())) <= 80
     for phase in ("ranks joined", "weights", "compile", "graph capture", "ready"):
