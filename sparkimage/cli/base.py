@@ -54,6 +54,11 @@ def use_mirrors(given: Sequence[str] | None) -> None:
     Settings.mirrors += tuple(given or ())
 
 
+def say(line: str) -> None:
+    """Tell the user something beside the result: on standard error."""
+    typer.echo(line, err=True)
+
+
 def console(*, stderr: bool = False) -> Console:
     """A terminal to print to."""
     from rich.console import Console

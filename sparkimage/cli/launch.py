@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli.base import AllowOption, JsonOption, console, read_matrix
+from sparkimage.cli.base import AllowOption, JsonOption, console, read_matrix, say
 from sparkimage.cli.fleet import NODES, NodesOption, PatienceOption
 from sparkimage.cli.verify import Reference, to_ship
 from sparkimage.errors import LaunchError, UsageError
@@ -121,7 +121,7 @@ def launch(
     pin = plan.versions.get("nccl", "")
     preload = ""
     if pin:
-        with store.in_use(lambda line: typer.echo(line, err=True)):
+        with store.in_use(say):
             found = nccl.libraries(layerindex.image_files(store, held))
         preload = nccl.choose(found, pin, held.settings.env).path
     lacking = [one for one in NEEDED_CACHES if one not in chosen.caches.values()]

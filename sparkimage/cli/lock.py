@@ -17,6 +17,7 @@ from sparkimage.cli.base import (
     outside,
     read_lock,
     read_matrix,
+    say,
     use_mirrors,
 )
 from sparkimage.errors import LockError, NetworkError, UsageError
@@ -95,10 +96,6 @@ def _resolve(read: Matrix, update: Sequence[str]) -> None:
     from sparkimage.plans import lock as locking
 
     path = read.file.with_suffix(".lock")
-
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
-
     # The folder stays while files in it are replaced.
     with locks.exclusive(read.root, say, f"writes {path.name}"):
         try:

@@ -16,6 +16,7 @@ from sparkimage.cli.base import (
     plans_of,
     read_lock,
     read_matrix,
+    say,
     use_mirrors,
 )
 from sparkimage.errors import UsageError
@@ -91,7 +92,7 @@ def export(
         )
     plans = plans_of(read, chosen)
     refuse_unresolved(plans)
-    reached = outside(read, lambda line: typer.echo(line, err=True))
+    reached = outside(read, say)
     mounts = []
     for path, content in inputs.patched(plans[0], read.root, reached).items():
         made = folder.absolute() / Path(path).name

@@ -14,6 +14,7 @@ from sparkimage.cli.base import (
     console,
     outside,
     read_matrix,
+    say,
     use_mirrors,
 )
 from sparkimage.cli.verify import tiers_of, to_ship
@@ -275,7 +276,7 @@ def _trusted(key: str | None, identity: str | None, issuer: str | None) -> Trust
 
     reached = Outside(
         home=paths.home(), runner=Local(), mirrors=Mirrors(rules=read_rules(paths.mirrors())),
-        say=lambda line: typer.echo(line, err=True),
+        say=say,
     )  # fmt: skip
     keyless = signing.keyless(identity, issuer, reached)
     return keyless or signing.trusted(key, Keyring.user())

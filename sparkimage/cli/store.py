@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from sparkimage.cli.base import say
+
 app = typer.Typer(help="The image store.", no_args_is_help=True)
 
 
@@ -15,7 +17,7 @@ def store_check() -> None:
     from sparkimage.storage.store import Store
 
     store = Store.open(paths.store())
-    with store.in_use(lambda line: typer.echo(line, err=True)):
+    with store.in_use(say):
         wrong = {name: store.damaged(digest) for name, digest in sorted(store.names().items())}
     for name, blobs in wrong.items():
         typer.echo(f"{name}: {'whole' if not blobs else 'damaged: ' + ', '.join(blobs)}")
@@ -33,8 +35,5 @@ def store_gc() -> None:
     from sparkimage import paths
     from sparkimage.storage.store import Store
     from sparkimage.units import human
-
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
 
     typer.echo(f"{human(Store.open(paths.store()).gc(say))} set free")
