@@ -13,7 +13,7 @@ VENV = os.path.join(HERE, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 LOCK = os.path.join(HERE, "requirements.txt")
 PREFLIGHT = 9
-"""Exit code when this machine lacks something, as sparkimage.errors.PreflightError."""
+"""Exit code when this machine lacks something, as sparkimage.core.errors.PreflightError."""
 
 
 def prepare() -> None:

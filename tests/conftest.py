@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from sparkimage.errors import SparkError
+from sparkimage.core.errors import SparkError
 from tests.lab import sampling
 
 # No test is one of a timing: a busy machine is no reason to fail.

@@ -14,8 +14,8 @@ from typing import Any
 
 import typer
 
-from sparkimage.errors import SparkError, UsageError
-from sparkimage.run import Local, Runner
+from sparkimage.core.errors import SparkError, UsageError
+from sparkimage.core.process import Local, Runner
 
 TITLE = "Pins of matrix.yaml are outdated"
 """What the issue is found by."""

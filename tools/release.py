@@ -16,8 +16,8 @@ from pathlib import Path
 import typer
 
 from sparkimage import __version__
-from sparkimage.errors import SparkError, UsageError
-from sparkimage.run import Local, Runner, start_bytes
+from sparkimage.core.errors import SparkError, UsageError
+from sparkimage.core.process import Local, Runner, start_bytes
 
 PROJECT = Path(__file__).resolve().parents[1]
 OUT = Path("out")

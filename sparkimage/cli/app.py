@@ -38,11 +38,11 @@ from sparkimage.cli.base import (
     use_mirrors,
     workshop,
 )
-from sparkimage.errors import ConfigError, GateError, SparkError, UsageError
+from sparkimage.core.errors import ConfigError, GateError, SparkError, UsageError
 
 if TYPE_CHECKING:
-    from sparkimage.plans.matrix import Matrix, Variant
-    from sparkimage.plans.plan import Plan
+    from sparkimage.config.matrix import Matrix, Variant
+    from sparkimage.config.plan import Plan
 
 app = typer.Typer(
     name="build.py",
@@ -134,7 +134,7 @@ def root(
     if not matrix and not only and not print_:
         typer.echo(context.get_help())
         raise typer.Exit
-    from sparkimage.plans.matrix import select
+    from sparkimage.config.matrix import select
 
     read = read_matrix()
     _build(read, select(read, only=only), print_, builder_name=builder)
@@ -153,7 +153,7 @@ def image(
     as_json: JsonOption = False,
 ) -> None:
     """Build variants, prove them, and give them their names."""
-    from sparkimage.plans.matrix import select
+    from sparkimage.config.matrix import select
 
     read = read_matrix()
     chosen = select(read, names=variant) if variant else select(read, group="default")
@@ -175,10 +175,9 @@ def schema(
     kind: Annotated[Kind, typer.Argument(help="Of matrix.yaml or of fleet.yaml.")] = Kind.MATRIX,
 ) -> None:
     """Print the JSON schema of a file, for editors."""
-    from sparkimage.fleets import fleet
-    from sparkimage.plans import model
+    from sparkimage.config import inventory, schema
 
-    made = model.schema() if kind is Kind.MATRIX else fleet.schema()
+    made = schema.schema() if kind is Kind.MATRIX else inventory.schema()
     typer.echo(json.dumps(made, indent=2))
 
 
@@ -187,10 +186,10 @@ def images(as_json: JsonOption = False) -> None:
     """List what the image store holds."""
     from rich.table import Table
 
-    from sparkimage import paths
-    from sparkimage.proof import seal
-    from sparkimage.storage.store import Store
-    from sparkimage.units import human
+    from sparkimage.core import paths
+    from sparkimage.core.units import human
+    from sparkimage.image.store import Store
+    from sparkimage.verify import seal
 
     store = Store.open(paths.store())
     rows: list[dict[str, Any]] = []
@@ -239,8 +238,8 @@ def _build(
     if form is not None:
         _print(read, plans, form)
         return
-    from sparkimage.building import builder, show
-    from sparkimage.building.preflight import refuse_unresolved
+    from sparkimage.build import builder, show
+    from sparkimage.build.preflight import refuse_unresolved
 
     refuse_unresolved(plans)
     shop = workshop(read, quiet=as_json, builder=builder_name)
@@ -260,8 +259,8 @@ def _build(
 
 
 def _print(read: Matrix, plans: Sequence[Plan], form: Form) -> None:
-    from sparkimage.building import show
-    from sparkimage.building.preflight import refuse_unresolved
+    from sparkimage.build import show
+    from sparkimage.build.preflight import refuse_unresolved
 
     if form in (Form.BAKE, Form.POLICY):
         refuse_unresolved(plans)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.errors import LockError
+from sparkimage.core.errors import LockError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sparkimage.building.workshop import Workshop
-    from sparkimage.inputs.outside import Outside
-    from sparkimage.plans.lock import Lock
-    from sparkimage.plans.matrix import Matrix, Variant
-    from sparkimage.plans.plan import Plan
+    from sparkimage.build.context import Workshop
+    from sparkimage.config.lockfile import Lock
+    from sparkimage.config.matrix import Matrix, Variant
+    from sparkimage.config.plan import Plan
+    from sparkimage.resolve.context import Outside
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Say the same as JSON, on stdout.")]
 MirrorOption = Annotated[
@@ -48,7 +48,7 @@ class Settings:
 
 def use_mirrors(given: Sequence[str] | None) -> None:
     """Take in what ``--mirror`` said. Raises ``UsageError``."""
-    from sparkimage.address import parse_rules
+    from sparkimage.config.address import parse_rules
 
     parse_rules(given or ())
     Settings.mirrors += tuple(given or ())
@@ -68,7 +68,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def read_matrix() -> Matrix:
     """The matrix that the global options name; its warnings are said."""
-    from sparkimage.plans import matrix
+    from sparkimage.config import matrix
 
     read = matrix.load(Settings.matrix_file)
     for warning in read.warnings:
@@ -78,7 +78,7 @@ def read_matrix() -> Matrix:
 
 def read_lock(read: Matrix) -> Lock:
     """The matrix's lock. Raises ``LockError`` when it is missing or does not fit."""
-    from sparkimage.plans import lock as locking
+    from sparkimage.config import lockfile as locking
 
     held = locking.load(read.file.with_suffix(".lock"))
     wrong = locking.check(read, held)
@@ -92,9 +92,8 @@ def read_lock(read: Matrix) -> Lock:
 
 def plans_of(read: Matrix, variants: Sequence[Variant]) -> list[Plan]:
     """The plans of these variants; of an unresolved one as far as it goes."""
-    from sparkimage import origin
-    from sparkimage.plans import planning
-    from sparkimage.run import Local
+    from sparkimage.config import origin, planning
+    from sparkimage.core.process import Local
 
     where = origin.of(read.root, read.source, Local())
     return list(planning.make_all(read, variants, read_lock(read), where))
@@ -103,10 +102,10 @@ def plans_of(read: Matrix, variants: Sequence[Variant]) -> list[Plan]:
 def outside(read: Matrix | None, say: Callable[[str], None]) -> Outside:
     """How this machine reaches what is elsewhere: ``--mirror`` goes before the user's own file,
     and that before the matrix."""
-    from sparkimage import paths
-    from sparkimage.address import Mirrors, parse_rules, read_rules
-    from sparkimage.inputs.outside import Outside
-    from sparkimage.run import Local
+    from sparkimage.config.address import Mirrors, parse_rules, read_rules
+    from sparkimage.core import paths
+    from sparkimage.core.process import Local
+    from sparkimage.resolve.context import Outside
 
     rules = {
         **(read.mirrors if read is not None else {}),
@@ -123,12 +122,12 @@ def workshop(
     builder: str | None = None,
 ) -> Workshop:
     """What a build works with, the engine started where none answers."""
-    from sparkimage import paths
-    from sparkimage.building.workshop import Workshop
-    from sparkimage.engines import builders
-    from sparkimage.engines.private_engine import ensure
-    from sparkimage.progress import View
-    from sparkimage.storage.store import Store
+    from sparkimage.build.context import Workshop
+    from sparkimage.build.engine import builders
+    from sparkimage.build.engine.private import ensure
+    from sparkimage.core import paths
+    from sparkimage.core.progress import View
+    from sparkimage.image.store import Store
 
     view = View(console(stderr=True), quiet=quiet)
     reached = outside(read, view.say)

@@ -11,14 +11,14 @@ import typer
 
 from sparkimage.cli.base import JsonOption, Settings, console
 from sparkimage.cli.fleet import NODES, NodesOption, PatienceOption
-from sparkimage.errors import DoctorError, UsageError
-from sparkimage.machines.defaults import MASTER_PORT, PORT, UTILIZATION
-from sparkimage.machines.severity import Severity
+from sparkimage.core.errors import DoctorError, UsageError
+from sparkimage.serve.doctor.defaults import MASTER_PORT, PORT, UTILIZATION
+from sparkimage.serve.doctor.severity import Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sparkimage.machines.diagnosis import Case, Diagnosis, Finding, Result
+    from sparkimage.serve.doctor.diagnosis import Case, Diagnosis, Finding, Result
 
 MARKS = {
     Severity.OK: "[green]✓[/]",
@@ -69,9 +69,9 @@ def doctor(
 
     Exit code 19 when something failed: docs/doctor.md says what is examined and why.
     """
-    from sparkimage.fleets import fleet as fleets
-    from sparkimage.machines import asking, diagnosis
-    from sparkimage.machines import doctor as doctors
+    from sparkimage.config import inventory as fleets
+    from sparkimage.serve.doctor import asking, diagnosis
+    from sparkimage.serve.doctor import doctor as doctors
 
     if reference:
         typer.echo(doctors.page(), nl=False)
@@ -114,7 +114,7 @@ def _show(found: Diagnosis, seconds: float) -> None:
     from rich.padding import Padding
     from rich.table import Table
 
-    from sparkimage.units import clock
+    from sparkimage.core.units import clock
 
     terminal = console()
     several = found.case.cluster
@@ -148,7 +148,7 @@ def _seen(one: Result, *, several: bool) -> str:
     """What was seen; where it is not the same everywhere, on which nodes."""
     from rich.markup import escape
 
-    from sparkimage.machines.diagnosis import grouped, in_words
+    from sparkimage.serve.doctor.diagnosis import grouped, in_words
 
     bad = [name for name, severity in one.nodes.items() if severity is one.worst]
     mine = one.worst not in (Severity.OK, Severity.INFO) and several and len(bad) < len(one.nodes)

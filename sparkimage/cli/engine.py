@@ -14,11 +14,11 @@ app = typer.Typer(help="The Docker engine to build with.", no_args_is_help=True)
 @app.command("up")
 def engine_up() -> None:
     """Start the private engine; the first time, fetch Debian's packages for it."""
-    from sparkimage import paths
-    from sparkimage.engines import private_engine
-    from sparkimage.run import Local
+    from sparkimage.build.engine import private
+    from sparkimage.core import paths
+    from sparkimage.core.process import Local
 
-    made = private_engine.up(paths.home(), Local(), typer.echo)
+    made = private.up(paths.home(), Local(), typer.echo)
     typer.echo(f"Docker Engine {made.version} with buildx {made.buildx} answers at {made.host}")
 
 
@@ -27,11 +27,11 @@ def engine_down(
     purge: Annotated[bool, typer.Option(help="Remove its data and its packages too.")] = False,
 ) -> None:
     """Stop the private engine."""
-    from sparkimage import paths
-    from sparkimage.engines import private_engine
-    from sparkimage.run import Local
+    from sparkimage.build.engine import private
+    from sparkimage.core import paths
+    from sparkimage.core.process import Local
 
-    private_engine.down(paths.home(), Local(), purge)
+    private.down(paths.home(), Local(), purge)
     typer.echo("the private engine is stopped" + (" and removed" if purge else ""))
 
 
@@ -40,12 +40,12 @@ def engine_status() -> None:
     """Say which engine is used, why, and what it has."""
     from rich.table import Table
 
-    from sparkimage import paths
-    from sparkimage.engines import private_engine
-    from sparkimage.run import Local
-    from sparkimage.units import human
+    from sparkimage.build.engine import private
+    from sparkimage.core import paths
+    from sparkimage.core.process import Local
+    from sparkimage.core.units import human
 
-    status = private_engine.status(paths.home(), Local())
+    status = private.status(paths.home(), Local())
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     used = status.used
     rows = {

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from sparkimage.cli.base import JsonOption, console
-from sparkimage.errors import KnownFailureError, UsageError
+from sparkimage.core.errors import KnownFailureError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
 
-    from sparkimage.explaining.knowledge import Match, Reading
-    from sparkimage.explaining.logfacts import Facts
+    from sparkimage.serve.explain.knowledge import Match, Reading
+    from sparkimage.serve.explain.logfacts import Facts
 
 STDIN = "-"
 SHOWN = 400
@@ -48,7 +48,7 @@ def explain(
 
     The exit code is 0 whether something was found or not; --check makes it 21 when something was.
     """
-    from sparkimage.explaining import knowledge, page
+    from sparkimage.serve.explain import knowledge, page
 
     if known:
         typer.echo(page.markdown())
@@ -80,8 +80,8 @@ def explain(
 
 
 def _read(name: str) -> Reading:
-    from sparkimage.explaining import loglines
-    from sparkimage.explaining.knowledge import Reading
+    from sparkimage.serve.explain import loglines
+    from sparkimage.serve.explain.knowledge import Reading
 
     reading = Reading(source="standard input" if name == STDIN else name)
     with _open(name) as stream:
@@ -171,7 +171,7 @@ def _print_row(to: Console, name: str, value: str, *, style: str = "") -> None:
 
 def _told(facts: Facts) -> list[tuple[str, str]]:
     """What else a log tells, as rows."""
-    from sparkimage.explaining.logfacts import PHASES
+    from sparkimage.serve.explain.logfacts import PHASES
 
     rows = []
     if facts.vllm:

@@ -10,19 +10,19 @@ import typer
 
 from sparkimage.cli.base import AllowOption, JsonOption, Settings, console, read_matrix
 from sparkimage.cli.verify import Reference, tiers_of, to_ship
-from sparkimage.errors import NodeError, UsageError
+from sparkimage.core.errors import NodeError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rich.table import Table
 
-    from sparkimage.fleets.distribute import Outcome
-    from sparkimage.fleets.upkeep import NodeView
-    from sparkimage.plans.matrix import Matrix
-    from sparkimage.proof.demands import PlanRecord
-    from sparkimage.proof.keys import Keyring
-    from sparkimage.storage.store import Image
+    from sparkimage.config.matrix import Matrix
+    from sparkimage.image.store import Image
+    from sparkimage.nodes.distribute import Outcome
+    from sparkimage.nodes.maintenance import NodeView
+    from sparkimage.verify.keys import Keyring
+    from sparkimage.verify.plan_record import PlanRecord
 
 NODES = "fleet.yaml"
 NodesOption = Annotated[
@@ -96,25 +96,25 @@ def distribute(
     as_json: JsonOption = False,
 ) -> None:
     """Bring a proven image to every node, or to none: only the layers that each one lacks."""
-    from sparkimage.fleets import fleet as fleets
-    from sparkimage.fleets import remote
+    from sparkimage.config import inventory as fleets
+    from sparkimage.nodes import ssh
 
     if key is not None and not via:
         raise UsageError("--key is of what a registry holds", hint="give --via, too")
     folder = Settings.matrix_file.absolute().parent
     fleet = fleets.read(nodes, folder)
-    with ExitStack() as stack, remote.remotes(fleet.nodes, patience) as remotes:
+    with ExitStack() as stack, ssh.remotes(fleet.nodes, patience) as remotes:
         # Even what is imported below takes as long as the nodes take to answer.
-        who = remote.who()
+        who = ssh.who()
         for one in remotes:
             one.begin(one.probing(lock=not dry_run, who=who))
 
-        from sparkimage import paths
-        from sparkimage.fleets import receipts
-        from sparkimage.fleets.distribute import Distribution, Options
-        from sparkimage.progress import View
-        from sparkimage.proof.keys import Keyring
-        from sparkimage.storage.store import Store
+        from sparkimage.core import paths
+        from sparkimage.core.progress import View
+        from sparkimage.image.store import Store
+        from sparkimage.nodes import receipts
+        from sparkimage.nodes.distribute import Distribution, Options
+        from sparkimage.verify.keys import Keyring
 
         store, keys = Store.open(paths.store()), Keyring.user()
         view = View(console(stderr=True), quiet=as_json)
@@ -124,7 +124,7 @@ def distribute(
         )
         examine = None
         if prove:
-            from sparkimage.fleets.examine import examiner
+            from sparkimage.nodes.examine import examiner
 
             examine = examiner(record, held, folder, store, tiers_of(prove))
         if via:
@@ -173,11 +173,11 @@ def _ask_the_registry(
     allow_unverified: bool,
 ) -> None:
     """See, before any node pulls, that what is there is this image, signed and proven."""
-    from sparkimage.errors import NetworkError, PublishedError, RegistryError
-    from sparkimage.publishing import published, signing
+    from sparkimage.core.errors import NetworkError, PublishedError, RegistryError
+    from sparkimage.registry import remote, signing
 
     try:
-        published.verify(
+        remote.verify(
             f"{via}@{held.digest}",
             signing.trusted(key, keys),
             lambda _: record.required,
@@ -194,7 +194,7 @@ def _ask_the_registry(
 def _outcome_table(outcome: Outcome) -> Table:
     from rich.table import Table
 
-    from sparkimage.units import clock, human
+    from sparkimage.core.units import clock, human
 
     marks = {"moved": "[green]✓[/]", "unchanged": "[green]=[/]", "failed": "[red]✗[/]"}
     table = Table(
@@ -224,29 +224,29 @@ def nodes(
     as_json: JsonOption = False,
 ) -> None:
     """Show who has what, and whether it is the same everywhere (exit code 15 when it is not)."""
-    from sparkimage import paths
-    from sparkimage.errors import MixedFleetError
-    from sparkimage.fleets import fleet as fleets
-    from sparkimage.fleets import upkeep
-    from sparkimage.fleets.moving import PREVIOUS
-    from sparkimage.storage.store import Store
+    from sparkimage.config import inventory as fleets
+    from sparkimage.core import paths
+    from sparkimage.core.errors import MixedFleetError
+    from sparkimage.image.store import Store
+    from sparkimage.nodes import maintenance
+    from sparkimage.nodes.retag import PREVIOUS
 
     read = read_matrix()
     name = _image_name(read, variant) if variant is not None else None
-    views = upkeep.look(
+    views = maintenance.look(
         fleets.read(nodes, read.root), Store.open(paths.store()), repository=read.repository,
         only=name, patience_s=patience,
     )  # fmt: skip
-    differ = upkeep.differing(views)
+    differ = maintenance.differing(views)
     if as_json:
         typer.echo(json.dumps([view.to_dict() for view in views], indent=1))
     else:
         console().print(_nodes_table(views))
-        if upkeep.names(views):
+        if maintenance.names(views):
             console().print("", _images_table(views, differ), sep="\n")
     errors = {view.name: view.error for view in views if view.error is not None}
     if errors:
-        from sparkimage.fleets.moving import lines
+        from sparkimage.nodes.retag import lines
 
         raise NodeError(
             f"{len(errors)} of {len(views)} nodes cannot be asked"
@@ -269,15 +269,15 @@ def rollback(
     patience: PatienceOption = 60.0,
 ) -> None:
     """Go back to the former image, on every node or on none."""
-    from sparkimage.fleets import fleet as fleets
-    from sparkimage.fleets import upkeep
-    from sparkimage.fleets.moving import lines
-    from sparkimage.fleets.remote import who
-    from sparkimage.progress import View
+    from sparkimage.config import inventory as fleets
+    from sparkimage.core.progress import View
+    from sparkimage.nodes import maintenance
+    from sparkimage.nodes.retag import lines
+    from sparkimage.nodes.ssh import who
 
     read, view = read_matrix(), View(console(stderr=True))
     fleet, name = fleets.read(nodes, read.root), _image_name(read, variant)
-    errors = upkeep.rollback(
+    errors = maintenance.rollback(
         fleet, name, who=who(), patience_s=patience, partial=partial, say=view.say
     )
     well = [node for node in fleet.names if node not in errors]
@@ -302,14 +302,14 @@ def gc(
 
     Never what a container uses, and never what has a name, such as the former image.
     """
-    from sparkimage.fleets import fleet as fleets
-    from sparkimage.fleets import upkeep
-    from sparkimage.fleets.moving import lines
-    from sparkimage.fleets.remote import who
-    from sparkimage.units import human
+    from sparkimage.config import inventory as fleets
+    from sparkimage.core.units import human
+    from sparkimage.nodes import maintenance
+    from sparkimage.nodes.retag import lines
+    from sparkimage.nodes.ssh import who
 
     read = read_matrix()
-    came, errors = upkeep.collect(
+    came, errors = maintenance.collect(
         fleets.read(nodes, read.root), keep=keep, who=who(), patience_s=patience, dry_run=dry_run
     )
     if as_json:
@@ -345,14 +345,16 @@ def receipts(
     "arrival": layers, config and platform are those that were sent, and a container can be made
     of them.
     """
-    from sparkimage import paths
-    from sparkimage.fleets import fleet as fleets
-    from sparkimage.fleets import receipts as keeping
-    from sparkimage.fleets import upkeep
-    from sparkimage.fleets.moving import lines
+    from sparkimage.config import inventory as fleets
+    from sparkimage.core import paths
+    from sparkimage.nodes import maintenance
+    from sparkimage.nodes import receipts as keeping
+    from sparkimage.nodes.retag import lines
 
     if nodes:
-        found, errors = upkeep.receipts(fleets.read(nodes, read_matrix().root), patience_s=patience)
+        found, errors = maintenance.receipts(
+            fleets.read(nodes, read_matrix().root), patience_s=patience
+        )
     else:
         found, errors = keeping.kept(paths.home() / keeping.FOLDER), {}
     if as_json:
@@ -369,8 +371,8 @@ def _receipts_table(found: Sequence[Mapping[str, Any]]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from sparkimage.fleets import receipts as keeping
-    from sparkimage.fleets.distribute import PROVEN
+    from sparkimage.nodes import receipts as keeping
+    from sparkimage.nodes.distribute import PROVEN
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for place, column in enumerate(("when (UTC)", "image", "digest", "seal", "proven there", "on")):
@@ -392,20 +394,20 @@ def _receipts_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 def _image_name(read: Matrix, given: str) -> str:
     """The image's name of a variant; what is a name already stays one."""
-    from sparkimage import wellformed
+    from sparkimage.config import validation
 
     names = [variant.name for variant in read.variants]
     if given.startswith(f"{read.repository}:"):
         return given
     if given not in names:
-        raise UsageError(f"no variant is called {given!r}", hint=wellformed.nearest(given, names))
+        raise UsageError(f"no variant is called {given!r}", hint=validation.nearest(given, names))
     return f"{read.repository}:{given}"
 
 
 def _nodes_table(views: Sequence[NodeView]) -> Table:
     from rich.table import Table
 
-    from sparkimage.units import human
+    from sparkimage.core.units import human
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("", "node", "docker", "store", "arch", "free disk", "images of ours"):
@@ -426,15 +428,15 @@ def _images_table(views: Sequence[NodeView], differ: Sequence[str]) -> Table:
     """Each name with every image that it stands for, and on which nodes."""
     from rich.table import Table
 
-    from sparkimage.fleets import upkeep
+    from sparkimage.nodes import maintenance
 
     asked = [view.name for view in views if view.error is None]
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("", "image", "digest", "since (UTC)", "on"):
         table.add_column(column, overflow="fold", no_wrap=column in ("digest", "since (UTC)"))
-    for name in upkeep.names(views):
+    for name in maintenance.names(views):
         mark, label = "[red]≠[/]" if name in differ else "[green]=[/]", name
-        for one in upkeep.standings(views, name):
+        for one in maintenance.standings(views, name):
             digest = (
                 "[yellow]none[/]"
                 if one.identity is None

@@ -11,17 +11,17 @@ import typer
 from sparkimage.cli.base import AllowOption, JsonOption, console, read_matrix, say
 from sparkimage.cli.fleet import NODES, NodesOption, PatienceOption
 from sparkimage.cli.verify import Reference, to_ship
-from sparkimage.errors import LaunchError, UsageError
+from sparkimage.core.errors import LaunchError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
 
-    from sparkimage.launching.command import Container
-    from sparkimage.launching.launch import Ready
-    from sparkimage.launching.proof import Finding
-    from sparkimage.launching.running import Standing
+    from sparkimage.serve.command import Container
+    from sparkimage.serve.launch import Ready
+    from sparkimage.serve.proof import Finding
+    from sparkimage.serve.running import Standing
 
 NAME = "vllm"
 NEEDED_CACHES = {"/root/.cache/vllm": "vllm", "/root/.triton/cache": "triton"}
@@ -90,16 +90,16 @@ def launch(
     """
     import re
 
-    from sparkimage import paths
-    from sparkimage.fleets import fleet as fleets
-    from sparkimage.fleets.fleet import Fleet
-    from sparkimage.launching import nccl, placing
-    from sparkimage.launching.command import Request
-    from sparkimage.launching.launch import Launch, Options, ProofError
-    from sparkimage.layers import layerindex
-    from sparkimage.progress import View
-    from sparkimage.proof.keys import Keyring
-    from sparkimage.storage.store import Store
+    from sparkimage.config import inventory as fleets
+    from sparkimage.config.inventory import Fleet
+    from sparkimage.core import paths
+    from sparkimage.core.progress import View
+    from sparkimage.image import layerindex
+    from sparkimage.image.store import Store
+    from sparkimage.serve import nccl, placement
+    from sparkimage.serve.command import Request
+    from sparkimage.serve.launch import Launch, Options, ProofError
+    from sparkimage.verify.keys import Keyring
 
     if not model.startswith("/") or re.search(r"[\x00-\x1f]", model):
         raise UsageError(
@@ -114,10 +114,10 @@ def launch(
         store, reference, keys=Keyring.user(), allow_unverified=allow_unverified, read=read
     )
     plan = record.plan
-    profile_name, chosen = placing.pick(
+    profile_name, chosen = placement.pick(
         dict(read.profiles), plan.variant, profile, len(fleet.nodes)
     )
-    ranks = placing.order(fleet, chosen.nodes)
+    ranks = placement.order(fleet, chosen.nodes)
     pin = plan.versions.get("nccl", "")
     preload = ""
     if pin:
@@ -177,7 +177,7 @@ def _print(planned: Sequence[Container], form: Form, *, as_json: bool) -> None:
 
 
 def _show_ready(ready: Ready, *, as_json: bool) -> None:
-    from sparkimage.units import clock
+    from sparkimage.core.units import clock
 
     if as_json:
         typer.echo(json.dumps(ready.to_dict(), indent=1))
@@ -215,8 +215,8 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show what runs on the nodes, and whether it is whole (exit code 18 when it is broken)."""
-    from sparkimage.fleets import fleet as fleets
-    from sparkimage.launching import running
+    from sparkimage.config import inventory as fleets
+    from sparkimage.serve import running
 
     found, errors = running.look(
         fleets.read(nodes, read_matrix().root), name=name, patience_s=patience
@@ -236,8 +236,8 @@ def status(
         typer.echo("nothing runs on the nodes" + (" that were asked" if errors else ""))
     broken = [f"{one.set.name}: {problem}" for one in found for problem in one.problems]
     if errors:
-        from sparkimage.fleets.moving import lines
-        from sparkimage.launching import sets
+        from sparkimage.nodes.retag import lines
+        from sparkimage.serve import sets
 
         error = sets.failure(errors, len(fleets.read(nodes, read_matrix().root).nodes), "")
         error.message = f"{len(errors)} nodes cannot be asked"
@@ -292,8 +292,8 @@ def logs(
     patience: PatienceOption = 60.0,
 ) -> None:
     """Print the ranks' logs as one, each line with its node's name."""
-    from sparkimage.fleets import fleet as fleets
-    from sparkimage.launching import running
+    from sparkimage.config import inventory as fleets
+    from sparkimage.serve import running
 
     with running.logs(
         fleets.read(nodes, read_matrix().root), name=name, node=node, rank=rank, tail=tail,
@@ -317,8 +317,8 @@ def stop(
     patience: PatienceOption = 60.0,
 ) -> None:
     """End a set on all nodes, and what is left of one; nothing to end is no failure."""
-    from sparkimage.fleets import fleet as fleets
-    from sparkimage.launching import running, sets
+    from sparkimage.config import inventory as fleets
+    from sparkimage.serve import running, sets
 
     fleet = fleets.read(nodes, read_matrix().root)
     was, errors = running.stop(fleet, name=name, patience_s=patience)
@@ -342,10 +342,10 @@ def restart(
     as_json: JsonOption = False,
 ) -> None:
     """Start a set again: the same containers, so the same commands and the same image."""
-    from sparkimage.fleets import fleet as fleets
-    from sparkimage.launching import running
-    from sparkimage.launching.launch import ProofError
-    from sparkimage.progress import View
+    from sparkimage.config import inventory as fleets
+    from sparkimage.core.progress import View
+    from sparkimage.serve import running
+    from sparkimage.serve.launch import ProofError
 
     try:
         ready = running.restart(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage import locks
 from sparkimage.cli.base import (
     JsonOption,
     MirrorOption,
@@ -20,12 +19,13 @@ from sparkimage.cli.base import (
     say,
     use_mirrors,
 )
-from sparkimage.errors import LockError, NetworkError, UsageError
-from sparkimage.writing import write
+from sparkimage.core import locks
+from sparkimage.core.errors import LockError, NetworkError, UsageError
+from sparkimage.core.files import write
 
 if TYPE_CHECKING:
-    from sparkimage.inputs.resolve import Failure
-    from sparkimage.plans.matrix import Matrix
+    from sparkimage.config.matrix import Matrix
+    from sparkimage.resolve.resolver import Failure
 
 
 def lock(
@@ -69,13 +69,13 @@ def _check(read: Matrix) -> None:
 def _outdated(read: Matrix, *, as_json: bool) -> None:
     from rich.table import Table
 
-    from sparkimage.inputs import resolve
+    from sparkimage.resolve import resolver
 
     held = read_lock(read)
     quiet = outside(read, lambda _: None)
     terminal = console()
     with console(stderr=True).status("looking outside"):
-        news, fresh = resolve.outdated(read, held, quiet)
+        news, fresh = resolver.outdated(read, held, quiet)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in news], indent=1))
     elif news:
@@ -92,8 +92,8 @@ def _outdated(read: Matrix, *, as_json: bool) -> None:
 
 
 def _resolve(read: Matrix, update: Sequence[str]) -> None:
-    from sparkimage.inputs import resolve
-    from sparkimage.plans import lock as locking
+    from sparkimage.config import lockfile as locking
+    from sparkimage.resolve import resolver
 
     path = read.file.with_suffix(".lock")
     # The folder stays while files in it are replaced.
@@ -102,8 +102,8 @@ def _resolve(read: Matrix, update: Sequence[str]) -> None:
             held = locking.load(path)
         except LockError:
             held = None  # missing, of an older version or damaged: made anew
-        move = resolve.read_move(read, held, update)
-        outcome = resolve.resolve(read, held, outside(read, typer.echo), move)
+        move = resolver.read_move(read, held, update)
+        outcome = resolver.resolve(read, held, outside(read, typer.echo), move)
         made = locking.dump(outcome.lock)
         if path.is_file() and path.read_text() == made:
             typer.echo(f"{path.name} is unchanged")

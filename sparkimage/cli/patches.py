@@ -19,8 +19,8 @@ from sparkimage.cli.base import (
     say,
     use_mirrors,
 )
-from sparkimage.errors import UsageError
-from sparkimage.writing import write
+from sparkimage.core.errors import UsageError
+from sparkimage.core.files import write
 
 app = typer.Typer(help="Patches: what each one is to each variant.")
 
@@ -33,7 +33,7 @@ def patches(context: typer.Context, as_json: JsonOption = False) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from sparkimage.plans import planning
+    from sparkimage.config import planning
 
     read = read_matrix()
     held = read_lock(read)
@@ -74,9 +74,9 @@ def export(
 
     So that a patch can be changed live, without a build.
     """
-    from sparkimage.building.preflight import refuse_unresolved
-    from sparkimage.inputs import fetch as inputs
-    from sparkimage.plans.matrix import select
+    from sparkimage.build.preflight import refuse_unresolved
+    from sparkimage.config.matrix import select
+    from sparkimage.resolve import fetch as inputs
 
     use_mirrors(mirror)
     read = read_matrix()

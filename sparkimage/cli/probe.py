@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparkimage.cli.base import JsonOption, console
-from sparkimage.errors import UsageError
+from sparkimage.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
 
-    from sparkimage.measuring.measure import Comparison, Result
+    from sparkimage.serve.measure import Comparison, Result
 
 
 def probe(
@@ -54,8 +54,8 @@ def probe(
     off; what a server does not grant of that is said with the numbers. A key comes from the
     environment variable SPARKIMAGE_API_KEY.
     """
-    from sparkimage.measuring import measure
-    from sparkimage.measuring.completions import Server, parse_url
+    from sparkimage.serve import measure
+    from sparkimage.serve.completions import Server, parse_url
 
     before = measure.load(compare) if compare is not None else None
     settings = measure.Settings(

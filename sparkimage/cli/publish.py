@@ -18,16 +18,16 @@ from sparkimage.cli.base import (
     use_mirrors,
 )
 from sparkimage.cli.verify import tiers_of, to_ship
-from sparkimage.errors import UsageError
+from sparkimage.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.table import Table
 
-    from sparkimage.proof.gate import Required
-    from sparkimage.publishing.publish import Outcome
-    from sparkimage.publishing.published import Reading, Trusted
+    from sparkimage.registry.publish import Outcome
+    from sparkimage.registry.remote import Reading, Trusted
+    from sparkimage.verify.policy import Required
 
 
 KeyOption = Annotated[
@@ -73,16 +73,16 @@ def publish(
     as_json: JsonOption = False,
 ) -> None:
     """Bring a proven image into a registry, signed, and give it its tags when all is there."""
-    from sparkimage import paths
-    from sparkimage.address import Place
-    from sparkimage.layers import layerindex
-    from sparkimage.progress import View
-    from sparkimage.proof.keys import Keyring
-    from sparkimage.publishing import naming, sbom, signing
-    from sparkimage.publishing import publish as publishing
-    from sparkimage.publishing.oci import Repository
-    from sparkimage.run import Local
-    from sparkimage.storage.store import Store
+    from sparkimage.config.address import Place
+    from sparkimage.core import paths
+    from sparkimage.core.process import Local
+    from sparkimage.core.progress import View
+    from sparkimage.image import layerindex
+    from sparkimage.image.store import Store
+    from sparkimage.registry import publish as publishing
+    from sparkimage.registry import sbom, signing, tags
+    from sparkimage.registry.oci import Repository
+    from sparkimage.verify.keys import Keyring
 
     use_mirrors(mirror)
     if key is not None and (identity or issuer):
@@ -111,7 +111,7 @@ def publish(
                 item = publishing.Item(
                     plan=plan,
                     image=held,
-                    measured=naming.measure(files),
+                    measured=tags.measure(files),
                     verdict=decision.verdict,
                     required=record.required,
                     bill=sbom.make(plan, held, files, store, Local()),
@@ -149,15 +149,15 @@ def verify_published(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a registry whether an image is signed, proven, whole, and what its tag says."""
-    from sparkimage.progress import View
-    from sparkimage.publishing import published
-    from sparkimage.publishing.oci import Repository
+    from sparkimage.core.progress import View
+    from sparkimage.registry import remote
+    from sparkimage.registry.oci import Repository
 
     trusted = _trusted(key, identity, issuer)
     view = View(console(stderr=True), quiet=as_json or not whole)
-    at = published.Reference.parse(reference)
+    at = remote.Reference.parse(reference)
     with view.transfer(f"reading {at}", 0) as moved:
-        found, facts = published.verify(
+        found, facts = remote.verify(
             reference,
             trusted,
             requirement(requires),
@@ -198,13 +198,13 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a published image is, by what the registry has of it alone."""
-    from sparkimage.publishing import inspecting, published
-    from sparkimage.publishing.oci import Repository
+    from sparkimage.registry import inspect, remote
+    from sparkimage.registry.oci import Repository
 
     trusted = _trusted(key, identity, issuer)
-    at = published.Reference.parse(reference)
-    found = published.read(at, Repository(place=at.place), trusted)
-    said = inspecting.describe(found, requirement(None))
+    at = remote.Reference.parse(reference)
+    found = remote.read(at, Repository(place=at.place), trusted)
+    said = inspect.describe(found, requirement(None))
     if as_json:
         typer.echo(json.dumps(said, indent=1))
         return
@@ -230,7 +230,7 @@ def _page(platform: str, one: dict[str, Any]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from sparkimage.units import human
+    from sparkimage.core.units import human
 
     table = Table(
         box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left", show_header=False,
@@ -267,12 +267,12 @@ def _page(platform: str, one: dict[str, Any]) -> Table:
 
 def _trusted(key: str | None, identity: str | None, issuer: str | None) -> Trusted:
     """Whom to believe."""
-    from sparkimage import paths
-    from sparkimage.address import Mirrors, read_rules
-    from sparkimage.inputs.outside import Outside
-    from sparkimage.proof.keys import Keyring
-    from sparkimage.publishing import signing
-    from sparkimage.run import Local
+    from sparkimage.config.address import Mirrors, read_rules
+    from sparkimage.core import paths
+    from sparkimage.core.process import Local
+    from sparkimage.registry import signing
+    from sparkimage.resolve.context import Outside
+    from sparkimage.verify.keys import Keyring
 
     reached = Outside(
         home=paths.home(), runner=Local(), mirrors=Mirrors(rules=read_rules(paths.mirrors())),
@@ -284,8 +284,8 @@ def _trusted(key: str | None, identity: str | None, issuer: str | None) -> Trust
 
 def requirement(given: str | None) -> Callable[[Reading], Required]:
     """What a published image must have passed: as said, as the matrix here says, or by default."""
-    from sparkimage.proof.gate import Required
-    from sparkimage.tier import DEFAULT
+    from sparkimage.config.tier import DEFAULT
+    from sparkimage.verify.policy import Required
 
     if given is not None:
         return lambda _: Required(tiers=tiers_of(given))
@@ -296,7 +296,7 @@ def requirement(given: str | None) -> Callable[[Reading], Required]:
 def _show(outcome: Outcome) -> None:
     from rich.table import Table
 
-    from sparkimage.units import clock, human
+    from sparkimage.core.units import clock, human
 
     terminal = console()
     said = "published" if outcome.changed else "nothing changed: all of it was there"

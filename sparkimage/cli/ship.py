@@ -11,10 +11,10 @@ import typer
 
 from sparkimage.cli.base import AllowOption, Settings, console, read_matrix
 from sparkimage.cli.verify import Reference, to_ship
-from sparkimage.errors import StoreError, UsageError
+from sparkimage.core.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from sparkimage.progress import Moved
+    from sparkimage.core.progress import Moved
 
 
 def save(
@@ -23,24 +23,24 @@ def save(
     allow_unverified: AllowOption = False,
 ) -> None:
     """Write an image with its seal as a file that every engine loads (`-`: standard output)."""
-    from sparkimage import paths
-    from sparkimage.progress import View
-    from sparkimage.proof.keys import Keyring
-    from sparkimage.publishing import shipping
-    from sparkimage.storage.store import Store
+    from sparkimage.core import paths
+    from sparkimage.core.progress import View
+    from sparkimage.image.store import Store
+    from sparkimage.registry import archives
+    from sparkimage.verify.keys import Keyring
 
     if output == "-" and sys.stdout.isatty():
         raise UsageError("an image is no text for a terminal", hint="-o FILE, or `… -o - | …`")
     if output != "-":
-        shipping.refuse_target(Path(output))
+        archives.refuse_target(Path(output))
     store, keys = Store.open(paths.store()), Keyring.user()
     view = View(console(stderr=True))
     record, held, decision = to_ship(store, reference, keys=keys, allow_unverified=allow_unverified)
     if output != "-":
-        shipping.refuse_target(Path(output), held.size)
+        archives.refuse_target(Path(output), held.size)
 
     def write(sink: IO[bytes], moved: Moved) -> None:
-        for chunk in shipping.chunks(held, record, decision, store, keys):
+        for chunk in archives.chunks(held, record, decision, store, keys):
             sink.write(chunk)
             moved(len(chunk))
 
@@ -50,7 +50,7 @@ def save(
             write(sys.stdout.buffer, moved)
             sys.stdout.buffer.flush()
         else:
-            with shipping.written(Path(output)) as sink:
+            with archives.written(Path(output)) as sink:
                 write(sink, moved)
     typer.echo(f"{record.plan.image} ({held.digest}) is in {output}", err=True)
 
@@ -60,11 +60,11 @@ def load(
     allow_unverified: AllowOption = False,
 ) -> None:
     """Take an image and its seal from a file into the store, and name it if the seal fits."""
-    from sparkimage import paths
-    from sparkimage.progress import View
-    from sparkimage.proof.keys import Keyring
-    from sparkimage.publishing import shipping
-    from sparkimage.storage.store import Store
+    from sparkimage.core import paths
+    from sparkimage.core.progress import View
+    from sparkimage.image.store import Store
+    from sparkimage.registry import archives
+    from sparkimage.verify.keys import Keyring
 
     # Where there is a matrix here, it says what must have passed.
     tiers = read_matrix().requires if Settings.matrix_file.is_file() else None
@@ -76,7 +76,7 @@ def load(
     # A socket, as some sshd give it, cannot be opened again as /dev/stdin.
     opened = nullcontext(sys.stdin.buffer) if file == "-" else path.open("rb")
     with opened as source, view.transfer(f"loading {file}", size) as moved:
-        loaded = shipping.load(
+        loaded = archives.load(
             _Counting(source, moved),
             store,
             tiers=tiers,

@@ -12,9 +12,9 @@ app = typer.Typer(help="The image store.", no_args_is_help=True)
 @app.command("check")
 def store_check() -> None:
     """Read every blob of every named image, and say which are damaged."""
-    from sparkimage import paths
-    from sparkimage.errors import StoreError
-    from sparkimage.storage.store import Store
+    from sparkimage.core import paths
+    from sparkimage.core.errors import StoreError
+    from sparkimage.image.store import Store
 
     store = Store.open(paths.store())
     with store.in_use(say):
@@ -32,8 +32,8 @@ def store_check() -> None:
 @app.command("gc")
 def store_gc() -> None:
     """Remove the blobs that no named image uses; waits for commands that use the store."""
-    from sparkimage import paths
-    from sparkimage.storage.store import Store
-    from sparkimage.units import human
+    from sparkimage.core import paths
+    from sparkimage.core.units import human
+    from sparkimage.image.store import Store
 
     typer.echo(f"{human(Store.open(paths.store()).gc(say))} set free")

@@ -10,23 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli.base import (
-    JsonOption,
-    Settings,
-    console,
-    plans_of,
-    read_matrix,
-)
-from sparkimage.errors import GateError, LockError, UsageError
-from sparkimage.tier import DEFAULT, Tier
+from sparkimage.cli.base import JsonOption, Settings, console, plans_of, read_matrix
+from sparkimage.config.tier import DEFAULT, Tier
+from sparkimage.core.errors import GateError, LockError, UsageError
 
 if TYPE_CHECKING:
-    from sparkimage.plans.matrix import Matrix
-    from sparkimage.proof import seal
-    from sparkimage.proof.demands import PlanRecord
-    from sparkimage.proof.gate import PolicyDecision
-    from sparkimage.proof.keys import Keyring
-    from sparkimage.storage.store import Image, Store
+    from sparkimage.config.matrix import Matrix
+    from sparkimage.image.store import Image, Store
+    from sparkimage.verify import seal
+    from sparkimage.verify.keys import Keyring
+    from sparkimage.verify.plan_record import PlanRecord
+    from sparkimage.verify.policy import PolicyDecision
 
 IMAGE = re.compile(r".*:.*|[0-9a-f]{12,}")
 """What names an image by itself: REPOSITORY:TAG, a digest, or its beginning."""
@@ -59,7 +53,7 @@ def find(
     Raises ``ImageMissingError`` for what the store does not hold, ``GateError`` for an image
     without a plan.
     """
-    from sparkimage.proof import demands
+    from sparkimage.verify import plan_record
 
     name = reference
     if not IMAGE.fullmatch(reference) and Settings.matrix_file.is_file():
@@ -69,7 +63,7 @@ def find(
         known = any(variant.name == reference for variant in read.variants)
         name = full if known or full in store.names() else reference
     held = store.resolve(name)
-    return demands.kept(store, held.digest), held, read
+    return plan_record.kept(store, held.digest), held, read
 
 
 def to_ship(
@@ -81,10 +75,10 @@ def to_ship(
     read: Matrix | None = None,
 ) -> tuple[PlanRecord, Image, PolicyDecision]:
     """The image that is meant and its record, after the gate was asked. Raises ``GateError``."""
-    from sparkimage.proof import gate
+    from sparkimage.verify import policy
 
     record, held, read = find(store, reference, read)
-    decision = gate.ask(
+    decision = policy.ask(
         store,
         held.digest,
         plan_checksum=record.current_checksum,
@@ -100,10 +94,10 @@ def to_ship(
 
 def _newer(record: PlanRecord, read: Matrix, reference: str) -> str:
     """What to say where a variant's image is of another plan than today's; nothing elsewhere."""
-    from sparkimage.proof import demands
+    from sparkimage.verify import plan_record
 
     variants = [one for one in read.variants if one.name == reference]
-    if not variants or demands.sources_checksum(read.file) == record.sources:
+    if not variants or plan_record.sources_checksum(read.file) == record.sources:
         return ""
     try:
         (plan,) = plans_of(read, variants)
@@ -133,16 +127,16 @@ def verify(
     """Run an image's checks again, and add what they came to to its seal."""
     from rich.markup import escape
 
-    from sparkimage import paths
-    from sparkimage.progress import View
-    from sparkimage.proof import demands, seal
-    from sparkimage.proof import emit as emitting
-    from sparkimage.proof import verify as verifying
-    from sparkimage.proof.keys import Keyring
-    from sparkimage.publishing.shipping import refuse_target
-    from sparkimage.run import Local
-    from sparkimage.storage.store import Store
-    from sparkimage.units import clock
+    from sparkimage.core import paths
+    from sparkimage.core.process import Local
+    from sparkimage.core.progress import View
+    from sparkimage.core.units import clock
+    from sparkimage.image.store import Store
+    from sparkimage.registry.archives import refuse_target
+    from sparkimage.verify import emit as emitting
+    from sparkimage.verify import plan_record, seal
+    from sparkimage.verify import run_tiers as verifying
+    from sparkimage.verify.keys import Keyring
 
     store = Store.open(paths.store())
     kept, held, _read = find(store, reference)
@@ -154,12 +148,12 @@ def verify(
     if html is not None:
         refuse_target(html)
     # The checks are run as they are now.
-    record = demands.again(kept, project)
+    record = plan_record.again(kept, project)
     view = View(console(stderr=True), quiet=as_json)
 
     def live() -> verifying.Live:
-        from sparkimage.building.builder import engine_reference
-        from sparkimage.engines.private_engine import ensure
+        from sparkimage.build.builder import engine_reference
+        from sparkimage.build.engine.private import ensure
 
         engine = ensure(paths.home(), Local(), view.say)
         reference = engine_reference(plan, held, engine, Local())
@@ -216,10 +210,10 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE")],
 ) -> None:
     """Write what an image's seal says as a page to read; verifies nothing."""
-    from sparkimage import paths
-    from sparkimage.proof import seal
-    from sparkimage.publishing.shipping import refuse_target
-    from sparkimage.storage.store import Store
+    from sparkimage.core import paths
+    from sparkimage.image.store import Store
+    from sparkimage.registry.archives import refuse_target
+    from sparkimage.verify import seal
 
     refuse_target(output)
     store = Store.open(paths.store())
@@ -234,8 +228,8 @@ def report(
 
 
 def _write_report(path: Path, record: PlanRecord, held: Image, verdict: seal.Verdict) -> None:
-    from sparkimage.proof import report as reporting
-    from sparkimage.publishing.shipping import written
+    from sparkimage.registry.archives import written
+    from sparkimage.verify import report as reporting
 
     project = Settings.matrix_file.absolute().parent
     with written(path) as sink:

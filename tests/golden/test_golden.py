@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.address import WHEELS, Mirrors, image_name
-from sparkimage.building import show
-from sparkimage.plans import bake, lock, matrix, model, planning
-from sparkimage.plans.lock import (
+from sparkimage.build import bake, show
+from sparkimage.config import lockfile, matrix, planning, schema
+from sparkimage.config.address import WHEELS, Mirrors, image_name
+from sparkimage.config.lockfile import (
     Commit,
     Deb,
     Entry,
@@ -28,9 +28,9 @@ from sparkimage.plans.lock import (
     PinnedImage,
     Target,
 )
-from sparkimage.plans.matrix import Matrix
-from sparkimage.plans.patching import PATCHES
-from sparkimage.plans.plan import MORE, Origin, Plan
+from sparkimage.config.matrix import Matrix
+from sparkimage.config.patch_specs import PATCHES
+from sparkimage.config.plan import MORE, Origin, Plan
 
 PROJECT = Path(__file__).resolve().parents[2]
 ORIGIN = Origin(source="https://example.org/spark", revision="0" * 40, epoch=1)
@@ -53,13 +53,13 @@ def read() -> Matrix:
 
 @pytest.fixture(scope="module")
 def plans(read: Matrix) -> list[Plan]:
-    held = lock.load(PROJECT / "matrix.lock")
+    held = lockfile.load(PROJECT / "matrix.lock")
     return [planning.make(read, variant, held, ORIGIN) for variant in read.variants]
 
 
 @pytest.fixture(scope="module")
 def resolved(read: Matrix) -> tuple[Plan, ...]:
-    held = made_up(read, lock.load(PROJECT / "matrix.lock"))
+    held = made_up(read, lockfile.load(PROJECT / "matrix.lock"))
     return planning.make_all(read, matrix.select(read, names=RESOLVED), held, ORIGIN)
 
 
@@ -73,7 +73,7 @@ def made_up(read: Matrix, held: Lock) -> Lock:
     for variant in matrix.select(read, names=RESOLVED):
         names = {patch for layer in variant.layers for patch in read.layers[layer].patches}
         for key in (*variant.pins.items(), *((PATCHES, name) for name in names)):
-            ask, platforms = lock.wanted(read)[key]
+            ask, platforms = lockfile.wanted(read)[key]
             found = items(read, key)
             entries[key] = Entry(asked=ask, platforms=dict.fromkeys(platforms, found))
     return replace(held, entries=entries)
@@ -81,14 +81,14 @@ def made_up(read: Matrix, held: Lock) -> Lock:
 
 def items(read: Matrix, key: Key) -> tuple[Item, ...]:
     pin = None if key[0] == PATCHES else read.pins[key[0]][key[1]]
-    if isinstance(pin, model.ImagePin):
+    if isinstance(pin, schema.ImagePin):
         full = image_name(pin.image)
         tagged = full.digest or f"sha256:{sha256(pin.image)}"
         digest = f"sha256:{sha256(f'{pin.image} linux/arm64')}"
         return (PinnedImage(name=full.repository, digest=digest, tagged=tagged),)
-    if isinstance(pin, model.GitPin):
+    if isinstance(pin, schema.GitPin):
         return (commit(pin),)
-    if isinstance(pin, model.DebPin):
+    if isinstance(pin, schema.DebPin):
         named = (package.split("=") for package in sorted(pin.packages))
         return tuple(
             Deb(name=deb, version=version, part=MORE, size=1000, sha256=sha256(deb),
@@ -98,9 +98,9 @@ def items(read: Matrix, key: Key) -> tuple[Item, ...]:
     patch = read.patches[key[1]]
     text = PatchText(size=100, sha256=sha256(key[1]))
     targets: list[Item] = []
-    for name, value in lock.forks(read, key[1], patch):
+    for name, value in lockfile.forks(read, key[1], patch):
         fork = read.pins[name][value]
-        assert isinstance(fork, model.GitPin)
+        assert isinstance(fork, schema.GitPin)
         targets.append(
             Target(commit=commit(fork).commit, before=sha256("before"), after=text.sha256,
                    size=text.size, path=str(patch.replaces))
@@ -108,7 +108,7 @@ def items(read: Matrix, key: Key) -> tuple[Item, ...]:
     return (text, *targets)
 
 
-def commit(pin: model.GitPin) -> Commit:
+def commit(pin: schema.GitPin) -> Commit:
     whole = pin.commit + sha256(pin.commit)[: 40 - len(pin.commit)]
     return Commit(commit=whole, tree=sha256(whole)[:40])
 
@@ -165,7 +165,7 @@ def test_plans_once_resolved(resolved: tuple[Plan, ...], golden: Golden) -> None
 def test_bake_definition_and_policy_once_resolved(
     read: Matrix, plans: list[Plan], golden: Golden, kind: str
 ) -> None:
-    held = made_up(read, lock.load(PROJECT / "matrix.lock"))
+    held = made_up(read, lockfile.load(PROJECT / "matrix.lock"))
     # One variant of wheels beside them: its mirror is a secret and its policy allows nothing.
     chosen = (plans[0].variant, *RESOLVED)
     made = planning.make_all(read, matrix.select(read, names=chosen), held, ORIGIN)
@@ -181,13 +181,13 @@ def test_github_strategy(read: Matrix, plans: list[Plan], golden: Golden) -> Non
 
 def test_the_schema_is_the_models() -> None:
     recorded = json.loads((PROJECT / "docs" / "matrix.schema.json").read_text())
-    assert recorded == model.schema(), "make schema"
+    assert recorded == schema.schema(), "make schema"
 
 
 def test_the_lock_fits_the_matrix(read: Matrix) -> None:
-    held = lock.load(PROJECT / "matrix.lock")
-    assert lock.check(read, held) == []
-    assert lock.dump(held) == (PROJECT / "matrix.lock").read_text()
+    held = lockfile.load(PROJECT / "matrix.lock")
+    assert lockfile.check(read, held) == []
+    assert lockfile.dump(held) == (PROJECT / "matrix.lock").read_text()
 
 
 def test_every_layer_has_checks_and_is_in_the_matrix(read: Matrix) -> None:

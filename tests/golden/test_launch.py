@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.launching import command
-from sparkimage.launching.command import Container, Place, Request
-from sparkimage.plans import matrix
+from sparkimage.config import matrix
+from sparkimage.serve import command
+from sparkimage.serve.command import Container, Place, Request
 
 PROJECT = Path(__file__).resolve().parents[2]
 Golden = Callable[[str, str], None]

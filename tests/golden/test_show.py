@@ -8,16 +8,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparkimage.building import show
-from sparkimage.plans import lock, matrix, planning
-from sparkimage.plans.plan import Origin
+from sparkimage.build import show
+from sparkimage.config import lockfile, matrix, planning
+from sparkimage.config.plan import Origin
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 def test_the_table_at_80_columns(golden: Callable[[str, str], None]) -> None:
     read = matrix.load(PROJECT / "matrix.yaml")
-    held = lock.load(PROJECT / "matrix.lock")
+    held = lockfile.load(PROJECT / "matrix.lock")
     plans = planning.make_all(read, read.variants, held, Origin(source="s", revision="r", epoch=0))
     said = io.StringIO()
     Console(file=said, width=80).print(show.as_table(plans))

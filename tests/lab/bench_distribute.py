@@ -28,9 +28,9 @@ from typing import Any
 
 import pytest
 
-from sparkimage.engines.engine import Engine
-from sparkimage.storage import archive
-from sparkimage.storage.store import Image
+from sparkimage.build.engine.engine import Engine
+from sparkimage.image import archive
+from sparkimage.image.store import Image
 from tests.lab import bench_picture
 from tests.lab import fleet as fleets
 from tests.lab import mirror as mirrors

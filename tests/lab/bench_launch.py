@@ -9,7 +9,7 @@ import statistics
 import time
 from pathlib import Path
 
-from sparkimage.engines.engine import Engine
+from sparkimage.build.engine.engine import Engine
 from tests.lab.serving import serving
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))

@@ -7,8 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from sparkimage.engines.engine import Engine
-from sparkimage.storage import archive
+from sparkimage.build.engine.engine import Engine
+from sparkimage.image import archive
 from tests.lab import servers
 from tests.lab.payload import Payload
 from tests.lab.press import Press, name

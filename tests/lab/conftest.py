@@ -16,21 +16,21 @@ import python_on_whales
 import yaml
 from rich.console import Console
 
-from sparkimage import paths
-from sparkimage.address import Mirrors
-from sparkimage.building import builder, preflight
-from sparkimage.building.workshop import Workshop
-from sparkimage.engines import builders, engine_tree, private_engine
-from sparkimage.engines.engine import Engine
-from sparkimage.engines.private_engine import ensure
-from sparkimage.inputs import resolve
-from sparkimage.inputs.outside import Outside
-from sparkimage.paths import EnginePlace
-from sparkimage.plans import lock
-from sparkimage.progress import View
-from sparkimage.rights import run_as_root
-from sparkimage.run import Local
-from sparkimage.storage.store import Image, Store
+from sparkimage.build import builder, preflight
+from sparkimage.build.context import Workshop
+from sparkimage.build.engine import builders, private
+from sparkimage.build.engine.engine import Engine
+from sparkimage.build.engine.private import ensure
+from sparkimage.config import lockfile
+from sparkimage.config.address import Mirrors
+from sparkimage.core import debian_tools, paths
+from sparkimage.core.paths import EnginePlace
+from sparkimage.core.process import Local
+from sparkimage.core.progress import View
+from sparkimage.core.rights import run_as_root
+from sparkimage.image.store import Image, Store
+from sparkimage.resolve import resolver
+from sparkimage.resolve.context import Outside
 from tests.lab import fleet as fleets
 from tests.lab import recipe as recipes
 from tests.lab import sampling, standins
@@ -167,10 +167,10 @@ class Lab(Project):
         """Resolve what the lock lacks; the real one's Debian packages hold here too."""
         read = self.read_matrix()
         file = self.project / "matrix.lock"
-        held = lock.load(file if file.is_file() else PROJECT / "matrix.lock")
-        made = resolve.resolve(read, held, self.shop.outside, resolve.Move())
+        held = lockfile.load(file if file.is_file() else PROJECT / "matrix.lock")
+        made = resolver.resolve(read, held, self.shop.outside, resolver.Move())
         assert made.failures == ()
-        file.write_text(lock.dump(made.lock))
+        file.write_text(lockfile.dump(made.lock))
 
     def build(self, name: str, **options: bool) -> builder.Result:
         return builder.build(self.plan(name), self.shop, **options)
@@ -242,12 +242,12 @@ def _spare_engine(home: Path) -> Iterator[tuple[Path, Engine]]:
         (paths.home() / shared).mkdir(exist_ok=True)
         (home / shared).symlink_to(paths.home() / shared)
     runner = Local()
-    if engine_tree.installed(tree):
+    if debian_tools.installed(tree):
         run_as_root(runner, ("cp", "-al", str(tree.root), str(place.root)))
     try:
-        yield home, private_engine.up(home, runner, print)
+        yield home, private.up(home, runner, print)
     finally:
-        private_engine.down(home, runner, purge=True)
+        private.down(home, runner, purge=True)
         for shared in SHARED:
             (home / shared).unlink()
         shutil.rmtree(home)

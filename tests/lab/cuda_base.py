@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sparkimage.engines.engine import Engine
+from sparkimage.build.engine.engine import Engine
 from tests.lab import nccl_debs, wheelhouse
 from tests.lab.servers import Registry
 

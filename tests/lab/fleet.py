@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparkimage.engines.engine import Engine
+from sparkimage.build.engine.engine import Engine
 from tests.lab import node_image
 from tests.lab.node import HOST_KEY, READY_S, Node, Spec, keygen, put_into, wait
 from tests.lab.node_image import Release, run

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparkimage.storage.store import Image, Store
+from sparkimage.image.store import Image, Store
 from tests.lab import servers
 from tests.lab.fleet import Fleet
 from tests.lab.node import READY_S, Node, put

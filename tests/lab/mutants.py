@@ -21,14 +21,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sparkimage.layers.layerindex import FACT, STEP, ImageFiles, image_files
-from sparkimage.layers.linking import Linker, Root
-from sparkimage.plans.plan import Plan
-from sparkimage.proof import static
-from sparkimage.proof.seal import Check
-from sparkimage.proof.static import Limits
-from sparkimage.proof.static_nccl import system_path
-from sparkimage.storage.store import Image, Store
+from sparkimage.config.plan import Plan
+from sparkimage.image.layerindex import FACT, STEP, ImageFiles, image_files
+from sparkimage.image.linking import Linker, Root
+from sparkimage.image.store import Image, Store
+from sparkimage.verify import static
+from sparkimage.verify.seal import Check
+from sparkimage.verify.static import Limits
+from sparkimage.verify.static_nccl import system_path
 from tests.unit.elf_maker import library, nccl
 from tests.unit.good_maker import Files, patch, put_image, put_layer
 
@@ -640,8 +640,8 @@ def report(title: str, results: list[Result], console: Console) -> None:
 
 def main() -> int:
     """Mutants of an image of the store."""
-    from sparkimage import paths
-    from sparkimage.proof import demands
+    from sparkimage.core import paths
+    from sparkimage.verify import plan_record
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", required=True, help="REPOSITORY:VARIANT, as `images` lists it")
@@ -649,7 +649,7 @@ def main() -> int:
     given = parser.parse_args()
     store = Store.open(given.store or paths.store())
     image = store.resolve(given.image)
-    plan = demands.kept(store, image.digest).plan
+    plan = plan_record.kept(store, image.digest).plan
     console = Console(width=120)
     began = time.monotonic()
     with TemporaryDirectory(prefix="mutants-", dir=store.root.parent) as work:

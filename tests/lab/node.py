@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparkimage.engines.engine import Engine
-from sparkimage.proof.checks import NOT_BEGUN
+from sparkimage.build.engine.engine import Engine
+from sparkimage.verify.checks import NOT_BEGUN
 from tests.lab.node_image import Release, output, run
 from tests.lab.wire import Wire
 

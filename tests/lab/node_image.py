@@ -15,10 +15,10 @@ from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sparkimage.engines.engine import Engine
-from sparkimage.inputs import apt
-from sparkimage.rights import root_prefix
-from sparkimage.run import Local
+from sparkimage.build.engine.engine import Engine
+from sparkimage.core.process import Local
+from sparkimage.core.rights import root_prefix
+from sparkimage.resolve import apt
 from tests.lab.tools import TOOLS, making
 
 NAME = "sparkimage-lab-node"

@@ -17,11 +17,11 @@ from typing import Any
 
 import zstandard
 
-from sparkimage.proof import demands, seal
-from sparkimage.proof.demands import PlanRecord
-from sparkimage.proof.keys import Keyring
-from sparkimage.storage.store import TAR, Descriptor, Image, Readable, Store
-from sparkimage.tier import Tier
+from sparkimage.config.tier import Tier
+from sparkimage.image.store import TAR, Descriptor, Image, Readable, Store
+from sparkimage.verify import plan_record, seal
+from sparkimage.verify.keys import Keyring
+from sparkimage.verify.plan_record import PlanRecord
 from tests.lab import node_image
 from tests.unit import good_maker, seal_maker
 
@@ -78,7 +78,7 @@ def sealed(
     """The image, named, with a seal that the gate takes (unless ``result`` is FAILED)."""
     store.name(name, store.descriptor(image.digest))
     if record is not None:
-        demands.keep(store, image.digest, record)
+        plan_record.keep(store, image.digest, record)
     plan = seal_maker.PLAN if record is None else record.checksum
     checks = (
         seal_maker.check("static/payload", tier=Tier.STATIC),

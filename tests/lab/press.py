@@ -8,16 +8,16 @@ from typing import Any
 
 from rich.console import Console
 
-from sparkimage.layers import layerindex
-from sparkimage.progress import View
-from sparkimage.proof import seal
-from sparkimage.proof.gate import Required
-from sparkimage.publishing import naming, publish, sbom
-from sparkimage.publishing.oci import Repository
-from sparkimage.publishing.publish import Publication
-from sparkimage.publishing.signing import OwnSigner
-from sparkimage.run import Local
-from sparkimage.storage.store import Image
+from sparkimage.core.process import Local
+from sparkimage.core.progress import View
+from sparkimage.image import layerindex
+from sparkimage.image.store import Image
+from sparkimage.registry import publish, sbom, tags
+from sparkimage.registry.oci import Repository
+from sparkimage.registry.publish import Publication
+from sparkimage.registry.signing import OwnSigner
+from sparkimage.verify import seal
+from sparkimage.verify.policy import Required
 from tests.lab import payload as payloads
 from tests.lab.payload import Payload
 from tests.lab.project import Project
@@ -92,7 +92,7 @@ class Press(Project):
         verdict = seal.verdict(store, image.digest, keys=self.keys)
         assert verdict is not None
         return publish.Item(
-            plan=plan, image=image, measured=naming.measure(files), verdict=verdict,
+            plan=plan, image=image, measured=tags.measure(files), verdict=verdict,
             required=Required(tiers=plan.requires),
             bill=sbom.make(plan, image, files, store, Local())
             if real_sbom

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparkimage import origin
-from sparkimage.plans import lock, matrix, planning
-from sparkimage.plans.matrix import Matrix
-from sparkimage.plans.plan import Plan
-from sparkimage.proof import demands
-from sparkimage.proof.keys import Keyring
-from sparkimage.run import Local
-from sparkimage.storage.store import Image, Store
+from sparkimage.config import lockfile, matrix, origin, planning
+from sparkimage.config.matrix import Matrix
+from sparkimage.config.plan import Plan
+from sparkimage.core.process import Local
+from sparkimage.image.store import Image, Store
+from sparkimage.verify import plan_record
+from sparkimage.verify.keys import Keyring
 from tests.lab import command
 from tests.lab.payload import sealed
 from tests.unit import project_maker as maker
@@ -31,7 +30,7 @@ class Project:
     def write_matrix(self, data: Mapping[str, Any]) -> None:
         """Write the matrix, a Dockerfile for each layer, and a lock of made-up items that fits."""
         read = maker.write(self.folder, data)
-        (self.folder / "matrix.lock").write_text(lock.dump(maker.locked(read)))
+        (self.folder / "matrix.lock").write_text(lockfile.dump(maker.locked(read)))
 
     def read_matrix(self) -> Matrix:
         return matrix.load(self.folder / "matrix.yaml")
@@ -47,14 +46,14 @@ class Project:
     def plan(self, variant: str) -> Plan:
         read = self.read_matrix()
         (one,) = matrix.select(read, names=[variant])
-        held = lock.load(self.folder / "matrix.lock")
+        held = lockfile.load(self.folder / "matrix.lock")
         return planning.make(read, one, held, origin.of(self.folder, None, Local()))
 
     def seal_image(self, image: Image, variant: str) -> Image:
         """An image of the store as the variant's, with a seal that the gate takes."""
         plan = self.plan(variant)
         return sealed(
-            self.store, image, plan.image, record=demands.record(plan, self.folder),
+            self.store, image, plan.image, record=plan_record.record(plan, self.folder),
             keys=self.keys, lock=plan.lock_checksum,
         )  # fmt: skip
 

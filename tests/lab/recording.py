@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
-from sparkimage.fleets import remote
+from sparkimage.nodes import ssh
 from tests.lab.fleet import Fleet
 from tests.lab.node import Node
 from tests.lab.standin_nodes import RECORDED
@@ -69,9 +69,9 @@ def _said(fleet: Fleet, node: Node, model: str, image: str) -> dict[str, str]:
         return done.returncode, (done.stdout + done.stderr).decode()
 
     scripts = {
-        "probe": remote.script("probe", "docker", "", "lab"),
-        "facts": remote.script("facts", "docker", model, ""),
-        "sets": remote.script("sets", "docker", node.name),
+        "probe": ssh.script("probe", "docker", "", "lab"),
+        "facts": ssh.script("facts", "docker", model, ""),
+        "sets": ssh.script("sets", "docker", node.name),
     }
     found = {f"{name}.txt": _fixed(fleet, ask(*words)[1], image) for name, words in scripts.items()}
     errors = {

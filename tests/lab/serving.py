@@ -23,11 +23,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from sparkimage.arch import ARCHES
+from sparkimage.build.engine.engine import Engine
 from sparkimage.cli import app
-from sparkimage.engines.engine import Engine
-from sparkimage.launching import waiting
-from sparkimage.storage.store import Image
+from sparkimage.core.arch import ARCHES
+from sparkimage.image.store import Image
+from sparkimage.serve import waiting
 from tests.lab import fleet as fleets
 from tests.lab import node_image
 from tests.lab.fleet import Fleet

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparkimage.storage.store import Image
+from sparkimage.image.store import Image
 from tests.lab.fleet import Fleet
 from tests.lab.node import Node
 from tests.lab.payload import Payload

@@ -28,9 +28,9 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from sparkimage.fleets import remote
-from sparkimage.fleets.probe import parts_of
-from sparkimage.run import Completed
+from sparkimage.core.process import Completed
+from sparkimage.nodes import ssh
+from sparkimage.nodes.snapshot import parts_of
 from tests.lab.standin_vllm import server
 from tests.lab.standin_vllm.api import Server
 
@@ -352,7 +352,7 @@ class Node:
             _, _, text, name, docker, *more = words
             act = {"probe": self._probe, "facts": self._facts, "sets": self._sets,
                    "end": self._stop_and_remove, "logs": self._logs}.get(name)  # fmt: skip
-            if act is not None and text == remote.text(name) and docker == "docker":
+            if act is not None and text == ssh.text(name) and docker == "docker":
                 return act(more, process)
         elif list(words[:3]) == ["mkdir", "-p", "--"]:
             for folder in words[3:]:
@@ -610,8 +610,8 @@ class Nodes:
     def called(self) -> Iterator[None]:
         """The product reaches these nodes, and no other ones."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(remote, "Local", lambda: self)
-            patch.setattr(remote, "start_bytes", self.start)
+            patch.setattr(ssh, "Local", lambda: self)
+            patch.setattr(ssh, "start_bytes", self.start)
             yield
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sparkimage.proof import demands, seal
+from sparkimage.verify import plan_record, seal
 from tests.lab.conftest import PROJECT, REPOSITORY, STORE, Lab, matrix_data
 from tests.lab.node import wait
 
@@ -87,7 +87,7 @@ def proven(lab: Lab, layers: int) -> str:
     image = store.resolve(digest)
     known = (digest, image.manifest["config"]["digest"])
     assert lab.docker.image.inspect(NAME).id in known
-    record = demands.kept(store, digest)
+    record = plan_record.kept(store, digest)
     assert len(record.plan.layers) == layers
     verdict = seal.verdict(store, digest, plan_checksum=record.checksum)
     assert verdict is not None

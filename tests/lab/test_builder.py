@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.address import Mirrors
+from sparkimage.config.address import Mirrors
 from tests.lab import fleet as fleets
 from tests.lab import servers
 from tests.lab.conftest import REPOSITORY, Lab

@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 
-from sparkimage.proof import demands
+from sparkimage.verify import plan_record
 from tests.lab.payload import Payload
 from tests.lab.shipment import (
     MB,
@@ -129,8 +129,8 @@ def test_what_is_not_proven_goes_nowhere(small_shipment: Shipment) -> None:
     put(shipment, PAYLOAD)
     before, control = standing(shipment), next(iter(shipment.fleet)).control
     image = PAYLOAD.changed(-1, seed=41).put(shipment.store, NAME)
-    record = demands.record(shipment.plan(VARIANT), shipment.folder)
-    demands.keep(shipment.store, image.digest, record)
+    record = plan_record.record(shipment.plan(VARIANT), shipment.folder)
+    plan_record.keep(shipment.store, image.digest, record)
     control.hang()
     done = shipment.distribute()
     assert done.returncode == GATE_REFUSED

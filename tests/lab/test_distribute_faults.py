@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.explaining import knowledge
-from sparkimage.storage import archive
+from sparkimage.image import archive
+from sparkimage.serve.explain import knowledge
 from tests.lab.node_image import Release
 from tests.lab.shipment import (
     MB,

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from sparkimage.fleets.probe import chain_ids
-from sparkimage.storage.store import Image
+from sparkimage.image.store import Image
+from sparkimage.nodes.snapshot import chain_ids
 from tests.lab.node import put, wait
 from tests.lab.payload import Part
 from tests.lab.shipment import MB, NAME, NODE_FAILED, spread

@@ -9,9 +9,9 @@ import subprocess
 
 import pytest
 
-from sparkimage import paths
-from sparkimage.building import builder
-from sparkimage.fleets import receipts
+from sparkimage.build import builder
+from sparkimage.core import paths
+from sparkimage.nodes import receipts
 from tests.lab.conftest import Lab
 from tests.lab.shipment import NODE_FAILED, PAYLOAD, Shipment, everywhere, ok, standing
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sparkimage.storage.store import Image
+from sparkimage.image.store import Image
 from tests.lab.mirror import Mirror, mirror
 from tests.lab.shipment import (
     MB,

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from sparkimage.fleets import remote
-from sparkimage.machines import reading
+from sparkimage.nodes import ssh
+from sparkimage.serve.doctor import reading
 from tests.lab.fleet import CONTROL, DATA, Fleet
 from tests.lab.node import Node, put
 from tests.lab.project import Project
@@ -224,7 +224,7 @@ def test_the_script_with_busybox(surgery: Surgery) -> None:
     node = surgery.fleet["node1"]
     node.exec("sh", "-c", "mkdir -p /models/bin && busybox --install -s /models/bin")
     said = node.exec(
-        "env", "PATH=/models/bin:/usr/bin", "busybox", "sh", "-c", remote.text("facts"), "facts",
+        "env", "PATH=/models/bin:/usr/bin", "busybox", "sh", "-c", ssh.text("facts"), "facts",
         "docker", "/models/m",
     )  # fmt: skip
     one = reading.read(said, now=time.time())

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import paths
-from sparkimage.arch import ARCHES
-from sparkimage.engines import emulation, engine, engine_process, engine_tree, private_engine
-from sparkimage.engines.emulation import native_arch, program
-from sparkimage.engines.engine import Engine
-from sparkimage.engines.engine_process import SCRIPT
-from sparkimage.errors import EngineError, EnginePermissionError, NetworkError
-from sparkimage.paths import EnginePlace
-from sparkimage.rights import root_prefix, run_as_root
-from sparkimage.run import Local
+from sparkimage.build.engine import emulation, engine, private, processes
+from sparkimage.build.engine.emulation import native_arch, program
+from sparkimage.build.engine.engine import Engine
+from sparkimage.build.engine.processes import SCRIPT
+from sparkimage.core import debian_tools, paths
+from sparkimage.core.arch import ARCHES
+from sparkimage.core.errors import EngineError, EnginePermissionError, NetworkError
+from sparkimage.core.paths import EnginePlace
+from sparkimage.core.process import Local
+from sparkimage.core.rights import root_prefix, run_as_root
 from tests.lab.tools import making
 
 NOBODY = 65534
@@ -40,7 +40,7 @@ class Lab:
     place: EnginePlace
 
     def up(self) -> Engine:
-        return private_engine.up(self.home, RUNNER, print)
+        return private.up(self.home, RUNNER, print)
 
     def docker(self, *argv: str) -> str:
         prefix = engine.private(self.home, RUNNER).docker
@@ -55,11 +55,11 @@ def new_lab(name: str, tree: EnginePlace) -> Iterator[Lab]:
     lab = Lab(home=home, place=EnginePlace.of(home))
     lab.place.engine.mkdir(parents=True)
     try:
-        if engine_tree.installed(tree):
+        if debian_tools.installed(tree):
             run_as_root(RUNNER, ("cp", "-al", str(tree.root), str(lab.place.root)))
         yield lab
     finally:
-        private_engine.down(home, RUNNER, purge=True)
+        private.down(home, RUNNER, purge=True)
         home.rmdir()
 
 
@@ -78,7 +78,7 @@ def only_private(monkeypatch: pytest.MonkeyPatch) -> None:
 def traces(lab: Lab, tools: Path) -> list[str]:
     """All that an engine leaves on a machine, but for its files; ``tools`` is a tree's usr/."""
     ids = {lab.place.bridge, lab.place.cgroup, lab.place.tag, str(lab.place.engine)}
-    found = [f"process {p.program}" for p in engine_process.processes(lab.place)]
+    found = [f"process {p.program}" for p in processes.processes(lab.place)]
     found += [f"link {p}" for p in Path("/sys/class/net").iterdir() if p.name in ids]
     found += [
         f"cgroup {p}" for p in Path("/sys/fs/cgroup").glob("**/sparkimage-*") if p.name in ids
@@ -113,7 +113,7 @@ def paused_image(lab: Lab, folder: Path, name: str) -> None:
 
 def test_up_makes_an_engine_that_answers_and_up_again_is_the_same(lab: Lab) -> None:
     first = lab.up()
-    process = engine_process.daemon(lab.place)
+    process = processes.daemon(lab.place)
     assert process is not None
     assert first.private
     assert first.containerd_store
@@ -124,7 +124,7 @@ def test_up_makes_an_engine_that_answers_and_up_again_is_the_same(lab: Lab) -> N
     assert client.ping()
     client.close()
     assert lab.up() == engine.find(lab.home, RUNNER) == first
-    assert engine_process.daemon(lab.place) == process
+    assert processes.daemon(lab.place) == process
     assert lab.docker("version", "--format", "{{.Server.Version}}") == first.version
 
 
@@ -141,7 +141,7 @@ def test_programs_that_call_docker_reach_the_engine_by_its_environment(lab: Lab)
 
 def test_status_shows_the_engine(lab: Lab) -> None:
     lab.up()
-    status = private_engine.status(lab.home, RUNNER)
+    status = private.status(lab.home, RUNNER)
     assert status.used == engine.find(lab.home, RUNNER)
     assert status.why == "SPARKIMAGE_ENGINE=private"
     assert (status.running, status.installed) == (True, True)
@@ -173,17 +173,17 @@ def test_a_dead_engine_is_an_error_and_up_recovers(lab: Lab, tmp_path: Path) -> 
     lab.up()
     paused_image(lab, tmp_path, "pause:1")
     lab.docker("run", "--detach", "pause:1")
-    dead = engine_process.daemon(lab.place)
+    dead = processes.daemon(lab.place)
     assert dead is not None
     run_as_root(RUNNER, ("sh", str(SCRIPT), "signal", "KILL", str(dead.pid)))
     assert dead.wait(10.0)
     with pytest.raises(EngineError, match="it has died") as caught:
         engine.find(lab.home, RUNNER)
     assert not isinstance(caught.value, EnginePermissionError)
-    left = engine_process.processes(lab.place)
+    left = processes.processes(lab.place)
     assert "pause" in {process.program for process in left}
     said: list[str] = []
-    private_engine.up(lab.home, RUNNER, said.append)
+    private.up(lab.home, RUNNER, said.append)
     assert "ended what was left of a private engine that had died" in said
     assert not any(process.runs() for process in left)
     assert lab.docker("image", "inspect", "--format", "{{.RepoTags}}", "pause:1") == "[pause:1]"
@@ -224,24 +224,24 @@ def test_another_user_is_told_that_permission_lacks(lab: Lab) -> None:
 
 def test_no_engine_is_an_error_and_ensure_starts_one(lab: Lab) -> None:
     lab.up()
-    private_engine.down(lab.home, RUNNER, purge=False)
+    private.down(lab.home, RUNNER, purge=False)
     assert traces(lab, lab.place.root / "usr") == []
     with pytest.raises(EngineError, match="no Docker engine is at") as caught:
         engine.find(lab.home, RUNNER)
     assert caught.value.hint == "python build.py engine up"
-    status = private_engine.status(lab.home, RUNNER)
+    status = private.status(lab.home, RUNNER)
     assert (status.used, status.running, status.bridge) == (None, False, None)
     assert "no Docker engine is at" in status.why
     said: list[str] = []
-    assert private_engine.ensure(lab.home, RUNNER, said.append).private
+    assert private.ensure(lab.home, RUNNER, said.append).private
     assert said[0] == caught.value.message
 
 
 def test_two_commands_at_once_start_one_engine_that_outlives_them(lab: Lab) -> None:
-    private_engine.down(lab.home, RUNNER, purge=False)
+    private.down(lab.home, RUNNER, purge=False)
     code = (
         "import sys; from pathlib import Path; from sparkimage.engines import private_engine as p; "
-        "from sparkimage.run import Local; p.up(Path(sys.argv[1]), Local(), print)"
+        "from sparkimage.core.process import Local; p.up(Path(sys.argv[1]), Local(), print)"
     )
     commands = [
         subprocess.Popen([sys.executable, "-c", code, str(lab.home)], stdout=subprocess.PIPE)
@@ -250,7 +250,7 @@ def test_two_commands_at_once_start_one_engine_that_outlives_them(lab: Lab) -> N
     said = [command.communicate()[0].decode() for command in commands]
     assert [command.returncode for command in commands] == [0, 0]
     assert "".join(said).count("starting a private Docker Engine") == 1
-    daemons = [p for p in engine_process.processes(lab.place) if p.program == "dockerd"]
+    daemons = [p for p in processes.processes(lab.place) if p.program == "dockerd"]
     assert len(daemons) == 1
     assert engine.find(lab.home, RUNNER).private
 
@@ -264,13 +264,13 @@ def test_a_range_that_another_network_took_is_given_up(lab: Lab) -> None:
     usr, link = lab.place.root / "usr", f"other-{lab.place.tag}"
     lab.up()
     before = gateway()
-    private_engine.down(lab.home, RUNNER, purge=False)
+    private.down(lab.home, RUNNER, purge=False)
     in_tree(usr, "/usr/bin/ip", "link", "add", link, "type", "bridge")
     try:
         in_tree(usr, "/usr/bin/ip", "address", "add", f"{before + 256}/24", "dev", link)
         in_tree(usr, "/usr/bin/ip", "link", "set", link, "up")
         lab.up()
-        routes = private_engine.parse_routes(Path("/proc/net/route").read_text())
+        routes = private.parse_routes(Path("/proc/net/route").read_text())
     finally:
         in_tree(usr, "/usr/bin/ip", "link", "delete", link)
     of_bridge = [network for name, network, _ in routes if name == lab.place.bridge]
@@ -278,7 +278,7 @@ def test_a_range_that_another_network_took_is_given_up(lab: Lab) -> None:
     assert not any(before in network for network in of_bridge)
     assert sum(str(of_bridge[0].supernet(new_prefix=16)) in r for r in rules(usr).split("-A")) == 3
     # And from now on it is this one, though the first is free again.
-    private_engine.down(lab.home, RUNNER, purge=False)
+    private.down(lab.home, RUNNER, purge=False)
     lab.up()
     assert gateway() in of_bridge[0]
 
@@ -308,7 +308,7 @@ def test_two_engines_never_meet_and_a_purge_leaves_nothing(lab: Lab) -> None:
         links = {path.name for path in Path("/sys/class/net").iterdir()}
         own = f"br-{other.docker('network', 'inspect', '--format', '{{.Id}}', 'own')[:12]}"
         assert {own, other.place.bridge, lab.place.bridge} <= links
-        private_engine.down(other.home, RUNNER, purge=True)
+        private.down(other.home, RUNNER, purge=True)
         assert traces(other, usr) == []
         assert own not in {path.name for path in Path("/sys/class/net").iterdir()}
         assert list(other.home.iterdir()) == []
@@ -325,7 +325,7 @@ def test_a_purge_never_goes_through_a_mount(lab: Lab, tmp_path: Path) -> None:
         run_as_root(RUNNER, ("mount", "--bind", str(tmp_path), str(place)))
         try:
             with pytest.raises(EngineError, match="something is mounted") as caught:
-                private_engine.down(other.home, RUNNER, purge=True)
+                private.down(other.home, RUNNER, purge=True)
             assert str(place) in caught.value.detail
         finally:
             run_as_root(RUNNER, ("umount", str(place)))
@@ -345,8 +345,8 @@ def test_our_emulator_is_registered_works_and_goes_with_the_engine(lab: Lab) -> 
     assert f"linux/{foreign}" in emulation.emulated(RUNNER)
     # Registered again, and needed again: neither disturbs the other.
     emulation.register(lab.home, RUNNER, foreign, print)
-    private_engine.ensure_emulation(lab.home, RUNNER, f"linux/{foreign}", print)
-    private_engine.down(lab.home, RUNNER, purge=False)
+    private.ensure_emulation(lab.home, RUNNER, f"linux/{foreign}", print)
+    private.down(lab.home, RUNNER, purge=False)
     after = {entry.name for entry in emulation.entries()}
     assert name not in after
     assert before - {name} <= after
@@ -387,11 +387,11 @@ def test_an_apt_that_is_at_work_is_waited_for(monkeypatch: pytest.MonkeyPatch) -
                 other.stdin.close()
 
         # mmdebstrap is there, and of its newest version: nothing changes.
-        engine_tree.install_on_host(("mmdebstrap",), "no-such-program", RUNNER, say)
+        debian_tools.install_on_host(("mmdebstrap",), "no-such-program", RUNNER, say)
     assert said == ["installing mmdebstrap with apt-get", "waiting for another apt-get"]
-    monkeypatch.setattr(engine_tree, "APT_PATIENCE_S", 0)
+    monkeypatch.setattr(debian_tools, "APT_PATIENCE_S", 0)
     with another_apt(), pytest.raises(NetworkError) as refused:
-        engine_tree.install_on_host(("mmdebstrap",), "no-such-program", RUNNER, said.append)
+        debian_tools.install_on_host(("mmdebstrap",), "no-such-program", RUNNER, said.append)
     assert "Could not get lock /var/lib/apt/lists/lock" in refused.value.detail
 
 

@@ -7,8 +7,8 @@ import shlex
 import tarfile
 from collections.abc import Sequence
 
-from sparkimage.explaining import knowledge
-from sparkimage.explaining.knowledge import Match
+from sparkimage.serve.explain import knowledge
+from sparkimage.serve.explain.knowledge import Match
 from tests.lab.fleet import Fleet
 from tests.lab.node import Node
 

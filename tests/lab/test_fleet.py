@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.engines.engine import Engine
-from sparkimage.errors import GateError
-from sparkimage.proof import gate
-from sparkimage.proof.gate import Required
-from sparkimage.proof.keys import Keyring
-from sparkimage.storage import archive
-from sparkimage.storage.store import Image, Store
+from sparkimage.build.engine.engine import Engine
+from sparkimage.core.errors import GateError
+from sparkimage.image import archive
+from sparkimage.image.store import Image, Store
+from sparkimage.verify import policy
+from sparkimage.verify.keys import Keyring
+from sparkimage.verify.policy import Required
 from tests.lab import fleet as fleets
 from tests.lab.fleet import CONTROL, DATA, FOUR, Fleet
 from tests.lab.node import PASSWORD, READY_S, USERS, Node, wait
@@ -116,12 +116,12 @@ def test_the_gate_takes_a_sealed_payload(images: Images, tmp_path: Path) -> None
     digest = images.image.digest
     asked = {"plan_checksum": PLAN, "required": Required(), "name": NAME, "keys": keys}
     with pytest.raises(GateError, match="no seal"):
-        gate.ask(images.store, digest, **asked)  # type: ignore[arg-type]
+        policy.ask(images.store, digest, **asked)  # type: ignore[arg-type]
     sealed(images.store, images.image, NAME, keys=keys)
-    assert gate.ask(images.store, digest, **asked).verdict is not None  # type: ignore[arg-type]
+    assert policy.ask(images.store, digest, **asked).verdict is not None  # type: ignore[arg-type]
     sealed(images.store, images.image, NAME, keys=keys, result="FAILED")
     with pytest.raises(GateError, match="says FAILED"):
-        gate.ask(images.store, digest, **asked)  # type: ignore[arg-type]
+        policy.ask(images.store, digest, **asked)  # type: ignore[arg-type]
 
 
 # The network
@@ -335,8 +335,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from sparkimage import paths
-from sparkimage.engines.private_engine import ensure
-from sparkimage.run import Local
+from sparkimage.build.engine.private import ensure
+from sparkimage.core.process import Local
 from tests.lab.fleet import fleet
 from tests.lab.node import Spec
 engine = ensure(paths.home(), Local(), print)

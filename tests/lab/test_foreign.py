@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.building import builder
-from sparkimage.engines.engine_tree import install_on_host
-from sparkimage.run import Local
-from sparkimage.storage import archive
+from sparkimage.build import builder
+from sparkimage.core.debian_tools import install_on_host
+from sparkimage.core.process import Local
+from sparkimage.image import archive
 from tests.lab.conftest import PROJECT, Lab
 
 NAME = "good"

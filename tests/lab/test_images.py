@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.building import builder
-from sparkimage.engines import private_engine
-from sparkimage.errors import VerifyError
-from sparkimage.proof import seal, starting, verify
-from sparkimage.proof.checks import NOT_BEGUN
-from sparkimage.tier import Tier
+from sparkimage.build import builder
+from sparkimage.build.engine import private
+from sparkimage.config.tier import Tier
+from sparkimage.core.errors import VerifyError
+from sparkimage.verify import run_entrypoint, run_tiers, seal
+from sparkimage.verify.checks import NOT_BEGUN
 from tests.lab.conftest import REPOSITORY, Lab, spare_engine
 from tests.lab.wrong import ANSWER, BROKEN, NEEDS_GPU, SILENT, STACK, WRONG, Broken, Silent
 
@@ -29,7 +29,7 @@ def good(lab: Lab) -> builder.Result:
 
 def container(lab: Lab, made: builder.Result) -> AbstractContextManager[str]:
     """A container of the image, for a test to break."""
-    return verify.container(lab.engine, lab.runner, made.plan.image, made.plan.platform)
+    return run_tiers.container(lab.engine, lab.runner, made.plan.image, made.plan.platform)
 
 
 def test_a_good_image_is_proven_sealed_and_named(lab: Lab, good: builder.Result) -> None:
@@ -107,7 +107,7 @@ def test_the_run_tier_refuses_a_broken_container(
 ) -> None:
     with container(lab, good) as made:
         lab.docker.execute(made, ["sh", "-ec", broken.command])
-        checks = verify.examine(
+        checks = run_tiers.examine(
             good.plan, made, project=lab.project, engine=lab.engine, runner=lab.runner
         )
     failed = [check.id for check in checks if not check.passed]
@@ -125,7 +125,7 @@ def test_what_does_not_answer_is_refused(lab: Lab, good: builder.Result, silent:
     checks: list[seal.Check] = []
     not_run: dict[str, str] = {}
     try:
-        with starting.begun(good.plan, lab.engine, reference, lab.runner) as answer:
+        with run_entrypoint.begun(good.plan, lab.engine, reference, lab.runner) as answer:
             assert answer is not None
             answer.add(checks, not_run)
     finally:
@@ -139,7 +139,7 @@ def test_the_run_tier_takes_what_it_expects_from_the_plan(lab: Lab, good: builde
     layers = good.plan.layers[:2]
     plan = dataclasses.replace(good.plan, platform="linux/arm64", python="3.12", layers=layers)
     with container(lab, good) as made:
-        checks = verify.examine(
+        checks = run_tiers.examine(
             plan, made, project=lab.project, engine=lab.engine, runner=lab.runner
         )
     assert [check.id for check in checks if not check.passed] == [
@@ -203,8 +203,8 @@ def test_a_command_that_the_engine_did_not_begin_is_begun_once_more(
     engine = dataclasses.replace(lab.engine, bin=folder)
     # The two checks of every image are enough.
     plan = dataclasses.replace(good.plan, layers=good.plan.layers[:1], answer=None)
-    came = verify.run(
-        plan, good.image, live=lambda: verify.Live(engine=engine, reference=good.plan.image),
+    came = run_tiers.run(
+        plan, good.image, live=lambda: run_tiers.Live(engine=engine, reference=good.plan.image),
         project=lab.project, store=lab.shop.store, runner=lab.runner, tiers=[Tier.RUN],
     )  # fmt: skip
     assert len((tmp_path / "lost").read_text().splitlines()) == times
@@ -222,11 +222,9 @@ def test_an_engine_with_the_classic_store_gives_the_same_layers(
     lab: Lab, tiny: builder.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its way into the store is `docker save`, which any engine has.
-    config = private_engine.daemon_config
+    config = private.daemon_config
     classic = {"features": {"containerd-snapshotter": False}, "storage-driver": "overlay2"}
-    monkeypatch.setattr(
-        private_engine, "daemon_config", lambda *given: {**config(*given), **classic}
-    )
+    monkeypatch.setattr(private, "daemon_config", lambda *given: {**config(*given), **classic})
     with spare_engine("classic") as (home, engine):
         assert not engine.containerd_store
         other = Lab(lab.project, tmp_path / "store", engine)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sparkimage.engines.engine import Engine
+from sparkimage.build.engine.engine import Engine
 from tests.lab.node import wait
 from tests.lab.recording import record
 from tests.lab.serving import (

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import paths
-from sparkimage.address import Mirrors
-from sparkimage.errors import LockError, NetworkError
-from sparkimage.inputs import registry
-from sparkimage.run import Local
+from sparkimage.config.address import Mirrors
+from sparkimage.core import paths
+from sparkimage.core.errors import LockError, NetworkError
+from sparkimage.core.process import Local
+from sparkimage.resolve import images
 from tests.lab import cuda_base, servers, standins
 from tests.lab.conftest import PROJECT, REPOSITORY, Lab
 from tests.lab.recipe import TWIN, Recipe
@@ -138,10 +138,10 @@ def test_what_cannot_be_reached_is_reported_pin_by_pin(recipe: Recipe, kept: str
 
 def asked(address: str, path: str) -> LockError | NetworkError:
     """What comes of a pin whose registry is this one."""
-    docker = registry.program(paths.home(), Local(), say=lambda _line: None)
+    docker = images.program(paths.home(), Local(), say=lambda _line: None)
     mirrors = Mirrors(rules={"docker.io": address})
     with pytest.raises((LockError, NetworkError)) as caught:
-        registry.resolve("pin x", f"docker.io/{path}", "linux/amd64", docker, Local(), mirrors)
+        images.resolve("pin x", f"docker.io/{path}", "linux/amd64", docker, Local(), mirrors)
     assert isinstance(caught.value, LockError | NetworkError)
     return caught.value
 

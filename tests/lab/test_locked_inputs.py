@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from sparkimage.building import builder
-from sparkimage.errors import BuildError, LockError, SparkError
-from sparkimage.inputs import fetch as inputs
-from sparkimage.plans.lock import Deb
-from sparkimage.plans.plan import LayerPlan, Plan
+from sparkimage.build import builder
+from sparkimage.config.lockfile import Deb
+from sparkimage.config.plan import LayerPlan, Plan
+from sparkimage.core.errors import BuildError, LockError, SparkError
+from sparkimage.resolve import fetch as inputs
 from tests.lab.conftest import Lab
 from tests.lab.recipe import TWIN, Recipe
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparkimage.layers.layerindex import image_files
-from sparkimage.plans.plan import Plan
-from sparkimage.storage.store import Image, Store
+from sparkimage.config.plan import Plan
+from sparkimage.image.layerindex import image_files
+from sparkimage.image.store import Image, Store
 from tests.lab import mutants
 from tests.lab.conftest import Lab
 from tests.unit import good_maker

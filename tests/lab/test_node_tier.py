@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.engines.engine import Engine
-from sparkimage.plans.plan import Plan
-from sparkimage.proof import node
+from sparkimage.build.engine.engine import Engine
+from sparkimage.config.plan import Plan
+from sparkimage.verify import gpu
 from tests.lab.conftest import Lab
 
 CUDA = """
@@ -80,7 +80,7 @@ class Machine:
         return dataclasses.replace(self.lab.engine, docker=docker)
 
     def failed(self, engine: Engine, plan: Plan) -> dict[str, object]:
-        came = node.examine(plan, engine, self.reference, self.lab.runner)
+        came = gpu.examine(plan, engine, self.reference, self.lab.runner)
         assert came.not_run == {}
         assert len(came.checks) == 6
         return {one.id: one.seen for one in came.checks if not one.passed}
@@ -110,7 +110,7 @@ def plan(lab: Lab) -> Plan:
 
 
 def test_this_machine_has_no_gpu(lab: Lab, plan: Plan) -> None:
-    came = node.examine(plan, lab.engine, lab.plain("amd64"), lab.runner)
+    came = gpu.examine(plan, lab.engine, lab.plain("amd64"), lab.runner)
     assert came.checks == ()
     assert came.not_run["node"].startswith("not run: no GPU (")
     assert "could not select device driver" in came.not_run["node"]

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage.errors import ProbeError, UsageError
-from sparkimage.measuring import completions, measure
+from sparkimage.core.errors import ProbeError, UsageError
+from sparkimage.serve import completions, measure
 from tests.lab.command import PROGRAM, call
 from tests.lab.standin_vllm.api import NO_TOOLS, Behaviour, Server
 

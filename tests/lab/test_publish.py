@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.address import Place
-from sparkimage.errors import RegistryError
-from sparkimage.publishing import logins
-from sparkimage.publishing.oci import Repository
+from sparkimage.config.address import Place
+from sparkimage.core.errors import RegistryError
+from sparkimage.registry import auth
+from sparkimage.registry.oci import Repository
 from tests.lab import servers, tokens
 from tests.lab.press import Press, name
 from tests.lab.servers import Registry
@@ -219,7 +219,7 @@ def test_a_private_ca_of_docker_is_believed(
     assert closed_registry.ca is not None
     config = press.docker_config(closed_registry.address, servers.USER, servers.PASSWORD)
     monkeypatch.setenv("DOCKER_CONFIG", str(config))
-    monkeypatch.setattr(logins, "CERTIFICATES", (press.folder / "certs.d",))
+    monkeypatch.setattr(auth, "CERTIFICATES", (press.folder / "certs.d",))
     place = Place.parse(f"{closed_registry.address}/closed/ca")
     with pytest.raises(RegistryError, match="is not trusted here"):
         Repository(place=place).ready()

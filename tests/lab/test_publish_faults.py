@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.address import Place
-from sparkimage.errors import NetworkError, RegistryError, SparkError
-from sparkimage.proof.gate import Required
-from sparkimage.publishing import published
-from sparkimage.publishing.oci import Repository
-from sparkimage.publishing.publish import Outcome
-from sparkimage.storage.store import Image, Store
+from sparkimage.config.address import Place
+from sparkimage.core.errors import NetworkError, RegistryError, SparkError
+from sparkimage.image.store import Image, Store
+from sparkimage.registry import remote
+from sparkimage.registry.oci import Repository
+from sparkimage.registry.publish import Outcome
+from sparkimage.verify.policy import Required
 from tests.lab import faulty, sampling, servers
 from tests.lab.faulty import Answer, Asked, Cut, Fault, Proxy, once
 from tests.lab.payload import PLAIN, Payload
@@ -68,7 +68,7 @@ def is_whole(press: Press, registry: Registry, way: Way, image: Image) -> None:
     """What the registry has is what a stranger believes, every byte of it."""
     repository = Repository(place=Place.parse(f"{registry.address}/{way.to.place.repository}"))
     (tag,) = [tag for tag in repository.tags() if not tag.startswith("sha256-")]
-    found, _ = published.verify(
+    found, _ = remote.verify(
         f"{repository.place}:{tag}", press.keys.trusted(), lambda _: Required(),
         deep=True, digest=image.digest,
     )  # fmt: skip
@@ -295,7 +295,7 @@ def test_a_run_that_was_killed_goes_on_in_the_next(
             if kind == "uploads" and dead:
                 raise KilledError
 
-        patched.setattr("sparkimage.storage.store.Store.put_fact", put)
+        patched.setattr("sparkimage.image.store.Store.put_fact", put)
         with pytest.raises(KilledError):
             way.publish(press, image)
     no_tag(registry, way)

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import paths
-from sparkimage.address import Mirrors
-from sparkimage.engines.emulation import native_arch
-from sparkimage.engines.engine import Engine
-from sparkimage.engines.engine_tree import install_on_host
-from sparkimage.inputs import apt
-from sparkimage.inputs.outside import Outside
-from sparkimage.proof import seal
-from sparkimage.publishing import sbom, signing
-from sparkimage.run import Local
-from sparkimage.storage.store import Image
+from sparkimage.build.engine.emulation import native_arch
+from sparkimage.build.engine.engine import Engine
+from sparkimage.config.address import Mirrors
+from sparkimage.core import paths
+from sparkimage.core.debian_tools import install_on_host
+from sparkimage.core.process import Local
+from sparkimage.image.store import Image
+from sparkimage.registry import sbom, signing
+from sparkimage.resolve import apt
+from sparkimage.resolve.context import Outside
+from sparkimage.verify import seal
 from tests.lab import servers
 from tests.lab.press import Press, name
 from tests.lab.servers import Registry

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.building import builder
-from sparkimage.errors import BuildError, VerifyError
-from sparkimage.plans import lock
-from sparkimage.proof import seal
+from sparkimage.build import builder
+from sparkimage.config import lockfile
+from sparkimage.core.errors import BuildError, VerifyError
+from sparkimage.verify import seal
 from tests.lab import fork, mutants, sampling
 from tests.lab.conftest import REPOSITORY
 from tests.lab.recipe import FAULTS, PATCH, STACK, TWIN, Fault, Recipe
@@ -46,9 +46,9 @@ def test_the_recipe_builds_for_its_own_platform(recipe: Recipe) -> None:
 
 
 def test_the_abbreviated_commit_became_whole(recipe: Recipe) -> None:
-    held = lock.load(recipe.lab.project / "matrix.lock")
-    (commit,) = held.items("vllm", "20260613", lock.ANY)
-    assert isinstance(commit, lock.Commit)
+    held = lockfile.load(recipe.lab.project / "matrix.lock")
+    (commit,) = held.items("vllm", "20260613", lockfile.ANY)
+    assert isinstance(commit, lockfile.Commit)
     assert commit.commit == recipe.fork.recipe
     assert held.entries[("vllm", "20260613")].asked["commit"] == recipe.fork.recipe[:10]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.building import builder
-from sparkimage.proof import emit
-from sparkimage.storage.store import Store
+from sparkimage.build import builder
+from sparkimage.image.store import Store
+from sparkimage.verify import emit
 from tests.lab.conftest import Lab
 from tests.lab.node import Node
 from tests.lab.shipment import NAME, NODES, PAYLOAD, VARIANT, Shipment, everywhere, ok

@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from sparkimage.address import Place
-from sparkimage.errors import GateError, PublishedError
-from sparkimage.proof import dsse, seal
-from sparkimage.proof.gate import Required
-from sparkimage.proof.keys import Keyring
-from sparkimage.publishing import attaching, provenance, published, sbom
-from sparkimage.publishing.oci import Document, Repository
-from sparkimage.publishing.publish import Item, Outcome, index_of
-from sparkimage.publishing.signing import OwnSigner
-from sparkimage.storage.store import INDEX, MANIFEST
-from sparkimage.tier import Tier
+from sparkimage.config.address import Place
+from sparkimage.config.tier import Tier
+from sparkimage.core.errors import GateError, PublishedError
+from sparkimage.image.store import INDEX, MANIFEST
+from sparkimage.registry import attachments, provenance, remote, sbom
+from sparkimage.registry.oci import Document, Repository
+from sparkimage.registry.publish import Item, Outcome, index_of
+from sparkimage.registry.signing import OwnSigner
+from sparkimage.verify import dsse, seal
+from sparkimage.verify.keys import Keyring
+from sparkimage.verify.policy import Required
 from tests.lab import servers
 from tests.lab.press import SMALL, Press, name
 from tests.lab.servers import Registry
@@ -69,11 +69,11 @@ class Scene:
         return Document(data=data, media_type=MANIFEST)
 
     def attached(self, item: Item, kind: str) -> list[Layer]:
-        found = attaching.read(self.to, item.image.digest, kind)
+        found = attachments.read(self.to, item.image.digest, kind)
         return [(dict(one.listed), one.data) for one in found]
 
     def attach(self, item: Item, kind: str, layers: list[Layer]) -> None:
-        attaching.write(self.to, self.document(item), kind, layers)
+        attachments.write(self.to, self.document(item), kind, layers)
 
     def result(self, *checks: seal.Check, lock: str = "") -> Layer:
         """A seal that our own key signs."""
@@ -81,7 +81,7 @@ class Scene:
             *checks, digest=self.first.image.digest, plan=self.first.verdict.statements[-1].plan,
             lock=lock or self.first.plan.lock_checksum, finished=2,
         )  # fmt: skip
-        return attaching.statement_layer(made, self.signer)
+        return attachments.statement_layer(made, self.signer)
 
     def beside(self, kind: str) -> list[Layer]:
         """What is attached to the first image but of this kind."""
@@ -161,19 +161,19 @@ def _scene(press: Press, registry: Registry) -> Scene:
 
 def ask(scene: Scene, reference: str | None = None, *, keys: Keyring | None = None,
         deep: bool = False, tiers: tuple[Tier, ...] = (Tier.STATIC, Tier.RUN)) -> None:  # fmt: skip
-    published.verify(
+    remote.verify(
         f"{scene.to.place}:{reference or scene.tag}", (keys or scene.press.keys).trusted(),
         lambda _: Required(tiers=tiers), deep=deep,
     )  # fmt: skip
 
 
 def unsigned(scene: Scene) -> None:
-    scene.remove(attaching.tag(scene.outcome.digest, "sig"))
+    scene.remove(attachments.tag(scene.outcome.digest, "sig"))
 
 
 def another_key_signed(scene: Scene) -> None:
     key = OwnSigner(key=Keyring(folder=scene.press.folder / "thief").signer())
-    layer = attaching.signature_layer(scene.outcome.digest, str(scene.to.place), [scene.tag], key)
+    layer = attachments.signature_layer(scene.outcome.digest, str(scene.to.place), [scene.tag], key)
     scene.attach(scene.first, "sig", [layer])
 
 
@@ -182,7 +182,7 @@ def another_key_sealed(scene: Scene) -> None:
     said = scene.first.verdict.statements[-1].statement
     scene.attach(
         scene.first, "att",
-        [*scene.beside(seal.TEST_RESULT), attaching.statement_layer(said, key)],
+        [*scene.beside(seal.TEST_RESULT), attachments.statement_layer(said, key)],
     )  # fmt: skip
 
 
@@ -235,7 +235,7 @@ def no_sbom(scene: Scene) -> None:
 
 def two_provenances(scene: Scene) -> None:
     made = provenance.statement(provenance.PREDICATE, "x", scene.outcome.digest, {})
-    more = attaching.statement_layer(made, scene.signer)
+    more = attachments.statement_layer(made, scene.signer)
     scene.attach(scene.first, "att", [*scene.attached(scene.first, "att"), more])
 
 
@@ -245,8 +245,8 @@ def sbom_edited(scene: Scene) -> None:
     envelope = json.loads(bill[1])
     said = json.loads(base64.b64decode(envelope["payload"]))
     said["predicate"]["packages"] = said["predicate"]["packages"][1:]
-    envelope["payload"] = base64.b64encode(attaching.payload(said)).decode()
-    edited = attaching.envelope_layer(envelope, said)
+    envelope["payload"] = base64.b64encode(attachments.payload(said)).decode()
+    edited = attachments.envelope_layer(envelope, said)
     scene.attach(scene.first, "att", [*scene.beside(sbom.PREDICATE), edited])
 
 
@@ -321,7 +321,7 @@ def test_harm_is_refused_for_its_own_reason(scene: Scene, harm: Callable[[Scene]
 def test_a_damaged_manifest_is_refused_by_its_digest(scene: Scene) -> None:
     manifest_damaged(scene)
     with pytest.raises(PublishedError, match=r"answers .* for the manifest"):
-        published.verify(
+        remote.verify(
             f"{scene.to.place}@{scene.outcome.digest}", scene.press.keys.trusted(),
             lambda _: Required(),
         )  # fmt: skip
@@ -382,8 +382,8 @@ def test_an_index_that_calls_a_platform_by_another_name(two: Scene) -> None:
     made["manifests"][0]["platform"] = {"architecture": "riscv64", "os": "linux"}
     document = Document(data=json.dumps(made).encode(), media_type=INDEX)
     two.to.put_manifest("other", document)
-    layer = attaching.signature_layer(document.digest, "x", ["other"], two.signer)
-    attaching.write(two.to, document, "sig", [layer])
+    layer = attachments.signature_layer(document.digest, "x", ["other"], two.signer)
+    attachments.write(two.to, document, "sig", [layer])
     with pytest.raises(PublishedError, match="names linux/riscv64, and its image is for"):
         ask(two, "other")
 
@@ -406,7 +406,7 @@ def test_an_unsigned_index_of_signed_platforms(two: Scene) -> None:
 
 
 def test_a_channel_moves_on_and_never_back(press: Press, registry: Registry) -> None:
-    from sparkimage.errors import RegistryError
+    from sparkimage.core.errors import RegistryError
 
     place = Place.parse(f"{registry.address}/hostile/channel")
     to = Repository(place=place, writes=True, pause=lambda _: None)
@@ -432,7 +432,7 @@ def test_a_failed_result_of_our_key_is_not_published_over(scene: Scene) -> None:
 
 def test_what_others_attached_stays(scene: Scene) -> None:
     thief = OwnSigner(key=Keyring(folder=scene.press.folder / "other").signer())
-    scan = attaching.statement_layer(
+    scan = attachments.statement_layer(
         provenance.statement("https://example.org/scan", "x", scene.outcome.digest, {}), thief
     )
     scene.attach(scene.first, "att", [scan, *scene.attached(scene.first, "att")])
@@ -443,8 +443,8 @@ def test_what_others_attached_stays(scene: Scene) -> None:
 
 
 def test_the_sbom_is_the_same_each_time_and_knows_nccl(scene: Scene) -> None:
-    from sparkimage.layers.layerindex import image_files
-    from sparkimage.run import Local
+    from sparkimage.core.process import Local
+    from sparkimage.image.layerindex import image_files
 
     store = scene.press.store
     item = scene.press.item(scene.first.image, real_sbom=True)
@@ -458,8 +458,8 @@ def test_the_sbom_is_the_same_each_time_and_knows_nccl(scene: Scene) -> None:
 
 
 def test_envelopes_are_of_the_key_that_publishes(scene: Scene) -> None:
-    keys = {one.key for one in published.read(
-        published.Reference.parse(f"{scene.to.place}:{scene.tag}"), scene.to, {}
+    keys = {one.key for one in remote.read(
+        remote.Reference.parse(f"{scene.to.place}:{scene.tag}"), scene.to, {}
     ).images[0].statements}  # fmt: skip
     assert keys == {dsse.key_id(scene.signer.public)}
 
@@ -533,6 +533,6 @@ def test_only_what_says_passed_is_published(press: Press, registry: Registry) ->
     # Both proven anew.
     seal.save(store, seal_maker.made(static, run[1], finished=3, **about), keys)
     press.publication(to, press.item(image)).run()
-    at = published.Reference.parse(f"{to.place}@{image.digest}")
-    (one,) = published.read(at, to, keys.trusted()).images
-    assert [s.statement["predicate"]["result"] for s in published.results(one)] == ["PASSED"] * 2
+    at = remote.Reference.parse(f"{to.place}@{image.digest}")
+    (one,) = remote.read(at, to, keys.trusted()).images
+    assert [s.statement["predicate"]["result"] for s in remote.results(one)] == ["PASSED"] * 2

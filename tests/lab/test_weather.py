@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.building import builder
-from sparkimage.engines import engine, engine_process, private_engine
-from sparkimage.errors import BuildError, EngineError
-from sparkimage.paths import EnginePlace
-from sparkimage.rights import run_as_root
-from sparkimage.run import Local
+from sparkimage.build import builder
+from sparkimage.build.engine import engine, private, processes
+from sparkimage.core.errors import BuildError, EngineError
+from sparkimage.core.paths import EnginePlace
+from sparkimage.core.process import Local
+from sparkimage.core.rights import run_as_root
 from tests.lab.conftest import REPOSITORY, STORE, Lab, matrix_data, spare_engine
 
 RUNNER = Local()
@@ -169,7 +169,7 @@ def test_a_daemon_killed_in_mid_build_is_named_and_the_next_run_resumes(
     fragile.add_layer("waits", "FROM layer AS waits\nRUN sleep 601\n")
     with start(fragile, "image", slow, **environment) as process:
         wait_for(process, "layer waits: running")
-        daemon = engine_process.daemon(EnginePlace.of(home))
+        daemon = processes.daemon(EnginePlace.of(home))
         assert daemon is not None
         run_as_root(RUNNER, ("kill", "-9", str(daemon.pid)))
         assert daemon.wait(20)
@@ -180,7 +180,7 @@ def test_a_daemon_killed_in_mid_build_is_named_and_the_next_run_resumes(
     with pytest.raises(EngineError):
         engine.private(home, RUNNER)
     # What it built before is cached; the layer that waited is built now.
-    again = private_engine.up(home, RUNNER, print)
+    again = private.up(home, RUNNER, print)
     fragile.shop = dataclasses.replace(fragile.shop, engine=again)
     fragile.add_layer("waits", "FROM layer AS waits\nRUN true\n")
     plan = fragile.plan(slow)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sparkimage import paths
+from sparkimage.core import paths
 
 TOOLS = paths.home() / "lab-tools"
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone") + os.environ.get("LAB_SUFFIX", "")

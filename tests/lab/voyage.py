@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from sparkimage.storage.store import Image
+from sparkimage.image.store import Image
 from tests.lab import command, sampling
 from tests.lab.fleet import Fleet
 from tests.lab.node import READY_S, Node, wait

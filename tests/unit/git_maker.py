@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.address import Mirrors
-from sparkimage.inputs.outside import Outside
-from sparkimage.run import Local, Runner
+from sparkimage.config.address import Mirrors
+from sparkimage.core.process import Local, Runner
+from sparkimage.resolve.context import Outside
 
 SITE = "https://git.example"
 """Stands for a forge; a mirror leads to a folder of bare repositories."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import zstandard
 
-from sparkimage.layers.layerindex import STEP
-from sparkimage.plans.lock import Deb, Target, Wheel
-from sparkimage.plans.plan import DebianRoot, LayerPlan, PatchPlan, Plan
-from sparkimage.storage.store import MANIFEST, TAR, Image, Store
+from sparkimage.config.lockfile import Deb, Target, Wheel
+from sparkimage.config.plan import DebianRoot, LayerPlan, PatchPlan, Plan
+from sparkimage.image.layerindex import STEP
+from sparkimage.image.store import MANIFEST, TAR, Image, Store
 from tests.unit import elf_maker
 
 ARCH, TRIPLET = "arm64", "aarch64-linux-gnu"

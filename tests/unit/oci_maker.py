@@ -13,7 +13,7 @@ from typing import Any
 
 import zstandard
 
-from sparkimage.storage.store import MANIFEST, TAR, Image, Store
+from sparkimage.image.store import MANIFEST, TAR, Image, Store
 
 Files = dict[str, bytes | str | None]
 """Path to content; a str is a link's target, None a folder."""

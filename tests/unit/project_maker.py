@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparkimage.plans import lock, matrix, patching
-from sparkimage.plans.lock import (
+from sparkimage.config import lockfile, matrix, patch_specs
+from sparkimage.config.lockfile import (
     Commit,
     Deb,
     Entry,
@@ -21,9 +21,9 @@ from sparkimage.plans.lock import (
     Target,
     Wheel,
 )
-from sparkimage.plans.matrix import Matrix
-from sparkimage.plans.patching import PATCHES
-from sparkimage.plans.plan import Origin
+from sparkimage.config.matrix import Matrix
+from sparkimage.config.patch_specs import PATCHES
+from sparkimage.config.plan import Origin
 
 ORIGIN = Origin(source="https://example.org/x", revision="0" * 40, epoch=7)
 ARM = "linux/arm64"
@@ -76,7 +76,7 @@ def write(
             (folder / "images" / name / "Dockerfile").write_text(f"FROM layer AS {name}\n")
     if patches is not None:
         (folder / "patches").mkdir(exist_ok=True)
-        (folder / patching.FILE).write_text(json.dumps({"version": 1, "patches": patches}))
+        (folder / patch_specs.FILE).write_text(json.dumps({"version": 1, "patches": patches}))
     (folder / "matrix.yaml").write_text(json.dumps(data))
     return matrix.load(folder / "matrix.yaml")
 
@@ -91,7 +91,8 @@ def items(read: Matrix, key: Key) -> tuple[Item, ...]:
     if key[0] == PATCHES:
         text = PatchText(size=1, sha256=sha256(name))
         forks = (
-            read.pins[pin][value] for pin, value in lock.forks(read, key[1], read.patches[key[1]])
+            read.pins[pin][value]
+            for pin, value in lockfile.forks(read, key[1], read.patches[key[1]])
         )
         before = sha256("before")
         targets = (
@@ -128,9 +129,9 @@ def locked(read: Matrix) -> Lock:
     """A lock that fits, with made-up items."""
     return Lock(
         file="matrix.lock",
-        meaning=lock.meaning(read),
+        meaning=lockfile.meaning(read),
         entries={
             key: Entry(asked=ask, platforms=dict.fromkeys(platforms, items(read, key)))
-            for key, (ask, platforms) in lock.wanted(read).items()
+            for key, (ask, platforms) in lockfile.wanted(read).items()
         },
     )

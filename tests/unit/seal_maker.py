@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparkimage.proof import seal
-from sparkimage.proof.seal import Check
-from sparkimage.tier import Tier
+from sparkimage.config.tier import Tier
+from sparkimage.verify import seal
+from sparkimage.verify.seal import Check
 
 DIGEST = f"sha256:{'a' * 64}"
 PLAN = "1" * 64

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sparkimage.machines import reading
-from sparkimage.machines.facts import Facts
+from sparkimage.serve.doctor import reading
+from sparkimage.serve.doctor.facts import Facts
 
 NOW = 1_790_000_000.0
 INFO: dict[str, Any] = {

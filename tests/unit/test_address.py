@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.address import Mirrors, Place, image_name, parse_rules, read_rules
-from sparkimage.errors import ConfigError, UsageError
+from sparkimage.config.address import Mirrors, Place, image_name, parse_rules, read_rules
+from sparkimage.core.errors import ConfigError, UsageError
 
 DIGEST = f"sha256:{'a' * 64}"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.engines import builders
-from sparkimage.errors import StoreError
-from sparkimage.storage import archive
-from sparkimage.storage.store import Image, Store
+from sparkimage.build.engine import builders
+from sparkimage.core.errors import StoreError
+from sparkimage.image import archive
+from sparkimage.image.store import Image, Store
 from tests.unit.oci_maker import LAYERS, PACK, flip, make_image
 
 

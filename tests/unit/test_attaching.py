@@ -11,15 +11,15 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from sparkimage.address import Mirrors
-from sparkimage.errors import PreflightError
-from sparkimage.inputs.outside import Outside
-from sparkimage.proof import dsse
-from sparkimage.proof.keys import Keyring
-from sparkimage.publishing import attaching, provenance, signing
-from sparkimage.publishing.attaching import Attached
-from sparkimage.publishing.signing import OwnSigner
-from sparkimage.run import Local
+from sparkimage.config.address import Mirrors
+from sparkimage.core.errors import PreflightError
+from sparkimage.core.process import Local
+from sparkimage.registry import attachments, provenance, signing
+from sparkimage.registry.attachments import Attached
+from sparkimage.registry.signing import OwnSigner
+from sparkimage.resolve.context import Outside
+from sparkimage.verify import dsse
+from sparkimage.verify.keys import Keyring
 
 DIGEST = f"sha256:{'a' * 64}"
 KEYS: list[dsse.PrivateKey] = [
@@ -38,39 +38,39 @@ def attached(layer: tuple[dict[str, Any], bytes]) -> Attached:
 
 @pytest.mark.parametrize("key", KEYS, ids=["ed25519", "ecdsa"])
 def test_a_signature_is_over_the_digest_and_the_tags(key: dsse.PrivateKey) -> None:
-    layer = attaching.signature_layer(DIGEST, "r.example/x", ["b", "a"], OwnSigner(key=key))
-    seen = attaching.signature_of(attached(layer), trusted(key))
+    layer = attachments.signature_layer(DIGEST, "r.example/x", ["b", "a"], OwnSigner(key=key))
+    seen = attachments.signature_of(attached(layer), trusted(key))
     assert (seen.believed, seen.digest, seen.tags) == (True, DIGEST, ("a", "b"))
     assert seen.key == dsse.key_id(key.public_key())
-    other = attaching.signature_of(attached(layer), {})
+    other = attachments.signature_of(attached(layer), {})
     assert (other.believed, other.digest) == (False, DIGEST)
     edited = attached((layer[0], layer[1].replace(b'"a"', b'"c"')))
-    assert not attaching.signature_of(edited, trusted(key)).believed
+    assert not attachments.signature_of(edited, trusted(key)).believed
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"no json", b'{"critical": 1}'])
 def test_what_is_no_signature_is_not_believed(data: bytes) -> None:
     key = KEYS[0]
     made = base64.b64encode(OwnSigner(key=key).sign(data)).decode()
-    one = Attached(listed={"annotations": {attaching.SIGNED_BY: made}}, data=data)
-    assert not attaching.signature_of(one, trusted(key)).believed
+    one = Attached(listed={"annotations": {attachments.SIGNED_BY: made}}, data=data)
+    assert not attachments.signature_of(one, trusted(key)).believed
 
 
 @pytest.mark.parametrize("key", KEYS, ids=["ed25519", "ecdsa"])
 def test_a_statement_is_believed_of_its_key_alone(key: dsse.PrivateKey) -> None:
     said = provenance.statement("https://example.org/x", "name", DIGEST, {"a": 1})
-    layer = attaching.statement_layer(said, OwnSigner(key=key))
+    layer = attachments.statement_layer(said, OwnSigner(key=key))
     assert layer[0]["annotations"]["predicateType"] == "https://example.org/x"
-    seen = attaching.statement_of(attached(layer), trusted(key))
+    seen = attachments.statement_of(attached(layer), trusted(key))
     assert seen is not None
     assert (seen.why, seen.said, seen.subject) == ("", said, DIGEST)
-    foreign = attaching.statement_of(attached(layer), {})
+    foreign = attachments.statement_of(attached(layer), {})
     assert foreign is not None
     assert foreign.foreign
     envelope = json.loads(layer[1])
-    envelope["payload"] = base64.b64encode(attaching.payload({**said, "x": 1})).decode()
-    edited = attaching.statement_of(
-        attached(attaching.envelope_layer(envelope, said)), trusted(key)
+    envelope["payload"] = base64.b64encode(attachments.payload({**said, "x": 1})).decode()
+    edited = attachments.statement_of(
+        attached(attachments.envelope_layer(envelope, said)), trusted(key)
     )
     assert edited is not None
     assert not edited.foreign
@@ -79,16 +79,16 @@ def test_a_statement_is_believed_of_its_key_alone(key: dsse.PrivateKey) -> None:
 
 def test_what_is_no_statement_is_left_aside() -> None:
     for data in (b"", b"{}", b"[]", b'{"payload": "e30=", "signatures": []}'):
-        assert attaching.statement_of(
-            Attached(listed={"mediaType": attaching.ENVELOPE}, data=data), {}
+        assert attachments.statement_of(
+            Attached(listed={"mediaType": attachments.ENVELOPE}, data=data), {}
         ) is None  # fmt: skip
-    assert attaching.statement_of(Attached(listed={"mediaType": "x"}, data=b""), {}) is None
+    assert attachments.statement_of(Attached(listed={"mediaType": "x"}, data=b""), {}) is None
 
 
 def test_a_subject_of_several_is_none() -> None:
     said = provenance.statement("t", "n", DIGEST, {})
     said["subject"] *= 2
-    one = attaching.Statement(said=said, envelope={}, key="")
+    one = attachments.Statement(said=said, envelope={}, key="")
     assert one.subject == ""
 
 

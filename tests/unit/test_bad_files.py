@@ -17,12 +17,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.address import Mirrors
-from sparkimage.building import show
-from sparkimage.errors import ConfigError, LockError
-from sparkimage.fleets import fleet
-from sparkimage.plans import lock, matrix, planning
-from sparkimage.plans.lock import Entry, Wheel
+from sparkimage.build import show
+from sparkimage.config import inventory, lockfile, matrix, planning
+from sparkimage.config.address import Mirrors
+from sparkimage.config.lockfile import Entry, Wheel
+from sparkimage.core.errors import ConfigError, LockError
 from tests.unit import project_maker as maker
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -48,20 +47,20 @@ KEPT = ("nvidia-cudnn-cu13", "nvidia-nccl-cu13", "torch", "triton", "vllm", "num
 def texts() -> dict[str, str]:
     """The project's own files, the lock with few lines and with all pins resolved."""
     read = matrix.load(PROJECT / "matrix.yaml")
-    held = lock.load(PROJECT / "matrix.lock")
+    held = lockfile.load(PROJECT / "matrix.lock")
     entries = {}
     for key, entry in held.entries.items():
         platforms = {
             platform: tuple(i for i in items if not isinstance(i, Wheel) or i.name in KEPT)[:6]
             for platform, items in entry.platforms.items()
         }
-        for platform in lock.wanted(read)[key][1]:
+        for platform in lockfile.wanted(read)[key][1]:
             platforms.setdefault(platform, maker.items(read, key))
         entries[key] = Entry(asked=entry.asked, platforms=platforms)
     return {
         "matrix.yaml": (PROJECT / "matrix.yaml").read_text(),
         "patches/patches.yaml": (PROJECT / "patches" / "patches.yaml").read_text(),
-        "matrix.lock": lock.dump(replace(held, entries=entries)),
+        "matrix.lock": lockfile.dump(replace(held, entries=entries)),
         "fleet.yaml": FLEET,
     }
 
@@ -85,13 +84,13 @@ def use(folder: Path, name: str, content: bytes) -> ConfigError | LockError | No
     (folder / name).write_bytes(content)
     try:
         if name == "fleet.yaml":
-            fleet.load(folder / name)
+            inventory.load(folder / name)
             return None
         read = matrix.load(folder / "matrix.yaml")
-        held = lock.load(folder / "matrix.lock")
-        if wrong := lock.check(read, held):
+        held = lockfile.load(folder / "matrix.lock")
+        if wrong := lockfile.check(read, held):
             if name == "matrix.lock":
-                return LockError("does not fit", detail="\n".join(wrong), hint=lock.REMEDY)
+                return LockError("does not fit", detail="\n".join(wrong), hint=lockfile.REMEDY)
             held = maker.locked(read)
         plans = planning.make_all(read, read.variants, held, maker.ORIGIN)
         show.as_json(plans)

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage.address import WHEELS, Mirrors
-from sparkimage.plans import bake, planning
-from sparkimage.plans.lock import PinnedImage
-from sparkimage.plans.plan import Plan
+from sparkimage.build import bake
+from sparkimage.config import planning
+from sparkimage.config.address import WHEELS, Mirrors
+from sparkimage.config.lockfile import PinnedImage
+from sparkimage.config.plan import Plan
 from tests.unit import project_maker as maker
 
 COMMIT = "a" * 40

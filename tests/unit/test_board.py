@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from sparkimage.board import LiveBoard, Meter
-from sparkimage.fleets import receipts, upkeep
-from sparkimage.fleets.upkeep import Held, NodeView
+from sparkimage.core.board import LiveBoard, Meter
+from sparkimage.nodes import maintenance, receipts
+from sparkimage.nodes.maintenance import Held, NodeView
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:
@@ -73,16 +73,16 @@ def test_a_digest_that_one_node_knows_holds_for_the_same_image_elsewhere() -> No
         return NodeView(name=name, seen=None, error=None, images=(held,))
 
     same = [view("a", "1", None), view("b", "1", "sha256:1")]
-    (one,) = upkeep.standings(same, "r:x")
+    (one,) = maintenance.standings(same, "r:x")
     assert (one.digest, one.nodes) == ("sha256:1", ("a", "b"))
-    assert upkeep.differing(same) == []
+    assert maintenance.differing(same) == []
     more = [*same, view("c", "2", None), NodeView(name="d", seen=None, error=None)]
-    assert [one.nodes for one in upkeep.standings(more, "r:x")] == [("a", "b"), ("c",), ("d",)]
-    assert upkeep.differing(more) == ["r:x"]
+    assert [one.nodes for one in maintenance.standings(more, "r:x")] == [("a", "b"), ("c",), ("d",)]
+    assert maintenance.differing(more) == ["r:x"]
 
 
 def test_sizes_as_docker_says_them() -> None:
     id = "sha256:" + "a" * 64
-    assert upkeep.read_sizes(f"{id} 13.6MB\nno line\n") == {id: 13_600_000}
-    assert upkeep.read_sizes(f"{id} 0B") == {id: 0}
-    assert upkeep.read_sizes(f"{id} 25.1GB") == {id: 25_100_000_000}
+    assert maintenance.read_sizes(f"{id} 13.6MB\nno line\n") == {id: 13_600_000}
+    assert maintenance.read_sizes(f"{id} 0B") == {id: 0}
+    assert maintenance.read_sizes(f"{id} 25.1GB") == {id: 25_100_000_000}

@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from sparkimage import __version__
-from sparkimage.plans import lock
-from sparkimage.progress import Build, View
-from sparkimage.units import clock, human
+from sparkimage.config import lockfile
+from sparkimage.core.progress import Build, View
+from sparkimage.core.units import clock, human
 from tests.lab import command
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -108,7 +108,7 @@ def test_what_is_not_resolved_is_said_and_fits() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     first, *rest = done.stdout.splitlines()
     assert first == "matrix.lock fits matrix.yaml"
-    held = lock.load(PROJECT / "matrix.lock")
+    held = lockfile.load(PROJECT / "matrix.lock")
     keys = sorted(key for key, entry in held.entries.items() if entry.unresolved is not None)
     assert rest == [f"  not resolved yet: {pin} {value}" for pin, value in keys]
 

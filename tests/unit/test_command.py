@@ -13,13 +13,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.errors import LaunchError, UsageError
-from sparkimage.fleets.fleet import Fleet, Node
-from sparkimage.launching import command, nccl, placing
-from sparkimage.launching.command import Container, Mount, Place, Request
-from sparkimage.launching.nccl import Library
-from sparkimage.machines.facts import Facts, Interface, Rdma
-from sparkimage.plans.profiles import Profile, Serve
+from sparkimage.config.inventory import Fleet, Node
+from sparkimage.config.profiles import Profile, Serve
+from sparkimage.core.errors import LaunchError, UsageError
+from sparkimage.serve import command, nccl, placement
+from sparkimage.serve.command import Container, Mount, Place, Request
+from sparkimage.serve.doctor.facts import Facts, Interface, Rdma
+from sparkimage.serve.nccl import Library
 
 WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
 
@@ -201,11 +201,11 @@ def test_the_library_that_was_measured() -> None:
 def test_the_head_is_first() -> None:
     nodes = [Node(name=n, control=n, role="head" if n == "c" else None) for n in "abcd"]
     fleet = Fleet(nodes=tuple(nodes))
-    assert [node.name for node in placing.order(fleet, 4)] == ["c", "a", "b", "d"]
-    assert [node.name for node in placing.order(fleet, 2)] == ["c", "a"]
-    assert placing.order(Fleet(nodes=tuple(nodes[:2])), 1)[0].name == "a"
+    assert [node.name for node in placement.order(fleet, 4)] == ["c", "a", "b", "d"]
+    assert [node.name for node in placement.order(fleet, 2)] == ["c", "a"]
+    assert placement.order(Fleet(nodes=tuple(nodes[:2])), 1)[0].name == "a"
     with pytest.raises(UsageError, match="for 5 nodes"):
-        placing.order(fleet, 5)
+        placement.order(fleet, 5)
 
 
 def test_the_profile_for_so_many_nodes() -> None:
@@ -214,9 +214,9 @@ def test_the_profile_for_so_many_nodes() -> None:
         "one": profile(variants=["*"], nodes=1),
         "uno": profile(variants=["b"], nodes=1),
     }
-    assert placing.pick(known, "a1", None, 4)[0] == "four"
-    assert placing.pick(known, "a1", None, 1)[0] == "one"
-    assert placing.pick(known, "b", "uno", 4)[0] == "uno"
+    assert placement.pick(known, "a1", None, 4)[0] == "four"
+    assert placement.pick(known, "a1", None, 1)[0] == "one"
+    assert placement.pick(known, "b", "uno", 4)[0] == "uno"
     for variant, wanted, nodes, words in (
         ("b", None, 1, "2 profiles are for b on 1 nodes"),
         ("a1", None, 3, "no profiles are for a1 on 3 nodes"),
@@ -224,9 +224,9 @@ def test_the_profile_for_so_many_nodes() -> None:
         ("b", "fuor", 4, "no profile is called"),
     ):
         with pytest.raises(UsageError, match=words):
-            placing.pick(known, variant, wanted, nodes)
+            placement.pick(known, variant, wanted, nodes)
     with pytest.raises(UsageError, match="no profile of the matrix"):
-        placing.pick({}, "a", None, 1)
+        placement.pick({}, "a", None, 1)
 
 
 FACTS = Facts(
@@ -259,10 +259,10 @@ def test_the_address_for_the_others(
     node: dict[str, Any], resolved: str, found: tuple[str, str]
 ) -> None:
     one = Node(**{"name": "n", "control": "n", **node})
-    assert placing.address(one, FACTS, resolved) == found
-    assert placing.hcas(one, FACTS, found[1]) == (("r0",) if found[1] == "fast" else ("r1",))
+    assert placement.address(one, FACTS, resolved) == found
+    assert placement.hcas(one, FACTS, found[1]) == (("r0",) if found[1] == "fast" else ("r1",))
     named = Node(name="n", control="n", hca=("r7", "r8"))
-    assert placing.hcas(named, FACTS, "eth0") == ("r7", "r8")
+    assert placement.hcas(named, FACTS, "eth0") == ("r7", "r8")
 
 
 def test_an_address_that_is_not_there() -> None:
@@ -271,6 +271,6 @@ def test_an_address_that_is_not_there() -> None:
         (Node(name="n", control="n", interface="dark"), "has no address"),
     ):
         with pytest.raises(LaunchError, match=words):
-            placing.address(node, FACTS, "")
+            placement.address(node, FACTS, "")
     with pytest.raises(LaunchError, match="none of its interfaces"):
-        placing.address(Node(name="n", control="n"), Facts(), "")
+        placement.address(Node(name="n", control="n"), Facts(), "")

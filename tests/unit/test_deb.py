@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.inputs.deb import repacked
-from sparkimage.run import Local
+from sparkimage.core.process import Local
+from sparkimage.resolve.deb import repacked
 
 CONTROL = """\
 Package: small

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage.errors import StoreError
-from sparkimage.fleets import delta, fanout
-from sparkimage.fleets.delta import Whole
-from sparkimage.fleets.fanout import Shared
-from sparkimage.fleets.probe import STAGING, chain_ids
-from sparkimage.storage import archive
-from sparkimage.storage.archive import Document
-from sparkimage.storage.store import CHUNK, Image, Layer, Store
+from sparkimage.core.errors import StoreError
+from sparkimage.image import archive
+from sparkimage.image.archive import Document
+from sparkimage.image.store import CHUNK, Image, Layer, Store
+from sparkimage.nodes import broadcast, delta
+from sparkimage.nodes.broadcast import Shared
+from sparkimage.nodes.delta import Whole
+from sparkimage.nodes.snapshot import STAGING, chain_ids
 from tests.unit.oci_maker import Files, digest, flip, make_image
 
 LAYERS: list[Files] = [{f"f{n}": bytes([n]) * (1000 * (n + 1))} for n in range(5)]
@@ -142,7 +142,7 @@ def test_who_is_ahead_waits_for_who_moves_on(tmp_path: Path) -> None:
 def test_nobody_waits_for_one_that_has_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "PATIENT_S", 0.0)
+    monkeypatch.setattr(broadcast, "PATIENT_S", 0.0)
     data = bytes(range(256)) * (4 * CHUNK // 256)
     store, layer = one_blob(tmp_path, data)
     shared = Shared(store, [layer], window=1)

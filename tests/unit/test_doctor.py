@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage.errors import UnreachableError
-from sparkimage.fleets.fleet import Node
-from sparkimage.machines import doctor
-from sparkimage.machines.diagnosis import (
+from sparkimage.config.inventory import Node
+from sparkimage.core.errors import UnreachableError
+from sparkimage.serve.doctor import doctor
+from sparkimage.serve.doctor.diagnosis import (
     Case,
     Check,
     Finding,
@@ -29,7 +29,7 @@ from sparkimage.machines.diagnosis import (
     merged,
     odd,
 )
-from sparkimage.machines.severity import Severity
+from sparkimage.serve.doctor.severity import Severity
 from tests.lab.command import call
 from tests.unit.spark_facts import PARTS, edited, info, spark
 

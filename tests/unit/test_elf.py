@@ -10,10 +10,10 @@ import pytest
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 
-from sparkimage.arch import ARCHES
-from sparkimage.engines.emulation import program
-from sparkimage.layers import elf
-from sparkimage.layers.elf import Elf, Reader, parse
+from sparkimage.build.engine.emulation import program
+from sparkimage.core.arch import ARCHES
+from sparkimage.image import elf
+from sparkimage.image.elf import Elf, Reader, parse
 from tests.unit import elf_maker
 
 FOUND = sorted(

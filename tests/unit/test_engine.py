@@ -18,18 +18,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage import paths
-from sparkimage.engines import emulation, engine, engine_process, engine_tree, private_engine
-from sparkimage.engines.emulation import Entry
-from sparkimage.errors import (
+from sparkimage.build.engine import emulation, engine, private, processes
+from sparkimage.build.engine.emulation import Entry
+from sparkimage.core import debian_tools, paths
+from sparkimage.core.errors import (
     EngineError,
     EnginePermissionError,
     PreflightError,
     SparkError,
     UsageError,
 )
-from sparkimage.paths import EnginePlace
-from sparkimage.run import Local
+from sparkimage.core.paths import EnginePlace
+from sparkimage.core.process import Local
 
 ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
 eth0\t00000000\t010200C0\t0003\t0\t0\t100\t00000000\t0\t0\t0
@@ -107,37 +107,37 @@ def test_two_homes_share_no_name() -> None:
 
 
 def test_routes_are_read() -> None:
-    assert private_engine.parse_routes(ROUTES) == (
+    assert private.parse_routes(ROUTES) == (
         ("eth0", ipaddress.IPv4Network("0.0.0.0/0"), 100),
         ("docker0", ipaddress.IPv4Network("172.17.0.0/16"), 0),
         ("eth0", ipaddress.IPv4Network("192.0.2.0/24"), 0),
     )
 
 
-@given(st.sets(st.sampled_from(private_engine.POOLS), max_size=len(private_engine.POOLS) - 1))
+@given(st.sets(st.sampled_from(private.POOLS), max_size=len(private.POOLS) - 1))
 def test_a_free_range_is_free(taken: set[ipaddress.IPv4Network]) -> None:
-    pool = private_engine.free_pool(taken, "89ba9cdf")
+    pool = private.free_pool(taken, "89ba9cdf")
     assert not any(pool.overlaps(network) for network in taken)
 
 
 def test_the_last_range_is_taken_again_while_it_is_free() -> None:
-    for last in private_engine.POOLS:
-        assert private_engine.free_pool([], "89ba9cdf", last) == last
-        assert private_engine.free_pool([last], "89ba9cdf", last) != last
+    for last in private.POOLS:
+        assert private.free_pool([], "89ba9cdf", last) == last
+        assert private.free_pool([last], "89ba9cdf", last) != last
 
 
 def test_no_free_range_is_said() -> None:
     with pytest.raises(PreflightError, match="no private address range"):
-        private_engine.free_pool(private_engine.POOLS, "89ba9cdf")
+        private.free_pool(private.POOLS, "89ba9cdf")
 
 
 def test_daemon_config_takes_proxies_and_the_cgroup() -> None:
-    pool = private_engine.POOLS[0]
-    plain = private_engine.daemon_config(pool, 1400, "sparkimage-x", {})
+    pool = private.POOLS[0]
+    plain = private.daemon_config(pool, 1400, "sparkimage-x", {})
     assert "proxies" not in plain
     assert plain["features"] == {"containerd-snapshotter": True}
     assert plain["cgroup-parent"] == "/sparkimage-x"
-    behind = private_engine.daemon_config(
+    behind = private.daemon_config(
         pool, 1400, "sparkimage-x", {"https_proxy": "p:1", "NO_PROXY": "localhost"}
     )
     assert behind["proxies"] == {"https-proxy": "p:1", "no-proxy": "localhost"}
@@ -223,28 +223,28 @@ def test_only_the_engines_own_processes_are_ours() -> None:
     for program, argv in (
         ("dockerd", dockerd), ("containerd", config), ("containerd-shim-runc-v2", shim)
     ):  # fmt: skip
-        assert engine_process.is_ours(program, argv, "0::/\n", place)
-        assert not engine_process.is_ours(program, argv, "0::/\n", other)
-    assert not engine_process.is_ours("vim", ["vim", str(place.data)], "0::/\n", place)
-    assert not engine_process.is_ours("dockerd", ["dockerd"], "0::/docker/x\n", place)
+        assert processes.is_ours(program, argv, "0::/\n", place)
+        assert not processes.is_ours(program, argv, "0::/\n", other)
+    assert not processes.is_ours("vim", ["vim", str(place.data)], "0::/\n", place)
+    assert not processes.is_ours("dockerd", ["dockerd"], "0::/docker/x\n", place)
     inside = f"9:pids:/\n0::/{place.cgroup}/buildkit/abc\n"
-    assert engine_process.is_ours("sleep", ["sleep", "9"], inside, place)
-    assert not engine_process.is_ours("sleep", ["sleep", "9"], inside, other)
+    assert processes.is_ours("sleep", ["sleep", "9"], inside, place)
+    assert not processes.is_ours("sleep", ["sleep", "9"], inside, other)
 
 
 def test_a_process_is_known_by_its_start_and_seen_to_end() -> None:
     running = Local().start([sys.executable, "-c", "input()"], pipe_stdin=True)
-    process = engine_process.of_pid(running.pid)
+    process = processes.of_pid(running.pid)
     assert process is not None
     assert process.runs()
     assert not process.wait(0.0)
-    later = engine_process.Process(pid=process.pid, start=process.start + 1, program="")
+    later = processes.Process(pid=process.pid, start=process.start + 1, program="")
     assert not later.runs()
     assert later.wait(0.0)
-    assert not engine_process.wait_until(lambda: False, process, 0.0)
+    assert not processes.wait_until(lambda: False, process, 0.0)
     running.communicate("\n")
     assert process.wait(5.0)
-    assert engine_process.of_pid(running.pid) is None
+    assert processes.of_pid(running.pid) is None
 
 
 def entry(flags: str = "OCF", *, path: str = "/q10", on: bool = True, arch: str = "arm64") -> Entry:
@@ -298,20 +298,20 @@ def test_a_file_that_is_no_qemu_has_no_version(tmp_path: Path) -> None:
 
 def test_a_half_made_tree_is_not_installed(tmp_path: Path) -> None:
     place = EnginePlace.of(tmp_path)
-    assert not engine_tree.installed(place)
+    assert not debian_tools.installed(place)
     (place.root / "usr").mkdir(parents=True)
-    assert not engine_tree.installed(place)
+    assert not debian_tools.installed(place)
     (place.root / "recipe.json").write_text("of another version")
-    assert not engine_tree.installed(place)
+    assert not debian_tools.installed(place)
 
 
 def test_a_home_below_usr_is_refused() -> None:
     with pytest.raises(PreflightError, match="replaces /usr"):
-        engine_tree.install(EnginePlace.of(Path("/usr/spark")), Local(), print)
+        debian_tools.install(EnginePlace.of(Path("/usr/spark")), Local(), print)
 
 
 def test_stopping_what_was_never_there_does_nothing(tmp_path: Path) -> None:
-    private_engine.down(tmp_path / "none", Local(), purge=True)
+    private.down(tmp_path / "none", Local(), purge=True)
     assert not (tmp_path / "none").exists()
 
 

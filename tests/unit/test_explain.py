@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.explaining import failures, page
+from sparkimage.serve.explain import failures, page
 from tests.lab.command import call
 from tests.unit.log_excerpts import HEALTHY, TRUE
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage.errors import CommandError
-from sparkimage.fleets import remote
-from sparkimage.machines import asking, reading
-from sparkimage.machines.facts import UNLIMITED, Facts
-from sparkimage.run import Completed, Local
+from sparkimage.core.errors import CommandError
+from sparkimage.core.process import Completed, Local
+from sparkimage.nodes import ssh
+from sparkimage.serve.doctor import asking, reading
+from sparkimage.serve.doctor.facts import UNLIMITED, Facts
 from tests.unit.spark_facts import NOW, PARTS, edited, info, spark, text
 
 
@@ -230,7 +230,7 @@ def test_a_docker_that_hangs_holds_up_nothing(tmp_path: Path) -> None:
     slow = tmp_path / "docker"
     slow.write_text("#!/bin/sh\nexec sleep 100\n")
     slow.chmod(0o755)
-    made = remote.text("facts").replace("bounded 10 $docker", "bounded 1 $docker")
+    made = ssh.text("facts").replace("bounded 10 $docker", "bounded 1 $docker")
     done = subprocess.run(
         ["sh", "-c", made, "facts", str(slow), ""], capture_output=True, text=True, check=True,
         timeout=30,

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from sparkimage.errors import ConfigError, UsageError
-from sparkimage.fleets import fleet
-from sparkimage.fleets.fleet import Node
+from sparkimage.config import inventory
+from sparkimage.config.inventory import Node
+from sparkimage.core.errors import ConfigError, UsageError
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def load(folder: Path, nodes: Any, **more: Any) -> fleet.Fleet:
+def load(folder: Path, nodes: Any, **more: Any) -> inventory.Fleet:
     path = folder / "fleet.yaml"
     path.write_text(json.dumps({"version": 1, "nodes": nodes, **more}, indent=1))
-    return fleet.load(path)
+    return inventory.load(path)
 
 
 def problems(folder: Path, nodes: Any, **more: Any) -> str:
@@ -78,7 +78,7 @@ def test_a_wrong_node(tmp_path: Path, spec: dict[str, Any], said: str) -> None:
 def test_a_name_that_a_shell_could_misread(tmp_path: Path, name: str) -> None:
     assert "form" in problems(tmp_path, {name: {}})
     with pytest.raises(UsageError):
-        fleet.of_names([name])
+        inventory.of_names([name])
 
 
 def test_every_problem_is_told_with_its_line(tmp_path: Path) -> None:
@@ -102,23 +102,23 @@ def test_unknown_keys_and_versions(tmp_path: Path) -> None:
 
 
 def test_names_alone() -> None:
-    read = fleet.read("spark1, root@spark2", Path())
+    read = inventory.read("spark1, root@spark2", Path())
     assert read.nodes == (
         Node(name="spark1", control="spark1"),
         Node(name="spark2", control="spark2", user="root"),
     )
     with pytest.raises(UsageError, match="twice"):
-        fleet.read("a,a", Path())
+        inventory.read("a,a", Path())
 
 
 def test_a_file_beside_the_matrix_is_found(tmp_path: Path) -> None:
     load(tmp_path, {"a": {}})
-    assert fleet.read("fleet.yaml", tmp_path).names == ("a",)
+    assert inventory.read("fleet.yaml", tmp_path).names == ("a",)
     with pytest.raises(ConfigError) as caught:
-        fleet.read("other.yaml", tmp_path)
+        inventory.read("other.yaml", tmp_path)
     assert "--nodes spark1,spark2" in caught.value.detail
 
 
 def test_the_schema_is_the_model() -> None:
     recorded = json.loads((PROJECT / "docs" / "fleet.schema.json").read_text())
-    assert recorded == fleet.schema(), "make schema"
+    assert recorded == inventory.schema(), "make schema"

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from sparkimage.errors import GateError, StoreError, UsageError
-from sparkimage.proof import demands, dsse, gate, seal
-from sparkimage.proof.demands import CHECKS_VERSION, PlanRecord
-from sparkimage.proof.gate import PolicyDecision, Required
-from sparkimage.proof.keys import Keyring
-from sparkimage.proof.seal import Check
-from sparkimage.publishing import shipping
-from sparkimage.storage.store import Image, Store
-from sparkimage.tier import Tier
+from sparkimage.config.tier import Tier
+from sparkimage.core.errors import GateError, StoreError, UsageError
+from sparkimage.image.store import Image, Store
+from sparkimage.registry import archives
+from sparkimage.verify import dsse, plan_record, policy, seal
+from sparkimage.verify.keys import Keyring
+from sparkimage.verify.plan_record import CHECKS_VERSION, PlanRecord
+from sparkimage.verify.policy import PolicyDecision, Required
+from sparkimage.verify.seal import Check
 from tests.unit import good_maker
 from tests.unit.oci_maker import LAYERS, make_image
 from tests.unit.seal_maker import check, made
@@ -56,11 +56,11 @@ class World:
             "keys": self.keys,
             "say": self.said.append, **more,
         }  # fmt: skip
-        return gate.ask(self.store, self.image.digest, **given)
+        return policy.ask(self.store, self.image.digest, **given)
 
     def file(self, decision: PolicyDecision | None = None, record: PlanRecord = RECORD) -> bytes:
         decision = decision or self.ask()
-        return b"".join(shipping.chunks(self.image, record, decision, self.store, self.keys))
+        return b"".join(archives.chunks(self.image, record, decision, self.store, self.keys))
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_refusal_says_why_and_what_next(world: World, name: str) -> None:
     assert world.said[0].startswith("WARNING: ")
     assert refusal.value.message in world.said[0]
     documents = members(world.file(decision))
-    assert json.loads(documents[shipping.SEAL])["unverified"] == refusal.value.message
+    assert json.loads(documents[archives.SEAL])["unverified"] == refusal.value.message
 
 
 def test_the_warning_goes_to_standard_error(
@@ -195,8 +195,8 @@ def packed(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def load(data: bytes, store: Store, keys: Keyring, **more: Any) -> shipping.Loaded:
-    return shipping.load(io.BytesIO(data), store, keys=keys, **more)
+def load(data: bytes, store: Store, keys: Keyring, **more: Any) -> archives.Loaded:
+    return archives.load(io.BytesIO(data), store, keys=keys, **more)
 
 
 def test_a_round_trip(world: World, tmp_path: Path) -> None:
@@ -207,13 +207,13 @@ def test_a_round_trip(world: World, tmp_path: Path) -> None:
     assert store.names() == {NAME: world.image.digest}
     assert store.damaged(world.image.digest) == []
     assert loaded.decision.unverified == ""
-    here = gate.ask(
+    here = policy.ask(
         store, world.image.digest, plan_checksum=RECORD.checksum, required=Required(),
         keys=world.keys,
     )  # fmt: skip
     assert here.verdict is not None
     # The plan has come along: what it needs to ship on.
-    assert demands.kept(store, world.image.digest) == RECORD
+    assert plan_record.kept(store, world.image.digest) == RECORD
     # Once more adds nothing.
     load(world.file(), store, world.keys)
     assert len(seal.history(store, world.image.digest, world.keys)) == 1
@@ -240,26 +240,26 @@ def blob(world: World, edit: Callable[[bytes], bytes]) -> bytes:
 
 
 AT_LOAD: dict[str, tuple[Callable[[World], bytes], type[Exception], str]] = {
-    "no seal": (lambda w: without(w, shipping.SEAL), StoreError, "holds no plan"),
+    "no seal": (lambda w: without(w, archives.SEAL), StoreError, "holds no plan"),
     "another plan": (
-        lambda w: change(w, shipping.SEAL, lambda s: s["plan"]["plan"].update(python="3.9")),
+        lambda w: change(w, archives.SEAL, lambda s: s["plan"]["plan"].update(python="3.9")),
         GateError, "another plan or other checks",
     ),
     "a check taken off the plan": (
-        lambda w: change(w, shipping.SEAL, lambda s: s["plan"]["checks"].update(ids=[])),
+        lambda w: change(w, archives.SEAL, lambda s: s["plan"]["checks"].update(ids=[])),
         GateError, "another plan or other checks",
     ),
     "a plan of another name": (
-        lambda w: change(w, shipping.SEAL, lambda s: s["plan"]["plan"].update(image="x:y")),
+        lambda w: change(w, archives.SEAL, lambda s: s["plan"]["plan"].update(image="x:y")),
         StoreError, "plan is of x:y",
     ),
     "empty seal": (
-        lambda w: change(w, shipping.SEAL, lambda s: s.update(envelopes=[])), GateError,
+        lambda w: change(w, archives.SEAL, lambda s: s.update(envelopes=[])), GateError,
         "has no seal",
     ),
     "edited": (
         lambda w: change(
-            w, shipping.SEAL, lambda s: s["envelopes"][0]["signatures"][0].update(sig="AAAA")
+            w, archives.SEAL, lambda s: s["envelopes"][0]["signatures"][0].update(sig="AAAA")
         ),
         GateError, "was edited",
     ),
@@ -276,7 +276,7 @@ AT_LOAD: dict[str, tuple[Callable[[World], bytes], type[Exception], str]] = {
         GateError, "is of another image",
     ),
     "another name": (
-        lambda w: change(w, shipping.SEAL, lambda s: s.update(name="x:y")), GateError, "seal is of"
+        lambda w: change(w, archives.SEAL, lambda s: s.update(name="x:y")), GateError, "seal is of"
     ),
     "shipped unverified": (
         lambda w: w.file(PolicyDecision(digest=w.image.digest, verdict=None, unverified="because")),
@@ -337,7 +337,7 @@ def test_what_was_loaded_unverified_ships_no_further(world: World, tmp_path: Pat
     again = here.ask(allow_unverified=True)
     assert "was loaded unverified" in again.unverified
     files = members(here.file(again))
-    assert "was loaded unverified" in json.loads(files[shipping.SEAL])["unverified"]
+    assert "was loaded unverified" in json.loads(files[archives.SEAL])["unverified"]
     # What takes the mark away: a seal that comes later, or a proof of its own.
     load(world.file(), here.store, here.keys)
     assert here.ask().unverified == ""
@@ -402,7 +402,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
         pass
 
     def write(to: Path, interrupted: bool) -> None:
-        with shipping.written(to) as sink:
+        with archives.written(to) as sink:
             sink.write(b"whole")
             if interrupted:
                 raise Interrupted
@@ -417,4 +417,4 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=why):
             write(wrong, interrupted=False)
     with pytest.raises(StoreError, match=r"has .* free, the file needs"):
-        shipping.refuse_target(path, 1 << 60)
+        archives.refuse_target(path, 1 << 60)

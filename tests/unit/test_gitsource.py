@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.address import Mirrors
-from sparkimage.errors import LockError, NetworkError
-from sparkimage.inputs.gitsource import Repository
-from sparkimage.inputs.outside import Outside
-from sparkimage.run import Local
+from sparkimage.config.address import Mirrors
+from sparkimage.core.errors import LockError, NetworkError
+from sparkimage.core.process import Local
+from sparkimage.resolve.context import Outside
+from sparkimage.resolve.git import Repository
 from tests.unit.git_maker import SITE, Remote, isolate, outside
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage.explaining import failures, knowledge, loglines
-from sparkimage.explaining.entries import Entry
+from sparkimage.serve.explain import failures, knowledge, loglines
+from sparkimage.serve.explain.entries import Entry
 from tests.unit.log_excerpts import HEALTHY, LOOKS_LIKE, TRUE
 
 IDS = [entry.id for entry in failures.TABLE]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.layers.linking import Root
-from sparkimage.plans.plan import LayerPlan
-from sparkimage.proof import layer_checks
-from sparkimage.storage.settings import Settings
-from sparkimage.tier import Tier
+from sparkimage.config.plan import LayerPlan
+from sparkimage.config.tier import Tier
+from sparkimage.image.linking import Root
+from sparkimage.image.settings import Settings
+from sparkimage.verify import layer_checks
 from tests.unit import good_maker
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.layers.layerindex import FACT, Entry, ImageFiles, image_files
-from sparkimage.storage.store import Store
+from sparkimage.image.layerindex import FACT, Entry, ImageFiles, image_files
+from sparkimage.image.store import Store
 from tests.unit.oci_maker import PACK, Files, make_image, tar
 
 NAMES = ("a", "b", "c")

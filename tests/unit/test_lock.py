@@ -12,10 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage import yamlfile
-from sparkimage.errors import LockError
-from sparkimage.plans import lock, matrix
-from sparkimage.plans.lock import (
+from sparkimage.config import lockfile, matrix, yamlfile
+from sparkimage.config.lockfile import (
     ANY,
     MISSING,
     Commit,
@@ -29,8 +27,9 @@ from sparkimage.plans.lock import (
     Target,
     Wheel,
 )
-from sparkimage.plans.matrix import Matrix
-from sparkimage.plans.patching import PATCHES
+from sparkimage.config.matrix import Matrix
+from sparkimage.config.patch_specs import PATCHES
+from sparkimage.core.errors import LockError
 from tests.unit import project_maker as maker
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -52,14 +51,14 @@ def entry(*platforms: str) -> Entry:
 @pytest.mark.parametrize("value", ["no", "2.30", "1:30", "a b", 'with "quotes"', "~"])
 def test_no_name_becomes_something_else(tmp_path: Path, pin: str, value: str) -> None:
     made = made_of({(pin, value): entry("linux/arm64")})
-    (tmp_path / "matrix.lock").write_text(lock.dump(made))
-    assert lock.load(tmp_path / "matrix.lock") == made
+    (tmp_path / "matrix.lock").write_text(lockfile.dump(made))
+    assert lockfile.load(tmp_path / "matrix.lock") == made
 
 
 def test_a_matrix_without_pins_has_a_lock_without_pins(tmp_path: Path) -> None:
     empty = made_of({})
-    (tmp_path / "matrix.lock").write_text(lock.dump(empty))
-    assert lock.load(tmp_path / "matrix.lock") == empty
+    (tmp_path / "matrix.lock").write_text(lockfile.dump(empty))
+    assert lockfile.load(tmp_path / "matrix.lock") == empty
 
 
 def test_order_in_is_not_order_out() -> None:
@@ -77,7 +76,7 @@ def test_order_in_is_not_order_out() -> None:
             platforms={"linux/amd64": (ONE,), "linux/arm64": (ONE, two)},
         ),
     }
-    assert lock.dump(made_of(entries)) == lock.dump(made_of(turned))
+    assert lockfile.dump(made_of(entries)) == lockfile.dump(made_of(turned))
 
 
 def test_the_order_of_items_in_is_not_their_order_out() -> None:
@@ -86,19 +85,19 @@ def test_the_order_of_items_in_is_not_their_order_out() -> None:
         made_of({("p", "1"): Entry(asked=ASKED, platforms={"linux/arm64": items})})
         for items in ((ONE, two), (two, ONE))
     )
-    assert lock.dump(one_way) == lock.dump(other_way)
+    assert lockfile.dump(one_way) == lockfile.dump(other_way)
 
 
 def test_the_real_lock_without_one_platform() -> None:
     read = matrix.load(PROJECT / "matrix.yaml")
-    held = lock.load(PROJECT / "matrix.lock")
+    held = lockfile.load(PROJECT / "matrix.lock")
     vllm = held.entries["vllm", "0.32.0"]
     lacking = Entry(
         asked=vllm.asked,
         platforms={p: w for p, w in vllm.platforms.items() if p != "linux/amd64"},
     )
     entries = {**held.entries, ("vllm", "0.32.0"): lacking}
-    assert lock.check(read, replace(held, entries=entries)) == [
+    assert lockfile.check(read, replace(held, entries=entries)) == [
         "pin vllm 0.32.0 is not locked for linux/amd64"
     ]
     said = r"^matrix.lock holds nothing for pin vllm 0.32.0 on linux/amd64$"
@@ -108,12 +107,12 @@ def test_the_real_lock_without_one_platform() -> None:
 
 def test_every_disagreement_is_told_at_once() -> None:
     read = matrix.load(PROJECT / "matrix.yaml")
-    held = lock.load(PROJECT / "matrix.lock")
+    held = lockfile.load(PROJECT / "matrix.lock")
     entries = dict(held.entries)
     del entries["nccl", "2.30.7"]
     entries["old", "1"] = entry("linux/arm64")
     entries["vllm", "0.32.0"] = entry("linux/arm64")
-    assert lock.check(read, replace(held, entries=entries)) == [
+    assert lockfile.check(read, replace(held, entries=entries)) == [
         "pin nccl 2.30.7 is not locked",
         "pin vllm 0.32.0 asks for something else than was locked",
         "pin vllm 0.32.0 is not locked for linux/amd64",
@@ -121,7 +120,7 @@ def test_every_disagreement_is_told_at_once() -> None:
     ]
 
 
-GOOD = lock.dump(made_of({("p", "1"): entry("linux/arm64")}))
+GOOD = lockfile.dump(made_of({("p", "1"): entry("linux/arm64")}))
 
 
 @pytest.mark.parametrize(
@@ -168,15 +167,15 @@ def test_damage_is_told_with_the_remedy(tmp_path: Path, old: str, new: str, what
     path = tmp_path / "matrix.lock"
     path.write_text(GOOD.replace(old, new))
     with pytest.raises(LockError, match=f"^matrix.lock {what}") as error:
-        lock.load(path)
-    assert error.value.hint == lock.REMEDY
+        lockfile.load(path)
+    assert error.value.hint == lockfile.REMEDY
 
 
 def test_all_damage_is_in_one_report(tmp_path: Path) -> None:
     text = GOOD.replace("linux/arm64:", "linux/arm64:\n          - a\n          - b")
     (tmp_path / "matrix.lock").write_text(text)
     with pytest.raises(LockError) as error:
-        lock.load(tmp_path / "matrix.lock")
+        lockfile.load(tmp_path / "matrix.lock")
     assert "pin p 1: 'a' is no line of a lock" in error.value.message
     assert "pin p 1: 'b' is no line of a lock" in error.value.detail
 
@@ -184,29 +183,29 @@ def test_all_damage_is_in_one_report(tmp_path: Path) -> None:
 def test_a_lock_may_be_larger_than_what_people_write(tmp_path: Path) -> None:
     items = tuple(replace(ONE, version=f"1.{n:05}") for n in range(9000))
     made = made_of({("p", "1"): Entry(asked=ASKED, platforms={"linux/arm64": items})})
-    (tmp_path / "matrix.lock").write_text(lock.dump(made))
+    (tmp_path / "matrix.lock").write_text(lockfile.dump(made))
     assert (tmp_path / "matrix.lock").stat().st_size > yamlfile.MAX_BYTES
-    assert lock.load(tmp_path / "matrix.lock") == made
+    assert lockfile.load(tmp_path / "matrix.lock") == made
 
 
 def test_an_image_is_one_line(tmp_path: Path) -> None:
     image = PinnedImage(name="a", digest="sha256:" + "a" * 64, tagged="sha256:" + "b" * 64)
     for items in ((), (image, replace(image, name="b"))):
         made = Entry(asked={"kind": "image"}, platforms={"linux/arm64": items})
-        text = lock.dump(made_of({("p", "1"): made}))
+        text = lockfile.dump(made_of({("p", "1"): made}))
         (tmp_path / "matrix.lock").write_text(
             text.replace("arm64:", "arm64:" + " []" * (not items))
         )
         with pytest.raises(LockError, match="pin p 1: linux/arm64 must have one `image` line"):
-            lock.load(tmp_path / "matrix.lock")
+            lockfile.load(tmp_path / "matrix.lock")
 
 
 def test_a_missing_lock_is_told_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(LockError, match=r"^matrix.lock is missing$") as error:
-        lock.load(tmp_path / "matrix.lock")
-    assert error.value.hint == lock.REMEDY
+        lockfile.load(tmp_path / "matrix.lock")
+    assert error.value.hint == lockfile.REMEDY
     with pytest.raises(LockError, match="is damaged: the file cannot be read"):
-        lock.load(tmp_path)
+        lockfile.load(tmp_path)
 
 
 # One token of a line: no spaces, and nothing that YAML would take for a comment.
@@ -266,8 +265,8 @@ def entries(kind: str) -> st.SearchStrategy[Entry]:
 
 
 def test_every_kind_has_its_strategy() -> None:
-    assert set(items) == set(lock.WORDS)
-    assert set(lines) == set(lock.HOLDS)
+    assert set(items) == set(lockfile.WORDS)
+    assert set(lines) == set(lockfile.HOLDS)
 
 
 @pytest.mark.parametrize("kind", lines)
@@ -281,9 +280,9 @@ def test_a_lock_reads_as_it_was_written(
         meaning=data.draw(sha256.filter(lambda text: not text.isdecimal())),
     )
     file = tmp_path_factory.getbasetemp() / "matrix.lock"
-    file.write_text(lock.dump(made))
-    read = lock.load(file)
-    assert lock.dump(read) == lock.dump(made)
+    file.write_text(lockfile.dump(made))
+    read = lockfile.load(file)
+    assert lockfile.dump(read) == lockfile.dump(made)
     assert {key: unordered(one) for key, one in read.entries.items()} == {
         key: unordered(one) for key, one in made.entries.items()
     }
@@ -314,8 +313,8 @@ UNQUOTED = {
 
 @pytest.mark.parametrize("what", UNQUOTED)
 def test_nothing_that_can_be_locked_is_damage(tmp_path: Path, what: str) -> None:
-    (tmp_path / "matrix.lock").write_text(lock.dump(UNQUOTED[what]))
-    assert lock.load(tmp_path / "matrix.lock") == UNQUOTED[what]
+    (tmp_path / "matrix.lock").write_text(lockfile.dump(UNQUOTED[what]))
+    assert lockfile.load(tmp_path / "matrix.lock") == UNQUOTED[what]
 
 
 PINS: dict[str, dict[str, Any]] = {
@@ -400,10 +399,10 @@ def test_only_what_a_pin_asks_makes_a_lock_stale(project: Path, data: st.DataObj
     given_matrix = data.draw(matrices())
     read = read_as(project, yaml.safe_dump(given_matrix))
     held = maker.locked(read)
-    assert lock.check(read, held) == []
+    assert lockfile.check(read, held) == []
     again = read_as(project, data.draw(written(given_matrix)))
-    assert lock.meaning(again) == held.meaning
-    assert lock.check(again, held) == []
+    assert lockfile.meaning(again) == held.meaning
+    assert lockfile.check(again, held) == []
     # One pin of one variant asks for something else, and that is all that is said.
     pin = data.draw(st.sampled_from(list(CHANGES)))
     value = data.draw(st.sampled_from([v["pins"][pin] for v in given_matrix["include"]]))
@@ -411,8 +410,10 @@ def test_only_what_a_pin_asks_makes_a_lock_stale(project: Path, data: st.DataObj
     asks = {**PINS[pin], value: {**PINS[pin][value], **change}}
     other = {**given_matrix, "pins": {**PINS, pin: asks}}
     moved = read_as(project, data.draw(written(other)))
-    assert lock.meaning(moved) != held.meaning
-    assert lock.check(moved, held) == [f"pin {pin} {value} asks for something else than was locked"]
+    assert lockfile.meaning(moved) != held.meaning
+    assert lockfile.check(moved, held) == [
+        f"pin {pin} {value} asks for something else than was locked"
+    ]
 
 
 @settings(max_examples=15, deadline=None)
@@ -422,15 +423,15 @@ def test_a_value_that_no_variant_uses_asks_nothing(project: Path, data: st.DataO
     read = read_as(project, yaml.safe_dump(given_matrix))
     more = {**PINS, "cuda": {**PINS["cuda"], "14.0.0": {**maker.CUDA, "image": "nvidia/cuda:14"}}}
     wider = read_as(project, yaml.safe_dump({**given_matrix, "pins": more}))
-    assert lock.meaning(wider) == lock.meaning(read)
-    assert lock.check(wider, maker.locked(read)) == []
+    assert lockfile.meaning(wider) == lockfile.meaning(read)
+    assert lockfile.check(wider, maker.locked(read)) == []
 
 
 def test_a_lock_that_was_edited_by_hand_is_told(project: Path) -> None:
     variants = [maker.include("v", *LAYERS, **{pin: next(iter(v)) for pin, v in PINS.items()})]
     read = read_as(project, yaml.safe_dump(maker.document(PINS, LAYERS, variants)))
     held = replace(maker.locked(read), meaning="0" * 64)
-    (said,) = lock.check(read, held)
+    (said,) = lockfile.check(read, held)
     assert "its checksum is not the matrix's" in said
 
 
@@ -441,7 +442,7 @@ def test_what_is_not_resolved_fits_until_something_else_is_asked(project: Path) 
     key = ("fork", "one")
     open_ = Entry(asked=held.entries[key].asked, unresolved="its server is silent")
     held = replace(held, entries={**held.entries, key: open_})
-    assert lock.check(read, held) == []
+    assert lockfile.check(read, held) == []
     assert held.unresolved(*key) == "its server is silent"
     assert held.unresolved("os", "trixie") is None
     assert held.slice([key], maker.ARM) == {"fork/one": []}
@@ -449,4 +450,4 @@ def test_what_is_not_resolved_fits_until_something_else_is_asked(project: Path) 
         held.items(*key, maker.ARM)
     pins = {**PINS, "fork": {"one": maker.git_pin("d" * 40)}}
     moved = read_as(project, yaml.safe_dump(maker.document(pins, LAYERS, variants)))
-    assert lock.check(moved, held) == ["pin fork one asks for something else than was locked"]
+    assert lockfile.check(moved, held) == ["pin fork one asks for something else than was locked"]

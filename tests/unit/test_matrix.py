@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.errors import ConfigError, LockError, UsageError
-from sparkimage.plans import lock, matrix, planning
-from sparkimage.plans.lock import Deb, Entry, Item, Lock, Wheel
-from sparkimage.plans.plan import Origin
+from sparkimage.config import lockfile, matrix, planning
+from sparkimage.config.lockfile import Deb, Entry, Item, Lock, Wheel
+from sparkimage.config.plan import Origin
+from sparkimage.core.errors import ConfigError, LockError, UsageError
 from tests.unit import project_maker as maker
 
 GOOD = """\
@@ -200,7 +200,7 @@ def test_a_matrix_of_every_kind_of_pin_and_layer(tmp_path: Path) -> None:
     # What a source builds has no Dockerfile of ours.
     assert not (tmp_path / "images" / "made").exists()
     assert read.variants[0].pins == {"os": "13.0.0", "fork": "one", "nccl": "2.30.0"}
-    assert set(lock.wanted(read)) == set(read.variants[0].pins.items())
+    assert set(lockfile.wanted(read)) == set(read.variants[0].pins.items())
     # One value of a pin suits a layer, and another one does not.
     bad = {**good, "pins": {**good["pins"], "os": "trixie"}}
     with pytest.raises(ConfigError) as error:
@@ -291,7 +291,7 @@ def test_a_pin_may_not_take_the_place_of_the_patches(tmp_path: Path) -> None:
         read = maker.write(tmp_path, data)
     except ConfigError:
         return
-    assert set(lock.wanted(read)) == {("patches", "trixie")}
+    assert set(lockfile.wanted(read)) == {("patches", "trixie")}
 
 
 def test_a_layer_stands_in_a_variant_once(tmp_path: Path) -> None:
@@ -539,10 +539,10 @@ DEB = Deb(name="apt", version="3.0", part="root", size=1, sha256="1" * 64, file=
 def locked(read: matrix.Matrix, *wheels: Wheel) -> Lock:
     """A lock of all that the matrix wants, its wheels pins with these wheels."""
     entries = {}
-    for (pin, value), (asked, platforms) in lock.wanted(read).items():
+    for (pin, value), (asked, platforms) in lockfile.wanted(read).items():
         items: tuple[Item, ...] = wheels if pin == "nccl" else (DEB,)
         entries[pin, value] = Entry(asked=asked, platforms=dict.fromkeys(platforms, items))
-    return Lock(file="matrix.lock", meaning=lock.meaning(read), entries=entries)
+    return Lock(file="matrix.lock", meaning=lockfile.meaning(read), entries=entries)
 
 
 def test_every_wheel_goes_to_exactly_one_layer(project: Path) -> None:
@@ -581,7 +581,7 @@ def test_a_project_of_two_pins_is_an_error(tmp_path: Path) -> None:
 def test_a_requirement_may_have_extras(project: Path) -> None:
     extras = "ray[cgraph,client,default]==2.54.0"
     pin = load(project, GOOD.replace("nvidia-nccl-cu13==2.30.4", extras)).pins["nccl"]["2.30.4"]
-    assert lock.asked(pin)["require"] == [extras]
+    assert lockfile.asked(pin)["require"] == [extras]
     for wrong in ("ray[]==1", "ray[a==1", "ray[a]", "ray[a]>=1", "ray[a;b]==1"):
         ((line, what, todo),) = problems(project, GOOD.replace("nvidia-nccl-cu13==2.30.4", wrong))
         assert (line, "does not have the right form" in what) == (7, True)
@@ -609,15 +609,17 @@ def test_the_checksum_changes_with_what_goes_in_and_with_nothing_else(project: P
 def test_lock_and_matrix_disagree(project: Path) -> None:
     read = load(project, GOOD)
     held = locked(read, wheel("a"))
-    assert lock.check(read, held) == []
+    assert lockfile.check(read, held) == []
     moved = load(project, GOOD.replace("cu13==2.30.4", "cu13==2.30.5"))
-    assert lock.check(moved, held) == ["pin nccl 2.30.4 asks for something else than was locked"]
+    assert lockfile.check(moved, held) == [
+        "pin nccl 2.30.4 asks for something else than was locked"
+    ]
     fewer = replace(
         held, entries={k: one for k, one in held.entries.items() if k != ("nccl", "2.30.7")}
     )
-    assert lock.check(read, fewer) == ["pin nccl 2.30.7 is not locked"]
+    assert lockfile.check(read, fewer) == ["pin nccl 2.30.7 is not locked"]
     more = replace(held, entries={**held.entries, ("old", "1"): held.entries["nccl", "2.30.4"]})
-    assert lock.check(read, more) == ["pin old 1 is locked but no variant uses it"]
+    assert lockfile.check(read, more) == ["pin old 1 is locked but no variant uses it"]
     with pytest.raises(LockError, match="holds nothing for pin nccl"):
         planning.make(read, read.variants[1], fewer, ORIGIN)
 
@@ -628,5 +630,5 @@ def test_lock_and_matrix_disagree(project: Path) -> None:
 def test_a_damaged_lock_says_what_to_run(tmp_path: Path, text: str) -> None:
     (tmp_path / "matrix.lock").write_text(text)
     with pytest.raises(LockError) as error:
-        lock.load(tmp_path / "matrix.lock")
+        lockfile.load(tmp_path / "matrix.lock")
     assert "python build.py lock" in error.value.hint

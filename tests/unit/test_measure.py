@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.errors import UsageError
-from sparkimage.measuring import completions, measure
-from sparkimage.measuring.completions import Answer
+from sparkimage.core.errors import UsageError
+from sparkimage.serve import completions, measure
+from sparkimage.serve.completions import Answer
 
 
 def answer(**more: Any) -> Answer:

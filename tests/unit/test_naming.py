@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.errors import UsageError, VerifyError
-from sparkimage.layers.layerindex import image_files
-from sparkimage.plans import planning
-from sparkimage.publishing import naming
-from sparkimage.publishing.naming import Measured, ordered, version_tag
-from sparkimage.publishing.publish import channels
-from sparkimage.storage.store import Store
+from sparkimage.config import planning
+from sparkimage.core.errors import UsageError, VerifyError
+from sparkimage.image.layerindex import image_files
+from sparkimage.image.store import Store
+from sparkimage.registry import tags
+from sparkimage.registry.publish import channels
+from sparkimage.registry.tags import Measured, ordered, version_tag
 from tests.unit import elf_maker, good_maker
 from tests.unit import project_maker as maker
 
 DIST = good_maker.DIST
 
 
-def files(tmp_path: Path, *more: good_maker.Files) -> naming.Measured:
+def files(tmp_path: Path, *more: good_maker.Files) -> tags.Measured:
     store = Store.open(tmp_path)
     layers = [good_maker.put_layer(store, one) for one in (*good_maker.stack(), *more)]
     config = good_maker.config([id for _, id in layers])
     image = good_maker.put_image(store, config, [blob for blob, _ in layers])
-    return naming.measure(image_files(store, image))
+    return tags.measure(image_files(store, image))
 
 
 def test_versions_are_measured_in_the_layers(tmp_path: Path) -> None:
@@ -71,16 +71,16 @@ def test_versions_of_python_and_semver_are_ordered_alike() -> None:
 
 def test_platforms_must_hold_the_same() -> None:
     one, two = Measured(vllm="1.0"), Measured(vllm="1.1")
-    assert naming.agree([("a", one), ("b", one)]) == one
+    assert tags.agree([("a", one), ("b", one)]) == one
     with pytest.raises(VerifyError, match="different versions"):
-        naming.agree([("a", one), ("b", two)])
+        tags.agree([("a", one), ("b", two)])
 
 
 def test_one_lock_stands_for_itself_and_several_for_all() -> None:
-    assert naming.joint_checksum({"a": "1" * 64}) == "1" * 64
-    both = naming.joint_checksum({"a": "1" * 64, "b": "2" * 64})
-    assert both == naming.joint_checksum({"b": "2" * 64, "a": "1" * 64})
-    assert both != naming.joint_checksum({"a": "2" * 64, "b": "1" * 64})
+    assert tags.joint_checksum({"a": "1" * 64}) == "1" * 64
+    both = tags.joint_checksum({"a": "1" * 64, "b": "2" * 64})
+    assert both == tags.joint_checksum({"b": "2" * 64, "a": "1" * 64})
+    assert both != tags.joint_checksum({"a": "2" * 64, "b": "1" * 64})
 
 
 @pytest.mark.parametrize(

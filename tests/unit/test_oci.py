@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from sparkimage.address import Place
-from sparkimage.errors import RegistryError
-from sparkimage.publishing import logins, oci_http
-from sparkimage.publishing.oci_auth import Authorizer
-from sparkimage.publishing.published import Reference
+from sparkimage.config.address import Place
+from sparkimage.core.errors import RegistryError
+from sparkimage.registry import auth, oci_http
+from sparkimage.registry.oci_auth import Authorizer
+from sparkimage.registry.remote import Reference
 
 
 def test_references() -> None:
@@ -61,7 +61,7 @@ def test_logins_come_from_the_configuration(
         "https://two.example/v1/": {"identitytoken": "t"},
     }
     configured(tmp_path, {"auths": auths}, monkeypatch)
-    one, two, none = (logins.of(f"{name}.example") for name in ("one", "two", "none"))
+    one, two, none = (auth.of(f"{name}.example") for name in ("one", "two", "none"))
     assert (one.user, one.password) == ("u", "p:p")
     assert two.identity_token == "t"
     assert not none.there
@@ -80,9 +80,9 @@ def test_logins_come_from_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     helpers = {"one.example": "lab", "broken.example": "lab"}
     configured(tmp_path, {"credHelpers": helpers}, monkeypatch)
-    assert logins.of("one.example").password == "s"
+    assert auth.of("one.example").password == "s"
     with pytest.raises(RegistryError, match=r"gives no login for broken\.example") as caught:
-        logins.of("broken.example")
+        auth.of("broken.example")
     assert "secret-words" not in caught.value.message + caught.value.detail
 
 

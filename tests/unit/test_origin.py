@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import origin
-from sparkimage.plans.plan import Origin
-from sparkimage.run import Local
+from sparkimage.config import origin
+from sparkimage.config.plan import Origin
+from sparkimage.core.process import Local
 
 
 @pytest.fixture

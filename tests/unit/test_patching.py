@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from sparkimage.errors import ConfigError, LockError
-from sparkimage.inputs import patch_files
-from sparkimage.plans import patching, planning
-from sparkimage.plans.lock import ANY, MISSING, Entry, Lock, PatchText, Target
-from sparkimage.plans.matrix import Matrix
-from sparkimage.plans.patching import PATCHES, Patch, State
-from sparkimage.run import Local
+from sparkimage.config import patch_specs, planning
+from sparkimage.config.lockfile import ANY, MISSING, Entry, Lock, PatchText, Target
+from sparkimage.config.matrix import Matrix
+from sparkimage.config.patch_specs import PATCHES, Patch, State
+from sparkimage.core.errors import ConfigError, LockError
+from sparkimage.core.process import Local
+from sparkimage.resolve import patch_files
 from tests.unit import project_maker as maker
 from tests.unit.git_maker import Remote, isolate, outside
 
@@ -39,7 +39,7 @@ def patch(**more: Any) -> Patch:
 
 def load(folder: Path, text: str) -> Mapping[str, Patch]:
     (folder / "patches.yaml").write_text(text)
-    return patching.load(folder / "patches.yaml")
+    return patch_specs.load(folder / "patches.yaml")
 
 
 GOOD = """\
@@ -69,8 +69,8 @@ def test_the_file_is_read(tmp_path: Path) -> None:
     one, two = load(tmp_path, GOOD).values()
     assert one.place == (None, None, "one.py")
     assert two.place == ("https://git.example/x.git", "a" * 40, "two.diff")
-    assert patching.in_image(one.root, "a/b.py") == "/opt/site/a/b.py"
-    assert patching.load(tmp_path / "nothing.yaml") == {}
+    assert patch_specs.in_image(one.root, "a/b.py") == "/opt/site/a/b.py"
+    assert patch_specs.load(tmp_path / "nothing.yaml") == {}
 
 
 @pytest.mark.parametrize(
@@ -158,13 +158,13 @@ def test_what_a_patch_is_to_a_commit(
     state: State,
     reason: str,
 ) -> None:
-    verdict = patching.judge(patch(**more), commit=commit, applied=applied, before=before)
+    verdict = patch_specs.judge(patch(**more), commit=commit, applied=applied, before=before)
     assert verdict.state is state
     assert reason in verdict.reason
 
 
 def test_an_abbreviated_commit_is_known_as_one_that_it_does_not_fit() -> None:
-    verdict = patching.judge(patch(), commit=MOVED[:10], applied=False, before=None)
+    verdict = patch_specs.judge(patch(), commit=MOVED[:10], applied=False, before=None)
     assert (verdict.state, verdict.reason) == (State.DOES_NOT_FIT, "its file moved")
 
 
@@ -229,7 +229,7 @@ def test_a_diff_that_does_not_apply() -> None:
     with pytest.raises(LockError, match=r"^patch fix does not apply to a/b.py$") as error:
         patch_files.apply("fix", "diff", DIFF, {"a/b.py": b"something else\n"}, Local())
     assert "a/b.py" in error.value.detail
-    assert patching.FILE in error.value.hint
+    assert patch_specs.FILE in error.value.hint
 
 
 def test_a_diff_without_files() -> None:

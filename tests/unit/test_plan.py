@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.building.builder import fingerprint
-from sparkimage.errors import LockError
-from sparkimage.plans import lock, matrix, planning
-from sparkimage.plans.lock import Deb, Entry, Item, Lock, Wheel
-from sparkimage.plans.matrix import Matrix
-from sparkimage.plans.plan import Answer, Origin, Plan
+from sparkimage.build.builder import fingerprint
+from sparkimage.config import lockfile, matrix, planning
+from sparkimage.config.lockfile import Deb, Entry, Item, Lock, Wheel
+from sparkimage.config.matrix import Matrix
+from sparkimage.config.plan import Answer, Origin, Plan
+from sparkimage.core.errors import LockError
 
 ORIGIN = Origin(source="https://example.org/x", revision="0" * 40, epoch=7)
 PLATFORMS = ("linux/amd64", "linux/arm64")
@@ -69,20 +69,20 @@ ROOT = Deb(name="apt", version="3", part="root", size=7, sha256="1" * 64, file="
 
 def locked(read: Matrix, names: tuple[str, ...] = ("app", "cuda-x", "cuda-y", "other")) -> Lock:
     entries = {}
-    for (pin, value), (asked, platforms) in lock.wanted(read).items():
+    for (pin, value), (asked, platforms) in lockfile.wanted(read).items():
         items: tuple[Item, ...] = (ROOT,)
         if pin != "debian":
             items = tuple(wheel(name, value) for name in (names if pin == "app" else ("lib",)))
         entries[pin, value] = Entry(asked=asked, platforms=dict.fromkeys(platforms, items))
-    return Lock(file="matrix.lock", meaning=lock.meaning(read), entries=entries)
+    return Lock(file="matrix.lock", meaning=lockfile.meaning(read), entries=entries)
 
 
 def test_a_thousand_variants(tmp_path: Path) -> None:
     read = write(tmp_path, [f"1.{i}.0" for i in range(5)], [f"2.{i}.0" for i in range(100)])
     held = locked(read)
-    (tmp_path / "matrix.lock").write_text(lock.dump(held))
-    held = lock.load(tmp_path / "matrix.lock")
-    assert lock.check(read, held) == []
+    (tmp_path / "matrix.lock").write_text(lockfile.dump(held))
+    held = lockfile.load(tmp_path / "matrix.lock")
+    assert lockfile.check(read, held) == []
     plans = planning.make_all(read, read.variants, held, ORIGIN)
     assert len(plans) == 1000
     assert len({one.variant for one in plans}) == 1000

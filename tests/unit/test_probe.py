@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from sparkimage.errors import EngineError, EnginePermissionError, NodeError
-from sparkimage.fleets import probe
-from sparkimage.fleets.fleet import Node
-from sparkimage.fleets.probe import Seen, chain_ids
-from sparkimage.fleets.upkeep import plan_removal
+from sparkimage.config.inventory import Node
+from sparkimage.core.errors import EngineError, EnginePermissionError, NodeError
+from sparkimage.nodes import snapshot
+from sparkimage.nodes.maintenance import plan_removal
+from sparkimage.nodes.snapshot import Seen, chain_ids
 
 NODE = Node(name="n", control="n")
 D = [f"sha256:{n:064x}" for n in range(10)]
@@ -49,7 +49,7 @@ def said(*images: dict[str, Any], **parts: str) -> str:
 
 
 def read(*images: dict[str, Any], **parts: str) -> Seen:
-    return probe.read(said(*images, **parts), NODE, now=1003.5)
+    return snapshot.read(said(*images, **parts), NODE, now=1003.5)
 
 
 def containerd(**more: Any) -> str:
@@ -124,7 +124,7 @@ def test_a_docker_that_cannot_be_used(words: str, error: type[Exception], hint: 
 
 def test_a_shell_that_speaks_of_other_things() -> None:
     with pytest.raises(NodeError, match="makes no sense"):
-        probe.read("Welcome to the machine", NODE)
+        snapshot.read("Welcome to the machine", NODE)
 
 
 LINKS = (
@@ -134,14 +134,14 @@ LINKS = (
 
 
 def test_layers_on_the_slow_network_are_pointed_out() -> None:
-    warned = probe.slow(NODE, read(links=LINKS))
+    warned = snapshot.slow(NODE, read(links=LINKS))
     assert warned is not None
     assert "eth0 (1000 Mbit/s)" in warned
     assert "data: 192.168.9.1" in warned
     fast = Node(name="n", control="n", data="192.168.9.1")
-    assert probe.slow(fast, read(links=LINKS)) is None
+    assert snapshot.slow(fast, read(links=LINKS)) is None
     # What it does not know it does not guess.
-    assert probe.slow(NODE, read(links="eth0 -1\n@ eth0 10.0.0.1")) is None
+    assert snapshot.slow(NODE, read(links="eth0 -1\n@ eth0 10.0.0.1")) is None
 
 
 def ours(id: str, created: str, *tags: str) -> dict[str, Any]:
@@ -166,9 +166,9 @@ def test_removal_keeps_names_foreigners_and_the_newest() -> None:
 
 
 def test_what_a_pull_left_is_a_staging_name() -> None:
-    left = f"127.0.0.1:4000/{probe.STAGING}@{D[9]}"
+    left = f"127.0.0.1:4000/{snapshot.STAGING}@{D[9]}"
     one = image(D[1])
-    one["RepoDigests"] = [left, f"registry.test/{probe.STAGING}@{D[9]}"]
+    one["RepoDigests"] = [left, f"registry.test/{snapshot.STAGING}@{D[9]}"]
     seen = read(one, image(D[2], "r:v"))
     assert seen.images[0].tags == (left,)
     assert plan_removal(seen, 1) == [left]

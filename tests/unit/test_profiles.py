@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage.errors import ConfigError
-from sparkimage.plans import lock, matrix, planning, profiles
-from sparkimage.plans.matrix import Matrix
-from sparkimage.plans.profiles import Profile
-from sparkimage.proof import demands
+from sparkimage.config import lockfile, matrix, planning, profiles
+from sparkimage.config.matrix import Matrix
+from sparkimage.config.profiles import Profile
+from sparkimage.core.errors import ConfigError
+from sparkimage.verify import plan_record
 from tests.unit import project_maker as maker
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -129,14 +129,14 @@ def test_profiles_change_neither_plan_nor_seal_nor_lock(tmp_path: Path) -> None:
     one, other = load(tmp_path / "a", GOOD), load(tmp_path / "b", changed(port=9, env={}))
     without = load(tmp_path / "c", GOOD, profiles={})
     held = [maker.locked(read) for read in (one, other, without)]
-    assert len({lock.dump(each) for each in held}) == 1
+    assert len({lockfile.dump(each) for each in held}) == 1
     plans = [
         planning.make(read, read.variants[0], kept, maker.ORIGIN)
         for read, kept in zip((one, other, without), held, strict=True)
     ]
     assert len({plan.checksum() for plan in plans}) == 1
     seals = {
-        demands.record(plan, read.root).checksum
+        plan_record.record(plan, read.root).checksum
         for plan, read in zip(plans, (one, other, without), strict=True)
     }
     assert len(seals) == 1

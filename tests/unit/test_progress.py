@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sparkimage.progress import Build, Events, Row, View
+from sparkimage.core.progress import Build, Events, Row, View
 
 RECORDED = Path(__file__).parents[1] / "golden" / "rawjson.txt"
 """What buildx wrote with --progress=rawjson, shortened in its middle."""

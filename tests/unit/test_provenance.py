@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 
-from sparkimage import origin
-from sparkimage.errors import VerifyError
-from sparkimage.layers.layerindex import image_files
-from sparkimage.plans import lock, planning
-from sparkimage.plans.plan import Plan
-from sparkimage.proof import seal
-from sparkimage.proof.seal import Signed
-from sparkimage.publishing import provenance, sbom
-from sparkimage.publishing.naming import Measured
-from sparkimage.run import Local
-from sparkimage.storage.store import Store
+from sparkimage.config import lockfile, origin, planning
+from sparkimage.config.plan import Plan
+from sparkimage.core.errors import VerifyError
+from sparkimage.core.process import Local
+from sparkimage.image.layerindex import image_files
+from sparkimage.image.store import Store
+from sparkimage.registry import provenance, sbom
+from sparkimage.registry.tags import Measured
+from sparkimage.verify import seal
+from sparkimage.verify.seal import Signed
 from tests.unit import good_maker, seal_maker
 from tests.unit import project_maker as maker
 
@@ -43,8 +42,8 @@ def plan_of(tmp_path: Path) -> Plan:
         ],
     )
     read = maker.write(tmp_path, data)
-    (tmp_path / "matrix.lock").write_text(lock.dump(maker.locked(read)))
-    held = lock.load(tmp_path / "matrix.lock")
+    (tmp_path / "matrix.lock").write_text(lockfile.dump(maker.locked(read)))
+    held = lockfile.load(tmp_path / "matrix.lock")
     return planning.make(read, read.variants[0], held, origin.of(tmp_path, None, Local()))
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.errors import DamagedError, NodeError, UnreachableError
-from sparkimage.fleets import refusals
-from sparkimage.fleets.fleet import Node
-from sparkimage.fleets.remote import Remote
+from sparkimage.config.inventory import Node
+from sparkimage.core.errors import DamagedError, NodeError, UnreachableError
+from sparkimage.nodes import refusals
+from sparkimage.nodes.ssh import Remote
 
 NODE = Remote(node=Node(name="spark1", control="10.0.0.1", sudo=True), sockets=Path("unused"))
 CHAIN = "cf0c9eed6052b658e807139a39866df01353253ec539cc502aca90b21345c3a8"

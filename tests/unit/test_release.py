@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from sparkimage import __version__
-from sparkimage.errors import SparkError, UsageError
-from sparkimage.run import Completed
+from sparkimage.core.errors import SparkError, UsageError
+from sparkimage.core.process import Completed
 from tools import propose, release
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.address import Mirrors
-from sparkimage.errors import LockError, NetworkError, UsageError
-from sparkimage.inputs import resolve
-from sparkimage.inputs.resolve import Move
-from sparkimage.plans import lock, planning
-from sparkimage.plans.lock import ANY, Commit, Entry, Key, Lock, Target
-from sparkimage.plans.matrix import Matrix
-from sparkimage.plans.patching import PATCHES
-from sparkimage.run import Completed
+from sparkimage.config import lockfile, planning
+from sparkimage.config.address import Mirrors
+from sparkimage.config.lockfile import ANY, Commit, Entry, Key, Lock, Target
+from sparkimage.config.matrix import Matrix
+from sparkimage.config.patch_specs import PATCHES
+from sparkimage.core.errors import LockError, NetworkError, UsageError
+from sparkimage.core.process import Completed
+from sparkimage.resolve import resolver
+from sparkimage.resolve.resolver import Move
 from tests.unit import project_maker as maker
 from tests.unit.git_maker import SITE, Remote, isolate, outside
 
@@ -66,7 +66,7 @@ def test_what_is_locked_is_left_alone_and_starts_no_process(tmp_path: Path) -> N
     read = everything(tmp_path)
     held = maker.locked(read)
     assert {key[0] for key in held.entries} == {*ALL, PATCHES}
-    done = resolve.resolve(read, held, outside(tmp_path, tmp_path, NoProcess()), Move())
+    done = resolver.resolve(read, held, outside(tmp_path, tmp_path, NoProcess()), Move())
     assert done.lock == held
     assert (done.moved, done.failures) == ((), ())
     assert not (tmp_path / "git").exists()
@@ -87,8 +87,8 @@ def test_any_part_that_is_locked_is_left_alone(
         st.sampled_from(list(held.entries.values())),
     ))  # fmt: skip
     wider = replace(held, meaning="0" * 64, entries={**held.entries, **more})
-    done = resolve.resolve(read, wider, outside(folder, folder, NoProcess()), Move())
-    assert lock.dump(done.lock) == lock.dump(held)
+    done = resolver.resolve(read, wider, outside(folder, folder, NoProcess()), Move())
+    assert lockfile.dump(done.lock) == lockfile.dump(held)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_what_a_word_of_update_means(
     tmp_path: Path, word: str, pins: list[Key], projects: Mapping[str, str | None]
 ) -> None:
     read = everything(tmp_path)
-    move = resolve.read_move(read, maker.locked(read), [word, word])
+    move = resolver.read_move(read, maker.locked(read), [word, word])
     assert move == Move(pins=tuple(pins), projects=projects)
 
 
@@ -133,14 +133,14 @@ def test_a_word_of_update_that_means_nothing(
 ) -> None:
     read = everything(tmp_path)
     with pytest.raises(UsageError) as error:
-        resolve.read_move(read, maker.locked(read), ["os", word])
+        resolver.read_move(read, maker.locked(read), ["os", word])
     assert what in error.value.message
     assert hint in error.value.hint
 
 
 def test_a_project_is_known_from_the_lock_only(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'lib' is no pin"):
-        resolve.read_move(everything(tmp_path), None, ["lib"])
+        resolver.read_move(everything(tmp_path), None, ["lib"])
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def base_only(read: Matrix) -> Lock:
 
 def changed(before: Lock, after: Lock) -> list[str]:
     """The lines of the lock that are new or gone."""
-    lines = difflib.ndiff(lock.dump(before).splitlines(), lock.dump(after).splitlines())
+    lines = difflib.ndiff(lockfile.dump(before).splitlines(), lockfile.dump(after).splitlines())
     return [line for line in lines if line[0] in "+-"]
 
 
@@ -190,23 +190,23 @@ def test_commits_are_resolved_whole_and_abbreviated(tmp_path: Path, site: Path) 
     )
     said: list[str] = []
     reached = replace(outside(site, tmp_path / "home"), say=said.append)
-    done = resolve.resolve(read, base_only(read), reached, Move())
+    done = resolver.resolve(read, base_only(read), reached, Move())
     assert done.failures == ()
-    assert lock.check(read, done.lock) == []
+    assert lockfile.check(read, done.lock) == []
     for number, (remote, commit) in enumerate(zip(remotes, commits, strict=True)):
         tree = remote.git("rev-parse", f"{commit}^{{tree}}")
         assert done.lock.items(f"fork{number}", "one", ANY) == (Commit(commit=commit, tree=tree),)
     assert done.moved == (("fork0", "one"), ("fork1", "one"))
     assert said == [f"fork{n} one any: {commit[:12]}" for n, commit in enumerate(commits)]
-    again = resolve.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Move())
-    assert lock.dump(again.lock) == lock.dump(done.lock)
+    again = resolver.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Move())
+    assert lockfile.dump(again.lock) == lockfile.dump(done.lock)
 
 
 def test_many_pins_of_one_repository(tmp_path: Path, site: Path) -> None:
     remote = Remote.make(site, "fork.git")
     commits = [remote.commit({"x": str(number)}) for number in range(8)]
     read = forks(tmp_path / "p", *(maker.git_pin(one, remote.address) for one in commits))
-    done = resolve.resolve(read, base_only(read), outside(site, tmp_path / "home"), Move())
+    done = resolver.resolve(read, base_only(read), outside(site, tmp_path / "home"), Move())
     assert [failure.error.message for failure in done.failures] == []
 
 
@@ -216,8 +216,8 @@ def test_an_update_moves_one_entry_and_no_other(tmp_path: Path, site: Path) -> N
     read = forks(tmp_path / "p", *pins)
     # The trees of both were made up; only the one that is named is looked at.
     held = maker.locked(read)
-    move = resolve.read_move(read, held, ["fork1"])
-    done = resolve.resolve(read, held, outside(site, tmp_path / "home"), move)
+    move = resolver.read_move(read, held, ["fork1"])
+    done = resolver.resolve(read, held, outside(site, tmp_path / "home"), move)
     commit = pins[1]["commit"]
     old, new = (held.items("fork1", "one", ANY), done.lock.items("fork1", "one", ANY))
     assert old != new
@@ -247,7 +247,7 @@ def test_what_cannot_be_reached_stays_as_it_was(
     held = maker.locked(read)
     rules = {SITE: to.format(tmp_path), "https://here.example": str(site)}
     reached = replace(outside(site, tmp_path / "home"), mirrors=Mirrors(rules=rules))
-    done = resolve.resolve(read, held, reached, resolve.read_move(read, held, ["fork*"]))
+    done = resolver.resolve(read, held, reached, resolver.read_move(read, held, ["fork*"]))
     (failure,) = done.failures
     assert failure.key == ("fork1", "one")
     assert isinstance(failure.error, kind)
@@ -255,7 +255,7 @@ def test_what_cannot_be_reached_stays_as_it_was(
     assert done.lock.entries["fork1", "one"] == held.entries["fork1", "one"]
     # The other one has moved all the same.
     assert done.lock.entries["fork0", "one"] != held.entries["fork0", "one"]
-    assert lock.check(read, done.lock) == []
+    assert lockfile.check(read, done.lock) == []
 
 
 @pytest.mark.parametrize(("to", "kind", "what"), UNREACHABLE)
@@ -272,15 +272,15 @@ def test_what_was_never_reached_stands_as_not_resolved(
     reached = replace(
         outside(site, tmp_path / "home"), mirrors=Mirrors(rules={SITE: to.format(tmp_path)})
     )
-    done = resolve.resolve(read, held, reached, Move())
+    done = resolver.resolve(read, held, reached, Move())
     (failure,) = done.failures
     assert isinstance(failure.error, kind)
     reason = done.lock.unresolved("fork0", "one")
     assert reason == failure.error.message
     assert what in reason
-    assert lock.check(read, done.lock) == []
-    (path := tmp_path / "matrix.lock").write_text(lock.dump(done.lock))
-    assert lock.dump(lock.load(path)) == lock.dump(done.lock)
+    assert lockfile.check(read, done.lock) == []
+    (path := tmp_path / "matrix.lock").write_text(lockfile.dump(done.lock))
+    assert lockfile.dump(lockfile.load(path)) == lockfile.dump(done.lock)
     plan = planning.make(read, read.variants[0], done.lock, maker.ORIGIN)
     assert [(one.pin, one.value, one.reason) for one in plan.unresolved] == [
         ("fork0", "one", reason)
@@ -299,7 +299,7 @@ def test_a_patch_is_resolved_against_the_forks_commit(tmp_path: Path, site: Path
     commit = remote.commit({"a/b.py": "broken\n"})
     read = patched(tmp_path / "p", commit, remote.address, commit[:8])
     reached = outside(site, tmp_path / "home")
-    done = resolve.resolve(read, base_only(read), reached, Move())
+    done = resolver.resolve(read, base_only(read), reached, Move())
     assert done.failures == ()
     _, target = done.lock.items(PATCHES, "fix", ANY)
     assert target == Target(
@@ -311,17 +311,17 @@ def test_a_patch_is_resolved_against_the_forks_commit(tmp_path: Path, site: Path
     )
     # Its own file has changed: that moves it when it is asked to, and nothing else.
     (read.root / "patches" / "fix.py").write_text("better\n")
-    same = resolve.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Move())
+    same = resolver.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Move())
     assert same.lock == done.lock
-    move = resolve.read_move(read, done.lock, ["fix"])
-    moved = resolve.resolve(read, done.lock, reached, move)
+    move = resolver.read_move(read, done.lock, ["fix"])
+    moved = resolver.resolve(read, done.lock, reached, move)
     assert moved.moved == ((PATCHES, "fix"),)
     assert {line.split()[2] for line in changed(done.lock, moved.lock)} == {"patch", "target"}
 
 
 def test_a_patch_waits_for_its_fork(tmp_path: Path, site: Path) -> None:
     read = patched(tmp_path / "p", "a" * 40, f"{SITE}/gone.git", "a" * 7)
-    done = resolve.resolve(read, base_only(read), outside(site, tmp_path / "home"), Move())
+    done = resolver.resolve(read, base_only(read), outside(site, tmp_path / "home"), Move())
     assert {failure.key for failure in done.failures} == {("fork0", "one"), (PATCHES, "fix")}
     said = done.lock.unresolved(PATCHES, "fix")
     assert said == "patch fix: the fork commit fork0 one is not resolved"
@@ -332,10 +332,10 @@ def test_a_patch_follows_a_fork_that_moves(tmp_path: Path, site: Path) -> None:
     one, two = (remote.commit({"a/b.py": text}) for text in ("broken\n", "still broken\n"))
     reached = outside(site, tmp_path / "home")
     read = patched(tmp_path / "p", one, remote.address, one, two)
-    held = resolve.resolve(read, base_only(read), reached, Move()).lock
+    held = resolver.resolve(read, base_only(read), reached, Move()).lock
     moved = patched(tmp_path / "p", two, remote.address, one, two)
-    done = resolve.resolve(moved, held, reached, Move())
-    assert (done.failures, lock.check(moved, done.lock)) == ((), [])
+    done = resolver.resolve(moved, held, reached, Move())
+    assert (done.failures, lockfile.check(moved, done.lock)) == ((), [])
     items = done.lock.items(PATCHES, "fix", ANY)
     assert [one.commit for one in items if isinstance(one, Target)] == [two]
 
@@ -346,12 +346,12 @@ def test_news_of_a_branch(tmp_path: Path, site: Path) -> None:
     pin = maker.git_pin(first, remote.address, branch="main")
     read = forks(tmp_path / "p", pin)
     # Debian is out of reach of this test: taken as a pin of its own it would ask apt.
-    held = resolve.resolve(read, base_only(read), outside(site, tmp_path / "home"), Move()).lock
+    held = resolver.resolve(read, base_only(read), outside(site, tmp_path / "home"), Move()).lock
     git_only = replace(read, variants=(replace(read.variants[0], pins={"fork0": "one"}),))
     reached = outside(site, tmp_path / "home")
-    news, fresh = resolve.outdated(git_only, held, reached)
+    news, fresh = resolver.outdated(git_only, held, reached)
     assert (news, fresh.failures) == ((), ())
     tip = remote.commit({"x": "2"})
-    (one,), _ = resolve.outdated(git_only, held, reached)
+    (one,), _ = resolver.outdated(git_only, held, reached)
     assert (one.pin, one.what) == ("fork0 one", "branch main")
     assert (one.locked, one.newest) == (first[:12], tip[:12])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.errors import CommandError, PreflightError
-from sparkimage.run import Local
+from sparkimage.core.errors import CommandError, PreflightError
+from sparkimage.core.process import Local
 
 HERE = Local()
 WAITS = "import signal, sys; print('ready', flush=True); signal.pause()"

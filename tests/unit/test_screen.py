@@ -6,8 +6,8 @@ import io
 
 from rich.console import Console
 
-from sparkimage.launching.screen import Rows, Screen, screen
-from sparkimage.progress import View
+from sparkimage.core.progress import View
+from sparkimage.serve.screen import Rows, Screen, screen
 
 NAMES = ("spark-with-a-long-name-1", "spark2")
 

@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparkimage.errors import GateError, PreflightError
-from sparkimage.proof import dsse, seal
-from sparkimage.proof.keys import VARIABLE, Keyring
-from sparkimage.storage.store import Store
-from sparkimage.tier import Tier
+from sparkimage.config.tier import Tier
+from sparkimage.core.errors import GateError, PreflightError
+from sparkimage.image.store import Store
+from sparkimage.verify import dsse, seal
+from sparkimage.verify.keys import VARIABLE, Keyring
 from tests.unit.seal_maker import DIGEST, PLAN, check, made
 
 STATIC = check("static/a", tier=Tier.STATIC)

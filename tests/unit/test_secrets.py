@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sparkimage.layers import secrets
+from sparkimage.image import secrets
 
 BODY = b"MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7" * 2
 HEAD, TAIL = b"-----BEGIN PRIVATE KEY-----", b"-----END PRIVATE KEY-----"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.fleets.probe import STAGING
-from sparkimage.fleets.serving import Guest, Serving
-from sparkimage.storage.archive import Document
-from sparkimage.storage.store import Image, Store
+from sparkimage.image.archive import Document
+from sparkimage.image.store import Image, Store
+from sparkimage.nodes.pull_server import Guest, Serving
+from sparkimage.nodes.snapshot import STAGING
 from tests.unit.oci_maker import Files, make_image
 
 TLS = bytes.fromhex("16030100050100000100")

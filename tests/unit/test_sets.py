@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage.launching import proof, sets
-from sparkimage.launching.command import LABEL
-from sparkimage.launching.reading import Log
-from sparkimage.launching.sets import Member
+from sparkimage.serve import proof, sets
+from sparkimage.serve.command import LABEL
+from sparkimage.serve.reading import Log
+from sparkimage.serve.sets import Member
 
 
 def member(rank: int, state: str = "running", **values: Any) -> Member:

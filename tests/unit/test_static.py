@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from sparkimage.errors import ConfigError
-from sparkimage.layers import layerscan
-from sparkimage.layers.layerindex import FACT, STEP, Entry, first_own, image_files
-from sparkimage.layers.linking import Linker, Root, configured
-from sparkimage.plans.lock import PinnedImage
-from sparkimage.proof import rules, static
-from sparkimage.proof.seal import Check
-from sparkimage.storage.store import TAR, Store
+from sparkimage.config.lockfile import PinnedImage
+from sparkimage.core.errors import ConfigError
+from sparkimage.image import layerscan
+from sparkimage.image.layerindex import FACT, STEP, Entry, first_own, image_files
+from sparkimage.image.linking import Linker, Root, configured
+from sparkimage.image.store import TAR, Store
+from sparkimage.verify import rules, static
+from sparkimage.verify.seal import Check
 from tests.unit import elf_maker, good_maker
 from tests.unit.good_maker import DIST, SYSTEM, Files, put_image, put_layer
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.errors import ImageMissingError, StoreError
-from sparkimage.layers.layerindex import ImageFiles, image_files
-from sparkimage.storage.store import TAR, Descriptor, Image, Store
+from sparkimage.core.errors import ImageMissingError, StoreError
+from sparkimage.image.layerindex import ImageFiles, image_files
+from sparkimage.image.store import TAR, Descriptor, Image, Store
 from tests.unit.oci_maker import LAYERS, PACK, Files, digest, flip, make_image, tar
 
 

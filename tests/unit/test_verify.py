@@ -18,11 +18,15 @@ import pytest
 import yaml
 from rich.console import Console
 
-from sparkimage import progress
+from sparkimage.build.engine.emulation import program
+from sparkimage.build.engine.engine import Engine
 from sparkimage.cli.verify import tiers_of
-from sparkimage.engines.emulation import program
-from sparkimage.engines.engine import Engine
-from sparkimage.errors import (
+from sparkimage.config import planning
+from sparkimage.config.plan import Answer, Plan
+from sparkimage.config.schema import MatrixFile
+from sparkimage.config.tier import DEFAULT, Tier
+from sparkimage.core import progress
+from sparkimage.core.errors import (
     CommandError,
     ConfigError,
     EngineError,
@@ -31,15 +35,20 @@ from sparkimage.errors import (
     UsageError,
     VerifyError,
 )
-from sparkimage.plans import planning
-from sparkimage.plans.model import MatrixFile
-from sparkimage.plans.plan import Answer, Plan
-from sparkimage.proof import demands, emit, node, report, seal, starting, static, verify
-from sparkimage.proof.keys import Keyring
-from sparkimage.proof.seal import Check
-from sparkimage.run import Completed, Local
-from sparkimage.storage.store import Image, Store
-from sparkimage.tier import DEFAULT, Tier
+from sparkimage.core.process import Completed, Local
+from sparkimage.image.store import Image, Store
+from sparkimage.verify import (
+    emit,
+    gpu,
+    plan_record,
+    report,
+    run_entrypoint,
+    run_tiers,
+    seal,
+    static,
+)
+from sparkimage.verify.keys import Keyring
+from sparkimage.verify.seal import Check
 from tests.unit import project_maker as maker
 from tests.unit.oci_maker import Files, make_image
 from tests.unit.seal_maker import check, made
@@ -115,16 +124,17 @@ class Bench:
         }  # fmt: skip
         return replace(image, config={**image.config, "config": config})
 
-    def verify(self, live: Any, *tiers: Tier, runner: Any = None) -> verify.Outcome:
-        return verify.verify(
-            demands.record(self.plan, self.project), self.image, live=live, project=self.project,
-            store=self.store, runner=runner or Local(), keys=self.keys, tiers=tiers,
+    def verify(self, live: Any, *tiers: Tier, runner: Any = None) -> run_tiers.Outcome:
+        return run_tiers.verify(
+            plan_record.record(self.plan, self.project), self.image, live=live,
+            project=self.project, store=self.store, runner=runner or Local(), keys=self.keys,
+            tiers=tiers,
         )  # fmt: skip
 
     def verdict(self) -> seal.Verdict | None:
         return seal.verdict(
             self.store, self.image.digest, keys=self.keys,
-            plan_checksum=demands.record(self.plan, self.project).checksum,
+            plan_checksum=plan_record.record(self.plan, self.project).checksum,
         )  # fmt: skip
 
 
@@ -133,12 +143,12 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def never() -> verify.Live:
+def never() -> run_tiers.Live:
     raise EngineError("no engine answers")
 
 
-def live() -> verify.Live:
-    return verify.Live(engine=ENGINE, reference="r:v")
+def live() -> run_tiers.Live:
+    return run_tiers.Live(engine=ENGINE, reference="r:v")
 
 
 def test_the_static_tier_needs_no_engine(bench: Bench) -> None:
@@ -177,8 +187,8 @@ def test_each_static_check_can_fail(bench: Bench, id: str) -> None:
 
 
 def test_what_is_required_is_of_the_plan_and_its_checks(bench: Bench) -> None:
-    def record(plan: Plan) -> demands.PlanRecord:
-        return demands.record(plan, bench.project)
+    def record(plan: Plan) -> plan_record.PlanRecord:
+        return plan_record.record(plan, bench.project)
 
     required = record(bench.plan).required
     assert (required.tiers, required.checks) == (DEFAULT, ("app/test_a",))
@@ -197,28 +207,28 @@ def test_what_is_required_is_of_the_plan_and_its_checks(bench: Bench) -> None:
 
 
 def test_the_record_of_an_image_outlives_the_project(bench: Bench) -> None:
-    made = demands.record(bench.plan, bench.project, "1" * 64)
+    made = plan_record.record(bench.plan, bench.project, "1" * 64)
     bench.verify(never, Tier.STATIC)
-    demands.keep(bench.store, bench.image.digest, made)
+    plan_record.keep(bench.store, bench.image.digest, made)
     shutil.rmtree(bench.project)
-    kept = demands.kept(bench.store, bench.image.digest)
+    kept = plan_record.kept(bench.store, bench.image.digest)
     assert kept == made
     assert kept.checksum == made.checksum == kept.current_checksum
     # Its layers' checks would be left out in silence.
     with pytest.raises(UsageError, match=r"lacks app, whose checks v must pass"):
-        demands.again(kept, bench.project)
+        plan_record.again(kept, bench.project)
 
 
 @pytest.mark.parametrize("data", [b"", b"null", b"{}", b'{"plan": {}, "checks": []}'])
 def test_a_record_that_is_damaged_or_missing_is_said(bench: Bench, data: bytes) -> None:
     digest = bench.image.digest
     with pytest.raises(GateError, match="is not in the store"):
-        demands.kept(bench.store, digest)
-    demands.keep(bench.store, digest, demands.record(bench.plan, bench.project))
-    (file,) = (bench.store.root / "facts" / demands.KIND).iterdir()
+        plan_record.kept(bench.store, digest)
+    plan_record.keep(bench.store, digest, plan_record.record(bench.plan, bench.project))
+    (file,) = (bench.store.root / "facts" / plan_record.KIND).iterdir()
     file.write_bytes(data)
     with pytest.raises(GateError, match="is damaged"):
-        demands.kept(bench.store, digest)
+        plan_record.kept(bench.store, digest)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +244,7 @@ def test_a_record_that_is_damaged_or_missing_is_said(bench: Bench, data: bytes) 
     ],
 )
 def test_a_comment_is_no_part_of_a_check(one: str, other: str, same: bool) -> None:
-    assert (demands.code_checksum(one) == demands.code_checksum(other)) is same
+    assert (plan_record.code_checksum(one) == plan_record.code_checksum(other)) is same
 
 
 RECORDED = Path(__file__).with_name("checks-version.json")
@@ -243,15 +253,15 @@ RECORDED = Path(__file__).with_name("checks-version.json")
 def test_changed_checks_have_a_new_version() -> None:
     """Where this fails: raise ``demands.CHECKS_VERSION`` if a result may be another one than before
     (all images are then to be proven again), and record the code: make golden."""
-    package = Path(demands.__file__).parents[1]
+    package = Path(plan_record.__file__).parents[1]
     digest = hashlib.sha256()
-    for name in demands.CHECKERS:
+    for name in plan_record.CHECKERS:
         text = (package / name).read_text()
         if name.endswith(".py"):
-            digest.update(demands.code_checksum(text).encode())
+            digest.update(plan_record.code_checksum(text).encode())
         else:
             digest.update(json.dumps(yaml.safe_load(text), sort_keys=True).encode())
-    now = {"version": demands.CHECKS_VERSION, "code": digest.hexdigest()}
+    now = {"version": plan_record.CHECKS_VERSION, "code": digest.hexdigest()}
     if os.environ.get("GOLDEN") == "write":
         RECORDED.write_text(json.dumps(now, indent=1) + "\n")
     assert json.loads(RECORDED.read_text()) == now
@@ -293,7 +303,7 @@ def start(
     checks: list[Check] = []
     not_run: dict[str, str] = {}
     plan = replace(bench.plan, answer=answer)
-    with starting.begun(plan, replace(ENGINE, arch=arch), "r:v", runner, tier=tier) as begun:
+    with run_entrypoint.begun(plan, replace(ENGINE, arch=arch), "r:v", runner, tier=tier) as begun:
         if begun is not None:
             begun.add(checks, not_run)
     return checks, not_run, runner
@@ -355,7 +365,7 @@ SILENT = [(0, "", ""), (124, "", "no end"), REMOVED]
 def test_silence_is_a_failure_and_under_emulation_nothing(bench: Bench) -> None:
     checks, not_run, runner = start(bench, *SILENT)
     assert ([one.result for one in checks], not_run) == (["FAILED"], {})
-    assert runner.limits == [starting.LIMIT_S]
+    assert runner.limits == [run_entrypoint.LIMIT_S]
     checks, not_run, _ = start(bench, *SILENT, arch="amd64")
     assert checks == []
     assert not_run["run/entrypoint-answers"].endswith("of emulation")
@@ -365,7 +375,7 @@ def test_silence_is_a_failure_and_under_emulation_nothing(bench: Bench) -> None:
 def test_the_wait_for_an_answer_ends_before_the_other_checks_do(bench: Bench) -> None:
     runner = Fake(CREATED, *SILENT, REMOVED)
     plan = replace(bench.plan, answer=ANSWER)
-    with starting.begun(plan, replace(ENGINE, arch="amd64"), "r:v", runner) as begun:
+    with run_entrypoint.begun(plan, replace(ENGINE, arch="amd64"), "r:v", runner) as begun:
         assert begun is not None
         # Nobody has asked for it yet; the other checks go on.
         said = begun.came.result()
@@ -431,9 +441,9 @@ def good(banner: str = "NCCL version 2.30.4+cuda13.0", **change: Any) -> tuple[i
     return seen(GOOD, banner, **change)
 
 
-def nodes(bench: Bench, *answers: tuple[int, str, str]) -> node.Examined:
+def nodes(bench: Bench, *answers: tuple[int, str, str]) -> gpu.Examined:
     plan = replace(bench.plan, versions={"nccl": "2.30.4"})
-    return node.examine(plan, ENGINE, "r:v", Fake(*answers))
+    return gpu.examine(plan, ENGINE, "r:v", Fake(*answers))
 
 
 def test_a_node_with_gpus_passes(bench: Bench) -> None:
@@ -444,7 +454,7 @@ def test_a_node_with_gpus_passes(bench: Bench) -> None:
     assert len(came.checks) == 6
     plan = replace(bench.plan, answer=ANSWER)
     runner = Fake(seen(BARE), good(), CREATED, *ended(0, "usage: run"), REMOVED)
-    came = node.examine(plan, ENGINE, "r:v", runner)
+    came = gpu.examine(plan, ENGINE, "r:v", runner)
     assert came.checks[-1].id == "node/entrypoint-answers"
     assert came.checks[-1].passed
     (created,) = [argv for argv in runner.asked if "create" in argv]
@@ -608,7 +618,7 @@ def test_the_config_of_container_structure_test(bench: Bench) -> None:
 
 def test_verifying_says_how_far_it_is(bench: Bench) -> None:
     seen: list[tuple[int, int]] = []
-    verify.run(
+    run_tiers.run(
         bench.plan, bench.image, live=never, project=bench.project, store=bench.store,
         runner=Local(), tiers=[Tier.STATIC], progress=lambda *said: seen.append(said),
     )  # fmt: skip

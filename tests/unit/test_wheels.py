@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sparkimage.address import WHEELS, Mirrors
-from sparkimage.errors import CommandError, LockError, NetworkError
-from sparkimage.inputs import wheels
+from sparkimage.config.address import WHEELS, Mirrors
+from sparkimage.core.errors import CommandError, LockError, NetworkError
+from sparkimage.resolve import wheels
 
 
 def package(*files: str, **more: Any) -> dict[str, Any]:

@@ -19,11 +19,11 @@ import pytest
 import typer.main
 import yaml
 
-from sparkimage.building import show
+from sparkimage.build import show
 from sparkimage.cli import app as cli
-from sparkimage.plans import lock, matrix, planning
-from sparkimage.plans.model import GitPin, ImagePin, WheelsPin
-from sparkimage.plans.plan import Origin
+from sparkimage.config import lockfile, matrix, planning
+from sparkimage.config.plan import Origin
+from sparkimage.config.schema import GitPin, ImagePin, WheelsPin
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
@@ -288,7 +288,7 @@ def read() -> matrix.Matrix:
 def test_a_variant_that_compiles_or_begins_whole_has_a_runner_of_ones_own(
     read: matrix.Matrix,
 ) -> None:
-    held = lock.load(PROJECT / "matrix.lock")
+    held = lockfile.load(PROJECT / "matrix.lock")
     plans = planning.make_all(read, read.variants, held, Origin(source="s", revision="r", epoch=0))
     rows = json.loads(show.as_github(plans, read))["include"]
     assert {row["variant"]: row["runner"] for row in rows} == {

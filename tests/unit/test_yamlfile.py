@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage import yamlfile
-from sparkimage.errors import ConfigError
+from sparkimage.config import yamlfile
+from sparkimage.core.errors import ConfigError
 
 
 def refused(tmp_path: Path, content: bytes) -> list[tuple[int, str]]:

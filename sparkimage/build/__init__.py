@@ -1,0 +1,1 @@
+"""A plan executed by BuildKit, and the Docker Engine that it needs."""

@@ -1,0 +1,211 @@
+"""Emulation of the other architecture: the kernel's binfmt_misc and qemu.
+
+https://docs.kernel.org/admin-guide/binfmt-misc.html: an entry with flag F holds its interpreter
+open, so that it works in every container; of two entries that fit, the newer one wins.
+"""
+
+from __future__ import annotations
+
+import os
+import platform as python_platform
+import re
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sparkimage.build.engine.processes import SCRIPT
+from sparkimage.core import debian_tools
+from sparkimage.core.arch import ARCHES, arch_name
+from sparkimage.core.errors import CommandError, PreflightError, UsageError
+from sparkimage.core.paths import EnginePlace
+from sparkimage.core.process import Runner
+from sparkimage.core.rights import run_as_root
+
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
+QEMU_MIN = 10
+"""qemu 7.2 (Debian 12) hangs in ``import torch`` of an arm64 image; 10.0 runs it."""
+PROBE_EXIT = 42
+# The mask lets any OS ABI and both EXEC and DYN pass, as qemu's own binfmt entries do.
+MASK = b"\xff" * 7 + b"\x00" + b"\xff" * 8 + b"\xfe\xff\xff\xff"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One emulator that the kernel knows."""
+
+    name: str
+    enabled: bool
+    interpreter: str
+    flags: str
+    magic: str
+
+
+def native_arch() -> str:
+    """This machine's architecture, "amd64" or "arm64".
+
+    Raises ``PreflightError`` for any other.
+    """
+    machine = python_platform.machine()
+    name = arch_name(machine)
+    if name not in ARCHES:
+        raise PreflightError(
+            f"this machine is {machine}; only x86_64 and aarch64 are supported",
+            hint="run this on one of those",
+        )
+    return name
+
+
+def magic(arch: str) -> bytes:
+    """The first 20 bytes of the programs of ``arch``: e_ident, e_type EXEC, e_machine."""
+    head = struct.pack("<HH", 2, ARCHES[arch].elf_machine)
+    return b"\x7fELF\x02\x01\x01" + bytes(9) + head
+
+
+def parse_entry(name: str, text: str) -> Entry:
+    """Read one file of binfmt_misc. Pure."""
+    fields = dict(line.partition(" ")[::2] for line in text.splitlines())
+    return Entry(
+        name=name,
+        enabled="enabled" in fields,
+        interpreter=fields.get("interpreter", ""),
+        flags=fields.get("flags:", ""),
+        magic=fields.get("magic", ""),
+    )
+
+
+def suffices(entries: Iterable[Entry], arch: str, major: Callable[[str], int | None]) -> bool:
+    """Whether what the kernel knows emulates ``arch`` well: each fitting entry has flag F and is
+    a qemu of at least ``QEMU_MIN`` (their order cannot be seen, so that one bad one is too many).
+
+    ``major`` gives the major version of a qemu by its path, None when it cannot be asked. Pure.
+    """
+    wanted = magic(arch).hex()
+    fitting = [entry for entry in entries if entry.enabled and entry.magic == wanted]
+    return bool(fitting) and all(
+        "F" in entry.flags and (major(entry.interpreter) or 0) >= QEMU_MIN for entry in fitting
+    )
+
+
+def entries() -> tuple[Entry, ...]:
+    """Every emulator that the kernel knows now."""
+    found = []
+    for path in sorted(BINFMT.glob("*")):
+        if path.name not in ("register", "status"):
+            try:
+                found.append(parse_entry(path.name, path.read_text()))
+            except OSError:  # removed meanwhile
+                continue
+    return tuple(found)
+
+
+def emulated(runner: Runner) -> tuple[str, ...]:
+    """The platforms whose programs run here, as ``linux/arm64``: the native one first."""
+    native = native_arch()
+    return tuple(
+        f"linux/{arch}"
+        for arch in sorted(ARCHES, key=lambda arch: arch != native)
+        if arch == native or probe(arch, runner)
+    )
+
+
+def ensure_emulation(home: Path, runner: Runner, platform: str, say: Callable[[str], None]) -> None:
+    """Make programs of ``platform`` ("linux/arm64") run on this machine, in containers too.
+
+    Nothing happens when it is the native one, or when a good qemu is registered; else the one of
+    the private engine's tree is (the tree is installed where it is not).
+    Raises ``UsageError`` for an unknown platform, ``PreflightError`` when it is impossible here.
+    """
+    arch = platform.removeprefix("linux/")
+    if arch not in ARCHES or not platform.startswith("linux/"):
+        raise UsageError(f"platform {platform!r} is unknown", hint="use linux/arm64 or linux/amd64")
+    if arch == native_arch():
+        return
+    if suffices(entries(), arch, lambda path: qemu_major(path, runner)) and probe(arch, runner):
+        return
+    register(home, runner, arch, say)
+
+
+def register(home: Path, runner: Runner, arch: str, say: Callable[[str], None]) -> None:
+    """Register the tree's qemu for ``arch`` and prove that it works.
+
+    Raises ``PreflightError`` when the kernel does not take it.
+    """
+    place = EnginePlace.of(home)
+    debian_tools.install(place, runner, say)
+    interpreter = str(place.root / "usr" / "bin" / f"qemu-{ARCHES[arch].machine}")
+    say(f"registering {interpreter} for linux/{arch}")
+    name = entry_name(place, arch)
+    try:
+        run_as_root(
+            runner,
+            ("sh", str(SCRIPT), "binfmt", name, _escape(magic(arch)), _escape(MASK), interpreter),
+        )
+    except CommandError as error:
+        raise PreflightError(
+            f"the kernel did not take {interpreter} as emulator of linux/{arch}",
+            hint="run `sudo modprobe binfmt_misc`; in a container, run this on its host",
+            detail=error.detail,
+        ) from None
+    if not probe(arch, runner):
+        raise PreflightError(
+            f"a linux/{arch} program does not run, though {name} is registered",
+            hint=f"look at {BINFMT / name} and at what else is registered beside it",
+        )
+
+
+def unregister(place: EnginePlace, runner: Runner) -> None:
+    """Remove the emulators that this home registered."""
+    there = {entry.name for entry in entries()}
+    for arch in ARCHES:
+        name = entry_name(place, arch)
+        if name in there:
+            run_as_root(runner, ("sh", str(SCRIPT), "unbinfmt", name))
+
+
+def entry_name(place: EnginePlace, arch: str) -> str:
+    """The name that this home registers under; another home's is another."""
+    return f"sparkimage-{ARCHES[arch].machine}-{place.tag}"
+
+
+def qemu_major(path: str, runner: Runner) -> int | None:
+    """The major version of the qemu at ``path``; None when there is none to ask (an entry may
+    outlive its file, come from a container, or be another user's)."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        said = runner.run((path, "--version"), check=False, timeout_s=20).stdout
+    except (OSError, CommandError, PreflightError):
+        return None
+    match = re.search(r"version (\d+)\.", said)
+    return int(match[1]) if match else None
+
+
+def probe(arch: str, runner: Runner) -> bool:
+    """Whether a program of ``arch`` runs here, shown by running one."""
+    with TemporaryDirectory(prefix="sparkimage-") as folder:
+        path = Path(folder, f"probe-{arch}")
+        path.write_bytes(program(arch, ARCHES[arch].exit_42))
+        path.chmod(0o755)
+        try:
+            done = runner.run((str(path),), check=False, timeout_s=20)
+        except (OSError, CommandError, PreflightError):  # no emulator; or one that hangs
+            return False
+        return done.returncode == PROBE_EXIT
+
+
+def program(arch: str, code: bytes) -> bytes:
+    """The smallest ELF program for ``arch`` that executes ``code``. Pure.
+
+    An ELF header and one segment that holds the whole file:
+    https://man7.org/linux/man-pages/man5/elf.5.html
+    """
+    base, size = 0x400000, 64 + 56 + len(code)
+    header = magic(arch) + struct.pack("<IQQQIHHHHHH", 1, base + 120, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x10000)
+    return header + segment + code
+
+
+def _escape(data: bytes) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in data)

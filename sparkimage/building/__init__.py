@@ -1,1 +1,0 @@
-"""A plan executed: looked at beforehand, built, stored."""

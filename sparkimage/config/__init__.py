@@ -1,0 +1,1 @@
+"""The files that people write, the lock, and the frozen plan that comes of them. Pure."""

@@ -1,0 +1,227 @@
+"""From a variant and the lock to a frozen plan: everything that a build will do, decided.
+
+Pure: no file is read and no process is started here. ``--print`` shows a plan, the builder
+executes it, and the checks take every expected value from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sparkimage.config.lockfile import Deb, PinnedImage, Target, Wheel
+from sparkimage.config.tier import DEFAULT, Tier
+from sparkimage.core.arch import ARCHES
+
+ROOT, MORE = "root", "more"
+"""The two parts of a Debian suite's packages: the minimal root, and what was asked for beside."""
+
+LABEL = "dev.sparkimage."
+"""Prefix of the labels that the OCI image spec has no name for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebianRoot:
+    """The root that mmdebstrap makes of a suite's minimal set of packages, for ``arch``."""
+
+    pin: str
+    value: str
+    suite: str
+    arch: str
+    debs: tuple[Deb, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debs:
+    """Packages for a layer: every file of the lock, and those that were asked for by name."""
+
+    pin: str
+    value: str
+    arch: str
+    debs: tuple[Deb, ...]
+    names: tuple[str, ...]
+    """As apt-get takes them: NAME or NAME=VERSION."""
+    suite: str | None
+    """Debian's suite, whose default mirror has them; else ``repository`` does."""
+    repository: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceBuild:
+    """A build by a repository's own Dockerfile, at one commit."""
+
+    pin: str
+    value: str
+    repository: str
+    commit: str
+    tree: str
+    dockerfile: str
+    target: str
+    version: str
+    images: Mapping[str, PinnedImage | None]
+    """By build argument; None is the layer below."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchPlan:
+    """One patch of a layer: its text by sha256, and what it makes of each file in the image."""
+
+    name: str
+    kind: str
+    repository: str | None
+    commit: str | None
+    path: str
+    """In its repository, or below patches/ where there is none."""
+    sha256: str
+    root: str
+    fork: tuple[str, str] | None
+    """Repository and commit that the files before it come from."""
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """How the ENTRYPOINT shows that it starts."""
+
+    args: tuple[str, ...]
+    """What it is started with."""
+    says: str
+    """What its output then holds."""
+    without_gpu: str | None = None
+    """What the output holds instead where it can answer with a GPU only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """One layer of a variant: a Dockerfile, its arguments, and what it is given."""
+
+    name: str
+    dockerfile: str
+    """Path below the project's root; in the source's repository where there is a source."""
+    args: Mapping[str, str]
+    wheels: tuple[Wheel, ...] = ()
+    find_links: str | None = None
+    """Folder with local wheels, below the project's root."""
+    root: DebianRoot | None = None
+    image: PinnedImage | None = None
+    """Set, one of the two, on the lowest layer: what it stands on."""
+    debs: Debs | None = None
+    source: SourceBuild | None = None
+    patches: tuple[PatchPlan, ...] = ()
+    checks: tuple[str, ...] = ()
+    """Other layers whose checks hold for this one too."""
+
+    @property
+    def images(self) -> tuple[PinnedImage, ...]:
+        """Every image of a registry that the layer stands on or is compiled in."""
+        named = (self.image, *(self.source.images.values() if self.source is not None else ()))
+        return tuple(image for image in named if image is not None)
+
+    @property
+    def requirements(self) -> str:
+        """The layer's wheels as a hash-pinned requirements file."""
+        return "".join(f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in self.wheels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unresolved:
+    """A pin that the lock has no answer for yet: nothing can be built with it."""
+
+    pin: str
+    value: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.pin} {self.value}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One image, decided: its layers from the lowest up, its labels, and what must be true."""
+
+    variant: str
+    image: str
+    """Name in the engine and in the store: ``repository:variant``."""
+    platform: str
+    layers: tuple[LayerPlan, ...]
+    entrypoint: tuple[str, ...]
+    cmd: tuple[str, ...]
+    versions: Mapping[str, str]
+    """Pin name to version, for the pins that have one."""
+    python: str | None
+    """Python's X.Y, where the variant holds wheels."""
+    labels: Mapping[str, str]
+    lock_checksum: str
+    """sha256 over what the lock holds for this variant's pins."""
+    epoch: int = field(default=0)
+    """Seconds since 1970 of the image's creation date."""
+    unresolved: tuple[Unresolved, ...] = ()
+    """What must be resolved before this can be built; its layers are then incomplete."""
+    requires: tuple[Tier, ...] = DEFAULT
+    """Tiers that the image must have passed before it ships."""
+    answer: Answer | None = None
+    """None where nothing is started, or nothing is known of an answer."""
+
+    @property
+    def arch(self) -> str:
+        return self.platform.split("/")[1]
+
+    @property
+    def triplet(self) -> str:
+        return ARCHES[self.arch].triplet
+
+    @property
+    def download_bytes(self) -> int:
+        """Bytes of the wheels and packages that a build from nothing fetches."""
+        wheels = sum(wheel.size for layer in self.layers for wheel in layer.wheels)
+        return wheels + sum(deb.size for layer in self.layers for deb in debs(layer))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data, for ``--print json``, the checks and the fingerprint."""
+        return {**asdict(self), "arch": self.arch, "triplet": self.triplet}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Plan:
+        """The plan that ``to_dict`` was of. Raises ``ValueError`` for anything else."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(Plan).validate_python(data)
+
+    def checksum(self) -> str:
+        """sha256 over all that decides the image and its checks, in canonical JSON.
+
+        What is required to ship decides neither: asking for more leaves seals as they are.
+        """
+        decided = {key: value for key, value in self.to_dict().items() if key != "requires"}
+        return hashlib.sha256(canonical(decided).encode()).hexdigest()
+
+
+def debs(layer: LayerPlan) -> tuple[Deb, ...]:
+    """Every package that a layer is made of."""
+    return (*(layer.root.debs if layer.root else ()), *(layer.debs.debs if layer.debs else ()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where the recipe comes from: what goes into the OCI labels.
+
+    ``revision`` is the last commit that touched an input of the images (with ``-dirty`` behind
+    it where there are changes on top), so that a commit to the docs changes no image.
+    """
+
+    source: str
+    revision: str
+    epoch: int
+
+
+def context_name(arg: str, image: PinnedImage | None) -> str:
+    """The named context that stands for the image of a source's build argument."""
+    return "layer" if image is None else arg.lower()
+
+
+def canonical(data: object) -> str:
+    """Canonical JSON: the same text for the same data."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))

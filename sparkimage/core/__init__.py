@@ -1,0 +1,1 @@
+"""Errors, processes, files, paths, architectures: what every other package stands on."""

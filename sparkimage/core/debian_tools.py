@@ -1,0 +1,176 @@
+"""Debian's packages of a real Docker Engine and qemu, in a tree of their own.
+
+The host's packages stay as they are. mmdebstrap's variant ``extract`` unpacks and runs no
+maintainer script, which takes seconds: https://manpages.debian.org/mmdebstrap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sparkimage.core.errors import CommandError, NetworkError, PreflightError
+from sparkimage.core.paths import EnginePlace
+from sparkimage.core.process import Runner
+from sparkimage.core.rights import root_prefix, run_as_root
+
+SUITE = "trixie"
+PACKAGES = (
+    # The engine, and what dockerd itself calls: git for contexts by URL, kmod for its modules.
+    "docker.io", "docker-cli", "docker-buildx", "containerd", "runc", "iptables", "iproute2",
+    "kmod", "git", "ca-certificates",
+    # For what git calls in turn.
+    "dash", "coreutils", "sed", "grep",
+    "qemu-user",
+)  # fmt: skip
+RECIPE = json.dumps({"suite": SUITE, "packages": PACKAGES, "form": 1})
+NEEDED_BYTES = 2 * 10**9
+"""Free disk for the tree (0.9 GB) and its packages while they are unpacked."""
+HOST_PACKAGES = ("mmdebstrap", "gpg", "ca-certificates", "debian-archive-keyring")
+"""What the host needs for making the tree; Ubuntu has Debian's keys in a package of their own."""
+APT_PATIENCE_S = 300
+"""How long another apt-get on the host is waited for."""
+
+
+def installed(place: EnginePlace) -> bool:
+    """Whether the tree is there, whole, and made by this version's recipe."""
+    try:
+        return (place.root / "recipe.json").read_text() == RECIPE
+    except OSError:
+        return False
+
+
+def install(place: EnginePlace, runner: Runner, say: Callable[[str], None]) -> None:
+    """Make the tree where it is not; an interrupted one is made anew.
+
+    Raises ``PreflightError`` when this machine cannot (rights, disk, no apt), ``NetworkError``
+    when the packages cannot be fetched.
+    """
+    if installed(place):
+        return
+    if place.engine.is_relative_to("/usr"):
+        raise PreflightError(
+            f"the engine cannot live in {place.engine}: it replaces /usr for itself",
+            hint="export SPARKIMAGE_HOME=/var/lib/sparkimage",
+        )
+    root_prefix(runner)
+    place.engine.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(place.engine).free
+    if free < NEEDED_BYTES:
+        raise PreflightError(
+            f"{place.engine} has {free / 1e9:.1f} GB free; the engine's packages need "
+            f"{NEEDED_BYTES / 1e9:.0f} GB",
+            hint="free some disk, or export SPARKIMAGE_HOME to a folder on a larger one",
+        )
+    install_on_host(HOST_PACKAGES, "mmdebstrap", runner, say)
+    say(f"installing Docker Engine and qemu of Debian {SUITE} into {place.root} (no host package)")
+    made = place.engine / "root.new"
+    run_as_root(runner, ("rm", "-rf", "--one-file-system", str(made), str(place.root)))
+    argv = (
+        "mmdebstrap", "--quiet", "--variant=extract", f"--include={','.join(PACKAGES)}",
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+        "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+        SUITE, str(made),
+    )  # fmt: skip
+    try:
+        run_as_root(runner, argv)
+    except CommandError as error:
+        raise NetworkError(
+            f"Docker Engine's packages of Debian {SUITE} cannot be fetched and unpacked",
+            hint="check that this machine reaches its Debian mirror (proxy settings?), then run "
+            "the same command",
+            detail="\n".join(error.detail.splitlines()[-15:]),
+        ) from None
+    _finish(place, runner)
+
+
+def link_cli(place: EnginePlace) -> None:
+    """Make the configuration folder of the tree's Docker CLI."""
+    own = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+    programs = place.root / "usr"
+    for link, target in (
+        (place.cli / "cli-plugins" / "docker-buildx",
+         programs / "libexec" / "docker" / "cli-plugins" / "docker-buildx"),
+        (place.cli / "bin" / "docker", programs / "bin" / "docker"),
+        # Logins hold, and no secret is copied. It may come to be later.
+        (place.cli / "config.json", own),
+    ):  # fmt: skip
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+
+
+def install_on_host(
+    packages: tuple[str, ...], program: str, runner: Runner, say: Callable[[str], None]
+) -> None:
+    """Install ``packages`` with apt unless ``program`` is on the host already.
+
+    Raises ``PreflightError`` where there is no apt or no right to use it, ``NetworkError`` when
+    the packages cannot be fetched.
+    """
+    if shutil.which(program) is not None:
+        return
+    if shutil.which("apt-get") is None:
+        raise PreflightError(
+            f"this machine has neither {program} nor apt-get to install it with",
+            hint="install Docker Engine (23 or later) with buildx yourself; it is then used as it "
+            "is",
+        )
+    say(f"installing {', '.join(packages)} with apt-get")
+    try:
+        _apt_get(("update",), runner, say)
+        _apt_get(("install", "--yes", "--no-install-recommends", *packages), runner, say)
+    except CommandError as error:
+        raise NetworkError(
+            f"apt-get cannot install {', '.join(packages)}",
+            hint=f"sudo apt-get update && sudo apt-get install {' '.join(packages)}",
+            detail="\n".join(error.detail.splitlines()[-15:]),
+        ) from None
+
+
+def _apt_get(words: tuple[str, ...], runner: Runner, say: Callable[[str], None]) -> None:
+    """Run apt-get once no other one is at work: a machine that has just started updates itself.
+    Raises ``CommandError``."""
+    argv = (
+        "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "apt-get", "-qq",
+        "-o", f"DPkg::Lock::Timeout={APT_PATIENCE_S}", *words,
+    )  # fmt: skip
+    deadline = time.monotonic() + APT_PATIENCE_S
+    waits = False
+    while True:
+        try:
+            run_as_root(runner, argv)
+        except CommandError as error:
+            # apt 2.6 waits for dpkg's lock, and not for those of its lists and of its archives.
+            if "Could not get lock" not in error.detail or time.monotonic() > deadline:
+                raise
+            if not waits:
+                say("waiting for another apt-get")
+            waits = True
+            time.sleep(1)
+        else:
+            return
+
+
+def _finish(place: EnginePlace, runner: Runner) -> None:
+    """What the maintainer scripts would have done; then the recipe, and the name."""
+    made = place.engine / "root.new"
+    steps: list[tuple[str, ...]] = [("mkdir", "-p", str(made / "usr/local/sbin"))]
+    # iptables comes by update-alternatives: https://wiki.debian.org/iptables
+    steps += [
+        ("ln", "-sf", "/usr/sbin/xtables-nft-multi", str(made / "usr/local/sbin" / name))
+        for family in ("iptables", "ip6tables")
+        for name in (family, f"{family}-save", f"{family}-restore")
+    ]
+    # Only usr/ is used; the rest would be half a system.
+    steps += [("rm", "-rf", *(str(made / name) for name in ("etc", "var", "tmp", "dev", "run")))]
+    steps += [("chmod", "0755", str(made)), ("chown", str(os.getuid()), str(made))]
+    for argv in steps:
+        run_as_root(runner, argv)
+    (made / "recipe.json").write_text(RECIPE)
+    made.rename(place.root)

@@ -1,0 +1,191 @@
+"""The only module that starts processes.
+
+A ``Runner`` runs argument lists, never shell strings. Children are ended with their parent:
+an interrupt of this process interrupts the child, waits for it, and only then goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sparkimage.core.errors import CommandError, PreflightError
+
+PIPE = 1 << 20
+"""Bytes in a pipe, where the system lets it have so many: fewer switches for gigabytes."""
+GRACE_S = 20.0
+"""Seconds that an interrupted child gets to clean up before it is killed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """A finished command: its exit code and what it wrote, decoded as UTF-8."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Runner(Protocol):
+    """What can run commands: this machine, and (the same interface) a node over SSH."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout_s: float | None = None,
+        check: bool = True,
+        on_stderr: Callable[[str], None] | None = None,
+        on_stdout: Callable[[str], None] | None = None,
+    ) -> Completed:
+        """Run ``argv`` to its end.
+
+        ``env`` is laid over the present environment. ``on_stdout`` and ``on_stderr`` get each
+        line as it comes (without its newline); at most one of the two may be given.
+        Raises ``CommandError`` when ``check`` and the exit code is not 0, ``PreflightError``
+        when the program is not there.
+        """
+
+
+class Local:
+    """Runs commands on this machine."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout_s: float | None = None,
+        check: bool = True,
+        on_stderr: Callable[[str], None] | None = None,
+        on_stdout: Callable[[str], None] | None = None,
+    ) -> Completed:
+        """See ``Runner.run``."""
+        process = self.start(argv, env=env, cwd=cwd, pipe_stdin=stdin is not None)
+        try:
+            if on_stderr is not None or on_stdout is not None:
+                stdout, stderr = _stream(process, on_stdout, on_stderr)
+            else:
+                stdout, stderr = process.communicate(stdin, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            end(process)
+            raise CommandError(argv, 124, f"no end after {timeout_s:g} s") from None
+        except BaseException:
+            # Not handled, only cleaned up after: whatever interrupts us ends the child first.
+            end(process)
+            raise
+        done = Completed(
+            argv=tuple(argv), returncode=process.returncode, stdout=stdout, stderr=stderr
+        )
+        if check and done.returncode != 0:
+            raise CommandError(argv, done.returncode, f"{stdout}{stderr}")
+        return done
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        pipe_stdin: bool = False,
+    ) -> subprocess.Popen[str]:
+        """Start ``argv`` with its output piped, and return the running process."""
+        _present(argv[0])
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE if pipe_stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **env} if env is not None else None,
+            cwd=cwd,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+
+
+def start_bytes(argv: Sequence[str], *, keep: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Start ``argv`` with all three streams as pipes of bytes, and these files of ours open.
+
+    A Ctrl-C on the terminal does not reach it: whoever started it decides when it ends.
+    Raises ``PreflightError`` when the program is not there.
+    """
+    _present(argv[0])
+    process = subprocess.Popen(
+        list(argv),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        pass_fds=keep,
+    )
+    assert process.stdin is not None
+    # Linux only, and not more than the system lets a user have.
+    with contextlib.suppress(AttributeError, OSError):
+        fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, PIPE)
+    return process
+
+
+def _present(program: str) -> None:
+    if shutil.which(program) is None:
+        raise PreflightError(
+            f"the program {program!r} is not on this machine", hint=f"install {program}"
+        )
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Interrupt ``process``, give it ``GRACE_S`` to clean up, then kill it."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+def _stream(
+    process: subprocess.Popen[str],
+    on_stdout: Callable[[str], None] | None,
+    on_stderr: Callable[[str], None] | None,
+) -> tuple[str, str]:
+    """Hand out one stream line by line while the other is collected."""
+    import threading
+
+    assert process.stdout is not None
+    assert process.stderr is not None
+    live, quiet = (
+        (process.stdout, process.stderr)
+        if on_stdout is not None
+        else (process.stderr, process.stdout)
+    )
+    callback = on_stdout or on_stderr
+    assert callback is not None
+    collected: list[str] = []
+    reader = threading.Thread(target=lambda: collected.append(quiet.read()), daemon=True)
+    reader.start()
+    for line in live:
+        callback(line.rstrip("\n"))
+    reader.join()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+    rest = "".join(collected)
+    return ("", rest) if on_stdout is not None else (rest, "")

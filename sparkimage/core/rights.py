@@ -1,0 +1,54 @@
+"""Commands that need root: as they are for root, with sudo for everybody else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+
+from sparkimage.core.errors import PreflightError
+from sparkimage.core.process import Completed, Runner
+
+KEPT = (
+    "http_proxy", "https_proxy", "no_proxy", "all_proxy",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE",
+)  # fmt: skip
+"""Variables that sudo keeps. By name: a proxy's password must not be on a command line."""
+
+
+def run_as_root(
+    runner: Runner, argv: Sequence[str], *, check: bool = True, timeout_s: float | None = None
+) -> Completed:
+    """Run ``argv`` with root's rights and return it finished.
+
+    Raises ``PreflightError`` when this user is neither root nor may become root,
+    ``CommandError`` when ``check`` and the command fails.
+    """
+    return runner.run((*root_prefix(runner), *argv), check=check, timeout_s=timeout_s)
+
+
+def root_prefix(runner: Runner, *, ask: bool = True) -> tuple[str, ...]:
+    """What goes before a command that needs root: nothing, or sudo with its options.
+
+    sudo may ask for a password when there is a terminal and ``ask``.
+
+    Raises ``PreflightError`` when this user is neither root nor may become root.
+    """
+    if os.geteuid() == 0:
+        return ()
+    if shutil.which("sudo") is None:
+        raise PreflightError(
+            f"this step needs root; the user id is {os.geteuid()} and there is no sudo",
+            hint="run the same command as root, or let root run `apt-get install sudo` "
+            "and add this user to the group sudo",
+        )
+    quiet = () if ask and sys.stdin.isatty() else ("-n",)
+    if runner.run(("sudo", *quiet, "true"), check=False).returncode != 0:
+        raise PreflightError(
+            "this step needs root, and sudo refused"
+            + (" (there is no terminal to ask for a password)" if quiet else ""),
+            hint="run `sudo -v` in this terminal and then the same command, or run it as root",
+        )
+    kept = ",".join(name for name in KEPT if name in os.environ)
+    return ("sudo", *quiet, *((f"--preserve-env={kept}",) if kept else ()))

@@ -1,1 +1,0 @@
-"""The Docker Engine to work with: found, or set up in the home."""

@@ -1,1 +1,0 @@
-"""What logs tell: the failures that are known, and the facts beside them."""

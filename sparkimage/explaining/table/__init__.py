@@ -1,1 +1,0 @@
-"""The table of known failures, a module for each area."""

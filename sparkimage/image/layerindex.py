@@ -1,0 +1,269 @@
+"""What lies in every layer of an image, read from the store's blobs: overwritten and deleted too.
+
+A layer is read once in streaming mode, proven against its digest and its diffID. Its list of
+entries, with what ``layerscan`` learns of each file, is kept as a fact of the store under the
+diffID, which can never mean another list. Layers are read side by side.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import IO, Any
+
+from sparkimage.core.errors import StoreError
+from sparkimage.image import layerscan
+from sparkimage.image.elf import Elf
+from sparkimage.image.store import Image, Layer, Store
+
+CHUNK = 1 << 20
+BUFFER = 1 << 16
+"""tarfile copies the rest of its buffer with every header."""
+FACT = f"scan-{layerscan.VERSION}"
+STEP = "/run/tools/step.sh"
+"""Stands in the history of every layer that a RUN step of ours made."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a layer's tar: ``kind`` is tarfile's type character, ``size`` in bytes."""
+
+    layer: int
+    path: str
+    kind: str
+    size: int
+    mode: int
+    target: str
+    seen: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What ``layerscan.learn`` found out of a regular file."""
+
+    @property
+    def is_file(self) -> bool:
+        return self.kind == "0"
+
+    @property
+    def is_whiteout(self) -> bool:
+        """Whether it is only the sign that something below is removed."""
+        return self.path.rpartition("/")[2].startswith(".wh.")
+
+    @cached_property
+    def elf(self) -> Elf | None:
+        """What it is as a program or a library; a hard link is what it links to."""
+        return Elf.from_dict(self.seen["elf"]) if "elf" in self.seen else None
+
+    def __str__(self) -> str:
+        return f"{self.path} (layer {self.layer})"
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Every entry of every layer, from the lowest up."""
+
+    layers: tuple[tuple[Entry, ...], ...]
+
+    def every(self, pattern: str, *, only_files: bool = False) -> list[Entry]:
+        """The entries of all layers whose path (without a leading /) matches the expression."""
+        expression = re.compile(pattern)
+        return [
+            entry
+            for layer in self.layers
+            for entry in layer
+            if expression.search(entry.path)
+            and not entry.is_whiteout
+            and (entry.is_file or not only_files)
+        ]
+
+    def layer_sizes(self) -> list[int]:
+        """Bytes of the files in each layer, unpacked."""
+        return [sum(entry.size for entry in layer if entry.is_file) for layer in self.layers]
+
+    def duplicates(self, min_size: int = 1) -> list[str]:
+        """Paths that are stored as a regular file in more than one layer."""
+        seen: dict[str, int] = {}
+        twice = set()
+        for layer in self.layers:
+            for entry in layer:
+                if entry.is_file and entry.size >= min_size:
+                    if seen.get(entry.path, entry.layer) != entry.layer:
+                        twice.add(entry.path)
+                    seen[entry.path] = entry.layer
+        return sorted(twice)
+
+    @cached_property
+    def final(self) -> Mapping[str, Entry]:
+        """What a container sees: path to entry, whiteouts applied.
+
+        https://github.com/opencontainers/image-spec/blob/main/layer.md#whiteouts
+        """
+        tree = _Tree()
+        for layer in self.layers:
+            for entry in layer:
+                folder, _, name = entry.path.rpartition("/")
+                if name == ".wh..wh..opq":
+                    tree.clear(folder, before=entry.layer)
+                elif name.startswith(".wh."):
+                    tree.remove(f"{folder}/{name[4:]}".lstrip("/"), before=entry.layer)
+                else:
+                    if entry.kind != "5":
+                        tree.clear(entry.path, before=entry.layer)
+                    tree.put(entry)
+        return tree.entries
+
+
+class _Tree:
+    """Entries by path, and the names in every folder, so that a folder can be emptied."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.inside: dict[str, set[str]] = {}
+
+    def put(self, entry: Entry) -> None:
+        self.entries[entry.path] = entry
+        path = entry.path
+        # Folders that no layer lists are there all the same.
+        while path and path not in self.inside.setdefault(path.rpartition("/")[0], set()):
+            folder = path.rpartition("/")[0]
+            self.inside[folder].add(path)
+            path = folder
+
+    def remove(self, path: str, *, before: int) -> None:
+        """Remove what layers below ``before`` put at ``path`` and in it."""
+        if path in self.entries and self.entries[path].layer < before:
+            del self.entries[path]
+        self.clear(path, before=before)
+
+    def clear(self, folder: str, *, before: int) -> None:
+        """Remove what layers below ``before`` put into ``folder``."""
+        for path in tuple(self.inside.get(folder, ())):
+            self.remove(path, before=before)
+            if path not in self.entries and path not in self.inside:
+                self.inside[folder].discard(path)
+        if not self.inside.get(folder, True):
+            del self.inside[folder]
+
+
+def first_own(*, foreign: bool, history: Iterable[Mapping[str, Any]]) -> int:
+    """The number of the lowest layer that a step of ours made.
+
+    ``foreign``: whether there are others, a base image's or those of a source's own Dockerfile,
+    which leave behind what they leave behind. Pure.
+    """
+    made = [one for one in history if not one.get("empty_layer")]
+    mine = [i for i, one in enumerate(made) if STEP in one.get("created_by", "")]
+    return mine[0] if foreign and mine else 0
+
+
+def image_files(store: Store, image: Image) -> ImageFiles:
+    """Index every layer of ``image``. Raises ``StoreError`` for one that is not what it says."""
+    # The longest first. Decompression and hashes leave the interpreter to the other threads.
+    order = sorted(range(len(image.layers)), key=lambda number: -image.layers[number].size)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        found = {n: pool.submit(_entries, store, image.layers[n], n) for n in order}
+    return ImageFiles(tuple(found[number].result() for number in range(len(image.layers))))
+
+
+@lru_cache(maxsize=64)
+def content(store: Store, layer: Layer, path: str) -> bytes:
+    """The bytes of one regular file of a layer, which is read up to there."""
+    with (
+        store.open_blob(layer.digest) as blob,
+        tarfile.open(fileobj=_decompressed(blob, layer.media_type), mode="r|") as archive,
+    ):
+        for member in archive:
+            if member.isreg() and _path(member) == path:
+                file = archive.extractfile(member)
+                assert file is not None
+                return file.read()
+    raise StoreError(f"layer {layer.digest} has no file {path}")
+
+
+def _path(member: tarfile.TarInfo) -> str:
+    return member.name.removeprefix("./").strip("/")
+
+
+def unpacked_size(store: Store, layer: Layer) -> int:
+    """Bytes of a layer's files: as it was scanned, else a guess that is rather too high."""
+    rows = store.get_fact(FACT, layer.diff_id)
+    if rows is not None:
+        return sum(row[2] for row in rows if row[1] == "0")
+    return layer.size if layer.media_type.endswith("tar") else 3 * layer.size
+
+
+def _entries(store: Store, layer: Layer, number: int) -> tuple[Entry, ...]:
+    rows = store.get_fact(FACT, layer.diff_id)
+    if rows is None:
+        rows = _read(store, layer)
+        store.put_fact(FACT, layer.diff_id, rows)
+    return tuple(Entry(number, *row) for row in rows)
+
+
+def _read(store: Store, layer: Layer) -> list[Sequence[Any]]:
+    rows: list[Sequence[Any]] = []
+    known: dict[str, dict[str, Any]] = {}
+    with store.open_blob(layer.digest) as blob:
+        try:
+            plain = _Hashing(_decompressed(blob, layer.media_type))
+            with tarfile.open(fileobj=plain, mode="r|", bufsize=BUFFER) as archive:  # type: ignore[call-overload]
+                for member in archive:
+                    path = _path(member)
+                    kind = member.type.decode().replace("\0", "0")
+                    seen: dict[str, Any] = {}
+                    if member.isreg():
+                        content = archive.extractfile(member)
+                        assert content is not None
+                        seen = known[path] = layerscan.learn(path, member.size, content)
+                    elif member.islnk():
+                        seen = known.get(member.linkname.removeprefix("./").strip("/"), {})
+                    rows.append((path, kind, member.size, member.mode, member.linkname, seen))
+                    archive.members = []  # or the list grows with the layer
+            while plain.read(CHUNK):
+                pass
+        except (tarfile.TarError, OSError, EOFError, ValueError, RuntimeError) as error:
+            raise StoreError(
+                f"layer {layer.digest} cannot be read: {error}",
+                hint="build it again: python build.py image VARIANT --repair",
+            ) from None
+        except Exception as error:
+            if type(error).__name__ != "ZstdError":
+                raise
+            raise StoreError(
+                f"layer {layer.digest} cannot be decompressed: {error}",
+                hint="build it again: python build.py image VARIANT --repair",
+            ) from None
+    if f"sha256:{plain.digest.hexdigest()}" != layer.diff_id:
+        raise StoreError(
+            f"layer {layer.digest} unpacks to sha256:{plain.digest.hexdigest()}, "
+            f"but its image says {layer.diff_id}",
+            hint="build it again: python build.py image VARIANT --repair",
+        )
+    return rows
+
+
+def _decompressed(blob: IO[bytes], media_type: str) -> Any:
+    if media_type.endswith(("+gzip", ".gzip")):
+        return gzip.GzipFile(fileobj=blob)
+    if media_type.endswith("+zstd"):
+        import zstandard
+
+        return zstandard.ZstdDecompressor().stream_reader(blob, read_across_frames=True)
+    return blob
+
+
+class _Hashing:
+    """A stream that hashes what is read of it."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self.raw.read(size)
+        self.digest.update(data)
+        return data

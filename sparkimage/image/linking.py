@@ -1,0 +1,162 @@
+"""Where the dynamic linker finds a library inside an image, by its layers' entries alone.
+
+https://man7.org/linux/man-pages/man8/ld.so.8.html. Pure.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from sparkimage.image.elf import Elf
+from sparkimage.image.layerindex import Entry
+
+MOST_LINKS = 40
+"""As the kernel's: https://man7.org/linux/man-pages/man7/path_resolution.7.html"""
+
+
+@dataclass(frozen=True)
+class Root:
+    """The root that a container sees."""
+
+    final: Mapping[str, Entry]
+
+    def real(self, path: str) -> str | None:
+        """The path behind all links, without a leading slash; None when it leads nowhere."""
+        open_parts = path.split("/")[::-1]
+        done: list[str] = []
+        links = 0
+        while open_parts:
+            part = open_parts.pop()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                done = done[:-1]
+                continue
+            entry = self.final.get("/".join((*done, part)))
+            if entry is None or entry.kind != "2":
+                done.append(part)
+                continue
+            links += 1
+            if links > MOST_LINKS:
+                return None
+            if entry.target.startswith("/"):
+                done = []
+            open_parts += entry.target.split("/")[::-1]
+        found = "/".join(done)
+        return found if found in self.final else None
+
+    def file(self, path: str) -> Entry | None:
+        """The regular file behind ``path``, links followed."""
+        found = self.real(path)
+        entry = self.final.get(found) if found is not None else None
+        return entry if entry is not None and entry.kind in ("0", "1") else None
+
+    def text(self, path: str) -> str:
+        """The text of a file whose text is kept; empty where there is none."""
+        entry = self.file(path)
+        return str(entry.seen.get("text", "")) if entry is not None else ""
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Sequence[str]]:
+        """The paths whose last part is a name, by that name."""
+        found: dict[str, list[str]] = {}
+        for path in self.final:
+            found.setdefault(posixpath.basename(path), []).append(path)
+        return found
+
+    def program(self, name: str, path: str) -> Entry | None:
+        """The executable that ``name`` starts where PATH is ``path``."""
+        places = [f"{folder}/{name}" for folder in path.split(":")] if "/" not in name else [name]
+        found = (self.file(place) for place in places)
+        return next((one for one in found if one is not None and one.mode & 0o111), None)
+
+    def wheels(self, python: str | None) -> dict[str, list[str]]:
+        """What was installed for Python ``python`` (X.Y) beside the distribution's own: the
+        versions of every package, by its name."""
+        folder = f"usr/local/lib/python{python}/dist-packages/"
+        found: dict[str, list[str]] = {}
+        for path, entry in self.final.items():
+            if "wheel" in entry.seen and path.startswith(folder):
+                name, version = entry.seen["wheel"]
+                found.setdefault(name, []).append(version)
+        return found
+
+    def elves(self) -> Iterator[tuple[Entry, Elf]]:
+        """Every ELF file."""
+        for entry in self.final.values():
+            if entry.elf is not None:
+                yield entry, entry.elf
+
+
+def configured(root: Root) -> tuple[str, ...]:
+    """The folders that /etc/ld.so.conf names, in order."""
+    folders: list[str] = []
+
+    def read(path: str) -> None:
+        for line in root.text(path).splitlines():
+            words = line.partition("#")[0].split()
+            if words[:1] == ["include"]:
+                for pattern in words[1:]:
+                    full = posixpath.join("etc", pattern).lstrip("/")
+                    for one in sorted(fnmatch.filter(root.final, full)):
+                        read(one)
+            elif words:
+                folders.append(words[0])
+
+    read("etc/ld.so.conf")
+    return tuple(dict.fromkeys(folders))
+
+
+@dataclass(frozen=True)
+class Linker:
+    """ld.so of one image."""
+
+    root: Root
+    arch: str
+    folders: tuple[str, ...]
+    """Everywhere it looks when the file itself names no place."""
+
+    @classmethod
+    def of(cls, root: Root, arch: str, triplet: str, library_path: str = "") -> Linker:
+        """The linker under LD_LIBRARY_PATH ``library_path``."""
+        default = (f"/lib/{triplet}", f"/usr/lib/{triplet}", "/lib", "/usr/lib", "/lib64")
+        first = tuple(one for one in library_path.replace(";", ":").split(":") if one)
+        return cls(root, arch, (*first, *configured(root), *default, "/usr/lib64"))
+
+    def usable(self, path: str) -> Entry | None:
+        """The library at ``path`` when it is one of this architecture; others are passed over."""
+        entry = self.root.file(path)
+        return entry if entry and entry.elf and entry.elf.arch == self.arch else None
+
+    def find(self, name: str, user: Entry | None = None) -> Entry | None:
+        """What ``name`` resolves to for the file ``user`` (for none: for a program's start)."""
+        if "/" in name:
+            return self.usable(name)
+        own: Sequence[str] = ()
+        if user is not None and user.elf is not None:
+            own = user.elf.runpath or user.elf.rpath
+        for folder in (*(self._expanded(one, user) for one in own), *self.folders):
+            if (found := self.usable(f"{folder}/{name}")) is not None:
+                return found
+        return None
+
+    def _expanded(self, folder: str, user: Entry | None) -> str:
+        origin = "/" + posixpath.dirname(user.path if user is not None else "")
+        for word, value in (("ORIGIN", origin), ("LIB", "lib")):
+            folder = folder.replace(f"${{{word}}}", value).replace(f"${word}", value)
+        return folder
+
+    def unresolved(self) -> Iterator[tuple[Entry, str]]:
+        """Every file with a name that it needs and that leads nowhere; interpreters too."""
+        for entry, head in self.root.elves():
+            if head.arch != self.arch:
+                continue
+            for name in head.needed:
+                if self.find(name, entry) is None:
+                    yield entry, name
+            if head.interpreter is not None and self.usable(head.interpreter) is None:
+                yield entry, head.interpreter

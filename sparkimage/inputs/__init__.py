@@ -1,1 +1,0 @@
-"""What comes from elsewhere: pins resolved, and what is locked fetched."""

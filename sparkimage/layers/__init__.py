@@ -1,1 +1,0 @@
-"""What lies in the layers of an image, read without starting it."""

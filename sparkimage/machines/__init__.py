@@ -1,1 +1,0 @@
-"""What a machine is and has, and what keeps it from serving models."""

@@ -1,1 +1,0 @@
-"""How fast a server of models is."""

@@ -1,0 +1,493 @@
+"""An image on every node of a fleet, or on none.
+
+Look at all nodes; bring each the layers that it lacks, under a staging name; prove it there; and
+only when it is proven everywhere, move the name, everywhere. What a failed run has brought stays
+under the staging names, for the next one to go on from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparkimage.core.board import Board
+from sparkimage.core.errors import DamagedError, SparkError, UnreachableError
+from sparkimage.core.progress import Moved, View
+from sparkimage.core.units import human
+from sparkimage.image import layerindex
+from sparkimage.image.archive import Document, Step
+from sparkimage.image.store import Image, Store
+from sparkimage.nodes import delta, receipts, retag, ssh
+from sparkimage.nodes.broadcast import Shared
+from sparkimage.nodes.concurrent import Errors, together
+from sparkimage.nodes.delta import Whole
+from sparkimage.nodes.retag import PREVIOUS, Move
+from sparkimage.nodes.session import ATTEMPTS, Station
+from sparkimage.nodes.ssh import Remote
+from sparkimage.verify.policy import PolicyDecision
+
+if TYPE_CHECKING:
+    from sparkimage.nodes.pull_server import Serving
+
+PROVEN = ("layers", "config", "platform", "container")
+"""What every node proves of an image before its name is moved."""
+WAIT_S = (1.0, 3.0)
+"""Seconds between two attempts at a node that could not be reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to go about it."""
+
+    partial: bool = False
+    """Leave a mixed fleet when some nodes fail."""
+    dry_run: bool = False
+    relay: bool = False
+    """Nodes that lack the same layers pass them on; only one of them gets them from here."""
+    via: str = ""
+    """A repository of a registry that the nodes pull from; empty: the layers go out from here."""
+    step: int = delta.STEP
+    """Bytes after which a node keeps what has arrived, whatever becomes of the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeResult:
+    """What came of a node."""
+
+    name: str
+    state: str
+    """``moved``, ``unchanged``, ``planned`` or ``failed``."""
+    sent: int = 0
+    """Bytes that went to it from here; with ``planned`` those that would."""
+    source: str = ""
+    """Where else it got the layers from: another node's name, or the registry's repository."""
+    layers_sent: int = 0
+    layers_kept: int = 0
+    error: SparkError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of it all."""
+
+    name: str
+    digest: str
+    nodes: tuple[NodeResult, ...]
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> tuple[NodeResult, ...]:
+        return tuple(node for node in self.nodes if node.error is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "seconds": round(self.seconds, 3),
+            "warnings": list(self.warnings),
+            "nodes": [
+                {
+                    "node": one.name,
+                    "state": one.state,
+                    "sent": one.sent,
+                    "source": one.source or None,
+                    "layers_sent": one.layers_sent,
+                    "layers_kept": one.layers_kept,
+                    "error": one.error.message if one.error is not None else None,
+                }
+                for one in self.nodes
+            ],
+        }
+
+
+@dataclass(kw_only=True)
+class Distribution:
+    """One image on its way to a fleet."""
+
+    image: Image
+    name: str
+    decision: PolicyDecision
+    store: Store
+    remotes: Sequence[Remote]
+    """Its nodes, not connected, or begun with ``probing``; closed by whoever made them."""
+    who: str
+    """Who brings it, as ``remote.who`` says."""
+    view: View
+    options: Options = field(default_factory=Options)
+    receipts_folder: Path | None = None
+    """The folder of our own receipts; None to keep none."""
+    examine: Callable[[Station, str], Sequence[str]] | None = None
+    """Proves the image of this name on a node further, before any name is moved; says how."""
+
+    def __post_init__(self) -> None:
+        self.whole = Whole(
+            image=self.image,
+            manifest=self._document(self.image.digest),
+            config=self._document(self.image.manifest["config"]["digest"]),
+        )
+        self.part = delta.part(self.whole, len(self.image.layers))
+        self.shared = Shared(self.store, self.image.layers)
+        self.lacking: dict[str, list[int]] = {}
+        self.expected: dict[str, int] = {}
+        self.warnings: list[str] = []
+        self.stations = [Station(remote=one) for one in self.remotes]
+        self.proven: dict[str, Sequence[str]] = {}
+
+    def run(self) -> Outcome:
+        """Do it. Raises ``NodeError`` with every node that failed; then nothing was moved, or
+        (``partial``) only the others' names. ``MixedFleetError`` when what failed in the last
+        phase could not be undone everywhere."""
+        began = time.monotonic()
+        all_ = self.stations
+        self.view.say(f"looking at {retag.nodes(all_)}")
+        errors = together(all_, self._look, stop=Station.abandon)
+        self._decide(all_, errors, "nothing was sent", "run the same command again")
+        well = [one for one in all_ if one.name not in errors]
+        there = {one.name for one in well if self._is_there(one)}
+        # One that has it already is proven all the same, where it has not been or there is
+        # more to prove.
+        todo = [
+            one
+            for one in well
+            if one.name not in there or self.examine or not self._was_proven(one)
+        ]
+        if self.options.dry_run:
+            return self._outcome(all_, errors, there, began, "planned")
+        errors |= self._stage(todo)
+        self._decide(all_, errors, "no name was moved: every node keeps what it had")
+        ready = [one for one in todo if one.name not in errors]
+        came = retag.move(
+            [self._move(one) for one in ready],
+            partial=self.options.partial,
+            say=self.view.say,
+        )
+        errors |= came.failed
+        if came.stuck:
+            raise retag.mixed(self.name, came.stuck, errors)
+        self._decide(all_, errors, "what was moved has been undone: every node has what it had")
+        self._clean([one for one in well if one.name not in errors])
+        self._keep_receipts([one for one in ready if one.name not in errors])
+        return self._outcome(all_, errors, there, began, "moved")
+
+    def warned(self) -> tuple[str, ...]:
+        """What a user should know so far, of the run and of every node; however it ends."""
+        of_nodes = (said for one in self.stations for said in (*one.warnings, *one.mended))
+        return (*self.warnings, *of_nodes)
+
+    @cached_property
+    def known(self) -> Mapping[str, list[str]]:
+        """The layers of every image of ours, by its manifest; read when a node lacks something."""
+        return _known(self.store)
+
+    # Phases
+
+    def _look(self, station: Station) -> None:
+        station.connect(lock=not self.options.dry_run, who=self.who)
+        station.check(self.image)
+        lacking = self.lacking[station.name] = (
+            [] if station.has(self.image) else station.lacking(self.whole, self.known)
+        )
+        layers = [self.image.layers[place] for place in lacking]
+        if layers:
+            steps = self._steps(lacking)
+            station.room(
+                sum(layer.size for layer in layers),
+                sum(layerindex.unpacked_size(self.store, layer) for layer in layers),
+                max(step.size for step in steps),
+            )
+
+    def _is_there(self, station: Station) -> bool:
+        held, named = station.has(self.image), station.now.by_tag(self.name)
+        return held is not None and named is not None and held.id == named.id
+
+    def _was_proven(self, station: Station) -> bool:
+        return bool(station.now.receipt(self.image.digest).get("proven"))
+
+    def _stage(self, todo: Sequence[Station]) -> Errors:
+        if not todo:
+            return {}
+        text = f"{self.name} to {retag.nodes(todo)}"
+        with self.view.board([one.name for one in todo], text) as board:
+            for one in todo:
+                self._expect(one, board, 0 if self.options.via else self._bytes(one))
+                board.state(one.name, self._reused(one))
+            if self.options.relay and not self.options.via:
+                self._relay(todo, board)
+            left = [one for one in todo if not one.target or self.examine is not None]
+            with self._serving(left) as serving:
+                return together(
+                    left, lambda one: self._bring(one, board, serving), stop=Station.abandon
+                )
+
+    @contextmanager
+    def _serving(self, some: Sequence[Station]) -> Iterator[Serving | None]:
+        """What those that pull from here pull from; None when nobody does."""
+        if self.options.via or not any(self._pulls(one) for one in some):
+            yield None
+            return
+        # An HTTP server takes time to import, which a run that sends nothing should not pay.
+        from sparkimage.nodes.pull_server import Serving
+
+        documents = (
+            document for one in delta.parts(self.whole) for document in (one.manifest, one.config)
+        )
+        socket = some[0].remote.sockets / "serving"
+        serving = Serving(socket, self.store, documents, self.image.layers)
+        try:
+            yield serving
+        finally:
+            serving.close()
+
+    def _pulls(self, station: Station) -> bool:
+        return station.pulls(self.whole, self.lacking[station.name])
+
+    def _relay(self, todo: Sequence[Station], board: Board) -> None:
+        """Chains of nodes that lack the same; what it does not bring is brought from here."""
+        groups: dict[tuple[int, ...], list[Station]] = {}
+        for one in todo:
+            if not one.has(self.image):
+                groups.setdefault(tuple(self.lacking[one.name]), []).append(one)
+
+        def chain(stations: list[Station]) -> None:
+            first, *others = stations
+            for one in others:
+                board.state(one.name, f"by relay from {first.name}")
+                self._expect(one, board, 0)
+            steps = self._steps(self.lacking[first.name])
+            why = "it ended before its time"
+            try:
+                first.load(steps, self.shared, self._moving(first, board), followers=others)
+            except SparkError as error:
+                why = error.message
+                raise
+            finally:
+                for one in stations:
+                    if one.target:
+                        one.layers_sent = sum(len(step.send) for step in steps)
+                        one.source = first.name if one is not first else ""
+                        board.state(one.name, "proven")
+                    else:
+                        self.warnings.append(
+                            f"{one.name}: not reached by relay, its layers go out from here: "
+                            f"{one.unrelayed or why}"
+                        )
+
+        # What went wrong is seen again, and told, when it is brought from here.
+        together(
+            [g for g in groups.values() if len(g) > 1], chain, name=lambda g: g[0].name,
+            stop=lambda g: g[0].abandon(),
+        )  # fmt: skip
+
+    def _bring(self, station: Station, board: Board, serving: Serving | None) -> None:
+        """Load and prove it there; what can pass is tried again, what is damaged brought anew."""
+        if self.options.relay and not self.options.via:
+            self._again(station, board)
+        dropped = False
+        for attempt in range(ATTEMPTS):
+            try:
+                held = station.has(self.image)
+                if held is not None:
+                    station.adopt(held.id, self.part)
+                elif self.options.via:
+                    pulled = f"{self.options.via}@{self.image.digest}"
+                    board.state(station.name, f"pulls from {self.options.via}")
+                    station.adopt(pulled, self.part, size=self._bytes(station))
+                    station.source = self.options.via
+                    station.layers_sent = len(self.lacking[station.name])
+                else:
+                    self._send(station, board, serving)
+                if self.examine is not None:
+                    board.state(station.name, "being examined")
+                    self.proven[station.name] = self.examine(station, self.part.name)
+                board.state(station.name, "proven")
+                return
+            except DamagedError:
+                # Layers that an earlier run left, and a crash of the node or its disk cut short.
+                if dropped or attempt == ATTEMPTS - 1:
+                    board.state(station.name, "failed")
+                    raise
+                dropped = True
+                board.state(station.name, "again: it is damaged there")
+                station.drop()
+                self._again(station, board)
+            except UnreachableError as error:
+                if error.definite or attempt == ATTEMPTS - 1 or station.remote.given_up.is_set():
+                    board.state(station.name, "failed")
+                    raise
+                why = error.message.removeprefix(f"{station.name}").lstrip(": ")
+                board.state(station.name, f"again: {why}")
+                station.remote.given_up.wait(WAIT_S[attempt])
+                self._again(station, board)
+            except SparkError:
+                board.state(station.name, "failed")
+                raise
+
+    def _send(self, station: Station, board: Board, serving: Serving | None) -> None:
+        """The layers from here: its engine pulls them, or loads them where it cannot."""
+        steps, moved = self._steps(self.lacking[station.name]), self._moving(station, board)
+        if serving is not None and self._pulls(station):
+            board.state(station.name, "pulls")
+            why = station.pull(steps, serving, moved)
+            if not why:
+                return
+            board.state(station.name, f"cannot pull, loads: {why}")
+            self._expect(station, board, self._bytes(station))
+        station.load(steps, self.shared, moved)
+
+    def _again(self, station: Station, board: Board) -> None:
+        station.remote.close()
+        self._look(station)
+        self._expect(station, board, 0 if self.options.via else self._bytes(station))
+        board.state(station.name, self._reused(station))
+
+    def _expect(self, station: Station, board: Board, count: int) -> None:
+        """So many bytes are still to go to it from here."""
+        total = station.sent + count
+        board.total(station.name, total - self.expected.get(station.name, 0))
+        self.expected[station.name] = total
+
+    def _moving(self, station: Station, board: Board) -> Moved:
+        """Counts on the board what goes to it, and says when all has gone."""
+
+        def moved(count: int) -> None:
+            before = station.sent - count
+            board.moved(station.name, count)
+            if before < self.expected[station.name] <= station.sent:
+                board.state(station.name, "unpacking")
+
+        return moved
+
+    def _reused(self, station: Station) -> str:
+        layers, count = len(self.image.layers), len(self.lacking[station.name])
+        size = f", {human(self._bytes(station))} to send" if not self.options.via else ""
+        return f"{layers - count} of {layers} layers are there{size}"
+
+    def _move(self, station: Station) -> Move:
+        named = station.now.by_tag(self.name)
+        before = station.now.by_tag(self.name + PREVIOUS)
+        return Move(
+            station=station,
+            name=self.name,
+            previous=self.name + PREVIOUS,
+            target=station.target,
+            former=named.id if named is not None else "",
+            before=before.id if before is not None else "",
+            staging=self.part.name,
+            receipt=self._receipt(station),
+        )
+
+    def _clean(self, well: Sequence[Station]) -> None:
+        """Remove what killed runs left: staging names and the containers of their proofs; a
+        failure is no one's trouble."""
+
+        def one(station: Station) -> None:
+            stale = station.stale(keep=self.part.name)
+            if stale or station.now.stopped:
+                words = ssh.script("clean", station.remote.docker, station.now.root, *stale)
+                station.remote.run(words, check=False)
+
+        together(well, one, stop=Station.abandon)
+
+    def _keep_receipts(self, moved: Sequence[Station]) -> None:
+        if self.receipts_folder is not None:
+            for station in moved:
+                receipts.keep(self.receipts_folder, self._receipt(station))
+
+    # Words
+
+    def _decide(
+        self,
+        all_: Sequence[Station],
+        errors: Errors,
+        what: str,
+        again: str = "run the same command again: what has arrived stays there",
+    ) -> None:
+        partial = self.options.partial
+        retag.decide(self.name, len(all_), errors, what, partial=partial, again=again)
+
+    def _outcome(
+        self,
+        all_: Sequence[Station],
+        errors: Errors,
+        there: Collection[str],
+        began: float,
+        state: str,
+    ) -> Outcome:
+        def result(one: Station) -> NodeResult:
+            lacking = self.lacking.get(one.name, [])
+            return NodeResult(
+                name=one.name,
+                state="failed"
+                if one.name in errors
+                else "unchanged"
+                if one.name in there
+                else state,
+                sent=one.sent if state != "planned" else self._bytes(one),
+                source=one.source,
+                layers_sent=one.layers_sent if state != "planned" else len(lacking),
+                layers_kept=len(self.image.layers) - len(lacking),
+                error=errors.get(one.name),
+            )
+
+        return Outcome(
+            name=self.name,
+            digest=self.image.digest,
+            nodes=tuple(result(one) for one in all_),
+            seconds=time.monotonic() - began,
+            warnings=self.warned(),
+        )
+
+    def _receipt(self, station: Station) -> dict[str, Any]:
+        verdict = self.decision.verdict
+        return {
+            "version": 1,
+            "node": station.name,
+            "name": self.name,
+            "digest": self.image.digest,
+            "platform": self.image.platform,
+            "config": self.image.manifest["config"]["digest"],
+            "layers": [layer.digest for layer in self.image.layers],
+            "when": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "by": self.who,
+            "engine": f"{station.now.version} {station.now.store}",
+            "proven": [*PROVEN, *self.proven.get(station.name, ())],
+            "seal": {
+                "result": verdict.result,
+                "when": verdict.when,
+                "tiers": list(verdict.tiers),
+                "checks": len(verdict.checks),
+            }
+            if verdict is not None
+            else None,
+            "unverified": self.decision.unverified or None,
+        }
+
+    def _steps(self, lacking: Sequence[int]) -> tuple[Step, ...]:
+        return delta.steps(self.whole, lacking, size=self.options.step)
+
+    def _bytes(self, station: Station) -> int:
+        places = self.lacking.get(station.name, ())
+        return sum(self.image.layers[place].size for place in places)
+
+    def _document(self, digest: str) -> Document:
+        with self.store.open_blob(digest) as blob:
+            return Document(digest=digest, data=blob.read())
+
+
+def _known(store: Store) -> Mapping[str, list[str]]:
+    """The layers of every image of ours, by its manifest."""
+    found = {}
+    for digest in set(store.names().values()):
+        try:
+            found[digest] = [layer.digest for layer in store.resolve(digest).layers]
+        except SparkError:
+            continue
+    return found

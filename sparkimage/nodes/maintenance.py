@@ -1,0 +1,363 @@
+"""What is done with images that are on the nodes already: who has what, back to the former one,
+and away with the old ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sparkimage.config.inventory import Fleet
+from sparkimage.config.plan import LABEL
+from sparkimage.core.errors import NodeError, SparkError
+from sparkimage.image.store import Store
+from sparkimage.nodes import receipts as keeping
+from sparkimage.nodes import retag, snapshot, ssh
+from sparkimage.nodes.concurrent import Errors, together
+from sparkimage.nodes.retag import PREVIOUS, Move
+from sparkimage.nodes.session import Station, stations
+from sparkimage.nodes.snapshot import NodeImage, Seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a name stands for on a node."""
+
+    name: str
+    identity: str
+    """What is equal where the images are: platform, config and layers."""
+    digest: str | None
+    """The manifest's, where our store or a receipt knows the image."""
+    when: str | None
+    """When it was brought there, by the node's receipt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeView:
+    """A node as the table shows it."""
+
+    name: str
+    seen: Seen | None
+    error: SparkError | None
+    images: tuple[Held, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        seen = self.seen
+        return {
+            "node": self.name,
+            "error": self.error.message if self.error is not None else None,
+            "docker": seen.version if seen is not None else None,
+            "store": seen.store if seen is not None else None,
+            "arch": seen.arch if seen is not None else None,
+            "free": seen.free if seen is not None else None,
+            "images": [asdict(held) for held in self.images],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """An image that a name stands for, and where; without an identity: where for none."""
+
+    identity: str | None
+    digest: str | None
+    when: str | None
+    """The last time that it was brought to one of them."""
+    nodes: tuple[str, ...]
+
+
+def names(views: Sequence[NodeView]) -> list[str]:
+    """All names that stand for something somewhere."""
+    return sorted({held.name for view in views for held in view.images})
+
+
+def standings(views: Sequence[NodeView], name: str) -> list[Standing]:
+    """What a name stands for on the nodes that could be asked, the commonest first."""
+    groups: dict[str | None, list[tuple[str, Held | None]]] = {}
+    for view in views:
+        if view.error is None:
+            held = next((one for one in view.images if one.name == name), None)
+            identity = held.identity if held is not None else None
+            groups.setdefault(identity, []).append((view.name, held))
+    found = [
+        Standing(
+            identity=identity,
+            digest=next((held.digest for _, held in group if held and held.digest), None),
+            when=max((held.when for _, held in group if held and held.when), default=None),
+            nodes=tuple(node for node, _ in group),
+        )
+        for identity, group in groups.items()
+    ]
+    return sorted(found, key=lambda one: (one.identity is None, -len(one.nodes)))
+
+
+def differing(views: Sequence[NodeView]) -> list[str]:
+    """The names that do not stand for one and the same image on all nodes."""
+    return [name for name in names(views) if len(standings(views, name)) > 1]
+
+
+def look(
+    fleet: Fleet, store: Store, *, repository: str, only: str | None, patience_s: float
+) -> tuple[NodeView, ...]:
+    """Every node with its images of the repository, or (``only``) those of one name and its
+    former one. Errors stand with their nodes."""
+    with stations(fleet, patience_s) as all_:
+        errors = together(all_, lambda one: one.connect(lock=False, who=""), stop=Station.abandon)
+    digests = _digests(store)
+    return tuple(
+        NodeView(
+            name=one.name,
+            seen=one.seen,
+            error=errors.get(one.name),
+            images=tuple(
+                held
+                for held in _held(one.seen, repository, digests)
+                if only is None or held.name in (only, only + PREVIOUS)
+            )
+            if one.seen is not None
+            else (),
+        )
+        for one in all_
+    )
+
+
+def _held(seen: Seen, repository: str, digests: Mapping[str, str]) -> tuple[Held, ...]:
+    found = []
+    for image in seen.images:
+        for tag in image.tags:
+            if tag.startswith(f"{repository}:"):
+                digest = digests.get(image.id) or _by_receipt(seen, image)
+                receipt = seen.receipt(digest)
+                found.append(
+                    Held(
+                        name=tag,
+                        identity=image.identity,
+                        digest=digest,
+                        when=str(receipt["when"]) if "when" in receipt else None,
+                    )
+                )
+    return tuple(sorted(found, key=lambda held: held.name))
+
+
+def _digests(store: Store) -> dict[str, str]:
+    """Our images' manifest digests, by what either store calls them."""
+    found: dict[str, str] = {}
+    for digest in set(store.names().values()):
+        try:
+            config = store.resolve(digest).manifest["config"]["digest"]
+        except SparkError:
+            continue
+        found |= {digest: digest, config: digest}
+    return found
+
+
+def _by_receipt(seen: Seen, image: NodeImage) -> str | None:
+    for one in seen.receipts:
+        if image.id in (one.get("digest"), one.get("config")):
+            return str(one["digest"])
+    return None
+
+
+def receipts(fleet: Fleet, *, patience_s: float) -> tuple[list[Mapping[str, Any]], Errors]:
+    """What the nodes keep of it themselves, the oldest first. Errors stand with their nodes."""
+    with stations(fleet, patience_s) as all_:
+        errors = together(all_, lambda one: one.connect(lock=False, who=""))
+    found = [
+        # The name may have been another one when it was brought.
+        {**receipt, "node": one.name}
+        for one in all_
+        if one.seen is not None
+        for receipt in one.seen.receipts
+        if keeping.is_one(receipt)
+    ]
+    return sorted(found, key=lambda one: str(one.get("when"))), errors
+
+
+# Back
+
+
+def rollback(
+    fleet: Fleet,
+    name: str,
+    *,
+    who: str,
+    patience_s: float,
+    partial: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Errors:
+    """Let ``name`` stand for its former image again, on every node or on none.
+
+    The one that it stood for becomes the former one. ``say`` takes a line about what begins now.
+    Returns the errors that ``partial`` allows.
+    Raises ``NodeError`` when nothing was moved, or all was moved back.
+    """
+    previous = name + PREVIOUS
+    with stations(fleet, patience_s) as all_:
+
+        def prepare(station: Station) -> None:
+            station.connect(lock=True, who=who)
+            former = station.now.by_tag(previous)
+            if former is None:
+                raise NodeError(
+                    f"{station.name}: it has no {previous}",
+                    hint="distribute the image that you want: python build.py distribute DIGEST",
+                )
+            words = ssh.script("prove", station.remote.docker, former.id)
+            done = station.remote.run(words, check=False)
+            if done.returncode != 0:
+                raise station.refusal(done.returncode, done.stdout + done.stderr)
+            station.target = former.id
+
+        say(f"looking at {retag.nodes(all_)}")
+        errors = together(all_, prepare, stop=Station.abandon)
+        ready = [one for one in all_ if one.name not in errors]
+        formers = [one.now.by_id(one.target) for one in ready]
+        if len({one.identity for one in formers if one is not None}) > 1 and not partial:
+            raise NodeError(
+                f"{previous} is not the same image on all nodes; nothing was moved",
+                hint="see which: python build.py nodes; distribute the one that you want",
+            )
+        again = "correct it and run the same command again"
+        retag.decide(name, len(all_), errors, "no name was moved", partial=partial, again=again)
+        moves = []
+        for one in ready:
+            named = one.now.by_tag(name)
+            now = named.id if named is not None else ""
+            moves.append(
+                Move(
+                    station=one, name=name, previous=previous, target=one.target, former=now,
+                    before=one.target,
+                )
+            )  # fmt: skip
+        came = retag.move(moves, partial=partial, say=say)
+        errors |= came.failed
+        if came.stuck:
+            raise retag.mixed(name, came.stuck, errors)
+        retag.decide(
+            name, len(all_), errors, "what was moved has been moved back", partial=partial,
+            again=again,
+        )  # fmt: skip
+    return errors
+
+
+# Away
+
+
+CLEAN_S = 600.0
+"""Seconds that a node may take to remove images: those of 25 GB have many files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What was removed from a node, what its engine kept, and the bytes that its disk gained."""
+
+    node: str
+    removed: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    freed: int = 0
+    """Bytes that its disks have gained; when nothing was to be done yet, the most they can."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+def plan_removal(seen: Seen, keep: int) -> list[str]:
+    """What a node can do without: staging names, and our nameless images beyond ``keep`` newest.
+
+    Of each variant the newest ``keep`` stay, those with a name counted; what has a name stays in
+    any case. Pure.
+    """
+    staging = [tag for image in seen.images for tag in image.tags if snapshot.is_staging(tag)]
+    named: dict[str, int] = {}
+    nameless: dict[str, list[NodeImage]] = {}
+    for image in seen.images:
+        variant = image.labels.get(f"{LABEL}variant")
+        if variant is None or (all(tag in staging for tag in image.tags) and image.tags):
+            continue
+        if image.tags:
+            named[variant] = named.get(variant, 0) + 1
+        else:
+            nameless.setdefault(variant, []).append(image)
+    old = []
+    for variant, images in nameless.items():
+        images.sort(key=lambda image: _when(seen, image), reverse=True)
+        old += [image.id for image in images[max(0, keep - named.get(variant, 0)) :]]
+    return staging + old
+
+
+def _when(seen: Seen, image: NodeImage) -> str:
+    for one in seen.receipts:
+        if image.id in (one.get("digest"), one.get("config")):
+            return str(one.get("when", ""))
+    return image.created
+
+
+def collect(
+    fleet: Fleet, *, keep: int, who: str, patience_s: float, dry_run: bool = False
+) -> tuple[tuple[Collected, ...], Errors]:
+    """Remove from every node what it can do without; never what a container uses."""
+    came: dict[str, Collected] = {}
+
+    def one(station: Station) -> None:
+        station.connect(lock=not dry_run, who=who)
+        wanted = plan_removal(station.now, keep)
+        if dry_run:
+            words = [*station.remote.docker.split(), *SIZES]
+            sizes = read_sizes(station.remote.run(words).stdout)
+            came[station.name] = Collected(
+                node=station.name, removed=tuple(wanted), freed=_at_most(station.now, wanted, sizes)
+            )
+            return
+        words = ssh.script("clean", station.remote.docker, station.now.root, *wanted)
+        done = station.remote.run(words, check=False, timeout_s=CLEAN_S)
+        said = done.stdout.splitlines()
+        if "@@ free after" not in said:
+            raise station.refusal(done.returncode, done.stdout + done.stderr)
+        came[station.name] = Collected(
+            node=station.name,
+            removed=tuple(line[11:] for line in said if line.startswith("@@ removed ")),
+            kept=tuple(line[8:] for line in said if line.startswith("@@ kept ")),
+            freed=max(0, _free(said, "after") - _free(said, "before")),
+        )
+
+    with stations(fleet, patience_s) as all_:
+        errors = together(all_, one, stop=Station.abandon)
+    return tuple(came[one.name] for one in all_ if one.name in came), errors
+
+
+def _free(said: Sequence[str], when: str) -> int:
+    """What the disks had free then, as ``df`` has it."""
+    disks = {}
+    for line in said[said.index(f"@@ free {when}") + 1 :]:
+        fields = line.split()
+        if len(fields) < 6 or not fields[3].isdecimal():
+            break
+        # Two folders may be on one disk, under two mount points.
+        disks[fields[0], fields[1]] = int(fields[3])
+    return sum(disks.values())
+
+
+SIZES = ("image", "ls", "--all", "--no-trunc", "--format", "{{.ID}} {{.Size}}")
+"""Asks docker for what ``image inspect`` leaves out in containerd's store: the unpacked files."""
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def read_sizes(said: str) -> dict[str, int]:
+    """Bytes of each image by its id, rounded as docker says them. Pure."""
+    found = {}
+    for line in said.splitlines():
+        match = re.fullmatch(r"(sha256:[0-9a-f]{64}) ([0-9.]+)([kMGT]?B)", line.strip())
+        if match:
+            found[match[1]] = round(float(match[2]) * UNITS[match[3]])
+    return found
+
+
+def _at_most(seen: Seen, references: Sequence[str], sizes: Mapping[str, int]) -> int:
+    """The size of the images that would be gone; what others share of it stays."""
+    return sum(
+        max(image.size, sizes.get(image.id, 0))
+        for image in seen.images
+        if image.id in references or (image.tags and set(image.tags) <= set(references))
+    )

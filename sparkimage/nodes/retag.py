@@ -1,0 +1,288 @@
+"""Moves a name to another image on many nodes as one act, or on none.
+
+Each node gets its script first, which looks whether all is as expected and then waits for one
+word. Only when all wait is the word given, with one write to a helper that passes it on to all of
+them; helper and scripts go on by themselves from there, whatever becomes of this process. What
+failed is undone everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparkimage.core.errors import MixedFleetError, NodeError, SparkError
+from sparkimage.core.process import start_bytes
+from sparkimage.nodes import ssh
+from sparkimage.nodes.concurrent import Errors, together
+from sparkimage.nodes.session import Station
+from sparkimage.nodes.ssh import Watch
+
+PREVIOUS = "-previous"
+"""What is added to a name for the image that had it before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """What a node is to do: ids of its own; an empty one stands for none."""
+
+    station: Station
+    name: str
+    previous: str
+    """The name that the former image is to have."""
+    target: str
+    former: str
+    """The image that has ``name`` now."""
+    before: str
+    """The image that has ``previous`` now."""
+    staging: str = ""
+    """A name of the target to give up."""
+    receipt: Mapping[str, Any] | None = None
+
+
+@dataclass(kw_only=True)
+class Moved:
+    """What came of it: errors by node; ``stuck`` are those that could not be undone."""
+
+    failed: Errors = field(default_factory=dict)
+    stuck: Errors = field(default_factory=dict)
+
+
+def nodes(some: Sequence[object]) -> str:
+    """How many they are, in words."""
+    return f"{len(some)} node{'s' if len(some) != 1 else ''}"
+
+
+def move(
+    moves: Sequence[Move],
+    *,
+    partial: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Moved:
+    """Do all of these, or none. With ``partial`` those that can, whatever the others do.
+
+    ``say`` takes a line about what begins now.
+    """
+    came = Moved()
+    if not moves:
+        return came
+    name = moves[0].name
+    armed: list[_Armed] = []
+    ready: list[_Armed] = []
+    with contextlib.ExitStack() as stack:
+        say(f"asking {nodes(moves)} whether {name} can be moved")
+        for one in moves:
+            armed.append(_Armed(one))
+            # Without the word it changes nothing.
+            stack.callback(armed[-1].close)
+        word = _Word(armed)
+        stack.callback(word.close)
+        came.failed = together(armed, _Armed.wait, stop=_Armed.stop)
+        ready = [one for one in armed if one.name not in came.failed]
+        if not ready or (len(ready) < len(armed) and not partial):
+            return came
+        with _undisturbed(f"{name} has been moved by then") as moved:
+            say(f"moving {name} on {nodes(ready)}")
+            word.give(ready)
+            came.failed |= together(ready, _Armed.moved)
+            failed = [one for one in ready if one.name in came.failed]
+            if failed:
+                came.stuck = together(failed if partial else ready, _Armed.undo)
+            moved[:] = [not failed or partial]
+    return came
+
+
+def decide(name: str, count: int, errors: Errors, what: str, *, partial: bool, again: str) -> None:
+    """Go on where no node failed, or (``partial``) not all of ``count``.
+
+    Raises ``NodeError`` with what became of every node that failed; ``what`` says what that means
+    for the fleet.
+    """
+    if not errors or (partial and len(errors) < count):
+        return
+    who = f"{len(errors)} of {count} nodes" if count > 1 else "the node"
+    raise NodeError(f"{name}: {who} failed; {what}", detail="\n".join(lines(errors)), hint=again)
+
+
+def mixed(name: str, stuck: Errors, errors: Errors) -> MixedFleetError:
+    """The error for nodes that could not be brought back to what the others have."""
+    return MixedFleetError(
+        f"{name}: {', '.join(sorted(stuck))} could not be brought back to what the other nodes "
+        "have: THE FLEET IS MIXED",
+        detail="\n".join(lines(errors) + lines(stuck)),
+        hint="see who has what: python build.py nodes; then run the same command again",
+    )
+
+
+def lines(errors: Errors) -> list[str]:
+    """What went wrong, node by node, as people read it; what all of them say, once."""
+    found: dict[tuple[str, str, str], None] = {}
+    for _, error in sorted(errors.items()):
+        found[(error.message, error.detail, error.hint)] = None
+    said = []
+    for message, detail, hint in found:
+        said.append(f"✗ {message}")
+        said += [f"    {line}" for line in detail.splitlines()[-6:]]
+        if hint:
+            said.append(f"    → {hint}")
+    return said
+
+
+GIVE = """
+import os, sys
+for one in sys.stdin.readline().split():
+    try:
+        os.write(int(one), b"go\\n")
+    except OSError:
+        pass
+"""
+"""What the helper does: one that is gone by then does not keep the word from the others."""
+
+
+class _Word:
+    """The word for all of these: it is given with one write, or it is not."""
+
+    def __init__(self, armed: Sequence[_Armed]) -> None:
+        keep = [one.input for one in armed]
+        self.process = start_bytes([sys.executable, "-I", "-S", "-c", GIVE], keep=keep)
+
+    def give(self, ready: Sequence[_Armed]) -> None:
+        """To these of them."""
+        assert self.process.stdin is not None
+        # Without a helper nobody gets it, and each says so when it is asked what came of it.
+        with contextlib.suppress(OSError):
+            self.process.stdin.write(f"{' '.join(str(one.input) for one in ready)}\n".encode())
+            self.process.stdin.flush()
+        self.process.wait()
+
+    def close(self) -> None:
+        """End the helper, and with it its hold of their inputs."""
+        self.process.communicate()
+
+
+class _Armed:
+    """A node's script, and the way to give it the word."""
+
+    def __init__(self, move: Move) -> None:
+        self.move = move
+        receipt = move.receipt
+        words = ssh.script(
+            "move", move.station.remote.docker, move.name, move.previous, move.target,
+            move.former, move.staging,
+            f"{receipt['digest'][7:]}.json" if receipt is not None else "",
+            json.dumps(receipt, separators=(",", ":")) if receipt is not None else "",
+        )  # fmt: skip
+        self.process: subprocess.Popen[bytes] = move.station.remote.start(words)
+        self.watch = Watch(self.process)
+
+    @property
+    def name(self) -> str:
+        return self.move.station.name
+
+    @property
+    def input(self) -> int:
+        """The number of the file that the word goes to."""
+        assert self.process.stdin is not None
+        return self.process.stdin.fileno()
+
+    def wait(self) -> None:
+        """Until it waits for the word. Raises ``NodeError`` when it does not."""
+        station = self.move.station
+        assert self.process.stdout is not None
+        with self.watch.limit(station.remote.patience_s):
+            line = self.process.stdout.readline().decode("utf-8", "replace").strip()
+        if line == "@@ armed":
+            return
+        if line.startswith("@@ changed"):
+            raise NodeError(
+                f"{station.name}: {self.move.name} was moved there by somebody else meanwhile",
+                detail=f"it stands for {line[11:30] or 'nothing'} now",
+                hint="run the same command again",
+            )
+        if line.startswith("@@ gone"):
+            raise NodeError(
+                f"{station.name}: the image was removed there meanwhile",
+                hint="run the same command again",
+            )
+        raise self._failure(f"{line}\n{self._rest()}")
+
+    def stop(self) -> None:
+        """End it at once."""
+        self.process.kill()
+
+    def moved(self) -> None:
+        """Until it has moved the name. Raises ``NodeError`` when it has not, or is unheard of."""
+        said = self._rest()
+        if "@@ moved" not in said.splitlines():
+            raise self._failure(said)
+        if "@@ noreceipt" in said:
+            station = self.move.station
+            station.warnings.append(f"{station.name}: its receipt could not be written there")
+
+    def undo(self) -> None:
+        """Give the names back to what had them."""
+        one = self.move
+        kept = (one.staging, one.target) if one.staging else ()
+        words = ssh.script(
+            "undo", one.station.remote.docker, *kept, one.name, one.former, one.previous,
+            one.before,
+        )  # fmt: skip
+        one.station.remote.run(words)
+
+    def close(self) -> None:
+        """End it."""
+        if self.process.poll() is None:
+            self._rest()
+        self.watch.close()
+
+    def _rest(self) -> str:
+        with contextlib.suppress(OSError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        self.process.stdin = None
+        with self.watch.limit(self.move.station.remote.patience_s):
+            stdout, stderr = self.process.communicate()
+        return (stdout + stderr).decode("utf-8", "replace")
+
+    def _failure(self, said: str) -> SparkError:
+        station = self.move.station
+        if self.watch.hung:
+            return NodeError(
+                f"{station.name}: no answer while the name was moved",
+                hint=f"look there: {station.remote.ssh} {station.remote.docker} info",
+            )
+        broken = station.remote.failure(self.process, said)
+        return broken or station.refusal(self.process.returncode, said)
+
+
+@contextmanager
+def _undisturbed(done: str) -> Iterator[list[bool]]:
+    """An interrupt waits until the word that was given has been answered.
+
+    The list says in the end whether ``done`` holds, which the interrupt is to tell then.
+    """
+    came: list[int] = []
+    holds: list[bool] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {
+        one: signal.signal(one, lambda number, _frame: came.append(number)) for one in signals
+    }
+    try:
+        yield holds
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    try:
+        for number in came:
+            signal.raise_signal(number)
+    except BaseException as interrupt:
+        if any(holds):
+            interrupt.add_note(done)
+        raise

@@ -1,0 +1,471 @@
+"""One node on its way to an image: what it has, what it gets, and how it goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from sparkimage.config.inventory import Fleet
+from sparkimage.core.errors import CommandError, NodeError, UnreachableError
+from sparkimage.core.progress import Moved
+from sparkimage.image import archive
+from sparkimage.image.archive import Part, Step
+from sparkimage.image.store import Image
+from sparkimage.nodes import delta, refusals, snapshot, ssh
+from sparkimage.nodes.broadcast import Shared
+from sparkimage.nodes.delta import Whole
+from sparkimage.nodes.snapshot import NodeImage, Seen
+from sparkimage.nodes.ssh import Loan, Remote, Watch
+
+if TYPE_CHECKING:
+    from sparkimage.nodes.pull_server import Serving
+
+MIN_MAJOR = (20, 10)
+"""The first engine that loads an OCI layout's layers by what manifest.json says."""
+UNPACK_RATE = 10_000_000
+"""Bytes of blobs a second that an engine at least unpacks; below it counts as hung."""
+SPARE = 500_000_000
+"""Bytes that a node's disk keeps free beside what the image needs."""
+SKEW_S = 60.0
+ATTEMPTS = 3
+PULL_FROM = 32_000_000
+"""Bytes from which on a pull is worth another connection."""
+NEARLY_ALL = 0.9
+"""The part of an image's bytes that an overlay2 node lacks at least when it is to pull them."""
+TELLS = (28, 0)
+"""The first engine that says when it has unpacked a layer into containerd's store."""
+
+
+@dataclass(kw_only=True)
+class Station:
+    """A node, and how far it is."""
+
+    remote: Remote
+    seen: Seen | None = None
+    warnings: list[str] = field(default_factory=list)
+    """Of what was seen when it was looked at last."""
+    mended: list[str] = field(default_factory=list)
+    """What was changed there that nobody had asked for."""
+    target: str = ""
+    """The image's id on this node, once it is there and proven."""
+    sent: int = 0
+    """Bytes that went to it."""
+    layers_sent: int = 0
+    source: str = ""
+    """Where else it got them from."""
+    forgets: bool = False
+    """containerd had listed blobs that it did not have later: only what its images are made of
+    counts."""
+    unrelayed: str = ""
+    """Why a relay did not bring it the image."""
+
+    @property
+    def name(self) -> str:
+        return self.remote.name
+
+    @property
+    def now(self) -> Seen:
+        assert self.seen is not None
+        return self.seen
+
+    def connect(self, *, lock: bool, who: str) -> None:
+        """Open its connection and look at it. Raises ``NodeError`` and its kin."""
+        said = self.remote.open(self.remote.probing(lock=lock, who=who))
+        self.seen = snapshot.read(said, self.remote.node, now=self.remote.heard_at)
+        busy = self.now.lock.removeprefix("busy: ")
+        if self.now.lock.startswith("busy") and busy != who:
+            raise NodeError(
+                f"{self.name}: another run changes its images: {busy or 'of an unknown user'}",
+                hint="wait for it; a run that was killed lets go within a minute",
+            )
+        self.warnings = [said for said in (snapshot.slow(self.remote.node, self.now),) if said]
+        if abs(self.now.skew_s) > SKEW_S:
+            self.warnings.append(
+                f"{self.name}: its clock is {self.now.skew_s:+.0f} s off: there, timedatectl"
+            )
+        if self.now.lock.startswith("none"):
+            self.warnings.append(f"{self.name}: not locked: {self.now.lock[6:]}")
+
+    def check(self, image: Image) -> None:
+        """Whether it can take the image at all. Raises ``NodeError``."""
+        arch = image.platform.partition("/")[2]
+        if self.now.arch != arch:
+            raise NodeError(
+                f"{self.name}: the image is for {arch}, the node is {self.now.arch}",
+                hint="build a variant of the node's platform, or leave the node out",
+            )
+        if self._version < MIN_MAJOR:
+            raise NodeError(
+                f"{self.name}: Docker {self.now.version} is too old", hint="20.10 is the oldest"
+            )
+
+    @property
+    def _version(self) -> tuple[int, ...]:
+        return tuple(int(n) for n in re.findall(r"\d+", self.now.version)[:2])
+
+    def has(self, image: Image) -> NodeImage | None:
+        """The image itself, under whatever name it is there, if it is whole."""
+        config = image.manifest["config"]["digest"]
+        held = self.now.by_id(image.digest if self.now.containerd else config)
+        # containerd's store names an image before it has unpacked it.
+        whole = tuple(layer.diff_id for layer in image.layers)
+        return held if held is not None and held.diff_ids == whole else None
+
+    def lacking(self, whole: Whole, known: Mapping[str, Iterable[str]]) -> list[int]:
+        """The places of the layers that it lacks."""
+        if not self.now.containerd:
+            return delta.missing(whole.image, chains=self.now.chains(), blobs=())
+        own = {
+            one.manifest.digest: [layer.digest for layer in one.layers]
+            for one in delta.parts(whole)
+        }
+        seen = replace(self.now, content=None) if self.forgets else self.now
+        return delta.missing(whole.image, chains=None, blobs=seen.blobs({**known, **own}))
+
+    def room(self, blobs: int, unpacked: int, largest: int) -> None:
+        """Whether so many bytes fit: of blobs, of their files, of the largest step's blobs.
+
+        Both stores keep the files; containerd's keeps the blobs as well, the other one has up to
+        two steps' in its tmp folder. Raises ``NodeError``.
+        """
+        need = unpacked + (blobs if self.now.containerd else min(blobs, 2 * largest)) + SPARE
+        tight = min(self.now.disks, key=lambda disk: disk.free, default=None)
+        if tight is not None and tight.free < need:
+            from sparkimage.core.units import human
+
+            raise NodeError(
+                f"{self.name}: {tight.at} has {human(tight.free)} free, the image needs "
+                f"{human(need)}",
+                hint="free some: python build.py gc; there: docker system df",
+            )
+
+    def stale(self, keep: str = "") -> list[str]:
+        """Staging names that earlier runs left."""
+        return [
+            tag
+            for image in self.now.images
+            for tag in image.tags
+            if snapshot.is_staging(tag) and tag != keep
+        ]
+
+    def drop(self) -> None:
+        """Remove what is under staging names there: what is brought next is all new.
+
+        What it was seen to have does not say: it leaves out what is damaged.
+        """
+        form = "{{.Repository}}:{{.Tag}}\n{{.Repository}}@{{.Digest}}"
+        words = [*self.remote.docker.split(), "image", "ls", "--digests", "--format", form]
+        listed = self.remote.run(words, check=False).stdout.split()
+        names = [one for one in listed if snapshot.is_staging(one)]
+        if not names:
+            return
+        words = ssh.script("clean", self.remote.docker, self.now.root, *names)
+        self.remote.run(words, check=False)
+        self.mended.append(f"{self.name}: what was there of the image was damaged: removed")
+
+    def abandon(self) -> None:
+        """Make an end of what is going on with it."""
+        self.remote.abandon()
+
+    # Staging
+
+    def load(
+        self,
+        steps: tuple[Step, ...],
+        shared: Shared,
+        moved: Moved,
+        *,
+        followers: Sequence[Station] = (),
+    ) -> None:
+        """Load these steps one behind the other and prove the last one.
+
+        While one is being unpacked the next one is on its way already, but for its end. The node
+        passes all of it on to the first of ``followers``, and that to the next one; those that
+        it came to have their ``target`` afterwards, the others do not.
+        """
+        before: Loading | None = None
+        current: Loading | None = None
+        try:
+            for step in steps:
+                earlier = before.part.name if before is not None else ""
+                current = Loading(self, step, earlier, prove=step is steps[-1], followers=followers)
+                body, end = archive.partial(step, lambda digest: shared.blob(digest, self.name))
+                for piece in body:
+                    if before is not None and before.ended:
+                        before.finish()
+                        before = None
+                    current.write(piece)
+                    self._count(len(piece), moved)
+                if before is not None:
+                    before.finish()
+                current.write(end)
+                self._count(len(end), moved)
+                self.layers_sent += len(step.send)
+                before = current
+            assert before is not None
+            said = before.finish()
+            for follower in followers:
+                _, words = _section(said, follower)
+                try:
+                    follower.prove(words, steps[-1].part)
+                except NodeError as error:
+                    follower.unrelayed = words.strip().splitlines()[-1] if words else error.message
+            self.prove(_section(said, self)[1] if followers else said, steps[-1].part)
+        except BaseException:
+            # The children end with us, whatever the reason.
+            for one in (before, current):
+                if one is not None:
+                    one.kill()
+            raise
+        finally:
+            shared.done(self.name)
+
+    def pulls(self, whole: Whole, lacking: Sequence[int]) -> bool:
+        """Whether its engine gets these layers sooner by pulling them than by ``load``.
+
+        It unpacks what it pulls without writing an archive first: docs/benchmarks.md. But overlay2
+        would pull the layers again that came by load, which it does not know by their blobs; and
+        what containerd's store still holds of a broken pull, layers or parts of them (for 8 hours:
+        https://github.com/moby/moby/pull/48910), only a pull goes on with.
+        """
+        layers = whole.image.layers
+        lacks = sum(layers[place].size for place in lacking)
+        if not self.now.containerd:
+            return lacks >= max(PULL_FROM, NEARLY_ALL * sum(layer.size for layer in layers))
+        unpacked = {diff_id for image in self.now.images for diff_id in image.diff_ids}
+        broken = any(
+            place not in lacking and layer.diff_id not in unpacked
+            for place, layer in enumerate(layers)
+        )
+        begun = any(layers[place].digest in self.now.begun for place in lacking)
+        return lacks >= PULL_FROM or broken or begun
+
+    @property
+    def _tells(self) -> bool:
+        """Whether its engine says when it has unpacked a layer that it pulls."""
+        return not self.now.containerd or self._version >= TELLS
+
+    def pull(self, steps: tuple[Step, ...], serving: Serving, moved: Moved) -> str:
+        """Let its engine pull these steps from here, and prove the last one; why it cannot, for a
+        reason that ``load`` may do without, else nothing. Raises as ``load``.
+
+        Engines keep nothing of a pull that was broken off: each step is pulled as soon as its
+        layers are unpacked, which keeps them; one after the other where nothing tells when.
+        """
+        try:
+            with self.remote.lend(serving.socket) as loan:
+                code, said = self._pulled(steps, serving, loan, moved)
+        except CommandError:
+            return "its sshd forwards no port to here (AllowTcpForwarding)"
+        if code != 0:
+            if refusals.of_the_engine(said):
+                raise self.refusal(code, said)
+            return refusals.last(said)
+        self.adopt(steps[-1].part.name, steps[-1].part)
+        self.layers_sent = sum(len(one.send) for one in steps)
+        return ""
+
+    def _pulled(
+        self, steps: tuple[Step, ...], serving: Serving, loan: Loan, moved: Moved
+    ) -> tuple[int, str]:
+        """Have its engine pull through a lent port; its script's exit code, and what it said.
+
+        Raises ``NodeError`` and its kin when it hangs or a connection ends.
+        """
+        patience, registry = self.remote.patience_s, f"127.0.0.1:{loan.port}"
+        parts = [step.part for step in steps]
+        words = ssh.script(
+            "pull", self.remote.docker, f"{registry}/{snapshot.STAGING}",
+            "whole" if self._tells else "parts", parts[-1].manifest.digest,
+            *(word for part in parts for word in (
+                part.name, part.manifest.digest, part.layers[-1].digest[7:19],
+            )),
+        )  # fmt: skip
+        left = sum(step.size for step in steps)
+        process = self.remote.start(words)
+        watch = Watch(process, needs=loan.connection)
+
+        def went(count: int, waits: bool) -> None:
+            self._count(count, moved)
+            # What has all arrived may still be unpacked.
+            watch.extend(patience + (0 if waits else left / UNPACK_RATE))
+
+        guest = serving.admit(went)
+        said = []
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            with watch.limit(patience):
+                with contextlib.suppress(OSError):
+                    process.stdin.write(f"{guest.config(registry)}\n".encode())
+                    process.stdin.flush()
+                # Its input stays open: where that ends, the pull does.
+                for raw in process.stdout:
+                    line = raw.decode("utf-8", "replace").rstrip("\n")
+                    said.append(line)
+                    left -= sum(s.size for s in steps if line == f"@@ kept {s.part.name}")
+                said.append(process.stderr.read().decode("utf-8", "replace"))
+                code = process.wait()
+        finally:
+            watch.close()
+            ssh.kill(process)
+        if code != 0:
+            if watch.hung:
+                raise self.remote.hangs("progress", patience)
+            if watch.cut:
+                raise self.remote.cut(loan)
+            broken = self.remote.failure(process, "\n".join(said))
+            if broken is not None:
+                raise broken
+        return code, "\n".join(said)
+
+    def _count(self, count: int, moved: Moved) -> None:
+        self.sent += count
+        moved(count)
+
+    def adopt(self, origin: str, part: Part, *, size: int = 0) -> None:
+        """Give an image that is there (its id), or that the node is to pull (NAME@DIGEST, of
+        ``size`` bytes), the staging name and prove it. Raises as ``load``."""
+        words = ssh.script("stage", self.remote.docker, part.name, origin, "", "prove")
+        limit = self.remote.patience_s + size / UNPACK_RATE
+        done = self.remote.run(words, check=False, timeout_s=limit)
+        said = done.stdout + done.stderr
+        if done.returncode == refusals.NOT_PULLED and not refusals.of_the_engine(said):
+            raise NodeError(
+                f"{self.name}: it could not pull the image: {refusals.last(said)}",
+                hint="is it there under this digest, and may the node have it? "
+                f"{self.remote.ssh} {self.remote.docker} pull {origin}",
+            )
+        if done.returncode != 0:
+            raise self.refusal(done.returncode, said)
+        self.prove(done.stdout, part)
+
+    def prove(self, said: str, part: Part) -> None:
+        """What is there under the staging name is this image, and can run. Raises ``NodeError``."""
+        lines = [line[3:] for line in said.splitlines() if line.startswith("@@ ")]
+        found = next((line.removeprefix("image ") for line in lines if line[:6] == "image "), "")
+        if not found or "created" not in lines:
+            raise NodeError(f"{self.name}: the image could not be proven there", detail=said)
+        id, _platform, diff_ids = json.loads(found)
+        expected = part.manifest.digest if self.now.containerd else part.config.digest
+        if diff_ids != [layer.diff_id for layer in part.layers] or id != expected:
+            raise NodeError(
+                f"{self.name}: another image is there than was sent: {id[:19]}, not "
+                f"{expected[:19]}",
+                hint="run it again; what is there is not used",
+            )
+        self.target = id
+
+    def refusal(self, code: int, said: str) -> NodeError:
+        """What a script's exit code and words mean; mends what it may."""
+        self.forgets |= refusals.BLOB_LOST.search(said) is not None
+        error, record = refusals.meaning(self.remote, code, said), refusals.left_over(said)
+        if not record:
+            return error
+        *sudo, _ = self.remote.docker.split()
+        done = self.remote.run([*sudo, "rm", "-r", "--", record], check=False)
+        if done.returncode != 0:
+            error.detail = refusals.last(done.stderr)
+            return error
+        found = f"{self.name}: {refusals.RECORD_LEFT}"
+        self.mended.append(f"{found}: removed ({record})")
+        return UnreachableError(f"{found}; it is removed", definite=False)
+
+
+@contextmanager
+def stations(fleet: Fleet, patience_s: float) -> Iterator[list[Station]]:
+    """The fleet's nodes, not yet connected; their connections end with the context."""
+    with ssh.remotes(fleet.nodes, patience_s) as made:
+        yield [Station(remote=one) for one in made]
+
+
+class Loading:
+    """One ``docker load`` on a node, fed from here."""
+
+    def __init__(
+        self,
+        station: Station,
+        step: Step,
+        earlier: str,
+        *,
+        prove: bool,
+        followers: Sequence[Station] = (),
+    ) -> None:
+        self.station, self.part = station, step.part
+        self.size = step.size
+        self.relayed = bool(followers)
+        last = "prove" if prove else ""
+        docker = station.remote.docker
+        words = ssh.script("stage", docker, step.part.name, "-", earlier, last)
+        if followers:
+            texts = ssh.text("relay"), ssh.text("stage")
+            hops = [w for one in followers for w in (one.remote.hop, one.name, one.remote.docker)]
+            words = [
+                "sh", "-c", texts[0], "relay", *texts, step.part.name, earlier, last,
+                station.name, docker, *hops,
+            ]  # fmt: skip
+        self.process = station.remote.start(words, bulk=True)
+        self.watch = Watch(self.process)
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def write(self, piece: bytes) -> None:
+        """Send a piece. Raises ``NodeError`` when it is not taken."""
+        assert self.process.stdin is not None
+        try:
+            with self.watch.limit(self.station.remote.patience_s):
+                self.process.stdin.write(piece)
+                self.process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            self.finish()
+            raise NodeError(f"{self.station.name}: it ended before all was sent") from None
+
+    def finish(self) -> str:
+        """Wait for its end; returns what it said. Raises ``NodeError``."""
+        station, patience = self.station, self.station.remote.patience_s
+        with contextlib.suppress(OSError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        self.process.stdin = None
+        with self.watch.limit(patience + self.size / UNPACK_RATE):
+            stdout, stderr = self.process.communicate()
+        said = (stdout + stderr).decode("utf-8", "replace")
+        if self.watch.hung:
+            raise station.remote.hangs("progress", patience)
+        broken = station.remote.failure(self.process, stderr.decode("utf-8", "replace"), bulk=True)
+        if broken is not None:
+            raise broken
+        code, words = self.process.returncode, said
+        if code == 0 and self.relayed:
+            code, words = _section(said, station)
+        if code != 0:
+            raise station.refusal(code, words)
+        return said
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.watch.close()
+        ssh.kill(self.process)
+
+
+def _section(said: str, station: Station) -> tuple[int, str]:
+    """What a relay says of one node: the exit code of its load, and its words."""
+    code, mine = ssh.TRANSPORT, False
+    lines: list[str] = []
+    for line in said.splitlines():
+        if line.startswith("@@ of "):
+            words = line.split()
+            mine = words[2] == station.name
+            if mine:
+                code = int(words[3])
+        elif mine:
+            lines.append(line)
+    return code, "\n".join(lines)

@@ -1,1 +1,0 @@
-"""Proves images, seals what was seen, and is asked before anything ships."""

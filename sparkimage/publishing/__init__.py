@@ -1,1 +1,0 @@
-"""Images on their way out: as files, and into registries, where they are asked for again."""

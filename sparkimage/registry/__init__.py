@@ -1,0 +1,1 @@
+"""Images in registries and as archives: published, signed, and verified there."""

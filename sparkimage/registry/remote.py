@@ -1,0 +1,449 @@
+"""What a registry holds, and whether it may be believed: asked of the registry alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparkimage.config.address import Place, image_name
+from sparkimage.config.plan import LABEL
+from sparkimage.core.errors import GateError, PublishedError
+from sparkimage.core.progress import Moved
+from sparkimage.image.settings import Settings
+from sparkimage.image.store import INDEX
+from sparkimage.registry import attachments, provenance, sbom, tags
+from sparkimage.registry.attachments import Signature, Statement
+from sparkimage.registry.oci import DOCKER_INDEX, Document, Repository
+from sparkimage.registry.signing import Keyless
+from sparkimage.registry.tags import Measured
+from sparkimage.verify import dsse, policy, seal
+from sparkimage.verify.policy import Required
+from sparkimage.verify.seal import Signed, Verdict
+
+Trusted = Mapping[str, dsse.PublicKey] | Keyless
+"""Whose signatures are believed: keys by their ids, or whom cosign believes without one."""
+KINDS = (seal.TEST_RESULT, sbom.PREDICATE, provenance.PREDICATE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """An image of a registry: by its tag, by its digest, or both."""
+
+    place: Place
+    tag: str | None
+    digest: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read it as the Docker CLI does: without a tag and a digest it is ``latest``."""
+        name = image_name(text)
+        tag = name.tag or (None if name.digest else "latest")
+        return cls(place=Place.parse(text), tag=tag, digest=name.digest)
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{self.place}{tag}{f'@{self.digest}' if self.digest else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One platform's image, as the registry has it. Nothing of it is believed yet."""
+
+    digest: str
+    manifest: Mapping[str, Any]
+    config: Mapping[str, Any]
+    signatures: tuple[Signature, ...]
+    statements: tuple[Statement, ...]
+
+    @property
+    def platform(self) -> str:
+        return f"{self.config.get('os')}/{self.config.get('architecture')}"
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.of(self.config)
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return self.settings.labels
+
+    @property
+    def lock(self) -> str:
+        """The lock's checksum, as the image's label says it."""
+        return self.labels.get(f"{LABEL}lock", "").removeprefix("sha256:")
+
+    @property
+    def size(self) -> int:
+        return sum(int(layer["size"]) for layer in self.manifest["layers"])
+
+    def of(self, kind: str) -> tuple[Statement, ...]:
+        return tuple(one for one in self.statements if one.kind == kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """What a reference stands for: the images of an index, or the one manifest."""
+
+    reference: Reference
+    digest: str
+    document: Document
+    signatures: tuple[Signature, ...]
+    """Over the index, or over the one manifest."""
+    images: tuple[Reading, ...]
+
+    @property
+    def is_index(self) -> bool:
+        return self.document.media_type in (INDEX, DOCKER_INDEX)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is believed of one platform's image."""
+
+    reading: Reading
+    verdict: Verdict
+    provenance: Mapping[str, Any]
+    measured: Measured
+    sbom: Mapping[str, Any]
+    tags: tuple[str, ...]
+    """Those that it was signed for."""
+
+
+def read(reference: Reference, repository: Repository, trusted: Trusted) -> Whole:
+    """Read what ``reference`` stands for, each document proven against its digest.
+
+    Raises ``PublishedError`` for what is missing or damaged.
+    """
+    named = reference.digest or str(reference.tag)
+    document = repository.manifest(named)
+    if document is None:
+        raise PublishedError(
+            f"{repository.place} has no {named}",
+            hint="there are " + (", ".join(_shown(repository.tags())) or "no tags in it"),
+        )
+    if document.media_type not in (INDEX, DOCKER_INDEX):
+        one = _image(repository, document, trusted)
+        return Whole(
+            reference=reference, digest=document.digest, document=document,
+            signatures=one.signatures, images=(one,),
+        )  # fmt: skip
+    images = []
+    for entry in _parse(document, repository).get("manifests") or ():
+        platform = entry.get("platform") or {}
+        said = f"{platform.get('os')}/{platform.get('architecture')}"
+        held = repository.manifest(str(entry.get("digest")))
+        if held is None:
+            raise PublishedError(
+                f"the index {document.digest[:19]} of {repository.place} names {said}, and its "
+                f"image {str(entry.get('digest'))[:19]} is not there",
+                hint="publish all of its platforms again",
+            )
+        one = _image(repository, held, trusted)
+        if one.platform != said:
+            raise PublishedError(
+                f"the index {document.digest[:19]} names {said}, and its image is for "
+                f"{one.platform}",
+                hint="publish all of its platforms again",
+            )
+        images.append(one)
+    if not images:
+        raise PublishedError(
+            f"the index {document.digest[:19]} of {repository.place} is empty",
+            hint="publish its platforms again",
+        )
+    return Whole(
+        reference=reference, digest=document.digest, document=document,
+        signatures=_signatures(repository, document.digest, trusted), images=tuple(images),
+    )  # fmt: skip
+
+
+def _image(repository: Repository, document: Document, trusted: Trusted) -> Reading:
+    manifest = _parse(document, repository)
+    try:
+        described = manifest["config"]
+        config = json.loads(repository.blob(str(described["digest"]), int(described["size"])))
+        assert isinstance(manifest["layers"], list)
+    except (AssertionError, KeyError, TypeError, ValueError):
+        raise PublishedError(
+            f"{document.digest[:19]} of {repository.place} is no image",
+            hint="publish the image again",
+        ) from None
+    attached = attachments.read(repository, document.digest, "att")
+    if isinstance(trusted, Keyless):
+        at = f"{repository.place}@{document.digest}"
+        believed = {kind: trusted.payloads(at, kind) for kind in KINDS} if attached else {}
+        statements = [attachments.statement_by(one, believed) for one in attached]
+    else:
+        statements = [attachments.statement_of(one, trusted) for one in attached]
+    return Reading(
+        digest=document.digest,
+        manifest=manifest,
+        config=config,
+        signatures=_signatures(repository, document.digest, trusted),
+        statements=tuple(one for one in statements if one is not None),
+    )
+
+
+def _signatures(repository: Repository, digest: str, trusted: Trusted) -> tuple[Signature, ...]:
+    found = attachments.read(repository, digest, "sig")
+    if isinstance(trusted, Keyless):
+        said = trusted.signatures(f"{repository.place}@{digest}") if found else []
+        return tuple(attachments.signature_by(one, said) for one in found)
+    return tuple(attachments.signature_of(one, trusted) for one in found)
+
+
+def _parse(document: Document, repository: Repository) -> dict[str, Any]:
+    try:
+        found = json.loads(document.data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise PublishedError(f"{document.digest[:19]} of {repository.place} is no manifest")
+    return found
+
+
+def _shown(tags: Sequence[str]) -> list[str]:
+    return sorted(tag for tag in tags if not tag.startswith("sha256-"))[-8:]
+
+
+# What is believed
+
+
+def judge(
+    whole: Whole, required: Callable[[Reading], Required], *, lock: str | None = None
+) -> tuple[Facts, ...]:
+    """What may be believed of each platform. Raises ``PublishedError`` with the reason.
+
+    ``lock`` is the checksum that the lock must have, where the caller knows it.
+    """
+    believe(whole.signatures, whole.digest, whole.reference)
+    facts = tuple(_facts(one, whole.reference, required(one), lock) for one in whole.images)
+    tag = whole.reference.tag
+    if tag is not None:
+        _right_tag(tag, whole, facts)
+    return facts
+
+
+def believe(signatures: Sequence[Signature], digest: str, reference: Reference) -> None:
+    """See that a trusted key signed this digest. Raises ``PublishedError``."""
+    short = digest[:19]
+    if not signatures:
+        raise PublishedError(
+            f"{short} of {reference.place} is unsigned",
+            hint="it was not published by `python build.py publish`, or its signature was removed",
+        )
+    mine = [one for one in signatures if one.believed]
+    if not mine:
+        raise PublishedError(
+            f"{short} of {reference.place} is signed by a key that is not trusted here",
+            hint="--key FILE names the publisher's public key (PEM)",
+        )
+    if not any(one.digest == digest for one in mine):
+        raise PublishedError(
+            f"the signature of {short} is of another image, {mine[0].digest[:19]}",
+            hint="somebody moved it there: publish the image again",
+        )
+
+
+def _facts(one: Reading, reference: Reference, required: Required, lock: str | None) -> Facts:
+    believe(one.signatures, one.digest, reference)
+    short = one.digest[:19]
+    for statement in one.statements:
+        if statement.why and not statement.foreign:
+            raise PublishedError(
+                f"an attestation of {short} ({_kind(statement)}) {statement.why}",
+                hint="publish the image again, and find out who changed it",
+            )
+        if not statement.why and statement.subject != one.digest:
+            raise PublishedError(
+                f"an attestation of {short} ({_kind(statement)}) is of another image, "
+                f"{statement.subject[:19] or 'or of several'}",
+                hint="somebody moved it there: publish the image again",
+            )
+    verdict = _verdict(one, required)
+    source = _only(one, provenance.PREDICATE)
+    bill = _only(one, sbom.PREDICATE)
+    try:
+        said = source["buildDefinition"]["internalParameters"]["lock"]["sha256"]
+        measured = provenance.measured_of(source)
+    except (KeyError, TypeError):
+        raise PublishedError(
+            f"the provenance of {short} says no lock or no versions",
+            hint="publish it again",
+        ) from None
+    sealed = _locks(verdict)
+    seen = {"its label": one.lock, "its provenance": str(said)}
+    seen |= {"its seal": sealed} if len(sealed) == 64 else {"its seal": sealed or "none"}
+    if lock is not None:
+        seen["the lock here"] = lock
+    if len(set(seen.values())) > 1:
+        raise PublishedError(
+            f"the lock's checksum of {short} is not the same everywhere",
+            detail="\n".join(f"{where}: {value[:16]}" for where, value in seen.items()),
+            hint="it was built from another lock: publish what is locked now",
+        )
+    tags = {tag for sign in one.signatures if sign.believed for tag in sign.tags}
+    return Facts(
+        reading=one, verdict=verdict, provenance=source, measured=measured, sbom=bill,
+        tags=tuple(sorted(tags)),
+    )  # fmt: skip
+
+
+def _kind(statement: Statement) -> str:
+    names = {
+        seal.TEST_RESULT: "the seal", sbom.PREDICATE: "the SBOM",
+        provenance.PREDICATE: "the provenance",
+    }  # fmt: skip
+    return names.get(statement.kind, statement.kind)
+
+
+def results(one: Reading) -> tuple[Signed, ...]:
+    """The seal's statements that are believed, oldest first. Raises ``PublishedError``."""
+    found = []
+    for statement in one.of(seal.TEST_RESULT):
+        if statement.why:
+            continue
+        if not seal.fits(statement.said, one.digest):
+            raise PublishedError(
+                f"the seal of {one.digest[:19]} is not a test result for that digest",
+                hint="publish the image again",
+            )
+        found.append(Signed(
+            statement=statement.said, envelope=statement.envelope, key=statement.key
+        ))  # fmt: skip
+    found.sort(key=lambda one: str(one.statement["predicate"]["finished"]))
+    return tuple(found)
+
+
+def _verdict(one: Reading, required: Required) -> Verdict:
+    short = one.digest[:19]
+    found = results(one)
+    if not found:
+        foreign = any(statement.foreign for statement in one.of(seal.TEST_RESULT))
+        raise PublishedError(
+            f"the seal of {short} is signed by a key that is not trusted here"
+            if foreign
+            else f"{short} has no seal",
+            hint="--key FILE names the publisher's public key (PEM)"
+            if foreign
+            else "publish the image again",
+        )
+    for signed in found:
+        said = signed.statement["predicate"]
+        if said["result"] != "PASSED":
+            beside = " beside one that says PASSED" if len(found) > 1 else ""
+            raise PublishedError(
+                f"the seal of {short} says FAILED{beside}: {len(said['failedTests'])} checks, "
+                f"{said['finished']}",
+                detail="\n".join(f"✗ {name}" for name in said["failedTests"]),
+                hint="do not use this image; prove it where it was built and publish it again",
+            )
+    try:
+        decision = policy.judge(found, one.digest, found[-1].plan, required)
+    except GateError as refusal:
+        raise PublishedError(
+            refusal.message, detail=refusal.detail,
+            hint="prove it where it was built, and publish it again",
+        ) from None  # fmt: skip
+    assert decision.verdict is not None
+    return decision.verdict
+
+
+def _only(one: Reading, kind: str) -> Mapping[str, Any]:
+    """The one believed statement of a kind."""
+    found = [statement for statement in one.of(kind) if not statement.why]
+    what = {sbom.PREDICATE: "SBOM", provenance.PREDICATE: "provenance"}[kind]
+    if len(found) != 1:
+        raise PublishedError(
+            f"{one.digest[:19]} has {len(found) or 'no'} {what} that is believed",
+            hint="publish the image again",
+        )
+    predicate = found[0].said.get("predicate")
+    return predicate if isinstance(predicate, dict) else {}
+
+
+def _locks(verdict: Verdict) -> str:
+    found = {
+        str(entry["digest"]["sha256"])
+        for one in verdict.statements
+        for entry in one.statement["predicate"]["configuration"]
+        if entry["name"] == "lock"
+    }
+    return next(iter(found)) if len(found) == 1 else ", ".join(sorted(found))
+
+
+def version_tag(facts: Sequence[Facts]) -> str:
+    """The tag that these platforms' images have by what was measured."""
+    measured = tags.agree((one.reading.platform, one.measured) for one in facts)
+    locks = {one.reading.platform: one.reading.lock for one in facts}
+    return tags.version_tag(measured, tags.joint_checksum(locks))
+
+
+def _right_tag(tag: str, whole: Whole, facts: Sequence[Facts]) -> None:
+    signed = {
+        name for one in whole.signatures if one.believed and one.digest == whole.digest
+        for name in one.tags
+    }  # fmt: skip
+    if tag in signed:
+        return
+    raise PublishedError(
+        f"{whole.reference.place}:{tag} was moved: it stands for {whole.digest[:19]} "
+        f"({version_tag(facts)}), which was signed for {', '.join(sorted(signed)) or 'no tag'}",
+        hint="ask for the image by its own tag or digest, and find out who moved this one",
+    )
+
+
+def whole_blobs(
+    whole: Whole, repository: Repository, *, deep: bool, moved: Moved = lambda _: None
+) -> None:
+    """See that every blob is there in its size; ``deep`` reads and proves them all.
+
+    Raises ``PublishedError``.
+    """
+    seen = set()
+    for one in whole.images:
+        for blob in (one.manifest["config"], *one.manifest["layers"]):
+            digest, size = str(blob["digest"]), int(blob["size"])
+            if digest in seen:
+                continue
+            seen.add(digest)
+            held = repository.blob_size(digest)
+            if held is None:
+                raise PublishedError(
+                    f"{repository.place} lacks the blob {digest[:19]} of {one.digest[:19]}",
+                    hint="publish the image again",
+                )
+            if held not in (size, -1):
+                raise repository.damaged(digest, held, size)
+            if deep:
+                repository.prove(digest, size, moved)
+
+
+def verify(
+    text: str,
+    trusted: Trusted,
+    required: Callable[[Reading], Required],
+    *,
+    digest: str | None = None,
+    lock: str | None = None,
+    deep: bool = False,
+    moved: Moved = lambda _: None,
+    repository: Repository | None = None,
+) -> tuple[Whole, tuple[Facts, ...]]:
+    """The one question before anything of a registry is used. Raises ``PublishedError``.
+
+    ``digest`` is of an image that must be among those that ``text`` stands for.
+    """
+    reference = Reference.parse(text)
+    repository = repository or Repository(place=reference.place)
+    whole = read(reference, repository, trusted)
+    facts = judge(whole, required, lock=lock)
+    if digest is not None and digest not in {whole.digest, *(i.digest for i in whole.images)}:
+        raise PublishedError(
+            f"{reference} stands for {whole.digest[:19]}, not for {digest[:19]}",
+            hint="publish the image first",
+        )
+    whole_blobs(whole, repository, deep=deep, moved=moved)
+    return whole, facts

@@ -1,0 +1,1 @@
+"""Pins resolved through their own clients, and locked inputs fetched."""

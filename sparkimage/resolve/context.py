@@ -1,0 +1,34 @@
+"""How this machine reaches what lies elsewhere: registries, repositories, indexes, mirrors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from sparkimage.config.address import Mirrors
+from sparkimage.core.process import Runner
+from sparkimage.resolve import images
+from sparkimage.resolve.git import Repository
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outside:
+    """How this machine reaches what is elsewhere."""
+
+    home: Path
+    runner: Runner
+    mirrors: Mirrors
+    say: Callable[[str], None]
+
+    @cached_property
+    def docker(self) -> tuple[str, ...]:
+        """The docker CLI to ask registries with."""
+        return images.program(self.home, self.runner, self.say)
+
+    def repository(self, title: str, address: str) -> Repository:
+        """A git repository."""
+        return Repository(
+            title=title, address=address, home=self.home, runner=self.runner, mirrors=self.mirrors
+        )

@@ -1,0 +1,1 @@
+"""Servers on the nodes: launched, examined, explained and measured."""

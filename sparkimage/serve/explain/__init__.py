@@ -1,0 +1,1 @@
+"""What logs tell: the known failures, and the facts beside them."""

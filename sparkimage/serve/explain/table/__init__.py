@@ -1,0 +1,1 @@
+"""The known failures, by subject."""

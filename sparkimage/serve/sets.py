@@ -1,0 +1,255 @@
+"""What was started on the nodes, from their containers' labels alone: nothing is kept here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sparkimage.core.errors import NodeError, SparkError
+from sparkimage.nodes import ssh
+from sparkimage.nodes.session import Station
+from sparkimage.nodes.snapshot import parts_of
+from sparkimage.serve.command import LABEL
+
+HEAD = 0
+RUNNING = ("running", "restarting", "paused")
+"""Docker's states of a container that has a process, or will have one again by itself."""
+GRACE_S = 20
+"""Seconds that a server has to end by itself."""
+NEVER = "0001-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One container of a set, on its node."""
+
+    node: str
+    id: str
+    set: str
+    rank: int
+    nodes: int
+    gpus: int
+    variant: str
+    profile: str
+    digest: str
+    head: str
+    """The head's address for the other ranks."""
+    port: int
+    nccl: str
+    rdma: bool
+    image: str
+    """The image's id on this node."""
+    identity: str
+    """What of the image is the same on all nodes; empty where the image is gone."""
+    state: str
+    exit_code: int
+    oom: bool
+    started: str
+    ended: str
+    restarts: int
+
+    @property
+    def lives(self) -> bool:
+        return self.state in RUNNING
+
+    @property
+    def role(self) -> str:
+        return "head" if self.rank == HEAD else "worker"
+
+    def words(self) -> str:
+        """Its state, as people say it."""
+        if self.state == "exited" and self.oom:
+            return f"killed, out of memory ({self.exit_code})"
+        return f"exited ({self.exit_code})" if self.state in ("exited", "dead") else self.state
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """What a node said: its folder for caches, its data address to itself, its containers."""
+
+    caches: str
+    addresses: tuple[str, ...]
+    members: tuple[Member, ...]
+
+
+def look(station: Station) -> Here:
+    """Ask a node that is connected. Raises ``NodeError`` and its kin."""
+    node = station.remote.node
+    words = ssh.script("sets", station.remote.docker, node.data or node.control)
+    done = station.remote.run(words, check=False)
+    if done.returncode != 0 or "@@ end" not in done.stdout:
+        raise station.refusal(done.returncode, done.stdout + done.stderr)
+    identities = {image.id: image.identity for image in station.now.images}
+    return read(station.name, done.stdout, identities)
+
+
+def read(node: str, said: str, identities: Mapping[str, str]) -> Here:
+    """Make sense of what the script said; a container that is not ours as a whole is left out."""
+    parts = parts_of(said)
+    members = []
+    for line in parts.get("containers", []):
+        try:
+            found = json.loads(line)
+            members.append(_member(node, found, identities))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return Here(
+        caches=next(iter(parts.get("cache", [])), ""),
+        addresses=tuple(parts.get("address", [])),
+        members=tuple(sorted(members, key=lambda one: (one.set, one.rank))),
+    )
+
+
+def _member(node: str, said: Mapping[str, Any], identities: Mapping[str, str]) -> Member:
+    labels, state = said["Config"]["Labels"], said["State"]
+
+    def label(name: str, default: str = "") -> str:
+        return str(labels.get(f"{LABEL}.{name}", default))
+
+    ended = str(state.get("FinishedAt") or NEVER)
+    return Member(
+        node=node,
+        id=str(said["Id"]),
+        set=str(labels[LABEL]),
+        rank=int(label("rank")),
+        nodes=int(label("nodes")),
+        gpus=int(label("gpus", "1")),
+        variant=label("variant"),
+        profile=label("profile"),
+        digest=label("digest"),
+        head=label("head"),
+        port=int(label("port")),
+        nccl=label("nccl"),
+        rdma=label("rdma") == "1",
+        image=str(said["Image"]),
+        identity=identities.get(str(said["Image"]), ""),
+        state=str(state["Status"]),
+        exit_code=int(state.get("ExitCode") or 0),
+        oom=bool(state.get("OOMKilled")),
+        started=str(state.get("StartedAt") or ""),
+        ended="" if ended == NEVER else ended,
+        restarts=int(said.get("RestartCount") or 0),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A set as a whole: ``problems`` are what is broken, in words."""
+
+    name: str
+    members: tuple[Member, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def head(self) -> Member | None:
+        return next((one for one in self.members if one.rank == HEAD), None)
+
+    @property
+    def lives(self) -> bool:
+        """Something of it runs."""
+        return any(one.lives for one in self.members)
+
+    @property
+    def zombies(self) -> tuple[Member, ...]:
+        """Workers that live without a head: they hold GPU memory and answer nobody."""
+        if self.head is not None and self.head.lives:
+            return ()
+        return tuple(one for one in self.members if one.rank != HEAD and one.lives)
+
+
+def judge(members: Iterable[Member], unknown: Sequence[str] = ()) -> tuple[Judged, ...]:
+    """The sets that there are, and what is broken in each. Pure.
+
+    ``unknown``: nodes that could not be asked; what may be there is not called missing.
+    """
+    sets: dict[str, list[Member]] = {}
+    for one in members:
+        sets.setdefault(one.set, []).append(one)
+    return tuple(
+        Judged(
+            name=name,
+            members=tuple(sorted(ones, key=lambda one: (one.rank, one.node))),
+            problems=tuple(_problems(sorted(ones, key=lambda one: one.rank), unknown)),
+        )
+        for name, ones in sorted(sets.items())
+    )
+
+
+def _problems(members: Sequence[Member], unknown: Sequence[str]) -> Iterable[str]:
+    nodes = members[0].nodes
+    ranks = [one.rank for one in members]
+    head = next((one for one in members if one.rank == HEAD), None)
+    lacking = [rank for rank in range(nodes) if rank not in ranks]
+    dead = [one for one in members if not one.lives]
+    workers = [one for one in members if one.rank != HEAD and one.lives]
+    if workers and (head is None or not head.lives) and not (head is None and unknown):
+        what = "is gone" if head is None else f"on {head.node} is {head.words()}"
+        yield (
+            f"the head {what}: zombie workers on {', '.join(one.node for one in workers)} hold "
+            "their GPUs"
+        )
+    for one in dead:
+        if one.rank != HEAD or not workers:
+            yield f"rank {one.rank} on {one.node} is {one.words()}"
+    if lacking and not unknown and not (lacking == [HEAD] and workers):
+        yield f"no node has rank {', '.join(map(str, lacking))}"
+    for rank in sorted({rank for rank in ranks if ranks.count(rank) > 1}):
+        twice = ", ".join(one.node for one in members if one.rank == rank)
+        yield f"rank {rank} is there more than once: {twice}"
+    identities = {one.identity for one in members if one.identity}
+    if len(identities) > 1 or len({one.digest for one in members}) > 1:
+        yield "the ranks do not run one and the same image"
+    for one in members:
+        if one.state == "restarting":
+            yield f"rank {one.rank} on {one.node} starts again and again ({one.restarts} times)"
+
+
+def end(station: Station, ids: Sequence[str], *, grace_s: int = GRACE_S) -> None:
+    """Stop these containers and remove them. Raises ``NodeError`` and its kin."""
+    if not ids:
+        return
+    words = ssh.script("end", station.remote.docker, str(grace_s), *ids)
+    done = station.remote.run(words, check=False, timeout_s=grace_s + station.remote.patience_s)
+    if done.returncode != 0:
+        raise station.refusal(done.returncode, done.stdout + done.stderr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A container's state at one moment."""
+
+    status: str
+    """As Docker says it; ``gone`` where there is no such container."""
+    code: int = 0
+    oom: bool = False
+    ended: str = ""
+    """When it ended last, by its node's clock."""
+
+
+def state_of(station: Station, id: str) -> State:
+    """A container's state now. Raises ``UnreachableError``, ``NodeError``."""
+    form = "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}} {{json .State.FinishedAt}}"
+    argv = [*station.remote.docker.split(), "container", "inspect", "--format", form, id]
+    done = station.remote.run(argv, check=False)
+    found = re.fullmatch(r"(\w+) (-?\d+) (true|false) \"(.*)\"", done.stdout.strip())
+    if found is None:
+        return State(status="gone")
+    return State(
+        status=found[1], code=int(found[2]), oom=found[3] == "true", ended=found[4]
+    )  # fmt: skip
+
+
+def failure(errors: Mapping[str, SparkError], count: int, what: str) -> NodeError:
+    """The error for nodes that could not be asked."""
+    from sparkimage.nodes.retag import lines
+
+    return NodeError(
+        f"{len(errors)} of {count} nodes {what}", detail="\n".join(lines(dict(errors)))
+    )

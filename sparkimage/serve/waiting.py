@@ -1,0 +1,316 @@
+"""Waits until a set serves: reads every rank's log, asks the head, and ends with the first failure.
+
+Ready is when the head's log says that its startup is complete *and* ``/health`` answers well, and
+the logs have shown what must be proven.
+"""
+
+from __future__ import annotations
+
+import http.client
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sparkimage.core.errors import LaunchError, NodeError, SparkError
+from sparkimage.nodes import ssh
+from sparkimage.nodes.concurrent import together
+from sparkimage.nodes.session import Station
+from sparkimage.serve import health, proof, sets
+from sparkimage.serve.explain import knowledge
+from sparkimage.serve.explain.knowledge import Match
+from sparkimage.serve.proof import Finding
+from sparkimage.serve.reading import PHASES, Log
+from sparkimage.serve.screen import Screen
+from sparkimage.serve.sets import HEAD, State
+
+PROOF_S = 10.0
+"""Seconds that the workers' logs may be behind the head's."""
+SETTLE_S = 1.0
+"""Seconds without a word after a failure: what else the ranks say of it comes before."""
+POLL_S = 0.3
+LAST = 12
+"""Lines of a rank that failed which its error shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """A container whose log is followed; ``since``: from when on, or nothing for all."""
+
+    rank: int
+    station: Station
+    container: str
+    since: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.station.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A rank's log ended: with its container, or with the connection (``error``)."""
+
+    state: State | None = None
+    error: SparkError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What the logs must show."""
+
+    nccl: str
+    rdma: bool
+    gpus: int
+
+
+@dataclass(kw_only=True)
+class Waiting:
+    """One wait for one set."""
+
+    ranks: Sequence[Rank]
+    port: int
+    expected: Expected
+    timeout_s: float
+    screen: Screen
+    logs: dict[int, Log] = field(default_factory=dict)
+    readings: dict[int, knowledge.Reading] = field(default_factory=dict)
+    _events: queue.Queue[tuple[int, str | Ended | int]] = field(default_factory=queue.Queue)
+    _over: threading.Event = field(default_factory=threading.Event)
+    _following: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _asking: threading.Thread | None = None
+    _healthy: bool = False
+    _answer: int | None = None
+
+    def run(self) -> tuple[Finding, ...]:
+        """Until the set is ready; what was found in the logs, good or bad.
+
+        Raises ``LaunchError`` when a rank ends, when its node is lost, or at the time limit.
+        """
+        until = time.monotonic() + self.timeout_s
+        self.logs = {one.rank: Log() for one in self.ranks}
+        self.readings = {one.rank: knowledge.Reading(source=one.name) for one in self.ranks}
+        threads = [
+            threading.Thread(target=self._follow, args=(one,), daemon=True) for one in self.ranks
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            while not (self._healthy and self.logs[HEAD].complete):
+                self._step(until)
+            # What the ranks said before is on its way.
+            latest = min(until, time.monotonic() + PROOF_S)
+            while time.monotonic() < latest and self._may_come():
+                self._step(until, wait_s=latest - time.monotonic())
+            for one in self.ranks:
+                self.screen.phase(one.rank, PHASES[-1])
+            return self.found()
+        finally:
+            self._over.set()
+            for process in self._following:
+                process.kill()
+            for thread in threads:
+                thread.join(ssh.CONNECT_S)
+            for process in self._following:
+                for pipe in (process.stdin, process.stdout, process.stderr):
+                    if pipe is not None:
+                        pipe.close()
+
+    def _may_come(self) -> bool:
+        """Something is not there yet, and nothing is wrong for good."""
+        found = self.found()
+        return any(one.open for one in found) and all(one.ok or one.open for one in found)
+
+    def found(self) -> tuple[Finding, ...]:
+        """What the logs have shown so far."""
+        return proof.examine(
+            self.logs,
+            [one.name for one in self.ranks],
+            nccl=self.expected.nccl,
+            rdma=self.expected.rdma,
+            gpus=self.expected.gpus,
+        )
+
+    def _step(self, until: float, *, wait_s: float = 1.0) -> None:
+        """Take in what comes next, if anything does soon."""
+        left = until - time.monotonic()
+        if left <= 0:
+            raise self._late()
+        try:
+            rank, event = self._events.get(timeout=max(0.01, min(left, wait_s)))
+        except queue.Empty:
+            return
+        if isinstance(event, Ended):
+            self._settle()
+            raise self._failed(self.ranks[rank], event)
+        self._take(rank, event)
+
+    def _take(self, rank: int, event: str | int) -> None:
+        if isinstance(event, int):
+            self._answer = event
+            self._healthy = event == http.client.OK
+            return
+        log = self.logs[rank]
+        self.readings[rank].take(event)
+        if log.feed(event):
+            self.screen.phase(rank, "health" if log.complete else log.phase, log.detail)
+        if rank == HEAD and log.complete and self._asking is None:
+            self._asking = threading.Thread(target=self._ask, daemon=True)
+            self._asking.start()
+
+    def _settle(self) -> None:
+        """Take in what the ranks say of a failure."""
+        until = time.monotonic() + 5 * SETTLE_S
+        while time.monotonic() < until:
+            try:
+                rank, event = self._events.get(timeout=SETTLE_S)
+            except queue.Empty:
+                return
+            if not isinstance(event, Ended):
+                self._take(rank, event)
+
+    # In threads of their own
+
+    def _follow(self, one: Rank) -> None:
+        since = ["--since", one.since] if one.since else []
+        words = ssh.script(
+            "logs", one.station.remote.docker, one.container, "--follow", *since
+        )  # fmt: skip
+        try:
+            process = one.station.remote.start(words)
+            self._following.append(process)
+            if self._over.is_set():
+                # Whoever ends those that follow may not have seen this one.
+                process.kill()
+            assert process.stdout is not None
+            for raw in process.stdout:
+                self._events.put((one.rank, raw.decode("utf-8", "replace")))
+            if self._over.is_set():
+                return
+            assert process.stderr is not None
+            said = process.stderr.read().decode("utf-8", "replace")
+            process.wait()
+            lost = one.station.remote.failure(process, said)
+            if lost is not None:
+                raise lost
+            state = sets.state_of(one.station, one.container)
+            self._events.put((one.rank, Ended(state=state)))
+        except SparkError as error:
+            if not self._over.is_set():
+                self._events.put((one.rank, Ended(error=error)))
+        except (OSError, ValueError):
+            # Its pipe was closed: the wait is over.
+            return
+
+    def _ask(self) -> None:
+        head = self.ranks[HEAD].station.remote
+        try:
+            path = head.forward_port(self.port)
+            while not self._over.is_set():
+                status = health.ask(path)
+                self._events.put((HEAD, status or 0))
+                if status == http.client.OK or self._over.wait(POLL_S):
+                    return
+        except SparkError as error:
+            self._events.put((HEAD, Ended(error=error)))
+
+    # Errors
+
+    def _late(self) -> LaunchError:
+        said = [
+            f"{one.name} (rank {one.rank}): {self.logs[one.rank].phase} "
+            f"{self.logs[one.rank].detail}".rstrip()
+            for one in self.ranks
+        ]
+        head = self.logs[HEAD]
+        phase = head.phase
+        if head.complete:
+            phase = f"health: {health.words(self._answer or None)}"
+        return LaunchError(
+            f"not ready after {self.timeout_s:g} s: the head is at {phase}",
+            detail="\n".join([*said, *self.known()]),
+            hint="more time: --timeout SECONDS; leave it running and look: --keep, then "
+            "python build.py logs",
+        )
+
+    def _failed(self, one: Rank, event: Ended) -> SparkError:
+        log = self.logs[one.rank]
+        if isinstance(event.error, NodeError):
+            return LaunchError(
+                f"{one.name} (rank {one.rank}) was lost in phase {log.phase}: "
+                f"{event.error.message}",
+                detail=event.error.detail, hint=event.error.hint,
+            )  # fmt: skip
+        if event.error is not None:
+            return event.error
+        assert event.state is not None
+        ended = self._ended(one, event.state)
+        first, _ = ended[0]
+        detail = []
+        for rank, _ in ended:
+            count = LAST if rank is first else 3
+            last = [line for line in self.logs[rank.rank].tail if line.strip()][-count:]
+            detail += [f"{rank.name} | {line}" for line in last]
+        known = self.known(first.rank)
+        return LaunchError(
+            "; ".join(self._told(rank, state) for rank, state in ended),
+            detail="\n".join([*detail, *known]),
+            hint=""
+            if known
+            else "all of it: the same command with --keep, then python build.py logs",
+        )
+
+    def _ended(self, one: Rank, state: State) -> list[tuple[Rank, State]]:
+        """The ranks that have ended, the first one first: the others may only have followed it."""
+        states = {one.rank: state}
+
+        def ask(other: Rank) -> None:
+            if other is not one:
+                states[other.rank] = sets.state_of(other.station, other.container)
+
+        # Of one that cannot be asked nothing is known.
+        together(self.ranks, ask)
+        ended = [
+            (rank, states[rank.rank])
+            for rank in self.ranks
+            if rank is one or states.get(rank.rank, _RUNS).status not in sets.RUNNING
+        ]
+        return sorted(ended, key=lambda pair: (pair[1].ended == "", pair[1].ended))
+
+    def _told(self, one: Rank, state: State) -> str:
+        what = f"exited with code {state.code}"
+        if state.status in sets.RUNNING:
+            what = "ended, and Docker started it again"
+        elif state.status == "gone":
+            what = "was removed"
+        elif state.oom:
+            what = f"was killed: out of memory (code {state.code})"
+        return f"{one.name} (rank {one.rank}) {what} in phase {self.logs[one.rank].phase}"
+
+    def known(self, first: int | None = None) -> list[str]:
+        """The known failures in the logs: those of ``first`` before all others, each once."""
+        order = sorted(self.readings, key=lambda rank: (rank != first, rank))
+        found: dict[str, Match] = {}
+        for rank in order:
+            for match in self.readings[rank].matches():
+                found.setdefault(match.entry.id, match)
+        for match in knowledge.across(list(self.readings.values())):
+            found.setdefault(match.entry.id, match)
+        return tell(list(found.values()))
+
+
+_RUNS = State(status="running")
+
+
+def tell(matches: Sequence[Match]) -> list[str]:
+    """Known failures as lines to read."""
+    said = []
+    for match in matches:
+        where = f" ({match.source})" if match.source else ""
+        said.append(f"known: {match.title}{where}")
+        if match.note:
+            said.append(f"    {match.note}")
+        said += [f"    {match.cause}", f"    → {match.cure}"]
+    return said

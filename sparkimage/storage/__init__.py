@@ -1,1 +1,0 @@
-"""Images by digest, and the archives that engines load."""

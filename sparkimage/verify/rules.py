@@ -1,0 +1,128 @@
+"""The stated lists of the static tier: what is allowed in an image, each entry with its reason."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field
+
+from sparkimage.config import validation, yamlfile
+from sparkimage.config.strict import Strict
+
+FILE = "static.yaml"
+Text = Annotated[str, Field(min_length=1)]
+
+
+def matches(path: str, glob: str) -> bool:
+    """Whether the glob fits the whole path."""
+    return _compiled(glob).match(path) is not None
+
+
+def matches_any(path: str, globs: tuple[str, ...]) -> bool:
+    """Whether one of the globs fits the whole path: all of them at once."""
+    return bool(globs) and _joined(globs).match(path) is not None
+
+
+@cache
+def _joined(globs: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(fnmatch.translate, globs)))
+
+
+@cache
+def _compiled(glob: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(glob))
+
+
+class PathRule(Strict):
+    """Files by their path."""
+
+    path: Text
+    reason: Text
+
+
+class Library(Strict):
+    """A library by its name."""
+
+    name: Text
+    reason: Text
+
+
+class Needs(Strict):
+    """Names that some files need and that need not resolve."""
+
+    files: Text
+    needs: list[Text] = Field(min_length=1)
+    reason: Text
+
+    def covers(self, path: str, name: str) -> bool:
+        """Whether the rule is about this name in this file."""
+        return any(matches(name, glob) for glob in self.needs) and matches(path, self.files)
+
+
+class LoadedBefore(Needs):
+    """Such names, where the image must hold the library elsewhere."""
+
+    origin: Text = Field(alias="from")
+
+
+class Setuid(PathRule):
+    """A file that has the set-user-ID or set-group-ID bit."""
+
+    mode: str = Field(pattern=r"^[246][0-7]{3}$")
+
+
+class SecretRule(PathRule):
+    """A file in which something looks like a secret."""
+
+    kinds: list[Text] = Field(min_length=1)
+
+
+class Leftover(Strict):
+    """What a build step must not leave behind."""
+
+    name: Text
+    pattern: re.Pattern[str]
+    reason: Text
+
+
+class Rules(Strict):
+    """static.yaml"""
+
+    foreign_elf: list[PathRule] = Field(default=[])
+    driver_libraries: list[Library] = Field(default=[])
+    loaded_before: list[LoadedBefore] = Field(default=[])
+    absent: list[Needs] = Field(default=[])
+    setuid: list[Setuid] = Field(default=[])
+    secrets: list[SecretRule] = Field(default=[])
+    leftovers: list[Leftover] = Field(default=[])
+    rewritten: list[PathRule] = Field(default=[])
+    foreign_distribution: list[PathRule] = Field(default=[])
+
+    def and_more(self, more: Rules) -> Rules:
+        """These rules and ``more``."""
+        joined = {n: [*getattr(self, n), *getattr(more, n)] for n in Rules.model_fields}
+        return self.model_copy(update=joined)
+
+
+@cache
+def own() -> Rules:
+    """The rules that come with this program."""
+    return Rules.model_validate(yaml.safe_load(_text()))
+
+
+def load(project: Path | None) -> Rules:
+    """Our rules with those of the project, where it has any. Raises ``ConfigError``."""
+    file = project / FILE if project is not None else None
+    if file is None or not file.is_file():
+        return own()
+    return own().and_more(validation.parse(yamlfile.load(file), Rules))
+
+
+def _text() -> str:
+    return files("sparkimage").joinpath("data", FILE).read_text("utf-8")

@@ -1,0 +1,361 @@
+"""The static tier: proves an image by its layers and its config alone, on any host.
+
+Nothing is started and nothing emulated. What may be in an image although it looks wrong is on the
+lists of ``data/static.yaml``.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sparkimage.config.plan import Plan, debs
+from sparkimage.config.tier import Tier
+from sparkimage.image import secrets
+from sparkimage.image.layerindex import Entry, ImageFiles, content, first_own, image_files
+from sparkimage.image.linking import Linker, Root
+from sparkimage.image.settings import Settings
+from sparkimage.image.store import Image, Store
+from sparkimage.verify import layer_checks, static_nccl
+from sparkimage.verify import rules as stated
+from sparkimage.verify.rules import Rules, matches, matches_any
+from sparkimage.verify.seal import Check
+from sparkimage.verify.static_nccl import Compared
+
+TIER = Tier.STATIC
+SHOWN = 20
+"""Of many faults of a kind, so many are named."""
+SHELL = re.compile(r"(^|/)(ba|da|z|k|a)?sh$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bytes that a layer may have."""
+
+    stored: int = 10_000_000_000
+    """As it is stored, which is what a registry counts; GHCR's limit."""
+    unpacked: int = 4_000_000_000
+    """Of files, in a layer of ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What the checks look at."""
+
+    plan: Plan
+    image: Image
+    store: Store
+    files: ImageFiles
+    root: Root
+    first: int
+    """The lowest layer of ours."""
+    rules: Rules
+    limits: Limits
+
+    @property
+    def settings(self) -> Settings:
+        return self.image.settings
+
+    @property
+    def history(self) -> list[Mapping[str, Any]]:
+        return list(self.image.config.get("history") or ())
+
+    @property
+    def env(self) -> dict[str, str]:
+        return self.settings.env
+
+    @cached_property
+    def every(self) -> Sequence[Entry]:
+        """What the layers hold, without the signs of removal."""
+        return [one for layer in self.files.layers for one in layer if not one.is_whiteout]
+
+    @cached_property
+    def every_own(self) -> Sequence[Entry]:
+        """The same of our layers."""
+        return [one for one in self.every if one.layer >= self.first]
+
+
+def examine(
+    plan: Plan, image: Image, store: Store, project: Path | None, *, limits: Limits | None = None
+) -> tuple[Check, ...]:
+    """Compare ``image`` with ``plan``; seals nothing.
+
+    ``project`` has the layers' own checks, and may have rules of its own. Raises ``StoreError``
+    for a damaged layer and ``ConfigError`` for rules that are none.
+    """
+    return _examine(plan, image, store, image_files(store, image), project, limits or Limits())
+
+
+def count(plan: Plan, image: Image, store: Store, project: Path | None) -> int:
+    """How many checks ``examine`` makes: as many as of an image without a file."""
+    return len(_examine(plan, image, store, ImageFiles(layers=()), project, Limits()))
+
+
+def _examine(
+    plan: Plan, image: Image, store: Store, files: ImageFiles, project: Path | None, limits: Limits
+) -> tuple[Check, ...]:
+    foreign = any(layer.image or layer.source for layer in plan.layers)
+    subject = _Subject(
+        plan=plan,
+        image=image,
+        store=store,
+        files=files,
+        root=Root(files.final),
+        first=first_own(foreign=foreign, history=image.config.get("history") or ()),
+        rules=stated.load(project),
+        limits=limits,
+    )
+    found = (
+        *_config(subject),
+        *_programs(subject),
+        *static_nccl.checks(plan, files, subject.root, subject.first),
+        *_preloads(subject),
+        *_contents(subject),
+        *_origin(subject),
+        *_secrets(subject),
+        *_layers(subject),
+    )
+    own = layer_checks.examine(plan, subject.settings, subject.root, project) if project else ()
+    return (*(_check(*one) for one in found), *own)
+
+
+def _check(name: str, title: str, seen: Any, expected: Any) -> Check:
+    # Through JSON, so that what a seal holds is what was compared.
+    seen, expected = json.loads(json.dumps([seen, expected]))
+    return Check(
+        id=f"{TIER}/{name}",
+        layer=TIER,
+        title=title,
+        result="PASSED" if seen == expected else "FAILED",
+        seen=seen,
+        expected=expected,
+        tier=TIER,
+    )
+
+
+def _config(s: _Subject) -> Iterator[Compared]:
+    entrypoint, cmd = s.settings.entrypoint, s.settings.cmd
+    seen = f"{s.image.config['os']}/{s.image.config['architecture']}"
+    yield "platform", "platform in the image's config", seen, s.plan.platform
+    yield "entrypoint", "ENTRYPOINT", entrypoint, s.plan.entrypoint
+    yield "cmd", "CMD", cmd, s.plan.cmd
+    shells = {
+        name: argv
+        for name, argv in (("ENTRYPOINT", entrypoint), ("CMD", cmd))
+        if len(argv) > 1 and SHELL.search(argv[0]) and re.fullmatch(r"-[a-z]*c", argv[1])
+    }
+    yield "exec-form", "what is started through a shell, which keeps signals to itself", shells, {}
+    argv = [*entrypoint, *cmd]
+    yield (
+        "program",
+        f"{argv[:1]} is in PATH and executable",
+        bool(argv) and s.root.program(argv[0], s.env.get("PATH", "")) is not None,
+        bool(s.plan.entrypoint or s.plan.cmd),
+    )
+    # Mounted caches and the model lie under /root.
+    user = s.settings.user or "root"
+    yield "user", "USER", "root" if user in ("0", "0:0", "root:root") else user, "root"
+    labels = s.settings.labels
+    yield "labels", "labels", {name: labels.get(name) for name in s.plan.labels}, s.plan.labels
+
+
+def _programs(s: _Subject) -> Iterator[Compared]:
+    heads = list(s.root.elves())
+    other = [
+        f"{entry.path}: {head.arch}"
+        for entry, head in heads
+        if head.arch != s.plan.arch
+        and not any(matches(entry.path, rule.path) for rule in s.rules.foreign_elf)
+    ]
+    yield (
+        "architecture",
+        f"{len(heads)} ELF files are of {s.plan.arch}, but for",
+        other[:SHOWN] if heads else ["there is none"],
+        [],
+    )
+    broken = [f"{entry.path}: {head.problem}" for entry, head in heads if head.problem]
+    yield "elf-heads", "ELF files whose dynamic section cannot be read", broken[:SHOWN], []
+    linker = _linker(s)
+    missing = [
+        f"{entry.path} needs {name}"
+        for entry, name in linker.unresolved()
+        if not _excused(s, linker, entry.path, name)
+    ]
+    number = sum(len(head.needed) for _, head in heads)
+    yield "needed", f"{number} needed libraries resolve, but for", missing[:SHOWN], []
+
+
+def _linker(s: _Subject) -> Linker:
+    return Linker.of(s.root, s.plan.arch, s.plan.triplet, s.env.get("LD_LIBRARY_PATH", ""))
+
+
+def _excused(s: _Subject, linker: Linker, path: str, name: str) -> bool:
+    if any(library.name == name for library in s.rules.driver_libraries):
+        return True
+    if any(rule.covers(path, name) for rule in s.rules.absent):
+        return True
+    origins = [rule.origin for rule in s.rules.loaded_before if rule.covers(path, name)]
+    return bool(origins) and any(
+        any(matches(held, origin) for origin in origins) and linker.usable(held) is not None
+        for held in s.root.by_name.get(name, ())
+    )
+
+
+def _preloads(s: _Subject) -> Iterator[Compared]:
+    linker = _linker(s)
+    listed = re.split(r"[\s:]+", s.root.text("etc/ld.so.preload"))
+    named = re.split(r"[\s:]+", s.env.get("LD_PRELOAD", ""))
+    wrong = {}
+    for path in filter(None, (*named, *listed)):
+        if linker.find(path) is None:
+            entry = s.root.file(path)
+            head = entry.elf if entry is not None else None
+            what = "no library" if head is None else head.arch
+            wrong[path] = "leads nowhere" if entry is None else what
+    # glibc goes on with one line on stderr where it cannot preload.
+    yield "preload", "preloaded libraries that ld.so would pass over", wrong, {}
+
+
+def _patched(plan: Plan) -> dict[str, str]:
+    """sha256 of what the plan's patches make of each file, by its path."""
+    return {
+        f"{patch.root}/{target.path}".lstrip("/"): target.after
+        for layer in plan.layers
+        for patch in layer.patches
+        for target in patch.targets
+    }
+
+
+def _contents(s: _Subject) -> Iterator[Compared]:
+    expected = _patched(s.plan)
+    if expected:
+        found = {path: s.root.file(path) for path in expected}
+        seen = {path: e.seen.get("sha256") if e else "missing" for path, e in found.items()}
+        yield "patches", "sha256 of the patched files", seen, expected
+        # Else a patch that does not parse would be seen with the first request only.
+        wrong = [f"{p}: {why}" for p, e in found.items() if e and (why := _syntax_error(s, e))]
+        yield "patches-parse", "patched files that are no Python", wrong, []
+    wheels = {w.name: [w.version] for layer in s.plan.layers for w in layer.wheels}
+    if wheels:
+        installed = s.root.wheels(s.plan.python)
+        other = {n: installed.get(n, []) for n, v in wheels.items() if installed.get(n) != v}
+        yield "wheels", f"{len(wheels)} wheels in the lock's versions, but for", other, {}
+    rights = [
+        f"{e.path} {e.mode & 0o7777:o}"
+        for e in s.root.final.values()
+        if e.kind in ("0", "1")
+        and e.mode & 0o6000
+        and not any(
+            matches(e.path, rule.path) and int(rule.mode, 8) == e.mode & 0o7777
+            for rule in s.rules.setuid
+        )
+    ]
+    yield "setuid", "files that run with another's rights", sorted(rights)[:SHOWN], []
+
+
+def _syntax_error(s: _Subject, entry: Entry) -> str | None:
+    if not entry.path.endswith(".py"):
+        return None
+    try:
+        ast.parse(content(s.store, s.image.layers[entry.layer], entry.path))
+    except (SyntaxError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _origin(s: _Subject) -> Iterator[Compared]:
+    """Whether all comes from the distribution that was planned."""
+    globs = tuple(rule.path for rule in s.rules.foreign_distribution)
+    known = [
+        f"{path}: {rule.reason}"
+        for path in s.root.final
+        if matches_any(path, globs)
+        for rule in s.rules.foreign_distribution
+        if matches(path, rule.path)
+    ]
+    yield "distribution", "files of another distribution", known[:SHOWN], []
+    lowest = s.plan.layers[0].root
+    if lowest is not None:
+        match = re.search(r"(?m)^VERSION_CODENAME=\"?([\w-]+)", s.root.text("etc/os-release"))
+        yield "suite", "Debian suite", match[1] if match else None, lowest.suite
+    expected = {deb.name: deb.version for layer in s.plan.layers for deb in debs(layer)}
+    if expected:
+        status = s.root.file("var/lib/dpkg/status")
+        installed = status.seen.get("packages", {}) if status is not None else {}
+        # On a base image that we did not make there are others too.
+        names = expected.keys() | installed.keys() if lowest is not None else expected.keys()
+        wrong = [n for n in sorted(names) if installed.get(n) != expected.get(n)]
+        yield (
+            "packages",
+            f"{len(expected)} packages in the lock's versions, but for",
+            {name: installed.get(name) for name in wrong[:SHOWN]},
+            {},
+        )
+    bundle = s.root.file("etc/ssl/certs/ca-certificates.crt")
+    folder = "usr/share/ca-certificates/mozilla/"
+    parts = [e for path, e in s.root.final.items() if path.startswith(folder)]
+    # There may be the one without the other: packages that nothing has made a bundle of.
+    total = sum(e.seen.get("certificates", 0) for e in parts) if bundle is not None else 0
+    yield (
+        "ca-bundle",
+        "certificates in the system's bundle are those of its distribution",
+        bundle.seen.get("certificates") if bundle is not None else 0,
+        total,
+    )
+
+
+def _secrets(s: _Subject) -> Iterator[Compared]:
+    yield (
+        "env-secrets",
+        "secrets in ENV",
+        secrets.in_environment(s.settings.environment),
+        [],
+    )
+    labels = s.settings.labels
+    found = [f"{n}: {kind}" for n, text in labels.items() for kind in secrets.in_text(str(text))]
+    yield "label-secrets", "secrets in labels", found, []
+    lines = [
+        f"step {number}: {kind}"
+        for number, step in enumerate(s.history)
+        for key in ("created_by", "comment", "author")
+        for kind in secrets.in_text(str(step.get(key, "")))
+    ]
+    yield "history-secrets", "secrets in the history", lines, []
+    held = [
+        f"{entry}: {kind}"
+        for entry in s.every
+        for kind in entry.seen.get("secrets", ())
+        if not any(kind in r.kinds and matches(entry.path, r.path) for r in s.rules.secrets)
+    ]
+    yield "secrets", "secrets in any layer, deleted ones too", held[:SHOWN], []
+    places = [str(e) for e in s.every if e.is_file and _SITE.match(e.path)]
+    yield "site-ca", "CA bundles and build secrets in any layer", places[:SHOWN], []
+
+
+_SITE = re.compile(r"^(run/ca\.pem|run/secrets/.+|usr/local/share/ca-certificates/.+)$")
+"""A distribution's certificates lie elsewhere."""
+
+
+def _layers(s: _Subject) -> Iterator[Compared]:
+    for rule in s.rules.leftovers:
+        pattern = rule.pattern
+        left = [str(entry) for entry in s.every_own if entry.is_file and pattern.search(entry.path)]
+        yield rule.name, f"{rule.name} in any layer of ours", left[:SHOWN], []
+    patched = _patched(s.plan)
+    twice = [
+        path
+        for path in ImageFiles(layers=s.files.layers[s.first :]).duplicates()
+        if path not in patched and not any(matches(path, r.path) for r in s.rules.rewritten)
+    ]
+    yield "stored-twice", "files that more than one layer of ours holds", twice[:SHOWN], []
+    stored = {la.digest: la.size for la in s.image.layers if la.size > s.limits.stored}
+    yield "layer-stored", f"layers of over {s.limits.stored} bytes, as stored", stored, {}
+    sizes = dict(enumerate(s.files.layer_sizes()))
+    large = {n: b for n, b in sizes.items() if n >= s.first and b > s.limits.unpacked}
+    yield "layer-unpacked", f"layers of ours of over {s.limits.unpacked} bytes of files", large, {}

@@ -1,0 +1,118 @@
+"""The static checks of NCCL: every copy in every layer, and which one wins.
+
+torch loads the copy of its own wheel unless LD_PRELOAD, or a link in that copy's place, names
+another; an image that holds two is one step from using the wrong one.
+"""
+
+from __future__ import annotations
+
+import base64
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+from sparkimage.config.plan import Plan
+from sparkimage.image import layerscan
+from sparkimage.image.layerindex import Entry, ImageFiles
+from sparkimage.image.linking import Root
+
+SONAME = "libnccl.so.2"
+Compared = tuple[str, str, Any, Any]
+"""Name, title, what was seen, what is expected."""
+
+
+def is_copy(entry: Entry) -> bool:
+    """Whether a file is an NCCL by its name, or calls itself one."""
+    if entry.kind not in ("0", "1"):
+        return False
+    named = layerscan.NCCL.search(entry.path) is not None
+    return named or (entry.elf is not None and (entry.elf.soname or "").startswith("libnccl.so"))
+
+
+def system_path(plan: Plan) -> str:
+    """Where the one copy lies, without a leading slash."""
+    return f"usr/lib/{plan.triplet}/libnccl.so.{plan.versions['nccl']}"
+
+
+def checks(plan: Plan, files: ImageFiles, root: Root, first_own: int) -> Iterator[Compared]:
+    """Compare all that is known of NCCL; nothing where the plan has no pin for it."""
+    if "nccl" not in plan.versions:
+        return
+    system = system_path(plan)
+    copies = [e for layer in files.layers for e in layer if is_copy(e)]
+    final = [e for e in copies if root.final.get(e.path) is e]
+    yield (
+        "nccl-every-layer",
+        "every libnccl of every layer: none of ours but the pinned one",
+        [_evidence(e, e in final) for e in copies],
+        [_evidence(e, e in final) for e in copies if e.layer < first_own or e.path == system],
+    )
+    yield (
+        "nccl-root",
+        "libnccl files that a container sees",
+        sorted(e.path for e in final),
+        [system],
+    )
+    yield (
+        "nccl-version",
+        "version, SONAME and architecture of each of them",
+        {e.path: _identity(e) for e in final},
+        {system: [plan.versions["nccl"], SONAME, plan.arch]},
+    )
+    names = [p for p, e in root.final.items() if layerscan.NCCL.search(p) and e.kind != "5"]
+    yield (
+        "nccl-places",
+        "what every libnccl.so* leads to",
+        {path: root.real(path) for path in sorted(names)},
+        dict.fromkeys(sorted(_places(plan)), system),
+    )
+    if any(w.name.startswith("nvidia-nccl") for layer in plan.layers for w in layer.wheels):
+        found = root.final.get(system)
+        yield (
+            "nccl-bytes",
+            "sha256 of the library, by the RECORD of its wheel",
+            found.seen.get("sha256") if found else "missing",
+            _recorded(root),
+        )
+
+
+def _places(plan: Plan) -> list[str]:
+    folder = posixpath.dirname(system_path(plan))
+    places = [system_path(plan), f"{folder}/{SONAME}"]
+    if any(deb.name == "libnccl-dev" for la in plan.layers if la.debs for deb in la.debs.debs):
+        places.append(f"{folder}/libnccl.so")
+    if plan.python is not None:
+        places.append(f"usr/local/lib/python{plan.python}/dist-packages/nvidia/nccl/lib/{SONAME}")
+    return places
+
+
+def _identity(entry: Entry) -> list[Any]:
+    head = entry.elf
+    return [
+        entry.seen.get("nccl"),
+        head.soname if head else None,
+        head.arch if head else "no ELF file",
+    ]
+
+
+def _evidence(entry: Entry, seen: bool) -> dict[str, Any]:
+    version, soname, _ = _identity(entry)
+    return {
+        "path": entry.path,
+        "layer": entry.layer,
+        "sha256": entry.seen.get("sha256"),
+        "soname": soname,
+        "version": version,
+        "visible": seen,
+    }
+
+
+def _recorded(root: Root) -> str:
+    for path, entry in root.final.items():
+        if "nvidia_nccl" in path and path.endswith("/RECORD"):
+            for line in str(entry.seen.get("text", "")).splitlines():
+                name, _, rest = line.partition(",")
+                if name == f"nvidia/nccl/lib/{SONAME}":
+                    value = rest.partition(",")[0].removeprefix("sha256=")
+                    return base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).hex()
+    return "no RECORD of an NCCL wheel"
