@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -38,6 +37,7 @@ from sparkimage.cli.base import (
     use_mirrors,
     workshop,
 )
+from sparkimage.core import interrupts
 from sparkimage.core.errors import ConfigError, GateError, SparkError, UsageError
 
 if TYPE_CHECKING:
@@ -278,8 +278,7 @@ def _print(read: Matrix, plans: Sequence[Plan], form: Form) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the only place where errors become words and exit codes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    interrupts.install()
     # Looking for them would read the metadata of every package that is installed.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
@@ -289,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         _complain(error)
         sys.exit(error.exit_code)
-    except Interrupted as interrupt:
+    except interrupts.Interrupted as interrupt:
         what = ", ".join(getattr(interrupt, "__notes__", ())) or "no name was changed"
         print(f"interrupted: {what}; the same command goes on from here", file=sys.stderr)
         with contextlib.suppress(BrokenPipeError):
@@ -305,14 +304,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"error: {type(error).__name__}: {error}\n→ run it again with --debug", file=sys.stderr
         )
         sys.exit(1)
-
-
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, of which typer makes an exit code of its own."""
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise Interrupted
 
 
 def _complain(error: SparkError) -> None:

@@ -12,11 +12,13 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from sparkimage.core import interrupts
 from sparkimage.core.errors import CommandError, PreflightError
 
 PIPE = 1 << 20
@@ -105,17 +107,20 @@ class Local:
     ) -> subprocess.Popen[str]:
         """Start ``argv`` with its output piped, and return the running process."""
         _present(argv[0])
-        return subprocess.Popen(
-            list(argv),
-            stdin=subprocess.PIPE if pipe_stdin else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **env} if env is not None else None,
-            cwd=cwd,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        )
+        with _tracked() as started:
+            process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.PIPE if pipe_stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, **env} if env is not None else None,
+                cwd=cwd,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+            started.append(process)
+        return process
 
 
 def start_bytes(argv: Sequence[str], *, keep: Sequence[int] = ()) -> subprocess.Popen[bytes]:
@@ -125,19 +130,34 @@ def start_bytes(argv: Sequence[str], *, keep: Sequence[int] = ()) -> subprocess.
     Raises ``PreflightError`` when the program is not there.
     """
     _present(argv[0])
-    process = subprocess.Popen(
-        list(argv),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        pass_fds=keep,
-    )
+    with _tracked() as started:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=keep,
+        )
+        started.append(process)
     assert process.stdin is not None
     # Linux only, and not more than the system lets a user have.
     with contextlib.suppress(AttributeError, OSError):
         fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, PIPE)
     return process
+
+
+@contextmanager
+def _tracked() -> Iterator[list[subprocess.Popen[Any]]]:
+    """An interrupt while a process starts ends that process: none is left that nobody knows of."""
+    started: list[subprocess.Popen[Any]] = []
+    try:
+        with interrupts.deferred():
+            yield started
+    except interrupts.Interrupted:
+        for process in started:
+            end(process)
+        raise
 
 
 def _present(program: str) -> None:
@@ -147,7 +167,7 @@ def _present(program: str) -> None:
         )
 
 
-def end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     """Interrupt ``process``, give it ``GRACE_S`` to clean up, then kill it."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)

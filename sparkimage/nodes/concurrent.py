@@ -1,14 +1,19 @@
-"""One act for many at once: on nodes, on connections, on chains of them."""
+"""One action on many nodes, connections or groups of them, each in a thread of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from operator import attrgetter
+from queue import SimpleQueue
 from typing import TypeVar
 
+from sparkimage.core import interrupts
 from sparkimage.core.errors import SparkError
 
+STOP_S = 10.0
+"""Seconds that threads get to end after an interrupt. They end with the process in any case, and
+what a killed process leaves on a node is what the next run mends."""
 Errors = dict[str, SparkError]
 """What went wrong, by node."""
 Item = TypeVar("Item")
@@ -23,24 +28,43 @@ def together(
 ) -> Errors:
     """Do ``act`` for all items at once and to the end; returns every error.
 
-    When this is interrupted, ``stop`` makes an end of what is going on with an item.
+    On an interrupt, or an exception that is no ``SparkError``, ``stop`` ends what goes on with
+    each item, and after at most ``STOP_S`` the interrupt or the exception is raised.
     """
     errors: Errors = {}
-
-    def one(item: Item) -> None:
+    if not items:
+        return errors
+    # Futures that have ended, and None for an interrupt.
+    events: SimpleQueue[Future[None] | None] = SimpleQueue()
+    # Not as a context, whose end would wait for threads that hang.
+    pool = ThreadPoolExecutor(len(items))
+    with interrupts.deferred(lambda: events.put(None)):
+        names: dict[Future[None], str] = {}
         try:
-            act(item)
-        except SparkError as error:
-            errors[name(item)] = error
-
-    if items:
-        with ThreadPoolExecutor(len(items)) as pool:
-            try:
-                for done in [pool.submit(one, item) for item in items]:
-                    done.result()
-            except BaseException:
-                # Not handled: the pool waits for its threads.
+            for item in items:
+                future = pool.submit(act, item)
+                names[future] = name(item)
+                future.add_done_callback(events.put)
+            while names:
+                ended = events.get()
+                if ended is None:
+                    break
+                if (error := _failure(ended)) is not None:
+                    errors[names[ended]] = error
+                del names[ended]
+        finally:
+            if names:
                 for item in items:
                     stop(item)
-                raise
+                wait(names, STOP_S)
+            pool.shutdown(wait=False)
     return errors
+
+
+def _failure(ended: Future[None]) -> SparkError | None:
+    """What went wrong in a thread; what was not expected to is raised."""
+    try:
+        ended.result()
+    except SparkError as error:
+        return error
+    return None

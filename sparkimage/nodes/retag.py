@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparkimage.core import interrupts
 from sparkimage.core.errors import MixedFleetError, NodeError, SparkError
 from sparkimage.core.process import start_bytes
 from sparkimage.nodes import ssh
@@ -88,14 +87,16 @@ def move(
         ready = [one for one in armed if one.name not in came.failed]
         if not ready or (len(ready) < len(armed) and not partial):
             return came
-        with _undisturbed(f"{name} has been moved by then") as moved:
+        # An interrupt waits until every node has answered.
+        with interrupts.deferred() as interrupt:
             say(f"moving {name} on {nodes(ready)}")
             word.give(ready)
             came.failed |= together(ready, _Armed.moved)
             failed = [one for one in ready if one.name in came.failed]
             if failed:
                 came.stuck = together(failed if partial else ready, _Armed.undo)
-            moved[:] = [not failed or partial]
+            if not failed or partial:
+                interrupt.notes.append(f"{name} has been moved by then")
     return came
 
 
@@ -260,29 +261,3 @@ class _Armed:
             )
         broken = station.remote.failure(self.process, said)
         return broken or station.refusal(self.process.returncode, said)
-
-
-@contextmanager
-def _undisturbed(done: str) -> Iterator[list[bool]]:
-    """An interrupt waits until the word that was given has been answered.
-
-    The list says in the end whether ``done`` holds, which the interrupt is to tell then.
-    """
-    came: list[int] = []
-    holds: list[bool] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {
-        one: signal.signal(one, lambda number, _frame: came.append(number)) for one in signals
-    }
-    try:
-        yield holds
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-    try:
-        for number in came:
-            signal.raise_signal(number)
-    except BaseException as interrupt:
-        if any(holds):
-            interrupt.add_note(done)
-        raise
