@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from sparkimage.config.address import Mirrors
 from sparkimage.config.lockfile import PinnedImage
 from sparkimage.config.plan import LayerPlan, Plan, context_name
+from sparkimage.resolve.context import Inputs
 
 NO_MIRRORS = Mirrors()
 INDEX_VARIABLE = "SPARKIMAGE_INDEX"
@@ -24,23 +23,6 @@ INDEX_VARIABLE = "SPARKIMAGE_INDEX"
 COMPRESSION = "compression=zstd,force-compression=true,oci-mediatypes=true"
 """zstd took 79 s for 7.7 GB on 2 cores where plain tar took 104 s (the disk was the limit) and
 gzip 125 s, and it is half the bytes in the store and on the wire."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Where a build finds on this machine what the plan names."""
-
-    project: Path
-    """The folder with images/."""
-    uv: Path | None
-    """Folder with the static uv, where there are wheels."""
-    root: Path | None
-    """Folder with root.tar, where the lowest layer is a Debian root."""
-    layers: dict[str, Path]
-    """Layer name to the folder with its requirements, packages or patched files."""
-    ca_bundle: str | None
-    index: str | None
-    """Address of the wheels' index, where a mirror stands in for the default one."""
 
 
 def target_name(plan: Plan, layer: str | None = None) -> str:

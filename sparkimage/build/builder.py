@@ -1,9 +1,7 @@
-"""Executes a plan: preflight, BuildKit, the store, the proof, and only then the name.
+"""Executes a plan with BuildKit: the image comes into the store by its digest, and into the engine.
 
-An image gets its name, in the store and in the engine, when its checks have passed. Until then it
-lies in the store by digest, and in the engine under a name of this process; an interrupted build
-leaves the name where it was, and BuildKit's cache lets the next run resume. What is verified and
-named is the image of one digest, never what a name stands for: other processes may move names.
+It has no name then but one of this process, which a killed build leaves for the next one to remove;
+BuildKit's cache lets that one resume.
 """
 
 from __future__ import annotations
@@ -12,59 +10,38 @@ import hashlib
 import json
 import os
 import re
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sparkimage.build import bake, preflight
+from sparkimage.build import bake
 from sparkimage.build.context import Workshop
-from sparkimage.build.engine.engine import OWNER, Engine, docker_client, owner
+from sparkimage.build.engine.engine import OWNER, Engine, docker_client
 from sparkimage.config.address import WHEELS
 from sparkimage.config.plan import Plan
-from sparkimage.config.tier import DEFAULT
+from sparkimage.core import locks
 from sparkimage.core.errors import (
     BuildError,
     CommandError,
     EngineError,
-    GateError,
     ImageMissingError,
     LockError,
-    VerifyError,
 )
-from sparkimage.core.process import Runner
 from sparkimage.core.progress import Build, View
 from sparkimage.image import archive
 from sparkimage.image.store import Descriptor, Image
 from sparkimage.resolve import fetch as inputs
 from sparkimage.resolve import wheels
-from sparkimage.verify import plan_record, policy, run_tiers, seal
-from sparkimage.verify.plan_record import PlanRecord
 
-STAGING = "-unproven"
-"""Follows the name of an image that was refused, in the engine alone, for whoever looks into it."""
-OWN = re.compile(r":unproven-(?P<pid>\d+)$")
-"""The tag of an image that a process has not proven yet."""
+OWN = "unproven-"
+"""Begins the tag of an image that a process has not proven yet; its owner follows."""
 POLICY = "policy.json"
 ORPHANED = re.compile(r"could not get object info|repository does not contain ref|not our ref")
 """What BuildKit says of a commit that was force-pushed away: it fetches branches and tags."""
 DENIED = re.compile(r'source "([^"]+)" denied by policy')
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """One image that was built and proven."""
-
-    plan: Plan
-    image: Image
-    checks: tuple[seal.Check, ...]
-    seconds: float
-    unchanged: bool
-    not_run: Mapping[str, str] = field(default_factory=dict)
-    """Checks that could not run here, and why."""
 
 
 def fingerprint(plan: Plan, project: Path) -> str:
@@ -94,129 +71,28 @@ def fingerprint(plan: Plan, project: Path) -> str:
     return digest.hexdigest()
 
 
-def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = False) -> Result:
-    """Build ``plan``, prove the image, and give it its name.
-
-    An image that is there, proven and unchanged is left alone unless ``rebuild``. ``repair`` first
-    removes what is damaged in the store. Waits for another process that builds for the same name.
-    Raises ``BuildError``, ``VerifyError``, ``PreflightError``, ``NetworkError``, ``StoreError``.
-    """
-    preflight.refuse_unresolved([plan])
-    preflight.refuse_open_steps(plan, shop.project)
-    say = shop.view.say
-    with shop.store.naming(plan.image, say), shop.store.in_use(say):
-        return _build(plan, shop, rebuild=rebuild, repair=repair)
+def tag(image_id: str, name: str, engine: Engine) -> None:
+    """Let ``name`` stand for an image in the engine. Raises ``CommandError``."""
+    with engine.cli() as docker:
+        docker.image.tag(image_id, name)
 
 
-def _build(plan: Plan, shop: Workshop, *, rebuild: bool, repair: bool) -> Result:
-    began = time.monotonic()
-    key = fingerprint(plan, shop.project)
-    record = plan_record.record(plan, shop.project, plan_record.sources_checksum(shop.matrix_file))
-    if repair:
-        _repair(plan, shop)
-    elif not rebuild and (image := _unchanged(plan, shop, key)) is not None:
-        verdict = _sealed(record, image, shop)
-        if verdict is not None:
-            plan_record.keep(shop.store, image.digest, record)
-            return Result(
-                plan=plan, image=image, checks=tuple(verdict.checks),
-                seconds=time.monotonic() - began, unchanged=True, not_run=verdict.not_run,
-            )  # fmt: skip
-    preflight.check(plan, shop)
-    preflight.reachable(plan, shop)
-    with execute(plan, shop) as staged:
-        try:
-            outcome = _prove(record, staged, shop)
-        except VerifyError:
-            _tag(staged.id, plan.image + STAGING, shop)
-            raise
-        _name(plan, staged, shop)
-    for layer in plan.layers:
-        if (fetched := preflight.fetch_key(layer)) is not None:
-            shop.store.put_fact("fetched", fetched, {"variant": plan.variant})
-    digest = staged.image.digest
-    shop.store.put_fact("built", key, {"digest": digest, "variant": plan.variant})
-    return Result(
-        plan=plan,
-        image=shop.store.resolve(digest),
-        checks=outcome.checks,
-        seconds=time.monotonic() - began,
-        unchanged=False,
-        not_run=outcome.not_run,
-    )
-
-
-def _name(plan: Plan, staged: Staged, shop: Workshop) -> None:
-    """Let the name stand for what was proven, in the engine and in the store."""
-    digest = staged.image.digest
-    _tag(staged.id, plan.image, shop)
-    shop.store.name(plan.image, shop.store.descriptor(digest))
-    _remove(plan.image + STAGING, shop)
-    if _engine_id(plan.image, shop.engine, shop.runner) != staged.id:
-        raise EngineError(
-            f"{plan.image} was moved to another image in the engine at {shop.engine.host} while it "
-            "was named",
-            hint=f"run it by its id, {staged.id[:19]}; or the same command again, when nobody else "
-            "tags it",
-        )
-
-
-def _tag(image_id: str, name: str, shop: Workshop) -> None:
-    shop.runner.run([*shop.engine.docker, "tag", image_id, name])
-
-
-def _remove(name: str, shop: Workshop) -> None:
+def untag(name: str, engine: Engine) -> None:
     """Take a name back in the engine; that it is not there is no failure."""
-    shop.runner.run([*shop.engine.docker, "image", "rm", "--no-prune", name], check=False)
+    with suppress(CommandError), engine.cli() as docker:
+        docker.image.remove(name, prune=False)
 
 
-def _sealed(record: PlanRecord, image: Image, shop: Workshop) -> seal.Verdict | None:
-    """The seal of an image that was built and proven, where the gate would let it ship."""
-    try:
-        decision = policy.ask(
-            shop.store,
-            image.digest,
-            plan_checksum=record.checksum,
-            # What only a node can prove is not proven by building again.
-            required=policy.Required(tiers=DEFAULT),
-            keys=shop.keys,
-        )
-    except GateError:
-        return None
-    return decision.verdict
-
-
-def _unchanged(plan: Plan, shop: Workshop, key: str) -> Image | None:
-    """The image of an earlier build of the very same inputs, if store and engine still hold it."""
-    fact = shop.store.get_fact("built", key)
-    if fact is None or shop.store.names().get(plan.image) != fact.get("digest"):
-        return None
-    if not shop.store.holds(fact["digest"]):
-        return None
-    image = shop.store.resolve(fact["digest"])
-    held = _engine_id(plan.image, shop.engine, shop.runner)
-    return image if held in _ids(image) else None
-
-
-def _ids(image: Image) -> tuple[str, ...]:
+def ids(image: Image) -> tuple[str, ...]:
     """What engines may call exactly this image: its manifest's digest, or its config's."""
     return image.digest, image.manifest["config"]["digest"]
 
 
-def _engine_id(reference: str, engine: Engine, runner: Runner) -> str | None:
-    done = runner.run(
-        [*engine.docker, "image", "inspect", "--format", "{{.Id}}", reference], check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _repair(plan: Plan, shop: Workshop) -> None:
-    digest = shop.store.names().get(plan.image)
-    if digest is None:
-        return
-    for damaged in shop.store.damaged(digest):
-        shop.view.say(f"removing the damaged blob {damaged}")
-        shop.store.discard(damaged)
+def engine_id(reference: str, engine: Engine) -> str | None:
+    """What the engine calls the image that a name or an id stands for; None where it has none."""
+    with suppress(CommandError), engine.cli() as docker:
+        return docker.image.inspect(reference).id
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,43 +107,33 @@ class Staged:
 def execute(plan: Plan, shop: Workshop) -> Iterator[Staged]:
     """Run bake. For as long as the context lasts the engine holds the image, which has no name but
     one of this process, and need not have one then."""
-    _sweep(plan, shop)
-    repository, _, _ = plan.image.rpartition(":")
-    own = f"{repository}:unproven-{os.getpid()}"
+    _sweep(plan, shop.engine)
+    own = f"{plan.image.rpartition(':')[0]}:{OWN}{locks.owner()}"
     try:
         image = _execute(plan, own, shop)
-        held = _engine_id(own, shop.engine, shop.runner)
-        if held not in _ids(image):
+        held = engine_id(own, shop.engine)
+        if held not in ids(image):
             raise EngineError(
                 f"the engine at {shop.engine.host} has {held} where {image.digest} was built",
                 hint="run the same command again, when nobody else uses the tag unproven-…",
             )
         yield Staged(image=image, id=held)
     finally:
-        _remove(own, shop)
+        untag(own, shop.engine)
 
 
-def _sweep(plan: Plan, shop: Workshop) -> None:
+def _sweep(plan: Plan, engine: Engine) -> None:
     """Remove the containers and the names of processes that were killed."""
-    form = "{{.ID}} {{.Label " + json.dumps(OWNER) + "}}"
-    argv = [
-        *shop.engine.docker, "ps", "--all", "--filter", f"label={OWNER}", "--format", form,
-    ]  # fmt: skip
-    for line in shop.runner.run(argv).stdout.splitlines():
-        container, _, whose = line.partition(" ")
-        machine, _, pid = whose.rpartition("-")
-        # An engine may be shared with another machine, whose processes cannot be seen here.
-        if machine == os.uname().nodename and not Path("/proc", pid).exists():
-            shop.runner.run([*shop.engine.docker, "rm", "--force", container], check=False)
-    repository, _, _ = plan.image.rpartition(":")
-    argv = [
-        *shop.engine.docker, "image", "ls", "--filter", f"reference={repository}:unproven-*",
-        "--format", "{{.Repository}}:{{.Tag}}",
-    ]  # fmt: skip
-    for name in shop.runner.run(argv).stdout.split():
-        match = OWN.search(name)
-        if match is not None and not Path("/proc", match["pid"]).exists():
-            _remove(name, shop)
+    repository = plan.image.rpartition(":")[0]
+    with engine.cli() as docker:
+        for container in docker.container.list(all=True, filters=[("label", OWNER)]):
+            labels = container.config.labels or {}
+            if locks.has_ended(labels.get(OWNER, "")):
+                container.remove(force=True)
+        images = docker.image.list(filters=[("reference", f"{repository}:{OWN}*")])
+        for name in {name for image in images for name in image.repo_tags}:
+            if locks.has_ended(name.partition(f":{OWN}")[2]):
+                untag(name, engine)
 
 
 def _execute(plan: Plan, own: str, shop: Workshop) -> Image:
@@ -379,7 +245,7 @@ def _load(name: str, image: Image, shop: Workshop) -> None:
             archive.stream(image, name, shop.store), quiet=True
         )
         said = "".join(str(one.get("error") or one.get("stream") or "") for one in answers)
-    if _engine_id(name, shop.engine, shop.runner) not in _ids(image):
+    if engine_id(name, shop.engine) not in ids(image):
         raise EngineError(
             f"the engine at {shop.engine.host} did not load {image.digest[:19]}",
             detail=said,
@@ -418,39 +284,13 @@ class ChunkReader:
         return data[:size]
 
 
-def _prove(record: PlanRecord, staged: Staged, shop: Workshop) -> run_tiers.Outcome:
-    def live() -> run_tiers.Live:
-        # The containerd store unpacks with the first container. This one is never started; an
-        # image without a command of its own asks for one.
-        created = shop.runner.run(
-            [
-                *shop.engine.docker, "create", "--pull", "never", "--label", f"{OWNER}={owner()}",
-                "--platform", record.plan.platform, "--entrypoint", "none", staged.id,
-            ]
-        ).stdout.strip()  # fmt: skip
-        shop.runner.run([*shop.engine.docker, "rm", created])
-        return run_tiers.Live(engine=shop.engine, reference=staged.id)
-
-    with shop.view.counted("verifying") as progress:
-        return run_tiers.verify(
-            record,
-            staged.image,
-            live=live,
-            project=shop.project,
-            store=shop.store,
-            runner=shop.runner,
-            keys=shop.keys,
-            progress=progress,
-        )
-
-
-def engine_reference(plan: Plan, image: Image, engine: Engine, runner: Runner) -> str:
+def engine_reference(plan: Plan, image: Image, engine: Engine) -> str:
     """The id by which the engine holds exactly this image.
 
     Raises ``ImageMissingError`` when it does not hold it.
     """
-    for one in _ids(image):
-        if _engine_id(one, engine, runner) in _ids(image):
+    for one in ids(image):
+        if engine_id(one, engine) in ids(image):
             return one
     raise ImageMissingError(
         f"the engine does not hold {image.digest[:19]} ({plan.variant})",

@@ -15,7 +15,7 @@ from sparkimage.core.process import Runner
 from sparkimage.core.progress import View
 from sparkimage.image.store import Store
 from sparkimage.resolve import fetch as inputs
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import Inputs, Outside
 from sparkimage.verify.keys import Keyring
 
 
@@ -51,7 +51,7 @@ class Workshop:
     def runner(self) -> Runner:
         return self.outside.runner
 
-    def inputs(self, plan: Plan) -> bake.Inputs:
+    def inputs(self, plan: Plan) -> Inputs:
         """Make everything ready that the build of ``plan`` takes in; errors as there."""
         arch = self.builder.native(plan.arch)
         return inputs.ready(plan, project=self.project, outside=self.outside, builder_arch=arch)

@@ -238,12 +238,13 @@ def _build(
     if form is not None:
         _print(read, plans, form)
         return
-    from sparkimage.build import builder, show
     from sparkimage.build.preflight import refuse_unresolved
+    from sparkimage.cli import show
+    from sparkimage.verify import pipeline
 
     refuse_unresolved(plans)
     shop = workshop(read, quiet=as_json, builder=builder_name)
-    results = [builder.build(plan, shop, rebuild=rebuild, repair=repair) for plan in plans]
+    results = [pipeline.build(plan, shop, rebuild=rebuild, repair=repair) for plan in plans]
     if as_json:
         typer.echo(json.dumps([show.facts(result) for result in results], indent=1))
         return
@@ -259,8 +260,8 @@ def _build(
 
 
 def _print(read: Matrix, plans: Sequence[Plan], form: Form) -> None:
-    from sparkimage.build import show
     from sparkimage.build.preflight import refuse_unresolved
+    from sparkimage.cli import show
 
     if form in (Form.BAKE, Form.POLICY):
         refuse_unresolved(plans)

@@ -156,7 +156,7 @@ def verify(
         from sparkimage.build.engine.private import ensure
 
         engine = ensure(paths.home(), Local(), view.say)
-        reference = engine_reference(plan, held, engine, Local())
+        reference = engine_reference(plan, held, engine)
         return verifying.Live(engine=engine, reference=reference)
 
     outcome = None

@@ -1,4 +1,7 @@
-"""File locks between commands of this machine: who waits says for which process."""
+"""File locks between commands of this machine, and whether the owner of what was left still lives.
+
+Who waits says for which process.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,25 @@ Say = Callable[[str], None]
 
 def silent(_line: str) -> None:
     """A ``Say`` that says nothing."""
+
+
+def owner() -> str:
+    """This process, on this machine: "spark-1-4711". Fit for a label's value and for a tag."""
+    return f"{os.uname().nodename}-{os.getpid()}"
+
+
+def has_ended(owner: str) -> bool:
+    """Whether that process was one of this machine and has ended.
+
+    What is shared with another machine may have an owner there, who cannot be seen from here.
+    """
+    machine, _, pid = owner.rpartition("-")
+    return machine == os.uname().nodename and not is_running(pid)
+
+
+def is_running(pid: int | str) -> bool:
+    """Whether a process of this machine has this id."""
+    return Path("/proc", str(pid)).exists()
 
 
 @contextmanager

@@ -120,7 +120,7 @@ class Store:
         if not (root / "index.json").exists():
             store._write_index([])
         for left in root.glob("incoming-*"):
-            if not _alive(int(left.name.split("-")[1])):
+            if not locks.is_running(left.name.split("-")[1]):
                 shutil.rmtree(left, ignore_errors=True)
         return store
 
@@ -519,7 +519,3 @@ class _Proving:
         data = self.raw.read(size)
         self.digest.update(data)
         return data
-
-
-def _alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()

@@ -32,3 +32,20 @@ class Outside:
         return Repository(
             title=title, address=address, home=self.home, runner=self.runner, mirrors=self.mirrors
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Where a build finds on this machine what the plan names."""
+
+    project: Path
+    """The folder with images/."""
+    uv: Path | None
+    """Folder with the static uv, where there are wheels."""
+    root: Path | None
+    """Folder with root.tar, where the lowest layer is a Debian root."""
+    layers: dict[str, Path]
+    """Layer name to the folder with its requirements, packages or patched files."""
+    ca_bundle: str | None
+    index: str | None
+    """Address of the wheels' index, where a mirror stands in for the default one."""

@@ -15,7 +15,6 @@ from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sparkimage.build.bake import Inputs
 from sparkimage.config.address import WHEELS
 from sparkimage.config.lockfile import Wheel
 from sparkimage.config.patch_specs import in_image
@@ -26,7 +25,7 @@ from sparkimage.core.files import take_place
 from sparkimage.core.process import Runner
 from sparkimage.core.rights import root_prefix
 from sparkimage.resolve import apt, images, patch_files, wheels
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import Inputs, Outside
 from sparkimage.resolve.wheels import ca_bundle
 
 ROOT_EPOCH = 946684800

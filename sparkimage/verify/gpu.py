@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparkimage.build.engine.engine import OWNER, Engine, owner
+from sparkimage.build.engine.engine import OWNER, Engine
 from sparkimage.config.plan import Plan
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import CommandError
+from sparkimage.core.locks import owner
 from sparkimage.core.process import Completed, Runner
 from sparkimage.verify import run_entrypoint
 from sparkimage.verify.seal import Check

@@ -12,10 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sparkimage.build.engine.engine import OWNER, Engine, owner
+from sparkimage.build.engine.engine import OWNER, Engine
 from sparkimage.config.plan import Answer, Plan
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import CommandError
+from sparkimage.core.locks import owner
 from sparkimage.core.process import Runner
 from sparkimage.verify.seal import Check
 

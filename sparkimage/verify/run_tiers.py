@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import sparkimage
-from sparkimage.build.engine.engine import OWNER, Engine, owner
+from sparkimage.build.engine.engine import OWNER, Engine
 from sparkimage.config.plan import Plan
 from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.core.errors import (
@@ -31,6 +31,7 @@ from sparkimage.core.errors import (
     SparkError,
     VerifyError,
 )
+from sparkimage.core.locks import owner
 from sparkimage.core.process import Runner
 from sparkimage.image.store import Image, Store
 from sparkimage.verify import gpu, layer_checks, plan_record, run_entrypoint, seal, static

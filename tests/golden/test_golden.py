@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.build import bake, show
+from sparkimage.build import bake
+from sparkimage.cli import show
 from sparkimage.config import lockfile, matrix, planning, schema
 from sparkimage.config.address import WHEELS, Mirrors, image_name
 from sparkimage.config.lockfile import (
@@ -31,6 +32,7 @@ from sparkimage.config.lockfile import (
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.plan import MORE, Origin, Plan
+from sparkimage.resolve.context import Inputs
 
 PROJECT = Path(__file__).resolve().parents[2]
 ORIGIN = Origin(source="https://example.org/spark", revision="0" * 40, epoch=1)
@@ -113,10 +115,10 @@ def commit(pin: schema.GitPin) -> Commit:
     return Commit(commit=whole, tree=sha256(whole)[:40])
 
 
-def given(plan: Plan, index: str | None = None) -> bake.Inputs:
+def given(plan: Plan, index: str | None = None) -> Inputs:
     """Where a build of ``plan`` would find what it takes in."""
     fed = [one for one in plan.layers if one.wheels or one.debs or one.patches]
-    return bake.Inputs(
+    return Inputs(
         project=Path("/project"),
         uv=Path("/home/tools/uv") if any(one.wheels for one in plan.layers) else None,
         root=Path("/home/roots/trixie") if plan.layers[0].root else None,

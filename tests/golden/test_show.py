@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparkimage.build import show
+from sparkimage.cli import show
 from sparkimage.config import lockfile, matrix, planning
 from sparkimage.config.plan import Origin
 

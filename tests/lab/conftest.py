@@ -31,6 +31,7 @@ from sparkimage.core.rights import run_as_root
 from sparkimage.image.store import Image, Store
 from sparkimage.resolve import resolver
 from sparkimage.resolve.context import Outside
+from sparkimage.verify import pipeline
 from tests.lab import fleet as fleets
 from tests.lab import recipe as recipes
 from tests.lab import sampling, standins
@@ -172,8 +173,8 @@ class Lab(Project):
         assert made.failures == ()
         file.write_text(lockfile.dump(made.lock))
 
-    def build(self, name: str, **options: bool) -> builder.Result:
-        return builder.build(self.plan(name), self.shop, **options)
+    def build(self, name: str, **options: bool) -> pipeline.Result:
+        return pipeline.build(self.plan(name), self.shop, **options)
 
     def unproven(self, name: str) -> Image:
         """Build it and prove nothing: no name moves."""
@@ -185,11 +186,11 @@ class Lab(Project):
     def plain(self, arch: str) -> str:
         """The name of an image of the layers debian and python, which the engine holds."""
         plan = self.plan(f"plain-{arch}")
-        names = (plan.image + builder.STAGING, plan.image)
+        names = (plan.image + pipeline.REFUSED, plan.image)
         if not any(self.docker.image.exists(name) for name in names):
             preflight.check(plan, self.shop)
             with builder.execute(plan, self.shop) as staged:
-                self.docker.image.tag(staged.id, plan.image + builder.STAGING)
+                self.docker.image.tag(staged.id, plan.image + pipeline.REFUSED)
         return next(name for name in names if self.docker.image.exists(name))
 
     def environment(self, **more: str) -> dict[str, str]:

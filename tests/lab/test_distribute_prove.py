@@ -9,9 +9,9 @@ import subprocess
 
 import pytest
 
-from sparkimage.build import builder
 from sparkimage.core import paths
 from sparkimage.nodes import receipts
+from sparkimage.verify import pipeline
 from tests.lab.conftest import Lab
 from tests.lab.shipment import NODE_FAILED, PAYLOAD, Shipment, everywhere, ok, standing
 
@@ -86,7 +86,7 @@ def test_the_checks_of_an_image_run_on_every_node(lab: Lab, shipment: Shipment) 
         ok(lab.run("verify", made.plan.variant))
 
 
-def prove(lab: Lab, shipment: Shipment, made: builder.Result) -> None:
+def prove(lab: Lab, shipment: Shipment, made: pipeline.Result) -> None:
     fleet, name = shipment.fleet, made.plan.image
 
     def distribute(*words: str) -> subprocess.CompletedProcess[str]:

@@ -10,24 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.build import builder
 from sparkimage.core.debian_tools import install_on_host
 from sparkimage.core.process import Local
 from sparkimage.image import archive
+from sparkimage.verify import pipeline
 from tests.lab.conftest import PROJECT, Lab
 
 NAME = "good"
 
 
 @pytest.fixture(scope="module")
-def good(lab: Lab) -> builder.Result:
+def good(lab: Lab) -> pipeline.Result:
     for program in ("skopeo", "umoci"):
         install_on_host((program,), program, Local(), print)
     return lab.build("good-amd64")
 
 
 @pytest.fixture(scope="module")
-def layout(lab: Lab, good: builder.Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def layout(lab: Lab, good: pipeline.Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `save` writes, unpacked: an OCI layout."""
     folder = tmp_path_factory.mktemp("foreign")
     file = folder / "image.tar"
@@ -48,7 +48,7 @@ def run(*argv: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_skopeo_sees_the_same_image(good: builder.Result, layout: Path) -> None:
+def test_skopeo_sees_the_same_image(good: pipeline.Result, layout: Path) -> None:
     seen = json.loads(run("skopeo", "inspect", f"oci:{layout}:{NAME}"))
     assert seen["Digest"] == good.image.digest
     assert seen["Layers"] == [layer.digest for layer in good.image.layers]
@@ -60,7 +60,7 @@ def test_skopeo_sees_the_same_image(good: builder.Result, layout: Path) -> None:
 
 @pytest.mark.thorough
 def test_umoci_unpacks_what_we_say_is_in_it(
-    good: builder.Result, layout: Path, tmp_path: Path
+    good: pipeline.Result, layout: Path, tmp_path: Path
 ) -> None:
     # Debian's umoci knows no zstd: skopeo recompresses for it, which leaves every diffID.
     source, target = f"oci:{layout}:{NAME}", f"oci:{tmp_path}/gzip:{NAME}"
@@ -78,7 +78,7 @@ def test_umoci_unpacks_what_we_say_is_in_it(
     assert spec["process"]["args"][:2] == ["vllm", "serve"]
 
 
-def test_container_structure_test_passes(lab: Lab, good: builder.Result, tmp_path: Path) -> None:
+def test_container_structure_test_passes(lab: Lab, good: pipeline.Result, tmp_path: Path) -> None:
     file = tmp_path / "structure.yaml"
     emitted = lab.run("verify", "good-amd64", "--emit", "container-structure-test")
     assert emitted.returncode == 0, emitted.stderr

@@ -12,32 +12,31 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.build import builder
 from sparkimage.build.engine import private
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import VerifyError
-from sparkimage.verify import run_entrypoint, run_tiers, seal
+from sparkimage.verify import pipeline, run_entrypoint, run_tiers, seal
 from sparkimage.verify.checks import NOT_BEGUN
 from tests.lab.conftest import REPOSITORY, Lab, spare_engine
 from tests.lab.wrong import ANSWER, BROKEN, NEEDS_GPU, SILENT, STACK, WRONG, Broken, Silent
 
 
 @pytest.fixture(scope="module")
-def good(lab: Lab) -> builder.Result:
+def good(lab: Lab) -> pipeline.Result:
     return lab.build("good-amd64", rebuild=True)
 
 
-def container(lab: Lab, made: builder.Result) -> AbstractContextManager[str]:
+def container(lab: Lab, made: pipeline.Result) -> AbstractContextManager[str]:
     """A container of the image, for a test to break."""
     return run_tiers.container(lab.engine, lab.runner, made.plan.image, made.plan.platform)
 
 
-def test_a_good_image_is_proven_sealed_and_named(lab: Lab, good: builder.Result) -> None:
+def test_a_good_image_is_proven_sealed_and_named(lab: Lab, good: pipeline.Result) -> None:
     name = f"{REPOSITORY}:good-amd64"
     store = lab.shop.store
     assert store.names()[name] == good.image.digest
     assert name in lab.images()
-    assert f"{name}{builder.STAGING}" not in lab.images()
+    assert f"{name}{pipeline.REFUSED}" not in lab.images()
     verdict = seal.verdict(store, good.image.digest)
     assert verdict is not None
     assert verdict.result == "PASSED"
@@ -50,12 +49,12 @@ def test_a_good_image_is_proven_sealed_and_named(lab: Lab, good: builder.Result)
     assert store.damaged(good.image.digest) == []
 
 
-def test_arguments_follow_the_entrypoint(lab: Lab, good: builder.Result) -> None:
+def test_arguments_follow_the_entrypoint(lab: Lab, good: pipeline.Result) -> None:
     said = lab.docker.run(good.plan.image, ["MODEL", "--port", "1"], remove=True)
     assert json.loads(str(said)) == ["stand-in vllm", "serve", "MODEL", "--port", "1"]
 
 
-def test_nothing_is_done_when_nothing_changed(lab: Lab, good: builder.Result) -> None:
+def test_nothing_is_done_when_nothing_changed(lab: Lab, good: pipeline.Result) -> None:
     again = lab.build("good-amd64")
     assert again.unchanged
     assert again.image.digest == good.image.digest
@@ -74,7 +73,7 @@ def test_another_architecture_is_proven_under_emulation(lab: Lab) -> None:
     assert seen["nccl-pip/test_version_of_the_preload"] == 23004
 
 
-def test_a_wrong_image_is_refused(lab: Lab, good: builder.Result) -> None:
+def test_a_wrong_image_is_refused(lab: Lab, good: pipeline.Result) -> None:
     # What the field shipped: 2.28.9 under a 2.30.4 name.
     (wrong,) = WRONG
     before = lab.images(), lab.shop.store.names()
@@ -83,7 +82,7 @@ def test_a_wrong_image_is_refused(lab: Lab, good: builder.Result) -> None:
     refused_by = re.findall(r"^✗ ([^:]+):", refusal.value.detail, re.MULTILINE)
     assert sorted(refused_by) == sorted(wrong.checks)
     # Refused means: no name anywhere, and a seal that says FAILED.
-    staged = f"{REPOSITORY}:wrong-{wrong.name}{builder.STAGING}"
+    staged = f"{REPOSITORY}:wrong-{wrong.name}{pipeline.REFUSED}"
     assert lab.images() - {staged} == before[0]
     assert lab.shop.store.names() == before[1]
     store = lab.shop.store
@@ -103,7 +102,7 @@ def test_a_wrong_image_is_refused(lab: Lab, good: builder.Result) -> None:
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
 def test_the_run_tier_refuses_a_broken_container(
-    lab: Lab, good: builder.Result, broken: Broken
+    lab: Lab, good: pipeline.Result, broken: Broken
 ) -> None:
     with container(lab, good) as made:
         lab.docker.execute(made, ["sh", "-ec", broken.command])
@@ -115,7 +114,7 @@ def test_the_run_tier_refuses_a_broken_container(
 
 
 @pytest.mark.parametrize("silent", SILENT, ids=lambda silent: silent.name)
-def test_what_does_not_answer_is_refused(lab: Lab, good: builder.Result, silent: Silent) -> None:
+def test_what_does_not_answer_is_refused(lab: Lab, good: pipeline.Result, silent: Silent) -> None:
     reference = f"{REPOSITORY}:silent"
     with container(lab, good) as made:
         lab.docker.execute(made, ["sh", "-ec", silent.command])
@@ -135,7 +134,7 @@ def test_what_does_not_answer_is_refused(lab: Lab, good: builder.Result, silent:
     assert silent.seen in seen[0]
 
 
-def test_the_run_tier_takes_what_it_expects_from_the_plan(lab: Lab, good: builder.Result) -> None:
+def test_the_run_tier_takes_what_it_expects_from_the_plan(lab: Lab, good: pipeline.Result) -> None:
     layers = good.plan.layers[:2]
     plan = dataclasses.replace(good.plan, platform="linux/arm64", python="3.12", layers=layers)
     with container(lab, good) as made:
@@ -163,7 +162,7 @@ def test_what_answers_with_a_gpu_only_has_not_passed(lab: Lab) -> None:
     assert f"run/entrypoint-answers: {said}" in " ".join(shown.stdout.split())
 
 
-def test_verify_proves_again_and_names_what_is_wrong(lab: Lab, good: builder.Result) -> None:
+def test_verify_proves_again_and_names_what_is_wrong(lab: Lab, good: pipeline.Result) -> None:
     done = lab.run("verify", "good-amd64")
     assert done.returncode == 0, done.stderr
     assert f"{len(good.checks)} checks passed" in done.stdout
@@ -192,7 +191,7 @@ exec '{docker}' "$@"
 
 @pytest.mark.parametrize(("times", "failed"), [(1, 0), (2, 1)])
 def test_a_command_that_the_engine_did_not_begin_is_begun_once_more(
-    lab: Lab, good: builder.Result, tmp_path: Path, times: int, failed: int
+    lab: Lab, good: pipeline.Result, tmp_path: Path, times: int, failed: int
 ) -> None:
     (tmp_path / "lost").touch()
     folder = tmp_path / "bin"
@@ -213,13 +212,13 @@ def test_a_command_that_the_engine_did_not_begin_is_begun_once_more(
 
 
 @pytest.fixture(scope="module")
-def tiny(lab: Lab) -> builder.Result:
+def tiny(lab: Lab) -> pipeline.Result:
     return lab.build("tiny-amd64")
 
 
 @pytest.mark.thorough
 def test_an_engine_with_the_classic_store_gives_the_same_layers(
-    lab: Lab, tiny: builder.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, tiny: pipeline.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its way into the store is `docker save`, which any engine has.
     config = private.daemon_config
@@ -240,7 +239,7 @@ def test_an_engine_with_the_classic_store_gives_the_same_layers(
     assert made.image.settings.labels == tiny.plan.labels
 
 
-def test_a_flipped_bit_is_found_named_and_mended(lab: Lab, tiny: builder.Result) -> None:
+def test_a_flipped_bit_is_found_named_and_mended(lab: Lab, tiny: pipeline.Result) -> None:
     store = lab.shop.store
     layer = tiny.image.layers[-1]
     path = store.path(layer.digest)
@@ -259,7 +258,7 @@ def test_a_flipped_bit_is_found_named_and_mended(lab: Lab, tiny: builder.Result)
     assert lab.run("store", "check").returncode == 0
 
 
-def test_the_printed_definition_builds_by_hand(lab: Lab, tiny: builder.Result) -> None:
+def test_the_printed_definition_builds_by_hand(lab: Lab, tiny: pipeline.Result) -> None:
     printed = lab.run("image", "tiny-amd64", "--print", "bake")
     file = lab.project / "bake.json"
     file.write_text(printed.stdout)

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.build import builder
 from sparkimage.config import lockfile
 from sparkimage.core.errors import BuildError, VerifyError
-from sparkimage.verify import seal
+from sparkimage.verify import pipeline, seal
 from tests.lab import fork, mutants, sampling
 from tests.lab.conftest import REPOSITORY
 from tests.lab.recipe import FAULTS, PATCH, STACK, TWIN, Fault, Recipe
 
 
 @pytest.fixture(scope="module")
-def good(recipe: Recipe) -> builder.Result:
+def good(recipe: Recipe) -> pipeline.Result:
     return recipe.lab.build(TWIN)
 
 
@@ -53,7 +52,7 @@ def test_the_abbreviated_commit_became_whole(recipe: Recipe) -> None:
     assert held.entries[("vllm", "20260613")].asked["commit"] == recipe.fork.recipe[:10]
 
 
-def test_the_fork_got_its_arguments(recipe: Recipe, good: builder.Result) -> None:
+def test_the_fork_got_its_arguments(recipe: Recipe, good: pipeline.Result) -> None:
     said = recipe.lab.docker.run(
         good.plan.image,
         ["/usr/local/lib/python3.12/dist-packages/vllm/_build.json"],
@@ -65,7 +64,7 @@ def test_the_fork_got_its_arguments(recipe: Recipe, good: builder.Result) -> Non
     assert {"16", "2"} <= set(map(str, built.values()))
 
 
-def test_arguments_follow_the_entrypoint(recipe: Recipe, good: builder.Result) -> None:
+def test_arguments_follow_the_entrypoint(recipe: Recipe, good: pipeline.Result) -> None:
     said = recipe.lab.docker.run(good.plan.image, ["MODEL", "--port", "1"], remove=True)
     assert json.loads(str(said))[1:] == ["serve", "MODEL", "--port", "1"]
 
@@ -93,7 +92,7 @@ OURS = [one for one in mutants.MUTANTS if one.check in MEANT]
     "of", [OURS, pytest.param(mutants.MUTANTS, marks=pytest.mark.thorough)], ids=["traps", "all"]
 )
 def test_mutants_of_the_twin(
-    recipe: Recipe, good: builder.Result, tmp_path: Path, of: list[mutants.Mutant]
+    recipe: Recipe, good: pipeline.Result, tmp_path: Path, of: list[mutants.Mutant]
 ) -> None:
     store = recipe.lab.shop.store
     results = list(mutants.run(good.plan, good.image, store, tmp_path / "work", of))
@@ -148,7 +147,7 @@ def test_no_overlay_below_says_so(recipe: Recipe) -> None:
     assert "no layer below brings NCCL 2.30.4" in failure.value.detail
 
 
-def test_a_changed_patch_is_one_layer_of_kilobytes(recipe: Recipe, good: builder.Result) -> None:
+def test_a_changed_patch_is_one_layer_of_kilobytes(recipe: Recipe, good: pipeline.Result) -> None:
     held = (recipe.lab.project / "matrix.lock").read_text()
     try:
         recipe.write_patches(origin=recipe.later_patch())
@@ -181,7 +180,7 @@ def test_a_patch_at_a_wrong_path_stops_before_the_build(recipe: Recipe) -> None:
     assert "does not fit" in listed.stdout
 
 
-def test_a_diff_is_applied_as_git_does(recipe: Recipe, good: builder.Result) -> None:
+def test_a_diff_is_applied_as_git_does(recipe: Recipe, good: pipeline.Result) -> None:
     held = (recipe.lab.project / "matrix.lock").read_text()
     origin = {**recipe.later_patch(), "path": "patches/sm12x.diff"}
     try:
@@ -197,7 +196,7 @@ def test_a_diff_is_applied_as_git_does(recipe: Recipe, good: builder.Result) -> 
 
 
 def test_export_writes_what_a_mount_takes(
-    recipe: Recipe, good: builder.Result, tmp_path: Path
+    recipe: Recipe, good: pipeline.Result, tmp_path: Path
 ) -> None:
     done = recipe.lab.run("patches", "export", str(tmp_path / "live"), "--variant", TWIN)
     assert done.returncode == 0, done.stderr

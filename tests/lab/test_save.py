@@ -13,28 +13,27 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.build import builder
 from sparkimage.image.store import Store
-from sparkimage.verify import emit
+from sparkimage.verify import emit, pipeline
 from tests.lab.conftest import Lab
 from tests.lab.node import Node
 from tests.lab.shipment import NAME, NODES, PAYLOAD, VARIANT, Shipment, everywhere, ok
 
 
 @pytest.fixture(scope="module")
-def tiny(lab: Lab) -> builder.Result:
+def tiny(lab: Lab) -> pipeline.Result:
     return lab.build("plain-amd64")
 
 
 @pytest.fixture(scope="module")
-def saved(lab: Lab, tiny: builder.Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(lab: Lab, tiny: pipeline.Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("saved") / "image.tar"
     done = lab.run("save", tiny.plan.variant, "-o", str(file))
     assert done.returncode == 0, done.stderr
     return file
 
 
-def test_an_engine_loads_what_was_saved(lab: Lab, tiny: builder.Result, saved: Path) -> None:
+def test_an_engine_loads_what_was_saved(lab: Lab, tiny: pipeline.Result, saved: Path) -> None:
     name = tiny.plan.image
     lab.docker.image.remove(name, force=True)
     with saved.open("rb") as source:
@@ -74,7 +73,7 @@ def test_what_is_saved_is_loaded_by_every_engine(shipment: Shipment) -> None:
 
 
 def test_another_store_loads_it_by_pipe(
-    lab: Lab, tiny: builder.Result, saved: Path, tmp_path: Path
+    lab: Lab, tiny: pipeline.Result, saved: Path, tmp_path: Path
 ) -> None:
     with saved.open("rb") as source:
         done = subprocess.run(
@@ -88,7 +87,7 @@ def test_another_store_loads_it_by_pipe(
 
 
 def test_what_is_loaded_over_the_gate_stays_unverified(
-    lab: Lab, tiny: builder.Result, saved: Path, tmp_path: Path
+    lab: Lab, tiny: pipeline.Result, saved: Path, tmp_path: Path
 ) -> None:
     # Another user's keys: the seal is of a key that is not trusted there.
     more = {
@@ -112,7 +111,7 @@ def test_what_is_loaded_over_the_gate_stays_unverified(
 
 
 def test_an_image_whose_variant_has_left_the_matrix_ships(
-    lab: Lab, tiny: builder.Result, tmp_path: Path
+    lab: Lab, tiny: pipeline.Result, tmp_path: Path
 ) -> None:
     data = copy.deepcopy(lab.data)
     data["include"] = [one for one in data["include"] if one["name"] != tiny.plan.variant]
@@ -141,7 +140,7 @@ def test_an_image_whose_variant_has_left_the_matrix_ships(
 
 
 def test_an_image_of_before_the_matrix_changed_ships_with_a_warning(
-    lab: Lab, tiny: builder.Result, tmp_path: Path
+    lab: Lab, tiny: pipeline.Result, tmp_path: Path
 ) -> None:
     data = copy.deepcopy(lab.data)
     (one,) = [one for one in data["include"] if one["name"] == tiny.plan.variant]
@@ -159,7 +158,7 @@ def test_an_image_of_before_the_matrix_changed_ships_with_a_warning(
 
 
 def test_a_target_that_cannot_be_written_is_said_at_once(
-    lab: Lab, tiny: builder.Result, tmp_path: Path
+    lab: Lab, tiny: pipeline.Result, tmp_path: Path
 ) -> None:
     for target, why in ((tmp_path, "is a folder"), (tmp_path / "no" / "x", "is not there")):
         done = lab.run("save", tiny.plan.variant, "-o", str(target))
@@ -172,7 +171,7 @@ def test_a_target_that_cannot_be_written_is_said_at_once(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_leaves_no_file(lab: Lab, tiny: builder.Result, tmp_path: Path) -> None:
+def test_an_interrupt_leaves_no_file(lab: Lab, tiny: pipeline.Result, tmp_path: Path) -> None:
     # As Ctrl-C does: to the command, in the midst of its writing.
     process = subprocess.Popen(
         lab.argv("save", tiny.plan.variant, "-o", str(tmp_path / "image.tar")),
@@ -188,7 +187,7 @@ def test_an_interrupt_leaves_no_file(lab: Lab, tiny: builder.Result, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_static_tier_starts_no_engine(lab: Lab, tiny: builder.Result, tmp_path: Path) -> None:
+def test_the_static_tier_starts_no_engine(lab: Lab, tiny: pipeline.Result, tmp_path: Path) -> None:
     # A home that no engine could be made in; its own key signs, so it is a seal of its own.
     home = tmp_path / "home"
     done = lab.run(
@@ -203,7 +202,7 @@ def test_the_static_tier_starts_no_engine(lab: Lab, tiny: builder.Result, tmp_pa
     assert not (home / "engine").exists()
 
 
-def test_the_node_tier_never_passes_without_a_gpu(lab: Lab, tiny: builder.Result) -> None:
+def test_the_node_tier_never_passes_without_a_gpu(lab: Lab, tiny: pipeline.Result) -> None:
     alone = lab.run("verify", tiny.plan.variant, "--tier", "node")
     assert alone.returncode == 9
     assert "not run: no GPU" in alone.stderr
@@ -216,6 +215,6 @@ def test_the_node_tier_never_passes_without_a_gpu(lab: Lab, tiny: builder.Result
     assert "node" not in said["tiers"]
 
 
-def test_foreign_eyes_on_the_plan(lab: Lab, tiny: builder.Result) -> None:
+def test_foreign_eyes_on_the_plan(lab: Lab, tiny: pipeline.Result) -> None:
     done = lab.run("verify", tiny.plan.variant, "--emit", "container-structure-test")
     assert done.stdout == emit.structure_test(tiny.plan, tiny.image.config)

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.build import show
+from sparkimage.cli import show
 from sparkimage.config import inventory, lockfile, matrix, planning
 from sparkimage.config.address import Mirrors
 from sparkimage.config.lockfile import Entry, Wheel

@@ -16,6 +16,7 @@ from sparkimage.config import planning
 from sparkimage.config.address import WHEELS, Mirrors
 from sparkimage.config.lockfile import PinnedImage
 from sparkimage.config.plan import Plan
+from sparkimage.resolve.context import Inputs
 from tests.unit import project_maker as maker
 
 COMMIT = "a" * 40
@@ -67,9 +68,9 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Plan]:
     return {plan.variant: plan for plan in made}
 
 
-def inputs(plan: Plan, *, index: str | None = None, ca: str | None = None) -> bake.Inputs:
+def inputs(plan: Plan, *, index: str | None = None, ca: str | None = None) -> Inputs:
     fed = (one.name for one in plan.layers if one.wheels or one.debs or one.patches)
-    return bake.Inputs(
+    return Inputs(
         project=Path("/project"),
         uv=Path("/uv"),
         root=Path("/root-folder"),

@@ -19,8 +19,8 @@ import pytest
 import typer.main
 import yaml
 
-from sparkimage.build import show
 from sparkimage.cli import app as cli
+from sparkimage.cli import show
 from sparkimage.config import lockfile, matrix, planning
 from sparkimage.config.plan import Origin
 from sparkimage.config.schema import GitPin, ImagePin, WheelsPin

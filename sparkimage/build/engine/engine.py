@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +30,7 @@ from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Runner
 
 if TYPE_CHECKING:
+    import python_on_whales as whales
     from docker import DockerClient
 
 MIN_MAJOR = 23
@@ -38,12 +41,7 @@ UP = "python build.py engine up"
 
 
 OWNER = "dev.sparkimage.verify"
-"""The label of a container that one of our commands made to verify an image, with its ``owner``."""
-
-
-def owner() -> str:
-    """This command: its machine's name and its process id."""
-    return f"{os.uname().nodename}-{os.getpid()}"
+"""The label of a container that one of our commands made to verify an image: ``locks.owner()``."""
 
 
 class Choice(StrEnum):
@@ -81,6 +79,19 @@ class Engine:
         if self.bin is not None:
             found["PATH"] = f"{self.bin}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         return found
+
+    @contextmanager
+    def cli(self) -> Iterator[whales.DockerClient]:
+        """Its CLI, for commands that end by themselves. Raises ``CommandError`` where one fails."""
+        import python_on_whales as whales
+        from python_on_whales.exceptions import DockerException
+
+        try:
+            yield whales.DockerClient(client_call=list(self.docker))
+        except DockerException as error:
+            raise CommandError(
+                error.docker_command, error.return_code, error.stderr or error.stdout or ""
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)

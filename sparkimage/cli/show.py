@@ -16,9 +16,9 @@ from sparkimage.core.units import clock, human
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sparkimage.build.builder import Result
     from sparkimage.build.context import Workshop
     from sparkimage.config.matrix import Matrix, Variant
+    from sparkimage.verify.pipeline import Result
 
 
 def as_table(plans: Sequence[Plan]) -> Table:
