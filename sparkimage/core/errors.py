@@ -12,9 +12,28 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 
-def update_word(title: str) -> str:
-    """What ``lock --update`` calls the pin of a title such as ``pin nccl 2.30.4``."""
-    return "==".join(title.split()[1:])
+@dataclass(frozen=True, kw_only=True)
+class Locked:
+    """Something that is locked, for errors that speak of it."""
+
+    title: str
+    update: str
+    """The command that locks what there is now."""
+
+    @classmethod
+    def pin(cls, name: str, value: str) -> Locked:
+        """A pin of the matrix."""
+        return cls(
+            title=f"pin {name} {value}", update=f"python build.py lock --update '{name}=={value}'"
+        )
+
+    @classmethod
+    def tool(cls, name: str) -> Locked:
+        """A program that this version of the package fetches for itself."""
+        return cls(title=name, update="upgrade sparkimage")
+
+    def __str__(self) -> str:
+        return self.title
 
 
 class SparkError(Exception):

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from sparkimage.build.engine.emulation import native_arch
 from sparkimage.config.lockfile import Deb
 from sparkimage.config.plan import MORE
-from sparkimage.core.errors import CommandError, PreflightError, UsageError
+from sparkimage.core.errors import CommandError, Locked, PreflightError, UsageError
 from sparkimage.core.files import take_place
 from sparkimage.core.process import Runner
 from sparkimage.resolve import apt
@@ -229,7 +229,7 @@ def program(outside: Outside) -> str:
         place = apt.Place(suite=SUITE, repository=None, arch=arch)
         apt.ready(outside.runner, outside.say)
         files = apt.fetch(
-            "the tool cosign", place, [deb], outside.home, outside.runner, outside.mirrors
+            Locked.tool("cosign"), place, [deb], outside.home, outside.runner, outside.mirrors
         )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".cosign-", dir=folder.parent) as name:

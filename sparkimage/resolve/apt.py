@@ -22,7 +22,7 @@ from sparkimage.config.address import DEBIAN, Mirrors
 from sparkimage.config.lockfile import Deb
 from sparkimage.config.plan import MORE, ROOT
 from sparkimage.core.debian_tools import HOST_PACKAGES, install_on_host
-from sparkimage.core.errors import CommandError, LockError, NetworkError, SparkError, update_word
+from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError, SparkError
 from sparkimage.core.process import Runner
 from sparkimage.core.rights import root_prefix
 from sparkimage.resolve.deb import repacked
@@ -63,7 +63,7 @@ def ready(runner: Runner, say: Callable[[str], None]) -> None:
 
 
 def resolve(
-    title: str, place: Place, packages: Sequence[str], runner: Runner, mirrors: Mirrors
+    locked: Locked, place: Place, packages: Sequence[str], runner: Runner, mirrors: Mirrors
 ) -> tuple[Deb, ...]:
     """The minimal root and ``packages`` of a suite with all that they need; or of another
     repository exactly ``packages`` (NAME=VERSION).
@@ -75,7 +75,7 @@ def resolve(
         asks = {"install-root": MINIMAL, "install-more": (*MINIMAL, *packages)}
     with TemporaryDirectory(prefix="sparkimage-apt-") as name:
         folder = Path(name)
-        _ask(title, place, asks, folder, runner, mirrors)
+        _ask(locked, place, asks, folder, runner, mirrors)
         if place.repository is not None:
             return _read((folder / "uris-find").read_text(), MORE)
         root = _read((folder / "uris-install-root").read_text(), ROOT)
@@ -85,7 +85,7 @@ def resolve(
 
 
 def fetch(
-    title: str, place: Place, debs: Sequence[Deb], home: Path, runner: Runner, mirrors: Mirrors
+    locked: Locked, place: Place, debs: Sequence[Deb], home: Path, runner: Runner, mirrors: Mirrors
 ) -> Mapping[str, Path]:
     """The files of ``debs`` by their names; what is not in the home yet is fetched and proven.
 
@@ -99,9 +99,9 @@ def fetch(
         with TemporaryDirectory(prefix=".fetch-", dir=cache) as name:
             folder = Path(name)
             wanted = [f"{deb.name}={deb.version}" for deb in missing]
-            _ask(title, place, {"fetch": wanted}, folder, runner, mirrors)
+            _ask(locked, place, {"fetch": wanted}, folder, runner, mirrors)
             for deb in missing:
-                _prove(title, deb, folder / deb.file)
+                _prove(locked, deb, folder / deb.file)
                 (folder / deb.file).replace(cache / deb.sha256)
     return {deb.file: cache / deb.sha256 for deb in debs}
 
@@ -159,7 +159,7 @@ def default_sources(suite: str, runner: Runner) -> str:
 
 
 def _ask(
-    title: str,
+    locked: Locked,
     place: Place,
     asks: Mapping[str, Iterable[str]],
     folder: Path,
@@ -181,10 +181,10 @@ def _ask(
     try:
         runner.run(argv)
     except CommandError as error:
-        raise _explain(title, place, error.output) from None
+        raise _explain(locked, place, error.output) from None
 
 
-def _explain(title: str, place: Place, said: str) -> SparkError:
+def _explain(locked: Locked, place: Place, said: str) -> SparkError:
     where = place.repository or f"Debian {place.suite}"
     tail = "\n".join(said.splitlines()[-12:])
     gone = [next(filter(None, match[::-1]), "") for match in GONE.findall(said)]
@@ -192,19 +192,18 @@ def _explain(title: str, place: Place, said: str) -> SparkError:
         versions = [f"{name} {version}".strip() for version, name, *_ in GONE.findall(said)]
         named = ", ".join(v for v in versions if v) or ", ".join(gone)
         return LockError(
-            f"{title}: {where} ({place.arch}) no longer has {named}: withdrawn, or superseded",
-            hint="take what it has now: python build.py lock --update "
-            f"'{update_word(title)}'; or name a mirror that keeps old versions",
+            f"{locked}: {where} ({place.arch}) no longer has {named}: withdrawn, or superseded",
+            hint=f"take what it has now: {locked.update}; or name a mirror that keeps old versions",
             detail=tail,
         )
     if UNREACHABLE.search(said):
         return NetworkError(
-            f"{title}: {where} ({place.arch}) cannot be reached",
+            f"{locked}: {where} ({place.arch}) cannot be reached",
             hint="check this machine's network and proxy settings, or name a mirror",
             detail=tail,
         )
     return LockError(
-        f"{title}: apt gives no answer for {where} ({place.arch})",
+        f"{locked}: apt gives no answer for {where} ({place.arch})",
         hint="correct this pin in the matrix",
         detail=tail,
     )
@@ -234,7 +233,7 @@ def _read(said: str, part: str) -> tuple[Deb, ...]:
     return tuple(sorted(found))
 
 
-def _prove(title: str, deb: Deb, path: Path) -> None:
+def _prove(locked: Locked, deb: Deb, path: Path) -> None:
     try:
         with path.open("rb") as source:
             seen = hashlib.file_digest(source, "sha256").hexdigest()
@@ -242,7 +241,7 @@ def _prove(title: str, deb: Deb, path: Path) -> None:
         seen = "no file"
     if seen != deb.sha256:
         raise LockError(
-            f"{title}: {deb.file} has sha256 {seen}, and the lock says {deb.sha256}",
-            hint="somebody changed the file under its version; find out who before you run "
-            f"python build.py lock --update '{update_word(title)}'",
+            f"{locked}: {deb.file} has sha256 {seen}, and the lock says {deb.sha256}",
+            hint="somebody changed the file under its version; find out who before this: "
+            + locked.update,
         )

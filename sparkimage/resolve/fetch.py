@@ -20,7 +20,7 @@ from sparkimage.config.lockfile import Wheel
 from sparkimage.config.patch_specs import in_image
 from sparkimage.config.plan import DebianRoot, Debs, LayerPlan, PatchPlan, Plan
 from sparkimage.core.arch import ARCHES
-from sparkimage.core.errors import CommandError, LockError, NetworkError
+from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError
 from sparkimage.core.files import take_place
 from sparkimage.core.process import Runner
 from sparkimage.core.rights import root_prefix
@@ -59,7 +59,11 @@ def available(layer: LayerPlan, outside: Outside) -> None:
     """See that a layer's images and commit are still to be had. Errors as ``ready``."""
     source = layer.source
     for image in layer.images:
-        images.exists(f"layer {layer.name}", image, outside.docker, outside.runner, outside.mirrors)
+        locked = Locked(
+            title=f"layer {layer.name}",
+            update="python build.py lock --update 'PIN==VALUE' (the pin of this layer's image)",
+        )
+        images.exists(locked, image, outside.docker, outside.runner, outside.mirrors)
     if source is not None:
         repository = outside.repository(f"pin {source.pin} {source.value}", source.repository)
         repository.fetch(source.commit)
@@ -218,7 +222,7 @@ def _write_debs(debs: Debs, made: Path, outside: Outside) -> None:
     apt.ready(outside.runner, outside.say)
     place = apt.Place(suite=debs.suite, repository=debs.repository, arch=debs.arch)
     files = apt.fetch(
-        f"pin {debs.pin} {debs.value}", place, debs.debs, outside.home,
+        Locked.pin(debs.pin, debs.value), place, debs.debs, outside.home,
         outside.runner, outside.mirrors,
     )  # fmt: skip
     apt.write_repository(files, made / "debs", None, outside.runner, repack=True)
@@ -287,7 +291,7 @@ def _root(root: DebianRoot, outside: Outside) -> Path:
     outside.say(f"making the Debian {root.suite} root for {root.arch}")
     place = apt.Place(suite=root.suite, repository=None, arch=root.arch)
     files = apt.fetch(
-        f"pin {root.pin} {root.value}",
+        Locked.pin(root.pin, root.value),
         place,
         root.debs,
         outside.home,

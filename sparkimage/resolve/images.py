@@ -14,7 +14,7 @@ from typing import Any
 from sparkimage.config.address import ImageName, Mirrors, image_name
 from sparkimage.config.lockfile import PinnedImage
 from sparkimage.core import debian_tools
-from sparkimage.core.errors import CommandError, LockError, NetworkError, update_word
+from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError
 from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Runner
 
@@ -39,7 +39,12 @@ def program(home: Path, runner: Runner, say: Callable[[str], None]) -> tuple[str
 
 
 def resolve(
-    title: str, image: str, platform: str, docker: tuple[str, ...], runner: Runner, mirrors: Mirrors
+    locked: Locked,
+    image: str,
+    platform: str,
+    docker: tuple[str, ...],
+    runner: Runner,
+    mirrors: Mirrors,
 ) -> PinnedImage:
     """The manifest of ``image`` (NAME:TAG, or with a digest) for ``platform``.
 
@@ -48,15 +53,15 @@ def resolve(
     """
     name = image_name(image)
     where = _mirrored(name, mirrors)
-    found = _inspect(title, name, where, "{{json .Manifest}}", docker, runner)
+    found = _inspect(locked, name, where, "{{json .Manifest}}", docker, runner)
     tagged = str(found["digest"])
     if name.digest is not None and name.digest != tagged:
         raise LockError(
-            f"{title}: the registry answers {tagged} for {name}",
+            f"{locked}: the registry answers {tagged} for {name}",
             hint="correct the digest in the matrix",
         )
     if "manifests" not in found:
-        config = _inspect(title, name, where, "{{json .Image}}", docker, runner)
+        config = _inspect(locked, name, where, "{{json .Image}}", docker, runner)
         seen = f"{config.get('os')}/{config.get('architecture')}"
         digests = {seen: tagged}
     else:
@@ -68,18 +73,18 @@ def resolve(
     if platform not in digests:
         there = ", ".join(sorted(p for p in digests if "unknown" not in p))
         raise LockError(
-            f"{title}: {name} is not there for {platform}",
+            f"{locked}: {name} is not there for {platform}",
             hint=f"it is there for {there}: pin another image, or leave the platform out",
         )
     return PinnedImage(name=name.repository, digest=digests[platform], tagged=tagged)
 
 
 def exists(
-    title: str, image: PinnedImage, docker: tuple[str, ...], runner: Runner, mirrors: Mirrors
+    locked: Locked, image: PinnedImage, docker: tuple[str, ...], runner: Runner, mirrors: Mirrors
 ) -> None:
     """See that the registry still has the pinned manifest. Errors as ``resolve``."""
     name = ImageName(repository=image.name, digest=image.digest)
-    _inspect(title, name, _mirrored(name, mirrors), "{{.Manifest.Digest}}", docker, runner)
+    _inspect(locked, name, _mirrored(name, mirrors), "{{.Manifest.Digest}}", docker, runner)
 
 
 def _mirrored(name: ImageName, mirrors: Mirrors) -> ImageName:
@@ -87,7 +92,7 @@ def _mirrored(name: ImageName, mirrors: Mirrors) -> ImageName:
 
 
 def _inspect(
-    title: str,
+    locked: Locked,
     name: ImageName,
     where: ImageName,
     form: str,
@@ -105,21 +110,21 @@ def _inspect(
         text = error.output.strip()
         if "not found" in text or "manifest unknown" in text or "name unknown" in text:
             raise LockError(
-                f"{title}: the registry has no {name}"
+                f"{locked}: the registry has no {name}"
                 + (" (any more: a tag may have moved and its image been removed)"
                    if name.digest else ""),
-                hint="correct it in the matrix, take what the tag is now with "
-                f"`python build.py lock --update '{update_word(title)}'`, or name a mirror",
+                hint="correct it in the matrix, name a mirror, or take what the tag is now: "
+                + locked.update,
                 detail=text,
             ) from None  # fmt: skip
         if REFUSED.search(text):
             raise LockError(
-                f"{title}: the registry of {name} wants another login",
+                f"{locked}: the registry of {name} wants another login",
                 hint=f"docker login {where.repository.partition('/')[0]}",
                 detail=text,
             ) from None
         raise NetworkError(
-            f"{title}: the registry of {name} cannot be reached",
+            f"{locked}: the registry of {name} cannot be reached",
             hint="run this where it can be reached, or name a mirror",
             detail=text,
         ) from None

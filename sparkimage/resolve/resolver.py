@@ -29,7 +29,7 @@ from sparkimage.config.lockfile import (
 from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.plan import MORE
 from sparkimage.config.schema import DebianPin, DebPin, GitPin, ImagePin, WheelsPin
-from sparkimage.core.errors import LockError, NetworkError, SparkError, UsageError
+from sparkimage.core.errors import Locked, LockError, NetworkError, SparkError, UsageError
 from sparkimage.resolve import apt, images, patch_files, wheels
 from sparkimage.resolve.context import Outside
 
@@ -264,7 +264,9 @@ def _newer_debs(matrix: Matrix, held: Lock, outside: Outside) -> list[News]:
             )
             names = [package.partition("=")[0] for package in pin.packages]
             try:
-                newest = apt.resolve(_title(key), place, names, outside.runner, outside.mirrors)
+                newest = apt.resolve(
+                    Locked.pin(*key), place, names, outside.runner, outside.mirrors
+                )
             except SparkError:
                 continue  # resolving it anew has reported it
             locked = {deb.name: deb.version for deb in held.items(*key, platform)
@@ -298,7 +300,7 @@ def _one(
 ) -> tuple[Item, ...]:
     """Resolve one pin for one platform."""
     name, value = key
-    title, runner, mirrors = _title(key), outside.runner, outside.mirrors
+    locked, runner, mirrors = Locked.pin(name, value), outside.runner, outside.mirrors
     if name == PATCHES:
         return _patch(matrix, value, kept, outside)
     pin = matrix.pins[name][value]
@@ -314,11 +316,11 @@ def _one(
                 if version is None:
                     keep.pop(project, None)
         links = matrix.root / pin.find_links if pin.find_links else None
-        return wheels.resolve(title, platform, pin, links, runner, mirrors, keep=keep)
+        return wheels.resolve(str(locked), platform, pin, links, runner, mirrors, keep=keep)
     if isinstance(pin, ImagePin):
-        return (images.resolve(title, pin.image, platform, outside.docker, runner, mirrors),)
+        return (images.resolve(locked, pin.image, platform, outside.docker, runner, mirrors),)
     if isinstance(pin, GitPin):
-        repository = outside.repository(title, pin.repository)
+        repository = outside.repository(str(locked), pin.repository)
         commit = pin.commit
         if len(commit) < 40:
             commit = repository.whole(commit, pin.branch)
@@ -327,9 +329,9 @@ def _one(
     apt.ready(runner, outside.say)
     if isinstance(pin, DebianPin):
         place = apt.Place(suite=pin.suite, repository=None, arch=arch)
-        return apt.resolve(title, place, sorted(pin.packages), runner, mirrors)
+        return apt.resolve(locked, place, sorted(pin.packages), runner, mirrors)
     place = apt.Place(suite=None, repository=_address(pin, platform), arch=arch)
-    found = apt.resolve(title, place, sorted(pin.packages), runner, mirrors)
+    found = apt.resolve(locked, place, sorted(pin.packages), runner, mirrors)
     return tuple(dataclasses.replace(deb, part=MORE) for deb in found)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from sparkimage.config.address import Mirrors
 from sparkimage.core import paths
-from sparkimage.core.errors import LockError, NetworkError
+from sparkimage.core.errors import Locked, LockError, NetworkError
 from sparkimage.core.process import Local
 from sparkimage.resolve import images
 from tests.lab import cuda_base, servers, standins
@@ -141,7 +141,9 @@ def asked(address: str, path: str) -> LockError | NetworkError:
     docker = images.program(paths.home(), Local(), say=lambda _line: None)
     mirrors = Mirrors(rules={"docker.io": address})
     with pytest.raises((LockError, NetworkError)) as caught:
-        images.resolve("pin x", f"docker.io/{path}", "linux/amd64", docker, Local(), mirrors)
+        images.resolve(
+            Locked.pin("x", "1"), f"docker.io/{path}", "linux/amd64", docker, Local(), mirrors
+        )
     assert isinstance(caught.value, LockError | NetworkError)
     return caught.value
 

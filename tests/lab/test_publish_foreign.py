@@ -16,6 +16,7 @@ from sparkimage.build.engine.engine import Engine
 from sparkimage.config.address import Mirrors
 from sparkimage.core import paths
 from sparkimage.core.debian_tools import install_on_host
+from sparkimage.core.errors import Locked
 from sparkimage.core.process import Local
 from sparkimage.image.store import Image
 from sparkimage.registry import sbom, signing
@@ -193,9 +194,9 @@ def test_oras_discovers_what_is_attached_and_copies_it(there: Published, tmp_pat
     tool = TOOLS / "oras"
     with making(tool.name):
         if not (tool / "usr/bin/oras").exists():
-            debs = apt.resolve("oras", place, ["oras"], Local(), Mirrors())
+            debs = apt.resolve(Locked.tool("oras"), place, ["oras"], Local(), Mirrors())
             (deb,) = [one for one in debs if one.name == "oras"]
-            files = apt.fetch("oras", place, [deb], paths.home(), Local(), Mirrors())
+            files = apt.fetch(Locked.tool("oras"), place, [deb], paths.home(), Local(), Mirrors())
             subprocess.run(["dpkg-deb", "-x", str(files[deb.file]), str(tool)], check=True)
     oras = str(tool / "usr/bin/oras")
     said = there.run(oras, "discover", "--format", "json", there.reference).stdout
