@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from operator import attrgetter
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from sparkimage.core import interrupts
@@ -14,6 +14,10 @@ from sparkimage.core.errors import SparkError
 STOP_S = 10.0
 """Seconds that threads get to end after an interrupt. They end with the process in any case, and
 what a killed process leaves on a node is what the next run mends."""
+WAKE_S = 0.5
+"""Seconds after which the main thread looks up from its wait. A signal that comes just before a
+thread blocks on a lock does not wake it, and Python's handler runs when it next does anything:
+https://docs.python.org/3/library/signal.html#execution-of-python-signal-handlers."""
 Errors = dict[str, SparkError]
 """What went wrong, by node."""
 Item = TypeVar("Item")
@@ -46,7 +50,10 @@ def together(
                 names[future] = name(item)
                 future.add_done_callback(events.put)
             while names:
-                ended = events.get()
+                try:
+                    ended = events.get(timeout=WAKE_S)
+                except Empty:
+                    continue
                 if ended is None:
                     break
                 if (error := _failure(ended)) is not None:

@@ -26,9 +26,6 @@ def kill_after(voyage: Voyage, running: Running, line: str, count: int) -> None:
     running.kill()
 
 
-# Once, of some twenty runs, an interrupt while one node hung ended nothing for 300 s; why is not
-# known. Until it is, it is a matter of `make test-all`.
-@pytest.mark.thorough
 @cases("an interrupt", "number", (signal.SIGINT,), (signal.SIGTERM,))
 def test_an_interrupt(voyage: Voyage, number: signal.Signals) -> None:
     node, new = voyage.nodes[1], voyage.next()
