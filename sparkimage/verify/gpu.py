@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,5 @@ def runtimes(engine: Engine, runner: Runner) -> list[str]:
 
 
 def _check(name: str, title: str, seen: Any, expected: Any) -> Check:
-    return Check(
-        id=f"node/{name}", layer="_every", title=title, seen=seen, expected=expected,
-        result="PASSED" if seen == expected else "FAILED", tier=Tier.NODE,
-    )  # fmt: skip
+    check = Check.compare(f"node/{name}", title, seen, expected, tier=Tier.NODE)
+    return replace(check, layer="_every")

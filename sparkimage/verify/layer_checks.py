@@ -1,14 +1,13 @@
-"""The layers' own checks that bytes can prove: test functions that ask for no container.
+"""The layers' own checks of the static tier: test functions that need no container.
 
-They are in ``images/<layer>/test_*.py``, beside the others. One whose arguments are all of
-``GIVEN`` belongs to the static tier and is called here; every other one asks for a container of
-the image, and runs under pytest (``proof/checks.py``).
+They are in ``images/<layer>/test_*.py``. A function whose arguments are all in ``ARGUMENTS``
+belongs to the static tier and is called here; every other one needs a container of the image, and
+runs under pytest (``verify/checks.py``).
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,34 +19,34 @@ from sparkimage.image.settings import Settings
 from sparkimage.verify.plan_record import check_folders
 from sparkimage.verify.seal import Check
 
-GIVEN = frozenset({"plan", "root", "env", "check"})
-"""The plan as plain data, the files that a container sees, the image's ENV, and what compares."""
+ARGUMENTS = frozenset({"plan", "root", "env", "check"})
+"""The plan as plain data, the image's root file system, its ENV, and the function that compares."""
 
 
 def needs_container(function: Callable[..., Any]) -> bool:
-    """Whether a check asks for more than the image's bytes."""
-    return not set(inspect.signature(function).parameters) <= GIVEN
+    """Whether a check needs more than the image's files and config."""
+    return not set(inspect.signature(function).parameters) <= ARGUMENTS
 
 
 def examine(plan: Plan, settings: Settings, root: Root, project: Path) -> Iterator[Check]:
-    """Run those of every layer of ``plan``."""
-    given = {"plan": plan.to_dict(), "root": root, "env": settings.env}
-    for id, one in _functions(plan, project):
-        if not needs_container(one):
-            yield _run(id, one, given)
+    """Run these checks of every layer of ``plan``."""
+    arguments = {"plan": plan.to_dict(), "root": root, "env": settings.env}
+    for id, function in _functions(plan, project):
+        if not needs_container(function):
+            yield _run(id, function, arguments)
 
 
 def count_of_run(plan: Plan, project: Path) -> int:
-    """How many checks of ``plan`` ask for a container."""
-    return sum(needs_container(one) for _, one in _functions(plan, project))
+    """How many checks of ``plan`` need a container."""
+    return sum(needs_container(function) for _, function in _functions(plan, project))
 
 
 def _functions(plan: Plan, project: Path) -> Iterator[tuple[str, Callable[..., None]]]:
     for folder in check_folders(plan, project):
         for path in sorted(folder.glob("test_*.py")):
-            for name, one in _read(path).items():
-                if name.startswith("test_") and inspect.isfunction(one):
-                    yield f"{folder.name}/{name}", one
+            for name, function in _read(path).items():
+                if name.startswith("test_") and inspect.isfunction(function):
+                    yield f"{folder.name}/{name}", function
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -58,23 +57,17 @@ def _read(path: Path) -> dict[str, Any]:
     return namespace
 
 
-def _run(id: str, function: Callable[..., None], given: dict[str, Any]) -> Check:
-    compared: list[tuple[str, Any, Any]] = []
+def _run(id: str, function: Callable[..., None], arguments: dict[str, Any]) -> Check:
+    comparisons: list[Check] = []
 
     def check(title: str, *, seen: Any, expected: Any) -> None:
-        # Through JSON, so that what a seal holds is what was compared.
-        seen, expected = json.loads(json.dumps([seen, expected]))
-        compared.append((title, seen, expected))
+        comparisons.append(Check.compare(id, title, seen, expected, tier=Tier.STATIC))
 
     names = inspect.signature(function).parameters
     try:
-        function(**{name: {**given, "check": check}[name] for name in names})
-    except Exception as error:  # noqa: BLE001 - as under pytest, whatever it dies of has failed
-        compared.append((id, f"{type(error).__name__}: {error}", "an answer"))
-    compared = compared or [(id, "the check compared nothing", "an answer")]
-    wrong = [one for one in compared if one[1] != one[2]]
-    title, seen, expected = (wrong or compared)[0]
-    return Check(
-        id=id, layer=id.partition("/")[0], title=title, seen=seen, expected=expected,
-        result="FAILED" if wrong else "PASSED", tier=Tier.STATIC,
-    )  # fmt: skip
+        function(**{name: {**arguments, "check": check}[name] for name in names})
+    except Exception as error:  # noqa: BLE001 - as under pytest, any exception is a failed check
+        check(id, seen=f"{type(error).__name__}: {error}", expected="an answer")
+    if not comparisons:
+        check(id, seen="the check compared nothing", expected="an answer")
+    return next((check for check in comparisons if not check.passed), comparisons[0])

@@ -22,7 +22,7 @@ from sparkimage.core.errors import GateError, UsageError
 from sparkimage.image.store import Store
 from sparkimage.verify.policy import Required
 
-CHECKS_VERSION = 2
+CHECKS_VERSION = 3
 """Of the package's own checks. It goes up with every change that may change a result: all seals
 that were made before are then asked for again. A test compares ``CHECKERS`` with what they were."""
 CHECKERS = (

@@ -1,4 +1,4 @@
-"""The stated lists of the static tier: what is allowed in an image, each entry with its reason."""
+"""The rules of the static tier: what an image may contain, each entry with its reason."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 def matches(path: str, glob: str) -> bool:
-    """Whether the glob fits the whole path."""
+    """Whether the glob matches the whole path."""
     return _compiled(glob).match(path) is not None
 
 
 def matches_any(path: str, globs: tuple[str, ...]) -> bool:
-    """Whether one of the globs fits the whole path: all of them at once."""
+    """Whether one of the globs matches the whole path; compiled into one expression."""
     return bool(globs) and _joined(globs).match(path) is not None
 
 
@@ -54,19 +54,19 @@ class Library(Strict):
 
 
 class Needs(Strict):
-    """Names that some files need and that need not resolve."""
+    """Libraries that some files need and that may be missing."""
 
     files: Text
     needs: list[Text] = Field(min_length=1)
     reason: Text
 
     def covers(self, path: str, name: str) -> bool:
-        """Whether the rule is about this name in this file."""
+        """Whether the rule covers this library of this file."""
         return any(matches(name, glob) for glob in self.needs) and matches(path, self.files)
 
 
 class LoadedBefore(Needs):
-    """Such names, where the image must hold the library elsewhere."""
+    """The same, where the image must have the library at another place."""
 
     origin: Text = Field(alias="from")
 
@@ -84,7 +84,7 @@ class SecretRule(PathRule):
 
 
 class Leftover(Strict):
-    """What a build step must not leave behind."""
+    """Files that a build step must not leave behind."""
 
     name: Text
     pattern: re.Pattern[str]
@@ -104,25 +104,22 @@ class Rules(Strict):
     rewritten: list[PathRule] = Field(default=[])
     foreign_distribution: list[PathRule] = Field(default=[])
 
-    def and_more(self, more: Rules) -> Rules:
+    def merged(self, more: Rules) -> Rules:
         """These rules and ``more``."""
         joined = {n: [*getattr(self, n), *getattr(more, n)] for n in Rules.model_fields}
         return self.model_copy(update=joined)
 
 
 @cache
-def own() -> Rules:
-    """The rules that come with this program."""
-    return Rules.model_validate(yaml.safe_load(_text()))
+def builtin() -> Rules:
+    """The rules that come with this package."""
+    text = files("sparkimage").joinpath("data", FILE).read_text("utf-8")
+    return Rules.model_validate(yaml.safe_load(text))
 
 
 def load(project: Path | None) -> Rules:
-    """Our rules with those of the project, where it has any. Raises ``ConfigError``."""
+    """The built-in rules and those of the project. Raises ``ConfigError``."""
     file = project / FILE if project is not None else None
     if file is None or not file.is_file():
-        return own()
-    return own().and_more(validation.parse(yamlfile.load(file), Rules))
-
-
-def _text() -> str:
-    return files("sparkimage").joinpath("data", FILE).read_text("utf-8")
+        return builtin()
+    return builtin().merged(validation.parse(yamlfile.load(file), Rules))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparkimage.build.engine.engine import OWNER, Engine
 from sparkimage.config.plan import Answer, Plan
@@ -81,12 +81,9 @@ class RunningEntrypoint:
         self.runner.run(argv, check=False)
 
     def _check(self, seen: str) -> Check:
-        words = " ".join((*self.plan.entrypoint, *self.answer.args))
-        return Check(
-            id=f"{self.tier}/{ID}", layer="_every", title=f"what `{words}` says", seen=seen,
-            expected=self.answer.says, tier=self.tier,
-            result="PASSED" if seen == self.answer.says else "FAILED",
-        )  # fmt: skip
+        title = f"what `{' '.join((*self.plan.entrypoint, *self.answer.args))}` says"
+        check = Check.compare(f"{self.tier}/{ID}", title, seen, self.answer.says, tier=self.tier)
+        return replace(check, layer="_every")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,16 @@ class Check:
     expected: Any
     tier: Tier = Tier.RUN
 
+    @classmethod
+    def compare(cls, id: str, title: str, seen: Any, expected: Any, *, tier: Tier) -> Check:
+        """The check LAYER/NAME, passed where ``seen`` equals ``expected``: as JSON, so that the
+        seal holds what was compared."""
+        seen, expected = json.loads(json.dumps([seen, expected]))
+        return cls(
+            id=id, layer=id.partition("/")[0], title=title, seen=seen, expected=expected, tier=tier,
+            result="PASSED" if seen == expected else "FAILED",
+        )  # fmt: skip
+
     @property
     def passed(self) -> bool:
         return self.result == "PASSED"

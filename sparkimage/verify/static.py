@@ -1,13 +1,12 @@
-"""The static tier: proves an image by its layers and its config alone, on any host.
+"""The static tier: checks an image by its layers and its config alone, on any host.
 
-Nothing is started and nothing emulated. What may be in an image although it looks wrong is on the
-lists of ``data/static.yaml``.
+Nothing is started and nothing is emulated. ``data/static.yaml`` lists what an image may contain
+although it looks wrong.
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,38 +22,38 @@ from sparkimage.image.linking import Linker, Root
 from sparkimage.image.settings import Settings
 from sparkimage.image.store import Image, Store
 from sparkimage.verify import layer_checks, static_nccl
-from sparkimage.verify import rules as stated
+from sparkimage.verify import rules as rule_file
 from sparkimage.verify.rules import Rules, matches, matches_any
 from sparkimage.verify.seal import Check
 from sparkimage.verify.static_nccl import Compared
 
 TIER = Tier.STATIC
 SHOWN = 20
-"""Of many faults of a kind, so many are named."""
+"""Faults of one kind that a check names at most."""
 SHELL = re.compile(r"(^|/)(ba|da|z|k|a)?sh$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bytes that a layer may have."""
+    """The most bytes that a layer may have."""
 
     stored: int = 10_000_000_000
-    """As it is stored, which is what a registry counts; GHCR's limit."""
+    """Compressed, which is what a registry counts; the default is GHCR's limit."""
     unpacked: int = 4_000_000_000
-    """Of files, in a layer of ours."""
+    """Uncompressed, for a layer that we build."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Subject:
-    """What the checks look at."""
+class _Target:
+    """What the checks examine."""
 
     plan: Plan
     image: Image
     store: Store
     files: ImageFiles
     root: Root
-    first: int
-    """The lowest layer of ours."""
+    first_own: int
+    """The index of the lowest layer that we build: those below are the base image's."""
     rules: Rules
     limits: Limits
 
@@ -71,14 +70,14 @@ class _Subject:
         return self.settings.env
 
     @cached_property
-    def every(self) -> Sequence[Entry]:
-        """What the layers hold, without the signs of removal."""
-        return [one for layer in self.files.layers for one in layer if not one.is_whiteout]
+    def entries(self) -> Sequence[Entry]:
+        """The entries of all layers, without whiteouts."""
+        return [entry for layer in self.files.layers for entry in layer if not entry.is_whiteout]
 
     @cached_property
-    def every_own(self) -> Sequence[Entry]:
-        """The same of our layers."""
-        return [one for one in self.every if one.layer >= self.first]
+    def own_entries(self) -> Sequence[Entry]:
+        """The same of the layers that we build."""
+        return [entry for entry in self.entries if entry.layer >= self.first_own]
 
 
 def examine(
@@ -101,45 +100,34 @@ def _examine(
     plan: Plan, image: Image, store: Store, files: ImageFiles, project: Path | None, limits: Limits
 ) -> tuple[Check, ...]:
     foreign = any(layer.image or layer.source for layer in plan.layers)
-    subject = _Subject(
+    target = _Target(
         plan=plan,
         image=image,
         store=store,
         files=files,
         root=Root(files.final),
-        first=first_own(foreign=foreign, history=image.config.get("history") or ()),
-        rules=stated.load(project),
+        first_own=first_own(foreign=foreign, history=image.config.get("history") or ()),
+        rules=rule_file.load(project),
         limits=limits,
     )
-    found = (
-        *_config(subject),
-        *_programs(subject),
-        *static_nccl.checks(plan, files, subject.root, subject.first),
-        *_preloads(subject),
-        *_contents(subject),
-        *_origin(subject),
-        *_secrets(subject),
-        *_layers(subject),
+    comparisons = (
+        *_config(target),
+        *_programs(target),
+        *static_nccl.checks(plan, files, target.root, target.first_own),
+        *_preloads(target),
+        *_contents(target),
+        *_origin(target),
+        *_secrets(target),
+        *_layers(target),
     )
-    own = layer_checks.examine(plan, subject.settings, subject.root, project) if project else ()
-    return (*(_check(*one) for one in found), *own)
-
-
-def _check(name: str, title: str, seen: Any, expected: Any) -> Check:
-    # Through JSON, so that what a seal holds is what was compared.
-    seen, expected = json.loads(json.dumps([seen, expected]))
-    return Check(
-        id=f"{TIER}/{name}",
-        layer=TIER,
-        title=title,
-        result="PASSED" if seen == expected else "FAILED",
-        seen=seen,
-        expected=expected,
-        tier=TIER,
+    own = layer_checks.examine(plan, target.settings, target.root, project) if project else ()
+    return (
+        *(Check.compare(f"{TIER}/{name}", *rest, tier=TIER) for name, *rest in comparisons),
+        *own,
     )
 
 
-def _config(s: _Subject) -> Iterator[Compared]:
+def _config(s: _Target) -> Iterator[Compared]:
     entrypoint, cmd = s.settings.entrypoint, s.settings.cmd
     seen = f"{s.image.config['os']}/{s.image.config['architecture']}"
     yield "platform", "platform in the image's config", seen, s.plan.platform
@@ -150,7 +138,12 @@ def _config(s: _Subject) -> Iterator[Compared]:
         for name, argv in (("ENTRYPOINT", entrypoint), ("CMD", cmd))
         if len(argv) > 1 and SHELL.search(argv[0]) and re.fullmatch(r"-[a-z]*c", argv[1])
     }
-    yield "exec-form", "what is started through a shell, which keeps signals to itself", shells, {}
+    yield (
+        "exec-form",
+        "ENTRYPOINT or CMD in shell form: the shell does not forward signals",
+        shells,
+        {},
+    )
     argv = [*entrypoint, *cmd]
     yield (
         "program",
@@ -158,14 +151,14 @@ def _config(s: _Subject) -> Iterator[Compared]:
         bool(argv) and s.root.program(argv[0], s.env.get("PATH", "")) is not None,
         bool(s.plan.entrypoint or s.plan.cmd),
     )
-    # Mounted caches and the model lie under /root.
+    # Caches and models are mounted below /root.
     user = s.settings.user or "root"
     yield "user", "USER", "root" if user in ("0", "0:0", "root:root") else user, "root"
     labels = s.settings.labels
     yield "labels", "labels", {name: labels.get(name) for name in s.plan.labels}, s.plan.labels
 
 
-def _programs(s: _Subject) -> Iterator[Compared]:
+def _programs(s: _Target) -> Iterator[Compared]:
     heads = list(s.root.elves())
     other = [
         f"{entry.path}: {head.arch}"
@@ -175,12 +168,12 @@ def _programs(s: _Subject) -> Iterator[Compared]:
     ]
     yield (
         "architecture",
-        f"{len(heads)} ELF files are of {s.plan.arch}, but for",
-        other[:SHOWN] if heads else ["there is none"],
+        f"{len(heads)} ELF files are for {s.plan.arch}, except",
+        other[:SHOWN] if heads else ["the image has no ELF file"],
         [],
     )
     broken = [f"{entry.path}: {head.problem}" for entry, head in heads if head.problem]
-    yield "elf-heads", "ELF files whose dynamic section cannot be read", broken[:SHOWN], []
+    yield "elf-heads", "ELF files with an unreadable dynamic section", broken[:SHOWN], []
     linker = _linker(s)
     missing = [
         f"{entry.path} needs {name}"
@@ -188,14 +181,14 @@ def _programs(s: _Subject) -> Iterator[Compared]:
         if not _excused(s, linker, entry.path, name)
     ]
     number = sum(len(head.needed) for _, head in heads)
-    yield "needed", f"{number} needed libraries resolve, but for", missing[:SHOWN], []
+    yield "needed", f"{number} needed libraries resolve, except", missing[:SHOWN], []
 
 
-def _linker(s: _Subject) -> Linker:
+def _linker(s: _Target) -> Linker:
     return Linker.of(s.root, s.plan.arch, s.plan.triplet, s.env.get("LD_LIBRARY_PATH", ""))
 
 
-def _excused(s: _Subject, linker: Linker, path: str, name: str) -> bool:
+def _excused(s: _Target, linker: Linker, path: str, name: str) -> bool:
     if any(library.name == name for library in s.rules.driver_libraries):
         return True
     if any(rule.covers(path, name) for rule in s.rules.absent):
@@ -207,7 +200,7 @@ def _excused(s: _Subject, linker: Linker, path: str, name: str) -> bool:
     )
 
 
-def _preloads(s: _Subject) -> Iterator[Compared]:
+def _preloads(s: _Target) -> Iterator[Compared]:
     linker = _linker(s)
     listed = re.split(r"[\s:]+", s.root.text("etc/ld.so.preload"))
     named = re.split(r"[\s:]+", s.env.get("LD_PRELOAD", ""))
@@ -216,10 +209,10 @@ def _preloads(s: _Subject) -> Iterator[Compared]:
         if linker.find(path) is None:
             entry = s.root.file(path)
             head = entry.elf if entry is not None else None
-            what = "no library" if head is None else head.arch
-            wrong[path] = "leads nowhere" if entry is None else what
-    # glibc goes on with one line on stderr where it cannot preload.
-    yield "preload", "preloaded libraries that ld.so would pass over", wrong, {}
+            what = "not an ELF file" if head is None else head.arch
+            wrong[path] = "missing" if entry is None else what
+    # glibc only prints a line to stderr when it cannot preload a library.
+    yield "preload", "preloaded libraries that ld.so would ignore", wrong, {}
 
 
 def _patched(plan: Plan) -> dict[str, str]:
@@ -232,20 +225,20 @@ def _patched(plan: Plan) -> dict[str, str]:
     }
 
 
-def _contents(s: _Subject) -> Iterator[Compared]:
+def _contents(s: _Target) -> Iterator[Compared]:
     expected = _patched(s.plan)
     if expected:
         found = {path: s.root.file(path) for path in expected}
         seen = {path: e.seen.get("sha256") if e else "missing" for path, e in found.items()}
         yield "patches", "sha256 of the patched files", seen, expected
-        # Else a patch that does not parse would be seen with the first request only.
+        # Otherwise a patch that does not parse shows with the first request only.
         wrong = [f"{p}: {why}" for p, e in found.items() if e and (why := _syntax_error(s, e))]
-        yield "patches-parse", "patched files that are no Python", wrong, []
+        yield "patches-parse", "patched files with a Python syntax error", wrong, []
     wheels = {w.name: [w.version] for layer in s.plan.layers for w in layer.wheels}
     if wheels:
         installed = s.root.wheels(s.plan.python)
         other = {n: installed.get(n, []) for n, v in wheels.items() if installed.get(n) != v}
-        yield "wheels", f"{len(wheels)} wheels in the lock's versions, but for", other, {}
+        yield "wheels", f"{len(wheels)} wheels have the lock's versions, except", other, {}
     rights = [
         f"{e.path} {e.mode & 0o7777:o}"
         for e in s.root.final.values()
@@ -256,10 +249,10 @@ def _contents(s: _Subject) -> Iterator[Compared]:
             for rule in s.rules.setuid
         )
     ]
-    yield "setuid", "files that run with another's rights", sorted(rights)[:SHOWN], []
+    yield "setuid", "setuid and setgid files", sorted(rights)[:SHOWN], []
 
 
-def _syntax_error(s: _Subject, entry: Entry) -> str | None:
+def _syntax_error(s: _Target, entry: Entry) -> str | None:
     if not entry.path.endswith(".py"):
         return None
     try:
@@ -269,8 +262,8 @@ def _syntax_error(s: _Subject, entry: Entry) -> str | None:
     return None
 
 
-def _origin(s: _Subject) -> Iterator[Compared]:
-    """Whether all comes from the distribution that was planned."""
+def _origin(s: _Target) -> Iterator[Compared]:
+    """Whether every file comes from the planned distribution."""
     globs = tuple(rule.path for rule in s.rules.foreign_distribution)
     known = [
         f"{path}: {rule.reason}"
@@ -288,29 +281,29 @@ def _origin(s: _Subject) -> Iterator[Compared]:
     if expected:
         status = s.root.file("var/lib/dpkg/status")
         installed = status.seen.get("packages", {}) if status is not None else {}
-        # On a base image that we did not make there are others too.
+        # A base image that we do not build has others, too.
         names = expected.keys() | installed.keys() if lowest is not None else expected.keys()
         wrong = [n for n in sorted(names) if installed.get(n) != expected.get(n)]
         yield (
             "packages",
-            f"{len(expected)} packages in the lock's versions, but for",
+            f"{len(expected)} packages have the lock's versions, except",
             {name: installed.get(name) for name in wrong[:SHOWN]},
             {},
         )
     bundle = s.root.file("etc/ssl/certs/ca-certificates.crt")
     folder = "usr/share/ca-certificates/mozilla/"
     parts = [e for path, e in s.root.final.items() if path.startswith(folder)]
-    # There may be the one without the other: packages that nothing has made a bundle of.
+    # A root may have the package's certificates without a bundle made of them.
     total = sum(e.seen.get("certificates", 0) for e in parts) if bundle is not None else 0
     yield (
         "ca-bundle",
-        "certificates in the system's bundle are those of its distribution",
+        "certificates in the system's CA bundle, and in its distribution's package",
         bundle.seen.get("certificates") if bundle is not None else 0,
         total,
     )
 
 
-def _secrets(s: _Subject) -> Iterator[Compared]:
+def _secrets(s: _Target) -> Iterator[Compared]:
     yield (
         "env-secrets",
         "secrets in ENV",
@@ -329,12 +322,12 @@ def _secrets(s: _Subject) -> Iterator[Compared]:
     yield "history-secrets", "secrets in the history", lines, []
     held = [
         f"{entry}: {kind}"
-        for entry in s.every
+        for entry in s.entries
         for kind in entry.seen.get("secrets", ())
         if not any(kind in r.kinds and matches(entry.path, r.path) for r in s.rules.secrets)
     ]
-    yield "secrets", "secrets in any layer, deleted ones too", held[:SHOWN], []
-    places = [str(e) for e in s.every if e.is_file and _SITE.match(e.path)]
+    yield "secrets", "secrets in any layer, also in deleted files", held[:SHOWN], []
+    places = [str(e) for e in s.entries if e.is_file and _SITE.match(e.path)]
     yield "site-ca", "CA bundles and build secrets in any layer", places[:SHOWN], []
 
 
@@ -342,20 +335,27 @@ _SITE = re.compile(r"^(run/ca\.pem|run/secrets/.+|usr/local/share/ca-certificate
 """A distribution's certificates lie elsewhere."""
 
 
-def _layers(s: _Subject) -> Iterator[Compared]:
+def _layers(s: _Target) -> Iterator[Compared]:
     for rule in s.rules.leftovers:
         pattern = rule.pattern
-        left = [str(entry) for entry in s.every_own if entry.is_file and pattern.search(entry.path)]
-        yield rule.name, f"{rule.name} in any layer of ours", left[:SHOWN], []
+        left = [
+            str(entry) for entry in s.own_entries if entry.is_file and pattern.search(entry.path)
+        ]
+        yield rule.name, f"{rule.name} in any of our layers", left[:SHOWN], []
     patched = _patched(s.plan)
     twice = [
         path
-        for path in ImageFiles(layers=s.files.layers[s.first :]).duplicates()
+        for path in ImageFiles(layers=s.files.layers[s.first_own :]).duplicates()
         if path not in patched and not any(matches(path, r.path) for r in s.rules.rewritten)
     ]
-    yield "stored-twice", "files that more than one layer of ours holds", twice[:SHOWN], []
+    yield "stored-twice", "files that more than one of our layers contains", twice[:SHOWN], []
     stored = {la.digest: la.size for la in s.image.layers if la.size > s.limits.stored}
-    yield "layer-stored", f"layers of over {s.limits.stored} bytes, as stored", stored, {}
+    yield "layer-stored", f"layers of more than {s.limits.stored} bytes, compressed", stored, {}
     sizes = dict(enumerate(s.files.layer_sizes()))
-    large = {n: b for n, b in sizes.items() if n >= s.first and b > s.limits.unpacked}
-    yield "layer-unpacked", f"layers of ours of over {s.limits.unpacked} bytes of files", large, {}
+    large = {n: b for n, b in sizes.items() if n >= s.first_own and b > s.limits.unpacked}
+    yield (
+        "layer-unpacked",
+        f"our layers of more than {s.limits.unpacked} bytes, uncompressed",
+        large,
+        {},
+    )

@@ -1,7 +1,7 @@
-"""The static checks of NCCL: every copy in every layer, and which one wins.
+"""The static checks of NCCL: every copy in every layer, and which one is loaded.
 
 torch loads the copy of its own wheel unless LD_PRELOAD, or a link in that copy's place, names
-another; an image that holds two is one step from using the wrong one.
+another one. An image with two copies is one step from using the wrong one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from sparkimage.image.linking import Root
 
 SONAME = "libnccl.so.2"
 Compared = tuple[str, str, Any, Any]
-"""Name, title, what was seen, what is expected."""
+"""A check's name and title, what was seen, what is expected."""
 
 
 def is_copy(entry: Entry) -> bool:
-    """Whether a file is an NCCL by its name, or calls itself one."""
+    """Whether a file is an NCCL library by its name or by its SONAME."""
     if entry.kind not in ("0", "1"):
         return False
     named = layerscan.NCCL.search(entry.path) is not None
@@ -30,12 +30,12 @@ def is_copy(entry: Entry) -> bool:
 
 
 def system_path(plan: Plan) -> str:
-    """Where the one copy lies, without a leading slash."""
+    """The path of the only copy, without a leading slash."""
     return f"usr/lib/{plan.triplet}/libnccl.so.{plan.versions['nccl']}"
 
 
 def checks(plan: Plan, files: ImageFiles, root: Root, first_own: int) -> Iterator[Compared]:
-    """Compare all that is known of NCCL; nothing where the plan has no pin for it."""
+    """The comparisons for NCCL; none where the plan has no pin for it."""
     if "nccl" not in plan.versions:
         return
     system = system_path(plan)
@@ -43,13 +43,13 @@ def checks(plan: Plan, files: ImageFiles, root: Root, first_own: int) -> Iterato
     final = [e for e in copies if root.final.get(e.path) is e]
     yield (
         "nccl-every-layer",
-        "every libnccl of every layer: none of ours but the pinned one",
+        "every libnccl of every layer: of our layers only the pinned one",
         [_evidence(e, e in final) for e in copies],
         [_evidence(e, e in final) for e in copies if e.layer < first_own or e.path == system],
     )
     yield (
         "nccl-root",
-        "libnccl files that a container sees",
+        "libnccl files that are visible in a container",
         sorted(e.path for e in final),
         [system],
     )
@@ -62,7 +62,7 @@ def checks(plan: Plan, files: ImageFiles, root: Root, first_own: int) -> Iterato
     names = [p for p, e in root.final.items() if layerscan.NCCL.search(p) and e.kind != "5"]
     yield (
         "nccl-places",
-        "what every libnccl.so* leads to",
+        "what every libnccl.so* resolves to",
         {path: root.real(path) for path in sorted(names)},
         dict.fromkeys(sorted(_places(plan)), system),
     )
@@ -70,7 +70,7 @@ def checks(plan: Plan, files: ImageFiles, root: Root, first_own: int) -> Iterato
         found = root.final.get(system)
         yield (
             "nccl-bytes",
-            "sha256 of the library, by the RECORD of its wheel",
+            "sha256 of the library, as in its wheel's RECORD",
             found.seen.get("sha256") if found else "missing",
             _recorded(root),
         )

@@ -142,7 +142,7 @@ def test_packages_of_dpkg() -> None:
 def test_a_project_adds_rules_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "static.yaml").write_text("driver_libraries: [{name: libx.so, reason: a test}]\n")
     names = [one.name for one in rules.load(tmp_path).driver_libraries]
-    assert names == [*(one.name for one in rules.own().driver_libraries), "libx.so"]
+    assert names == [*(one.name for one in rules.builtin().driver_libraries), "libx.so"]
     (tmp_path / "static.yaml").write_text("setuid:\n  - {path: a, mode: '0755', reason: x}\n")
     with pytest.raises(ConfigError) as error:
         rules.load(tmp_path)
