@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,12 +24,6 @@ if TYPE_CHECKING:
 IMAGE = re.compile(r".*:.*|[0-9a-f]{12,}")
 """What names an image by itself: REPOSITORY:TAG, a digest, or its beginning."""
 Reference = Annotated[str, typer.Argument(help="A variant, or a digest (or its beginning).")]
-
-
-class Emit(StrEnum):
-    """Other programs' configs that a plan can be written as."""
-
-    STRUCTURE_TEST = "container-structure-test"
 
 
 def tiers_of(text: str) -> tuple[Tier, ...]:
@@ -119,9 +112,6 @@ def verify(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a report to read, too.")
     ] = None,
-    emit: Annotated[
-        Emit | None, typer.Option(help="Print this config of the plan, and verify nothing.")
-    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run an image's checks again, and add what they came to to its seal."""
@@ -133,7 +123,6 @@ def verify(
     from sparkimage.core.units import clock
     from sparkimage.image.store import Store
     from sparkimage.registry.archives import refuse_target
-    from sparkimage.verify import emit as emitting
     from sparkimage.verify import plan_record, seal
     from sparkimage.verify import run_tiers as verifying
     from sparkimage.verify.keys import Keyring
@@ -141,9 +130,6 @@ def verify(
     store = Store.open(paths.store())
     kept, held, _read = find(store, reference)
     plan, project = kept.plan, Settings.matrix_file.absolute().parent
-    if emit is not None:
-        typer.echo(emitting.structure_test(plan, held.config), nl=False)
-        return
     tiers, keys = tiers_of(tier), Keyring.user()
     if html is not None:
         refuse_target(html)

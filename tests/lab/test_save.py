@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage.image.store import Store
-from sparkimage.verify import emit, pipeline
+from sparkimage.verify import pipeline
 from tests.lab.conftest import Lab
 from tests.lab.node import Node
 from tests.lab.shipment import NAME, NODES, PAYLOAD, VARIANT, Shipment, everywhere, ok
@@ -213,8 +213,3 @@ def test_the_node_tier_never_passes_without_a_gpu(lab: Lab, tiny: pipeline.Resul
     said = json.loads(both.stdout)
     assert said["notRun"]["node"].startswith("not run: no GPU")
     assert "node" not in said["tiers"]
-
-
-def test_foreign_eyes_on_the_plan(lab: Lab, tiny: pipeline.Result) -> None:
-    done = lab.run("verify", tiny.plan.variant, "--emit", "container-structure-test")
-    assert done.stdout == emit.structure_test(tiny.plan, tiny.image.config)

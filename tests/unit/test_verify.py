@@ -38,7 +38,6 @@ from sparkimage.core.errors import (
 from sparkimage.core.process import Completed, Local
 from sparkimage.image.store import Image, Store
 from sparkimage.verify import (
-    emit,
     gpu,
     plan_record,
     report,
@@ -588,29 +587,6 @@ def test_a_report_escapes_all_that_it_is_given(bench: Bench) -> None:
     assert "script" not in parser.tags
     assert "<script" not in text
     assert "alert(1)" in text
-
-
-# What other programs read
-
-
-def test_the_config_of_container_structure_test(bench: Bench) -> None:
-    said = yaml.safe_load(emit.structure_test(bench.plan, bench.image.config))
-    assert said["schemaVersion"] == "2.0.0"
-    assert said["metadataTest"]["entrypoint"] == ["run"]
-    assert said["metadataTest"]["envVars"] == [{"key": "PATH", "value": "/bin"}]
-    labels = {one["key"]: one["value"] for one in said["metadataTest"]["labels"]}
-    assert labels == bench.plan.labels
-    layers = tuple(replace(layer, name="nccl-pip") for layer in bench.plan.layers)
-    plan: Plan = replace(bench.plan, layers=layers, versions={"nccl": "2.30.4"})
-    said = yaml.safe_load(emit.structure_test(plan, bench.image.config))
-    library = "/usr/lib/aarch64-linux-gnu/libnccl.so.2.30.4"
-    assert {"key": "LD_PRELOAD", "value": library} in said["metadataTest"]["envVars"]
-    assert [one["path"] for one in said["fileExistenceTests"]] == [
-        library,
-        "/usr/local/lib/python3.12/dist-packages/nvidia/nccl/lib/libnccl.so.2",
-        "/usr/lib/aarch64-linux-gnu/libnccl.so.2",
-    ]
-    assert [one["command"] for one in said["commandTests"]] == ["python3", "readlink", "readlink"]
 
 
 # Progress
