@@ -42,7 +42,7 @@ def explain(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Read logs of vLLM, NCCL or Docker and name known failures, with cause and cure.
+    """Read logs of vLLM, NCCL or Docker and name known failures, with cause and fix.
 
     docker logs NAME 2>&1 | python build.py explain -
 
@@ -145,16 +145,16 @@ def _print_match(to: Console, match: Match) -> None:
     if where:
         where += f", {match.count} times)" if match.count > 1 else ")"
     to.print()
-    to.print(Text.assemble(("✗ ", "red"), (match.title, "bold"), where))
+    to.print(Text.assemble(("✗ ", "red"), (match.entry.title, "bold"), where))
     for name, value in (
         ("line", match.line.strip()[:SHOWN]),
         ("seen", match.note),
-        ("cause", match.cause),
-        ("cure", match.cure),
+        ("cause", match.entry.cause),
+        ("fix", match.entry.fix),
         ("more", match.entry.sources[0]),
     ):
         if value:
-            _print_row(to, name, value, style="" if name in ("seen", "cause", "cure") else "dim")
+            _print_row(to, name, value, style="" if name in ("seen", "cause", "fix") else "dim")
 
 
 def _print_row(to: Console, name: str, value: str, *, style: str = "") -> None:

@@ -336,7 +336,7 @@ class Launch:
         raise LaunchError(
             f"{station.name} (rank {container.rank}): docker run failed",
             detail="\n".join([said, *waiting.tell(matches)]),
-            hint=matches[0].cure if matches else f"look there: {station.remote.ssh}",
+            hint=matches[0].entry.fix if matches else f"look there: {station.remote.ssh}",
         )
 
     def _wait(self, all_: Sequence[Station]) -> tuple[Finding, ...]:

@@ -309,8 +309,8 @@ def tell(matches: Sequence[Match]) -> list[str]:
     said = []
     for match in matches:
         where = f" ({match.source})" if match.source else ""
-        said.append(f"known: {match.title}{where}")
+        said.append(f"known: {match.entry.title}{where}")
         if match.note:
             said.append(f"    {match.note}")
-        said += [f"    {match.cause}", f"    → {match.cure}"]
+        said += [f"    {match.entry.cause}", f"    → {match.entry.fix}"]
     return said

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkimage.serve.explain import failures, knowledge, loglines
-from sparkimage.serve.explain.entries import Entry
+from sparkimage.serve.explain.failures import Entry
 from tests.unit.log_excerpts import HEALTHY, LOOKS_LIKE, TRUE
 
-IDS = [entry.id for entry in failures.TABLE]
+IDS = list(failures.known().by_id)
 QUOTES = [
     pytest.param(id_, url, text, id=f"{id_}-{number}")
     for id_, quotes in TRUE.items()
@@ -46,11 +46,11 @@ def test_a_line_that_looks_like_it_is_not(id_: str) -> None:
         assert id_ not in found(text), text
 
 
-@pytest.mark.parametrize("entry", failures.TABLE, ids=IDS)
+@pytest.mark.parametrize("entry", failures.known().by_id.values(), ids=IDS)
 def test_an_entry_is_whole_and_its_words_are_those_of_a_source(entry: Entry) -> None:
     assert entry.title
     assert entry.cause.endswith((".", ")"))
-    assert entry.cure.endswith((".", ")"))
+    assert entry.fix.endswith((".", ")"))
     assert entry.sources
     assert all(re.fullmatch(r"https://github\.com/\S+", url) for url in entry.sources)
     urls = {url for url, _ in TRUE[entry.id]}

@@ -1,40 +1,135 @@
-"""The known failures. docs/troubleshooting.md is made from this table (``make schema``).
-
-The words of every message are those of the sources named beside it.
-"""
+"""The known failures, read from ``data/failures.yaml``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import as_file, files
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from sparkimage.serve.explain.entries import Entry
-from sparkimage.serve.explain.table import (  # fmt: skip
-    arguments,
-    docker,
-    image,
-    memory,
-    model,
-    nccl,
-    network,
-    running,
-)
+from pydantic import Field
 
-WEDGES = ("2.28.9",)
-"""Releases of NCCL with which long generations over four nodes were seen to wedge."""
+from sparkimage.config import validation, yamlfile
+from sparkimage.config.strict import Name, Strict
 
-TABLE: tuple[Entry, ...] = (
-    *docker.ENTRIES, *image.ENTRIES, *arguments.ENTRIES, *model.ENTRIES,
-    *memory.ENTRIES, *network.ENTRIES, *nccl.ENTRIES, *running.ENTRIES,
-)  # fmt: skip
-"""The first sign of an entry on a line counts; a line may show several entries."""
+if TYPE_CHECKING:
+    from sparkimage.serve.explain.logfacts import Facts
 
-BY_ID = {entry.id: entry for entry in TABLE}
-MIXED_NCCL = BY_ID["mixed-nccl"]
-COLD_CACHE = BY_ID["cold-cache"]
+FILE = "failures.yaml"
+MIXED_NCCL = "mixed-nccl"
+COLD_CACHE = "cold-cache"
+Text = Annotated[str, Field(min_length=1)]
 
 
-def judge_nccl(versions: Iterable[str]) -> str:
-    """What is known of these versions of NCCL; empty: nothing."""
-    releases = dict.fromkeys(version.split("+")[0] for version in versions)
-    bad = [release for release in releases if release in WEDGES]
-    return f" ({', '.join(bad)} is known to wedge long generations at TP=4)" if bad else ""
+@dataclass(kw_only=True)
+class Occurrences:
+    """Where the signs of one failure are in a log."""
+
+    line_number: int
+    """Of the first line that shows it, from 1."""
+    line: str
+    captured: dict[str, str]
+    last_number: int
+    while_up: bool = False
+    """Whether the server was serving at one of them."""
+    nccl: tuple[str, ...] = ()
+    """The versions of NCCL that were loaded at the first one."""
+    count: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What must hold in the whole log, else the signs do not mean the failure."""
+
+    holds: Callable[[Occurrences, Facts], bool]
+    otherwise: str
+    """Why the failure is not reported, when it does not hold."""
+
+
+CONDITIONS = {
+    "rdma-enabled": Condition(
+        holds=lambda _, facts: not facts.ib_off, otherwise="NCCL_IB_DISABLE=1 asks for it"
+    ),
+    "tcp-used": Condition(
+        holds=lambda _, facts: facts.via.get("NET/Socket", 0) > 0 and not facts.ib_off,
+        otherwise="no traffic between nodes goes over TCP",
+    ),
+    "after-start": Condition(
+        holds=lambda seen, facts: seen.while_up or seen.last_number > facts.progress,
+        otherwise="it was there only while the server loaded and compiled, and then went on",
+    ),
+}
+"""By the name that an entry gives as ``when``."""
+
+
+class Sign(Strict):
+    """What shows a failure on one line of a log."""
+
+    literal: Text
+    pattern: re.Pattern[str] | None = None
+    unless: re.Pattern[str] | None = None
+
+    def match(self, line: str) -> dict[str, str] | None:
+        """What the pattern's named groups hold; None when this is not on the line."""
+        if self.literal not in line or (self.unless and self.unless.search(line)):
+            return None
+        if self.pattern is None:
+            return {}
+        found = self.pattern.search(line)
+        if found is None:
+            return None
+        return {name: value for name, value in found.groupdict().items() if value is not None}
+
+
+class Entry(Strict):
+    """A known failure: its signs, its cause, how to fix it, and the pages that show it."""
+
+    id: Name
+    title: Text
+    says: Text
+    signs: list[Sign] = Field(default=[])
+    when: Literal["rdma-enabled", "tcp-used", "after-start"] | None = None
+    cause: Text
+    fix: Text
+    generic: bool = False
+    tells_nccl: bool = False
+    sources: list[Text] = Field(min_length=1)
+
+    def holds(self, seen: Occurrences, facts: Facts) -> bool:
+        """Whether the signs mean this failure, in the light of the whole log."""
+        return self.when is None or CONDITIONS[self.when].holds(seen, facts)
+
+
+class Failures(Strict):
+    """failures.yaml"""
+
+    wedging_nccl: list[Text]
+    areas: dict[str, list[Entry]]
+
+    @cached_property
+    def by_id(self) -> dict[str, Entry]:
+        """All entries, in the file's order."""
+        return {entry.id: entry for entries in self.areas.values() for entry in entries}
+
+    @cached_property
+    def signs(self) -> tuple[tuple[str, Entry, Sign], ...]:
+        """Every sign with its literal and its entry. The first one of an entry on a line counts;
+        a line may show several entries."""
+        return tuple(
+            (sign.literal, entry, sign) for entry in self.by_id.values() for sign in entry.signs
+        )
+
+    def judge_nccl(self, versions: Iterable[str]) -> str:
+        """What is known of these versions of NCCL; empty: nothing."""
+        releases = dict.fromkeys(version.split("+")[0] for version in versions)
+        bad = [release for release in releases if release in self.wedging_nccl]
+        return f" ({', '.join(bad)} is known to wedge long generations at TP=4)" if bad else ""
+
+
+@cache
+def known() -> Failures:
+    """The file, read once and not before it is needed."""
+    with as_file(files("sparkimage") / "data" / FILE) as path:
+        return validation.parse(yamlfile.load(path), Failures)

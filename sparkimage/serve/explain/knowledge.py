@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparkimage.serve.explain import failures
-from sparkimage.serve.explain.entries import Entry, Tally
+from sparkimage.serve.explain.failures import Entry, Occurrences
 from sparkimage.serve.explain.logfacts import Facts
 from sparkimage.serve.explain.loglines import clean, node_of
 
 QUOTES = "Received request "
 """vLLM's log of a request holds the words of a user: what they quote did not happen here."""
-
-_SIGNS = tuple((sign.literal, entry, sign) for entry in failures.TABLE for sign in entry.signs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,35 +32,20 @@ class Match:
     note: str = ""
     """What else the log says of it."""
 
-    @property
-    def title(self) -> str:
-        """The entry's."""
-        return self.entry.title
-
-    @property
-    def cause(self) -> str:
-        """The entry's."""
-        return self.entry.cause
-
-    @property
-    def cure(self) -> str:
-        """The entry's."""
-        return self.entry.cure
-
     def to_dict(self) -> dict[str, Any]:
         """For machines."""
         return {
             "id": self.entry.id,
-            "title": self.title,
+            "title": self.entry.title,
             "source": self.source or None,
             "line_number": self.line_number or None,
             "line": self.line,
             "captured": self.captured,
             "count": self.count,
             "note": self.note or None,
-            "cause": self.cause,
-            "cure": self.cure,
-            "sources": list(self.entry.sources),
+            "cause": self.entry.cause,
+            "fix": self.entry.fix,
+            "sources": self.entry.sources,
         }
 
 
@@ -73,7 +56,8 @@ class Reading:
     source: str = ""
     facts: Facts = field(default_factory=Facts)
     lines: int = 0
-    _found: dict[str, Tally] = field(default_factory=dict)
+    known: failures.Failures = field(default_factory=failures.known)
+    _found: dict[str, Occurrences] = field(default_factory=dict)
 
     def take(self, line: str | bytes) -> None:
         """Read one more line."""
@@ -83,7 +67,7 @@ class Reading:
             return
         self.facts.take(self.lines, text, node_of(text))
         hit: set[str] = set()
-        for literal, entry, sign in _SIGNS:
+        for literal, entry, sign in self.known.signs:
             # Most lines are of no interest: a hundred thousand of them are to take a second.
             if literal in text and entry.id not in hit:
                 captured = sign.match(text)
@@ -92,9 +76,9 @@ class Reading:
                     self._note(entry, text, captured)
 
     def _note(self, entry: Entry, text: str, captured: dict[str, str]) -> None:
-        tally = self._found.get(entry.id)
-        if tally is None:
-            self._found[entry.id] = Tally(
+        seen = self._found.get(entry.id)
+        if seen is None:
+            self._found[entry.id] = Occurrences(
                 line_number=self.lines,
                 line=text,
                 captured=captured,
@@ -103,42 +87,41 @@ class Reading:
                 nccl=tuple(self.facts.nccl),
             )
             return
-        tally.count += 1
-        tally.last_number = self.lines
-        tally.while_up = tally.while_up or self.facts.up
+        seen.count += 1
+        seen.last_number = self.lines
+        seen.while_up = seen.while_up or self.facts.up
         for name, value in captured.items():
-            tally.captured.setdefault(name, value)
+            seen.captured.setdefault(name, value)
 
     def matches(self) -> list[Match]:
         """The failures, in the order in which they first show; what is a mere consequence of any
         other is left out."""
         found = [
             self._match(entry, self._found[entry.id])
-            for entry in failures.TABLE
-            if entry.id in self._found
-            and (entry.holds is None or entry.holds(self._found[entry.id], self.facts))
+            for entry in self.known.by_id.values()
+            if entry.id in self._found and entry.holds(self._found[entry.id], self.facts)
         ]
         found += [match for match in (self._mixed(), self._cold()) if match is not None]
         plain = [match for match in found if not match.entry.generic]
         return sorted(plain or found, key=lambda match: match.line_number)
 
-    def _match(self, entry: Entry, tally: Tally) -> Match:
-        captured, note = dict(tally.captured), ""
+    def _match(self, entry: Entry, seen: Occurrences) -> Match:
+        captured, note = dict(seen.captured), ""
         if entry.tells_nccl:
             # A preload is refused before any library says what it is.
-            loaded = tally.nccl or tuple(self.facts.nccl)
+            loaded = seen.nccl or tuple(self.facts.nccl)
             captured["nccl"] = ", ".join(loaded)
             note = (
-                f"NCCL that was loaded: {captured['nccl']}{failures.judge_nccl(loaded)}"
+                f"NCCL that was loaded: {captured['nccl']}{self.known.judge_nccl(loaded)}"
                 if loaded
                 else "which NCCL was loaded is not in this log; NCCL_DEBUG=INFO makes it say so"
             )
         return Match(
             entry=entry,
-            line_number=tally.line_number,
-            line=tally.line,
+            line_number=seen.line_number,
+            line=seen.line,
             captured=captured,
-            count=tally.count,
+            count=seen.count,
             source=self.source,
             note=note,
         )
@@ -153,7 +136,7 @@ class Reading:
         for folder, lines in self.facts.rebuilt.items():
             if len(lines) > 1:
                 return Match(
-                    entry=failures.COLD_CACHE,
+                    entry=self.known.by_id[failures.COLD_CACHE],
                     line_number=lines[1],
                     line=folder,
                     captured={"folder": folder},
@@ -192,7 +175,7 @@ def _mixed(releases: dict[str, list[str]], number: int, line: str, source: str) 
         for release, nodes in sorted(releases.items())
     )
     return Match(
-        entry=failures.MIXED_NCCL,
+        entry=failures.known().by_id[failures.MIXED_NCCL],
         line_number=number,
         line=line,
         captured={"nccl": ", ".join(sorted(releases))},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sparkimage.serve.explain import failures
-from sparkimage.serve.explain.entries import Area
 
 _HEAD = """\
 # Known failures
@@ -26,19 +25,17 @@ it is 21 when a known failure was.
 def markdown() -> str:
     """The page."""
     lines = [_HEAD]
-    for area in Area:
+    for area, entries in failures.known().areas.items():
         lines.append(f"## {area}\n")
-        for entry in failures.TABLE:
-            if entry.area is not area:
-                continue
+        for entry in entries:
             lines += [
                 f"### {entry.title}",
                 f"`{entry.id}`\n",
                 f"```\n{entry.says}\n```",
                 entry.cause,
             ]
-            if entry.why_not:
-                lines.append(f"Not reported when {entry.why_not}.")
-            lines += [f"\n**Cure:** {entry.cure}\n"]
+            if entry.when:
+                lines.append(f"Not reported when {failures.CONDITIONS[entry.when].otherwise}.")
+            lines += [f"\n**Fix:** {entry.fix}\n"]
             lines.append(f"Seen in: {', '.join(f'<{url}>' for url in entry.sources)}\n")
     return "\n".join(lines).rstrip()

@@ -1,1 +1,0 @@
-"""The known failures, by subject."""
