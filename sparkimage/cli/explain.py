@@ -48,10 +48,10 @@ def explain(
 
     The exit code is 0 whether something was found or not; --check makes it 21 when something was.
     """
-    from sparkimage.serve.explain import knowledge, page
+    from sparkimage.serve.explain import failures, knowledge
 
     if known:
-        typer.echo(page.markdown())
+        typer.echo(failures.reference())
         return
     if not logs:
         raise UsageError(

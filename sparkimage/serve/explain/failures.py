@@ -13,6 +13,7 @@ from pydantic import Field
 
 from sparkimage.config import validation, yamlfile
 from sparkimage.config.strict import Name, Strict
+from sparkimage.core import templates
 
 if TYPE_CHECKING:
     from sparkimage.serve.explain.logfacts import Facts
@@ -126,6 +127,12 @@ class Failures(Strict):
         releases = dict.fromkeys(version.split("+")[0] for version in versions)
         bad = [release for release in releases if release in self.wedging_nccl]
         return f" ({', '.join(bad)} is known to wedge long generations at TP=4)" if bad else ""
+
+
+def reference() -> str:
+    """docs/troubleshooting.md"""
+    page = templates.render("troubleshooting.md", areas=known().areas, conditions=CONDITIONS)
+    return page.rstrip()
 
 
 @cache
