@@ -11,21 +11,20 @@ import typer
 
 from sparkimage.cli.base import JsonOption, Settings, console
 from sparkimage.cli.fleet import NODES, NodesOption, PatienceOption
+from sparkimage.config.defaults import API_PORT, GPU_MEMORY_UTILIZATION, MASTER_PORT
 from sparkimage.core.errors import DoctorError, UsageError
-from sparkimage.serve.doctor.defaults import MASTER_PORT, PORT, UTILIZATION
-from sparkimage.serve.doctor.severity import Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sparkimage.serve.doctor.diagnosis import Case, Diagnosis, Finding, Result
+    from sparkimage.serve.doctor.checks import ClusterReport, Diagnosis, Finding, Result
 
 MARKS = {
-    Severity.OK: "[green]✓[/]",
-    Severity.INFO: "[cyan]i[/]",
-    Severity.WARN: "[yellow]![/]",
-    Severity.FAIL: "[red]✗[/]",
-    Severity.UNKNOWN: "[dim]·[/]",
+    "ok": "[green]✓[/]",
+    "info": "[cyan]i[/]",
+    "warn": "[yellow]![/]",
+    "fail": "[red]✗[/]",
+    "unknown": "[dim]·[/]",
 }
 
 
@@ -42,7 +41,7 @@ def doctor(
     ] = "",
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="Where the API is to answer, on the head.")
-    ] = PORT,
+    ] = API_PORT,
     master_port: Annotated[
         int, typer.Option(min=1, max=65535, help="Where the ranks are to meet, on the head.")
     ] = MASTER_PORT,
@@ -57,7 +56,7 @@ def doctor(
             max=1,
             help="The part of the memory that the server is to take.",
         ),
-    ] = UTILIZATION,
+    ] = GPU_MEMORY_UTILIZATION,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail, too.")] = False,
     patience: PatienceOption = 60.0,
     as_json: JsonOption = False,
@@ -70,8 +69,9 @@ def doctor(
     Exit code 19 when something failed: docs/doctor.md says what is examined and why.
     """
     from sparkimage.config import inventory as fleets
-    from sparkimage.serve.doctor import asking, diagnosis
+    from sparkimage.nodes import session, ssh
     from sparkimage.serve.doctor import doctor as doctors
+    from sparkimage.serve.doctor.checks import FAIL, WARN, ClusterReport
 
     if reference:
         typer.echo(doctors.page(), nl=False)
@@ -80,24 +80,24 @@ def doctor(
         raise UsageError("--local and --nodes exclude each other", hint="leave one out")
     began = time.monotonic()
     if local:
-        patients = asking.here(model, patience_s=patience)
+        reports = doctors.this_machine(model, patience_s=patience)
     else:
         fleet = fleets.read(nodes, Path(Settings.matrix_file).resolve().parent)
-        patients = asking.fleet(fleet, model, patience_s=patience)
-    case = diagnosis.Case(
-        patients=patients, model=model, port=port, master_port=master_port, rdma=rdma,
+        reports = session.survey(fleet, ssh.MACHINE, patience_s=patience, model=model)
+    cluster = ClusterReport(
+        nodes=reports, model=model, port=port, master_port=master_port, rdma=rdma,
         utilization=utilization,
     )  # fmt: skip
-    found = doctors.examine(case)
+    found = doctors.examine(cluster)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
         _show(found, time.monotonic() - began)
-    failed, warned = found.count(Severity.FAIL), found.count(Severity.WARN)
+    failed, warned = found.count(FAIL), found.count(WARN)
     if failed or (strict and warned):
-        bad = [Severity.FAIL, *([Severity.WARN] if strict else [])]
+        bad = [FAIL, *([WARN] if strict else [])]
         names = {name for one in found.findings if one.severity in bad for name in one.nodes}
-        where = ", ".join(one.name for one in patients if one.name in names)
+        where = ", ".join(one.name for one in reports if one.name in names)
         what = _many(failed, "failure")
         if strict:
             what += f" and {_many(warned, 'warning')}"
@@ -115,9 +115,10 @@ def _show(found: Diagnosis, seconds: float) -> None:
     from rich.table import Table
 
     from sparkimage.core.units import clock
+    from sparkimage.serve.doctor.checks import FAIL, INFO, WARN, Severity
 
     terminal = console()
-    several = found.case.cluster
+    several = found.cluster.several
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -128,19 +129,19 @@ def _show(found: Diagnosis, seconds: float) -> None:
     terminal.print(table, highlight=False)
     for finding in found.findings:
         terminal.print("")
-        terminal.print(_headline(finding, found.case), highlight=False)
+        terminal.print(_headline(finding, found.cluster), highlight=False)
         mend = finding.mend if several else finding.mend.removeprefix("there: ")
         for word, text in (("why", finding.why), ("mend", mend)):
-            if text and not (word == "why" and finding.severity is Severity.INFO):
+            if text and not (word == "why" and finding.severity is INFO):
                 terminal.print(Padding(_line(word, text), (0, 0, 0, 2)), highlight=False)
     counts = ", ".join(
         _many(found.count(severity), word)
         for severity, word in (
-            (Severity.FAIL, "failure"), (Severity.WARN, "warning"), (Severity.INFO, "note"),
+            (FAIL, "failure"), (WARN, "warning"), (INFO, "note"),
         )
     )  # fmt: skip
     asked = sum(one.worst is not Severity.UNKNOWN for one in found.results)
-    which = f"{_many(len(found.case.patients), 'machine')}" if several else "one machine"
+    which = f"{_many(len(found.cluster.nodes), 'machine')}" if several else "one machine"
     terminal.print(f"\n{asked} checks of {which} in {clock(seconds)}: {counts}", highlight=False)
 
 
@@ -148,10 +149,10 @@ def _seen(one: Result, *, several: bool) -> str:
     """What was seen; where it is not the same everywhere, on which nodes."""
     from rich.markup import escape
 
-    from sparkimage.serve.doctor.diagnosis import grouped, in_words
+    from sparkimage.serve.doctor.checks import INFO, Severity, grouped, in_words
 
     bad = [name for name, severity in one.nodes.items() if severity is one.worst]
-    mine = one.worst not in (Severity.OK, Severity.INFO) and several and len(bad) < len(one.nodes)
+    mine = one.worst not in (Severity.OK, INFO) and several and len(bad) < len(one.nodes)
     groups = grouped((name, text) for name, text in one.seen.items())
     said = ""
     if groups:
@@ -165,15 +166,15 @@ SHOWN = 4
 """Different values that a row of the table names."""
 
 
-def _headline(finding: Finding, case: Case) -> str:
+def _headline(finding: Finding, cluster: ClusterReport) -> str:
     from rich.markup import escape
 
     names = ", ".join(finding.nodes)
-    if len(finding.nodes) == len(case.patients):
-        names = f"all {len(case.patients)} nodes"
+    if len(finding.nodes) == len(cluster.nodes):
+        names = f"all {len(cluster.nodes)} nodes"
     return (
         f"{MARKS[finding.severity]} "
-        + (f"[bold]{escape(names)}[/]: " if case.cluster else "")
+        + (f"[bold]{escape(names)}[/]: " if cluster.several else "")
         + escape(finding.what)
     )
 

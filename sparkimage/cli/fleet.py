@@ -105,9 +105,9 @@ def distribute(
     fleet = fleets.read(nodes, folder)
     with ExitStack() as stack, ssh.remotes(fleet.nodes, patience) as remotes:
         # Even what is imported below takes as long as the nodes take to answer.
-        who = ssh.who()
+        owner = ssh.lock_owner()
         for one in remotes:
-            one.begin(one.probing(lock=not dry_run, who=who))
+            one.begin(one.snapshot(ssh.IMAGES, lock=not dry_run, owner=owner))
 
         from sparkimage.core import paths
         from sparkimage.core.progress import View
@@ -135,7 +135,7 @@ def distribute(
             decision=decision,
             store=store,
             remotes=remotes,
-            who=who,
+            owner=owner,
             view=view,
             options=Options(
                 partial=partial, dry_run=dry_run, relay=relay, via=via, step=step * 1_000_000
@@ -273,12 +273,12 @@ def rollback(
     from sparkimage.core.progress import View
     from sparkimage.nodes import maintenance
     from sparkimage.nodes.retag import lines
-    from sparkimage.nodes.ssh import who
+    from sparkimage.nodes.ssh import lock_owner
 
     read, view = read_matrix(), View(console(stderr=True))
     fleet, name = fleets.read(nodes, read.root), _image_name(read, variant)
     errors = maintenance.rollback(
-        fleet, name, who=who(), patience_s=patience, partial=partial, say=view.say
+        fleet, name, owner=lock_owner(), patience_s=patience, partial=partial, say=view.say
     )
     well = [node for node in fleet.names if node not in errors]
     typer.echo(f"{name} is its former image again on {', '.join(well)}")
@@ -306,11 +306,15 @@ def gc(
     from sparkimage.core.units import human
     from sparkimage.nodes import maintenance
     from sparkimage.nodes.retag import lines
-    from sparkimage.nodes.ssh import who
+    from sparkimage.nodes.ssh import lock_owner
 
     read = read_matrix()
     came, errors = maintenance.collect(
-        fleets.read(nodes, read.root), keep=keep, who=who(), patience_s=patience, dry_run=dry_run
+        fleets.read(nodes, read.root),
+        keep=keep,
+        owner=lock_owner(),
+        patience_s=patience,
+        dry_run=dry_run,
     )
     if as_json:
         typer.echo(json.dumps([one.to_dict() for one in came], indent=1))
@@ -413,13 +417,14 @@ def _nodes_table(views: Sequence[NodeView]) -> Table:
     for column in ("", "node", "docker", "store", "arch", "free disk", "images of ours"):
         table.add_column(column, justify="right" if column == "free disk" else "left")
     for view in views:
-        seen = view.seen
-        if view.error is not None or seen is None:
+        seen = view.snapshot
+        if seen is None:
             table.add_row("[red]✗[/]", view.name, "", "", "", "", "[red]cannot be asked[/]")
             continue
         count = str(len(view.images)) if view.images else "[dim]none[/]"
         table.add_row(
-            "", view.name, seen.version, seen.store, seen.arch, human(seen.free), count
+            "", view.name, seen.docker.version, seen.docker.store, seen.arch,
+            human(view.free), count,
         )  # fmt: skip
     return table
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sparkimage.serve.command import Container
     from sparkimage.serve.launch import Ready
-    from sparkimage.serve.proof import Finding
+    from sparkimage.serve.readiness import Finding
     from sparkimage.serve.running import Standing
 
 NAME = "vllm"
@@ -96,7 +96,7 @@ def launch(
     from sparkimage.core.progress import View
     from sparkimage.image import layerindex
     from sparkimage.image.store import Store
-    from sparkimage.serve import nccl, placement
+    from sparkimage.serve import choices
     from sparkimage.serve.command import Request
     from sparkimage.serve.launch import Launch, Options, ProofError
     from sparkimage.verify.keys import Keyring
@@ -114,16 +114,16 @@ def launch(
         store, reference, keys=Keyring.user(), allow_unverified=allow_unverified, read=read
     )
     plan = record.plan
-    profile_name, chosen = placement.pick(
+    profile_name, chosen = choices.pick(
         dict(read.profiles), plan.variant, profile, len(fleet.nodes)
     )
-    ranks = placement.order(fleet, chosen.nodes)
+    ranks = choices.order(fleet, chosen.nodes)
     pin = plan.versions.get("nccl", "")
     preload = ""
     if pin:
         with store.in_use(say):
-            found = nccl.libraries(layerindex.image_files(store, held))
-        preload = nccl.choose(found, pin, held.settings.env).path
+            found = choices.libraries(layerindex.image_files(store, held))
+        preload = choices.choose(found, pin, held.settings.env).path
     lacking = [one for one in NEEDED_CACHES if one not in chosen.caches.values()]
     if lacking:
         names = ", ".join(NEEDED_CACHES[one] for one in lacking)

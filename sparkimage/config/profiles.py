@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from sparkimage.config import validation
+from sparkimage.config.defaults import API_PORT, MASTER_PORT
 from sparkimage.config.strict import Name, Strict
 from sparkimage.config.yamlfile import Key
 
@@ -78,8 +79,8 @@ class Profile(Strict):
     caches: dict[Name, Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f:,]+$")]] = Field(
         default={}, description="name, then the folder in the container that outlives it"
     )
-    port: Port = Field(default=8000, description="of the API, on the head")
-    master_port: Port = Field(default=29519, description="where the ranks meet, on the head")
+    port: Port = Field(default=API_PORT, description="of the API, on the head")
+    master_port: Port = Field(default=MASTER_PORT, description="where the ranks meet, on the head")
     shm_size: str = Field(default="16g", pattern=r"^[1-9][0-9]*[kmg]?$")
     restart: Literal["no", "unless-stopped"] = Field(
         default="no", description="Docker's policy for a container that ends"

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sparkimage.config.address import image_name
-from sparkimage.image.store import CHUNK, MANIFEST, REF_NAME, Image, Layer, Store, digest_of
-
-Read = Callable[[str], Iterator[bytes]]
-"""Yields the bytes of a blob by its digest."""
+from sparkimage.image.store import MANIFEST, REF_NAME, Image, Layer, Store, digest_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,25 +61,20 @@ def stream(
     Raises ``StoreError`` in mid-stream when a blob is not what its digest says.
     """
 
-    def read(digest: str) -> Iterator[bytes]:
-        with store.open_blob(digest) as blob:
-            while chunk := blob.read(CHUNK):
-                yield chunk
-
     manifest = (image.digest, store.path(image.digest).stat().st_size)
     layers = [layer.digest for layer in image.layers]
     documents = _documents(manifest, image.manifest["config"]["digest"], layers, name)
     # Before the blobs: who loads it can refuse before the gigabytes come.
     yield from _small({**documents, **(more or {})})
-    yield from _blobs([manifest, *image.blobs()], read)
+    yield from _blobs([manifest, *image.blobs()], store)
     yield END
 
 
-def partial(step: Step, read: Read) -> tuple[Iterator[bytes], bytes]:
+def partial(step: Step, store: Store) -> tuple[Iterator[bytes], bytes]:
     """The bytes of an archive of ``step``, with the layers to send alone, in two pieces.
 
     An engine begins to unpack after the second piece, which is a few kilobytes: it can be held
-    back until the step before is done. ``read`` may raise in mid-stream.
+    back until the step before is done. Raises ``StoreError`` in mid-stream, as ``stream``.
     """
     part = step.part
     layers = [layer.digest for layer in part.layers]
@@ -95,7 +87,7 @@ def partial(step: Step, read: Read) -> tuple[Iterator[bytes], bytes]:
         *_small(documents),
         END,
     ]
-    return _blobs([(layer.digest, layer.size) for layer in step.send], read), b"".join(end)
+    return _blobs([(layer.digest, layer.size) for layer in step.send], store), b"".join(end)
 
 
 END = bytes(2 * tarfile.BLOCKSIZE)
@@ -131,10 +123,10 @@ def _small(documents: Mapping[str, Any]) -> Iterator[bytes]:
         yield _member(path, json.dumps(document).encode())
 
 
-def _blobs(blobs: Iterable[tuple[str, int]], read: Read) -> Iterator[bytes]:
+def _blobs(blobs: Iterable[tuple[str, int]], store: Store) -> Iterator[bytes]:
     for digest, size in dict.fromkeys(blobs):
         yield _header(_file(digest), size)
-        yield from read(digest)
+        yield from store.pieces(digest)
         yield _padding(size)
 
 

@@ -174,6 +174,16 @@ class Store:
         if f"sha256:{proving.digest.hexdigest()}" != digest:
             raise self.damage(digest, f"holds other bytes: sha256:{proving.digest.hexdigest()}")
 
+    def pieces(self, digest: str) -> Iterator[bytes]:
+        """The bytes of a blob, of which the last ones come only when all are proven: what was
+        sent of a damaged one is never complete. Raises as ``open_blob``."""
+        last = b""
+        with self.open_blob(digest) as blob:
+            while piece := blob.read(CHUNK):
+                yield last
+                last = piece
+        yield last
+
     def read_json(self, digest: str) -> dict[str, Any]:
         """The JSON document of ``digest``, proven. Raises ``StoreError``."""
         with self.open_blob(digest) as blob:

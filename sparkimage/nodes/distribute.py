@@ -24,12 +24,11 @@ from sparkimage.image import layerindex
 from sparkimage.image.archive import Document, Step
 from sparkimage.image.store import Image, Store
 from sparkimage.nodes import delta, receipts, retag, ssh
-from sparkimage.nodes.broadcast import Shared
 from sparkimage.nodes.concurrent import Errors, together
 from sparkimage.nodes.delta import Whole
 from sparkimage.nodes.retag import PREVIOUS, Move
 from sparkimage.nodes.session import ATTEMPTS, Station
-from sparkimage.nodes.ssh import Remote
+from sparkimage.nodes.ssh import IMAGES, Remote
 from sparkimage.verify.policy import PolicyDecision
 
 if TYPE_CHECKING:
@@ -117,9 +116,9 @@ class Distribution:
     decision: PolicyDecision
     store: Store
     remotes: Sequence[Remote]
-    """Its nodes, not connected, or begun with ``probing``; closed by whoever made them."""
-    who: str
-    """Who brings it, as ``remote.who`` says."""
+    """Its nodes, not connected, or begun with ``Remote.snapshot``; closed by whoever made them."""
+    owner: str
+    """Who brings it, as ``ssh.lock_owner`` says."""
     view: View
     options: Options = field(default_factory=Options)
     receipts_folder: Path | None = None
@@ -134,7 +133,6 @@ class Distribution:
             config=self._document(self.image.manifest["config"]["digest"]),
         )
         self.part = delta.part(self.whole, len(self.image.layers))
-        self.shared = Shared(self.store, self.image.layers)
         self.lacking: dict[str, list[int]] = {}
         self.expected: dict[str, int] = {}
         self.warnings: list[str] = []
@@ -190,7 +188,7 @@ class Distribution:
     # Phases
 
     def _look(self, station: Station) -> None:
-        station.connect(lock=not self.options.dry_run, who=self.who)
+        station.open(IMAGES, lock=not self.options.dry_run, owner=self.owner)
         station.check(self.image)
         lacking = self.lacking[station.name] = (
             [] if station.has(self.image) else station.lacking(self.whole, self.known)
@@ -264,7 +262,7 @@ class Distribution:
             steps = self._steps(self.lacking[first.name])
             why = "it ended before its time"
             try:
-                first.load(steps, self.shared, self._moving(first, board), followers=others)
+                first.load(steps, self.store, self._moving(first, board), followers=others)
             except SparkError as error:
                 why = error.message
                 raise
@@ -340,7 +338,7 @@ class Distribution:
                 return
             board.state(station.name, f"cannot pull, loads: {why}")
             self._expect(station, board, self._bytes(station))
-        station.load(steps, self.shared, moved)
+        station.load(steps, self.store, moved)
 
     def _again(self, station: Station, board: Board) -> None:
         station.remote.close()
@@ -390,8 +388,8 @@ class Distribution:
 
         def one(station: Station) -> None:
             stale = station.stale(keep=self.part.name)
-            if stale or station.now.stopped:
-                words = ssh.script("clean", station.remote.docker, station.now.root, *stale)
+            if stale or station.now.docker.stopped:
+                words = ssh.script("clean", station.remote.docker, station.now.docker.root, *stale)
                 station.remote.run(words, check=False)
 
         together(well, one, stop=Station.abandon)
@@ -456,8 +454,8 @@ class Distribution:
             "config": self.image.manifest["config"]["digest"],
             "layers": [layer.digest for layer in self.image.layers],
             "when": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "by": self.who,
-            "engine": f"{station.now.version} {station.now.store}",
+            "by": self.owner,
+            "engine": f"{station.now.docker.version} {station.now.docker.store}",
             "proven": [*PROVEN, *self.proven.get(station.name, ())],
             "seal": {
                 "result": verdict.result,

@@ -4,7 +4,7 @@ and away with the old ones."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from sparkimage.nodes import receipts as keeping
 from sparkimage.nodes import retag, snapshot, ssh
 from sparkimage.nodes.concurrent import Errors, together
 from sparkimage.nodes.retag import PREVIOUS, Move
-from sparkimage.nodes.session import Station, stations
-from sparkimage.nodes.snapshot import NodeImage, Seen
+from sparkimage.nodes.session import NodeReport, Station, stations, survey
+from sparkimage.nodes.snapshot import NodeImage, NodeSnapshot
+from sparkimage.nodes.ssh import IMAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +35,27 @@ class Held:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeView:
+class NodeView(NodeReport):
     """A node as the table shows it."""
 
-    name: str
-    seen: Seen | None
-    error: SparkError | None
     images: tuple[Held, ...] = ()
+
+    @property
+    def free(self) -> int:
+        """Bytes free where it is tightest."""
+        disks = self.snapshot.image_disks if self.snapshot is not None else ()
+        return min((disk.free for disk in disks), default=0)
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        seen = self.seen
+        seen = self.snapshot
         return {
             "node": self.name,
             "error": self.error.message if self.error is not None else None,
-            "docker": seen.version if seen is not None else None,
-            "store": seen.store if seen is not None else None,
+            "docker": seen.docker.version if seen is not None else None,
+            "store": seen.docker.store if seen is not None else None,
             "arch": seen.arch if seen is not None else None,
-            "free": seen.free if seen is not None else None,
+            "free": self.free if seen is not None else None,
             "images": [asdict(held) for held in self.images],
         }
 
@@ -102,41 +106,37 @@ def look(
 ) -> tuple[NodeView, ...]:
     """Every node with its images of the repository, or (``only``) those of one name and its
     former one. Errors stand with their nodes."""
-    with stations(fleet, patience_s) as all_:
-        errors = together(all_, lambda one: one.connect(lock=False, who=""), stop=Station.abandon)
+    reports = survey(fleet, IMAGES, patience_s=patience_s)
     digests = _digests(store)
+
+    def images(snapshot: NodeSnapshot | None) -> Iterator[Held]:
+        for held in _held(snapshot, repository, digests) if snapshot is not None else ():
+            if only is None or held.name in (only, only + PREVIOUS):
+                yield held
+
     return tuple(
         NodeView(
-            name=one.name,
-            seen=one.seen,
-            error=errors.get(one.name),
-            images=tuple(
-                held
-                for held in _held(one.seen, repository, digests)
-                if only is None or held.name in (only, only + PREVIOUS)
-            )
-            if one.seen is not None
-            else (),
+            node=one.node, snapshot=one.snapshot, error=one.error,
+            images=tuple(images(one.snapshot)),
         )
-        for one in all_
-    )
+        for one in reports
+    )  # fmt: skip
 
 
-def _held(seen: Seen, repository: str, digests: Mapping[str, str]) -> tuple[Held, ...]:
+def _held(snapshot: NodeSnapshot, repository: str, digests: Mapping[str, str]) -> tuple[Held, ...]:
     found = []
-    for image in seen.images:
+    for image in snapshot.images:
         for tag in image.tags:
             if tag.startswith(f"{repository}:"):
-                digest = digests.get(image.id) or _by_receipt(seen, image)
-                receipt = seen.receipt(digest)
+                known = snapshot.receipt_of(image).get("digest")
+                digest = digests.get(image.id) or (str(known) if known else None)
+                when = snapshot.receipt(digest).get("when")
                 found.append(
                     Held(
-                        name=tag,
-                        identity=image.identity,
-                        digest=digest,
-                        when=str(receipt["when"]) if "when" in receipt else None,
+                        name=tag, identity=image.identity, digest=digest,
+                        when=str(when) if when is not None else None,
                     )
-                )
+                )  # fmt: skip
     return tuple(sorted(found, key=lambda held: held.name))
 
 
@@ -152,25 +152,17 @@ def _digests(store: Store) -> dict[str, str]:
     return found
 
 
-def _by_receipt(seen: Seen, image: NodeImage) -> str | None:
-    for one in seen.receipts:
-        if image.id in (one.get("digest"), one.get("config")):
-            return str(one["digest"])
-    return None
-
-
 def receipts(fleet: Fleet, *, patience_s: float) -> tuple[list[Mapping[str, Any]], Errors]:
     """What the nodes keep of it themselves, the oldest first. Errors stand with their nodes."""
-    with stations(fleet, patience_s) as all_:
-        errors = together(all_, lambda one: one.connect(lock=False, who=""))
+    reports = survey(fleet, IMAGES, patience_s=patience_s)
     found = [
         # The name may have been another one when it was brought.
         {**receipt, "node": one.name}
-        for one in all_
-        if one.seen is not None
-        for receipt in one.seen.receipts
+        for one in reports
+        for receipt in (one.snapshot.receipts if one.snapshot is not None else ())
         if keeping.is_one(receipt)
     ]
+    errors = {one.name: one.error for one in reports if one.error is not None}
     return sorted(found, key=lambda one: str(one.get("when"))), errors
 
 
@@ -181,7 +173,7 @@ def rollback(
     fleet: Fleet,
     name: str,
     *,
-    who: str,
+    owner: str,
     patience_s: float,
     partial: bool = False,
     say: Callable[[str], None] = lambda _line: None,
@@ -196,7 +188,7 @@ def rollback(
     with stations(fleet, patience_s) as all_:
 
         def prepare(station: Station) -> None:
-            station.connect(lock=True, who=who)
+            station.open(IMAGES, lock=True, owner=owner)
             former = station.now.by_tag(previous)
             if former is None:
                 raise NodeError(
@@ -263,7 +255,7 @@ class Collected:
         return asdict(self)
 
 
-def plan_removal(seen: Seen, keep: int) -> list[str]:
+def plan_removal(seen: NodeSnapshot, keep: int) -> list[str]:
     """What a node can do without: staging names, and our nameless images beyond ``keep`` newest.
 
     Of each variant the newest ``keep`` stay, those with a name counted; what has a name stays in
@@ -282,26 +274,22 @@ def plan_removal(seen: Seen, keep: int) -> list[str]:
             nameless.setdefault(variant, []).append(image)
     old = []
     for variant, images in nameless.items():
-        images.sort(key=lambda image: _when(seen, image), reverse=True)
+        images.sort(
+            key=lambda image: str(seen.receipt_of(image).get("when") or image.created),
+            reverse=True,
+        )
         old += [image.id for image in images[max(0, keep - named.get(variant, 0)) :]]
     return staging + old
 
 
-def _when(seen: Seen, image: NodeImage) -> str:
-    for one in seen.receipts:
-        if image.id in (one.get("digest"), one.get("config")):
-            return str(one.get("when", ""))
-    return image.created
-
-
 def collect(
-    fleet: Fleet, *, keep: int, who: str, patience_s: float, dry_run: bool = False
+    fleet: Fleet, *, keep: int, owner: str, patience_s: float, dry_run: bool = False
 ) -> tuple[tuple[Collected, ...], Errors]:
     """Remove from every node what it can do without; never what a container uses."""
     came: dict[str, Collected] = {}
 
     def one(station: Station) -> None:
-        station.connect(lock=not dry_run, who=who)
+        station.open(IMAGES, lock=not dry_run, owner=owner)
         wanted = plan_removal(station.now, keep)
         if dry_run:
             words = [*station.remote.docker.split(), *SIZES]
@@ -310,7 +298,7 @@ def collect(
                 node=station.name, removed=tuple(wanted), freed=_at_most(station.now, wanted, sizes)
             )
             return
-        words = ssh.script("clean", station.remote.docker, station.now.root, *wanted)
+        words = ssh.script("clean", station.remote.docker, station.now.docker.root, *wanted)
         done = station.remote.run(words, check=False, timeout_s=CLEAN_S)
         said = done.stdout.splitlines()
         if "@@ free after" not in said:
@@ -354,7 +342,7 @@ def read_sizes(said: str) -> dict[str, int]:
     return found
 
 
-def _at_most(seen: Seen, references: Sequence[str], sizes: Mapping[str, int]) -> int:
+def _at_most(seen: NodeSnapshot, references: Sequence[str], sizes: Mapping[str, int]) -> int:
     """The size of the images that would be gone; what others share of it stays."""
     return sum(
         max(image.size, sizes.get(image.id, 0))

@@ -4,41 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from sparkimage.config.inventory import Fleet
-from sparkimage.core.errors import CommandError, NodeError, UnreachableError
+from sparkimage.config.inventory import Fleet, Node
+from sparkimage.core.errors import CommandError, NodeError, SparkError, UnreachableError
 from sparkimage.core.progress import Moved
+from sparkimage.core.units import human
 from sparkimage.image import archive
 from sparkimage.image.archive import Part, Step
-from sparkimage.image.store import Image
-from sparkimage.nodes import delta, refusals, snapshot, ssh
-from sparkimage.nodes.broadcast import Shared
+from sparkimage.image.store import Image, Store
+from sparkimage.nodes import delta, fabric, reading, refusals, snapshot, ssh
+from sparkimage.nodes.concurrent import together
 from sparkimage.nodes.delta import Whole
-from sparkimage.nodes.snapshot import NodeImage, Seen
-from sparkimage.nodes.ssh import Loan, Remote, Watch
+from sparkimage.nodes.snapshot import SKEW_S, TELLS_UNPACKED, NodeImage, NodeSnapshot
+from sparkimage.nodes.ssh import IMAGES, Loan, Remote, Watch
 
 if TYPE_CHECKING:
     from sparkimage.nodes.pull_server import Serving
 
-MIN_MAJOR = (20, 10)
-"""The first engine that loads an OCI layout's layers by what manifest.json says."""
 UNPACK_RATE = 10_000_000
 """Bytes of blobs a second that an engine at least unpacks; below it counts as hung."""
 SPARE = 500_000_000
 """Bytes that a node's disk keeps free beside what the image needs."""
-SKEW_S = 60.0
 ATTEMPTS = 3
 PULL_FROM = 32_000_000
 """Bytes from which on a pull is worth another connection."""
 NEARLY_ALL = 0.9
 """The part of an image's bytes that an overlay2 node lacks at least when it is to pull them."""
-TELLS = (28, 0)
-"""The first engine that says when it has unpacked a layer into containerd's store."""
 
 
 @dataclass(kw_only=True)
@@ -46,7 +42,7 @@ class Station:
     """A node, and how far it is."""
 
     remote: Remote
-    seen: Seen | None = None
+    seen: NodeSnapshot | None = None
     warnings: list[str] = field(default_factory=list)
     """Of what was seen when it was looked at last."""
     mended: list[str] = field(default_factory=list)
@@ -69,27 +65,52 @@ class Station:
         return self.remote.name
 
     @property
-    def now(self) -> Seen:
+    def now(self) -> NodeSnapshot:
         assert self.seen is not None
         return self.seen
 
-    def connect(self, *, lock: bool, who: str) -> None:
-        """Open its connection and look at it. Raises ``NodeError`` and its kin."""
-        said = self.remote.open(self.remote.probing(lock=lock, who=who))
-        self.seen = snapshot.read(said, self.remote.node, now=self.remote.heard_at)
+    def connect(
+        self, *parts: str, lock: bool = False, owner: str = "", model: str = ""
+    ) -> NodeSnapshot:
+        """Open its connection with the script that takes its snapshot, of these parts; ``lock``
+        keeps other runs away for as long as the connection holds, and tells them of ``owner``.
+
+        Raises ``UnreachableError`` or ``NodeError``.
+        """
+        words = self.remote.snapshot(*parts, lock=lock, owner=owner, model=model)
+        said = self.remote.open(words)
+        self.seen = reading.read(said, self.remote.node, now=self.remote.heard_at)
         busy = self.now.lock.removeprefix("busy: ")
-        if self.now.lock.startswith("busy") and busy != who:
+        if self.now.lock.startswith("busy") and busy != owner:
             raise NodeError(
                 f"{self.name}: another run changes its images: {busy or 'of an unknown user'}",
                 hint="wait for it; a run that was killed lets go within a minute",
             )
-        self.warnings = [said for said in (snapshot.slow(self.remote.node, self.now),) if said]
-        if abs(self.now.skew_s) > SKEW_S:
+        self.warnings = [said for said in (fabric.slow(self.now),) if said]
+        if abs(self.now.skew_s or 0) > SKEW_S:
             self.warnings.append(
                 f"{self.name}: its clock is {self.now.skew_s:+.0f} s off: there, timedatectl"
             )
         if self.now.lock.startswith("none"):
             self.warnings.append(f"{self.name}: not locked: {self.now.lock[6:]}")
+        return self.now
+
+    def open(
+        self, *parts: str, lock: bool = False, owner: str = "", model: str = ""
+    ) -> NodeSnapshot:
+        """As ``connect``, of a node whose Docker is needed. Raises ``EngineError``, too."""
+        error = self.connect(*parts, lock=lock, owner=owner, model=model).docker_error()
+        if error is not None:
+            raise error
+        return self.now
+
+    def look(self, *parts: str, model: str = "") -> NodeSnapshot:
+        """A snapshot now, of a node that is connected; the one before stays what it was.
+
+        Raises ``UnreachableError`` or ``NodeError``.
+        """
+        said = self.remote.run(self.remote.snapshot(*parts, model=model)).stdout
+        return reading.read(said, self.remote.node, now=time.time())
 
     def check(self, image: Image) -> None:
         """Whether it can take the image at all. Raises ``NodeError``."""
@@ -99,26 +120,18 @@ class Station:
                 f"{self.name}: the image is for {arch}, the node is {self.now.arch}",
                 hint="build a variant of the node's platform, or leave the node out",
             )
-        if self._version < MIN_MAJOR:
-            raise NodeError(
-                f"{self.name}: Docker {self.now.version} is too old", hint="20.10 is the oldest"
-            )
-
-    @property
-    def _version(self) -> tuple[int, ...]:
-        return tuple(int(n) for n in re.findall(r"\d+", self.now.version)[:2])
 
     def has(self, image: Image) -> NodeImage | None:
         """The image itself, under whatever name it is there, if it is whole."""
         config = image.manifest["config"]["digest"]
-        held = self.now.by_id(image.digest if self.now.containerd else config)
+        held = self.now.by_id(image.digest if self.now.docker.containerd else config)
         # containerd's store names an image before it has unpacked it.
         whole = tuple(layer.diff_id for layer in image.layers)
         return held if held is not None and held.diff_ids == whole else None
 
     def lacking(self, whole: Whole, known: Mapping[str, Iterable[str]]) -> list[int]:
         """The places of the layers that it lacks."""
-        if not self.now.containerd:
+        if not self.now.docker.containerd:
             return delta.missing(whole.image, chains=self.now.chains(), blobs=())
         own = {
             one.manifest.digest: [layer.digest for layer in one.layers]
@@ -133,11 +146,9 @@ class Station:
         Both stores keep the files; containerd's keeps the blobs as well, the other one has up to
         two steps' in its tmp folder. Raises ``NodeError``.
         """
-        need = unpacked + (blobs if self.now.containerd else min(blobs, 2 * largest)) + SPARE
-        tight = min(self.now.disks, key=lambda disk: disk.free, default=None)
+        need = unpacked + (blobs if self.now.docker.containerd else min(blobs, 2 * largest)) + SPARE
+        tight = min(self.now.image_disks, key=lambda disk: disk.free, default=None)
         if tight is not None and tight.free < need:
-            from sparkimage.core.units import human
-
             raise NodeError(
                 f"{self.name}: {tight.at} has {human(tight.free)} free, the image needs "
                 f"{human(need)}",
@@ -164,7 +175,7 @@ class Station:
         names = [one for one in listed if snapshot.is_staging(one)]
         if not names:
             return
-        words = ssh.script("clean", self.remote.docker, self.now.root, *names)
+        words = ssh.script("clean", self.remote.docker, self.now.docker.root, *names)
         self.remote.run(words, check=False)
         self.mended.append(f"{self.name}: what was there of the image was damaged: removed")
 
@@ -177,7 +188,7 @@ class Station:
     def load(
         self,
         steps: tuple[Step, ...],
-        shared: Shared,
+        store: Store,
         moved: Moved,
         *,
         followers: Sequence[Station] = (),
@@ -194,7 +205,7 @@ class Station:
             for step in steps:
                 earlier = before.part.name if before is not None else ""
                 current = Loading(self, step, earlier, prove=step is steps[-1], followers=followers)
-                body, end = archive.partial(step, lambda digest: shared.blob(digest, self.name))
+                body, end = archive.partial(step, store)
                 for piece in body:
                     if before is not None and before.ended:
                         before.finish()
@@ -222,8 +233,6 @@ class Station:
                 if one is not None:
                     one.kill()
             raise
-        finally:
-            shared.done(self.name)
 
     def pulls(self, whole: Whole, lacking: Sequence[int]) -> bool:
         """Whether its engine gets these layers sooner by pulling them than by ``load``.
@@ -235,7 +244,7 @@ class Station:
         """
         layers = whole.image.layers
         lacks = sum(layers[place].size for place in lacking)
-        if not self.now.containerd:
+        if not self.now.docker.containerd:
             return lacks >= max(PULL_FROM, NEARLY_ALL * sum(layer.size for layer in layers))
         unpacked = {diff_id for image in self.now.images for diff_id in image.diff_ids}
         broken = any(
@@ -248,7 +257,8 @@ class Station:
     @property
     def _tells(self) -> bool:
         """Whether its engine says when it has unpacked a layer that it pulls."""
-        return not self.now.containerd or self._version >= TELLS
+        docker = self.now.docker
+        return not docker.containerd or docker.numbers >= TELLS_UNPACKED
 
     def pull(self, steps: tuple[Step, ...], serving: Serving, moved: Moved) -> str:
         """Let its engine pull these steps from here, and prove the last one; why it cannot, for a
@@ -353,7 +363,7 @@ class Station:
         if not found or "created" not in lines:
             raise NodeError(f"{self.name}: the image could not be proven there", detail=said)
         id, _platform, diff_ids = json.loads(found)
-        expected = part.manifest.digest if self.now.containerd else part.config.digest
+        expected = part.manifest.digest if self.now.docker.containerd else part.config.digest
         if diff_ids != [layer.diff_id for layer in part.layers] or id != expected:
             raise NodeError(
                 f"{self.name}: another image is there than was sent: {id[:19]}, not "
@@ -383,6 +393,38 @@ def stations(fleet: Fleet, patience_s: float) -> Iterator[list[Station]]:
     """The fleet's nodes, not yet connected; their connections end with the context."""
     with ssh.remotes(fleet.nodes, patience_s) as made:
         yield [Station(remote=one) for one in made]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeReport:
+    """A node that was asked: its snapshot, or why there is none."""
+
+    node: Node
+    snapshot: NodeSnapshot | None = None
+    error: SparkError | None = None
+
+    @property
+    def name(self) -> str:
+        return self.node.name
+
+
+def survey(fleet: Fleet, *parts: str, patience_s: float, model: str = "") -> tuple[NodeReport, ...]:
+    """These parts of every node's snapshot, asked of all at once, one connection each; a Docker
+    that cannot be used is an error where its images are asked for."""
+    with stations(fleet, patience_s) as all_:
+
+        def ask(station: Station) -> None:
+            (station.open if IMAGES in parts else station.connect)(*parts, model=model)
+
+        errors = together(all_, ask, stop=Station.abandon)
+    return tuple(
+        NodeReport(
+            node=one.remote.node,
+            snapshot=one.seen if one.name not in errors else None,
+            error=errors.get(one.name),
+        )
+        for one in all_
+    )
 
 
 class Loading:

@@ -1,26 +1,38 @@
-"""What a node is and has, from what ``data/node/probe.sh`` says there. Pure."""
+"""What a node is and has at one moment, as ``data/node/snapshot.sh`` says it. Pure.
+
+Everything may be missing: what the node did not say, or was not asked for, is None or empty.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparkimage.config.inventory import Node
-from sparkimage.core.arch import arch_name
-from sparkimage.core.errors import EngineError, EnginePermissionError, NodeError
+from sparkimage.core.errors import EngineError, EnginePermissionError
 from sparkimage.image.store import digest_of
 
-CONTAINERD = "io.containerd.snapshotter"
 STAGING = "sparkimage-staging"
 """The repository of all names that an image has on its way."""
 PULLED = re.compile(rf"127\.0\.0\.1:\d+/{STAGING}@")
 """What an image that was pulled from here has until it has a staging name."""
+UNLIMITED = -1
+"""Of memlock: no limit."""
+MIN_DOCKER = (20, 10)
+"""The first engine that loads an OCI layout's layers by what manifest.json says."""
+TELLS_UNPACKED = (28, 0)
+"""The first engine that says when it has unpacked a layer into containerd's store."""
+CDI_FOR_GPUS = (29,)
+"""The first engine that surely answers ``--gpus`` with CDI's devices, where there is no hook."""
+MIN_CUDA = (13, 0)
+"""The CUDA of our images; a driver that takes none of this major version runs none of them.
+https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html"""
+SKEW_S = 60.0
+"""Seconds from our clock from which on certificates and signatures may be refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,60 +58,272 @@ class NodeImage:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-CONFIG = (
-    "Cmd", "Entrypoint", "Env", "ExposedPorts", "Healthcheck", "Labels", "OnBuild", "Shell",
-    "StopSignal", "User", "Volumes", "WorkingDir",
-)  # fmt: skip
-
-
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """A file system that the engine writes to: bytes free of all."""
+    """The file system below a folder, in bytes. ``of``: ``docker``, ``containerd``, ``model``."""
 
+    of: str
     at: str
     free: int
     total: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
-    """A network interface with its addresses; ``speed`` in Mbit/s, None where it says none."""
+class Interface:
+    """A network interface. ``speed`` in Mbit/s and ``mtu`` in bytes; None where it says none."""
 
     name: str
-    speed: int | None
-    addresses: tuple[str, ...]
+    addresses: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    """The network of each address, as ``192.168.100.0/24``; nothing for one that has none."""
+    speed: int | None = None
+    mtu: int | None = None
+    state: str = ""
+    """``up``, ``down``, ``unknown``, ... as /sys/class/net/NAME/operstate has it."""
+
+    @property
+    def rate(self) -> str:
+        """Its speed in words."""
+        return "speed unknown" if self.speed is None else f"{self.speed / 1000:g} Gbit/s"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.rate})"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """A node at one moment."""
+class Rdma:
+    """One port of an RDMA device, as /sys/class/infiniband has it."""
 
+    device: str
+    """As ``NCCL_IB_HCA`` names it: ``rocep1s0f0``."""
+    port: int
+    state: str
+    """``ACTIVE``, ``DOWN``, ..."""
+    layer: str
+    """``Ethernet`` (RoCE) or ``InfiniBand``."""
+    rate: int | None
+    """Gbit/s."""
+    interface: str
+    """The network interface that it belongs to, or nothing."""
+
+    @property
+    def active(self) -> bool:
+        return self.state == "ACTIVE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU; ``memory`` in bytes, None where it is the machine's own (unified)."""
+
+    index: int
+    name: str
+    memory: int | None
+    uuid: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """The Docker of a node; without a ``version`` it did not answer, ``error`` says why."""
+
+    version: str = ""
+    error: str = ""
+    root: str = ""
+    containerd: bool = False
+    """Its images are in containerd's store."""
+    stopped: int = 0
+    """Containers that do not run; a proof that was killed leaves one."""
+    runtimes: tuple[str, ...] = ()
+    default_runtime: str = ""
+    cdi_folders: tuple[str, ...] = ()
+    """Where it looks for CDI specifications; empty where CDI is off."""
+    cdi_devices: tuple[str, ...] = ()
+    """The devices that it found there: ``nvidia.com/gpu=all``. Only newer engines say."""
+    rootless: bool = False
+    """It has no more rights than the user whose it is."""
+    late: bool = False
+    """It gave no answer in time."""
+
+    @property
+    def store(self) -> str:
+        """Its image store."""
+        return "containerd" if self.containerd else "overlay2"
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Its version, to compare."""
+        return version(self.version)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cdi:
+    """A CDI specification: its file, what it describes, and the driver that it was made for."""
+
+    file: str
+    kind: str
+    """``nvidia.com/gpu``"""
+    driver: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """The model folder of a node."""
+
+    state: str
+    """``folder``, ``missing``, ``closed`` (not readable, or no folder), or nothing: not asked."""
+    files: Mapping[str, int]
+    """Sizes in bytes by name, sorted; hidden ones are left out."""
+    named: tuple[str, ...] = ()
+    """The shards that the index names."""
+    late: bool = False
+    """It could not be read in time, so the list is not complete."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(self.files.values())
+
+    @property
+    def checksum(self) -> str:
+        """Of names and sizes, not of contents: equal where the folders look the same."""
+        text = "".join(f"{name}\0{size}\n" for name, size in self.files.items())
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Shards that the index names and that are not there."""
+        return tuple(name for name in self.named if name not in self.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSnapshot:
+    """A node at one moment. Sizes in bytes."""
+
+    node: Node
+    """Its entry in the fleet file."""
+    # What it always says
+    host: str
+    boot: str
+    """What the kernel calls this run of the machine; with ``host`` no other machine has it."""
     user: str
     groups: tuple[str, ...]
-    version: str
-    containerd: bool
+    kernel: str
+    os: str
     arch: str
-    root: str
-    skew_s: float
+    """As platforms call it: ``arm64``, ``amd64``."""
+    product: str
+    used_address: str
+    """The node's own address that the commands came to."""
+    docker: Engine
+    disks: tuple[Disk, ...]
+    interfaces: tuple[Interface, ...]
+    lock: str
+    """``held``, ``busy: WHO``, ``none: WHY``, or nothing where it was not asked for."""
+    clock: float | None
+    """Its time, in seconds since 1970."""
+    skew_s: float | None
     """Its clock minus ours, in seconds; asking takes a part of one."""
+    # Images
     images: tuple[NodeImage, ...]
     content: frozenset[str] | None
     """Digests of all blobs of a containerd store; None where this user may not ask."""
     begun: frozenset[str]
     """Digests of layers of which it has a part: from a pull that was broken off."""
-    disks: tuple[Disk, ...]
-    links: tuple[Link, ...]
-    used_address: str
-    """The node's own address that the commands came to."""
     receipts: tuple[Mapping[str, Any], ...]
-    stopped: int
-    """Containers that are there and do not run; a proof that was killed leaves one."""
-    lock: str
-    """``held``, ``busy: WHO``, ``none: WHY``, or nothing where it was not asked for."""
+    # Containers
+    caches: str
+    """The user's folder for caches."""
+    containers: tuple[Mapping[str, Any], ...] | str
+    """Those that `launch` has made, as ``docker container inspect`` has them; or why not."""
+    # Machine
+    resolved: tuple[str, ...]
+    """What the name of its data address is to the node itself."""
+    rdma: tuple[Rdma, ...]
+    infiniband: tuple[str, ...]
+    """The names in /dev/infiniband: ``uverbs0``, ``rdma_cm``, ..."""
+    gpus: tuple[Gpu, ...]
+    processes: tuple[str, ...]
+    """What computes on the GPUs: ``PID, NAME``."""
+    smi: bool
+    """There is an ``nvidia-smi``."""
+    smi_error: str
+    """What it said instead of an answer."""
+    module: str
+    """The version of the kernel module that is loaded, where one is."""
+    driver: str
+    """The version of the user-space driver."""
+    cuda: str
+    """The newest CUDA that the driver takes."""
+    hooks: tuple[str, ...]
+    """Paths of the NVIDIA container toolkit's programs."""
+    cdi: tuple[Cdi, ...]
+    memlock: int | None
+    """Bytes that the user may lock; ``UNLIMITED``."""
+    docker_memlock: int | None
+    """Bytes that Docker's service may lock, and so a container."""
+    memory: int | None
+    free: int | None
+    available: int | None
+    swap: int | None
+    held: tuple[str, ...]
+    """Packages that apt holds back."""
+    listening: tuple[tuple[str, int], ...]
+    """Addresses and ports on which something listens (TCP)."""
+    model: Folder
+    synced: bool | None
+    """NTP keeps its clock."""
 
     @property
-    def store(self) -> str:
-        return "containerd" if self.containerd else "overlay2"
+    def name(self) -> str:
+        return self.node.name
+
+    # Docker
+
+    def docker_error(self) -> EngineError | None:
+        """Why its Docker cannot be used; None where it can."""
+        docker, user, name = self.docker, self.user, self.name
+        if docker.version and docker.numbers < MIN_DOCKER:
+            return EngineError(
+                f"{name}: its Docker {docker.version} is too old",
+                hint=f"install {'.'.join(map(str, MIN_DOCKER))} or newer: "
+                "https://docs.docker.com/engine/install/",
+            )
+        if docker.version:
+            return None
+        said, last = docker.error, docker.error.splitlines()[-1]
+        if SUDO_DENIED.search(said) or ("permission denied" in said and self.node.sudo):
+            return EnginePermissionError(
+                f"{name}: {user} may not call docker through sudo without a password", detail=said,
+                hint="there: a NOPASSWD rule for docker in sudoers; or "
+                f"`sudo usermod -aG docker {user}` and no `sudo: true` in the fleet file",
+            )  # fmt: skip
+        if "permission denied" in said:
+            return EnginePermissionError(
+                f"{name}: {user} may not talk to its Docker", detail=said,
+                hint=f"there: sudo usermod -aG docker {user}; or `sudo: true` in the fleet file",
+            )  # fmt: skip
+        if re.search(r"docker.*not found", said):
+            return EngineError(
+                f"{name}: it has no docker command", detail=said,
+                hint="install Docker there: https://docs.docker.com/engine/install/",
+            )  # fmt: skip
+        what = "gives no answer: it hangs" if docker.late else f"does not answer: {last}"
+        return EngineError(
+            f"{name}: its Docker {what}", detail=said if said != last else "",
+            hint="there: sudo systemctl restart docker; journalctl -u docker",
+        )  # fmt: skip
+
+    def disk(self, of: str) -> Disk | None:
+        """The file system of ``docker``, ``containerd`` or ``model``."""
+        return next((one for one in self.disks if one.of == of), None)
+
+    @property
+    def image_disks(self) -> tuple[Disk, ...]:
+        """The file systems that its engine writes images to: Docker's own, and
+        /var/lib/containerd where the images are kept there."""
+        of = ("docker", "containerd") if self.docker.containerd else ("docker",)
+        return tuple({one.at: one for one in self.disks if one.of in of}.values())
+
+    # Images
 
     def by_tag(self, name: str) -> NodeImage | None:
         """The image that has this name."""
@@ -130,10 +354,89 @@ class Seen:
         """The receipt that it has of this manifest, for this user; empty where it has none."""
         return next((one for one in self.receipts if one.get("digest") == digest), {})
 
+    def receipt_of(self, image: NodeImage) -> Mapping[str, Any]:
+        """The receipt of an image, whatever its store calls it; empty where it has none."""
+        keys = ("digest", "config")
+        found = (one for one in self.receipts if image.id in map(one.get, keys))
+        return next(found, {})
+
+    # Network
+
+    def interface(self, name: str) -> Interface | None:
+        """The interface of this name."""
+        return next((one for one in self.interfaces if one.name == name), None)
+
+    def interface_of(self, address: str) -> Interface | None:
+        """The interface that has this address."""
+        plain = address.partition("%")[0]
+        return next((one for one in self.interfaces if plain in one.addresses), None)
+
     @property
-    def free(self) -> int:
-        """Bytes free where it is tightest."""
-        return min((disk.free for disk in self.disks), default=0)
+    def verbs(self) -> tuple[str, ...]:
+        """The verbs devices of /dev/infiniband, without which no program can use RDMA."""
+        return tuple(name for name in self.infiniband if name.startswith("uverbs"))
+
+    def listens(self, port: int) -> tuple[str, ...]:
+        """The addresses on which something listens at this port."""
+        return tuple(dict.fromkeys(address for address, at in self.listening if at == port))
+
+    # GPU
+
+    @property
+    def unified(self) -> bool:
+        """CPU and GPU share one memory: nvidia-smi names no size of the GPU's own."""
+        return bool(self.gpus) and all(one.memory is None for one in self.gpus)
+
+    @property
+    def has_hook(self) -> bool:
+        """The program that dockerd calls for ``--gpus`` is there."""
+        return any(path.endswith("/nvidia-container-runtime-hook") for path in self.hooks)
+
+    @property
+    def has_cdi(self) -> bool:
+        """``--device nvidia.com/gpu=all`` can work."""
+        if not self.docker.cdi_folders:
+            return False
+        said = any(one.startswith("nvidia.com/gpu=") for one in self.docker.cdi_devices)
+        return said or any(one.kind == "nvidia.com/gpu" for one in self.cdi)
+
+    @property
+    def gpus_flag(self) -> bool:
+        """``--gpus all`` can work.
+
+        dockerd takes it when it finds nvidia-container-runtime-hook in its PATH as it starts
+        (https://github.com/moby/moby/blob/master/daemon/nvidia_linux.go); newer ones also make
+        CDI's devices of it, where nvidia-cdi-hook is there
+        (https://github.com/moby/moby/pull/50228).
+        """
+        cdi = any(path.endswith("/nvidia-cdi-hook") for path in self.hooks) and self.has_cdi
+        return self.has_hook or (cdi and self.docker.numbers >= CDI_FOR_GPUS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``: the machine. The model's files are left out, but for their number,
+        size, checksum."""
+        made = {key: value for key, value in asdict(self).items() if key not in NOT_SHOWN}
+        model = self.model
+        made["model"] = {
+            "state": model.state,
+            "files": len(model.files),
+            "size": model.size,
+            "checksum": model.checksum if model.files else None,
+            "lacking": model.lacking,
+        }
+        made["listening"] = sorted({port for _, port in self.listening})
+        return made
+
+
+SUDO_DENIED = re.compile(r"a password is required|not allowed to execute|not in the sudoers")
+NOT_SHOWN = {
+    "node", "lock", "images", "content", "begun", "receipts", "caches", "containers",
+}  # fmt: skip
+
+
+def version(words: str) -> tuple[int, ...]:
+    """The numbers of a version, to compare."""
+    return tuple(int(one) for one in re.findall(r"[0-9]{1,9}", words)[:4])
 
 
 def is_staging(tag: str) -> bool:
@@ -151,172 +454,3 @@ def chain_ids(diff_ids: Sequence[str]) -> list[str]:
         below = f"{found[-1]} {diff_id}" if found else None
         found.append(diff_id if below is None else digest_of(below.encode()))
     return found
-
-
-def read(said: str, node: Node, *, now: float | None = None) -> Seen:
-    """Make sense of what the script said.
-
-    Raises ``EnginePermissionError``, ``EngineError`` or ``NodeError``, with the node's name, when
-    its Docker cannot be used.
-    """
-    parts = parts_of(said)
-    about = parts.get("node", [])
-    if len(about) < 3:
-        raise NodeError(
-            f"{node.name}: what it said makes no sense", detail=said[:2000],
-            hint="its login shell must run `sh -c` quietly",
-        )  # fmt: skip
-    info = _info(node, about[0], parts.get("info", []))
-    content = parts.get("content", [])
-    connection = about[3].split() if len(about) > 3 else []
-    drivers = [str(word) for pair in info.get("DriverStatus") or () for word in pair]
-    return Seen(
-        user=about[0],
-        groups=tuple(about[1].split()),
-        version=str(info["ServerVersion"]),
-        containerd=any(CONTAINERD in word for word in drivers),
-        arch=arch_name(str(info["Architecture"])),
-        root=str(info["DockerRootDir"]),
-        skew_s=int(about[2]) - (time.time() if now is None else now),
-        images=tuple(_image(json.loads(line)) for line in parts["images"] if line[:1] == "{"),
-        content=frozenset(line for line in content if line.startswith("sha256:"))
-        if "@whole" in content
-        else None,
-        begun=frozenset(re.findall(r"^layer-(sha256:\w+)", "\n".join(content), re.MULTILINE)),
-        disks=_disks(parts.get("disk", []), containerd=any(CONTAINERD in w for w in drivers)),
-        links=_links(parts.get("links", [])),
-        used_address=connection[2] if len(connection) > 2 else "",
-        receipts=tuple(_receipts(parts.get("receipts", []))),
-        stopped=int(info.get("ContainersStopped") or 0),
-        lock="\n".join(parts.get("lock", [])),
-    )
-
-
-def parts_of(said: str) -> dict[str, list[str]]:
-    """The lines of each part of what a script says, by the part's name."""
-    parts: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in said.split("\n"):
-        if line.startswith("@@ "):
-            lines = parts.setdefault(line[3:], [])
-        elif line.strip():
-            lines.append(line)
-    return parts
-
-
-def _info(node: Node, user: str, lines: list[str]) -> dict[str, Any]:
-    text = "\n".join(line for line in lines if not line.startswith(("{", "@root")))
-    found: dict[str, Any] = {}
-    for line in lines:
-        if line.startswith("{"):
-            found = json.loads(line)
-    errors = "\n".join(dict.fromkeys([*text.splitlines(), *(found.get("ServerErrors") or ())]))
-    if found.get("ServerVersion") and found.get("DockerRootDir"):
-        return found
-    if re.search(r"a password is required|not allowed to execute|not in the sudoers", errors):
-        raise EnginePermissionError(
-            f"{node.name}: {user} may not call docker through sudo without a password",
-            detail=errors,
-            hint=f"there: sudo usermod -aG docker {user}, and leave out `sudo: true` of the fleet "
-            "file; or a NOPASSWD rule for docker in sudoers",
-        )
-    if "permission denied" in errors:
-        raise EnginePermissionError(
-            f"{node.name}: {user} may not talk to its Docker",
-            detail=errors,
-            hint=f"there: sudo usermod -aG docker {user}; or `sudo: true` for this node in the "
-            "fleet file, where sudo asks for no password",
-        )
-    if re.search(r"not found", errors) and "docker" in errors:
-        raise EngineError(
-            f"{node.name}: it has no docker command", detail=errors, hint="install Docker there"
-        )
-    raise EngineError(
-        f"{node.name}: its Docker does not answer", detail=errors,
-        hint="there: sudo systemctl restart docker; journalctl -u docker",
-    )  # fmt: skip
-
-
-def _image(said: Mapping[str, Any]) -> NodeImage:
-    """What is missing in one that was made elsewhere is left empty."""
-    config = said.get("Config") or {}
-    config = {key: config[key] for key in CONFIG if config.get(key)}
-    return NodeImage(
-        id=str(said["Id"]),
-        tags=(
-            *(said.get("RepoTags") or ()),
-            *(name for name in said.get("RepoDigests") or () if PULLED.match(name)),
-        ),
-        platform=f"{said.get('Os')}/{said.get('Architecture')}",
-        diff_ids=tuple((said.get("RootFS") or {}).get("Layers") or ()),
-        size=int(said.get("Size") or 0),
-        created=str(said.get("Created") or ""),
-        labels=dict(config.get("Labels", {})),
-        config=config,
-    )
-
-
-def _disks(lines: list[str], *, containerd: bool) -> tuple[Disk, ...]:
-    """Docker's own, and /var/lib/containerd where the images are kept there."""
-    found = {}
-    for line in lines:
-        fields = line.split()
-        if len(fields) >= 6 and fields[3].isdecimal():
-            found[fields[5]] = Disk(at=fields[5], free=int(fields[3]), total=int(fields[1]))
-    disks = tuple(found.values())
-    return disks if containerd else disks[:1]
-
-
-def _links(lines: list[str]) -> tuple[Link, ...]:
-    speeds: dict[str, int | None] = {}
-    addresses: dict[str, list[str]] = {}
-    for line in lines:
-        words = line.split()
-        if words[0] == "@" and len(words) == 3:
-            addresses.setdefault(words[1].partition("@")[0], []).append(words[2])
-        elif len(words) == 2 and words[0] != "@":
-            value = int(words[1]) if re.fullmatch(r"-?\d+", words[1]) else -1
-            speeds[words[0]] = value if value > 0 else None
-    return tuple(
-        Link(name=name, speed=speed, addresses=tuple(addresses.get(name, ())))
-        for name, speed in speeds.items()
-        if name != "lo"
-    )
-
-
-def _receipts(lines: list[str]) -> Iterable[Mapping[str, Any]]:
-    for line in lines:
-        try:
-            one = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(one, dict):
-            yield one
-
-
-def slow(node: Node, seen: Seen) -> str | None:
-    """What to say when the layers would go over a slower interface than the node has."""
-
-    def of(address: str) -> Link | None:
-        return next((link for link in seen.links if address in link.addresses), None)
-
-    def usable(address: str) -> bool:
-        found = ipaddress.ip_address(address.partition("%")[0])
-        return not found.is_link_local and not found.is_loopback
-
-    used = of(node.data or seen.used_address)
-    if used is None or used.speed is None:
-        return None
-    better = [
-        (link.speed, link.name, address)
-        for link in seen.links
-        for address in link.addresses
-        if link.speed is not None and link.speed > used.speed and usable(address)
-    ]
-    if not better:
-        return None
-    speed, name, address = max(better)
-    return (
-        f"{node.name}: layers go over {used.name} ({used.speed} Mbit/s), but {name} has "
-        f"{speed} Mbit/s: set `data: {address}` in the fleet file"
-    )

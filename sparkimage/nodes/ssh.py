@@ -48,6 +48,9 @@ OPTIONS = (
     "LogLevel=ERROR",
 )
 QUICK = ("aes128-gcm@openssh.com",)
+IMAGES, CONTAINERS, MACHINE = "images", "containers", "machine"
+"""The parts that a snapshot may be asked for beside what it always says (user, Docker, disks,
+network interfaces): the engine's images, our containers, what a server of models needs."""
 END = "@@ end"
 
 
@@ -78,7 +81,7 @@ def remotes(nodes: Sequence[Node], patience_s: float) -> Iterator[list[Remote]]:
             together(made, Remote.close)
 
 
-def who() -> str:
+def lock_owner() -> str:
     """Who changes the nodes' images now, for those who find them locked."""
     try:
         user = getpass.getuser()
@@ -145,10 +148,13 @@ class Remote:
         port = ["-p", str(self.node.port)] if self.node.port else []
         return " ".join([*user, *port, "--", self.node.data or self.node.control])
 
-    def probing(self, *, lock: bool, who: str) -> list[str]:
-        """The command that looks at the node, and locks it against other runs for as long as it
-        holds the connection. ``who`` is what others are told."""
-        return script("probe", self.docker, "lock" if lock else "", who)
+    def snapshot(
+        self, *parts: str, lock: bool = False, owner: str = "", model: str = ""
+    ) -> list[str]:
+        """The command that takes these parts of its snapshot, and locks it against other runs for
+        as long as it holds the connection. ``owner`` is what others are told."""
+        words = [" ".join(parts), "lock" if lock else "", owner]
+        return script("snapshot", self.docker, *words, self.node.data or self.node.control, model)
 
     def begin(self, words: Sequence[str]) -> None:
         """Begin to open the connection that all commands share, with the command that holds it.

@@ -8,6 +8,7 @@ stops again when it fails or is interrupted, unless it is told to keep it.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,22 +19,32 @@ from sparkimage.config.inventory import Fleet
 from sparkimage.core.errors import ImageMissingError, LaunchError, MixedFleetError, SparkError
 from sparkimage.core.progress import View
 from sparkimage.image.store import Image
+from sparkimage.nodes import fabric
 from sparkimage.nodes.concurrent import Errors, together
 from sparkimage.nodes.retag import lines
-from sparkimage.nodes.session import Station, stations
-from sparkimage.serve import command, placement, sets, waiting
+from sparkimage.nodes.session import NodeReport, Station, stations
+from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
+from sparkimage.serve import command, sets, waiting
 from sparkimage.serve.command import Container, Place, Request
-from sparkimage.serve.doctor import asking
-from sparkimage.serve.doctor.facts import Facts
+from sparkimage.serve.doctor import doctor
+from sparkimage.serve.doctor import rules_machine as machine
+from sparkimage.serve.doctor import rules_model as model
+from sparkimage.serve.doctor import rules_network as network
+from sparkimage.serve.doctor.checks import FAIL, Check, ClusterReport
 from sparkimage.serve.explain import knowledge
-from sparkimage.serve.proof import Finding
+from sparkimage.serve.readiness import Finding
 from sparkimage.serve.screen import screen
-from sparkimage.serve.sets import HEAD, Here, Judged, Member
+from sparkimage.serve.sets import HEAD, Judged, Member
 from sparkimage.serve.waiting import Expected, Rank, Waiting
 
+PORTS = machine.ports
+PREFLIGHT: tuple[Check, ...] = (
+    machine.gpu, machine.gpus_flag, network.verbs,
+    network.interface, model.folder, model.shards, PORTS,
+)  # fmt: skip
+"""What the doctor finds must hold before anything is started."""
 START_S = 120.0
 """Seconds that Docker may take to start one container."""
-TOOLKIT = "there: sudo apt-get install nvidia-container-toolkit; sudo systemctl restart docker"
 QUICK_S = 5
 """Seconds that a server which never was ready has to end by itself."""
 
@@ -91,8 +102,6 @@ class Launch:
     """The nodes by rank."""
     view: View
     options: Options = field(default_factory=Options)
-    _here: dict[str, Here] = field(default_factory=dict)
-    _facts: dict[str, Facts] = field(default_factory=dict)
     _started: dict[str, list[str]] = field(default_factory=dict)
     """Ids of the containers that this launch made, by node."""
 
@@ -110,8 +119,9 @@ class Launch:
         began = time.monotonic()
         with stations(self.fleet, self.options.patience_s) as all_:
             planned = self._plan(all_)
-            there = self._there()
-            self._check(all_)
+            there = self._there(all_)
+            # What a set of this name uses now is free when it has given way.
+            self._require(all_, [one for one in PREFLIGHT if there is None or one is not PORTS])
             self._make_room(all_, there)
             with self._all_or_none(all_):
                 self._start(all_, planned)
@@ -133,19 +143,16 @@ class Launch:
     # Look and decide
 
     def _plan(self, all_: Sequence[Station]) -> tuple[Container, ...]:
-        def one(station: Station) -> None:
-            station.connect(lock=False, who="")
-            self._here[station.name] = sets.look(station)
-            self._facts[station.name] = asking.ask(
-                station.remote, station.remote.docker, self.request.model
-            )
-
         with self.view.busy("looking at the nodes"):
-            errors = together(all_, one, stop=Station.abandon)
+            errors = together(all_, self._look, stop=Station.abandon)
         if errors:
             raise sets.failure(errors, len(all_), "cannot be asked; nothing was started")
         self._equal(all_)
+        self._require(all_, [network.interface])
         return command.containers(self.request, [self._place(station) for station in all_])
+
+    def _look(self, station: Station) -> None:
+        station.open(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
 
     def _equal(self, all_: Sequence[Station]) -> None:
         """Every node has the image itself: asked of it, not assumed."""
@@ -172,96 +179,45 @@ class Launch:
             )
 
     def _place(self, station: Station) -> Place:
-        node, known = station.remote.node, self._facts[station.name]
-        here = self._here[station.name]
-        resolved = next((one for one in here.addresses if known.interface_of(one)), "")
-        if self.request.profile.nodes > 1:
-            address, interface = placement.address(node, known, resolved)
-        else:
-            # Nobody else calls it.
-            address, interface = resolved or known.used_address or node.control, ""
-        held = station.has(self.image)
+        now, link, held = station.now, fabric.data_link(station.now), station.has(self.image)
         assert held is not None
+        several = self.request.profile.nodes > 1
         return Place(
             node=station.name,
             docker=tuple(station.remote.docker.split()),
-            address=address,
-            interface=interface,
-            hcas=placement.hcas(node, known, interface),
+            address=link.address if link is not None else station.remote.node.control,
+            # Alone nobody else calls it.
+            interface=link.interface.name if link is not None and several else "",
+            hcas=fabric.hcas(now),
             image=held.id,
-            caches=here.caches,
+            caches=now.caches,
         )
 
-    # Preflight
-
-    def _check(self, all_: Sequence[Station]) -> None:
-        """Whether every node can run it; all that is wrong at once."""
-        wrong: Errors = {}
-        for rank, station in enumerate(all_):
-            said = list(self._wrong(rank, station))
-            if said:
-                wrong[station.name] = LaunchError(
-                    f"{station.name}: {said[0][0]}",
-                    detail="\n".join(f"{what} → {todo}" for what, todo in said[1:]),
-                    hint=said[0][1],
-                )
-        if wrong:
+    def _require(self, all_: Sequence[Station], checks: Sequence[Check]) -> None:
+        """These checks of the doctor's hold on all nodes. Raises ``LaunchError`` with all that is
+        wrong at once."""
+        request, profile = self.request, self.request.profile
+        cluster = ClusterReport(
+            nodes=tuple(NodeReport(node=one.remote.node, snapshot=one.now) for one in all_),
+            model=request.model, port=profile.port, master_port=profile.master_port,
+            rdma=request.rdma, gpus=profile.gpus,
+        )  # fmt: skip
+        failed = [one for one in doctor.examine(cluster, checks).findings if one.severity is FAIL]
+        names = {name for one in failed for name in one.nodes}
+        if failed:
             raise LaunchError(
-                f"{len(wrong)} of {len(all_)} nodes cannot run it; nothing was started",
-                detail="\n".join(lines(wrong)),
-                hint="more about the nodes: python build.py doctor",
+                f"{len(names)} of {len(all_)} nodes cannot run it; nothing was started",
+                detail="\n".join(
+                    f"✗ {', '.join(one.nodes)}: {one.what} ({one.check})\n    → {one.mend}"
+                    for one in failed
+                ),
+                hint="more about the nodes: python build.py doctor --model "
+                + shlex.quote(request.model),
             )
 
-    def _wrong(self, rank: int, station: Station) -> Iterator[tuple[str, str]]:
-        known, node = self._facts[station.name], station.remote.node
-        model = known.model
-        if model.state != "folder":
-            what = "cannot be read" if model.state == "closed" else "is not there"
-            yield f"the model folder {self.request.model} {what}", "put it on every node"
-        elif not model.files:
-            yield f"the model folder {self.request.model} is empty", "download the model there"
-        elif model.lacking:
-            some = ", ".join(model.lacking[:3])
-            yield (
-                f"the model lacks {len(model.lacking)} files that its index names: {some}",
-                "download it again there",
-            )
-        gpus = node.gpus if node.gpus is not None else len(known.gpus) if known.smi else None
-        if gpus is not None and gpus < self.request.profile.gpus:
-            yield (
-                f"it has {gpus} GPUs, the profile wants {self.request.profile.gpus}",
-                "take another profile, or `gpus` of the node in the fleet file",
-            )
-        if not known.gpus_flag:
-            yield (
-                "its Docker cannot do --gpus: NVIDIA's container toolkit is not there",
-                TOOLKIT,
-            )
-        if self.request.rdma and not known.verbs:
-            yield (
-                "/dev/infiniband has no verbs device: RDMA cannot work",
-                "there: sudo modprobe ib_uverbs; or `rdma: false` in the profile (slow)",
-            )
-        if any(member.set == self.request.name for member in self._here[station.name].members):
-            # What it uses now is free when it has given way.
-            return
-        yield from self._ports(rank, known)
-
-    def _ports(self, rank: int, known: Facts) -> Iterator[tuple[str, str]]:
-        profile = self.request.profile
-        wanted = {"the API": profile.port} if rank == HEAD else {}
-        if rank == HEAD and profile.nodes > 1:
-            wanted["the ranks"] = profile.master_port
-        for what, port in wanted.items():
-            if known.listens(port):
-                yield (
-                    f"port {port} (for {what}) is in use",
-                    f"there: ss -ltnp 'sport = :{port}'; or another port in the profile",
-                )
-
-    def _there(self) -> Judged | None:
+    def _there(self, all_: Sequence[Station]) -> Judged | None:
         """A set of this name. Raises ``LaunchError`` where it runs and is not to give way."""
-        there = sets.judge(one for here in self._here.values() for one in here.members)
+        there = sets.judge(one for station in all_ for one in sets.members(station.now))
         found = next((one for one in there if one.name == self.request.name), None)
         if found is not None and found.lives and not self.options.replace:
             where = ", ".join(one.node for one in found.members if one.lives)
@@ -281,16 +237,9 @@ class Launch:
         errors = _end(all_, there.members, grace_s=sets.GRACE_S if there.lives else 0)
         if errors:
             raise sets.failure(errors, len(all_), "could not remove it; nothing was started")
-        self._after_removal(all_)
-
-    def _after_removal(self, all_: Sequence[Station]) -> None:
-        """The ports that it had are free now."""
-        station = all_[HEAD]
-        self._facts[station.name] = asking.ask(
-            station.remote, station.remote.docker, self.request.model
-        )
-        for what, todo in self._ports(HEAD, self._facts[station.name]):
-            raise LaunchError(f"{station.name}: {what}; nothing was started", hint=todo)
+        head = all_[HEAD]
+        head.seen = head.look(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
+        self._require(all_, [PORTS])
 
     # Start
 
@@ -327,7 +276,7 @@ class Launch:
         # `docker run` leaves what it made and could not start.
         made = [
             one.id
-            for one in sets.look(station).members
+            for one in sets.members(station.look(CONTAINERS))
             if one.set == container.name and one.state == "created"
         ]
         self._started.setdefault(station.name, []).extend(made)

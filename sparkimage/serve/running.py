@@ -18,7 +18,8 @@ from sparkimage.core.progress import View
 from sparkimage.nodes import ssh
 from sparkimage.nodes.concurrent import Errors, together
 from sparkimage.nodes.session import Station, stations
-from sparkimage.serve import health, sets
+from sparkimage.nodes.ssh import CONTAINERS, IMAGES
+from sparkimage.serve import readiness, sets
 from sparkimage.serve.launch import Ready, url, wait
 from sparkimage.serve.sets import HEAD, Judged, Member
 from sparkimage.serve.waiting import Expected, Rank
@@ -54,8 +55,7 @@ def _asked(fleet: Fleet, patience_s: float) -> Iterator[tuple[list[Station], lis
     found: dict[str, tuple[Member, ...]] = {}
 
     def one(station: Station) -> None:
-        station.connect(lock=False, who="")
-        found[station.name] = sets.look(station).members
+        found[station.name] = sets.members(station.open(IMAGES, CONTAINERS))
 
     with stations(fleet, patience_s) as all_:
         errors = together(all_, one, stop=Station.abandon)
@@ -76,7 +76,7 @@ def look(fleet: Fleet, *, name: str | None, patience_s: float) -> tuple[list[Sta
             head = one.head
             if head is not None and head.lives:
                 path = by_name[head.node].remote.forward_port(head.port)
-                answers[one.name] = health.words(health.ask(path))
+                answers[one.name] = readiness.health_words(readiness.ask_health(path))
 
         lost = together(judged, ask)
         answers |= {name: f"cannot be asked: {error.message}" for name, error in lost.items()}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sparkimage.core.units import clock
-from sparkimage.serve.reading import PHASES
+from sparkimage.serve.readiness import PHASES
 
 if TYPE_CHECKING:
     from rich.table import Table

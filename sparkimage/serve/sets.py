@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,8 +10,9 @@ from typing import Any
 
 from sparkimage.core.errors import NodeError, SparkError
 from sparkimage.nodes import ssh
+from sparkimage.nodes.retag import lines
 from sparkimage.nodes.session import Station
-from sparkimage.nodes.snapshot import parts_of
+from sparkimage.nodes.snapshot import NodeSnapshot
 from sparkimage.serve.command import LABEL
 
 HEAD = 0
@@ -70,41 +71,22 @@ class Member:
         return asdict(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Here:
-    """What a node said: its folder for caches, its data address to itself, its containers."""
+def members(snapshot: NodeSnapshot) -> tuple[Member, ...]:
+    """The containers of sets on a node; one that is not ours as a whole is left out.
 
-    caches: str
-    addresses: tuple[str, ...]
-    members: tuple[Member, ...]
-
-
-def look(station: Station) -> Here:
-    """Ask a node that is connected. Raises ``NodeError`` and its kin."""
-    node = station.remote.node
-    words = ssh.script("sets", station.remote.docker, node.data or node.control)
-    done = station.remote.run(words, check=False)
-    if done.returncode != 0 or "@@ end" not in done.stdout:
-        raise station.refusal(done.returncode, done.stdout + done.stderr)
-    identities = {image.id: image.identity for image in station.now.images}
-    return read(station.name, done.stdout, identities)
-
-
-def read(node: str, said: str, identities: Mapping[str, str]) -> Here:
-    """Make sense of what the script said; a container that is not ours as a whole is left out."""
-    parts = parts_of(said)
-    members = []
-    for line in parts.get("containers", []):
-        try:
-            found = json.loads(line)
-            members.append(_member(node, found, identities))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return Here(
-        caches=next(iter(parts.get("cache", [])), ""),
-        addresses=tuple(parts.get("address", [])),
-        members=tuple(sorted(members, key=lambda one: (one.set, one.rank))),
-    )
+    Raises ``NodeError`` where its Docker did not list them.
+    """
+    if isinstance(snapshot.containers, str):
+        raise NodeError(
+            f"{snapshot.name}: its Docker does not list its containers",
+            detail=snapshot.containers,
+        )
+    identities = {image.id: image.identity for image in snapshot.images}
+    found = []
+    for one in snapshot.containers:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            found.append(_member(snapshot.name, one, identities))
+    return tuple(sorted(found, key=lambda one: (one.set, one.rank)))
 
 
 def _member(node: str, said: Mapping[str, Any], identities: Mapping[str, str]) -> Member:
@@ -248,8 +230,6 @@ def state_of(station: Station, id: str) -> State:
 
 def failure(errors: Mapping[str, SparkError], count: int, what: str) -> NodeError:
     """The error for nodes that could not be asked."""
-    from sparkimage.nodes.retag import lines
-
     return NodeError(
         f"{len(errors)} of {count} nodes {what}", detail="\n".join(lines(dict(errors)))
     )

@@ -18,11 +18,10 @@ from sparkimage.core.errors import LaunchError, NodeError, SparkError
 from sparkimage.nodes import ssh
 from sparkimage.nodes.concurrent import together
 from sparkimage.nodes.session import Station
-from sparkimage.serve import health, proof, sets
+from sparkimage.serve import readiness, sets
 from sparkimage.serve.explain import knowledge
 from sparkimage.serve.explain.knowledge import Match
-from sparkimage.serve.proof import Finding
-from sparkimage.serve.reading import PHASES, Log
+from sparkimage.serve.readiness import PHASES, Finding, Log
 from sparkimage.serve.screen import Screen
 from sparkimage.serve.sets import HEAD, State
 
@@ -125,7 +124,7 @@ class Waiting:
 
     def found(self) -> tuple[Finding, ...]:
         """What the logs have shown so far."""
-        return proof.examine(
+        return readiness.prove(
             self.logs,
             [one.name for one in self.ranks],
             nccl=self.expected.nccl,
@@ -209,7 +208,7 @@ class Waiting:
         try:
             path = head.forward_port(self.port)
             while not self._over.is_set():
-                status = health.ask(path)
+                status = readiness.ask_health(path)
                 self._events.put((HEAD, status or 0))
                 if status == http.client.OK or self._over.wait(POLL_S):
                     return
@@ -227,7 +226,7 @@ class Waiting:
         head = self.logs[HEAD]
         phase = head.phase
         if head.complete:
-            phase = f"health: {health.words(self._answer or None)}"
+            phase = f"health: {readiness.health_words(self._answer or None)}"
         return LaunchError(
             f"not ready after {self.timeout_s:g} s: the head is at {phase}",
             detail="\n".join([*said, *self.known()]),

@@ -18,10 +18,9 @@ from tests.lab.node import Node
 from tests.lab.standin_nodes import RECORDED
 
 KEEP: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "info": {
-        "": ("ServerVersion", "Architecture", "Driver", "DockerRootDir", "DriverStatus"),
+    "docker": {
+        "": ("ServerVersion", "Driver", "DockerRootDir", "DriverStatus", "SecurityOptions"),
     },
-    "docker": {"": ("ServerVersion", "Driver", "DockerRootDir", "SecurityOptions")},
     "images": {
         "": ("Id", "RepoTags", "Os", "Architecture", "RootFS", "Config"),
         "Config": ("Entrypoint", "Env", "Labels"),
@@ -33,7 +32,7 @@ KEEP: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
 }
 """Of the JSON documents of a part the keys that are kept, at the top and below a key."""
-DROPPED = {"content", "receipts", "disk", "memory", "held", "machine", "node", "clock", "limits"}
+DROPPED = {"content", "receipts", "disk", "memory", "held", "machine", "clock", "limits"}
 """Parts that are the machine's own."""
 LINES = {"links": r"(@ )?(lo|eth0) ", "ports": r"0+:0016"}
 """Of other parts the lines that are kept: the container's interface and its sshd."""
@@ -68,12 +67,9 @@ def _said(fleet: Fleet, node: Node, model: str, image: str) -> dict[str, str]:
         done = fleet.ssh(node.name, *words)
         return done.returncode, (done.stdout + done.stderr).decode()
 
-    scripts = {
-        "probe": ssh.script("probe", "docker", "", "lab"),
-        "facts": ssh.script("facts", "docker", model, ""),
-        "sets": ssh.script("sets", "docker", node.name),
-    }
-    found = {f"{name}.txt": _fixed(fleet, ask(*words)[1], image) for name, words in scripts.items()}
+    parts = f"{ssh.IMAGES} {ssh.CONTAINERS} {ssh.MACHINE}"
+    words = ssh.script("snapshot", "docker", parts, "", "lab", node.name, model)
+    snapshot = _fixed(fleet, ask(*words)[1], image)
     errors = {
         "run": ask("docker", "run", "--detach", "--name", "vllm", image),
         "inspect": ask("docker", "container", "inspect", "--format", "{{.Id}}", "NAME"),
@@ -82,7 +78,7 @@ def _said(fleet: Fleet, node: Node, model: str, image: str) -> dict[str, str]:
         what: (code, _plain(fleet, text).replace("/vllm", "/NAME"))
         for what, (code, text) in errors.items()
     }
-    return {**found, "errors.json": json.dumps(said, indent=1) + "\n"}
+    return {"snapshot.txt": snapshot, "errors.json": json.dumps(said, indent=1) + "\n"}
 
 
 def _plain(fleet: Fleet, text: str) -> str:

@@ -34,6 +34,7 @@ from tests.lab.fleet import Fleet
 from tests.lab.node import Node, put, wait
 from tests.lab.node_image import Release
 from tests.lab.project import Project
+from tests.lab.spark_standin import SMI
 from tests.lab.standin_nodes import Held, Nodes
 from tests.lab.standin_nodes import Node as StandinNode
 from tests.lab.standin_vllm import nccl, server
@@ -566,6 +567,7 @@ def serving(engine: Engine, folder: Path) -> Iterator[OnNodes]:
     (folder / "nodes").mkdir(parents=True)
     (folder / "project").mkdir()
     with fleets.fleet(engine, folder / "nodes", FOUR) as fleet:
+        fleet.each(lambda node: put(node, {"/usr/local/bin/nvidia-smi": (0o755, SMI.encode())}))
         made = OnNodes(folder=folder / "project", fleet=fleet, arch=engine.arch)
         made.matrix(PROFILES)
         made.nodes()

@@ -30,7 +30,7 @@ import pytest
 
 from sparkimage.core.process import Completed
 from sparkimage.nodes import ssh
-from sparkimage.nodes.snapshot import parts_of
+from sparkimage.nodes.reading import parts_of
 from tests.lab.standin_vllm import server
 from tests.lab.standin_vllm.api import Server
 
@@ -320,15 +320,12 @@ class Node:
 
     def __post_init__(self) -> None:
         folder = RECORDED / self.name
-        read = {name: (folder / f"{name}.txt").read_text() for name in ("probe", "facts", "sets")}
-        self.said = {
-            name: parts_of(text.replace("ADDRESS", self.address).replace("ARCH", "x86_64"))
-            for name, text in read.items()
-        }
-        self.container: dict[str, Any] = json.loads(self.said["sets"]["containers"][0])
-        self.image: dict[str, Any] = json.loads(self.said["probe"]["images"][0])
+        text = (folder / "snapshot.txt").read_text()
+        self.said = parts_of(text.replace("ADDRESS", self.address).replace("ARCH", "x86_64"))
+        self.container: dict[str, Any] = json.loads(self.said["containers"][0])
+        self.image: dict[str, Any] = json.loads(self.said["images"][0])
         self.errors: dict[str, Any] = json.loads((folder / "errors.json").read_text())
-        self.is_containerd = "snapshotter" in "".join(self.said["probe"]["info"])
+        self.is_containerd = "snapshotter" in "".join(self.said["docker"])
 
     def path(self, path: str | Path) -> Path:
         """Where its ``path`` is here."""
@@ -350,8 +347,8 @@ class Node:
     def _answer(self, words: Sequence[str], process: Process | None) -> Said:
         if list(words[:2]) == ["sh", "-c"] and len(words) > 3:
             _, _, text, name, docker, *more = words
-            act = {"probe": self._probe, "facts": self._facts, "sets": self._sets,
-                   "end": self._stop_and_remove, "logs": self._logs}.get(name)  # fmt: skip
+            act = {"snapshot": self._snapshot, "end": self._stop_and_remove,
+                   "logs": self._logs}.get(name)  # fmt: skip
             if act is not None and text == ssh.text(name) and docker == "docker":
                 return act(more, process)
         elif list(words[:3]) == ["mkdir", "-p", "--"]:
@@ -362,11 +359,33 @@ class Node:
             return self.docker(*words[1:])
         raise NotRecordedError(shlex.join(words)[-200:])
 
-    def _probe(self, _more: Sequence[str], process: Process | None) -> Said:
-        parts = {**self.said["probe"], "images": [json.dumps(one) for one in self._inspected()]}
-        parts["node"] = ["root", "root", str(int(time.time())), ""]
-        assert process is not None
-        process.say(_text(parts))
+    def _snapshot(self, more: Sequence[str], process: Process | None) -> Said:
+        parts, _, _, _, model = more
+        ours = [json.dumps(one.inspected()) for one in self.containers if one.given.all("--label")]
+        taken = [f"00000000:{port:04X}" for port in sorted(self._ports())]
+        wanted = {
+            "images": {"images": [json.dumps(one) for one in self._inspected()]},
+            "containers": {"cache": self.said["cache"], "containers": ours},
+            "machine": {
+                "names": self.said["names"],
+                "gpus": self.said["gpus"],
+                "hooks": self.said["hooks"],
+                "infiniband": sorted(one.name for one in self.path("/dev/infiniband").glob("*")),
+                "ports": [*self.said["ports"], *taken],
+                "model": list(self._model(self.path(model))) if model else [],
+            },
+        }
+        text = _text(
+            {
+                "machine": ["user=root"], "docker": self.said["docker"],
+                "links": self.said["links"],
+                **{key: lines for part in parts.split() for key, lines in wanted[part].items()},
+                "clock": [f"now={time.time():.6f}"], "end": [],
+            }
+        )  # fmt: skip
+        if process is None:
+            return 0, text, ""
+        process.say(text)
         process.over.wait()
         return 0, "", ""
 
@@ -377,17 +396,6 @@ class Node:
             said["RepoTags"] = [name for name, one in self.images.items() if one is image]
             said["RootFS"]["Layers"] = list(image.diff_ids)
             yield said
-
-    def _facts(self, more: Sequence[str], _process: Process | None) -> Said:
-        taken = [f"00000000:{port:04X}" for port in sorted(self._ports())]
-        parts = {
-            **self.said["facts"],
-            "infiniband": sorted(one.name for one in self.path("/dev/infiniband").glob("*")),
-            "ports": [*self.said["facts"]["ports"], *taken],
-            "model": list(self._model(self.path(more[0]))) if more[0] else [],
-            "clock": [f"now={time.time():.6f}"],
-        }
-        return 0, _text(parts), ""
 
     def _ports(self) -> Iterator[int]:
         yield from self.listening
@@ -405,10 +413,6 @@ class Node:
         yield "@folder"
         for file in sorted(folder.iterdir()):
             yield f"{file.stat().st_size} ./{file.name}"
-
-    def _sets(self, _more: Sequence[str], _process: Process | None) -> Said:
-        ours = [json.dumps(one.inspected()) for one in self.containers if one.given.all("--label")]
-        return 0, _text({**self.said["sets"], "containers": ours}), ""
 
     def _stop_and_remove(self, more: Sequence[str], _process: Process | None) -> Said:
         for id in more[1:]:

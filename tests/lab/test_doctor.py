@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from sparkimage.nodes import ssh
-from sparkimage.serve.doctor import reading
+from sparkimage.config import inventory
+from sparkimage.nodes import fabric, reading, ssh
 from tests.lab.fleet import CONTROL, DATA, Fleet
 from tests.lab.node import Node, put
 from tests.lab.project import Project
@@ -224,16 +224,18 @@ def test_the_script_with_busybox(surgery: Surgery) -> None:
     node = surgery.fleet["node1"]
     node.exec("sh", "-c", "mkdir -p /models/bin && busybox --install -s /models/bin")
     said = node.exec(
-        "env", "PATH=/models/bin:/usr/bin", "busybox", "sh", "-c", ssh.text("facts"), "facts",
-        "docker", "/models/m",
+        "env", "PATH=/models/bin:/usr/bin", "busybox", "sh", "-c", ssh.text("snapshot"),
+        "snapshot", "docker", "images containers machine", "lock", "lab", "", "/models/m",
     )  # fmt: skip
-    one = reading.read(said, now=time.time())
+    entry = inventory.Node(name="node1", control="node1", interface=LINK)
+    one = reading.read(said, entry, now=time.time())
     assert one.docker.version.startswith("26.1.5")
-    assert [file.name for file in one.model.files] == [
+    assert list(one.model.files) == [
         "a.safetensors", "config.json", "model.safetensors.index.json",
     ]  # fmt: skip
     assert one.interface_of(address(node)) is not None
-    assert one.hcas_of(LINK) == (HCA,)
+    assert fabric.hcas(one) == (HCA,)
+    assert one.lock == "held"
     assert ("0.0.0.0", 22) in one.listening
     assert one.memory
     assert one.disk("docker")

@@ -307,14 +307,22 @@ def test_all_that_is_wrong_with_the_nodes_at_once(ready: Serving) -> None:
     try:
         said = refused(
             ready.launch(), LAUNCH_FAILED, "4 of 4 nodes cannot run it; nothing was started",
-            "node1: port 8000 (for the API) is in use",
-            f"node2: the model folder {MODEL} is not there",
-            f"node3: the model folder {MODEL} is empty",
-            "node4: /dev/infiniband has no verbs device",
+            "node1: port 8000, of the API, is taken: something listens on 0.0.0.0 (ports)",
+            f"node2: {MODEL} is not there (model)",
+            f"node3: {MODEL} is empty (model)",
+            "node4: there is no /dev/infiniband",
+            "    → there: sudo modprobe -a ib_uverbs",
         )  # fmt: skip
         assert "python build.py doctor" in said
-        ready.nodes(node1={"gpus": 0})
-        refused(ready.launch(), LAUNCH_FAILED, "it has 0 GPUs, the profile wants 1")
+        ready.nodes(node1={"gpus": 2})
+        refused(ready.launch(), LAUNCH_FAILED, "nvidia-smi finds 1 GPUs, the fleet file says 2")
+        serve = {**SERVE, "tensor_parallel": 8}
+        profile = {"variants": ["good"], "nodes": 4, "gpus": 2, "serve": serve}
+        ready.nodes(**{node: {"gpus": None} for node in NODES})
+        ready.matrix({"four": profile})
+        refused(ready.launch(), LAUNCH_FAILED, "nvidia-smi finds 1 GPUs, the profile wants 2")
+        ready.nodes(node3={"interface": "eth7"})
+        refused(ready.launch("--dry-run"), LAUNCH_FAILED, "node3: there is no interface eth7")
     finally:
         ready.rename("node4", "/dev/infini", "/dev/infiniband")
     assert ready.containers() == before

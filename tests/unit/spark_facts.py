@@ -1,12 +1,13 @@
-"""What facts.sh says on a DGX Spark that is as it should be, and how to change that."""
+"""What snapshot.sh says on a DGX Spark that is as it should be, and how to change that."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from sparkimage.serve.doctor import reading
-from sparkimage.serve.doctor.facts import Facts
+from sparkimage.config.inventory import Node
+from sparkimage.nodes import reading
+from sparkimage.nodes.snapshot import NodeSnapshot
 
 NOW = 1_790_000_000.0
 INFO: dict[str, Any] = {
@@ -91,9 +92,10 @@ def text(**changes: str | None) -> str:
     return "".join(f"\n@@ {name}\n{body}\n" for name, body in parts.items() if body is not None)
 
 
-def spark(**changes: str | None) -> Facts:
-    """The facts of such a machine."""
-    return reading.read(text(**changes), now=NOW)
+def spark(node: Node | None = None, **changes: str | None) -> NodeSnapshot:
+    """The snapshot of such a node."""
+    entry = node if node is not None else Node(name="spark1", control="spark1")
+    return reading.parse(text(**changes), entry, now=NOW)
 
 
 def edited(part: str, *pairs: tuple[str, str]) -> str:

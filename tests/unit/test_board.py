@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from sparkimage.config.inventory import Node
 from sparkimage.core.board import LiveBoard, Meter
 from sparkimage.nodes import maintenance, receipts
 from sparkimage.nodes.maintenance import Held, NodeView
@@ -70,13 +71,13 @@ def test_receipts_of_one_distribution_are_one_row() -> None:
 def test_a_digest_that_one_node_knows_holds_for_the_same_image_elsewhere() -> None:
     def view(name: str, identity: str, digest: str | None) -> NodeView:
         held = Held(name="r:x", identity=identity, digest=digest, when=None)
-        return NodeView(name=name, seen=None, error=None, images=(held,))
+        return NodeView(node=Node(name=name, control=name), images=(held,))
 
     same = [view("a", "1", None), view("b", "1", "sha256:1")]
     (one,) = maintenance.standings(same, "r:x")
     assert (one.digest, one.nodes) == ("sha256:1", ("a", "b"))
     assert maintenance.differing(same) == []
-    more = [*same, view("c", "2", None), NodeView(name="d", seen=None, error=None)]
+    more = [*same, view("c", "2", None), NodeView(node=Node(name="d", control="d"))]
     assert [one.nodes for one in maintenance.standings(more, "r:x")] == [("a", "b"), ("c",), ("d",)]
     assert maintenance.differing(more) == ["r:x"]
 

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from sparkimage.config.inventory import Fleet, Node
 from sparkimage.config.profiles import Profile, Serve
 from sparkimage.core.errors import LaunchError, UsageError
-from sparkimage.serve import command, nccl, placement
+from sparkimage.serve import choices, command
+from sparkimage.serve.choices import Library
 from sparkimage.serve.command import Container, Mount, Place, Request
-from sparkimage.serve.doctor.facts import Facts, Interface, Rdma
-from sparkimage.serve.nccl import Library
 
 WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
 
@@ -185,14 +184,14 @@ SAME = Library(path="/opt/libnccl.so.2", version="2.30.4")
 
 
 def test_the_library_that_was_measured() -> None:
-    assert nccl.choose((TORCH, OURS), "2.30.4", {}) == OURS
-    assert nccl.choose((SAME, OURS), "2.30.4", {}) == OURS
-    assert nccl.choose((SAME, OURS), "2.30.4", {"LD_PRELOAD": f"/x.so:{SAME.path}"}) == SAME
+    assert choices.choose((TORCH, OURS), "2.30.4", {}) == OURS
+    assert choices.choose((SAME, OURS), "2.30.4", {}) == OURS
+    assert choices.choose((SAME, OURS), "2.30.4", {"LD_PRELOAD": f"/x.so:{SAME.path}"}) == SAME
     # What the image's own setting names need not be there.
-    assert nccl.choose((OURS,), "2.30.4", {"LD_PRELOAD": "/gone.so"}) == OURS
+    assert choices.choose((OURS,), "2.30.4", {"LD_PRELOAD": "/gone.so"}) == OURS
     for held in ((TORCH,), ()):
         with pytest.raises(LaunchError, match=r"holds no NCCL 2\.30\.4"):
-            nccl.choose(held, "2.30.4", {})
+            choices.choose(held, "2.30.4", {})
 
 
 # Who and where
@@ -201,11 +200,11 @@ def test_the_library_that_was_measured() -> None:
 def test_the_head_is_first() -> None:
     nodes = [Node(name=n, control=n, role="head" if n == "c" else None) for n in "abcd"]
     fleet = Fleet(nodes=tuple(nodes))
-    assert [node.name for node in placement.order(fleet, 4)] == ["c", "a", "b", "d"]
-    assert [node.name for node in placement.order(fleet, 2)] == ["c", "a"]
-    assert placement.order(Fleet(nodes=tuple(nodes[:2])), 1)[0].name == "a"
+    assert [node.name for node in choices.order(fleet, 4)] == ["c", "a", "b", "d"]
+    assert [node.name for node in choices.order(fleet, 2)] == ["c", "a"]
+    assert choices.order(Fleet(nodes=tuple(nodes[:2])), 1)[0].name == "a"
     with pytest.raises(UsageError, match="for 5 nodes"):
-        placement.order(fleet, 5)
+        choices.order(fleet, 5)
 
 
 def test_the_profile_for_so_many_nodes() -> None:
@@ -214,9 +213,9 @@ def test_the_profile_for_so_many_nodes() -> None:
         "one": profile(variants=["*"], nodes=1),
         "uno": profile(variants=["b"], nodes=1),
     }
-    assert placement.pick(known, "a1", None, 4)[0] == "four"
-    assert placement.pick(known, "a1", None, 1)[0] == "one"
-    assert placement.pick(known, "b", "uno", 4)[0] == "uno"
+    assert choices.pick(known, "a1", None, 4)[0] == "four"
+    assert choices.pick(known, "a1", None, 1)[0] == "one"
+    assert choices.pick(known, "b", "uno", 4)[0] == "uno"
     for variant, wanted, nodes, words in (
         ("b", None, 1, "2 profiles are for b on 1 nodes"),
         ("a1", None, 3, "no profiles are for a1 on 3 nodes"),
@@ -224,53 +223,6 @@ def test_the_profile_for_so_many_nodes() -> None:
         ("b", "fuor", 4, "no profile is called"),
     ):
         with pytest.raises(UsageError, match=words):
-            placement.pick(known, variant, wanted, nodes)
+            choices.pick(known, variant, wanted, nodes)
     with pytest.raises(UsageError, match="no profile of the matrix"):
-        placement.pick({}, "a", None, 1)
-
-
-FACTS = Facts(
-    interfaces=(
-        Interface(name="eth0", addresses=("10.1.0.1", "fe80::1")),
-        Interface(name="fast", addresses=("fe80::2", "fd00::2", "10.2.0.1")),
-        Interface(name="dark"),
-    ),
-    rdma=(
-        Rdma(device="r0", port=1, state="ACTIVE", layer="Ethernet", rate=200, interface="fast"),
-        Rdma(device="r1", port=1, state="DOWN", layer="Ethernet", rate=200, interface="eth0"),
-    ),
-    used_address="10.1.0.1",
-)
-
-
-@pytest.mark.parametrize(
-    ("node", "resolved", "found"),
-    [
-        ({"data": "10.2.0.1"}, "10.2.0.1", ("10.2.0.1", "fast")),
-        ({"data": "spark-fast"}, "10.2.0.1", ("10.2.0.1", "fast")),
-        ({}, "", ("10.1.0.1", "eth0")),
-        # The client's way to it is not the node's own address.
-        ({"data": "127.0.0.2"}, "127.0.0.2", ("10.1.0.1", "eth0")),
-        ({"interface": "fast"}, "10.1.0.1", ("10.2.0.1", "fast")),
-        ({"interface": "fast"}, "fd00::2", ("fd00::2", "fast")),
-    ],
-)
-def test_the_address_for_the_others(
-    node: dict[str, Any], resolved: str, found: tuple[str, str]
-) -> None:
-    one = Node(**{"name": "n", "control": "n", **node})
-    assert placement.address(one, FACTS, resolved) == found
-    assert placement.hcas(one, FACTS, found[1]) == (("r0",) if found[1] == "fast" else ("r1",))
-    named = Node(name="n", control="n", hca=("r7", "r8"))
-    assert placement.hcas(named, FACTS, "eth0") == ("r7", "r8")
-
-
-def test_an_address_that_is_not_there() -> None:
-    for node, words in (
-        (Node(name="n", control="n", interface="fsat"), "has no interface fsat"),
-        (Node(name="n", control="n", interface="dark"), "has no address"),
-    ):
-        with pytest.raises(LaunchError, match=words):
-            placement.address(node, FACTS, "")
-    with pytest.raises(LaunchError, match="none of its interfaces"):
-        placement.address(Node(name="n", control="n"), Facts(), "")
+        choices.pick({}, "a", None, 1)

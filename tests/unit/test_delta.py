@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +15,7 @@ from sparkimage.core.errors import StoreError
 from sparkimage.image import archive
 from sparkimage.image.archive import Document
 from sparkimage.image.store import CHUNK, Image, Layer, Store
-from sparkimage.nodes import broadcast, delta
-from sparkimage.nodes.broadcast import Shared
+from sparkimage.nodes import delta
 from sparkimage.nodes.delta import Whole
 from sparkimage.nodes.snapshot import STAGING, chain_ids
 from tests.unit.oci_maker import Files, digest, flip, make_image
@@ -94,7 +91,7 @@ def test_a_part_is_the_image_cut(whole: Whole) -> None:
 
 def test_an_archive_holds_what_is_sent_and_names_all(whole: Whole, store: Store) -> None:
     step = delta.steps(whole, {1, 4})[-1]
-    body, end = archive.partial(step, reading(Shared(store, whole.image.layers), "a"))
+    body, end = archive.partial(step, store)
     with tarfile.open(fileobj=io.BytesIO(b"".join(body) + end)) as tar:
         names = tar.getnames()
         (listed,) = json.load(tar.extractfile("manifest.json") or io.BytesIO())
@@ -105,53 +102,18 @@ def test_an_archive_holds_what_is_sent_and_names_all(whole: Whole, store: Store)
     assert listed["RepoTags"] == [step.part.name]
 
 
-def reading(shared: Shared, reader: str) -> Callable[[str], Iterator[bytes]]:
-    return lambda digest: shared.blob(digest, reader)
-
-
 def one_blob(folder: Path, data: bytes) -> tuple[Store, Layer]:
     store = Store.open(folder)
     named = store.put_bytes(data, "t")
     return store, Layer(digest=named.digest, size=named.size, media_type="t", diff_id="")
 
 
-def test_one_reading_serves_all_who_are_close(tmp_path: Path) -> None:
+def test_a_blob_comes_in_pieces(tmp_path: Path) -> None:
     data = bytes(range(256)) * (3 * CHUNK // 256) + b"end"
     store, layer = one_blob(tmp_path, data)
-    shared = Shared(store, [layer])
-    readers = [shared.blob(layer.digest, str(n)) for n in range(4)]
-    for pieces in zip(*readers, strict=True):
-        assert len(set(pieces)) == 1
-    assert shared.read_bytes == len(data)
-
-
-def test_who_is_ahead_waits_for_who_moves_on(tmp_path: Path) -> None:
-    store, layer = one_blob(tmp_path, bytes(range(256)) * (12 * CHUNK // 256))
-    shared = Shared(store, [layer], window=2)
-    slow, quick = (shared.blob(layer.digest, name) for name in ("slow", "quick"))
-    ahead = [next(slow), next(quick)][1:]
-    running = threading.Thread(target=lambda: ahead.extend(quick))
-    running.start()
-    rest = list(slow)
-    shared.done("slow")
-    running.join()
-    assert len(ahead) == len(rest) + 1 == 12
-    assert shared.read_bytes == layer.size
-
-
-def test_nobody_waits_for_one_that_has_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(broadcast, "PATIENT_S", 0.0)
-    data = bytes(range(256)) * (4 * CHUNK // 256)
-    store, layer = one_blob(tmp_path, data)
-    shared = Shared(store, [layer], window=1)
-    stopped = shared.blob(layer.digest, "stopped")
-    first = next(stopped)
-    assert b"".join(shared.blob(layer.digest, "quick")) == data
-    # It reads for itself when it goes on.
-    assert first + b"".join(stopped) == data
-    assert shared.read_bytes > len(data)
+    assert b"".join(store.pieces(layer.digest)) == data
+    store, layer = one_blob(tmp_path, b"")
+    assert b"".join(store.pieces(layer.digest)) == b""
 
 
 @pytest.mark.parametrize("spoil", ["flip", "cut", "empty", "remove"])
@@ -165,10 +127,8 @@ def test_a_damaged_blob_never_ends(tmp_path: Path, spoil: str) -> None:
     else:
         path.chmod(0o644)
         path.write_bytes(path.read_bytes()[: CHUNK + 5] if spoil == "cut" else b"")
-    shared = Shared(store, [layer])
-    for reader in ("a", "b"):
-        got: list[bytes] = []
-        with pytest.raises(StoreError, match=layer.digest):
-            got.extend(shared.blob(layer.digest, reader))
-        shared.done(reader)
-        assert len(b"".join(got)) < 2 * CHUNK
+    got: list[bytes] = []
+    with pytest.raises(StoreError, match=layer.digest):
+        got.extend(store.pieces(layer.digest))
+    # Its last piece is never sent, so that no engine takes it for complete.
+    assert len(b"".join(got)) < 2 * CHUNK

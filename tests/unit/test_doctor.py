@@ -17,19 +17,20 @@ from hypothesis import strategies as st
 
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import UnreachableError
+from sparkimage.nodes.fabric import data_link
+from sparkimage.nodes.session import NodeReport
 from sparkimage.serve.doctor import doctor
-from sparkimage.serve.doctor.diagnosis import (
-    Case,
+from sparkimage.serve.doctor.checks import (
     Check,
+    ClusterReport,
     Finding,
-    Patient,
     Result,
+    Severity,
     grouped,
     in_words,
     merged,
     odd,
 )
-from sparkimage.serve.doctor.severity import Severity
 from tests.lab.command import call
 from tests.unit.spark_facts import PARTS, edited, info, spark
 
@@ -38,7 +39,7 @@ MODEL = "/models/m"
 OK, INFO, WARN, FAIL = Severity.OK, Severity.INFO, Severity.WARN, Severity.FAIL
 
 
-def patient(number: int, node: Mapping[str, Any] | None = None, **changes: Any) -> Patient:
+def patient(number: int, node: Mapping[str, Any] | None = None, **changes: Any) -> NodeReport:
     """Node sparkN, as it should be but for these parts of what it says."""
     name = f"spark{number}"
     own = {
@@ -46,20 +47,19 @@ def patient(number: int, node: Mapping[str, Any] | None = None, **changes: Any) 
         "links": edited("links", ("192.168.100.1", f"192.168.100.{number}")),
     }
     given_node = {"data": f"192.168.100.{number}", **(node or {})}
-    return Patient(
-        node=Node(name=name, control=name, **given_node), facts=spark(**{**own, **changes})
-    )
+    entry = Node(name=name, control=name, **given_node)
+    return NodeReport(node=entry, snapshot=spark(entry, **{**own, **changes}))
 
 
-def case(*patients: Patient, **more: Any) -> Case:
-    return Case(patients=patients, model=MODEL, **more)
+def case(*nodes: NodeReport, **more: Any) -> ClusterReport:
+    return ClusterReport(nodes=nodes, model=MODEL, **more)
 
 
 def check(id: str) -> Check:
     return next(one for one in doctor.CHECKS if one.id == id)
 
 
-def examined(id: str, *patients: Patient, **more: Any) -> Result:
+def examined(id: str, *patients: NodeReport, **more: Any) -> Result:
     return check(id).examine(case(*patients, **more))
 
 
@@ -67,12 +67,12 @@ def said(result: Result) -> str:
     return "\n".join(f"{one.what} → {one.mend}" for one in result.findings)
 
 
-def unreachable(number: int) -> Patient:
+def unreachable(number: int) -> NodeReport:
     name = f"spark{number}"
     error = UnreachableError(
         f"{name}: its host key is not known here", definite=True, hint=f"connect once: ssh {name}"
     )
-    return Patient(node=Node(name=name, control=name), error=error)
+    return NodeReport(node=Node(name=name, control=name), error=error)
 
 
 def test_two_sparks_as_they_should_be() -> None:
@@ -133,6 +133,8 @@ WRONG: list[tuple[str, dict[str, Any], Severity, str]] = [
     ("interface", {"node": {"data": "10.9.9.9"}}, FAIL, "no interface has the data address"),
     ("interface", {"node": {"interface": "eth7"}}, FAIL,
      "no interface eth7; there are: enP7s7 (1 Gbit/s), enp1s0f1np1 (200 Gbit/s)"),
+    ("interface", {"node": {"interface": "enp1s0f1np1"}, "links": "enp1s0f1np1 200000 9000 up"},
+     FAIL, "its interface enp1s0f1np1 has no address"),
     ("interface", {"node": {"interface": "enp1s0f0np0"}}, FAIL, "enp1s0f0np0 is down"),
     ("network", {"links": edited("links", ("168.100.1/24", "168.100.2/30"))}, WARN,
      "192.168.100.0/24: spark1; 192.168.100.0/30: spark2"),
@@ -210,8 +212,10 @@ def test_a_node_that_cannot_be_reached_is_a_finding_and_the_others_are_examined(
 def test_a_data_address_that_is_a_name() -> None:
     named = {"data": "spark1-fast"}
     known = patient(1, named, names="192.168.100.1")
-    assert known.link is not None
-    assert (known.link.name, known.network) == ("enp1s0f1np1", "192.168.100.0/24")
+    assert known.snapshot is not None
+    link = data_link(known.snapshot)
+    assert link is not None
+    assert (link.interface.name, link.network) == ("enp1s0f1np1", "192.168.100.0/24")
     unknown = examined("interface", patient(2), patient(1, named, names="127.0.1.1"))
     assert "no interface has the data address spark1-fast" in said(unknown)
 
@@ -242,7 +246,7 @@ def test_a_head_that_cannot_be_reached_does_not_make_another_one_the_head() -> N
 
 
 def test_one_machine_alone_needs_no_network() -> None:
-    found = doctor.examine(Case(patients=(patient(1, rdma=None, infiniband=None, links=""),)))
+    found = doctor.examine(ClusterReport(nodes=(patient(1, rdma=None, infiniband=None, links=""),)))
     assert found.findings == ()
     asked = {one.check.id for one in found.results if one.worst is not Severity.UNKNOWN}
     assert not asked & {"rdma", "verbs", "interface", "speed", "mtu", "model"}
@@ -272,7 +276,7 @@ def test_a_server_that_takes_less_memory_needs_less() -> None:
 
 def test_a_path_with_a_space_is_mended_by_a_command_that_can_be_pasted() -> None:
     result = check("model").examine(
-        Case(patients=(patient(1, model="@missing"),), model="/models/a b")
+        ClusterReport(nodes=(patient(1, model="@missing"),), model="/models/a b")
     )
     assert "--local-dir '/models/a b'" in said(result)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkimage.serve import proof, sets
+from sparkimage.core.errors import NodeError
+from sparkimage.serve import readiness, sets
 from sparkimage.serve.command import LABEL
-from sparkimage.serve.reading import Log
+from sparkimage.serve.readiness import Log
 from sparkimage.serve.sets import Member
+from tests.unit.spark_facts import spark
 
 
 def member(rank: int, state: str = "running", **values: Any) -> Member:
@@ -72,11 +75,6 @@ def test_what_else_is_broken() -> None:
     assert not sets.judge(everywhere)[0].lives
 
 
-def said(members: list[dict[str, Any]]) -> str:
-    lines = "\n".join(json.dumps(one) for one in members)
-    return f"\n@@ cache\n/h/.cache\n\n@@ address\n10.0.0.1\n\n@@ containers\n{lines}\n\n@@ end\n"
-
-
 CONTAINER: dict[str, Any] = {
     "Id": "c", "Image": "i", "RestartCount": 2,
     "Config": {"Labels": {LABEL: "s", f"{LABEL}.rank": "1", f"{LABEL}.nodes": "4",
@@ -86,21 +84,34 @@ CONTAINER: dict[str, Any] = {
 }  # fmt: skip
 
 
+IMAGE = {"Id": "i", "RootFS": {"Layers": ["sha256:1"]}}
+
+
+def lines(*documents: object) -> str:
+    return "\n".join(map(json.dumps, documents))
+
+
 def test_containers_of_a_node() -> None:
-    here = sets.read("n", said([CONTAINER]), {"i": "identity"})
-    (one,) = here.members
-    assert (one.rank, one.nodes, one.state, one.exit_code, one.restarts) == (1, 4, "exited", 3, 2)
-    assert (one.identity, one.ended, one.rdma) == ("identity", "", True)
-    assert here.caches == "/h/.cache"
-    assert here.addresses == ("10.0.0.1",)
     foreign = {**CONTAINER, "Config": {"Labels": {LABEL: "s", f"{LABEL}.rank": "first"}}}
-    assert sets.read("n", said([foreign, CONTAINER]), {}).members == (replace(one, identity=""),)
+    node = spark(containers=lines(foreign, CONTAINER), images=lines(IMAGE), cache="/h/.cache")
+    (one,) = sets.members(node)
+    assert (one.rank, one.nodes, one.state, one.exit_code, one.restarts) == (1, 4, "exited", 3, 2)
+    assert (one.identity, one.ended, one.rdma) == (node.images[0].identity, "", True)
+    assert node.caches == "/h/.cache"
+    (gone,) = sets.members(spark(containers=lines(CONTAINER)))
+    assert gone == replace(one, identity="")
+
+
+def test_containers_that_are_not_listed_are_not_called_none() -> None:
+    with pytest.raises(NodeError, match="does not list its containers") as caught:
+        sets.members(spark(containers="@failed Cannot connect to the Docker daemon"))
+    assert "Cannot connect" in caught.value.detail
 
 
 @given(st.text())
 def test_no_words_of_a_node_break_it(text: str) -> None:
-    sets.read("n", text, {})
-    sets.read("n", f"@@ containers\n{text}", {})
+    with contextlib.suppress(NodeError):
+        sets.members(spark(containers=text))
 
 
 # Logs and the proof
@@ -143,7 +154,7 @@ def test_phases_go_on_and_never_back() -> None:
 
 
 def find(logs: list[Log], *, rdma: bool = True, nccl: str = "2.30.4", gpus: int = 1) -> list[str]:
-    found = proof.examine(
+    found = readiness.prove(
         dict(enumerate(logs)), [f"n{i}" for i in range(len(logs))], nccl=nccl, rdma=rdma, gpus=gpus
     )
     return [f"{one.rank} {one.what}: {one.seen}" for one in found if not one.ok]

@@ -1,164 +1,162 @@
-"""The doctor's rules of each machine: reach, Docker, GPU, memory, disk, clock. Pure."""
+"""The doctor's checks of each node: reach, Docker, GPU, memory, disk, clock. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from sparkimage.core.units import human
-from sparkimage.nodes.session import MIN_MAJOR
-from sparkimage.serve.doctor.diagnosis import Case, Finding, grouped, in_words, odd, version
-from sparkimage.serve.doctor.facts import UNLIMITED, Facts
-from sparkimage.serve.doctor.severity import Severity
+from sparkimage.nodes.snapshot import MIN_CUDA, SKEW_S, UNLIMITED, NodeSnapshot, version
+from sparkimage.serve.doctor.checks import (
+    FAIL,
+    INFO,
+    WARN,
+    ClusterReport,
+    Finding,
+    Findings,
+    check,
+    differing,
+    each,
+    found,
+    grouped,
+    several,
+)
 
-CUDA = (13, 0)
-"""The CUDA of our images; a driver that takes none of this major version runs none of them.
-https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html"""
 FULL = 1_000_000_000
 """Bytes free below which Docker cannot be counted on: containers, logs and caches need some."""
 ROOM = 50_000_000_000
 """Bytes free that a next image of about 25 GB takes with its blobs on containerd's store."""
 APART_S = 2.0
 """Seconds between two clocks from which on logs cannot be laid beside each other."""
-WRONG_S = 60.0
-"""Seconds from our clock from which on certificates and signatures may be refused."""
 UNEVEN = 0.9
-"""A machine with less than this part of the largest one's memory is a smaller one."""
+"""A node with less than this part of the largest one's memory is a smaller one."""
 TOOLKIT = (
     "there: sudo apt-get install nvidia-container-toolkit && sudo nvidia-ctk runtime configure "
     "--runtime=docker && sudo systemctl restart docker"
 )
 FLUSH = "there: sudo sh -c 'sync; echo 3 > /proc/sys/vm/drop_caches'"
+UPGRADE = "there: sudo apt-get update && sudo apt-get dist-upgrade"
+LEAVE_OUT = "leave the odd ones out of --nodes"
+UNIFIED = "https://github.com/vllm-project/vllm/issues/35313"
+CDI = "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/cdi-support.html"
 
 
-def _say(name: str, severity: Severity, what: str, mend: str = "") -> Finding:
-    return Finding(nodes=(name,), severity=severity, what=what, mend=mend)
+def has_docker(node: NodeSnapshot) -> bool:
+    """Its Docker answered."""
+    return bool(node.docker.version)
 
 
-def reach(case: Case) -> Iterator[Finding]:
-    """A machine that cannot be asked; the others are examined all the same."""
-    for one in case.patients:
+def has_docker_and_gpus(node: NodeSnapshot) -> bool:
+    """Both answered."""
+    return has_docker(node) and bool(node.gpus)
+
+
+def models(node: NodeSnapshot) -> str:
+    """The names of the GPUs."""
+    groups = grouped((str(one.index), one.name) for one in node.gpus)
+    return ", ".join(f"{len(all_)} x {name}" for name, all_ in groups.items())
+
+
+@check(
+    "reach", "it answers",
+    "A node that cannot be asked cannot be given a server either. Host keys are always checked "
+    "and no password is ever asked for, so both must be settled by hand, once.",
+    seen=lambda node: f"as {node.user}",
+)  # fmt: skip
+def reach(cluster: ClusterReport) -> Findings:
+    """A node that cannot be asked; the others are examined all the same."""
+    for one in cluster.nodes:
         if one.error is not None:
             what = one.error.message.removeprefix(one.name).lstrip(": ")
-            yield _say(one.name, Severity.FAIL, what, one.error.hint)
+            yield Finding(nodes=(one.name,), severity=FAIL, what=what, mend=one.error.hint)
 
 
-def distinct(case: Case) -> Iterator[Finding]:
+@check(
+    "distinct", "it is a machine of its own",
+    "Two ranks on one machine fight for its GPU and its ports.",
+    applies=several, knows=lambda node: node.host and node.boot,
+)  # fmt: skip
+def distinct(cluster: ClusterReport) -> Findings:
     """Two names of one machine."""
-    groups = grouped((one.name, f"{facts.host} {facts.boot}") for one, facts in case.known)
-    for machine, names in groups.items():
-        if len(names) > 1 and machine.strip() and not machine.endswith(" "):
+    for machine, names in grouped((n.name, f"{n.host} {n.boot}") for n in cluster.known).items():
+        if len(names) > 1:
             yield Finding(
-                nodes=tuple(names), severity=Severity.FAIL,
+                nodes=tuple(names), severity=FAIL,
                 what=f"they are one machine, {machine.split()[0]}",
                 mend="correct `control` of these nodes in the fleet file",
             )  # fmt: skip
 
 
-def arch(case: Case) -> Iterator[Finding]:
-    """Machines of several architectures."""
-    groups = grouped((one.name, facts.arch) for one, facts in case.known)
-    if len(groups) > 1:
-        yield Finding(
-            nodes=odd(groups), severity=Severity.FAIL,
-            what=f"not of one architecture: {in_words(groups)}",
-            mend="leave the odd ones out of --nodes",
-        )  # fmt: skip
+@check(
+    "arch", "one architecture", "One image by one digest runs on all nodes.",
+    seen=lambda node: node.arch, applies=several,
+)  # fmt: skip
+def arch(cluster: ClusterReport) -> Findings:
+    """Nodes of several architectures."""
+    yield from differing(cluster, lambda n: n.arch, FAIL, "not of one architecture", LEAVE_OUT)
 
 
-def system(case: Case) -> Iterator[Finding]:
-    """Machines with several systems or kernels."""
-    for what, groups in (
-        ("systems", grouped((one.name, facts.os) for one, facts in case.known)),
-        ("kernels", grouped((one.name, facts.kernel) for one, facts in case.known)),
-    ):
-        if len(groups) > 1:
-            yield Finding(
-                nodes=odd(groups), severity=Severity.INFO,
-                what=f"several {what}: {in_words(groups)}",
-                mend="there: sudo apt-get update && sudo apt-get dist-upgrade",
-            )  # fmt: skip
+@check(
+    "system", "one system",
+    "What works on one node and not on the other is found sooner where both run the same system "
+    "and kernel.",
+    seen=lambda node: f"{node.os}, {node.kernel}", applies=several, worst=INFO,
+)  # fmt: skip
+def system(cluster: ClusterReport) -> Findings:
+    """Nodes with several systems or kernels."""
+    yield from differing(cluster, lambda node: node.os, INFO, "several systems", UPGRADE)
+    yield from differing(cluster, lambda node: node.kernel, INFO, "several kernels", UPGRADE)
 
 
 # Docker
 
 
-def docker(case: Case) -> Iterator[Finding]:
+@check(
+    "docker", "Docker can be used", "Everything runs in it.",
+    seen=lambda node: node.docker.version or "no answer",
+)  # fmt: skip
+@each
+def docker(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A Docker that cannot be used."""
-    for one, facts in case.known:
-        engine = facts.docker
-        if engine.denied and one.node.sudo:
-            yield _say(
-                one.name, Severity.FAIL,
-                f"{facts.user} may not call docker through sudo without a password",
-                "there: a NOPASSWD rule for docker in sudoers; or "
-                f"`sudo usermod -aG docker {facts.user}` and no `sudo: true` in the fleet file",
-            )  # fmt: skip
-        elif engine.denied:
-            yield _say(
-                one.name, Severity.FAIL, f"{facts.user} may not talk to its Docker",
-                f"there: sudo usermod -aG docker {facts.user}; or `sudo: true` in the fleet file",
-            )  # fmt: skip
-        elif engine.missing:
-            yield _say(
-                one.name, Severity.FAIL, "it has no docker command",
-                "install Docker there: https://docs.docker.com/engine/install/",
-            )  # fmt: skip
-        elif engine.late and not engine.version:
-            yield _say(
-                one.name, Severity.FAIL, "its Docker gives no answer: it hangs",
-                "there: sudo systemctl restart docker; journalctl -u docker",
-            )  # fmt: skip
-        elif not engine.version:
-            yield _say(
-                one.name, Severity.FAIL,
-                f"its Docker does not answer: {engine.error.splitlines()[-1]}",
-                "there: sudo systemctl restart docker; journalctl -u docker",
-            )  # fmt: skip
-        elif version(engine.version) < MIN_MAJOR:
-            yield _say(
-                one.name, Severity.FAIL, f"its Docker {engine.version} is too old",
-                "install 20.10 or newer: https://docs.docker.com/engine/install/",
-            )  # fmt: skip
+    error = node.docker_error()
+    if error is not None:
+        yield found(FAIL, error.message.removeprefix(f"{node.name}: "), error.hint)
 
 
-def engines(case: Case) -> Iterator[Finding]:
+@check(
+    "engines", "one Docker everywhere",
+    "Nothing of ours needs it; `docker load`, `--gpus` and image ids differ between versions and "
+    "stores, which costs time when something else is wrong.",
+    seen=lambda node: f"{node.docker.version} {node.docker.store}",
+    applies=several, knows=has_docker, worst=INFO,
+)  # fmt: skip
+def engines(cluster: ClusterReport) -> Findings:
     """Engines that differ."""
-    groups = grouped((one.name, facts.docker.version) for one, facts in case.known)
-    if len(groups) > 1:
-        yield Finding(
-            nodes=odd(groups), severity=Severity.INFO,
-            what=f"several versions of Docker: {in_words(groups)}",
-            mend="there: sudo apt-get install --only-upgrade docker-ce docker.io",
-        )  # fmt: skip
-    stores = grouped((one.name, store(facts)) for one, facts in case.known)
-    if len(stores) > 1:
-        yield Finding(
-            nodes=odd(stores), severity=Severity.INFO,
-            what=f"several image stores: {in_words(stores)}",
-        )  # fmt: skip
+    mend = "there: sudo apt-get install --only-upgrade docker-ce docker.io"
+    what = "several versions of Docker"
+    yield from differing(cluster, lambda node: node.docker.version, INFO, what, mend)
+    yield from differing(cluster, lambda node: node.docker.store, INFO, "several image stores")
 
 
-def store(facts: Facts) -> str:
-    """The engine's image store."""
-    return "containerd" if facts.docker.containerd else "overlay2"
-
-
-def memlock(case: Case) -> Iterator[Finding]:
+@check(
+    "memlock", "memory can be locked",
+    "RDMA pins its buffers. Our commands say `--ulimit memlock=-1:-1`, which a rootless Docker "
+    "may not grant; a command written by hand needs it too.",
+    seen=lambda node: limit(node.memlock if node.docker_memlock is None else node.docker_memlock),
+    knows=has_docker,
+)  # fmt: skip
+@each
+def memlock(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Memory that RDMA cannot pin."""
-    for one, facts in case.known:
-        if facts.docker.rootless and facts.memlock != UNLIMITED:
-            yield _say(
-                one.name, Severity.FAIL,
-                f"its Docker is rootless, and its user may lock {limit(facts.memlock)} only",
-                "there: printf '* - memlock unlimited\\n' | sudo tee "
-                "/etc/security/limits.d/memlock.conf, then log in again",
-            )  # fmt: skip
-        elif facts.docker_memlock not in (None, UNLIMITED):
-            yield _say(
-                one.name, Severity.INFO,
-                f"a container may lock {limit(facts.docker_memlock)} unless it is told otherwise",
-                "docker run --ulimit memlock=-1:-1 …",
-            )  # fmt: skip
+    if node.docker.rootless and node.memlock != UNLIMITED:
+        yield found(
+            FAIL, f"its Docker is rootless, and its user may lock {limit(node.memlock)} only",
+            "there: printf '* - memlock unlimited\\n' | sudo tee "
+            "/etc/security/limits.d/memlock.conf, then log in again",
+        )  # fmt: skip
+    elif node.docker_memlock not in (None, UNLIMITED):
+        yield found(
+            INFO,
+            f"a container may lock {limit(node.docker_memlock)} unless it is told otherwise",
+            "docker run --ulimit memlock=-1:-1 …",
+        )
 
 
 def limit(count: int | None) -> str:
@@ -171,154 +169,198 @@ def limit(count: int | None) -> str:
 # GPU
 
 
-def gpu(case: Case) -> Iterator[Finding]:
+@check(
+    "gpu", "the GPUs are there",
+    "A server without its GPU ends after minutes of loading, or loads a CPU build.",
+    seen=lambda node: models(node) or "none",
+)  # fmt: skip
+@each
+def gpu(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """No GPU, or not those that are meant to be there."""
-    for one, facts in case.known:
-        wanted, found = one.node.gpus, len(facts.gpus)
-        if wanted == 0 and not found:
-            continue
-        complaint = facts.smi_error.splitlines()[0] if facts.smi_error else ""
-        if "version mismatch" in complaint:
-            yield _say(
-                one.name, Severity.FAIL,
-                "the driver was upgraded, and the kernel still runs the old one"
-                + (f" ({facts.module})" if facts.module else ""),
-                "there: sudo reboot",
-            )  # fmt: skip
-        elif not facts.smi:
-            yield _say(
-                one.name, Severity.FAIL, "it has no nvidia-smi: there is no driver",
-                "install it there: https://docs.nvidia.com/datacenter/tesla/"
-                "driver-installation-guide/; on a DGX Spark: sudo apt-get install "
-                "nvidia-driver-580-open; or leave the node out",
-            )  # fmt: skip
-        elif not found:
-            yield _say(
-                one.name, Severity.FAIL,
-                f"nvidia-smi finds no GPU: {complaint or 'it says nothing'}",
-                "there: sudo dmesg | grep -i nvrm; sudo reboot",
-            )  # fmt: skip
-        elif wanted is not None and found != wanted:
-            yield _say(
-                one.name, Severity.FAIL,
-                f"nvidia-smi finds {found} GPUs, the fleet file says {wanted}",
-                "correct `gpus` in the fleet file; there: nvidia-smi -L",
-            )  # fmt: skip
+    wanted, count = node.node.gpus, len(node.gpus)
+    complaint = node.smi_error.partition("\n")[0]
+    if wanted == 0 and not count and not cluster.gpus:
+        return
+    if "version mismatch" in complaint:
+        module = f" ({node.module})" if node.module else ""
+        yield found(
+            FAIL, f"the driver was upgraded, and the kernel still runs the old one{module}",
+            "there: sudo reboot",
+        )  # fmt: skip
+    elif not node.smi:
+        yield found(
+            FAIL, "it has no nvidia-smi: there is no driver",
+            "install it there: https://docs.nvidia.com/datacenter/tesla/"
+            "driver-installation-guide/; on a DGX Spark: sudo apt-get install "
+            "nvidia-driver-580-open; or leave the node out",
+        )  # fmt: skip
+    elif not count:
+        yield found(
+            FAIL, f"nvidia-smi finds no GPU: {complaint or 'it says nothing'}",
+            "there: sudo dmesg | grep -i nvrm; sudo reboot",
+        )  # fmt: skip
+    elif wanted is not None and count != wanted:
+        yield found(
+            FAIL, f"nvidia-smi finds {count} GPUs, the fleet file says {wanted}",
+            "correct `gpus` in the fleet file; there: nvidia-smi -L",
+        )  # fmt: skip
+    elif count < cluster.gpus:
+        yield found(
+            FAIL, f"nvidia-smi finds {count} GPUs, the profile wants {cluster.gpus}",
+            "take another profile, or other nodes",
+        )  # fmt: skip
 
 
-def gpu_free(case: Case) -> Iterator[Finding]:
+@check(
+    "gpu-free", "nothing else is on the GPUs",
+    "A second server finds too little memory, or is found too slow. On a unified machine it takes "
+    "the memory of the system, too.",
+    seen=lambda node: f"{len(node.processes)} processes",
+    knows=lambda node: node.gpus, worst=WARN,
+)  # fmt: skip
+@each
+def gpu_free(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Something else computes on the GPU."""
-    for one, facts in case.known:
-        if facts.processes:
-            more = f" and {len(facts.processes) - 1} more" if len(facts.processes) > 1 else ""
-            pid, _, name = facts.processes[0].partition(", ")
-            yield _say(
-                one.name, Severity.WARN, f"{name} (process {pid}){more} computes on it",
-                "there: docker ps, and docker stop what is not needed",
-            )  # fmt: skip
-
-
-def gpus_equal(case: Case) -> Iterator[Finding]:
-    """Machines with other GPUs than the others have."""
-    groups = grouped((one.name, models(facts)) for one, facts in case.known)
-    if len(groups) > 1:
-        same = len({len(facts.gpus) for _, facts in case.known}) == 1
-        yield Finding(
-            nodes=odd(groups), severity=Severity.WARN if same else Severity.FAIL,
-            what=f"not the same GPUs everywhere: {in_words(groups)}",
-            mend="leave the odd ones out of --nodes",
+    if node.processes:
+        more = f" and {len(node.processes) - 1} more" if len(node.processes) > 1 else ""
+        pid, _, name = node.processes[0].partition(", ")
+        yield found(
+            WARN, f"{name} (process {pid}){more} computes on it",
+            "there: docker ps, and docker stop what is not needed",
         )  # fmt: skip
 
 
-def models(facts: Facts) -> str:
-    """The names of the GPUs."""
-    groups = grouped((str(one.index), one.name) for one in facts.gpus)
-    return ", ".join(f"{len(all_)} x {name}" for name, all_ in groups.items())
+@check(
+    "gpus-equal", "the same GPUs everywhere",
+    "Tensor parallelism cuts every layer into equal parts: the smallest GPU decides, and kernels "
+    "are compiled for one architecture.",
+    seen=models, applies=several, knows=lambda node: node.gpus,
+)  # fmt: skip
+def gpus_equal(cluster: ClusterReport) -> Findings:
+    """Nodes with other GPUs than the others have."""
+    same = len({len(node.gpus) for node in cluster.known}) == 1
+    what = "not the same GPUs everywhere"
+    yield from differing(cluster, models, WARN if same else FAIL, what, LEAVE_OUT)
 
 
-def driver(case: Case) -> Iterator[Finding]:
+@check(
+    "driver", "the driver takes CUDA 13",
+    "An image of CUDA 13 needs a driver of that major version: with an older one the container "
+    "starts and its first CUDA call fails.",
+    seen=lambda node: f"{node.driver}, CUDA {node.cuda}",
+    knows=lambda node: node.gpus and node.cuda,
+    sources=("https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html",),
+)  # fmt: skip
+@each
+def driver(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A driver that is too old for our images."""
-    for one, facts in case.known:
-        if facts.cuda and version(facts.cuda) < CUDA:
-            yield _say(
-                one.name, Severity.FAIL,
-                f"its driver {facts.driver} takes CUDA {facts.cuda}, our images need "
-                f"{CUDA[0]}.{CUDA[1]}",
-                "there: sudo apt-get install nvidia-driver-580-open && sudo reboot",
-            )  # fmt: skip
+    if version(node.cuda) < MIN_CUDA:
+        needed = ".".join(map(str, MIN_CUDA))
+        yield found(
+            FAIL, f"its driver {node.driver} takes CUDA {node.cuda}, our images need {needed}",
+            "there: sudo apt-get install nvidia-driver-580-open && sudo reboot",
+        )  # fmt: skip
 
 
-def drivers_equal(case: Case) -> Iterator[Finding]:
+@check(
+    "drivers-equal", "one driver everywhere",
+    "Ranks with different drivers may compile different kernels and fail in different ways.",
+    seen=lambda node: node.driver, applies=several, knows=lambda node: node.driver, worst=WARN,
+)  # fmt: skip
+def drivers_equal(cluster: ClusterReport) -> Findings:
     """Several drivers."""
-    groups = grouped((one.name, facts.driver) for one, facts in case.known)
-    if len(groups) > 1:
-        yield Finding(
-            nodes=odd(groups), severity=Severity.WARN,
-            what=f"not the same driver everywhere: {in_words(groups)}",
-            mend="there: sudo apt-get update && sudo apt-get dist-upgrade && sudo reboot",
-        )  # fmt: skip
+    what, mend = "not the same driver everywhere", f"{UPGRADE} && sudo reboot"
+    yield from differing(cluster, lambda node: node.driver, WARN, what, mend)
 
 
-def gpus_flag(case: Case) -> Iterator[Finding]:
+@check(
+    "gpus-flag", "`--gpus all` works",
+    "dockerd takes the flag only when it finds nvidia-container-runtime-hook in its PATH as it "
+    "starts; from 29 on also with nvidia-cdi-hook and a CDI specification.",
+    seen=lambda node: "hook" if node.has_hook else "CDI" if node.gpus_flag else "no",
+    knows=has_docker_and_gpus,
+    sources=(
+        "https://github.com/moby/moby/blob/master/daemon/nvidia_linux.go",
+        "https://github.com/moby/moby/pull/50228",
+    ),
+)  # fmt: skip
+@each
+def gpus_flag(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """``--gpus all`` that cannot work."""
-    for one, facts in case.known:
-        if facts.gpus_flag:
-            continue
-        other = "; `--device nvidia.com/gpu=all` would do" if facts.has_cdi else ""
-        yield _say(
-            one.name, Severity.FAIL,
-            f"`--gpus all` fails there: dockerd finds no nvidia-container-runtime-hook{other}",
-            TOOLKIT,
+    if not node.gpus_flag:
+        other = "; `--device nvidia.com/gpu=all` would do" if node.has_cdi else ""
+        what = f"`--gpus all` fails there: dockerd finds no nvidia-container-runtime-hook{other}"
+        yield found(FAIL, what, TOOLKIT)
+
+
+@check(
+    "nvidia-runtime", "the nvidia runtime",
+    "Many recipes write it; where the runtime is not registered Docker refuses the whole command "
+    "(`unknown or invalid runtime name: nvidia`). Our commands use `--gpus all`, which does not "
+    "need it.",
+    seen=lambda node: "registered" if "nvidia" in node.docker.runtimes else "not registered",
+    knows=has_docker_and_gpus, worst=INFO,
+)  # fmt: skip
+@each
+def nvidia_runtime(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    """``--runtime nvidia`` that cannot work; nothing of ours needs it."""
+    if "nvidia" not in node.docker.runtimes:
+        other = "`--gpus all` does it" if node.gpus_flag else "see `--gpus all`"
+        yield found(
+            INFO, f"`--runtime nvidia` fails there: Docker has no such runtime; {other}",
+            "there: sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart "
+            "docker; or leave --runtime nvidia out",
         )  # fmt: skip
 
 
-def nvidia_runtime(case: Case) -> Iterator[Finding]:
-    """``--runtime nvidia`` that cannot work; nothing of ours needs it."""
-    for one, facts in case.known:
-        if not facts.nvidia_runtime:
-            yield _say(
-                one.name, Severity.INFO,
-                "`--runtime nvidia` fails there: Docker has no such runtime; "
-                + ("`--gpus all` does it" if facts.gpus_flag else "see `--gpus all`"),
-                "there: sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl "
-                "restart docker; or leave --runtime nvidia out",
-            )  # fmt: skip
-
-
-def cdi(case: Case) -> Iterator[Finding]:
+@check(
+    "cdi", "CDI fits the driver",
+    "A CDI specification names every library of one driver. After an upgrade it names files that "
+    "are gone, and containers do not start.",
+    seen=lambda node: ", ".join(f"{one.kind} {one.driver}".strip() for one in node.cdi) or "none",
+    knows=has_docker_and_gpus, worst=WARN, sources=(CDI,),
+)  # fmt: skip
+@each
+def cdi(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Specifications that were made for another driver."""
-    for one, facts in case.known:
-        for spec in facts.cdi:
-            if spec.driver and facts.driver and spec.driver != facts.driver:
-                yield _say(
-                    one.name, Severity.WARN,
-                    f"{spec.file} was made for driver {spec.driver}, there is {facts.driver}",
-                    f"there: sudo nvidia-ctk cdi generate --output={spec.file}",
-                )  # fmt: skip
+    for spec in node.cdi:
+        if spec.driver and node.driver and spec.driver != node.driver:
+            yield found(
+                WARN, f"{spec.file} was made for driver {spec.driver}, there is {node.driver}",
+                f"there: sudo nvidia-ctk cdi generate --output={spec.file}",
+            )  # fmt: skip
 
 
 # Memory, disk, clock, packages
 
 
-def memory(case: Case) -> Iterator[Finding]:
-    """Too little memory, or less than the other machines have."""
-    largest = max((facts.memory or 0 for _, facts in case.known), default=0)
-    for one, facts in case.known:
-        total, available = facts.memory or 0, facts.available or 0
-        if total < UNEVEN * largest:
-            yield _say(
-                one.name, Severity.WARN,
-                f"it has {human(total)} of memory, the largest {human(largest)}: the smallest "
-                "one decides for all",
-                "leave it out of --nodes, or lower --gpu-memory-utilization",
-            )  # fmt: skip
-        if facts.unified and available < case.utilization * total:
-            yield _say(
-                one.name, Severity.FAIL,
-                f"{human(available)} of {human(total)} are available, vLLM wants "
-                f"{case.utilization:.0%} of it: something else runs there",
-                "there: docker ps; ps aux --sort=-rss | head",
-            )  # fmt: skip
+@check(
+    "memory", "memory is available",
+    "vLLM takes a share of all memory as it starts (`--gpu-memory-utilization`) and refuses to "
+    "start when less is free. On a unified machine that is the same memory in which everything "
+    "else runs.",
+    seen=lambda node: share(node.available, node.memory),
+    knows=lambda node: node.memory is not None and node.available is not None, sources=(UNIFIED,),
+)  # fmt: skip
+@each
+def memory(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    """Too little memory, or less than the other nodes have."""
+    largest = max(one.memory or 0 for one in cluster.known)
+    total, available = node.memory or 0, node.available or 0
+    if total < UNEVEN * largest:
+        yield found(
+            WARN,
+            f"it has {human(total)} of memory, the largest {human(largest)}: the smallest one "
+            "decides for all",
+            "leave it out of --nodes, or lower --gpu-memory-utilization",
+        )
+    if node.unified and available < cluster.utilization * total:
+        yield found(
+            FAIL,
+            f"{human(available)} of {human(total)} are available, vLLM wants "
+            f"{cluster.utilization:.0%} of it: something else runs there",
+            "there: docker ps; ps aux --sort=-rss | head",
+        )
 
 
 def share(part: int | None, whole: int | None) -> str:
@@ -326,113 +368,144 @@ def share(part: int | None, whole: int | None) -> str:
     return f"{(part or 0) / whole:.0%} of {human(whole)}" if whole else "?"
 
 
-def page_cache(case: Case) -> Iterator[Finding]:
+@check(
+    "page-cache", "the page cache is small",
+    "On a unified machine CUDA does not count as free what the page cache holds, though the "
+    "kernel would give it back. After a copy of the model that is most of the memory.",
+    seen=lambda node: f"{share(node.free, node.memory)} free",
+    knows=lambda node: node.unified and node.free is not None, worst=WARN,
+    sources=(UNIFIED, "https://build.nvidia.com/spark/nemotron/troubleshooting"),
+)  # fmt: skip
+@each
+def page_cache(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Memory of a unified machine that the page cache holds: CUDA does not count it as free."""
-    for one, facts in case.known:
-        total, free, available = facts.memory or 0, facts.free or 0, facts.available or 0
-        if free < case.utilization * total <= available:
-            yield _say(
-                one.name, Severity.WARN,
-                f"{human(free)} of {human(total)} are free and {human(available - free)} are in "
-                f"the page cache; vLLM wants {case.utilization:.0%} free",
-                FLUSH,
-            )  # fmt: skip
-
-
-def swap(case: Case) -> Iterator[Finding]:
-    """Swap on a unified machine."""
-    for one, facts in case.known:
-        if facts.swap:
-            yield _say(
-                one.name, Severity.WARN, f"it has {human(facts.swap)} of swap",
-                "there: sudo swapoff -a (until the next boot; for good: its line in /etc/fstab)",
-            )  # fmt: skip
-
-
-def disk(case: Case) -> Iterator[Finding]:
-    """A disk with no room where Docker writes."""
-    for one, facts in case.known:
-        for of in ("docker", "containerd") if facts.docker.containerd else ("docker",):
-            found = facts.disk(of)
-            if found is None or found.free >= ROOM:
-                continue
-            yield _say(
-                one.name, Severity.FAIL if found.free < FULL else Severity.WARN,
-                f"{found.at}, where Docker keeps its images, has {human(found.free)} free of "
-                f"{human(found.total)}",
-                "python build.py gc; there: docker system df",
-            )  # fmt: skip
-
-
-def clock(case: Case) -> Iterator[Finding]:
-    """Clocks that are wrong, or apart."""
-    skews = {one.name: facts.skew_s for one, facts in case.known if facts.skew_s is not None}
-    mend = "there: timedatectl; sudo timedatectl set-ntp true"
-    wrong = [name for name, skew in skews.items() if abs(skew) > WRONG_S]
-    for name in wrong:
-        yield _say(
-            name, Severity.FAIL, f"its clock is {skews[name]:+.0f} s off this machine's", mend
+    total, free, available = node.memory or 0, node.free or 0, node.available or 0
+    if free < cluster.utilization * total <= available:
+        yield found(
+            WARN,
+            f"{human(free)} of {human(total)} are free and {human(available - free)} are in the "
+            f"page cache; vLLM wants {cluster.utilization:.0%} free",
+            FLUSH,
         )
-    # This machine's counts as one of them.
-    rest = sorted([0.0, *(skew for name, skew in skews.items() if name not in wrong)])
-    middle = rest[len(rest) // 2]
-    for name, skew in skews.items():
-        if name not in wrong and abs(skew - middle) > APART_S:
-            yield _say(
-                name, Severity.WARN, f"its clock is {skew - middle:+.1f} s off the others'", mend
+
+
+@check(
+    "swap", "no swap",
+    "A unified machine that is out of memory swaps for minutes, in which ssh does not answer "
+    "either, where without swap one process ends.",
+    seen=lambda node: human(node.swap) if node.swap else "none",
+    knows=lambda node: node.unified, worst=WARN,
+)  # fmt: skip
+@each
+def swap(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    """Swap on a unified machine."""
+    if node.swap:
+        yield found(
+            WARN, f"it has {human(node.swap)} of swap",
+            "there: sudo swapoff -a (until the next boot; for good: its line in /etc/fstab)",
+        )  # fmt: skip
+
+
+@check(
+    "disk", "room where Docker writes",
+    "Containers, logs and compiled kernels need some; a next image of 25 GB needs twice that on "
+    "containerd's store.",
+    seen=lambda node: f"{human(node.image_disks[0].free)} free",
+    knows=lambda node: node.disk("docker") is not None,
+)  # fmt: skip
+@each
+def disk(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    """A disk with no room where Docker writes."""
+    for one in node.image_disks:
+        if one.free < ROOM:
+            yield found(
+                FAIL if one.free < FULL else WARN,
+                f"{one.at}, where Docker keeps its images, has {human(one.free)} free of "
+                f"{human(one.total)}",
+                "python build.py gc; there: docker system df",
             )
 
 
-def ntp(case: Case) -> Iterator[Finding]:
+@check(
+    "clock", "the clocks agree",
+    "The logs of the ranks are laid beside each other by their time; with a clock that is far off "
+    "certificates and signatures are refused.",
+    seen=lambda node: f"{round(node.skew_s or 0, 1) + 0.0:+.1f} s",
+    knows=lambda node: node.skew_s is not None,
+)  # fmt: skip
+@each
+def clock(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    """Clocks that are wrong, or apart."""
+    mend = "there: timedatectl; sudo timedatectl set-ntp true"
+    skew = node.skew_s or 0.0
+    # This machine's counts as one of them.
+    right = sorted([0.0, *(s for one in cluster.known if abs(s := one.skew_s or 0.0) <= SKEW_S)])
+    middle = right[len(right) // 2]
+    if abs(skew) > SKEW_S:
+        yield found(FAIL, f"its clock is {skew:+.0f} s off this machine's", mend)
+    elif abs(skew - middle) > APART_S:
+        yield found(WARN, f"its clock is {skew - middle:+.1f} s off the others'", mend)
+
+
+@check(
+    "ntp", "the clock is kept", "A clock that nobody keeps drifts by seconds a day.",
+    seen=lambda node: "kept" if node.synced else "not kept",
+    knows=lambda node: node.synced is not None, worst=WARN,
+)  # fmt: skip
+@each
+def ntp(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A clock that nobody keeps."""
-    for one, facts in case.known:
-        if facts.synced is False:
-            yield _say(
-                one.name, Severity.WARN, "its clock is not kept by NTP",
-                "there: sudo timedatectl set-ntp true",
-            )  # fmt: skip
+    if node.synced is False:
+        yield found(WARN, "its clock is not kept by NTP", "there: sudo timedatectl set-ntp true")
 
 
 MATTERS = ("nvidia", "cuda", "docker", "containerd", "linux-", "libnccl", "runc")
 """How the names of packages begin that a server of models stands on."""
 
 
-def held(case: Case) -> Iterator[Finding]:
+@check(
+    "held", "no package is held back",
+    "Held packages of the driver, of Docker or of the kernel make nodes drift apart with every "
+    "upgrade, and let an upgrade of one of them break the other.",
+    seen=lambda node: kept(node) or "none", worst=WARN,
+)  # fmt: skip
+@each
+def held(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Packages that apt leaves as they are."""
-    groups: dict[str, str] = {}
-    for one, facts in case.known:
-        groups[one.name] = ", ".join(kept(facts))
-    differ = len(set(groups.values())) > 1
-    for name, names in groups.items():
-        if names:
-            first = names.split(", ")[0]
-            yield _say(
-                name, Severity.WARN if differ else Severity.INFO,
-                f"held back from upgrades{', and not so everywhere' if differ else ''}: {names}",
-                f"there: sudo apt-mark unhold {first}; or hold it on every node",
-            )  # fmt: skip
+    differ = len({kept(one) for one in cluster.known}) > 1
+    if names := kept(node):
+        first = names.split(", ")[0]
+        yield found(
+            WARN if differ else INFO,
+            f"held back from upgrades{', and not so everywhere' if differ else ''}: {names}",
+            f"there: sudo apt-mark unhold {first}; or hold it on every node",
+        )
 
 
-def kept(facts: Facts) -> list[str]:
+def kept(node: NodeSnapshot) -> str:
     """Those of the held packages that matter here."""
-    return [
+    return ", ".join(
         name
-        for name in facts.held
+        for name in node.held
         if name.startswith(MATTERS) or (name.startswith("lib") and "nvidia" in name)
-    ]
+    )
 
 
-def ports(case: Case) -> Iterator[Finding]:
+@check(
+    "ports", "the head's ports are free",
+    "With `--network host` the server ends when its port is taken; and the ranks would meet "
+    "whatever else listens there.",
+)  # fmt: skip
+@each
+def ports(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Something else listens where the head is to listen."""
-    for one, facts in case.known:
-        if one.name != case.head.name:
-            continue
-        for port, what in ((case.port, "API"), (case.master_port, "ranks' meeting")):
-            at = facts.listens(port)
-            if at:
-                option = "--port" if what == "API" else "--master-port"
-                yield _say(
-                    one.name, Severity.FAIL,
-                    f"port {port}, of the {what}, is taken: something listens on {', '.join(at)}",
-                    f"there: sudo ss -ltnp 'sport = :{port}'; or another {option}",
-                )  # fmt: skip
+    wanted = [(cluster.port, "API", "--port")]
+    if cluster.several:
+        wanted.append((cluster.master_port, "ranks' meeting", "--master-port"))
+    for port, what, option in wanted if node.name == cluster.head else ():
+        if at := node.listens(port):
+            yield found(
+                FAIL,
+                f"port {port}, of the {what}, is taken: something listens on {', '.join(at)}",
+                f"there: sudo ss -ltnp 'sport = :{port}'; or another {option}",
+            )

@@ -1,91 +1,115 @@
-"""The doctor's rules of the model's folder. Pure."""
+"""The doctor's checks of the model's folder. Pure."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from sparkimage.core.units import human
-from sparkimage.serve.doctor.diagnosis import Case, Finding, grouped, in_words, odd
-from sparkimage.serve.doctor.facts import Facts, Folder
-from sparkimage.serve.doctor.severity import Severity
+from sparkimage.nodes.snapshot import Folder, NodeSnapshot
+from sparkimage.serve.doctor.checks import (
+    FAIL,
+    WARN,
+    ClusterReport,
+    Finding,
+    Findings,
+    check,
+    each,
+    found,
+    grouped,
+    in_words,
+    odd,
+)
 
 SHOWN = 3
 """Files that a finding names; the rest is counted."""
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 
-def folder(case: Case) -> Iterator[Finding]:
+def with_model(cluster: ClusterReport) -> bool:
+    """Of checks of a folder that was named."""
+    return bool(cluster.model)
+
+
+def has_files(node: NodeSnapshot) -> bool:
+    """All of its files are known."""
+    return not node.model.late and bool(node.model.files)
+
+
+@check(
+    "model", "the model's folder",
+    "Every rank reads its part of the weights from its own disk. Docker makes a folder that is "
+    "missing, empty and owned by root.",
+    seen=lambda node: f"{len(node.model.files)} files, {human(node.model.size)}",
+    applies=with_model,
+)  # fmt: skip
+@each
+def folder(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A folder that is not there, or cannot be read."""
-    path = shlex.quote(case.model)
-    for one, facts in case.known:
-        what, mend = {
-            "missing": (
-                f"{case.model} is not there",
-                f"there: hf download MODEL --local-dir {path}",
-            ),
-            "closed": (
-                f"{case.model} cannot be read by {facts.user}, or is no folder",
-                f"there: ls -ld {path}",
-            ),
-        }.get(facts.model.state, ("", ""))
-        if facts.model.late:
-            what, mend = f"{case.model} could not be read in time", f"there: ls -l {path}"
-        elif facts.model.state == "folder" and not facts.model.files:
-            what, mend = f"{case.model} is empty", f"there: ls -la {path}"
-        if what:
-            yield Finding(nodes=(one.name,), severity=Severity.FAIL, what=what, mend=mend)
+    model, path = cluster.model, shlex.quote(cluster.model)
+    if node.model.late:
+        yield found(FAIL, f"{model} could not be read in time", f"there: ls -l {path}")
+    elif node.model.state == "missing":
+        mend = f"there: hf download MODEL --local-dir {path}"
+        yield found(FAIL, f"{model} is not there", mend)
+    elif node.model.state == "closed":
+        what = f"{model} cannot be read by {node.user}, or is no folder"
+        yield found(FAIL, what, f"there: ls -ld {path}")
+    elif node.model.state == "folder" and not node.model.files:
+        yield found(FAIL, f"{model} is empty", f"there: ls -la {path}")
 
 
-def shards(case: Case) -> Iterator[Finding]:
+@check(
+    "shards", "the model is whole",
+    "A download that was broken off looks like a model until the rank that needs the missing file "
+    "ends, minutes later.",
+    seen=lambda node: (
+        f"{len(node.model.named)} files of its index" if node.model.named else "no index"
+    ),
+    applies=with_model, knows=has_files,
+)  # fmt: skip
+@each
+def shards(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A model that is not whole."""
-    path = shlex.quote(case.model)
-    again = f"there: hf download MODEL --local-dir {path} (it goes on from there)"
-    for one, facts in case.known:
-        lacking = facts.model.lacking
-        if lacking:
-            yield Finding(
-                nodes=(one.name,), severity=Severity.FAIL,
-                what=f"{some(lacking)} of its index "
-                f"{'is' if len(lacking) == 1 else 'are'} not there",
-                mend=again,
-            )  # fmt: skip
-        names = {file.name for file in facts.model.files}
-        if "config.json" not in names and not any(name.endswith(".gguf") for name in names):
-            yield Finding(
-                nodes=(one.name,), severity=Severity.WARN,
-                what="it has no config.json: vLLM knows a model by it", mend=again,
-            )  # fmt: skip
-        empty = [file.name for file in facts.model.files if not file.size and weights(file.name)]
-        if empty:
-            yield Finding(
-                nodes=(one.name,), severity=Severity.FAIL, what=f"{some(empty)} empty", mend=again
-            )
+    files, lacking = node.model.files, node.model.lacking
+    again = (
+        f"there: hf download MODEL --local-dir {shlex.quote(cluster.model)} (it goes on from there)"
+    )
+    if lacking:
+        verb = "is" if len(lacking) == 1 else "are"
+        yield found(FAIL, f"{some(lacking)} of its index {verb} not there", again)
+    if "config.json" not in files and not any(name.endswith(".gguf") for name in files):
+        yield found(WARN, "it has no config.json: vLLM knows a model by it", again)
+    empty = [name for name, size in files.items() if not size and name.endswith(WEIGHTS)]
+    if empty:
+        yield found(FAIL, f"{some(empty)} empty", again)
 
 
-def weights(name: str) -> bool:
-    """Whether a file holds weights."""
-    return name.endswith((".safetensors", ".bin", ".gguf", ".pt"))
-
-
-def some(names: tuple[str, ...] | list[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first of them, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
-def equal(case: Case) -> Iterator[Finding]:
+@check(
+    "model-equal", "the same model everywhere",
+    "Ranks with different weights or a different config answer nonsense, or wait for each other "
+    "for ever. Names and sizes are compared, not contents.",
+    seen=lambda node: node.model.checksum,
+    applies=lambda cluster: cluster.several and bool(cluster.model), knows=has_files,
+)  # fmt: skip
+def equal(cluster: ClusterReport) -> Findings:
     """Folders that differ, by names and sizes."""
-    groups = grouped((one.name, facts.model.checksum) for one, facts in case.known)
+    groups = grouped((one.name, one.model.checksum) for one in cluster.known)
     if len(groups) < 2:
         return
-    by_name = {one.name: facts.model for one, facts in case.known}
-    norm = by_name[next(iter(groups.values()))[0]]
-    other = by_name[list(groups.values())[1][0]]
-    sizes = grouped((one.name, human(facts.model.size)) for one, facts in case.known)
-    path = shlex.quote(f"{case.model}/")
+    by_name = {one.name: one.model for one in cluster.known}
+    norm, other, *_ = (by_name[names[0]] for names in groups.values())
+    sizes = grouped((one.name, human(one.model.size)) for one in cluster.known)
+    path = shlex.quote(f"{cluster.model}/")
     sums = f": {in_words(sizes)}" if len(sizes) > 1 else ""
     yield Finding(
-        nodes=odd(groups), severity=Severity.FAIL,
+        nodes=odd(groups), severity=FAIL,
         what=f"not the same model everywhere{sums}; they differ in {some(difference(norm, other))}",
         mend=f"from a node that has it whole: rsync -a {path} NODE:{path}",
     )  # fmt: skip
@@ -93,31 +117,28 @@ def equal(case: Case) -> Iterator[Finding]:
 
 def difference(first: Folder, second: Folder) -> list[str]:
     """The files that are not in both with one size."""
-    both = {file.name: file.size for file in first.files}
-    others = {file.name: file.size for file in second.files}
-    return sorted(name for name in {*both, *others} if both.get(name) != others.get(name))
+    return sorted({name for name, _ in first.files.items() ^ second.files.items()})
 
 
-def fit(case: Case) -> Iterator[Finding]:
+@check(
+    "fit", "the model fits into memory",
+    "The weights of all ranks must find room in the GPUs' memory, and the KV cache beside them.",
+    seen=lambda node: f"{human(node.model.size)}, {human(capacity(node))}",
+    applies=with_model, knows=lambda node: has_files(node) and capacity(node) > 0,
+)  # fmt: skip
+def fit(cluster: ClusterReport) -> Findings:
     """A model that is larger than all memory."""
-    room = sum(capacity(facts) for _, facts in case.known)
-    size = max((facts.model.size for _, facts in case.known), default=0)
-    if size > case.utilization * room:
+    room = cluster.utilization * sum(map(capacity, cluster.known))
+    size = max((one.model.size for one in cluster.known), default=0)
+    if size > room:
         yield Finding(
-            nodes=tuple(one.name for one, _ in case.known), severity=Severity.FAIL,
-            what=f"the model has {human(size)}; {case.utilization:.0%} of the GPUs' memory "
-            f"together are {human(case.utilization * room)}",
+            nodes=tuple(one.name for one in cluster.known), severity=FAIL,
+            what=f"the model has {human(size)}; {cluster.utilization:.0%} of the GPUs' memory "
+            f"together are {human(room)}",
             mend="more nodes, or a model with smaller weights",
         )  # fmt: skip
 
 
-def capacity(facts: Facts) -> int:
-    """Bytes that the GPUs of a machine can hold."""
-    if facts.unified:
-        return facts.memory or 0
-    return sum(one.memory or 0 for one in facts.gpus)
-
-
-def described(facts: Facts) -> str:
-    """The folder in words."""
-    return f"{len(facts.model.files)} files, {human(facts.model.size)}"
+def capacity(node: NodeSnapshot) -> int:
+    """Bytes that the GPUs of a node can hold."""
+    return (node.memory or 0) if node.unified else sum(one.memory or 0 for one in node.gpus)

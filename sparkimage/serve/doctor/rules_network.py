@@ -1,232 +1,275 @@
-"""The doctor's rules of the network between the machines: interface, speed, MTU, RDMA. Pure."""
+"""The doctor's checks of the network between the nodes: interface, speed, MTU, RDMA. Pure."""
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Iterator
-
-from sparkimage.serve.doctor.diagnosis import Case, Finding, Patient, grouped, in_words, odd
-from sparkimage.serve.doctor.facts import Facts, Interface
-from sparkimage.serve.doctor.severity import Severity
+from sparkimage.nodes import fabric
+from sparkimage.nodes.fabric import data_link
+from sparkimage.nodes.snapshot import NodeSnapshot
+from sparkimage.serve.doctor.checks import (
+    FAIL,
+    INFO,
+    WARN,
+    ClusterReport,
+    Findings,
+    check,
+    differing,
+    each,
+    found,
+    grouped,
+    several,
+)
 
 SLOW = 10_000
-"""Mbit/s below which ranks on several machines wait for each other more than they compute."""
+"""Mbit/s below which ranks on several nodes wait for each other more than they compute."""
 FAST = 100_000
 """Mbit/s from which on packets of 1500 bytes cost the processor too much."""
 JUMBO = 9000
-"""Bytes; what guides for DGX Sparks set.
-https://github.com/eugr/spark-vllm-docker/blob/main/docs/NETWORKING.md"""
+"""Bytes; what guides for DGX Sparks set."""
+SPARKS = "https://github.com/eugr/spark-vllm-docker/blob/main/docs/NETWORKING.md"
 
 
-def interface(case: Case) -> Iterator[Finding]:
-    """A data interface that is not there, or down."""
-    for one, facts in case.known:
-        link, node = one.link, one.node
-        names = ", ".join(described(other) for other in usable(facts)) or "none"
-        if link is None and node.interface is not None:
-            what = f"there is no interface {node.interface}; there are: {names}"
-        elif link is None:
-            address = node.data or facts.used_address or node.control
-            what = f"no interface has the data address {address}; there are: {names}"
-        elif link.state == "down":
-            what = f"its interface {link.name} is down"
-        else:
-            continue
-        down = link is not None
-        yield Finding(
-            nodes=(one.name,), severity=Severity.FAIL, what=what,
-            mend=f"there: sudo ip link set {link.name} up; ethtool {link.name}"
-            if down and link is not None
-            else "write `interface` (or the right `data`) of the node into the fleet file",
-        )  # fmt: skip
+def by_rdma(cluster: ClusterReport) -> bool:
+    """Of checks of what RDMA needs."""
+    return cluster.several and cluster.rdma
 
 
-def usable(facts: Facts) -> list[Interface]:
-    """The interfaces that another machine could reach."""
-    return [one for one in facts.interfaces if _address(one) is not None]
+def rate(node: NodeSnapshot) -> str:
+    """The speed of its data interface in words."""
+    link = data_link(node)
+    return link.interface.rate if link is not None else "?"
 
 
-def _address(link: Interface) -> str | None:
-    for address in link.addresses:
-        found = ipaddress.ip_address(address)
-        # NVIDIA's own setup of two Sparks gives the fast interface 169.254.x.x.
-        if not found.is_loopback and (found.version == 4 or not found.is_link_local):
-            return address
-    return None
+def mtu_of(node: NodeSnapshot) -> str:
+    """The MTU of its data interface in words."""
+    link = data_link(node)
+    return str(link.interface.mtu) if link is not None and link.interface.mtu is not None else "?"
 
 
-def described(link: Interface) -> str:
-    """An interface in words."""
-    return f"{link.name} ({rate(link)})"
+def network_of(node: NodeSnapshot) -> str:
+    """The network that its data interface lies in."""
+    link = data_link(node)
+    return link.network if link is not None else ""
 
 
-def rate(link: Interface | None) -> str:
-    """Its speed in words."""
-    if link is None:
-        return "?"
-    if link.speed is None:
-        return "speed unknown"
-    return f"{link.speed / 1000:g} Gbit/s"
+def interface_of(node: NodeSnapshot) -> str:
+    """The name of its data interface."""
+    link = data_link(node)
+    return link.interface.name if link is not None else "none"
 
 
-def one_network(case: Case) -> Iterator[Finding]:
-    """Machines whose data addresses are not in one network."""
-    groups = grouped((one.name, one.network) for one, _ in case.known)
-    if len(groups) > 1:
-        yield Finding(
-            nodes=odd(groups), severity=Severity.WARN,
-            what=f"not in one network: {in_words(groups)}",
-            mend="correct `data` in the fleet file, or the addresses there (netplan)",
-        )  # fmt: skip
-
-
-def subnets(case: Case) -> Iterator[Finding]:
-    """Two interfaces of a machine in one network, of which one matters here.
-
-    A cable and a WLAN in the house's network are none of our business.
-    """
-    for one, facts in case.known:
-        ours = {port.interface for port in facts.rdma} | {one.link.name if one.link else ""}
-        pairs = [
-            (link.name, network)
-            for link in facts.interfaces
-            for network in dict.fromkeys(link.networks)
-            if network and link.state != "down"
-        ]
-        for network, links in grouped(pairs).items():
-            if len(links) > 1 and ours & set(links):
-                yield Finding(
-                    nodes=(one.name,), severity=Severity.WARN,
-                    what=f"{' and '.join(links)} are both in {network}",
-                    mend="there: give each interface a network of its own (netplan)",
-                )  # fmt: skip
-
-
-def speed(case: Case) -> Iterator[Finding]:
-    """Ranks that talk over a slow interface."""
-    for one, facts in case.known:
-        link = one.link
-        if link is None or link.speed is None:
-            continue
-        better = [
-            (other.speed, other.name, _address(other))
-            for other in usable(facts)
-            if other.speed is not None and other.speed > link.speed and other.state != "down"
-        ]
-        if better:
-            _, name, address = max(better, key=lambda found: found[0])
-            fastest = facts.interface(name)
-            yield Finding(
-                nodes=(one.name,), severity=Severity.WARN,
-                what=f"its data goes over {described(link)}, but {name} has {rate(fastest)}",
-                mend=f"write `data: {address}` of the node into the fleet file",
-            )  # fmt: skip
-        elif link.speed < SLOW:
-            yield Finding(
-                nodes=(one.name,), severity=Severity.WARN,
-                what=f"its fastest interface is {described(link)}",
-                mend=f"there: ethtool {link.name}; the cable, the switch",
-            )  # fmt: skip
-    groups = grouped((one.name, rate(one.link)) for one, _ in case.known)
-    if len(groups) > 1:
-        yield Finding(
-            nodes=odd(groups), severity=Severity.WARN,
-            what=f"not the same speed everywhere: {in_words(groups)}",
-            mend="there: ethtool INTERFACE; the slowest one decides for all",
-        )  # fmt: skip
-
-
-def mtu(case: Case) -> Iterator[Finding]:
-    """Frames of several sizes, or small ones on a fast network."""
-    groups = grouped((one.name, packet(one)) for one, _ in case.known)
-    if len(groups) > 1:
-        yield Finding(
-            nodes=odd(groups), severity=Severity.WARN,
-            what=f"not the same MTU everywhere: {in_words(groups)}",
-            mend=f"there: sudo ip link set INTERFACE mtu {JUMBO}; for good in netplan",
-        )  # fmt: skip
-    for one, _ in case.known:
-        link = one.link
-        if link is None or link.mtu is None or link.speed is None:
-            continue
-        if link.speed >= FAST and link.mtu < JUMBO:
-            yield Finding(
-                nodes=(one.name,), severity=Severity.WARN,
-                what=f"{link.name} has {rate(link)} and an MTU of {link.mtu}",
-                mend=f"there: sudo ip link set {link.name} mtu {JUMBO}; for good in netplan, and "
-                "on the switch",
-            )  # fmt: skip
-
-
-def packet(one: Patient) -> str:
-    """The MTU of its data interface."""
-    return str(one.link.mtu) if one.link is not None and one.link.mtu is not None else "?"
-
-
-def rdma(case: Case) -> Iterator[Finding]:
-    """No RDMA between the machines."""
-    for one, facts in case.known:
-        link, mend = one.link, ""
-        if not facts.rdma:
-            what = "it has no RDMA device"
-            mend = "there: sudo modprobe mlx5_ib; lspci | grep -i mellanox; or --no-rdma"
-        elif not any(port.active for port in facts.rdma):
-            what = f"none of its RDMA devices is up: {devices(facts)}"
-            mend = "there: ibdev2netdev; sudo ip link set INTERFACE up; the cable, the switch"
-        elif not one.node.hca and link is not None and not facts.hcas_of(link.name):
-            what = f"{link.name}, for its data, is no RDMA device's; there are: {devices(facts)}"
-            mend = "write the `data` address of such an interface into the fleet file"
-        if mend:
-            yield Finding(nodes=(one.name,), severity=Severity.FAIL, what=what, mend=mend)
-
-
-def devices(facts: Facts) -> str:
+def ports_of(node: NodeSnapshot) -> str:
     """The RDMA devices in words."""
     return ", ".join(
         f"{one.device} ({one.interface or 'no interface'}, {one.state.lower()})"
-        for one in facts.rdma
+        for one in node.rdma
     )
 
 
-def verbs(case: Case) -> Iterator[Finding]:
+@check(
+    "rdma", "RDMA on the data interface",
+    "Without it NCCL falls back to sockets without a word (`via NET/Socket`), at a fraction of "
+    "the speed. `--no-rdma` where that is what you want.",
+    seen=lambda node: ", ".join(port.device for port in node.rdma if port.active) or "none",
+    applies=by_rdma,
+)  # fmt: skip
+@each
+def rdma(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    """No RDMA between the nodes."""
+    link = data_link(node)
+    if not node.rdma:
+        yield found(
+            FAIL, "it has no RDMA device",
+            "there: sudo modprobe mlx5_ib; lspci | grep -i mellanox; or --no-rdma",
+        )  # fmt: skip
+    elif not any(port.active for port in node.rdma):
+        yield found(
+            FAIL, f"none of its RDMA devices is up: {ports_of(node)}",
+            "there: ibdev2netdev; sudo ip link set INTERFACE up; the cable, the switch",
+        )  # fmt: skip
+    elif link is not None and not fabric.hcas(node):
+        yield found(
+            FAIL,
+            f"{link.interface.name}, for its data, is no RDMA device's; there are: "
+            f"{ports_of(node)}",
+            "write the `data` address of such an interface into the fleet file",
+        )
+
+
+@check(
+    "verbs", "/dev/infiniband is there",
+    "A container reaches RDMA through its verbs devices (uverbs0, …). Where the folder is "
+    "missing, Docker refuses the container.",
+    seen=lambda node: ", ".join(node.verbs) or "none", applies=by_rdma,
+)  # fmt: skip
+@each
+def verbs(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """No way for a container to RDMA."""
-    for one, facts in case.known:
-        if not facts.verbs:
-            found = ", ".join(facts.infiniband)
-            yield Finding(
-                nodes=(one.name,), severity=Severity.FAIL,
-                what=f"/dev/infiniband holds no verbs device, but {found}"
-                if found
-                else "there is no /dev/infiniband: `docker run --device=/dev/infiniband` fails",
-                mend="there: sudo modprobe -a ib_uverbs rdma_ucm; for good in /etc/modules-load.d",
-            )  # fmt: skip
+    if not node.verbs:
+        others = ", ".join(node.infiniband)
+        yield found(
+            FAIL,
+            f"/dev/infiniband holds no verbs device, but {others}"
+            if others
+            else "there is no /dev/infiniband: `docker run --device=/dev/infiniband` fails",
+            "there: sudo modprobe -a ib_uverbs rdma_ucm; for good in /etc/modules-load.d",
+        )
 
 
-def hca(case: Case) -> Iterator[Finding]:
+@check(
+    "hca", "its RDMA devices",
+    "NCCL passes over a device of NCCL_IB_HCA that is not there. A DGX Spark shows each of its "
+    "plugs as two devices, each good for half of the rate: NCCL needs both.",
+    seen=lambda node: ", ".join(fabric.hcas(node)),
+    applies=by_rdma, knows=fabric.hcas, sources=(SPARKS,),
+)  # fmt: skip
+@each
+def hca(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """RDMA devices of the fleet file that are not there, and such as it leaves unused."""
-    for one, facts in case.known:
-        ports = {port.device: port for port in facts.rdma if port.active}
-        names = {port.device for port in facts.rdma}
-        for named in one.node.hca:
-            device = named.partition(":")[0]
-            if device in ports:
-                continue
-            what = f"its RDMA device {device} is down" if device in names else (
-                f"there is no RDMA device {device}; there are: {devices(facts) or 'none'}"
+    active = {port.device: port.active for port in sorted(node.rdma, key=lambda one: one.active)}
+    for named in node.node.hca:
+        device = named.partition(":")[0]
+        if not active.get(device):
+            yield found(
+                FAIL,
+                f"its RDMA device {device} is down"
+                if device in active
+                else f"there is no RDMA device {device}; there are: {ports_of(node) or 'none'}",
+                "correct `hca` in the fleet file; there: ibdev2netdev",
+            )
+    if link := data_link(node):
+        used = {named.partition(":")[0] for named in fabric.hcas(node)}
+        plug = fabric.plug(node, link.interface)
+        more = [device for device in plug if device not in used]
+        if more and used & set(plug):
+            yield found(
+                INFO, f"{', '.join(more)} is behind the same plug and is not used",
+                f"write `hca: [{', '.join(plug)}]` into the fleet file",
             )  # fmt: skip
-            yield Finding(
-                nodes=(one.name,), severity=Severity.FAIL, what=what,
-                mend="correct `hca` in the fleet file; there: ibdev2netdev",
+
+
+@check(
+    "interface", "the data interface",
+    "NCCL and GLOO are told its name (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME); with a wrong one "
+    "the ranks never find each other.",
+    seen=interface_of, applies=several,
+)  # fmt: skip
+@each
+def interface(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    """A data interface that is not there, down, or without an address."""
+    link, entry = data_link(node), node.node
+    if link is None:
+        there = (str(one) for one in node.interfaces if fabric.usable(one.addresses))
+        address = entry.data or node.used_address or entry.control
+        lacks = f"there is no interface {entry.interface}"
+        yield found(
+            FAIL,
+            (lacks if entry.interface else f"no interface has the data address {address}")
+            + f"; there are: {', '.join(there) or 'none'}",
+            "write `interface` (or the right `data`) of the node into the fleet file",
+        )
+    elif link.interface.state == "down":
+        name = link.interface.name
+        yield found(
+            FAIL, f"its interface {name} is down",
+            f"there: sudo ip link set {name} up; ethtool {name}",
+        )  # fmt: skip
+    elif not link.address:
+        yield found(
+            FAIL, f"its interface {link.interface.name} has no address",
+            "there: give it one (netplan); ip addr",
+        )  # fmt: skip
+
+
+@check(
+    "network", "one network",
+    "Ranks that reach each other through a router have its speed and no RDMA; most often it is a "
+    "wrong address.",
+    seen=network_of, applies=several, knows=data_link, worst=WARN,
+)  # fmt: skip
+def one_network(cluster: ClusterReport) -> Findings:
+    """Nodes whose data addresses are not in one network."""
+    mend = "correct `data` in the fleet file, or the addresses there (netplan)"
+    yield from differing(cluster, network_of, WARN, "not in one network", mend)
+
+
+@check(
+    "subnets", "one interface a network",
+    "With two interfaces in one network the kernel answers over either of them: what comes in by "
+    "the fast one goes out by the other. The two interfaces of one plug of a DGX Spark need a "
+    "network each.",
+    applies=several, worst=WARN, sources=(SPARKS,),
+)  # fmt: skip
+@each
+def subnets(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    """Two interfaces of a node in one network, of which one matters here.
+
+    A cable and a WLAN in the house's network are none of our business.
+    """
+    ours = {port.interface for port in node.rdma} | {interface_of(node)}
+    pairs = [
+        (one.name, network)
+        for one in node.interfaces
+        for network in dict.fromkeys(one.networks)
+        if network and one.state != "down"
+    ]
+    for network, names in grouped(pairs).items():
+        if len(names) > 1 and ours & set(names):
+            yield found(
+                WARN, f"{' and '.join(names)} are both in {network}",
+                "there: give each interface a network of its own (netplan)",
             )  # fmt: skip
-        link = one.link
-        if link is None:
-            continue
-        used = {named.partition(":")[0] for named in one.hcas}
-        more = [device for device in facts.twins_of(link.name) if device not in used]
-        if more and used & set(facts.twins_of(link.name)):
-            whole = ", ".join(facts.twins_of(link.name))
-            yield Finding(
-                nodes=(one.name,), severity=Severity.INFO,
-                what=f"{', '.join(more)} is behind the same plug and is not used",
-                mend=f"write `hca: [{whole}]` into the fleet file",
-            )  # fmt: skip
+
+
+@check(
+    "speed", "its speed",
+    "Every token crosses the network once per layer: over the management interface several "
+    "machines are slower than one.",
+    seen=rate, applies=several, knows=data_link, worst=WARN, sources=(SPARKS,),
+)  # fmt: skip
+def speed(cluster: ClusterReport) -> Findings:
+    """Ranks that talk over a slow interface."""
+    yield from each(_slow)(cluster)
+    mend = "there: ethtool INTERFACE; the slowest one decides for all"
+    yield from differing(cluster, rate, WARN, "not the same speed everywhere", mend)
+
+
+def _slow(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    link = data_link(node)
+    if link is None or link.interface.speed is None:
+        return
+    if better := fabric.faster(node, link.interface):
+        fastest, address = better
+        yield found(
+            WARN,
+            f"its data goes over {link.interface}, but {fastest.name} has {fastest.rate}",
+            f"write `data: {address}` of the node into the fleet file",
+        )
+    elif link.interface.speed < SLOW:
+        yield found(
+            WARN, f"its fastest interface is {link.interface}",
+            f"there: ethtool {link.interface.name}; the cable, the switch",
+        )  # fmt: skip
+
+
+@check(
+    "mtu", "its MTU",
+    "With frames of 1500 bytes a network of 100 Gbit/s and more keeps the processor busy; with "
+    "frames of several sizes large messages vanish while pings pass.",
+    seen=mtu_of, applies=several, knows=data_link, worst=WARN, sources=(SPARKS,),
+)  # fmt: skip
+def mtu(cluster: ClusterReport) -> Findings:
+    """Frames of several sizes, or small ones on a fast network."""
+    mend = f"there: sudo ip link set INTERFACE mtu {JUMBO}; for good in netplan"
+    yield from differing(cluster, mtu_of, WARN, "not the same MTU everywhere", mend)
+    yield from each(_small)(cluster)
+
+
+def _small(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    link = data_link(node)
+    one = link.interface if link is not None else None
+    if one is not None and one.mtu and one.speed and one.speed >= FAST and one.mtu < JUMBO:
+        yield found(
+            WARN, f"{one.name} has {one.rate} and an MTU of {one.mtu}",
+            f"there: sudo ip link set {one.name} mtu {JUMBO}; for good in netplan, and on the "
+            "switch",
+        )  # fmt: skip

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-PORT = 8000
+API_PORT = 8000
 """Where the API answers, on the head."""
 MASTER_PORT = 29519
 """Where the ranks meet, on the head."""
-UTILIZATION = 0.80
+GPU_MEMORY_UTILIZATION = 0.80
 """The part of the memory that the server takes."""

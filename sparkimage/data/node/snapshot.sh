@@ -1,0 +1,244 @@
+#!/bin/sh
+# Says what this node is and has, in parts, and then stays until its standard input ends: the
+# lock, where it was asked for, is held exactly as long. Reads only, needs no root; what is not
+# there is left out.
+# snapshot.sh DOCKER PARTS LOCK OWNER ADDRESS MODEL: the docker command; any of the words images,
+# containers, machine; `lock` or nothing; who asks for it; this node's address in the data network,
+# maybe a name, or nothing; the folder of the model, or nothing.
+set -u
+docker=$1
+parts=" $2 "
+lock=$3
+owner=$4
+address=$5
+model=$6
+LC_ALL=C
+export LC_ALL
+part() { printf '\n@@ %s\n' "$1"; }
+wanted() { case $parts in *" $1 "*) ;; *) return 1 ;; esac }
+
+# Not timeout around the command itself: it cannot end what is root's, or what waits for a device.
+bounded() { # SECONDS COMMAND...
+    limit=$1
+    shift
+    { "$@" 2>&1 & } | timeout "$limit" cat || printf '\n@late\n'
+}
+
+first() { # FILE: its first line
+    [ ! -r "$1" ] || { read -r line <"$1" && printf '%s' "$line"; } 2>/dev/null
+}
+
+disk() { # WHAT FOLDER
+    [ ! -e "$2" ] || printf '%s %s\n' "$1" "$(bounded 5 df -Pk "$2" | tail -n 1)"
+}
+
+part machine
+printf 'kernel=%s\narch=%s\nuser=%s\ngroups=%s\n' "$(uname -r)" "$(uname -m)" "$(id -un)" "$(id -Gn)"
+printf 'host=%s\nboot=%s\n' "$(uname -n)" "$(first /proc/sys/kernel/random/boot_id)"
+printf 'os=%s\n' "$(sed -n 's/^PRETTY_NAME="\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' /etc/os-release 2>/dev/null)"
+printf 'product=%s\n' "$(first /sys/class/dmi/id/product_name)"
+printf 'connection=%s\n' "${SSH_CONNECTION:-}"
+
+part docker
+# shellcheck disable=SC2086 # it may be several words
+info=$(bounded 20 $docker info --format '{{json .}}')
+printf '%s\n' "$info"
+root=$(printf '%s\n' "$info" | sed -n 's/.*"DockerRootDir":"\([^"]*\)".*/@root \1/p')
+root=${root#@root }
+
+part disk
+[ -z "$root" ] || disk docker "$root"
+[ ! -d /var/lib/containerd ] || disk containerd /var/lib/containerd
+[ -z "$model" ] || disk model "$model"
+
+part links
+for link in /sys/class/net/*; do
+    [ ! -d "$link" ] || printf '%s %s %s %s\n' "${link##*/}" \
+        "$(cat "$link/speed" 2>/dev/null || echo -1)" "$(first "$link/mtu")" \
+        "$(first "$link/operstate")"
+done
+ip -o addr show 2>/dev/null | sed -n 's/^[0-9]*: *\([^ ]*\) *inet6* \([^ ]*\).*/@ \1 \2/p'
+
+if wanted images && [ -n "$root" ]; then
+    part images
+    ids=$($docker image ls --all --quiet --no-trunc 2>/dev/null | sort -u)
+    if [ -n "$ids" ]; then
+        # A JSON document a line; an image whose content is damaged is left out.
+        # shellcheck disable=SC2086 # it may be two words
+        printf '%s\n' "$ids" | xargs $docker image inspect --format '{{json .}}' 2>/dev/null
+    fi
+
+    part content
+    case $info in
+    *io.containerd.snapshotter*)
+        # As root where docker is called so; nobody else may ask.
+        case $docker in
+        sudo*) as='sudo -n' ;;
+        *) as= ;;
+        esac
+        if command -v ctr >/dev/null 2>&1; then
+            for socket in /run/containerd/containerd.sock /run/docker/containerd/containerd.sock; do
+                if $as test -S "$socket" 2>/dev/null; then
+                    $as ctr --address "$socket" --namespace moby content ls --quiet 2>/dev/null &&
+                        echo @whole
+                    # What has come of blobs in part: layer-sha256:…, and more.
+                    $as ctr --address "$socket" --namespace moby content active 2>/dev/null
+                fi
+            done
+        fi
+        ;;
+    esac
+
+    part receipts
+    state=${XDG_STATE_HOME:-$HOME/.local/state}/sparkimage/receipts
+    cat "$state"/*.json 2>/dev/null
+fi
+
+if wanted containers && [ -n "$root" ]; then
+    part cache
+    printf '%s\n' "${XDG_CACHE_HOME:-$HOME/.cache}"
+
+    part containers
+    if ids=$($docker ps --all --quiet --no-trunc --filter label=dev.sparkimage.launch 2>&1); then
+        # One that is removed at this moment is left out.
+        # shellcheck disable=SC2086 # they are many; docker may be two words
+        [ -z "$ids" ] || $docker container inspect --format '{{json .}}' $ids 2>/dev/null
+    else
+        printf '@failed %s\n' "$ids"
+    fi
+fi
+
+if wanted machine; then
+    part names
+    if [ -n "$address" ] && command -v getent >/dev/null 2>&1; then
+        bounded 5 getent ahosts "$address" | sed -n 's/ .*//p' | sort -u
+    fi
+
+    part rdma
+    for port in /sys/class/infiniband/*/ports/*; do
+        [ -d "$port" ] || continue
+        device=${port%/ports/*}
+        net=$(first "$port/gid_attrs/ndevs/0")
+        if [ -z "$net" ]; then
+            for net in "$device"/device/net/*; do break; done
+            [ -e "$net" ] && net=${net##*/} || net=
+        fi
+        printf '%s|%s|%s|%s|%s|%s\n' "${device##*/}" "${port##*/}" "$(first "$port/state")" \
+            "$(first "$port/link_layer")" "$(first "$port/rate")" "$net"
+    done
+
+    part infiniband
+    for file in /dev/infiniband/*; do
+        [ ! -e "$file" ] || printf '%s\n' "${file##*/}"
+    done
+
+    part gpus
+    [ ! -r /proc/driver/nvidia/version ] ||
+        sed -n 's/^NVRM/@module &/p' /proc/driver/nvidia/version
+    if command -v nvidia-smi >/dev/null 2>&1; then
+        echo @smi
+        said=$(bounded 15 nvidia-smi --query-gpu=index,name,driver_version,memory.total,uuid --format=csv,noheader,nounits)
+        printf '%s\n' "$said"
+        case $said in
+        *@late*) said= ;;
+        *)
+            bounded 10 nvidia-smi --query-compute-apps=pid,process_name --format=csv,noheader |
+                sed -n 's/^\([0-9][0-9]*, \)/@process \1/p'
+            said=$(bounded 10 nvidia-smi --version)
+            ;;
+        esac
+        case $said in
+        '' | *@late* | *'CUDA Version'*) ;;
+        *) said=$(bounded 10 nvidia-smi) ;;
+        esac
+        printf '%s\n' "$said" | sed -n 's/.*\(CUDA Version *: *[0-9.]*\).*/@\1/p'
+    fi
+
+    part hooks
+    for hook in nvidia-container-runtime-hook nvidia-container-runtime nvidia-ctk nvidia-cdi-hook; do
+        # dockerd has the system's own PATH, which may be longer than that of a user.
+        PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$PATH command -v "$hook"
+    done
+
+    part cdi
+    for file in /etc/cdi/* /var/run/cdi/*; do
+        [ -r "$file" ] || continue
+        kind=$(sed -n 's/^ *"\{0,1\}kind"\{0,1\} *: *"\{0,1\}\([^",]*\).*/\1/p' "$file" | head -n 1)
+        # The driver's version is in the names of its libraries.
+        library=$(grep -o 'libcuda\.so\.[0-9][0-9.]*[0-9]' "$file" | grep -v 'so\.1$' | head -n 1)
+        printf '%s|%s|%s\n' "$file" "$kind" "${library#libcuda.so.}"
+    done
+
+    part limits
+    # POSIX has no -l; all of dash, bash, busybox and ksh do.
+    # shellcheck disable=SC3045
+    printf 'memlock=%s\n' "$(ulimit -l 2>/dev/null)"
+    if [ -d /run/systemd/system ]; then
+        printf 'docker=%s\n' "$(bounded 5 systemctl show docker --property LimitMEMLOCK --value)"
+    fi
+
+    part memory
+    grep -E '^(MemTotal|MemFree|MemAvailable|SwapTotal|SwapFree):' /proc/meminfo
+
+    part held
+    if command -v dpkg >/dev/null 2>&1; then
+        bounded 10 dpkg --get-selections | sed -n 's/[[:space:]]*hold$//p'
+    fi
+
+    part ports
+    # 0A: listening.
+    cat /proc/net/tcp /proc/net/tcp6 2>/dev/null |
+        sed -n 's/^ *[0-9]*: \([0-9A-F]*:[0-9A-F]*\) [^ ]* 0A .*/\1/p'
+
+    part model
+    if [ -n "$model" ]; then
+        if [ ! -e "$model" ]; then
+            echo @missing
+        elif [ ! -d "$model" ] || ! cd "$model" 2>/dev/null || ! [ -r . ]; then
+            echo @closed
+        else
+            echo @folder
+            # Links lead to where a download cache keeps the files; its notes are not of the model.
+            bounded 30 find -L . -name '.?*' -prune -o -type f -exec stat -L -c '%s %n' '{}' + |
+                head -n 20000
+            for file in ./*.safetensors.index.json; do
+                [ ! -r "$file" ] || {
+                    echo "@index $file"
+                    grep -o '"[^"]*\.safetensors"' "$file" | sort -u
+                }
+            done
+        fi
+    fi
+fi
+
+part lock
+if [ "$lock" = lock ]; then
+    folder=/run/lock
+    { [ -d "$folder" ] && [ -w "$folder" ]; } || folder=/tmp
+    file=$folder/sparkimage.lock
+    [ -e "$file" ] || (umask 0 && : >"$file") 2>/dev/null
+    if ! command -v flock >/dev/null 2>&1; then
+        echo 'none: there is no flock on this node'
+    elif ! exec 9<"$file"; then
+        echo "none: $file cannot be read"
+    elif flock --nonblock 9; then
+        # A file of one's own: a shared folder may refuse to write that of another user.
+        printf '%s\n' "$owner" >"$file.$(id -u)" 2>/dev/null
+        echo held
+    else
+        # shellcheck disable=SC2012 # the names are ours
+        holder=$(ls -t "$file".* 2>/dev/null | head -n 1)
+        printf 'busy: %s\n' "$([ -z "$holder" ] || cat "$holder")"
+    fi
+fi
+
+part clock
+if wanted machine && [ -d /run/systemd/system ]; then
+    printf 'synced=%s\n' "$(bounded 5 timedatectl show --property NTPSynchronized --value)"
+fi
+# Last: the other side reads its own clock when this comes.
+printf 'now=%s\n' "$(date +%s.%N)"
+part end
+# The other side sends a dot every few seconds. Without one it is gone, even where no
+# connection was ever closed.
+while [ "$(timeout 60 head -c 1 9<&-)" = . ]; do :; done

@@ -1,0 +1,437 @@
+"""A node's snapshot: what is read out of the script's words, whatever they are."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparkimage.config.inventory import Node
+from sparkimage.core.errors import EngineError, EnginePermissionError, NodeError
+from sparkimage.core.process import Local
+from sparkimage.nodes import fabric, reading, ssh
+from sparkimage.nodes.maintenance import plan_removal
+from sparkimage.nodes.snapshot import STAGING, UNLIMITED, NodeSnapshot, chain_ids
+from tests.unit.spark_facts import NOW, PARTS, edited, info, spark, text
+
+NODE = Node(name="n", control="n")
+
+
+def test_a_spark_is_read() -> None:
+    one = spark()
+    assert (one.arch, one.os, one.product) == ("arm64", "Ubuntu 24.04.4 LTS", "NVIDIA_DGX_Spark")
+    assert (one.user, one.groups, one.used_address) == ("nv", ("nv", "sudo", "docker"), "10.0.0.1")
+    link = one.interface_of("192.168.100.1")
+    assert link is not None
+    assert (link.addresses, link.networks) == (("192.168.100.1",), ("192.168.100.0/24",))
+    assert one.interfaces[0].networks == ("10.0.0.0/24", "")
+    assert (link.name, link.speed, link.mtu, link.state) == ("enp1s0f1np1", 200000, 9000, "up")
+    assert one.interface_of("10.9.9.9") is None
+    assert [two.speed for two in one.interfaces if two.name == "docker0"] == [None]
+    assert (one.driver, one.module, one.cuda) == ("580.95.05", "580.95.05", "13.0")
+    assert [gpu.name for gpu in one.gpus] == ["NVIDIA GB10"]
+    assert one.gpus[0].memory is None
+    assert one.unified
+    assert one.memory == 125513000 * 1024
+    assert one.verbs == ("uverbs0", "uverbs1", "uverbs2", "uverbs3")
+    assert (one.docker.version, one.docker.containerd) == ("29.1.3", True)
+    assert "nvidia" in one.docker.runtimes
+    assert one.has_cdi
+    assert (one.memlock, one.docker_memlock) == (16323340 * 1024, UNLIMITED)
+    assert one.listening == (("0.0.0.0", 22), ("127.0.0.1", 631), ("::", 22))
+    assert one.skew_s == pytest.approx(0.25)
+    assert one.synced is True
+    assert one.model.size == 78_000_091_500
+    assert one.model.lacking == ()
+
+
+@pytest.mark.parametrize(
+    ("interface", "own", "plug"),
+    [
+        ("enp1s0f1np1", ("rocep1s0f1",), ("rocep1s0f1", "roceP2p1s0f1")),
+        # The other plug's are down.
+        ("enp1s0f0np0", ("rocep1s0f0",), ("rocep1s0f0",)),
+        ("enP7s7", (), ()),
+    ],
+)
+def test_the_devices_of_an_interface_and_its_twin(
+    interface: str, own: tuple[str, ...], plug: tuple[str, ...]
+) -> None:
+    one = spark(Node(name="n", control="n", interface=interface))
+    link = fabric.data_link(one)
+    assert link is not None
+    assert (fabric.hcas(one), fabric.plug(one, link.interface)) == (own, plug)
+
+
+def test_a_gpu_with_a_memory_of_its_own() -> None:
+    said = "@smi\n0, NVIDIA H100, 580.95.05, 81559, GPU-1\n1, NVIDIA H100, 580.95.05, 81559, GPU-2"
+    one = spark(gpus=said)
+    assert not one.unified
+    assert [gpu.memory for gpu in one.gpus] == [81559 * 1024 * 1024] * 2
+
+
+@pytest.mark.parametrize(
+    ("hooks", "version", "folders", "works"),
+    [
+        ("/usr/bin/nvidia-container-runtime-hook", "26.1.5", [], True),
+        ("/usr/bin/nvidia-cdi-hook", "29.1.3", ["/etc/cdi"], True),
+        ("/usr/bin/nvidia-cdi-hook", "28.5.2", ["/etc/cdi"], False),
+        ("/usr/bin/nvidia-cdi-hook", "29.1.3", [], False),
+        ("", "29.1.3", ["/etc/cdi"], False),
+    ],
+)
+def test_when_gpus_all_works(hooks: str, version: str, folders: list[str], works: bool) -> None:
+    said = info(ServerVersion=version, CDISpecDirs=folders)
+    assert spark(hooks=hooks, docker=said).gpus_flag is works
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "what", "hint"),
+    [
+        ("permission denied while trying to connect to the Docker daemon socket",
+         EnginePermissionError, "may not talk to its Docker", "usermod -aG docker nv"),
+        ("sudo: a password is required", EnginePermissionError, "through sudo", "NOPASSWD"),
+        ("sh: 1: docker: not found", EngineError, "it has no docker command", "install Docker"),
+        ("@late", EngineError, "gives no answer: it hangs", "restart docker"),
+        ('{"ServerVersion": ""}\nCannot connect to the Docker daemon', EngineError,
+         "does not answer: Cannot connect", "restart docker"),
+        ('{"ServerErrors": ["permission denied"]}', EnginePermissionError, "may not talk",
+         "usermod"),
+        (info(ServerVersion="19.03.1"), EngineError, "19.03.1 is too old", "install 20.10"),
+    ],
+)  # fmt: skip
+def test_why_docker_cannot_be_used(
+    said: str, error: type[EngineError], what: str, hint: str
+) -> None:
+    found = spark(docker=said).docker_error()
+    assert type(found) is error
+    assert found.message.startswith("spark1: ")
+    assert what in found.message
+    assert hint in found.hint
+    assert spark().docker_error() is None
+
+
+def test_the_checksum_is_of_names_and_sizes() -> None:
+    whole = spark().model
+    other = spark(model=edited("model", ("1500 ./config", "1501 ./config"))).model
+    turned = spark(model="\n".join(reversed(PARTS["model"].splitlines()))).model
+    assert whole.checksum != other.checksum
+    assert whole.checksum == turned.checksum
+
+
+def test_a_clock_without_fractions() -> None:
+    assert spark(clock="now=1790000007.%N").skew_s == 7.0
+
+
+def test_limits() -> None:
+    assert spark(limits="memlock=unlimited").memlock == UNLIMITED
+    assert spark(limits="memlock=64").memlock == 65536
+    assert spark(limits="memlock=?").memlock is None
+    assert spark(limits="docker=18446744073709551615").docker_memlock == UNLIMITED
+
+
+def test_nothing_that_a_terminal_would_obey_gets_through() -> None:
+    one = spark(
+        machine="kernel=6\x1b[2J\nhost=a\x07b",
+        docker=info(ServerVersion="29\x1b[31m", Runtimes={"x\x1b": {}}, CDISpecDirs=["\x9b1m"]),
+        model="@folder\n1 ./a\x1b]0;b",
+    )
+    assert (one.kernel, one.host) == ("6[2J", "ab")
+    assert list(one.model.files) == ["a]0;b"]
+    assert "\\u00" not in json.dumps(one.to_dict())
+    assert one.docker.runtimes == ("x",)
+
+
+def test_json_leaves_out_the_files_of_the_model() -> None:
+    made = json.loads(json.dumps(spark().to_dict()))
+    assert made["model"]["files"] == 4
+    assert made["listening"] == [22, 631]
+
+
+@given(st.text())
+def test_no_text_is_too_wrong_to_be_read(said: str) -> None:
+    assert isinstance(reading.parse(said, NODE, now=NOW), NodeSnapshot)
+
+
+# Words that such lines are made of, in any order.
+WORDS = st.sampled_from(
+    [
+        *sorted({word for body in PARTS.values() for word in body.split()}), "@", "@late", "{", "[",
+        '{"a":', "null", "-1", "|||||", "0A", "\n", "=", ",,,,", "9" * 30, "\x00", "\udcff",
+    ]
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(sorted(PARTS)), st.lists(WORDS).map(" ".join)))
+def test_no_part_is_too_wrong_to_be_read(changes: dict[str, str]) -> None:
+    one = spark(NODE, **changes)
+    json.dumps(one.to_dict())
+
+
+TEXTS = st.text(max_size=8)
+
+
+@given(st.dictionaries(st.sampled_from(["ServerVersion", "DockerRootDir", "Runtimes",
+       "DriverStatus", "CDISpecDirs", "DiscoveredDevices", "SecurityOptions", "ServerErrors"]),
+       st.recursive(st.none() | st.integers() | TEXTS, max_leaves=6, extend=lambda one: (
+           st.lists(one, max_size=4) | st.dictionaries(TEXTS, one, max_size=4)))))  # fmt: skip
+def test_no_answer_of_docker_is_too_wrong_to_be_read(changes: dict[str, object]) -> None:
+    made = spark(docker=info(**changes)).to_dict()
+    json.dumps(made)
+    assert not reading.CONTROL.search(made["docker"]["version"] + made["docker"]["error"])
+
+
+# Over what its ranks talk
+
+
+RANKS = {
+    "links": "eth0 1000 1500 up\nfast 200000 9000 up\ndark 200000 9000 up\n@ eth0 10.1.0.1/24\n"
+    "@ eth0 fe80::1/64\n@ fast fe80::2/64\n@ fast fd00::2/64\n@ fast 10.2.0.1/24",
+    "rdma": "r0|1|4: ACTIVE|Ethernet|200 Gb/sec|fast\nr1|1|1: DOWN|Ethernet|200 Gb/sec|eth0",
+    "machine": "connection=10.0.0.9 50000 10.1.0.1 22",
+}
+
+
+@pytest.mark.parametrize(
+    ("node", "resolved", "address", "interface"),
+    [
+        ({"data": "10.2.0.1"}, "", "10.2.0.1", "fast"),
+        ({"data": "spark-fast"}, "10.2.0.1", "10.2.0.1", "fast"),
+        ({}, "", "10.1.0.1", "eth0"),
+        ({"control": "10.2.0.1"}, "", "10.2.0.1", "fast"),
+        # The client's way to it is not the node's own address: nothing is guessed.
+        ({"data": "127.0.0.2"}, "127.0.0.2", "", ""),
+        ({"interface": "fast"}, "10.1.0.1", "10.2.0.1", "fast"),
+        ({"interface": "fast"}, "fd00::2", "fd00::2", "fast"),
+        ({"interface": "dark"}, "", "", "dark"),
+        ({"interface": "fsat"}, "", "", ""),
+    ],
+)
+def test_the_address_for_the_others(
+    node: dict[str, Any], resolved: str, address: str, interface: str
+) -> None:
+    one = spark(Node(**{"name": "n", "control": "n", **node}), names=resolved, **RANKS)
+    link = fabric.data_link(one)
+    assert ((link.address, link.interface.name) if link else ("", "")) == (address, interface)
+    assert fabric.hcas(one) == {"fast": ("r0",), "eth0": ("r1",)}.get(interface, ())
+    named = Node(**{"name": "n", "control": "n", **node, "hca": ("r7", "r8")})
+    assert fabric.hcas(spark(named, **RANKS)) == ("r7", "r8")
+
+
+def test_a_link_local_address_is_the_last_choice() -> None:
+    assert fabric.usable(["fe80::1", "169.254.3.4", "fd00::2", "10.2.0.1", "127.0.0.1"]) == [
+        "10.2.0.1", "fd00::2", "169.254.3.4",
+    ]  # fmt: skip
+
+
+# The script itself
+
+
+def script(folder: str = "", docker: str = "docker", text: str | None = None) -> NodeSnapshot:
+    words = ["snapshot", docker, "images containers machine", "", "", "", folder]
+    said = Local().run(["sh", "-c", text or ssh.text("snapshot"), *words], timeout_s=60).stdout
+    return reading.read(said, NODE, now=time.time())
+
+
+def model_of(folder: Path) -> Path:
+    made = folder / "a model"
+    made.mkdir()
+    (made / "config.json").write_text("{}")
+    (made / "a-1.safetensors").write_bytes(b"x" * 10)
+    (made / ".cache").mkdir()
+    (made / ".cache" / "note").write_text("x")
+    (made / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "a-1.safetensors", "b": "a-2.safetensors"}})
+    )
+    return made
+
+
+def test_the_script_says_what_this_machine_is(tmp_path: Path) -> None:
+    one = script(str(model_of(tmp_path)))
+    assert one.kernel == Path("/proc/sys/kernel/osrelease").read_text().strip()
+    assert one.memory
+    assert one.free
+    assert one.available
+    assert one.host
+    assert one.boot
+    assert one.memlock is not None
+    assert one.skew_s is not None
+    assert abs(one.skew_s) < 30
+    assert list(one.model.files.items())[:2] == [("a-1.safetensors", 10), ("config.json", 2)]
+    assert one.model.lacking == ("a-2.safetensors",)
+    found = one.disk("model")
+    assert found is not None
+    assert found.free < found.total
+
+
+def test_a_model_in_a_download_cache_is_behind_links(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "1").write_bytes(b"12345")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "a.safetensors").symlink_to("../blobs/1")
+    assert script(str(tmp_path / "snapshot")).model.size == 5
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert script(str(tmp_path / "no")).model.state == "missing"
+    assert script(str(tmp_path / "file")).model.state == "closed"
+    assert script().model.state == ""
+
+
+def test_a_docker_that_hangs_holds_up_nothing(tmp_path: Path) -> None:
+    slow = tmp_path / "docker"
+    slow.write_text("#!/bin/sh\nexec sleep 100\n")
+    slow.chmod(0o755)
+    made = ssh.text("snapshot").replace("bounded 20 $docker", "bounded 1 $docker")
+    one = script(docker=str(slow), text=made)
+    assert one.docker.late
+    assert one.memory
+
+
+@pytest.mark.parametrize("said", ["This account is closed.", "", "\n@@ machine\nkernel=6"])
+def test_a_shell_that_does_not_do_it(said: str) -> None:
+    with pytest.raises(NodeError, match="n: its shell did not run the script") as caught:
+        reading.read(said, NODE, now=NOW)
+    assert caught.value.detail == said
+
+
+def test_what_is_left_out_is_unknown() -> None:
+    one = reading.parse(text(**dict.fromkeys(PARTS)), NODE, now=NOW)
+    empty: tuple[object, ...] = (None, "", (), frozenset(), False)
+    assert {key for key, value in vars(one).items() if value not in empty} == {
+        "node", "docker", "model",
+    }  # fmt: skip
+
+
+# Its images
+
+
+D = [f"sha256:{n:064x}" for n in range(10)]
+
+
+def image(id: str, *tags: str, layers: list[str] | None = None, **labels: str) -> dict[str, Any]:
+    return {
+        "Id": id,
+        "RepoTags": list(tags),
+        "Os": "linux",
+        "Architecture": "arm64",
+        "RootFS": {"Layers": layers or [D[0]]},
+        "Size": 5,
+        "Created": "2026-01-01T00:00:00Z",
+        "Config": {"Labels": labels, "Hostname": "", "Env": None},
+    }
+
+
+def read(*images: dict[str, Any], **parts: str) -> NodeSnapshot:
+    return spark(NODE, images="\n".join(map(json.dumps, images)), **parts)
+
+
+def test_an_image_is_found_by_its_names() -> None:
+    seen = read(image(D[1], "a:b"))
+    assert seen.by_tag("a:b") == seen.by_id(D[1])
+    assert seen.by_tag("a:c") is None
+
+
+def test_a_broken_answer_hides_no_image() -> None:
+    broken = spark(NODE, images=f'{{"Id": 1, "Config": 2}}\nbroken {{\n{json.dumps(image(D[1]))}')
+    assert broken.by_id(D[1]) is not None
+
+
+def test_images_lie_on_the_disks_of_their_store() -> None:
+    disks = "docker /dev/a 10 4 6 40% /\ncontainerd /dev/b 10 4 2 40% /var/lib/containerd"
+    assert [one.free for one in read(disk=disks).image_disks] == [6 * 1024, 2 * 1024]
+    overlay2 = info(DriverStatus=[["Backing Filesystem", "extfs"]])
+    assert [one.of for one in read(disk=disks, docker=overlay2).image_disks] == ["docker"]
+    assert len(read().image_disks) == 1
+
+
+def test_overlay2_has_every_layer_with_those_below_it() -> None:
+    seen = read(image(D[1], layers=D[2:4]), image(D[5], layers=D[2:3]))
+    assert seen.chains() == set(chain_ids(D[2:4]))
+
+
+def test_an_identity_does_not_depend_on_the_store() -> None:
+    one = read(image(D[1], "a:b", x="1")).images[0]
+    other = image(D[7], x="1")
+    other["Config"] |= {"Image": "sha256:0", "Env": [], "Domainname": ""}
+    assert read(other).images[0].identity == one.identity
+    assert read(image(D[1], x="2")).images[0].identity != one.identity
+    assert read(image(D[1], layers=D[:2], x="1")).images[0].identity != one.identity
+
+
+def test_an_image_without_a_date_or_config_is_read() -> None:
+    bare = {key: value for key, value in image(D[1]).items() if key not in ("Created", "Config")}
+    assert read(bare).images[0].labels == {}
+
+
+def test_containerd_has_what_it_lists() -> None:
+    listed = "@socket /run/x\nsha256:aa\nsha256:bb\n@whole"
+    assert read(content=listed).blobs({}) == {"sha256:aa", "sha256:bb"}
+
+
+def test_containerd_has_parts_of_what_was_broken_off() -> None:
+    active = "REF\tSIZE\tAGE\t\nlayer-sha256:cc\t6.3 MB\t2 minutes\t\nindex-sha256:dd\t1 B\t1 s\t"
+    seen = read(content=f"sha256:aa\n@whole\n{active}")
+    assert seen.content == frozenset({"sha256:aa"})
+    assert seen.begun == {"sha256:cc"}
+
+
+def test_a_user_who_may_not_list_goes_by_what_is_known_of_the_images() -> None:
+    receipt = json.dumps({"digest": D[2], "layers": [D[8]]})
+    seen = read(image(D[1]), image(D[2]), receipts=f"{receipt}\nbroken {{", content="x")
+    assert seen.content is None
+    # Known, and there; not what is known and not there.
+    assert seen.blobs({D[1]: [D[7]], D[3]: [D[9]]}) == {D[7], D[8]}
+
+
+LINKS = (
+    "eth0 1000 1500 up\nwlan0 -1 1500 up\nfast0 200000 9000 up\n@ eth0 10.0.0.1/24\n"
+    "@ fast0 fe80::1/64\n@ fast0 192.168.9.1/24\n@ lo 127.0.0.1/8"
+)
+
+
+def test_layers_on_the_slow_network_are_pointed_out() -> None:
+    warned = fabric.slow(read(links=LINKS))
+    assert warned is not None
+    assert "eth0 (1 Gbit/s), but fast0 has 200 Gbit/s" in warned
+    assert "data: 192.168.9.1" in warned
+    fast = Node(name="n", control="n", data="192.168.9.1")
+    assert fabric.slow(spark(fast, links=LINKS)) is None
+    # What it does not know it does not guess.
+    assert fabric.slow(read(links="eth0 -1 1500 up\n@ eth0 10.0.0.1/24")) is None
+
+
+def ours(id: str, created: str, *tags: str) -> dict[str, Any]:
+    labels = {"Labels": {"dev.sparkimage.variant": "v"}}
+    return {**image(id, *tags), "Created": created, "Config": labels}
+
+
+def test_removal_keeps_names_foreigners_and_the_newest() -> None:
+    seen = read(
+        ours(D[1], "5", "r:v"),
+        ours(D[2], "4", "r:v-previous"),
+        ours(D[3], "3"),
+        ours(D[4], "2"),
+        image(D[5], "x:y"),
+        image(D[6]),
+        ours(D[7], "9", "sparkimage-staging:abc"),
+    )
+    assert plan_removal(seen, 2) == ["sparkimage-staging:abc", D[3], D[4]]
+    assert plan_removal(seen, 3) == ["sparkimage-staging:abc", D[4]]
+    assert plan_removal(seen, 1) == ["sparkimage-staging:abc", D[3], D[4]]
+    assert plan_removal(seen, 9) == ["sparkimage-staging:abc"]
+
+
+def test_what_a_pull_left_is_a_staging_name() -> None:
+    left = f"127.0.0.1:4000/{STAGING}@{D[9]}"
+    one = image(D[1])
+    one["RepoDigests"] = [left, f"registry.test/{STAGING}@{D[9]}"]
+    seen = read(one, image(D[2], "r:v"))
+    assert seen.images[0].tags == (left,)
+    assert plan_removal(seen, 1) == [left]
