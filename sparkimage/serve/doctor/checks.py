@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from importlib import resources
 from typing import Any
+
+import yaml
 
 from sparkimage.config.defaults import API_PORT, GPU_MEMORY_UTILIZATION, MASTER_PORT
 from sparkimage.config.inventory import head_of
@@ -75,6 +78,10 @@ class Finding:
     why: str = ""
 
 
+TEXTS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(
+    resources.files("sparkimage").joinpath("data", "doctor.yaml").read_text("utf-8")
+)
+"""The checks in their order, and what is to be said of each."""
 Findings = Iterator[Finding]
 Rule = Callable[[ClusterReport], Findings]
 NodeRule = Callable[[ClusterReport, NodeSnapshot], Findings]
@@ -144,20 +151,24 @@ class Check:
 
 def check(
     id: str,
-    title: str,
-    why: str,
     *,
     seen: Callable[[NodeSnapshot], str] = lambda _node: "",
-    worst: Severity = FAIL,
     applies: Callable[[ClusterReport], bool] = lambda _cluster: True,
     knows: Callable[[NodeSnapshot], object] = lambda _node: True,
-    sources: Sequence[str] = (),
 ) -> Callable[[Rule], Check]:
-    """A check of all nodes together, whose rule is the function below."""
+    """The check of this id, whose rule is the function below; the rest is in ``TEXTS``."""
+    text = TEXTS[id]
     return lambda rule: Check(
-        id=id, title=title, why=why, rule=rule, seen=seen, worst=worst, applies=applies,
-        knows=knows, sources=tuple(sources),
-    )  # fmt: skip
+        id=id,
+        title=text["title"],
+        why=text["why"],
+        worst=Severity(text["worst"]),
+        sources=tuple(text.get("sources", ())),
+        rule=rule,
+        seen=seen,
+        applies=applies,
+        knows=knows,
+    )
 
 
 def each(rule: NodeRule) -> Rule:

@@ -14,17 +14,15 @@ from sparkimage.nodes.session import NodeReport
 from sparkimage.serve.doctor import rules_machine as machine
 from sparkimage.serve.doctor import rules_model as model
 from sparkimage.serve.doctor import rules_network as network
-from sparkimage.serve.doctor.checks import Check, ClusterReport, Diagnosis
+from sparkimage.serve.doctor.checks import TEXTS, Check, ClusterReport, Diagnosis
 
-CHECKS: tuple[Check, ...] = (
-    machine.reach, machine.distinct, machine.arch, machine.system, machine.docker,
-    machine.engines, machine.gpu, machine.gpu_free, machine.gpus_equal, machine.driver,
-    machine.drivers_equal, machine.gpus_flag, machine.nvidia_runtime, machine.cdi, network.rdma,
-    network.verbs, network.hca, network.interface, network.one_network, network.subnets,
-    network.speed, network.mtu, machine.memlock, machine.memory, machine.page_cache,
-    machine.swap, machine.disk, model.folder, model.shards, model.equal, model.fit,
-    machine.clock, machine.ntp, machine.held, machine.ports,
-)  # fmt: skip
+RULES = {
+    one.id: one
+    for module in (machine, network, model)
+    for one in vars(module).values()
+    if isinstance(one, Check)
+}
+CHECKS = tuple(RULES[id] for id in TEXTS)
 HERE = Node(name="this machine", control="localhost")
 """What this machine is called, where it is asked for itself."""
 

@@ -34,8 +34,6 @@ TOOLKIT = (
 FLUSH = "there: sudo sh -c 'sync; echo 3 > /proc/sys/vm/drop_caches'"
 UPGRADE = "there: sudo apt-get update && sudo apt-get dist-upgrade"
 LEAVE_OUT = "leave the odd ones out of --nodes"
-UNIFIED = "https://github.com/vllm-project/vllm/issues/35313"
-CDI = "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/cdi-support.html"
 
 
 def has_docker(node: NodeSnapshot) -> bool:
@@ -54,12 +52,7 @@ def models(node: NodeSnapshot) -> str:
     return ", ".join(f"{len(all_)} x {name}" for name, all_ in groups.items())
 
 
-@check(
-    "reach", "it answers",
-    "A node that cannot be asked cannot be given a server either. Host keys are always checked "
-    "and no password is ever asked for, so both must be settled by hand, once.",
-    seen=lambda node: f"as {node.user}",
-)  # fmt: skip
+@check("reach", seen=lambda node: f"as {node.user}")
 def reach(cluster: ClusterReport) -> Findings:
     """A node that cannot be asked; the others are examined all the same."""
     for one in cluster.nodes:
@@ -68,11 +61,7 @@ def reach(cluster: ClusterReport) -> Findings:
             yield Finding(nodes=(one.name,), severity=FAIL, what=what, mend=one.error.hint)
 
 
-@check(
-    "distinct", "it is a machine of its own",
-    "Two ranks on one machine fight for its GPU and its ports.",
-    applies=several, knows=lambda node: node.host and node.boot,
-)  # fmt: skip
+@check("distinct", applies=several, knows=lambda node: node.host and node.boot)
 def distinct(cluster: ClusterReport) -> Findings:
     """Two names of one machine."""
     for machine, names in grouped((n.name, f"{n.host} {n.boot}") for n in cluster.known).items():
@@ -84,21 +73,13 @@ def distinct(cluster: ClusterReport) -> Findings:
             )  # fmt: skip
 
 
-@check(
-    "arch", "one architecture", "One image by one digest runs on all nodes.",
-    seen=lambda node: node.arch, applies=several,
-)  # fmt: skip
+@check("arch", seen=lambda node: node.arch, applies=several)
 def arch(cluster: ClusterReport) -> Findings:
     """Nodes of several architectures."""
     yield from differing(cluster, lambda n: n.arch, FAIL, "not of one architecture", LEAVE_OUT)
 
 
-@check(
-    "system", "one system",
-    "What works on one node and not on the other is found sooner where both run the same system "
-    "and kernel.",
-    seen=lambda node: f"{node.os}, {node.kernel}", applies=several, worst=INFO,
-)  # fmt: skip
+@check("system", seen=lambda node: f"{node.os}, {node.kernel}", applies=several)
 def system(cluster: ClusterReport) -> Findings:
     """Nodes with several systems or kernels."""
     yield from differing(cluster, lambda node: node.os, INFO, "several systems", UPGRADE)
@@ -108,10 +89,7 @@ def system(cluster: ClusterReport) -> Findings:
 # Docker
 
 
-@check(
-    "docker", "Docker can be used", "Everything runs in it.",
-    seen=lambda node: node.docker.version or "no answer",
-)  # fmt: skip
+@check("docker", seen=lambda node: node.docker.version or "no answer")
 @each
 def docker(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A Docker that cannot be used."""
@@ -121,12 +99,11 @@ def docker(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
 
 @check(
-    "engines", "one Docker everywhere",
-    "Nothing of ours needs it; `docker load`, `--gpus` and image ids differ between versions and "
-    "stores, which costs time when something else is wrong.",
+    "engines",
     seen=lambda node: f"{node.docker.version} {node.docker.store}",
-    applies=several, knows=has_docker, worst=INFO,
-)  # fmt: skip
+    applies=several,
+    knows=has_docker,
+)
 def engines(cluster: ClusterReport) -> Findings:
     """Engines that differ."""
     mend = "there: sudo apt-get install --only-upgrade docker-ce docker.io"
@@ -136,12 +113,10 @@ def engines(cluster: ClusterReport) -> Findings:
 
 
 @check(
-    "memlock", "memory can be locked",
-    "RDMA pins its buffers. Our commands say `--ulimit memlock=-1:-1`, which a rootless Docker "
-    "may not grant; a command written by hand needs it too.",
+    "memlock",
     seen=lambda node: limit(node.memlock if node.docker_memlock is None else node.docker_memlock),
     knows=has_docker,
-)  # fmt: skip
+)
 @each
 def memlock(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Memory that RDMA cannot pin."""
@@ -169,11 +144,7 @@ def limit(count: int | None) -> str:
 # GPU
 
 
-@check(
-    "gpu", "the GPUs are there",
-    "A server without its GPU ends after minutes of loading, or loads a CPU build.",
-    seen=lambda node: models(node) or "none",
-)  # fmt: skip
+@check("gpu", seen=lambda node: models(node) or "none")
 @each
 def gpu(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """No GPU, or not those that are meant to be there."""
@@ -212,12 +183,8 @@ def gpu(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
 
 @check(
-    "gpu-free", "nothing else is on the GPUs",
-    "A second server finds too little memory, or is found too slow. On a unified machine it takes "
-    "the memory of the system, too.",
-    seen=lambda node: f"{len(node.processes)} processes",
-    knows=lambda node: node.gpus, worst=WARN,
-)  # fmt: skip
+    "gpu-free", seen=lambda node: f"{len(node.processes)} processes", knows=lambda node: node.gpus
+)
 @each
 def gpu_free(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Something else computes on the GPU."""
@@ -230,12 +197,7 @@ def gpu_free(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
         )  # fmt: skip
 
 
-@check(
-    "gpus-equal", "the same GPUs everywhere",
-    "Tensor parallelism cuts every layer into equal parts: the smallest GPU decides, and kernels "
-    "are compiled for one architecture.",
-    seen=models, applies=several, knows=lambda node: node.gpus,
-)  # fmt: skip
+@check("gpus-equal", seen=models, applies=several, knows=lambda node: node.gpus)
 def gpus_equal(cluster: ClusterReport) -> Findings:
     """Nodes with other GPUs than the others have."""
     same = len({len(node.gpus) for node in cluster.known}) == 1
@@ -244,13 +206,10 @@ def gpus_equal(cluster: ClusterReport) -> Findings:
 
 
 @check(
-    "driver", "the driver takes CUDA 13",
-    "An image of CUDA 13 needs a driver of that major version: with an older one the container "
-    "starts and its first CUDA call fails.",
+    "driver",
     seen=lambda node: f"{node.driver}, CUDA {node.cuda}",
     knows=lambda node: node.gpus and node.cuda,
-    sources=("https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html",),
-)  # fmt: skip
+)
 @each
 def driver(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A driver that is too old for our images."""
@@ -263,10 +222,8 @@ def driver(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
 
 @check(
-    "drivers-equal", "one driver everywhere",
-    "Ranks with different drivers may compile different kernels and fail in different ways.",
-    seen=lambda node: node.driver, applies=several, knows=lambda node: node.driver, worst=WARN,
-)  # fmt: skip
+    "drivers-equal", seen=lambda node: node.driver, applies=several, knows=lambda node: node.driver
+)
 def drivers_equal(cluster: ClusterReport) -> Findings:
     """Several drivers."""
     what, mend = "not the same driver everywhere", f"{UPGRADE} && sudo reboot"
@@ -274,16 +231,10 @@ def drivers_equal(cluster: ClusterReport) -> Findings:
 
 
 @check(
-    "gpus-flag", "`--gpus all` works",
-    "dockerd takes the flag only when it finds nvidia-container-runtime-hook in its PATH as it "
-    "starts; from 29 on also with nvidia-cdi-hook and a CDI specification.",
+    "gpus-flag",
     seen=lambda node: "hook" if node.has_hook else "CDI" if node.gpus_flag else "no",
     knows=has_docker_and_gpus,
-    sources=(
-        "https://github.com/moby/moby/blob/master/daemon/nvidia_linux.go",
-        "https://github.com/moby/moby/pull/50228",
-    ),
-)  # fmt: skip
+)
 @each
 def gpus_flag(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """``--gpus all`` that cannot work."""
@@ -294,13 +245,10 @@ def gpus_flag(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
 
 @check(
-    "nvidia-runtime", "the nvidia runtime",
-    "Many recipes write it; where the runtime is not registered Docker refuses the whole command "
-    "(`unknown or invalid runtime name: nvidia`). Our commands use `--gpus all`, which does not "
-    "need it.",
+    "nvidia-runtime",
     seen=lambda node: "registered" if "nvidia" in node.docker.runtimes else "not registered",
-    knows=has_docker_and_gpus, worst=INFO,
-)  # fmt: skip
+    knows=has_docker_and_gpus,
+)
 @each
 def nvidia_runtime(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """``--runtime nvidia`` that cannot work; nothing of ours needs it."""
@@ -314,12 +262,10 @@ def nvidia_runtime(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
 
 @check(
-    "cdi", "CDI fits the driver",
-    "A CDI specification names every library of one driver. After an upgrade it names files that "
-    "are gone, and containers do not start.",
+    "cdi",
     seen=lambda node: ", ".join(f"{one.kind} {one.driver}".strip() for one in node.cdi) or "none",
-    knows=has_docker_and_gpus, worst=WARN, sources=(CDI,),
-)  # fmt: skip
+    knows=has_docker_and_gpus,
+)
 @each
 def cdi(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Specifications that were made for another driver."""
@@ -335,13 +281,10 @@ def cdi(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
 
 @check(
-    "memory", "memory is available",
-    "vLLM takes a share of all memory as it starts (`--gpu-memory-utilization`) and refuses to "
-    "start when less is free. On a unified machine that is the same memory in which everything "
-    "else runs.",
+    "memory",
     seen=lambda node: share(node.available, node.memory),
-    knows=lambda node: node.memory is not None and node.available is not None, sources=(UNIFIED,),
-)  # fmt: skip
+    knows=lambda node: node.memory is not None and node.available is not None,
+)
 @each
 def memory(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Too little memory, or less than the other nodes have."""
@@ -369,13 +312,10 @@ def share(part: int | None, whole: int | None) -> str:
 
 
 @check(
-    "page-cache", "the page cache is small",
-    "On a unified machine CUDA does not count as free what the page cache holds, though the "
-    "kernel would give it back. After a copy of the model that is most of the memory.",
+    "page-cache",
     seen=lambda node: f"{share(node.free, node.memory)} free",
-    knows=lambda node: node.unified and node.free is not None, worst=WARN,
-    sources=(UNIFIED, "https://build.nvidia.com/spark/nemotron/troubleshooting"),
-)  # fmt: skip
+    knows=lambda node: node.unified and node.free is not None,
+)
 @each
 def page_cache(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Memory of a unified machine that the page cache holds: CUDA does not count it as free."""
@@ -390,12 +330,10 @@ def page_cache(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
 
 @check(
-    "swap", "no swap",
-    "A unified machine that is out of memory swaps for minutes, in which ssh does not answer "
-    "either, where without swap one process ends.",
+    "swap",
     seen=lambda node: human(node.swap) if node.swap else "none",
-    knows=lambda node: node.unified, worst=WARN,
-)  # fmt: skip
+    knows=lambda node: node.unified,
+)
 @each
 def swap(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Swap on a unified machine."""
@@ -407,12 +345,10 @@ def swap(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
 
 @check(
-    "disk", "room where Docker writes",
-    "Containers, logs and compiled kernels need some; a next image of 25 GB needs twice that on "
-    "containerd's store.",
+    "disk",
     seen=lambda node: f"{human(node.image_disks[0].free)} free",
     knows=lambda node: node.disk("docker") is not None,
-)  # fmt: skip
+)
 @each
 def disk(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A disk with no room where Docker writes."""
@@ -427,12 +363,10 @@ def disk(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
 
 @check(
-    "clock", "the clocks agree",
-    "The logs of the ranks are laid beside each other by their time; with a clock that is far off "
-    "certificates and signatures are refused.",
+    "clock",
     seen=lambda node: f"{round(node.skew_s or 0, 1) + 0.0:+.1f} s",
     knows=lambda node: node.skew_s is not None,
-)  # fmt: skip
+)
 @each
 def clock(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Clocks that are wrong, or apart."""
@@ -448,10 +382,10 @@ def clock(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
 
 @check(
-    "ntp", "the clock is kept", "A clock that nobody keeps drifts by seconds a day.",
+    "ntp",
     seen=lambda node: "kept" if node.synced else "not kept",
-    knows=lambda node: node.synced is not None, worst=WARN,
-)  # fmt: skip
+    knows=lambda node: node.synced is not None,
+)
 @each
 def ntp(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A clock that nobody keeps."""
@@ -463,12 +397,7 @@ MATTERS = ("nvidia", "cuda", "docker", "containerd", "linux-", "libnccl", "runc"
 """How the names of packages begin that a server of models stands on."""
 
 
-@check(
-    "held", "no package is held back",
-    "Held packages of the driver, of Docker or of the kernel make nodes drift apart with every "
-    "upgrade, and let an upgrade of one of them break the other.",
-    seen=lambda node: kept(node) or "none", worst=WARN,
-)  # fmt: skip
+@check("held", seen=lambda node: kept(node) or "none")
 @each
 def held(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Packages that apt leaves as they are."""
@@ -491,11 +420,7 @@ def kept(node: NodeSnapshot) -> str:
     )
 
 
-@check(
-    "ports", "the head's ports are free",
-    "With `--network host` the server ends when its port is taken; and the ranks would meet "
-    "whatever else listens there.",
-)  # fmt: skip
+@check("ports")
 @each
 def ports(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Something else listens where the head is to listen."""

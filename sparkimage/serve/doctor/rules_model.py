@@ -37,12 +37,10 @@ def has_files(node: NodeSnapshot) -> bool:
 
 
 @check(
-    "model", "the model's folder",
-    "Every rank reads its part of the weights from its own disk. Docker makes a folder that is "
-    "missing, empty and owned by root.",
+    "model",
     seen=lambda node: f"{len(node.model.files)} files, {human(node.model.size)}",
     applies=with_model,
-)  # fmt: skip
+)
 @each
 def folder(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A folder that is not there, or cannot be read."""
@@ -60,14 +58,13 @@ def folder(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
 
 @check(
-    "shards", "the model is whole",
-    "A download that was broken off looks like a model until the rank that needs the missing file "
-    "ends, minutes later.",
+    "shards",
     seen=lambda node: (
         f"{len(node.model.named)} files of its index" if node.model.named else "no index"
     ),
-    applies=with_model, knows=has_files,
-)  # fmt: skip
+    applies=with_model,
+    knows=has_files,
+)
 @each
 def shards(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A model that is not whole."""
@@ -92,12 +89,11 @@ def some(names: Sequence[str]) -> str:
 
 
 @check(
-    "model-equal", "the same model everywhere",
-    "Ranks with different weights or a different config answer nonsense, or wait for each other "
-    "for ever. Names and sizes are compared, not contents.",
+    "model-equal",
     seen=lambda node: node.model.checksum,
-    applies=lambda cluster: cluster.several and bool(cluster.model), knows=has_files,
-)  # fmt: skip
+    applies=lambda cluster: cluster.several and bool(cluster.model),
+    knows=has_files,
+)
 def equal(cluster: ClusterReport) -> Findings:
     """Folders that differ, by names and sizes."""
     groups = grouped((one.name, one.model.checksum) for one in cluster.known)
@@ -121,11 +117,11 @@ def difference(first: Folder, second: Folder) -> list[str]:
 
 
 @check(
-    "fit", "the model fits into memory",
-    "The weights of all ranks must find room in the GPUs' memory, and the KV cache beside them.",
+    "fit",
     seen=lambda node: f"{human(node.model.size)}, {human(capacity(node))}",
-    applies=with_model, knows=lambda node: has_files(node) and capacity(node) > 0,
-)  # fmt: skip
+    applies=with_model,
+    knows=lambda node: has_files(node) and capacity(node) > 0,
+)
 def fit(cluster: ClusterReport) -> Findings:
     """A model that is larger than all memory."""
     room = cluster.utilization * sum(map(capacity, cluster.known))

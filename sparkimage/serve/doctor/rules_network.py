@@ -25,7 +25,6 @@ FAST = 100_000
 """Mbit/s from which on packets of 1500 bytes cost the processor too much."""
 JUMBO = 9000
 """Bytes; what guides for DGX Sparks set."""
-SPARKS = "https://github.com/eugr/spark-vllm-docker/blob/main/docs/NETWORKING.md"
 
 
 def by_rdma(cluster: ClusterReport) -> bool:
@@ -66,12 +65,10 @@ def ports_of(node: NodeSnapshot) -> str:
 
 
 @check(
-    "rdma", "RDMA on the data interface",
-    "Without it NCCL falls back to sockets without a word (`via NET/Socket`), at a fraction of "
-    "the speed. `--no-rdma` where that is what you want.",
+    "rdma",
     seen=lambda node: ", ".join(port.device for port in node.rdma if port.active) or "none",
     applies=by_rdma,
-)  # fmt: skip
+)
 @each
 def rdma(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """No RDMA between the nodes."""
@@ -95,12 +92,7 @@ def rdma(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
         )
 
 
-@check(
-    "verbs", "/dev/infiniband is there",
-    "A container reaches RDMA through its verbs devices (uverbs0, …). Where the folder is "
-    "missing, Docker refuses the container.",
-    seen=lambda node: ", ".join(node.verbs) or "none", applies=by_rdma,
-)  # fmt: skip
+@check("verbs", seen=lambda node: ", ".join(node.verbs) or "none", applies=by_rdma)
 @each
 def verbs(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """No way for a container to RDMA."""
@@ -115,13 +107,7 @@ def verbs(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
         )
 
 
-@check(
-    "hca", "its RDMA devices",
-    "NCCL passes over a device of NCCL_IB_HCA that is not there. A DGX Spark shows each of its "
-    "plugs as two devices, each good for half of the rate: NCCL needs both.",
-    seen=lambda node: ", ".join(fabric.hcas(node)),
-    applies=by_rdma, knows=fabric.hcas, sources=(SPARKS,),
-)  # fmt: skip
+@check("hca", seen=lambda node: ", ".join(fabric.hcas(node)), applies=by_rdma, knows=fabric.hcas)
 @each
 def hca(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """RDMA devices of the fleet file that are not there, and such as it leaves unused."""
@@ -147,12 +133,7 @@ def hca(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
             )  # fmt: skip
 
 
-@check(
-    "interface", "the data interface",
-    "NCCL and GLOO are told its name (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME); with a wrong one "
-    "the ranks never find each other.",
-    seen=interface_of, applies=several,
-)  # fmt: skip
+@check("interface", seen=interface_of, applies=several)
 @each
 def interface(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A data interface that is not there, down, or without an address."""
@@ -180,25 +161,14 @@ def interface(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
         )  # fmt: skip
 
 
-@check(
-    "network", "one network",
-    "Ranks that reach each other through a router have its speed and no RDMA; most often it is a "
-    "wrong address.",
-    seen=network_of, applies=several, knows=data_link, worst=WARN,
-)  # fmt: skip
+@check("network", seen=network_of, applies=several, knows=data_link)
 def one_network(cluster: ClusterReport) -> Findings:
     """Nodes whose data addresses are not in one network."""
     mend = "correct `data` in the fleet file, or the addresses there (netplan)"
     yield from differing(cluster, network_of, WARN, "not in one network", mend)
 
 
-@check(
-    "subnets", "one interface a network",
-    "With two interfaces in one network the kernel answers over either of them: what comes in by "
-    "the fast one goes out by the other. The two interfaces of one plug of a DGX Spark need a "
-    "network each.",
-    applies=several, worst=WARN, sources=(SPARKS,),
-)  # fmt: skip
+@check("subnets", applies=several)
 @each
 def subnets(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Two interfaces of a node in one network, of which one matters here.
@@ -220,12 +190,7 @@ def subnets(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
             )  # fmt: skip
 
 
-@check(
-    "speed", "its speed",
-    "Every token crosses the network once per layer: over the management interface several "
-    "machines are slower than one.",
-    seen=rate, applies=several, knows=data_link, worst=WARN, sources=(SPARKS,),
-)  # fmt: skip
+@check("speed", seen=rate, applies=several, knows=data_link)
 def speed(cluster: ClusterReport) -> Findings:
     """Ranks that talk over a slow interface."""
     yield from each(_slow)(cluster)
@@ -251,12 +216,7 @@ def _slow(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
         )  # fmt: skip
 
 
-@check(
-    "mtu", "its MTU",
-    "With frames of 1500 bytes a network of 100 Gbit/s and more keeps the processor busy; with "
-    "frames of several sizes large messages vanish while pings pass.",
-    seen=mtu_of, applies=several, knows=data_link, worst=WARN, sources=(SPARKS,),
-)  # fmt: skip
+@check("mtu", seen=mtu_of, applies=several, knows=data_link)
 def mtu(cluster: ClusterReport) -> Findings:
     """Frames of several sizes, or small ones on a fast network."""
     mend = f"there: sudo ip link set INTERFACE mtu {JUMBO}; for good in netplan"
