@@ -31,8 +31,10 @@ from sparkimage.cli.base import (
     MirrorOption,
     Settings,
     console,
+    new_table,
     outside,
     plans_of,
+    print_json,
     read_matrix,
     use_mirrors,
     workshop,
@@ -184,7 +186,6 @@ def schema(
 @app.command()
 def images(as_json: JsonOption = False) -> None:
     """List what the image store holds."""
-    from rich.table import Table
 
     from sparkimage.core import paths
     from sparkimage.core.units import human
@@ -211,11 +212,9 @@ def images(as_json: JsonOption = False) -> None:
             }
         )
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("name", "digest", "platform", "size", "layers", "seal"):
-        table.add_column(column, overflow="fold")
+    table = new_table("name", "digest", "platform", "size", "layers", "seal")
     for row in rows:
         table.add_row(
             row["name"], row["digest"][7:19], row["platform"], human(row["size"]),
@@ -246,7 +245,7 @@ def _build(
     shop = workshop(read, quiet=as_json, builder=builder_name)
     results = [pipeline.build(plan, shop, rebuild=rebuild, repair=repair) for plan in plans]
     if as_json:
-        typer.echo(json.dumps([show.facts(result) for result in results], indent=1))
+        print_json([show.facts(result) for result in results])
         return
     terminal = console()
     terminal.print(show.results_table(results))

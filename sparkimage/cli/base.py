@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +13,10 @@ from sparkimage.core.errors import LockError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from sparkimage.build.context import Workshop
+    from sparkimage.config.inventory import Fleet
     from sparkimage.config.lockfile import Lock
     from sparkimage.config.matrix import Matrix, Variant
     from sparkimage.config.plan import Plan
@@ -57,6 +60,50 @@ def use_mirrors(given: Sequence[str] | None) -> None:
 def say(line: str) -> None:
     """Tell the user something beside the result: on standard error."""
     typer.echo(line, err=True)
+
+
+def print_json(data: Any) -> None:
+    """The result for other programs: on standard output."""
+    typer.echo(json.dumps(data, indent=1))
+
+
+def new_table(
+    *columns: str,
+    right: Collection[str] = (),
+    whole: Collection[str] = (),
+    title: str = "",
+    header: bool = True,
+) -> Table:
+    """A table for a terminal: plain, its title on the left.
+
+    Columns in ``right`` are aligned right; those in ``whole`` are not wrapped.
+    """
+    from rich.table import Table
+
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=header,
+        title=title or None, title_justify="left", title_style="bold",
+    )  # fmt: skip
+    for column in columns:
+        table.add_column(
+            column,
+            justify="right" if column in right else "left",
+            overflow="fold",
+            no_wrap=column in whole,
+        )
+    return table
+
+
+def project_folder() -> Path:
+    """The folder of the matrix, with images/ and fleet.yaml."""
+    return Settings.matrix_file.absolute().parent
+
+
+def read_fleet(nodes: str) -> Fleet:
+    """The nodes that ``--nodes`` names. Raises ``ConfigError`` or ``UsageError``."""
+    from sparkimage.config import inventory
+
+    return inventory.read(nodes, project_folder())
 
 
 def console(*, stderr: bool = False) -> Console:

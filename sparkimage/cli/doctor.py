@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli.base import JsonOption, Settings, console
+from sparkimage.cli.base import JsonOption, console, print_json, read_fleet
 from sparkimage.cli.fleet import NODES, NodesOption, PatienceOption
 from sparkimage.config.defaults import API_PORT, GPU_MEMORY_UTILIZATION, MASTER_PORT
 from sparkimage.core.errors import DoctorError, UsageError
@@ -68,7 +66,6 @@ def doctor(
 
     Exit code 19 when something failed: docs/doctor.md says what is examined and why.
     """
-    from sparkimage.config import inventory as fleets
     from sparkimage.nodes import session, ssh
     from sparkimage.serve.doctor import doctor as doctors
     from sparkimage.serve.doctor.checks import FAIL, WARN, ClusterReport
@@ -82,7 +79,7 @@ def doctor(
     if local:
         reports = doctors.this_machine(model, patience_s=patience)
     else:
-        fleet = fleets.read(nodes, Path(Settings.matrix_file).resolve().parent)
+        fleet = read_fleet(nodes)
         reports = session.survey(fleet, ssh.MACHINE, patience_s=patience, model=model)
     cluster = ClusterReport(
         nodes=reports, model=model, port=port, master_port=master_port, rdma=rdma,
@@ -90,7 +87,7 @@ def doctor(
     )  # fmt: skip
     found = doctors.examine(cluster)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
+        print_json(found.to_dict())
     else:
         _show(found, time.monotonic() - began)
     failed, warned = found.count(FAIL), found.count(WARN)

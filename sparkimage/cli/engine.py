@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sparkimage.cli.base import console
+from sparkimage.cli.base import console, new_table
 
 app = typer.Typer(help="The Docker engine to build with.", no_args_is_help=True)
 
@@ -38,7 +38,6 @@ def engine_down(
 @app.command("status")
 def engine_status() -> None:
     """Say which engine is used, why, and what it has."""
-    from rich.table import Table
 
     from sparkimage.build.engine import private
     from sparkimage.core import paths
@@ -46,7 +45,7 @@ def engine_status() -> None:
     from sparkimage.core.units import human
 
     status = private.status(paths.home(), Local())
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table = new_table(header=False)
     used = status.used
     rows = {
         "engine": f"{used.version} at {used.host}" if used else "none",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from sparkimage.cli.base import JsonOption, console
+from sparkimage.cli.base import JsonOption, console, print_json
 from sparkimage.core.errors import KnownFailureError, UsageError
 
 if TYPE_CHECKING:
@@ -61,15 +60,12 @@ def explain(
     across = knowledge.across(readings)
     count = sum(len(reading.matches()) for reading in readings) + len(across)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "found": count,
-                    "logs": [_facts(reading) for reading in readings],
-                    "across": [match.to_dict() for match in across],
-                },
-                indent=1,
-            )
+        print_json(
+            {
+                "found": count,
+                "logs": [_facts(reading) for reading in readings],
+                "across": [match.to_dict() for match in across],
+            }
         )
     else:
         _print(console(), readings, across)

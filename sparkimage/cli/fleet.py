@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparkimage.cli.base import AllowOption, JsonOption, Settings, console, read_matrix
+from sparkimage.cli.base import (
+    AllowOption,
+    JsonOption,
+    console,
+    new_table,
+    print_json,
+    project_folder,
+    read_fleet,
+    read_matrix,
+)
 from sparkimage.cli.verify import Reference, tiers_of, to_ship
 from sparkimage.core.errors import NodeError, UsageError
 
@@ -96,13 +104,12 @@ def distribute(
     as_json: JsonOption = False,
 ) -> None:
     """Bring a proven image to every node, or to none: only the layers that each one lacks."""
-    from sparkimage.config import inventory as fleets
     from sparkimage.nodes import ssh
 
     if key is not None and not via:
         raise UsageError("--key is of what a registry holds", hint="give --via, too")
-    folder = Settings.matrix_file.absolute().parent
-    fleet = fleets.read(nodes, folder)
+    folder = project_folder()
+    fleet = read_fleet(nodes)
     with ExitStack() as stack, ssh.remotes(fleet.nodes, patience) as remotes:
         # Even what is imported below takes as long as the nodes take to answer.
         owner = ssh.lock_owner()
@@ -149,7 +156,7 @@ def distribute(
             for warning in distribution.warned():
                 typer.echo(f"warning: {warning}", err=True)
     if as_json:
-        typer.echo(json.dumps(outcome.to_dict(), indent=1))
+        print_json(outcome.to_dict())
     else:
         console().print(_outcome_table(outcome))
     if outcome.failed:
@@ -192,19 +199,16 @@ def _ask_the_registry(
 
 
 def _outcome_table(outcome: Outcome) -> Table:
-    from rich.table import Table
 
     from sparkimage.core.units import clock, human
 
     marks = {"moved": "[green]✓[/]", "unchanged": "[green]=[/]", "failed": "[red]✗[/]"}
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left",
-        title=f"{outcome.name} ({outcome.digest[7:19]}), {clock(outcome.seconds)}",
-        title_style="bold",
-    )  # fmt: skip
     planned = any(one.state == "planned" for one in outcome.nodes)
-    for column in ("", "node", "state", "to send" if planned else "sent", "layers"):
-        table.add_column(column, justify="right" if "se" in column else "left")
+    sent_column = "to send" if planned else "sent"
+    table = new_table(
+        "", "node", "state", sent_column, "layers", right=[sent_column],
+        title=f"{outcome.name} ({outcome.digest[7:19]}), {clock(outcome.seconds)}",
+    )  # fmt: skip
     for one in outcome.nodes:
         sent = f"from {one.source}" if one.source else human(one.sent)
         came = "to come" if one.state == "planned" else "came"
@@ -224,7 +228,6 @@ def nodes(
     as_json: JsonOption = False,
 ) -> None:
     """Show who has what, and whether it is the same everywhere (exit code 15 when it is not)."""
-    from sparkimage.config import inventory as fleets
     from sparkimage.core import paths
     from sparkimage.core.errors import MixedFleetError
     from sparkimage.image.store import Store
@@ -234,12 +237,12 @@ def nodes(
     read = read_matrix()
     name = _image_name(read, variant) if variant is not None else None
     views = maintenance.look(
-        fleets.read(nodes, read.root), Store.open(paths.store()), repository=read.repository,
+        read_fleet(nodes), Store.open(paths.store()), repository=read.repository,
         only=name, patience_s=patience,
     )  # fmt: skip
     differ = maintenance.differing(views)
     if as_json:
-        typer.echo(json.dumps([view.to_dict() for view in views], indent=1))
+        print_json([view.to_dict() for view in views])
     else:
         console().print(_nodes_table(views))
         if maintenance.names(views):
@@ -249,7 +252,7 @@ def nodes(
         from sparkimage.nodes.retag import lines
 
         raise NodeError(
-            f"{len(errors)} of {len(views)} nodes cannot be asked"
+            f"could not reach {len(errors)} of {len(views)} nodes"
             + (f"; not the same on the others: {', '.join(differ)}" if differ else ""),
             detail="\n".join(lines(errors)),
         )
@@ -269,14 +272,13 @@ def rollback(
     patience: PatienceOption = 60.0,
 ) -> None:
     """Go back to the former image, on every node or on none."""
-    from sparkimage.config import inventory as fleets
     from sparkimage.core.progress import View
     from sparkimage.nodes import maintenance
     from sparkimage.nodes.retag import lines
     from sparkimage.nodes.ssh import lock_owner
 
     read, view = read_matrix(), View(console(stderr=True))
-    fleet, name = fleets.read(nodes, read.root), _image_name(read, variant)
+    fleet, name = read_fleet(nodes), _image_name(read, variant)
     errors = maintenance.rollback(
         fleet, name, owner=lock_owner(), patience_s=patience, partial=partial, say=view.say
     )
@@ -302,22 +304,20 @@ def gc(
 
     Never what a container uses, and never what has a name, such as the former image.
     """
-    from sparkimage.config import inventory as fleets
     from sparkimage.core.units import human
     from sparkimage.nodes import maintenance
     from sparkimage.nodes.retag import lines
     from sparkimage.nodes.ssh import lock_owner
 
-    read = read_matrix()
     came, errors = maintenance.collect(
-        fleets.read(nodes, read.root),
+        read_fleet(nodes),
         keep=keep,
         owner=lock_owner(),
         patience_s=patience,
         dry_run=dry_run,
     )
     if as_json:
-        typer.echo(json.dumps([one.to_dict() for one in came], indent=1))
+        print_json([one.to_dict() for one in came])
     for one in came if not as_json else ():
         what = "would set free at most" if dry_run else "set free"
         typer.echo(f"{one.node}: {what} {human(one.freed)}")
@@ -349,38 +349,35 @@ def receipts(
     "arrival": layers, config and platform are those that were sent, and a container can be made
     of them.
     """
-    from sparkimage.config import inventory as fleets
     from sparkimage.core import paths
     from sparkimage.nodes import maintenance
     from sparkimage.nodes import receipts as keeping
     from sparkimage.nodes.retag import lines
 
     if nodes:
-        found, errors = maintenance.receipts(
-            fleets.read(nodes, read_matrix().root), patience_s=patience
-        )
+        found, errors = maintenance.receipts(read_fleet(nodes), patience_s=patience)
     else:
         found, errors = keeping.kept(paths.home() / keeping.FOLDER), {}
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
     elif found:
         console().print(_receipts_table(found))
     else:
         typer.echo("no image was brought anywhere" + (" there" if nodes else " from here"))
     if errors:
-        raise NodeError(f"{len(errors)} nodes cannot be asked", detail="\n".join(lines(errors)))
+        raise NodeError(f"could not reach {len(errors)} nodes", detail="\n".join(lines(errors)))
 
 
 def _receipts_table(found: Sequence[Mapping[str, Any]]) -> Table:
     from rich.markup import escape
-    from rich.table import Table
 
     from sparkimage.nodes import receipts as keeping
     from sparkimage.nodes.distribute import PROVEN
 
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for place, column in enumerate(("when (UTC)", "image", "digest", "seal", "proven there", "on")):
-        table.add_column(column, overflow="fold", no_wrap=place < 3)
+    table = new_table(
+        "when (UTC)", "image", "digest", "seal", "proven there", "on",
+        whole=["when (UTC)", "image", "digest"],
+    )  # fmt: skip
     for one, on in keeping.grouped(found):
         seal, proven = one.get("seal"), list(one.get("proven") or ())
         if set(PROVEN) <= set(proven):
@@ -409,17 +406,15 @@ def _image_name(read: Matrix, given: str) -> str:
 
 
 def _nodes_table(views: Sequence[NodeView]) -> Table:
-    from rich.table import Table
 
     from sparkimage.core.units import human
 
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("", "node", "docker", "store", "arch", "free disk", "images of ours"):
-        table.add_column(column, justify="right" if column == "free disk" else "left")
+    columns = ("", "node", "docker", "store", "arch", "free disk", "our images")
+    table = new_table(*columns, right=["free disk"])
     for view in views:
         seen = view.snapshot
         if seen is None:
-            table.add_row("[red]✗[/]", view.name, "", "", "", "", "[red]cannot be asked[/]")
+            table.add_row("[red]✗[/]", view.name, "", "", "", "", "[red]unreachable[/]")
             continue
         count = str(len(view.images)) if view.images else "[dim]none[/]"
         table.add_row(
@@ -431,14 +426,12 @@ def _nodes_table(views: Sequence[NodeView]) -> Table:
 
 def _images_table(views: Sequence[NodeView], differ: Sequence[str]) -> Table:
     """Each name with every image that it stands for, and on which nodes."""
-    from rich.table import Table
 
     from sparkimage.nodes import maintenance
 
     asked = [view.name for view in views if view.error is None]
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("", "image", "digest", "since (UTC)", "on"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("digest", "since (UTC)"))
+    columns = ("", "image", "digest", "since (UTC)", "on")
+    table = new_table(*columns, whole=["digest", "since (UTC)"])
     for name in maintenance.names(views):
         mark, label = "[red]≠[/]" if name in differ else "[green]=[/]", name
         for one in maintenance.standings(views, name):

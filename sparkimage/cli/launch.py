@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli.base import AllowOption, JsonOption, console, read_matrix, say
+from sparkimage.cli.base import (
+    AllowOption,
+    JsonOption,
+    console,
+    new_table,
+    print_json,
+    read_fleet,
+    read_matrix,
+    say,
+)
 from sparkimage.cli.fleet import NODES, NodesOption, PatienceOption
 from sparkimage.cli.verify import Reference, to_ship
 from sparkimage.core.errors import LaunchError, UsageError
@@ -90,7 +98,6 @@ def launch(
     """
     import re
 
-    from sparkimage.config import inventory as fleets
     from sparkimage.config.inventory import Fleet
     from sparkimage.core import paths
     from sparkimage.core.progress import View
@@ -109,7 +116,7 @@ def launch(
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(f"--name {name!r} cannot be a container's name", hint="letters, digits, -")
     read, store = read_matrix(), Store.open(paths.store())
-    fleet = fleets.read(nodes, read.root)
+    fleet = read_fleet(nodes)
     record, held, _decision = to_ship(
         store, reference, keys=Keyring.user(), allow_unverified=allow_unverified, read=read
     )
@@ -164,7 +171,7 @@ def launch(
 
 def _print(planned: Sequence[Container], form: Form, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps([one.to_dict() for one in planned], indent=1))
+        print_json([one.to_dict() for one in planned])
         return
     for place, one in enumerate(planned):
         role = "head" if one.rank == 0 else "worker"
@@ -180,7 +187,7 @@ def _show_ready(ready: Ready, *, as_json: bool) -> None:
     from sparkimage.core.units import clock
 
     if as_json:
-        typer.echo(json.dumps(ready.to_dict(), indent=1))
+        print_json(ready.to_dict())
         return
     _show_findings(ready.findings, as_json=False)
     where = ", ".join(node for _, node, _ in ready.ranks)
@@ -192,16 +199,13 @@ def _show_ready(ready: Ready, *, as_json: bool) -> None:
 
 def _show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     if as_json:
-        typer.echo(json.dumps({"proof": [one.to_dict() for one in findings]}, indent=1))
+        print_json({"proof": [one.to_dict() for one in findings]})
         return
     if not findings:
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("", "rank", "node", "looked for", "seen"):
-        table.add_column(column, overflow="fold")
+    table = new_table("", "rank", "node", "looked for", "seen")
     for one in findings:
         mark = "[green]✓[/]" if one.ok else "[red]✗[/]"
         table.add_row(mark, str(one.rank), escape(one.node), one.what, escape(one.seen))
@@ -215,18 +219,15 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show what runs on the nodes, and whether it is whole (exit code 18 when it is broken)."""
-    from sparkimage.config import inventory as fleets
     from sparkimage.serve import running
 
-    found, errors = running.look(
-        fleets.read(nodes, read_matrix().root), name=name, patience_s=patience
-    )
+    found, errors = running.look(read_fleet(nodes), name=name, patience_s=patience)
     if as_json:
         said = {
             "sets": [one.to_dict() for one in found],
             "errors": {node: error.message for node, error in sorted(errors.items())},
         }
-        typer.echo(json.dumps(said, indent=1))
+        print_json(said)
     elif found:
         for place, one in enumerate(found):
             if place:
@@ -239,8 +240,8 @@ def status(
         from sparkimage.nodes.retag import lines
         from sparkimage.serve import sets
 
-        error = sets.failure(errors, len(fleets.read(nodes, read_matrix().root).nodes), "")
-        error.message = f"{len(errors)} nodes cannot be asked"
+        error = sets.failure(errors, len(read_fleet(nodes).nodes), "")
+        error.message = f"could not reach {len(errors)} nodes"
         error.detail = "\n".join([*lines(errors), *broken])
         raise error
     if broken:
@@ -256,16 +257,13 @@ def status(
 
 def _status_table(one: Standing) -> Table:
     from rich.markup import escape
-    from rich.table import Table
 
     first = one.set.members[0]
     health = one.health or "no head to ask"
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left", title_style="bold",
+    table = new_table(
+        "", "node", "rank", "state", "since (UTC)", "image", "restarts", right=["rank", "restarts"],
         title=f"{one.set.name}: {first.variant}, {first.profile}; health: {health}",
     )  # fmt: skip
-    for column in ("", "node", "rank", "state", "since (UTC)", "image", "restarts"):
-        table.add_column(column, justify="right" if column in ("rank", "restarts") else "left")
     identity = first.identity
     for member in one.set.members:
         zombie = member in one.set.zombies
@@ -292,11 +290,10 @@ def logs(
     patience: PatienceOption = 60.0,
 ) -> None:
     """Print the ranks' logs as one, each line with its node's name."""
-    from sparkimage.config import inventory as fleets
     from sparkimage.serve import running
 
     with running.logs(
-        fleets.read(nodes, read_matrix().root), name=name, node=node, rank=rank, tail=tail,
+        read_fleet(nodes), name=name, node=node, rank=rank, tail=tail,
         follow=follow, patience_s=patience,
     ) as (names, lines, errors):  # fmt: skip
         for lost, error in sorted(errors.items()):
@@ -317,10 +314,9 @@ def stop(
     patience: PatienceOption = 60.0,
 ) -> None:
     """End a set on all nodes, and what is left of one; nothing to end is no failure."""
-    from sparkimage.config import inventory as fleets
     from sparkimage.serve import running, sets
 
-    fleet = fleets.read(nodes, read_matrix().root)
+    fleet = read_fleet(nodes)
     was, errors = running.stop(fleet, name=name, patience_s=patience)
     if was is None:
         typer.echo("there is nothing to stop" + (" on the nodes that answer" if errors else ""))
@@ -342,14 +338,13 @@ def restart(
     as_json: JsonOption = False,
 ) -> None:
     """Start a set again: the same containers, so the same commands and the same image."""
-    from sparkimage.config import inventory as fleets
     from sparkimage.core.progress import View
     from sparkimage.serve import running
     from sparkimage.serve.launch import ProofError
 
     try:
         ready = running.restart(
-            fleets.read(nodes, read_matrix().root), name=name, timeout_s=timeout, keep=keep,
+            read_fleet(nodes), name=name, timeout_s=timeout, keep=keep,
             patience_s=patience, view=View(console(stderr=True), quiet=as_json),
         )  # fmt: skip
     except ProofError as error:

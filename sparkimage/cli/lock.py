@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,9 @@ from sparkimage.cli.base import (
     JsonOption,
     MirrorOption,
     console,
+    new_table,
     outside,
+    print_json,
     read_lock,
     read_matrix,
     say,
@@ -67,7 +68,6 @@ def _check(read: Matrix) -> None:
 
 
 def _outdated(read: Matrix, *, as_json: bool) -> None:
-    from rich.table import Table
 
     from sparkimage.resolve import resolver
 
@@ -77,11 +77,9 @@ def _outdated(read: Matrix, *, as_json: bool) -> None:
     with console(stderr=True).status("looking outside"):
         news, fresh = resolver.outdated(read, held, quiet)
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in news], indent=1))
+        print_json([asdict(one) for one in news])
     elif news:
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        for column in ("pin", "what", "locked", "newest"):
-            table.add_column(column, overflow="fold")
+        table = new_table("pin", "what", "locked", "newest")
         for one in news:
             table.add_row(one.pin, one.what, one.locked, one.newest)
         terminal.print(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +11,10 @@ from sparkimage.cli.base import (
     JsonOption,
     MirrorOption,
     console,
+    new_table,
     outside,
     plans_of,
+    print_json,
     read_lock,
     read_matrix,
     say,
@@ -31,7 +32,6 @@ def patches(context: typer.Context, as_json: JsonOption = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from rich.markup import escape
-    from rich.table import Table
 
     from sparkimage.config import planning
 
@@ -44,7 +44,7 @@ def patches(context: typer.Context, as_json: JsonOption = False) -> None:
         if planning.has_fork(read, variant)
     ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     terminal = console()
     for name, patch in sorted(read.patches.items()):
@@ -53,9 +53,7 @@ def patches(context: typer.Context, as_json: JsonOption = False) -> None:
         licence = f" ({patch.origin.licence})" if patch.origin else ""
         terminal.print(f"[bold]{name}[/]: {escape(patch.purpose)}", highlight=False)
         terminal.print(f"  [dim]{patch.kind}: {escape(where + licence)}[/]", highlight=False)
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        for column in ("  variant", "state", "why"):
-            table.add_column(column, overflow="fold")
+        table = new_table("  variant", "state", "why")
         for row in rows:
             if row["patch"] == name:
                 table.add_row(f"  {row['variant']}", row["state"], escape(row["reason"]))

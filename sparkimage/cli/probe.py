@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli.base import JsonOption, console
+from sparkimage.cli.base import JsonOption, console, print_json
 from sparkimage.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def probe(
                 "ratios": [one.to_dict() for one in ratios],
                 "warnings": warnings,
             }
-        typer.echo(json.dumps(said, indent=1))
+        print_json(said)
         return
     terminal = console()
     terminal.print(_table(result, ratios))

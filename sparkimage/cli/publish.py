@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +11,9 @@ from sparkimage.cli.base import (
     MirrorOption,
     Settings,
     console,
+    new_table,
     outside,
+    print_json,
     read_matrix,
     say,
     use_mirrors,
@@ -127,7 +128,7 @@ def publish(
             channels=channels,
         ).run()
     if as_json:
-        typer.echo(json.dumps(outcome.to_dict(), indent=1))
+        print_json(outcome.to_dict())
     else:
         _show(outcome)
 
@@ -180,7 +181,7 @@ def verify_published(
                 for one in facts
             },
         }
-        typer.echo(json.dumps(said, indent=1))
+        print_json(said)
         return
     for one in facts:
         typer.echo(
@@ -206,7 +207,7 @@ def inspect(
     found = remote.read(at, Repository(place=at.place), trusted)
     said = inspect.describe(found, requirement(None))
     if as_json:
-        typer.echo(json.dumps(said, indent=1))
+        print_json(said)
         return
     terminal = console()
     terminal.print(
@@ -228,14 +229,10 @@ def inspect(
 
 def _page(platform: str, one: dict[str, Any]) -> Table:
     from rich.markup import escape
-    from rich.table import Table
 
     from sparkimage.core.units import human
 
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left", show_header=False,
-        title=f"\n{platform}\n{one['digest']}", title_style="bold",
-    )  # fmt: skip
+    table = new_table(header=False, title=f"\n{platform}\n{one['digest']}")
     versions = ", ".join(f"{name} {value}" for name, value in one["versions"].items())
     rows = [
         ("variant", str(one["variant"])),
@@ -294,7 +291,6 @@ def requirement(given: str | None) -> Callable[[Reading], Required]:
 
 
 def _show(outcome: Outcome) -> None:
-    from rich.table import Table
 
     from sparkimage.core.units import clock, human
 
@@ -310,7 +306,7 @@ def _show(outcome: Outcome) -> None:
             f"[green]{mark}[/] {outcome.repository}:{tag}  [dim]{change}[/]",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table = new_table(header=False)
     for platform, (digest, blobs) in outcome.platforms.items():
         table.add_row(
             "·", f"{platform} {digest[7:19]}",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.build import bake
+from sparkimage.cli.base import new_table
 from sparkimage.config.address import Mirrors
 from sparkimage.config.plan import Plan
 from sparkimage.config.schema import ImagePin
@@ -23,11 +24,9 @@ if TYPE_CHECKING:
 
 def as_table(plans: Sequence[Plan]) -> Table:
     """One row a variant."""
-    from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("variant", "platform", "versions", "layers", "fetches"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("variant", "platform"))
+    columns = ("variant", "platform", "versions", "layers", "fetches")
+    table = new_table(*columns, whole=["variant", "platform"])
     for plan in plans:
         table.add_row(
             plan.variant,

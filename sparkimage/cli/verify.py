@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli.base import JsonOption, Settings, console, plans_of, read_matrix
+from sparkimage.cli.base import (
+    JsonOption,
+    Settings,
+    console,
+    plans_of,
+    print_json,
+    project_folder,
+    read_matrix,
+)
 from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.core.errors import GateError, LockError, UsageError
 
@@ -129,7 +136,7 @@ def verify(
 
     store = Store.open(paths.store())
     kept, held, _read = find(store, reference)
-    plan, project = kept.plan, Settings.matrix_file.absolute().parent
+    plan, project = kept.plan, project_folder()
     tiers, keys = tiers_of(tier), Keyring.user()
     if html is not None:
         refuse_target(html)
@@ -161,15 +168,12 @@ def verify(
         if as_json:
             said = verdict.to_dict() if verdict else {"result": None, "notRun": {}}
             said["notRun"] |= {} if outcome is None else outcome.not_run
-            typer.echo(
-                json.dumps(
-                    {
-                        "digest": held.digest,
-                        "variant": plan.variant,
-                        **said,
-                    },
-                    indent=1,
-                )
+            print_json(
+                {
+                    "digest": held.digest,
+                    "variant": plan.variant,
+                    **said,
+                }
             )
         if html is not None and verdict is not None:
             _write_report(html, record, held, verdict)
@@ -217,6 +221,6 @@ def _write_report(path: Path, record: PlanRecord, held: Image, verdict: seal.Ver
     from sparkimage.registry.archives import written
     from sparkimage.verify import report as reporting
 
-    project = Settings.matrix_file.absolute().parent
+    project = project_folder()
     with written(path) as sink:
         sink.write(reporting.page(record.plan, held, verdict, project).encode())
