@@ -1,14 +1,16 @@
 """What the dynamic linker reads of an ELF file, taken from a stream that is read once, forward.
 
 https://refspecs.linuxfoundation.org/elf/gabi4+/contents.html: the program headers say where the
-dynamic section lies, that says where its strings are. The strings mostly lie before it, so the
-beginning of a file is kept until they are found; never more than ``KEPT`` bytes of it.
+dynamic section is, that says where its strings are. The strings are mostly in front of it, so the
+beginning of a file is kept until they are read; never more than ``KEPT`` bytes of it.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from sparkimage.core.arch import ARCHES
@@ -16,8 +18,10 @@ from sparkimage.core.arch import ARCHES
 MAGIC = b"\x7fELF"
 KEPT = 64 << 20
 MOST_DYNAMIC = 1 << 20
+"""Bytes of the longest table of program headers, and of the longest dynamic section."""
 LONGEST = 4096
-MACHINES = {one.elf_machine: one.name for one in ARCHES.values()}
+"""Bytes of the longest string."""
+MACHINES = {arch.elf_machine: arch.name for arch in ARCHES.values()}
 """e_machine of what we build for; https://www.sco.com/developers/gabi/latest/ch4.eheader.html"""
 RELOCATABLE, PROGRAM, SHARED = 1, 2, 3
 
@@ -65,148 +69,97 @@ class Elf:
         return cls(**fields)
 
 
-def parse(data: bytes) -> Elf | None:
-    """Read a whole file that is in memory; None when it is no ELF."""
-    reader = Reader()
-    reader.feed(data)
-    return reader.result()
+def read(more: Callable[[], bytes], first: bytes = b"") -> Elf | None:
+    """The head of an ELF file, or None for a file that is not ELF.
+
+    ``more`` gives the next piece of the file, empty at its end, and is called as often as the head
+    needs; ``first`` is the piece that was read before.
+    """
+    fields: dict[str, Any] = {}
+    problem = None
+    try:
+        _parse(_Window(more, first), fields)
+    except (struct.error, ValueError) as error:
+        problem = str(error)
+    return Elf(**fields, problem=problem) if fields else None
 
 
-@dataclass
-class _Span:
-    """A range of the file that is being gathered."""
+class _Window:
+    """The part of a file that can be addressed: its first ``KEPT`` bytes, and those last read."""
 
-    start: int
-    size: int
-    data: bytearray = field(default_factory=bytearray)
-    lost: bool = False
+    def __init__(self, more: Callable[[], bytes], first: bytes) -> None:
+        self.more = more
+        self.head = bytearray(first[:KEPT])
+        self.tail = first
+        self.position = len(first)
 
-    @property
-    def whole(self) -> bool:
-        return len(self.data) >= self.size
-
-    def feed(self, position: int, data: bytes | bytearray) -> None:
-        """Take what of ``data``, which lies at ``position``, follows on what is held."""
-        at = self.start + len(self.data)
-        if not self.whole and position <= at < position + len(data):
-            begin = at - position
-            self.data += data[begin : begin + self.size - len(self.data)]
-
-
-class Reader:
-    """Takes a file piece by piece, and gives its ``Elf`` at the end."""
-
-    def __init__(self) -> None:
-        self.position = 0
-        self._head = bytearray()
-        self._last: tuple[int, bytes] = (0, b"")
-        self._spans: list[_Span] = []
-        self._steps = self._read()
-        self._result: Elf | None = None
-        self._known: dict[str, Any] = {}
-        self._done = False
-        next(self._steps)
-
-    def feed(self, data: bytes) -> None:
-        """The next piece of the file."""
-        if self._done:
-            return
-        if self.position < KEPT:
-            self._head += data[: KEPT - self.position]
-        for span in self._spans:
-            span.feed(self.position, data)
-        self._last = (self.position, data)
-        self.position += len(data)
-        while all(span.whole for span in self._spans) and self._step():
-            pass
-
-    def _step(self) -> bool:
-        """Whether there are more."""
-        try:
-            next(self._steps)
-        except StopIteration:
-            self._finish(None)
-        except (struct.error, ValueError) as error:
-            self._finish(str(error))
-        return not self._done
-
-    def _finish(self, problem: str | None) -> None:
-        self._done = True
-        if "machine" in self._known:
-            self._result = Elf(**self._known, problem=problem)
-        self._head, self._last, self._spans = bytearray(), (0, b""), []
-
-    def result(self) -> Elf | None:
-        """What was found; None when it is no ELF. Ends the reading."""
-        if not self._done:
-            self._finish(f"the file ends at {self.position}, within what its headers name")
-        return self._result
-
-    def _want(self, start: int, size: int) -> _Span:
-        span = _Span(start, size)
-        span.feed(0, self._head)
-        span.feed(*self._last)
-        if not span.whole and start + len(span.data) < self.position:
+    def at(self, start: int, size: int) -> bytes:
+        """``size`` bytes at ``start``. Raises ``ValueError`` where they cannot be had."""
+        while self.position < start + size:
+            piece = self.more()
+            if not piece:
+                raise ValueError(f"the file ends at {self.position}, within what its headers name")
+            self.head += piece[: max(0, KEPT - self.position)]
+            begin = self.position - len(self.tail)
+            self.tail = self.tail[max(0, start - begin) :] + piece
+            self.position += len(piece)
+        if start + size <= len(self.head):
+            return bytes(self.head[start : start + size])
+        begin = start - self.position + len(self.tail)
+        if size > 0 and begin < 0:
             raise ValueError(f"{size} bytes at {start} lie further back than {KEPT} bytes")
-        self._spans.append(span)
-        return span
+        return self.tail[begin : begin + size]
 
-    def _read(self) -> Any:
-        """The steps of the reading: each yields until the spans that it wants are whole."""
-        head = self._want(0, 64)
-        yield
-        if head.data[:4] != MAGIC:
-            return
-        wide = head.data[4:6] == b"\x02\x01"
-        order = ">" if head.data[5] == 2 else "<"
-        kind, machine = struct.unpack_from(f"{order}HH", head.data, 16)
-        self._known = {"machine": machine, "type": kind, "wide": wide}
-        if not wide or kind not in (PROGRAM, SHARED):
-            return
-        (offset,) = struct.unpack_from("<Q", head.data, 32)
-        size, count = struct.unpack_from("<HH", head.data, 54)
-        if not count:
-            return
-        if size < 56:
-            raise ValueError(f"program headers of {size} bytes")
-        table = self._want(offset, size * count)
-        yield
-        segments = [struct.unpack_from("<IIQQQQQQ", table.data, i * size) for i in range(count)]
-        loads = [(s[3], s[2], s[5]) for s in segments if s[0] == _LOAD]
-        interp = next((s for s in segments if s[0] == _INTERP), None)
-        dynamic = next((s for s in segments if s[0] == _DYNAMIC), None)
-        if interp is not None:
-            name = self._want(interp[2], min(interp[5], LONGEST))
-            yield
-            self._known["interpreter"] = _text(name)
-        # A library that was stripped to its debug information has the header and no bytes.
-        if dynamic is None or not 0 < dynamic[5] <= MOST_DYNAMIC:
-            return
-        section = self._want(dynamic[2], dynamic[5] // 16 * 16)
-        yield
-        tags: list[tuple[int, int]] = []
-        for tag, value in struct.iter_unpack("<qQ", section.data):
-            if tag == 0:
-                break
-            tags.append((tag, value))
-        single = dict(tags)
-        if _STRTAB not in single:
-            return
-        begin = _offset(single[_STRTAB], loads)
-        length = single.get(_STRSZ, LONGEST)
-        wanted = (_NEEDED, _SONAME, _RPATH, _RUNPATH)
-        spans = [
-            (tag, self._want(begin + value, max(0, min(length - value, LONGEST))))
-            for tag, value in tags
-            if tag in wanted
-        ]
-        yield
-        texts = [(tag, _text(span)) for tag, span in spans]
-        self._known["needed"] = tuple(text for tag, text in texts if tag == _NEEDED)
-        self._known["soname"] = next((text for tag, text in texts if tag == _SONAME), None)
-        for key, wanted_tag in (("rpath", _RPATH), ("runpath", _RUNPATH)):
-            found = [part for tag, text in texts if tag == wanted_tag for part in text.split(":")]
-            self._known[key] = tuple(part for part in found if part)
+    def text(self, start: int, size: int) -> str:
+        """The string at ``start``, of at most ``size`` bytes."""
+        data = self.at(start, max(0, min(size, LONGEST)))
+        return data.split(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _parse(window: _Window, fields: dict[str, Any]) -> None:
+    """Put into ``fields`` what ``Elf`` holds, one after the other, as far as the file goes."""
+    head = window.at(0, 64)
+    if head[:4] != MAGIC:
+        return
+    fields["wide"] = head[4:6] == b"\x02\x01"
+    order = ">" if head[5] == 2 else "<"
+    fields["type"], fields["machine"] = struct.unpack_from(f"{order}HH", head, 16)
+    if not fields["wide"] or fields["type"] not in (PROGRAM, SHARED):
+        return
+    (offset,) = struct.unpack_from("<Q", head, 32)
+    size, count = struct.unpack_from("<HH", head, 54)
+    if not count:
+        return
+    if not 56 <= size <= MOST_DYNAMIC // count:
+        raise ValueError(f"{count} program headers of {size} bytes")
+    table = window.at(offset, size * count)
+    segments = [struct.unpack_from("<IIQQQQQQ", table, i * size) for i in range(count)]
+    loads = [(s[3], s[2], s[5]) for s in segments if s[0] == _LOAD]
+    interp = next((s for s in segments if s[0] == _INTERP), None)
+    dynamic = next((s for s in segments if s[0] == _DYNAMIC), None)
+    if interp is not None:
+        fields["interpreter"] = window.text(interp[2], interp[5])
+    # A library that was stripped to its debug information has the header and no bytes.
+    if dynamic is None or not 0 < dynamic[5] <= MOST_DYNAMIC:
+        return
+    section = struct.iter_unpack("<qQ", window.at(dynamic[2], dynamic[5] // 16 * 16))
+    tags = list(itertools.takewhile(lambda entry: entry[0] != 0, section))
+    single = dict(tags)
+    if _STRTAB not in single:
+        return
+    strings, length = _offset(single[_STRTAB], loads), single.get(_STRSZ, LONGEST)
+    # In the order of the file: it is only read forward.
+    places = sorted({value for tag, value in tags if tag in (_NEEDED, _SONAME, _RPATH, _RUNPATH)})
+    texts = {place: window.text(strings + place, length - place) for place in places}
+
+    def values(wanted: int) -> list[str]:
+        return [texts[value] for tag, value in tags if tag == wanted]
+
+    fields["needed"] = tuple(values(_NEEDED))
+    fields["soname"] = next(iter(values(_SONAME)), None)
+    for name, tag in (("rpath", _RPATH), ("runpath", _RUNPATH)):
+        folders = ":".join(values(tag)).split(":")
+        fields[name] = tuple(folder for folder in folders if folder)
 
 
 def _offset(address: int, loads: list[tuple[int, int, int]]) -> int:
@@ -214,7 +167,3 @@ def _offset(address: int, loads: list[tuple[int, int, int]]) -> int:
         if virtual <= address < virtual + size:
             return address - virtual + offset
     raise ValueError(f"no segment holds the address {address:#x}")
-
-
-def _text(span: _Span) -> str:
-    return bytes(span.data).split(b"\0")[0].decode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""What is learnt of each file while a layer is read: once, forward, in bounded memory."""
+"""Facts about each file of a layer, from one pass over it, in bounded memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO, Any
 from sparkimage.image import elf, secrets
 
 VERSION = 3
-"""Counts up with every change of what is learnt, so that older facts are not taken for it."""
+"""Raised with every change of the facts, so that those of an older version are not used."""
 CHUNK = 1 << 20
 SMALL = 1 << 20
 """Bytes up to which a file is searched for secrets."""
@@ -44,49 +44,51 @@ def learn(path: str, size: int, stream: IO[bytes]) -> dict[str, Any]:
     """
     is_nccl = NCCL.search(path) is not None
     digest = hashlib.sha256() if size <= HASHED or is_nccl else None
-    piece = stream.read(CHUNK)
-    reader = elf.Reader() if piece.startswith(elf.MAGIC) else None
     version, tail = None, b""
-    first = piece
-    while piece:
+
+    def read() -> bytes:
+        nonlocal version, tail
+        piece = stream.read(CHUNK)
         if digest is not None:
             digest.update(piece)
-        if reader is not None:
-            reader.feed(piece)
         if is_nccl and version is None:
             match = _NCCL_VERSION.search(tail + piece)
             version = match[1].decode() if match else None
             tail = piece[-64:]
-        piece = stream.read(CHUNK)
-    seen: dict[str, Any] = {}
+        return piece
+
+    first = read()
+    facts: dict[str, Any] = {}
+    if first.startswith(elf.MAGIC) and (head := elf.read(read, first)) is not None:
+        facts["elf"] = head.to_dict()
+    while read():
+        pass
     if digest is not None:
-        seen["sha256"] = digest.hexdigest()
-    if reader is not None and (found := reader.result()) is not None:
-        seen["elf"] = found.to_dict()
+        facts["sha256"] = digest.hexdigest()
     if version is not None:
-        seen["nccl"] = version
+        facts["nccl"] = version
     if size <= SMALL:
-        seen |= _of_text(path, first)
-    return seen
+        facts |= _of_text(path, first)
+    return facts
 
 
 def _of_text(path: str, data: bytes) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    if found := secrets.in_file(path, data):
-        seen["secrets"] = found
+    facts: dict[str, Any] = {}
+    if kinds := secrets.in_file(path, data):
+        facts["secrets"] = kinds
     script = len(data) <= SHORT and data.startswith(b"#!") and _SCRIPT.search(path)
     if script or _KEPT.search(path):
-        seen["text"] = data.decode(errors="replace")
+        facts["text"] = data.decode(errors="replace")
     if _TORCH.search(path):
         match = _CUDA.search(data)
-        seen["cuda"] = match[1].decode(errors="replace") if match else None
+        facts["cuda"] = match[1].decode(errors="replace") if match else None
     if _CERTIFICATES.match(path):
-        seen["certificates"] = data.count(b"-----BEGIN CERTIFICATE-----")
+        facts["certificates"] = data.count(b"-----BEGIN CERTIFICATE-----")
     if _STATUS.match(path):
-        seen["packages"] = packages(data.decode(errors="replace"))
+        facts["packages"] = packages(data.decode(errors="replace"))
     if _METADATA.search(path):
-        seen["wheel"] = wheel(data.decode(errors="replace"))
-    return seen
+        facts["wheel"] = wheel(data.decode(errors="replace"))
+    return facts
 
 
 def wheel(metadata: str) -> list[str]:
@@ -101,11 +103,11 @@ def wheel(metadata: str) -> list[str]:
 
 def packages(status: str) -> dict[str, str]:
     """Name to version of what dpkg's status file says is installed."""
-    found = {}
+    versions = {}
     for block in status.split("\n\n"):
         fields = dict(
             line.split(": ", 1) for line in block.splitlines() if ": " in line and line[0] != " "
         )
         if "Package" in fields and fields.get("Status", "").endswith(" installed"):
-            found[fields["Package"]] = fields.get("Version", "")
-    return found
+            versions[fields["Package"]] = fields.get("Version", "")
+    return versions

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from elftools.elf.elffile import ELFFile
 from sparkimage.build.engine.emulation import program
 from sparkimage.core.arch import ARCHES
 from sparkimage.image import elf
-from sparkimage.image.elf import Elf, Reader, parse
+from sparkimage.image.elf import Elf
 from tests.unit import elf_maker
 
 FOUND = sorted(
@@ -24,6 +26,14 @@ FOUND = sorted(
         *list(Path(sys.prefix).rglob("*.so"))[:5],
     }
 )
+
+
+def parse(data: bytes) -> Elf | None:
+    return elf.read(lambda: b"", data)
+
+
+def pieces(data: bytes, size: int) -> Elf | None:
+    return elf.read(partial(io.BytesIO(data).read, size))
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
@@ -50,10 +60,7 @@ def test_pieces_come_to_the_same(last: bool, size: int) -> None:
         "arm64", soname="libx.so.1", needed=["a.so", "b.so"], runpath="$ORIGIN:/x",
         interpreter="/lib/ld.so", text=bytes(300), strings_last=last,
     )  # fmt: skip
-    reader = Reader()
-    for at in range(0, len(data), size):
-        reader.feed(data[at : at + size])
-    found = reader.result()
+    found = pieces(data, size)
     assert found == parse(data)
     assert found == Elf(
         machine=183, type=3, soname="libx.so.1", needed=("a.so", "b.so"),
@@ -92,10 +99,6 @@ def test_every_cut_is_seen() -> None:
 def test_only_the_beginning_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elf, "KEPT", 300)
     data = elf_maker.library("amd64", soname="l.so", text=bytes(400))
-    reader = Reader()
-    for at in range(0, len(data), 10):
-        reader.feed(data[at : at + 10])
-        assert len(reader._head) <= 300
-    found = reader.result()
+    found = pieces(data, 10)
     assert found is not None
     assert "further back" in str(found.problem)
