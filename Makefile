@@ -56,9 +56,10 @@ mutants: venv ## Put faults into a good image and see each refused (IMAGE=NAME: 
 
 check: lint types dockerfiles shell workflows ## All that reads the code and runs none
 
-lint: venv ## Python style
+lint: venv ## Python style, and the way that imports go
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
 types: venv ## Python types, strict
 	$(BIN)/mypy
