@@ -16,7 +16,6 @@ from sparkimage.core.progress import View
 from sparkimage.image.store import Store
 from sparkimage.resolve import fetch as inputs
 from sparkimage.resolve.context import Inputs, Outside
-from sparkimage.verify.keys import Keyring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +40,6 @@ class Workshop:
     @property
     def home(self) -> Path:
         return self.outside.home
-
-    @property
-    def keys(self) -> Keyring:
-        """What seals are signed with, and whose are believed."""
-        return Keyring.of(self.home)
 
     @property
     def runner(self) -> Runner:

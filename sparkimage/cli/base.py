@@ -40,6 +40,25 @@ AllowOption = Annotated[
     ),
 ]
 
+SignKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="FILE|KMS",
+        envvar="SPARKIMAGE_KEY",
+        help="What to sign with: an ed25519 key (PEM), cosign's key file, or a KMS address.",
+    ),
+]
+TrustKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="FILE|KMS",
+        envvar="SPARKIMAGE_PUBLIC_KEY",
+        help="The public key (PEM) whose signature it must have.",
+    ),
+]
+
 
 class Settings:
     """What the global options said."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,12 @@ from sparkimage.cli.base import (
     JsonOption,
     console,
     new_table,
+    outside,
     print_json,
     project_folder,
     read_fleet,
     read_matrix,
+    say,
 )
 from sparkimage.cli.verify import Reference, tiers_of, to_ship
 from sparkimage.core.errors import NodeError, UsageError
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from sparkimage.image.store import Image
     from sparkimage.nodes.distribute import Outcome
     from sparkimage.nodes.maintenance import NodeView
-    from sparkimage.verify.keys import Keyring
     from sparkimage.verify.plan_record import PlanRecord
 
 NODES = "fleet.yaml"
@@ -81,8 +83,7 @@ def distribute(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="With --via: the publisher's public key (PEM); default: the keys whose seals are "
-            "believed here.",
+            help="With --via: the publisher's public key (PEM); default: $SPARKIMAGE_PUBLIC_KEY.",
         ),
     ] = None,
     prove: Annotated[
@@ -121,21 +122,18 @@ def distribute(
         from sparkimage.image.store import Store
         from sparkimage.nodes import receipts
         from sparkimage.nodes.distribute import Distribution, Options
-        from sparkimage.verify.keys import Keyring
 
-        store, keys = Store.open(paths.store()), Keyring.user()
+        store = Store.open(paths.store())
         view = View(console(stderr=True), quiet=as_json)
         stack.enter_context(store.in_use(view.say))
-        record, held, decision = to_ship(
-            store, reference, keys=keys, allow_unverified=allow_unverified
-        )
+        record, held, decision = to_ship(store, reference, allow_unverified=allow_unverified)
         examine = None
         if prove:
             from sparkimage.nodes.examine import examiner
 
             examine = examiner(record, held, folder, store, tiers_of(prove))
         if via:
-            _ask_the_registry(via, key, record, held, keys, allow_unverified=allow_unverified)
+            _ask_the_registry(via, key, record, held, allow_unverified=allow_unverified)
         distribution = Distribution(
             image=held,
             name=record.plan.image,
@@ -175,18 +173,21 @@ def _ask_the_registry(
     key: str | None,
     record: PlanRecord,
     held: Image,
-    keys: Keyring,
     *,
     allow_unverified: bool,
 ) -> None:
     """See, before any node pulls, that what is there is this image, signed and proven."""
     from sparkimage.core.errors import NetworkError, PublishedError, RegistryError
-    from sparkimage.registry import remote, signing
+    from sparkimage.registry import remote
+    from sparkimage.registry.cosign import Trust
+    from sparkimage.registry.tools import Tools
 
+    key = key or os.environ.get("SPARKIMAGE_PUBLIC_KEY")
+    trust = Trust.of(key, None, None, Tools(outside=outside(None, say)))
     try:
         remote.verify(
             f"{via}@{held.digest}",
-            signing.trusted(key, keys),
+            trust,
             lambda _: record.required,
             digest=held.digest,
             lock=record.plan.lock_checksum,

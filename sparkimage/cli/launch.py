@@ -106,7 +106,6 @@ def launch(
     from sparkimage.serve import choices
     from sparkimage.serve.command import Request
     from sparkimage.serve.launch import Launch, Options, ProofError
-    from sparkimage.verify.keys import Keyring
 
     if not model.startswith("/") or re.search(r"[\x00-\x1f]", model):
         raise UsageError(
@@ -118,7 +117,7 @@ def launch(
     read, store = read_matrix(), Store.open(paths.store())
     fleet = read_fleet(nodes)
     record, held, _decision = to_ship(
-        store, reference, keys=Keyring.user(), allow_unverified=allow_unverified, read=read
+        store, reference, allow_unverified=allow_unverified, read=read
     )
     plan = record.plan
     profile_name, chosen = choices.pick(

@@ -10,6 +10,8 @@ from sparkimage.cli.base import (
     JsonOption,
     MirrorOption,
     Settings,
+    SignKeyOption,
+    TrustKeyOption,
     console,
     new_table,
     outside,
@@ -19,25 +21,19 @@ from sparkimage.cli.base import (
     use_mirrors,
 )
 from sparkimage.cli.verify import tiers_of, to_ship
-from sparkimage.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.table import Table
 
+    from sparkimage.registry.cosign import Trust
     from sparkimage.registry.publish import Outcome
-    from sparkimage.registry.remote import Reading, Trusted
+    from sparkimage.registry.remote import Reading
+    from sparkimage.registry.tools import Tools
     from sparkimage.verify.policy import Required
 
 
-KeyOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="The publisher's public key (PEM); default: the keys whose seals are believed here.",
-    ),
-]
 IdentityOption = Annotated[
     str | None,
     typer.Option(
@@ -60,14 +56,7 @@ def publish(
         ),
     ],
     to: Annotated[str, typer.Option(metavar="REGISTRY/REPOSITORY", help="Where to.")],
-    key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|KMS",
-            help="What to sign with: a PEM key, cosign's key file, or a KMS address; default: "
-            "the key of the seals.",
-        ),
-    ] = None,
+    key: SignKeyOption = None,
     identity: IdentityOption = None,
     issuer: IssuerOption = None,
     mirror: MirrorOption = None,
@@ -80,24 +69,19 @@ def publish(
     from sparkimage.core.progress import View
     from sparkimage.image import layerindex
     from sparkimage.image.store import Store
+    from sparkimage.registry import cosign, sbom, tags
     from sparkimage.registry import publish as publishing
-    from sparkimage.registry import sbom, signing, tags
-    from sparkimage.registry.oci import Repository
-    from sparkimage.verify.keys import Keyring
+    from sparkimage.registry.skopeo import Repository
+    from sparkimage.registry.tools import Tools
 
     use_mirrors(mirror)
-    if key is not None and (identity or issuer):
-        raise UsageError("--key signs with a key, --identity without one", hint="choose one")
     read = read_matrix() if Settings.matrix_file.is_file() else None
-    store, keys = Store.open(paths.store()), Keyring.user()
+    store = Store.open(paths.store())
     view = View(console(stderr=True), quiet=as_json)
-    repository = Repository(place=Place.parse(to), writes=True)
-    reached = outside(read, view.say)
-    signer = signing.keyless(identity, issuer, reached) or signing.signer(key, keys, reached)
-    with store.in_use(view.say):
-        asked = [
-            to_ship(store, one, keys=keys, allow_unverified=False, read=read) for one in variant
-        ]
+    tools = Tools(outside=outside(read, view.say))
+    repository = Repository(place=Place.parse(to), tools=tools)
+    with store.in_use(view.say), cosign.signer(key, identity, issuer, tools) as signer:
+        asked = [to_ship(store, one, allow_unverified=False, read=read) for one in variant]
         channels = publishing.channels(read, [record.plan for record, _, _ in asked])
         # Before the minutes of an SBOM.
         with view.busy(f"asking {repository.place.registry}"):
@@ -124,7 +108,6 @@ def publish(
             to=repository,
             view=view,
             signer=signer,
-            trusted=keys.trusted(),
             channels=channels,
         ).run()
     if as_json:
@@ -135,7 +118,7 @@ def publish(
 
 def verify_published(
     reference: PublishedReference,
-    key: KeyOption = None,
+    key: TrustKeyOption = None,
     identity: IdentityOption = None,
     issuer: IssuerOption = None,
     requires: Annotated[
@@ -152,19 +135,13 @@ def verify_published(
     """Ask a registry whether an image is signed, proven, whole, and what its tag says."""
     from sparkimage.core.progress import View
     from sparkimage.registry import remote
-    from sparkimage.registry.oci import Repository
 
-    trusted = _trusted(key, identity, issuer)
+    trust = _trust(key, identity, issuer)
     view = View(console(stderr=True), quiet=as_json or not whole)
     at = remote.Reference.parse(reference)
     with view.transfer(f"reading {at}", 0) as moved:
         found, facts = remote.verify(
-            reference,
-            trusted,
-            requirement(requires),
-            deep=whole,
-            moved=moved,
-            repository=Repository(place=at.place),
+            reference, trust, requirement(requires), deep=whole, moved=moved
         )
     if as_json:
         said = {
@@ -193,18 +170,20 @@ def verify_published(
 
 def inspect(
     reference: PublishedReference,
-    key: KeyOption = None,
+    key: TrustKeyOption = None,
     identity: IdentityOption = None,
     issuer: IssuerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a published image is, by what the registry has of it alone."""
     from sparkimage.registry import inspect, remote
-    from sparkimage.registry.oci import Repository
+    from sparkimage.registry.cosign import Trust
+    from sparkimage.registry.skopeo import Repository
 
-    trusted = _trusted(key, identity, issuer)
+    # What it is can be shown without believing it.
+    trust = _trust(key, identity, issuer) if key or identity or issuer else Trust(tools=_tools())
     at = remote.Reference.parse(reference)
-    found = remote.read(at, Repository(place=at.place), trusted)
+    found = remote.read(at, Repository(place=at.place, tools=trust.tools), trust)
     said = inspect.describe(found, requirement(None))
     if as_json:
         print_json(said)
@@ -214,9 +193,8 @@ def inspect(
         f"[bold]{said['reference']}[/]\n{said['digest']}", highlight=False, soft_wrap=True
     )
     signature = said["signature"]
-    keys = ", ".join(one[:16] for one in signature["keys"])
     terminal.print(
-        f"[green]✓ believed[/]: {signature['state']} ({keys})" if said["believed"]
+        f"[green]✓ believed[/]: {signature['state']}" if said["believed"]
         else f"[red]✗ not believed[/]: {said['why']}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
@@ -262,21 +240,19 @@ def _page(platform: str, one: dict[str, Any]) -> Table:
     return table
 
 
-def _trusted(key: str | None, identity: str | None, issuer: str | None) -> Trusted:
-    """Whom to believe."""
-    from sparkimage.config.address import Mirrors, read_rules
-    from sparkimage.core import paths
-    from sparkimage.core.process import Local
-    from sparkimage.registry import signing
-    from sparkimage.resolve.context import Outside
-    from sparkimage.verify.keys import Keyring
+def _trust(key: str | None, identity: str | None, issuer: str | None) -> Trust:
+    """Whose signature counts."""
+    from sparkimage.registry.cosign import Trust
 
-    reached = Outside(
-        home=paths.home(), runner=Local(), mirrors=Mirrors(rules=read_rules(paths.mirrors())),
-        say=say,
-    )  # fmt: skip
-    keyless = signing.keyless(identity, issuer, reached)
-    return keyless or signing.trusted(key, Keyring.user())
+    # The identity is asked for by name, and goes before a key of the environment.
+    key = None if identity or issuer else key
+    return Trust.of(key, identity, issuer, _tools())
+
+
+def _tools() -> Tools:
+    from sparkimage.registry.tools import Tools
+
+    return Tools(outside=outside(None, say))
 
 
 def requirement(given: str | None) -> Callable[[Reading], Required]:

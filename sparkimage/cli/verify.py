@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sparkimage.config.matrix import Matrix
     from sparkimage.image.store import Image, Store
     from sparkimage.verify import seal
-    from sparkimage.verify.keys import Keyring
     from sparkimage.verify.plan_record import PlanRecord
     from sparkimage.verify.policy import PolicyDecision
 
@@ -70,7 +69,6 @@ def to_ship(
     store: Store,
     reference: str,
     *,
-    keys: Keyring,
     allow_unverified: bool,
     read: Matrix | None = None,
 ) -> tuple[PlanRecord, Image, PolicyDecision]:
@@ -85,7 +83,6 @@ def to_ship(
         required=record.required,
         allow_unverified=allow_unverified,
         name=record.plan.image,
-        keys=keys,
     )
     if read is not None and (why := _newer(record, read, reference)):
         typer.echo(f"warning: {why}", err=True)
@@ -132,12 +129,11 @@ def verify(
     from sparkimage.registry.archives import refuse_target
     from sparkimage.verify import plan_record, seal
     from sparkimage.verify import run_tiers as verifying
-    from sparkimage.verify.keys import Keyring
 
     store = Store.open(paths.store())
     kept, held, _read = find(store, reference)
     plan, project = kept.plan, project_folder()
-    tiers, keys = tiers_of(tier), Keyring.user()
+    tiers = tiers_of(tier)
     if html is not None:
         refuse_target(html)
     # The checks are run as they are now.
@@ -156,13 +152,13 @@ def verify(
     try:
         with store.in_use(view.say), view.counted("verifying") as progress:
             outcome = verifying.verify(
-                record, held, live=live, project=project, store=store, runner=Local(), keys=keys,
+                record, held, live=live, project=project, store=store, runner=Local(),
                 tiers=tiers, progress=progress,
             )  # fmt: skip
     finally:
         verdict = None
         try:
-            verdict = seal.verdict(store, held.digest, plan_checksum=record.checksum, keys=keys)
+            verdict = seal.verdict(store, held.digest, plan_checksum=record.checksum)
         except GateError as error:
             typer.echo(f"warning: {error.message}", err=True)
         if as_json:

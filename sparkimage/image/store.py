@@ -330,6 +330,16 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    @contextmanager
+    def layout(self, image: Descriptor) -> Iterator[Path]:
+        """An image layout with this one image (or index), named ``x``, for a program to read."""
+        with self.incoming() as folder:
+            entry = {**image.to_dict(), "annotations": {REF_NAME: "x"}}
+            index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}
+            (folder / "index.json").write_text(json.dumps(index))
+            (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+            yield folder
+
     def adopt(self, incoming: Path) -> Descriptor:
         """The one image that was exported into ``incoming``, complete. Raises ``StoreError``."""
         index = json.loads((incoming / "index.json").read_text())

@@ -1,8 +1,8 @@
 """Images as files: out of the store with their seal, and into one, through the gate.
 
 A file is the archive that every engine loads, with ``sparkimage/seal.json`` inside, which only
-we read: the name, the digest, the plan and its checks, the seal's envelopes, and why it is
-unverified where it is.
+we read: the name, the digest, the plan and its checks, the seal's statements, their signed
+envelopes where it was saved with a key, and why it is unverified where it is.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sparkimage.core.files import unnamed
 from sparkimage.core.units import human
 from sparkimage.image import archive
 from sparkimage.image.store import TAR, Image, Readable, Store
+from sparkimage.registry.cosign import Signer, Trust
 from sparkimage.verify import plan_record, policy, seal
-from sparkimage.verify.keys import Keyring
 from sparkimage.verify.plan_record import PlanRecord
 from sparkimage.verify.policy import PolicyDecision, Required
 
@@ -45,18 +45,26 @@ class Loaded:
 
 
 def chunks(
-    image: Image, record: PlanRecord, decision: PolicyDecision, store: Store, keys: Keyring
+    image: Image,
+    record: PlanRecord,
+    decision: PolicyDecision,
+    store: Store,
+    signer: Signer | None = None,
 ) -> Iterator[bytes]:
-    """The bytes of the file in which ``image`` ships, under the name that it was built for."""
-    envelopes = []
+    """The bytes of the file in which ``image`` ships, under the name that it was built for.
+
+    ``signer`` signs its seal.
+    """
+    statements = []
     # What the gate was overruled about ships without the seal that it refused.
     with contextlib.suppress(GateError):
-        envelopes = [one.envelope for one in seal.history(store, image.digest, keys)]
+        statements = [one.statement for one in seal.history(store, image.digest)]
     shipped = {
         "name": record.plan.image,
         "digest": image.digest,
         "plan": record.to_dict(),
-        "envelopes": envelopes,
+        "statements": statements,
+        "envelopes": [signer.envelope(one) for one in statements] if signer is not None else [],
         "unverified": decision.unverified or None,
     }
     return archive.stream(image, record.plan.image, store, {SEAL: shipped})
@@ -109,7 +117,7 @@ class _Incoming:
     digest: str = ""
     name: str = ""
     record: PlanRecord | None = None
-    failed: tuple[seal.Signed, ...] = ()
+    failed: tuple[seal.Result, ...] = ()
     """Statements that came and say FAILED."""
 
 
@@ -118,16 +126,17 @@ def load(
     store: Store,
     *,
     tiers: Sequence[Tier] | None = None,
-    keys: Keyring,
+    trust: Trust | None = None,
     allow_unverified: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Loaded:
     """Take in the image of ``source`` and name it, if its seal fits.
 
     The seal is judged before the layers come, and with what the store knows of the image after, by
-    the plan that comes with it; ``tiers`` are what it must have passed here (default: what its own
-    plan says). Nothing is named when it is refused. What ``allow_unverified`` lets in is marked in
-    the store: it ships no further until it is proven here, or comes again with a seal that fits.
+    the plan that comes with it; with ``trust`` it must be signed. ``tiers`` are what it must have
+    passed here (default: what its own plan says). Nothing is named when it is refused. What
+    ``allow_unverified`` lets in is marked in the store: it ships no further until it is proven
+    here, or comes again with a seal that fits.
     Raises ``GateError``; ``StoreError`` for a file that is none, or whose blobs are not what their
     digests say.
     """
@@ -142,7 +151,7 @@ def load(
             _identify(incoming)
             incoming.record = _record(incoming)
             needs = required(incoming.record)
-            incoming.decision = _judge(incoming, needs, keys, allow_unverified, say)
+            incoming.decision = _judge(incoming, needs, trust, allow_unverified, say)
         return incoming.record
 
     waits = say or (lambda line: print(line, file=sys.stderr))
@@ -169,11 +178,9 @@ def load(
             )
         decision = incoming.decision
         if decision.verdict is not None:
-            decision = _with_ours(
-                store, decision, record, required(record), keys, allow_unverified, say
-            )
+            decision = _with_ours(store, decision, record, required(record), allow_unverified, say)
         else:
-            _add(store, incoming.digest, incoming.failed, keys)
+            _add(store, incoming.digest, incoming.failed)
         seal.set_mark(store, incoming.digest, decision.unverified or None)
         with store.naming(incoming.name, waits):
             plan_record.keep(store, incoming.digest, record)
@@ -215,7 +222,7 @@ def _record(incoming: _Incoming) -> PlanRecord:
 def _judge(
     incoming: _Incoming,
     required: Required,
-    keys: Keyring,
+    trust: Trust | None,
     allow_unverified: bool,
     say: Callable[[str], None] | None,
 ) -> PolicyDecision:
@@ -233,7 +240,7 @@ def _judge(
                 f"), its image is {incoming.name} ({incoming.digest[:19]})",
                 hint="save it again with `python build.py save`",
             )
-        believed = seal.read(shipped.get("envelopes"), incoming.digest, keys)
+        believed = seal.read(_statements(shipped, incoming.digest, trust), incoming.digest)
         incoming.failed = tuple(
             one for one in believed if one.statement["predicate"]["result"] == "FAILED"
         )
@@ -248,6 +255,19 @@ def _judge(
         if not allow_unverified:
             raise
         return policy.overruled(incoming.digest, refusal, say)
+
+
+def _statements(shipped: dict[str, Any], digest: str, trust: Trust | None) -> Any:
+    """The seal's statements that came; with ``trust``, those that it covers."""
+    if trust is None:
+        return shipped.get("statements")
+    envelopes = shipped.get("envelopes")
+    if not isinstance(envelopes, list) or not envelopes:
+        raise GateError(
+            f"the seal of {digest[:19]} is not signed",
+            hint="save it with a key where it was built: python build.py save … --key FILE",
+        )
+    return [trust.blob_statement(one, digest) for one in envelopes]
 
 
 def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, store: Store) -> None:
@@ -267,14 +287,13 @@ def _with_ours(
     decision: PolicyDecision,
     record: PlanRecord,
     required: Required,
-    keys: Keyring,
     allow_unverified: bool,
     say: Callable[[str], None] | None,
 ) -> PolicyDecision:
     """Add the seal that came to the one that is here, and ask about both."""
     assert decision.verdict is not None
     digest, came = decision.digest, decision.verdict.statements
-    both = _add(store, digest, came, keys)
+    both = _add(store, digest, came)
     try:
         return policy.judge(both, digest, record.checksum, required)
     except GateError as refusal:
@@ -283,16 +302,13 @@ def _with_ours(
         return policy.overruled(digest, refusal, say)
 
 
-def _add(
-    store: Store, digest: str, came: Sequence[seal.Signed], keys: Keyring
-) -> list[seal.Signed]:
+def _add(store: Store, digest: str, came: Sequence[seal.Result]) -> list[seal.Result]:
     """Keep what came beside what is here; returns both, oldest first."""
-    before: tuple[seal.Signed, ...] = ()
+    before: tuple[seal.Result, ...] = ()
     with store.locked():
         with contextlib.suppress(GateError):
-            before = seal.history(store, digest, keys)
-        known = [one.envelope for one in before]
-        both = [*before, *(one for one in came if one.envelope not in known)]
+            before = seal.history(store, digest)
+        both = [*before, *(one for one in came if one not in before)]
         both.sort(key=lambda one: str(one.statement["predicate"]["finished"]))
-        seal.keep(store, digest, [one.envelope for one in both])
+        seal.keep(store, digest, [one.statement for one in both])
     return both

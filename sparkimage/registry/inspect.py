@@ -8,6 +8,7 @@ from typing import Any
 from sparkimage.config.plan import LABEL
 from sparkimage.core.errors import PublishedError
 from sparkimage.registry import provenance, remote, sbom
+from sparkimage.registry.cosign import Statement
 from sparkimage.registry.remote import Reading, Whole
 from sparkimage.verify import seal
 from sparkimage.verify.policy import Required
@@ -61,15 +62,14 @@ def image(one: Reading) -> dict[str, Any]:
 
 def _predicate(one: Reading, kind: str) -> Mapping[str, Any]:
     """The predicate of a kind, the one that is believed before others."""
-    found = sorted(one.of(kind), key=lambda statement: bool(statement.why))
-    said = found[0].said.get("predicate") if found else None
-    return said if isinstance(said, dict) else {}
+    found = sorted(one.of(kind), key=lambda statement: not statement.verified)
+    return found[0].predicate if found else {}
 
 
-def _result(statement: Any) -> dict[str, Any]:
-    said = statement.said.get("predicate") or {}
+def _result(statement: Statement) -> dict[str, Any]:
+    said = statement.predicate
     return {
-        "believed": not statement.why,
+        "believed": statement.verified,
         "result": said.get("result"),
         "tiers": said.get("tiers") or [],
         "passed": len(said.get("passedTests") or ()),
@@ -77,18 +77,16 @@ def _result(statement: Any) -> dict[str, Any]:
         "not run": said.get("notRun") or {},
         "where": said.get("host"),
         "when": said.get("finished"),
-        "key": statement.key,
     }
 
 
 def _signature(whole: Whole) -> dict[str, Any]:
-    mine = [one for one in whole.signatures if one.believed and one.digest == whole.digest]
-    if not whole.signatures:
+    mine = [one for one in whole.signatures or () if one.digest == whole.digest]
+    if whole.signatures is None:
         state = "unsigned"
     else:
         state = "signed" if mine else "signed by a key that is not trusted here"
     return {
         "state": state,
-        "keys": sorted({one.key for one in mine}),
         "tags": sorted({tag for one in mine for tag in one.tags}),
     }

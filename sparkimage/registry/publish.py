@@ -1,17 +1,15 @@
-"""Images on their way into a registry: by digest first, proven there, and tags last.
+"""Images on their way into a registry: by digest first, verified there, and tags last.
 
-Blobs go straight from the store, only those that the repository lacks. A tag is put when all that
-it names is there and has been read back, so that an interruption leaves no tag that names less
+skopeo brings the blobs that the repository lacks, cosign what is attached. A tag is put when all
+that it names is there and has been read back, so that an interruption leaves no tag that names less
 than it says.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -19,23 +17,16 @@ from typing import Any
 from sparkimage.config.matrix import Matrix, Variant
 from sparkimage.config.plan import LABEL, Plan
 from sparkimage.core.errors import PublishedError, RegistryError, UsageError
-from sparkimage.core.progress import Moved, View
-from sparkimage.image.store import INDEX, MANIFEST, Image, Store
-from sparkimage.registry import attachments, provenance, remote, sbom, uploading
-from sparkimage.registry.oci import Document, Repository
+from sparkimage.core.progress import View
+from sparkimage.image.store import INDEX, Image, Store
+from sparkimage.registry import provenance, remote, sbom
+from sparkimage.registry.cosign import Signer
 from sparkimage.registry.remote import Reference
-from sparkimage.registry.signing import Keyless, Signer
+from sparkimage.registry.skopeo import Copied, Repository
 from sparkimage.registry.tags import Measured, agree, joint_checksum, version_tag
-from sparkimage.verify import dsse, policy, seal
+from sparkimage.verify import policy, seal
 from sparkimage.verify.policy import Required
 from sparkimage.verify.seal import Verdict
-
-WORKERS = 3
-"""Blobs on their way at once."""
-MOUNTED = "repositories"
-"""The kind of fact that lists where on a registry we have published before."""
-MOUNTS = 4
-"""So many other repositories are asked for a blob."""
 
 
 class Change(StrEnum):
@@ -59,16 +50,6 @@ class Item:
     """The SBOM."""
 
 
-@dataclass(kw_only=True)
-class Blobs:
-    """What became of an image's blobs."""
-
-    uploaded: int = 0
-    mounted: int = 0
-    there: int = 0
-    bytes: int = 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What was published."""
@@ -76,9 +57,7 @@ class Outcome:
     repository: str
     digest: str
     tags: Mapping[str, Change]
-    platforms: Mapping[str, tuple[str, Blobs]]
-    sent: int
-    """Bytes of blobs that went out, those that went again counted again."""
+    platforms: Mapping[str, tuple[str, Copied]]
     seconds: float
     added: tuple[str, ...] = ()
     """What was attached or put beside blobs and tags."""
@@ -108,7 +87,7 @@ class Outcome:
                 for platform, (digest, blobs) in self.platforms.items()
             },
             "added": list(self.added),
-            "sent": self.sent,
+            "sent": sum(blobs.bytes for _, blobs in self.platforms.values()),
             "seconds": round(self.seconds, 3),
         }
 
@@ -160,22 +139,17 @@ def _kind(plan: Plan) -> object:
     return [layer.name for layer in plan.layers], pins, plan.entrypoint, plan.cmd
 
 
-def index_of(items: Sequence[Item], store: Store) -> Document:
+def index_of(items: Sequence[Item], store: Store) -> bytes:
     """The index of several platforms; of one image its own manifest."""
     if len(items) == 1:
-        data = store.path(items[0].image.digest).read_bytes()
-        return Document(data=data, media_type=MANIFEST)
+        return store.path(items[0].image.digest).read_bytes()
     listed = []
     for item in sorted(items, key=lambda one: one.plan.platform):
         os_, _, architecture = item.image.platform.partition("/")
         entry = store.descriptor(item.image.digest).to_dict()
         listed.append({**entry, "platform": {"architecture": architecture, "os": os_}})
     made = {"schemaVersion": 2, "mediaType": INDEX, "manifests": listed}
-    return Document(data=json.dumps(made, separators=(",", ":")).encode(), media_type=INDEX)
-
-
-class _EndedError(Exception):
-    """Another blob failed: this one need not go on."""
+    return json.dumps(made, separators=(",", ":")).encode()
 
 
 @dataclass(kw_only=True)
@@ -186,149 +160,91 @@ class Publication:
     store: Store
     to: Repository
     view: View
-    signer: Signer | Keyless
-    trusted: Mapping[str, dsse.PublicKey] = field(default_factory=dict)
-    """Others than the signer, whose images' tags may be moved."""
+    signer: Signer
     channels: Sequence[str] = ()
-    part: int = uploading.PART
-    """Bytes of a blob that go out at once."""
     added: list[str] = field(default_factory=list)
 
     def run(self) -> Outcome:
         """Do it. Raises ``RegistryError``, ``NetworkError``, ``StoreError``; then no tag names
-        anything that is not whole."""
+        anything that is not complete."""
         began = time.monotonic()
         measured = agree((one.plan.variant, one.measured) for one in self.items)
         checksum = joint_checksum({one.plan.platform: one.plan.lock_checksum for one in self.items})
         tags = [version_tag(measured, checksum), *self.channels]
         self.to.ready()
-        brought = self._bring()
-        for item in self.items:
-            data = self.store.path(item.image.digest).read_bytes()
-            self._put(Document(data=data, media_type=MANIFEST), f"{item.plan.platform} manifest")
-        whole = index_of(self.items, self.store)
+        copied = {item.plan.platform: (item.image.digest, self._copy(item)) for item in self.items}
+        digest = self.items[0].image.digest
         if len(self.items) > 1:
-            self._put(whole, "index")
+            index = self.store.put_bytes(index_of(self.items, self.store), INDEX)
+            digest = index.digest
+            if not self._is_there(digest):
+                self.to.copy(self.store, index)
+                self._read_back(digest, "index")
         for item in self.items:
-            self._attach(item, tags if len(self.items) == 1 else ())
+            self._attach(item)
+            self._sign(item.image.digest, tags if len(self.items) == 1 else (), item.plan.platform)
         if len(self.items) > 1:
-            self._sign(whole, tags, "index")
-        self._ask_as_a_stranger(whole)
-        changes = self._name(whole, tags)
-        self._remember()
+            self._sign(digest, tags, "index")
+        self._ask_as_a_stranger(digest)
         return Outcome(
             repository=str(self.to.place),
-            digest=whole.digest,
-            tags=changes,
-            platforms={
-                item.plan.platform: (item.image.digest, brought[item.image.digest])
-                for item in self.items
-            },
-            sent=self.to.sent,
+            digest=digest,
+            tags=self._name(digest, tags),
+            platforms=copied,
             seconds=time.monotonic() - began,
             added=tuple(self.added),
         )
 
-    # Blobs
+    # Images
 
-    def _bring(self) -> dict[str, Blobs]:
-        """Bring every blob that is not there; what became of each image's."""
-        counts = {item.image.digest: Blobs() for item in self.items}
-        owner: dict[str, tuple[int, Blobs]] = {}
-        for item in self.items:
-            for digest, size in item.image.blobs():
-                owner.setdefault(digest, (size, counts[item.image.digest]))
-        others = self._others()
-        lock, ended = threading.Lock(), threading.Event()
-        total = sum(size for size, _ in owner.values())
-        with self.view.transfer(f"publishing to {self.to.place}", total) as shown:
+    def _copy(self, item: Item) -> Copied:
+        """Bring an image's missing blobs and its manifest, and read that back."""
+        digest = item.image.digest
+        sizes = dict(item.image.blobs())
+        was_there = self._is_there(digest)
+        title = f"publishing {item.plan.variant} to {self.to.place}"
+        with self.view.transfer(title, sum(sizes.values())) as moved:
+            copied = self.to.copy(
+                self.store, self.store.descriptor(digest), lambda blob: moved(sizes.get(blob, 0))
+            )
+        copied.there = len(sizes) - copied.uploaded - copied.mounted
+        if not was_there:
+            self._read_back(digest, f"{item.plan.platform} manifest")
+        return copied
 
-            def moved(count: int) -> None:
-                if ended.is_set():
-                    raise _EndedError
-                with lock:
-                    shown(count)
+    def _is_there(self, digest: str) -> bool:
+        return self.to.manifest(digest) is not None
 
-            def one(digest: str) -> None:
-                size, count = owner[digest]
-                how = self._blob(digest, size, others, moved)
-                with lock:
-                    setattr(count, how, getattr(count, how) + 1)
-                    count.bytes += size if how == "uploaded" else 0
-
-            pool = ThreadPoolExecutor(WORKERS)
-            # The longest first.
-            order = sorted(owner, key=lambda digest: -owner[digest][0])
-            waiting = [pool.submit(one, digest) for digest in order]
-            try:
-                for done in waiting:
-                    done.result()
-            except BaseException:
-                # Not handled, only cleaned up after: nobody goes on for nothing. A failure waits
-                # for the other uploads; an interrupt waits for no registry that is silent.
-                failed = any(blob.done() and blob.exception() is not None for blob in waiting)
-                ended.set()
-                pool.shutdown(wait=failed, cancel_futures=True)
-                raise
-            pool.shutdown()
-        return counts
-
-    def _blob(self, digest: str, size: int, others: tuple[str, ...], moved: Moved) -> str:
-        held = self.to.blob_size(digest)
-        if held is not None:
-            if held not in (size, -1):
-                raise self.to.damaged(digest, held, size)
-            moved(size)
-            return "there"
-        location = uploading.mount(self.to, digest, others) if others else None
-        if location == "":
-            moved(size)
-            return "mounted"
-        uploading.upload(
-            self.to, self.store, digest, size, moved, location=location or "", part=self.part
-        )
-        return "uploaded"
-
-    def _others(self) -> tuple[str, ...]:
-        known = self.store.get_fact(MOUNTED, self.to.place.registry) or []
-        return tuple(one for one in known if one != self.to.place.repository)[:MOUNTS]
-
-    def _remember(self) -> None:
-        """Where blobs can be taken over from, the latest first."""
-        known = self.store.get_fact(MOUNTED, self.to.place.registry) or []
-        own = self.to.place.repository
-        latest = [own, *(one for one in known if one != own)][: MOUNTS + 1]
-        if latest != known:
-            self.store.put_fact(MOUNTED, self.to.place.registry, latest)
+    def _read_back(self, digest: str, what: str) -> None:
+        if not self._is_there(digest):
+            raise RegistryError(
+                f"{self.to.place.registry} has nothing for {digest[:19]}, which it has taken",
+                hint="it changes manifests: publish to a registry that keeps them as they are",
+            )
+        self.added.append(what)
 
     # Names
 
-    def _put(self, document: Document, what: str) -> None:
-        held = self.to.manifest(document.digest)
-        if held is None or held.data != document.data:
-            self.to.put_manifest(document.digest, document)
-            self.added.append(what)
-
-    def _name(self, whole: Document, tags: Sequence[str]) -> dict[str, Change]:
+    def _name(self, digest: str, tags: Sequence[str]) -> dict[str, Change]:
         """Put the tags, all looked at before the first one moves, and read them back."""
         before = {tag: self.to.digest_of(tag) for tag in tags}
         for tag, held in before.items():
-            if held is not None and held != whole.digest:
+            if held is not None and held != digest:
                 self._may_move(tag, held)
         for tag, held in before.items():
-            if held != whole.digest:
-                self.to.put_manifest(tag, whole)
+            if held != digest:
+                self.to.tag(digest, tag)
         for tag in tags:
             now = self.to.digest_of(tag)
-            if now != whole.digest:
+            if now != digest:
                 raise RegistryError(
                     f"{self.to.place}:{tag} was given to {str(now)[:19]} by somebody else",
                     hint="look at it (python build.py inspect), and run the same command again; "
-                    f"what is published stays as {self.to.place}@{whole.digest[:19]}…",
+                    f"what is published stays as {self.to.place}@{digest[:19]}…",
                 )
         return {
             tag: Change.UNCHANGED
-            if held == whole.digest
+            if held == digest
             else Change.NEW if held is None else Change.MOVED
             for tag, held in before.items()
         }  # fmt: skip
@@ -337,7 +253,7 @@ class Publication:
         """Refuse to move a tag backwards, or from what is not ours."""
         at = Reference(place=self.to.place, tag=None, digest=held)
         try:
-            there = remote.read(at, self.to, self._believed)
+            there = remote.read(at, self.to, self.signer.trust)
             facts = remote.judge(there, lambda _: Required(tiers=()))
             measured = agree((one.reading.platform, one.measured) for one in facts)
         except PublishedError as error:
@@ -358,123 +274,47 @@ class Publication:
 
     # What is attached
 
-    @property
-    def _believed(self) -> remote.Trusted:
-        mine = self._mine
-        return mine if isinstance(mine, Keyless) else {**self.trusted, **mine}
-
-    @property
-    def _mine(self) -> remote.Trusted:
-        if isinstance(self.signer, Keyless):
-            return self.signer
-        return {dsse.key_id(self.signer.public): self.signer.public}
-
-    def _attach(self, item: Item, tags: Sequence[str]) -> None:
-        """Attach the seal, the SBOM and the provenance; what others attached stays."""
-        if isinstance(self.signer, Keyless):
-            self._attach_keyless(item, tags, self.signer)
-            return
+    def _attach(self, item: Item) -> None:
+        """Attach the seal, the SBOM and the provenance that are not there; others' stay."""
         digest = item.image.digest
-        mine = {dsse.key_id(self.signer.public): self.signer.public}
-        kept, reused = [], {}
-        for one in attachments.read(self.to, digest, "att"):
-            said = attachments.statement_of(one, mine)
-            if said is None or said.foreign or _failed(said):
-                kept.append((one.listed, one.data))
-            elif not said.why:
-                reused[attachments.payload(said.said)] = (one.listed, one.data)
-        layers = list(kept)
-        for said_, envelope in self._statements(item):
-            known = reused.get(attachments.payload(said_))
-            if known is not None:
-                layers.append(known)
-            elif envelope is not None:
-                layers.append(attachments.envelope_layer(envelope, said_))
-            else:
-                layers.append(attachments.statement_layer(said_, self.signer))
-        data = self.store.path(digest).read_bytes()
-        document = Document(data=data, media_type=MANIFEST)
-        if attachments.write(self.to, document, "att", layers):
-            self.added.append(f"{item.plan.platform} seal, SBOM, provenance")
-        self._sign(document, tags, item.plan.platform)
-
-    def _attach_keyless(self, item: Item, tags: Sequence[str], by: Keyless) -> None:
-        """The same by cosign itself, what is there already left as it is."""
-        digest = item.image.digest
-        reference = f"{self.to.place}@{digest}"
-        held = [
-            (said.kind, said.said.get("predicate"))
-            for one in attachments.read(self.to, digest, "att")
-            if (said := attachments.statement_of(one, {})) is not None
-        ]
-        for statement, _ in self._statements(item):
+        held = [one for one in self.signer.trust.statements(self.to, digest) if one.verified]
+        for statement in self._statements(item):
             kind = str(statement["predicateType"])
-            if (kind, statement["predicate"]) not in held:
-                by.attest(reference, statement, replace=kind != seal.TEST_RESULT)
-                self.added.append(f"{item.plan.platform} {kind}")
-        data = self.store.path(digest).read_bytes()
-        self._sign(Document(data=data, media_type=MANIFEST), tags, item.plan.platform)
+            same = [one for one in held if one.kind == kind]
+            if any(one.predicate == statement["predicate"] for one in same):
+                continue
+            # There is one SBOM and one provenance; test results add up.
+            replace = bool(same) and kind != seal.TEST_RESULT
+            self.signer.attest(self.to, digest, statement, replace=replace)
+            self.added.append(f"{item.plan.platform} {remote.NAMES[kind].removeprefix('the ')}")
 
-    def _statements(
-        self, item: Item
-    ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
-        """Each statement, with its envelope where the signer has signed it already."""
+    def _statements(self, item: Item) -> Iterator[Mapping[str, Any]]:
         passed = [
             one for one in item.verdict.statements
             if one.statement["predicate"]["result"] == "PASSED"
         ]  # fmt: skip
         # What is published stands on what never failed: a stranger must not have to weigh it.
         policy.judge(passed, item.image.digest, item.verdict.statements[-1].plan, item.required)
-        own = "" if isinstance(self.signer, Keyless) else dsse.key_id(self.signer.public)
         for one in passed:
-            yield one.statement, one.envelope if one.key == own else None
+            yield one.statement
         digest, name = item.image.digest, item.plan.image
-        yield provenance.statement(sbom.PREDICATE, name, digest, item.bill), None
+        yield provenance.statement(sbom.PREDICATE, name, digest, item.bill)
         made = provenance.predicate(item.plan, item.image, item.measured, item.verdict)
-        yield provenance.statement(provenance.PREDICATE, name, digest, made), None
+        yield provenance.statement(provenance.PREDICATE, name, digest, made)
 
-    def _sign(self, document: Document, tags: Sequence[str], what: str) -> None:
+    def _sign(self, digest: str, tags: Sequence[str], what: str) -> None:
         """Sign the digest, and the tags that it has and had."""
-        if isinstance(self.signer, Keyless):
-            layers_ = attachments.read(self.to, document.digest, "sig")
-            known = {tag for one in layers_ for tag in attachments.signature_of(one, {}).tags}
-            if not layers_ or not set(tags) <= known:
-                self.signer.sign(f"{self.to.place}@{document.digest}", sorted(known | set(tags)))
-                self.added.append(f"{what} signature")
-            return
-        mine = {dsse.key_id(self.signer.public): self.signer.public}
-        kept, signed = [], set(tags)
-        reused = []
-        for one in attachments.read(self.to, document.digest, "sig"):
-            held = attachments.signature_of(one, mine)
-            if not held.believed:
-                kept.append((one.listed, one.data))
-            elif held.digest == document.digest:
-                signed |= set(held.tags)
-                reused.append((held, (one.listed, one.data)))
-        layers = list(kept)
-        same = [layer for held, layer in reused if set(held.tags) == signed]
-        if same:
-            layers.append(same[0])
-        else:
-            place = str(self.to.place)
-            layers.append(
-                attachments.signature_layer(document.digest, place, sorted(signed), self.signer)
-            )
-        if attachments.write(self.to, document, "sig", layers):
+        held = self.signer.trust.signatures(self.to, digest) or ()
+        mine = [one for one in held if one.digest == digest]
+        known = {tag for one in mine for tag in one.tags}
+        if not mine or not set(tags) <= known:
+            self.signer.sign(self.to, digest, known | set(tags))
             self.added.append(f"{what} signature")
 
-    def _ask_as_a_stranger(self, whole: Document) -> None:
+    def _ask_as_a_stranger(self, digest: str) -> None:
         """See that what is there now is what anybody may believe."""
-        at = Reference(place=self.to.place, tag=None, digest=whole.digest)
+        at = Reference(place=self.to.place, tag=None, digest=digest)
         needs = {item.image.digest: item.required for item in self.items}
-        there = remote.read(at, self.to, self._mine)
+        there = remote.read(at, self.to, self.signer.trust)
         remote.judge(there, lambda one: needs[one.digest])
         remote.whole_blobs(there, self.to, deep=False)
-
-
-def _failed(said: attachments.Statement) -> bool:
-    """Whether somebody with our key says that the image failed: that is not ours to remove."""
-    if said.why or said.kind != seal.TEST_RESULT:
-        return False
-    return bool((said.said.get("predicate") or {}).get("result") != "PASSED")

@@ -12,19 +12,19 @@ from sparkimage.config.plan import LABEL
 from sparkimage.core.errors import GateError, PublishedError
 from sparkimage.core.progress import Moved
 from sparkimage.image.settings import Settings
-from sparkimage.image.store import INDEX
-from sparkimage.registry import attachments, provenance, sbom, tags
-from sparkimage.registry.attachments import Signature, Statement
-from sparkimage.registry.oci import DOCKER_INDEX, Document, Repository
-from sparkimage.registry.signing import Keyless
+from sparkimage.registry import provenance, sbom, tags
+from sparkimage.registry.cosign import Signature, Statement, Trust
+from sparkimage.registry.skopeo import Document, Repository
 from sparkimage.registry.tags import Measured
-from sparkimage.verify import dsse, policy, seal
+from sparkimage.verify import policy, seal
 from sparkimage.verify.policy import Required
-from sparkimage.verify.seal import Signed, Verdict
+from sparkimage.verify.seal import Result, Verdict
 
-Trusted = Mapping[str, dsse.PublicKey] | Keyless
-"""Whose signatures are believed: keys by their ids, or whom cosign believes without one."""
-KINDS = (seal.TEST_RESULT, sbom.PREDICATE, provenance.PREDICATE)
+NAMES = {
+    seal.TEST_RESULT: "the seal", sbom.PREDICATE: "the SBOM",
+    provenance.PREDICATE: "the provenance",
+}  # fmt: skip
+"""What the kinds of statements are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,8 @@ class Reading:
     digest: str
     manifest: Mapping[str, Any]
     config: Mapping[str, Any]
-    signatures: tuple[Signature, ...]
+    signatures: tuple[Signature, ...] | None
+    """Those that count; None where there is none at all."""
     statements: tuple[Statement, ...]
 
     @property
@@ -89,13 +90,13 @@ class Whole:
     reference: Reference
     digest: str
     document: Document
-    signatures: tuple[Signature, ...]
-    """Over the index, or over the one manifest."""
+    signatures: tuple[Signature, ...] | None
+    """As of a ``Reading``: over the index, or over the one manifest."""
     images: tuple[Reading, ...]
 
     @property
     def is_index(self) -> bool:
-        return self.document.media_type in (INDEX, DOCKER_INDEX)
+        return self.document.is_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ class Facts:
     """Those that it was signed for."""
 
 
-def read(reference: Reference, repository: Repository, trusted: Trusted) -> Whole:
+def read(reference: Reference, repository: Repository, trust: Trust) -> Whole:
     """Read what ``reference`` stands for, each document proven against its digest.
 
     Raises ``PublishedError`` for what is missing or damaged.
@@ -123,14 +124,14 @@ def read(reference: Reference, repository: Repository, trusted: Trusted) -> Whol
             f"{repository.place} has no {named}",
             hint="there are " + (", ".join(_shown(repository.tags())) or "no tags in it"),
         )
-    if document.media_type not in (INDEX, DOCKER_INDEX):
-        one = _image(repository, document, trusted)
+    if not document.is_index:
+        one = _image(repository, document, trust)
         return Whole(
             reference=reference, digest=document.digest, document=document,
             signatures=one.signatures, images=(one,),
         )  # fmt: skip
     images = []
-    for entry in _parse(document, repository).get("manifests") or ():
+    for entry in document.content.get("manifests") or ():
         platform = entry.get("platform") or {}
         said = f"{platform.get('os')}/{platform.get('architecture')}"
         held = repository.manifest(str(entry.get("digest")))
@@ -140,7 +141,7 @@ def read(reference: Reference, repository: Repository, trusted: Trusted) -> Whol
                 f"image {str(entry.get('digest'))[:19]} is not there",
                 hint="publish all of its platforms again",
             )
-        one = _image(repository, held, trusted)
+        one = _image(repository, held, trust)
         if one.platform != said:
             raise PublishedError(
                 f"the index {document.digest[:19]} names {said}, and its image is for "
@@ -155,53 +156,30 @@ def read(reference: Reference, repository: Repository, trusted: Trusted) -> Whol
         )
     return Whole(
         reference=reference, digest=document.digest, document=document,
-        signatures=_signatures(repository, document.digest, trusted), images=tuple(images),
+        signatures=trust.signatures(repository, document.digest), images=tuple(images),
     )  # fmt: skip
 
 
-def _image(repository: Repository, document: Document, trusted: Trusted) -> Reading:
-    manifest = _parse(document, repository)
+def _image(repository: Repository, document: Document, trust: Trust) -> Reading:
+    manifest = document.content
     try:
         described = manifest["config"]
-        config = json.loads(repository.blob(str(described["digest"]), int(described["size"])))
+        with repository.blobs(document.digest) as blobs:
+            read = blobs.read(str(described["digest"]), int(described["size"]))
+            config = json.loads(b"".join(read))
         assert isinstance(manifest["layers"], list)
     except (AssertionError, KeyError, TypeError, ValueError):
         raise PublishedError(
             f"{document.digest[:19]} of {repository.place} is no image",
             hint="publish the image again",
         ) from None
-    attached = attachments.read(repository, document.digest, "att")
-    if isinstance(trusted, Keyless):
-        at = f"{repository.place}@{document.digest}"
-        believed = {kind: trusted.payloads(at, kind) for kind in KINDS} if attached else {}
-        statements = [attachments.statement_by(one, believed) for one in attached]
-    else:
-        statements = [attachments.statement_of(one, trusted) for one in attached]
     return Reading(
         digest=document.digest,
         manifest=manifest,
         config=config,
-        signatures=_signatures(repository, document.digest, trusted),
-        statements=tuple(one for one in statements if one is not None),
+        signatures=trust.signatures(repository, document.digest),
+        statements=trust.statements(repository, document.digest),
     )
-
-
-def _signatures(repository: Repository, digest: str, trusted: Trusted) -> tuple[Signature, ...]:
-    found = attachments.read(repository, digest, "sig")
-    if isinstance(trusted, Keyless):
-        said = trusted.signatures(f"{repository.place}@{digest}") if found else []
-        return tuple(attachments.signature_by(one, said) for one in found)
-    return tuple(attachments.signature_of(one, trusted) for one in found)
-
-
-def _parse(document: Document, repository: Repository) -> dict[str, Any]:
-    try:
-        found = json.loads(document.data)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise PublishedError(f"{document.digest[:19]} of {repository.place} is no manifest")
-    return found
 
 
 def _shown(tags: Sequence[str]) -> list[str]:
@@ -226,23 +204,22 @@ def judge(
     return facts
 
 
-def believe(signatures: Sequence[Signature], digest: str, reference: Reference) -> None:
+def believe(signatures: Sequence[Signature] | None, digest: str, reference: Reference) -> None:
     """See that a trusted key signed this digest. Raises ``PublishedError``."""
     short = digest[:19]
-    if not signatures:
+    if signatures is None:
         raise PublishedError(
             f"{short} of {reference.place} is unsigned",
             hint="it was not published by `python build.py publish`, or its signature was removed",
         )
-    mine = [one for one in signatures if one.believed]
-    if not mine:
+    if not signatures:
         raise PublishedError(
             f"{short} of {reference.place} is signed by a key that is not trusted here",
             hint="--key FILE names the publisher's public key (PEM)",
         )
-    if not any(one.digest == digest for one in mine):
+    if not any(one.digest == digest for one in signatures):
         raise PublishedError(
-            f"the signature of {short} is of another image, {mine[0].digest[:19]}",
+            f"the signature of {short} is of another image, {signatures[0].digest[:19]}",
             hint="somebody moved it there: publish the image again",
         )
 
@@ -251,15 +228,10 @@ def _facts(one: Reading, reference: Reference, required: Required, lock: str | N
     believe(one.signatures, one.digest, reference)
     short = one.digest[:19]
     for statement in one.statements:
-        if statement.why and not statement.foreign:
+        if statement.verified and statement.subject != one.digest:
             raise PublishedError(
-                f"an attestation of {short} ({_kind(statement)}) {statement.why}",
-                hint="publish the image again, and find out who changed it",
-            )
-        if not statement.why and statement.subject != one.digest:
-            raise PublishedError(
-                f"an attestation of {short} ({_kind(statement)}) is of another image, "
-                f"{statement.subject[:19] or 'or of several'}",
+                f"an attestation of {short} ({NAMES.get(statement.kind, statement.kind)}) is of "
+                f"another image, {statement.subject[:19] or 'or of several'}",
                 hint="somebody moved it there: publish the image again",
             )
     verdict = _verdict(one, required)
@@ -284,54 +256,32 @@ def _facts(one: Reading, reference: Reference, required: Required, lock: str | N
             detail="\n".join(f"{where}: {value[:16]}" for where, value in seen.items()),
             hint="it was built from another lock: publish what is locked now",
         )
-    tags = {tag for sign in one.signatures if sign.believed for tag in sign.tags}
+    tags = {tag for sign in one.signatures or () for tag in sign.tags}
     return Facts(
         reading=one, verdict=verdict, provenance=source, measured=measured, sbom=bill,
         tags=tuple(sorted(tags)),
     )  # fmt: skip
 
 
-def _kind(statement: Statement) -> str:
-    names = {
-        seal.TEST_RESULT: "the seal", sbom.PREDICATE: "the SBOM",
-        provenance.PREDICATE: "the provenance",
-    }  # fmt: skip
-    return names.get(statement.kind, statement.kind)
-
-
-def results(one: Reading) -> tuple[Signed, ...]:
-    """The seal's statements that are believed, oldest first. Raises ``PublishedError``."""
-    found = []
-    for statement in one.of(seal.TEST_RESULT):
-        if statement.why:
-            continue
-        if not seal.fits(statement.said, one.digest):
-            raise PublishedError(
-                f"the seal of {one.digest[:19]} is not a test result for that digest",
-                hint="publish the image again",
-            )
-        found.append(Signed(
-            statement=statement.said, envelope=statement.envelope, key=statement.key
-        ))  # fmt: skip
-    found.sort(key=lambda one: str(one.statement["predicate"]["finished"]))
-    return tuple(found)
+def results(one: Reading) -> tuple[Result, ...]:
+    """The seal's statements that count, oldest first. Raises ``PublishedError``."""
+    try:
+        found = seal.read(
+            [statement.content for statement in one.of(seal.TEST_RESULT) if statement.verified],
+            one.digest,
+        )
+    except GateError as refusal:
+        raise PublishedError(refusal.message, hint="publish the image again") from None
+    return tuple(sorted(found, key=lambda result: str(result.statement["predicate"]["finished"])))
 
 
 def _verdict(one: Reading, required: Required) -> Verdict:
     short = one.digest[:19]
     found = results(one)
     if not found:
-        foreign = any(statement.foreign for statement in one.of(seal.TEST_RESULT))
-        raise PublishedError(
-            f"the seal of {short} is signed by a key that is not trusted here"
-            if foreign
-            else f"{short} has no seal",
-            hint="--key FILE names the publisher's public key (PEM)"
-            if foreign
-            else "publish the image again",
-        )
-    for signed in found:
-        said = signed.statement["predicate"]
+        raise _absent(one, seal.TEST_RESULT, f"{short} has no seal")
+    for result in found:
+        said = result.statement["predicate"]
         if said["result"] != "PASSED":
             beside = " beside one that says PASSED" if len(found) > 1 else ""
             raise PublishedError(
@@ -352,16 +302,28 @@ def _verdict(one: Reading, required: Required) -> Verdict:
 
 
 def _only(one: Reading, kind: str) -> Mapping[str, Any]:
-    """The one believed statement of a kind."""
-    found = [statement for statement in one.of(kind) if not statement.why]
-    what = {sbom.PREDICATE: "SBOM", provenance.PREDICATE: "provenance"}[kind]
+    """The predicate of the one statement of a kind that counts."""
+    found = [statement for statement in one.of(kind) if statement.verified]
     if len(found) != 1:
-        raise PublishedError(
-            f"{one.digest[:19]} has {len(found) or 'no'} {what} that is believed",
-            hint="publish the image again",
+        what = NAMES[kind].removeprefix("the ")
+        why = f"{one.digest[:19]} has {len(found) or 'no'} {what} that is believed"
+        raise (
+            _absent(one, kind, why)
+            if not found
+            else PublishedError(why, hint="publish the image again")
         )
-    predicate = found[0].said.get("predicate")
-    return predicate if isinstance(predicate, dict) else {}
+    return found[0].predicate
+
+
+def _absent(one: Reading, kind: str, why: str) -> PublishedError:
+    """The error for a kind of which no statement counts."""
+    if not one.of(kind):
+        return PublishedError(why, hint="publish the image again")
+    return PublishedError(
+        f"{NAMES[kind]} of {one.digest[:19]} is signed by a key that is not trusted here, or was "
+        "edited",
+        hint="--key FILE names the publisher's public key (PEM)",
+    )
 
 
 def _locks(verdict: Verdict) -> str:
@@ -383,8 +345,7 @@ def version_tag(facts: Sequence[Facts]) -> str:
 
 def _right_tag(tag: str, whole: Whole, facts: Sequence[Facts]) -> None:
     signed = {
-        name for one in whole.signatures if one.believed and one.digest == whole.digest
-        for name in one.tags
+        name for one in whole.signatures or () if one.digest == whole.digest for name in one.tags
     }  # fmt: skip
     if tag in signed:
         return
@@ -404,41 +365,36 @@ def whole_blobs(
     """
     seen = set()
     for one in whole.images:
-        for blob in (one.manifest["config"], *one.manifest["layers"]):
-            digest, size = str(blob["digest"]), int(blob["size"])
-            if digest in seen:
-                continue
-            seen.add(digest)
-            held = repository.blob_size(digest)
-            if held is None:
-                raise PublishedError(
-                    f"{repository.place} lacks the blob {digest[:19]} of {one.digest[:19]}",
-                    hint="publish the image again",
-                )
-            if held not in (size, -1):
-                raise repository.damaged(digest, held, size)
-            if deep:
-                repository.prove(digest, size, moved)
+        with repository.blobs(one.digest) as blobs:
+            for blob in (one.manifest["config"], *one.manifest["layers"]):
+                digest, size = str(blob["digest"]), int(blob["size"])
+                if digest in seen:
+                    continue
+                seen.add(digest)
+                if not deep:
+                    blobs.check(digest, size)
+                    continue
+                for piece in blobs.read(digest, size):
+                    moved(len(piece))
 
 
 def verify(
     text: str,
-    trusted: Trusted,
+    trust: Trust,
     required: Callable[[Reading], Required],
     *,
     digest: str | None = None,
     lock: str | None = None,
     deep: bool = False,
     moved: Moved = lambda _: None,
-    repository: Repository | None = None,
 ) -> tuple[Whole, tuple[Facts, ...]]:
     """The one question before anything of a registry is used. Raises ``PublishedError``.
 
     ``digest`` is of an image that must be among those that ``text`` stands for.
     """
     reference = Reference.parse(text)
-    repository = repository or Repository(place=reference.place)
-    whole = read(reference, repository, trusted)
+    repository = Repository(place=reference.place, tools=trust.tools)
+    whole = read(reference, repository, trust)
     facts = judge(whole, required, lock=lock)
     if digest is not None and digest not in {whole.digest, *(i.digest for i in whole.images)}:
         raise PublishedError(

@@ -101,7 +101,6 @@ def _sealed(record: PlanRecord, image: Image, shop: Workshop) -> seal.Verdict | 
             plan_checksum=record.checksum,
             # What only a node can prove is not proven by building again.
             required=policy.Required(tiers=DEFAULT),
-            keys=shop.keys,
         )
     except GateError:
         return None
@@ -148,7 +147,6 @@ def _prove(record: PlanRecord, staged: Staged, shop: Workshop) -> run_tiers.Outc
             project=shop.project,
             store=shop.store,
             runner=shop.runner,
-            keys=shop.keys,
             progress=progress,
         )
 

@@ -14,8 +14,7 @@ from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.core.errors import GateError
 from sparkimage.image.store import Store
 from sparkimage.verify import seal
-from sparkimage.verify.keys import Keyring
-from sparkimage.verify.seal import Signed, Verdict
+from sparkimage.verify.seal import Result, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,6 @@ def ask(
     required: Required,
     allow_unverified: bool = False,
     name: str | None = None,
-    keys: Keyring | None = None,
     say: Callable[[str], None] | None = None,
 ) -> PolicyDecision:
     """Whether the image ``digest`` may ship; under ``name``, where it is to have one.
@@ -54,15 +52,14 @@ def ask(
     there is no plan at hand. ``say`` takes the warning of ``allow_unverified`` (default: standard
     error). Raises ``GateError``.
     """
-    keys = keys or Keyring.user()
     try:
-        _same_name(store, digest, name, keys)
+        _same_name(store, digest, name)
         if (why := seal.mark(store, digest)) is not None:
             raise GateError(
                 f"{digest[:19]} was loaded unverified: {why}",
                 hint=f"prove it here: python build.py verify {digest[7:19]}",
             )
-        return judge(seal.history(store, digest, keys), digest, plan_checksum, required)
+        return judge(seal.history(store, digest), digest, plan_checksum, required)
     except GateError as refusal:
         if not allow_unverified:
             raise
@@ -79,9 +76,9 @@ def overruled(
 
 
 def judge(
-    statements: Sequence[Signed], digest: str, plan_checksum: str | None, required: Required
+    statements: Sequence[Result], digest: str, plan_checksum: str | None, required: Required
 ) -> PolicyDecision:
-    """As ``ask``, of statements that are believed already."""
+    """As ``ask``, of statements that were read already."""
     short, again = digest[:19], f"python build.py verify {digest[7:19]}"
     if not statements:
         raise GateError(f"{short} has no seal", hint=f"prove it: {again}")
@@ -115,7 +112,7 @@ def judge(
     return PolicyDecision(digest=digest, verdict=verdict)
 
 
-def _same_name(store: Store, digest: str, name: str | None, keys: Keyring) -> None:
+def _same_name(store: Store, digest: str, name: str | None) -> None:
     """Refuse an image whose name has come to stand for another one than what was sealed."""
     held = store.names().get(name) if name is not None else None
     if held is None:
@@ -125,11 +122,11 @@ def _same_name(store: Store, digest: str, name: str | None, keys: Keyring) -> No
             f"{name} was rebuilt: it stands for {held[:19]} now, not for {digest[:19]}",
             hint=f"ship what it stands for (verify {held[7:19]} first), or build it again",
         )
-    if seal.history(store, digest, keys):
+    if seal.history(store, digest):
         return
     for other in store.fact_keys("seal"):
         try:
-            earlier = seal.history(store, other, keys)
+            earlier = seal.history(store, other)
         except GateError:
             continue
         if other != digest and any(

@@ -35,7 +35,6 @@ from sparkimage.core.locks import owner
 from sparkimage.core.process import Runner
 from sparkimage.image.store import Image, Store
 from sparkimage.verify import gpu, layer_checks, plan_record, run_entrypoint, seal, static
-from sparkimage.verify.keys import Keyring
 from sparkimage.verify.plan_record import PlanRecord, check_folders
 
 Progress = Callable[[int, int], None]
@@ -79,7 +78,6 @@ def verify(
     project: Path,
     store: Store,
     runner: Runner,
-    keys: Keyring | None = None,
     tiers: Sequence[Tier] = DEFAULT,
     progress: Progress = nothing,
 ) -> Outcome:
@@ -113,7 +111,6 @@ def verify(
             image=plan.image,
             not_run=outcome.not_run,
         ),
-        keys,
     )
     if outcome.failed:
         raise failed(plan.variant, image.digest, outcome.failed, len(outcome.checks))

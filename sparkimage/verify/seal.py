@@ -1,10 +1,11 @@
-"""The seal: signed in-toto test results, bound to the digest of one platform manifest.
+"""The seal: in-toto test results, bound to the digest of one platform manifest.
 
 https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md
 https://github.com/in-toto/attestation/blob/main/spec/predicates/test-result.md
 
-Each verification adds one statement about the tiers that it ran, in a DSSE envelope. What counts
-is their sum over the statements that were made against the same plan and checks.
+Each verification adds one statement about the tiers that it ran. What counts is their sum over the
+statements that were made against the same plan and checks. The store keeps them unsigned: who may
+write to the store could sign there as well. They are signed where an image leaves it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,9 @@ from typing import Any
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import GateError
 from sparkimage.image.store import Store
-from sparkimage.verify import dsse
-from sparkimage.verify.keys import Keyring
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
 UNVERIFIED = "unverified"
 """The kind of fact that marks an image which came without a seal that fits."""
 KEPT = 20
@@ -58,12 +56,10 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signed:
-    """A statement that is believed, its envelope, and the key that signed it."""
+class Result:
+    """A statement that is a test result for its digest."""
 
     statement: Mapping[str, Any]
-    envelope: Mapping[str, Any]
-    key: str
 
     @property
     def plan(self) -> str:
@@ -87,7 +83,7 @@ class Verdict:
     """Those that passed."""
     checks: tuple[Check, ...]
     """Of every tier, each with its newest result."""
-    statements: tuple[Signed, ...]
+    statements: tuple[Result, ...]
 
     @property
     def statement(self) -> Mapping[str, Any]:
@@ -115,7 +111,6 @@ class Verdict:
             "tiers": list(self.tiers),
             "notRun": dict(self.not_run),
             "checks": [asdict(check) for check in self.checks],
-            "keys": sorted({one.key for one in self.statements}),
             "statements": [one.statement for one in self.statements],
         }
 
@@ -167,18 +162,17 @@ def statement(
     }
 
 
-def save(store: Store, made: Mapping[str, Any], keys: Keyring | None = None) -> None:
-    """Sign the statement and keep it with the digest that it is about, behind the earlier ones.
+def save(store: Store, made: Mapping[str, Any]) -> None:
+    """Keep the statement with the digest that it is about, behind the earlier ones.
 
-    Earlier ones that are not believed are dropped, and a mark of an image that was loaded
+    Earlier ones that are no test result for it are dropped, and a mark of an image that was loaded
     unverified is gone: the image is proven anew.
     """
-    keys = keys or Keyring.user()
     digest = f"sha256:{made['subject'][0]['digest']['sha256']}"
-    payload = json.dumps(made, sort_keys=True, separators=(",", ":")).encode()
-    envelope = dsse.sign(payload, PAYLOAD_TYPE, keys.signer())
     with store.locked():
-        keep(store, digest, [*_believed(store, digest, keys), envelope])
+        found = store.get_fact("seal", digest)
+        earlier = [one for one in found if fits(one, digest)] if isinstance(found, list) else []
+        keep(store, digest, [*earlier, made])
         set_mark(store, digest, None)
 
 
@@ -194,65 +188,40 @@ def set_mark(store: Store, digest: str, why: str | None) -> None:
         store.put_fact(UNVERIFIED, digest, None if why is None else {"why": why})
 
 
-def keep(store: Store, digest: str, given: Sequence[Mapping[str, Any]]) -> None:
-    """Keep these envelopes, oldest first, as the ones of ``digest``."""
-    store.put_fact("seal", digest, list(given)[-KEPT:])
+def keep(store: Store, digest: str, statements: Sequence[Mapping[str, Any]]) -> None:
+    """Keep these statements, oldest first, as the ones of ``digest``."""
+    store.put_fact("seal", digest, list(statements)[-KEPT:])
 
 
-def _believed(store: Store, digest: str, keys: Keyring) -> list[Mapping[str, Any]]:
-    found = store.get_fact("seal", digest)
-    believed = []
-    for envelope in found if isinstance(found, list) else ():
-        try:
-            believed += [one.envelope for one in read([envelope], digest, keys)]
-        except GateError:
-            continue
-    return believed
-
-
-def history(store: Store, digest: str, keys: Keyring | None = None) -> tuple[Signed, ...]:
+def history(store: Store, digest: str) -> tuple[Result, ...]:
     """Every statement about ``digest``, oldest first.
 
-    Raises ``GateError`` for one that was edited, is of another digest, or of a foreign key.
+    Raises ``GateError`` for one that is no test result, or is of another digest.
     """
     found = store.get_fact("seal", digest)
     if found is None and store.has_fact("seal", digest):
         raise _refusal(digest, "cannot be read: it was cut off or edited")
-    return read([] if found is None else found, digest, keys or Keyring.user())
+    return read([] if found is None else found, digest)
 
 
-def read(envelopes: Any, digest: str, keys: Keyring) -> tuple[Signed, ...]:
-    """The statements of these envelopes; raises as ``history``. Old unsigned ones are no seal."""
-    if not isinstance(envelopes, list):
-        raise _refusal(digest, "is no list of envelopes")
-    trusted = keys.trusted()
-    found = []
-    for one in envelopes:
-        if isinstance(one, dict) and "_type" in one and "signatures" not in one:
-            continue
-        try:
-            payload, key = dsse.opened(one, PAYLOAD_TYPE, trusted)
-        except dsse.BadEnvelopeError as error:
-            foreign = "not trusted" in str(error)
-            raise _refusal(digest, str(error), keys if foreign else None) from None
-        try:
-            said = json.loads(payload)
-        except ValueError:
-            said = None
-        other = _subject(said)
+def read(statements: Any, digest: str) -> tuple[Result, ...]:
+    """These statements, oldest first; raises as ``history``."""
+    if not isinstance(statements, list):
+        raise _refusal(digest, "is no list of statements")
+    for one in statements:
+        other = _subject(one)
         if other is not None and other != digest:
             raise _refusal(digest, f"is of another image, {other[:19]}")
-        if not fits(said, digest):
+        if not fits(one, digest):
             raise _refusal(digest, "is not a test result for that digest")
-        found.append(Signed(statement=said, envelope=one, key=key))
-    return tuple(found)
+    return tuple(Result(statement=one) for one in statements)
 
 
-def _refusal(digest: str, why: str, keys: Keyring | None = None) -> GateError:
-    again = f"prove the image again: python build.py verify {digest[7:19]}"
-    if keys is not None:
-        again += f"; or, if you know that key, put its public half into {keys.trusted_folder}/"
-    return GateError(f"the seal of {digest[:19]} {why}", hint=again)
+def _refusal(digest: str, why: str) -> GateError:
+    return GateError(
+        f"the seal of {digest[:19]} {why}",
+        hint=f"prove the image again: python build.py verify {digest[7:19]}",
+    )
 
 
 def _subject(said: Any) -> str | None:
@@ -289,21 +258,15 @@ def fits(one: Any, digest: str) -> bool:
         return False
 
 
-def verdict(
-    store: Store,
-    digest: str,
-    *,
-    plan_checksum: str | None = None,
-    keys: Keyring | None = None,
-) -> Verdict | None:
+def verdict(store: Store, digest: str, *, plan_checksum: str | None = None) -> Verdict | None:
     """What the statements about ``digest`` come to; None where there is none.
 
     Only those made against ``plan_checksum`` count, or those that are of one with the newest.
     """
-    return total(history(store, digest, keys), plan_checksum)
+    return total(history(store, digest), plan_checksum)
 
 
-def total(statements: Sequence[Signed], plan_checksum: str | None = None) -> Verdict | None:
+def total(statements: Sequence[Result], plan_checksum: str | None = None) -> Verdict | None:
     """The sum of these statements, oldest first, as ``verdict`` says it."""
     if plan_checksum is None and statements:
         plan_checksum = statements[-1].plan

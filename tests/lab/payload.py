@@ -20,7 +20,6 @@ import zstandard
 from sparkimage.config.tier import Tier
 from sparkimage.image.store import TAR, Descriptor, Image, Readable, Store
 from sparkimage.verify import plan_record, seal
-from sparkimage.verify.keys import Keyring
 from sparkimage.verify.plan_record import PlanRecord
 from tests.lab import node_image
 from tests.unit import good_maker, seal_maker
@@ -73,7 +72,7 @@ class Payload:
 
 def sealed(
     store: Store, image: Image, name: str, *, record: PlanRecord | None = None,
-    keys: Keyring | None = None, result: str = "PASSED", lock: str = "2" * 64,
+    result: str = "PASSED", lock: str = "2" * 64,
 ) -> Image:  # fmt: skip
     """The image, named, with a seal that the gate takes (unless ``result`` is FAILED)."""
     store.name(name, store.descriptor(image.digest))
@@ -86,7 +85,7 @@ def sealed(
         *(seal_maker.check(id) for id in (record.required.checks if record is not None else ())),
     )
     made = seal_maker.made(*checks, digest=image.digest, image=name, plan=plan, lock=lock)
-    seal.save(store, made, keys)
+    seal.save(store, made)
     return store.resolve(image.digest)
 
 

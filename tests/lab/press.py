@@ -8,16 +8,21 @@ from typing import Any
 
 from rich.console import Console
 
+from sparkimage.config.address import Mirrors, Place
+from sparkimage.core import paths
 from sparkimage.core.process import Local
 from sparkimage.core.progress import View
 from sparkimage.image import layerindex
 from sparkimage.image.store import Image
-from sparkimage.registry import publish, sbom, tags
-from sparkimage.registry.oci import Repository
-from sparkimage.registry.publish import Publication
-from sparkimage.registry.signing import OwnSigner
+from sparkimage.registry import cosign, publish, sbom, tags
+from sparkimage.registry.cosign import Trust
+from sparkimage.registry.publish import Outcome, Publication
+from sparkimage.registry.skopeo import Repository
+from sparkimage.registry.tools import Tools
+from sparkimage.resolve.context import Outside
 from sparkimage.verify import seal
 from sparkimage.verify.policy import Required
+from tests.lab import hostile
 from tests.lab import payload as payloads
 from tests.lab.payload import Payload
 from tests.lab.project import Project
@@ -48,6 +53,16 @@ class Press(Project):
             data["channels"] = {CHANNEL: ["small-*"]}
         made = cls(folder=folder)
         made.write_matrix(data)
+        hostile.make_key(made.key)
+        for words in (made.tools.skopeo, made.tools.cosign):
+            # A home of its own needs no programs of its own.
+            tree = next((Path(word) for word in words[:1] if "registry-" in word), None)
+            if tree is not None:
+                tree = tree.parents[3]
+                own = folder / "home" / "tools" / tree.name
+                own.parent.mkdir(parents=True, exist_ok=True)
+                if not own.exists():
+                    own.symlink_to(tree)
         return made
 
     def image(
@@ -89,7 +104,7 @@ class Press(Project):
         """What `publish` makes of it; syft takes a second, so that it is asked where it counts."""
         store, plan = self.store, self.plan(name(arch))
         files = layerindex.image_files(store, image)
-        verdict = seal.verdict(store, image.digest, keys=self.keys)
+        verdict = seal.verdict(store, image.digest)
         assert verdict is not None
         return publish.Item(
             plan=plan, image=image, measured=tags.measure(files), verdict=verdict,
@@ -99,11 +114,37 @@ class Press(Project):
             else {"packages": [{"name": "one"}, {"name": "two"}]},
         )  # fmt: skip
 
-    def publication(self, to: Repository, *items: publish.Item, **more: Any) -> Publication:
-        return Publication(
-            items=items, store=self.store, to=to, view=View(Console(quiet=True), quiet=True),
-            signer=OwnSigner(key=self.keys.signer()), **more,
-        )  # fmt: skip
+    @property
+    def key(self) -> Path:
+        """The publisher's key; its public half is beside it."""
+        return self.folder / "publisher.pem"
+
+    @property
+    def tools(self) -> Tools:
+        """Of the machine's home: fetched once for all tests."""
+        home = paths.home()
+        return Tools(outside=Outside(home=home, runner=Local(), mirrors=Mirrors(), say=print))
+
+    @property
+    def trust(self) -> Trust:
+        return Trust.of(str(hostile.public(self.key)), None, None, self.tools)
+
+    def repository(self, address: str, **more: Any) -> Repository:
+        return Repository(place=Place.parse(address), tools=self.tools, **more)
+
+    def publish(self, to: Repository, *items: publish.Item, **more: Any) -> Outcome:
+        with cosign.signer(str(self.key), None, None, self.tools) as signer:
+            return Publication(
+                items=items, store=self.store, to=to, view=View(Console(quiet=True), quiet=True),
+                signer=signer, **more,
+            ).run()  # fmt: skip
+
+    def environment(self, **more: str) -> dict[str, str]:
+        keys = {
+            "SPARKIMAGE_KEY": str(self.key),
+            "SPARKIMAGE_PUBLIC_KEY": str(hostile.public(self.key)),
+        }
+        return super().environment(**{**keys, **more})
 
     def docker_config(self, registry: str, user: str, password: str) -> Path:
         """A folder for DOCKER_CONFIG with a login, as `docker login` writes it."""

@@ -15,7 +15,6 @@ from sparkimage.config.plan import Plan
 from sparkimage.core.process import Local
 from sparkimage.image.store import Image, Store
 from sparkimage.verify import plan_record
-from sparkimage.verify.keys import Keyring
 from tests.lab import command
 from tests.lab.payload import sealed
 from tests.unit import project_maker as maker
@@ -23,7 +22,7 @@ from tests.unit import project_maker as maker
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """A project in ``folder``, with a home, a store and keys of its own."""
+    """A project in ``folder``, with a home and a store of its own."""
 
     folder: Path
 
@@ -39,10 +38,6 @@ class Project:
     def store(self) -> Store:
         return Store.open(self.folder / "home" / "store")
 
-    @property
-    def keys(self) -> Keyring:
-        return Keyring(folder=self.folder / "home" / "keys")
-
     def plan(self, variant: str) -> Plan:
         read = self.read_matrix()
         (one,) = matrix.select(read, names=[variant])
@@ -54,7 +49,7 @@ class Project:
         plan = self.plan(variant)
         return sealed(
             self.store, image, plan.image, record=plan_record.record(plan, self.folder),
-            keys=self.keys, lock=plan.lock_checksum,
+            lock=plan.lock_checksum,
         )  # fmt: skip
 
     def environment(self, **more: str) -> dict[str, str]:

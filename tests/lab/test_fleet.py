@@ -19,7 +19,6 @@ from sparkimage.core.errors import GateError
 from sparkimage.image import archive
 from sparkimage.image.store import Image, Store
 from sparkimage.verify import policy
-from sparkimage.verify.keys import Keyring
 from sparkimage.verify.policy import Required
 from tests.lab import fleet as fleets
 from tests.lab.fleet import CONTROL, DATA, FOUR, Fleet
@@ -111,15 +110,14 @@ def test_a_changed_layer_is_the_only_one_that_differs(images: Images) -> None:
     assert same(middle) == [True, True, False, True]
 
 
-def test_the_gate_takes_a_sealed_payload(images: Images, tmp_path: Path) -> None:
-    keys = Keyring(folder=tmp_path / "keys")
+def test_the_gate_takes_a_sealed_payload(images: Images) -> None:
     digest = images.image.digest
-    asked = {"plan_checksum": PLAN, "required": Required(), "name": NAME, "keys": keys}
+    asked = {"plan_checksum": PLAN, "required": Required(), "name": NAME}
     with pytest.raises(GateError, match="no seal"):
         policy.ask(images.store, digest, **asked)  # type: ignore[arg-type]
-    sealed(images.store, images.image, NAME, keys=keys)
+    sealed(images.store, images.image, NAME)
     assert policy.ask(images.store, digest, **asked).verdict is not None  # type: ignore[arg-type]
-    sealed(images.store, images.image, NAME, keys=keys, result="FAILED")
+    sealed(images.store, images.image, NAME, result="FAILED")
     with pytest.raises(GateError, match="says FAILED"):
         policy.ask(images.store, digest, **asked)  # type: ignore[arg-type]
 

@@ -7,25 +7,23 @@ import hashlib
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sparkimage.config.address import Place
 from sparkimage.core.errors import NetworkError, RegistryError, SparkError
-from sparkimage.image.store import Image, Store
+from sparkimage.image.store import Image
 from sparkimage.registry import remote
-from sparkimage.registry.oci import Repository
 from sparkimage.registry.publish import Outcome
 from sparkimage.verify.policy import Required
 from tests.lab import faulty, sampling, servers
 from tests.lab.faulty import Answer, Asked, Cut, Fault, Proxy, once
+from tests.lab.hostile import Client
 from tests.lab.payload import PLAIN, Payload
 from tests.lab.press import Press
 from tests.lab.servers import Registry
 
-PART = 1 << 18
 BIG = Payload.of(3_000_000, packed=PLAIN)
 
 
@@ -49,45 +47,41 @@ def press(tmp_path: Path) -> Press:
 class Way:
     """To one repository, through the proxy; it waits for nothing and says for how long it would."""
 
-    def __init__(self, address: str, name: str) -> None:
+    def __init__(self, press: Press, address: str, name: str) -> None:
         self.waits: list[float] = []
-        place = Place.parse(f"{address}/faults/{name}")
-        self.to = Repository(place=place, writes=True, pause=self.waits.append)
+        self.to = press.repository(f"{address}/faults/{name}", pause=self.waits.append)
 
     def publish(self, press: Press, image: Image) -> Outcome:
-        return press.publication(self.to, press.item(image), part=PART).run()
+        return press.publish(self.to, press.item(image))
 
 
 @pytest.fixture
-def way(proxy: Proxy, request: pytest.FixtureRequest) -> Way:
+def way(press: Press, proxy: Proxy, request: pytest.FixtureRequest) -> Way:
     name = hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
-    return Way(proxy.address, name)
+    return Way(press, proxy.address, name)
 
 
 def is_whole(press: Press, registry: Registry, way: Way, image: Image) -> None:
     """What the registry has is what a stranger believes, every byte of it."""
-    repository = Repository(place=Place.parse(f"{registry.address}/{way.to.place.repository}"))
-    (tag,) = [tag for tag in repository.tags() if not tag.startswith("sha256-")]
+    raw = Client(address=registry.address, repository=way.to.place.repository)
+    (tag,) = raw.tags()
     found, _ = remote.verify(
-        f"{repository.place}:{tag}", press.keys.trusted(), lambda _: Required(),
+        f"{registry.address}/{raw.repository}:{tag}", press.trust, lambda _: Required(),
         deep=True, digest=image.digest,
     )  # fmt: skip
     assert found.digest == image.digest
 
 
 def no_tag(registry: Registry, way: Way) -> None:
-    repository = Repository(place=Place.parse(f"{registry.address}/{way.to.place.repository}"))
-    assert [tag for tag in repository.tags() if not tag.startswith("sha256-")] == []
+    assert Client(address=registry.address, repository=way.to.place.repository).tags() == []
 
 
-def is_big(image: Image) -> Callable[[Asked], bool]:
-    """Whether a request brings bytes from beyond 80% of the big blob."""
-    size = max(layer.size for layer in image.layers)
-    return lambda asked: asked.method == "PATCH" and asked.begin + asked.length > size * 0.8
+def brings_a_blob(asked: Asked) -> bool:
+    return asked.method in ("PATCH", "PUT") and "/blobs/uploads/" in asked.path
 
 
 def test_a_registry_that_is_down(press: Press) -> None:
-    way = Way(f"{servers.LOOPBACK}:{servers.free_port()}", "down")
+    way = Way(press, f"{servers.LOOPBACK}:{servers.free_port()}", "down")
     with pytest.raises(NetworkError, match="does not answer") as caught:
         way.publish(press, press.image())
     assert "refused" in caught.value.detail
@@ -104,22 +98,12 @@ def test_403_is_definite(press: Press, proxy: Proxy, registry: Registry, way: Wa
 
 
 def test_429_is_waited_for(press: Press, proxy: Proxy, registry: Registry, way: Way) -> None:
-    busy = Answer(status=429, headers={"Retry-After": "17"})
+    busy = Answer(status=429, headers={"Retry-After": "1"})
     proxy.rule = once(lambda asked: busy if asked.method == "PUT" else None)
     image = press.image()
     way.publish(press, image)
-    assert 17.0 in way.waits or way.waits == []
     assert any(asked.method == "PUT" for asked in proxy.seen)
     is_whole(press, registry, way, image)
-
-
-def test_429_for_an_hour_is_not(press: Press, proxy: Proxy, registry: Registry, way: Way) -> None:
-    proxy.rule = lambda asked: (
-        Answer(status=429, headers={"Retry-After": "3600"}) if asked.method == "HEAD" else None
-    )
-    with pytest.raises(NetworkError, match="asks to wait for 3600 s"):
-        way.publish(press, press.image())
-    no_tag(registry, way)
 
 
 @pytest.mark.parametrize("status", sampling.params("publish-status", [500, 502, 503]))
@@ -127,44 +111,27 @@ def test_5xx_in_the_middle(
     press: Press, proxy: Proxy, registry: Registry, way: Way, status: int
 ) -> None:
     image = press.image(payload=BIG)
-    big = is_big(image)
-    proxy.rule = once(lambda asked: Answer(status=status) if big(asked) else None)
+    proxy.rule = once(lambda asked: Answer(status=status) if brings_a_blob(asked) else None)
     way.publish(press, image)
     is_whole(press, registry, way, image)
 
 
 def test_5xx_for_ever(press: Press, proxy: Proxy, registry: Registry, way: Way) -> None:
     image = press.image(payload=BIG)
-    big = is_big(image)
-    proxy.rule = lambda asked: Answer(status=502, body=b"bad gateway") if big(asked) else None
-    with pytest.raises(NetworkError, match="answers 502") as caught:
+    proxy.rule = lambda asked: Answer(status=502) if brings_a_blob(asked) else None
+    with pytest.raises(NetworkError, match="does not answer") as caught:
         way.publish(press, image)
-    assert caught.value.detail == "bad gateway"
+    assert "502" in caught.value.detail
     no_tag(registry, way)
 
 
-def test_a_cut_at_80_percent_goes_on_from_there(
-    press: Press, proxy: Proxy, registry: Registry, way: Way
+@pytest.mark.parametrize("passed_on", [False, True])
+def test_a_cut_in_a_blob_sends_it_again(
+    press: Press, proxy: Proxy, registry: Registry, way: Way, passed_on: bool
 ) -> None:
-    # As behind a proxy that passes on whole requests alone, which is nginx's default.
     image = press.image(payload=BIG)
-    big = is_big(image)
-    proxy.rule = once(lambda asked: Cut(after=asked.length // 2) if big(asked) else None)
-    way.publish(press, image)
-    is_whole(press, registry, way, image)
-    total = sum(size for _, size in image.blobs())
-    assert way.to.sent <= total + 2 * PART
-
-
-def test_a_cut_that_the_registry_sees_begins_anew(
-    press: Press, proxy: Proxy, registry: Registry, way: Way
-) -> None:
-    # CNCF's registry then ends the upload: what it got does not fit what it promised.
-    image = press.image(payload=BIG)
-    big = is_big(image)
-    proxy.rule = once(
-        lambda asked: Cut(after=asked.length // 2, passed_on=True) if big(asked) else None
-    )
+    cut = Cut(after=1 << 18, passed_on=passed_on)
+    proxy.rule = once(lambda asked: cut if brings_a_blob(asked) else None)
     way.publish(press, image)
     is_whole(press, registry, way, image)
 
@@ -194,7 +161,7 @@ def test_a_refused_manifest_leaves_no_tag(
         Answer(status=500) if asked.method == "PUT" and part in asked.path else None
     )
     image = press.image()
-    with pytest.raises(NetworkError, match="answers 500"):
+    with pytest.raises(NetworkError, match="does not answer"):
         way.publish(press, image)
     no_tag(registry, way)
     # And the next run goes on.
@@ -209,12 +176,12 @@ def test_a_full_disk(press: Press, tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "lab-small", str(folder)], check=True)
     try:
         with servers.registry(folder) as full:
-            way = Way(full.address, "full")
-            with pytest.raises(SparkError) as caught:
+            way = Way(press, full.address, "full")
+            # skopeo shows the status of the answer alone, and not what the registry says of it.
+            with pytest.raises(NetworkError, match="does not answer") as caught:
                 way.publish(press, press.image(payload=BIG))
-            assert isinstance(caught.value, RegistryError | NetworkError)
-            assert "no room left" in caught.value.message, caught.value.detail
-            assert way.to.tags() == []
+            assert "500" in caught.value.detail
+            assert Client(address=full.address, repository="faults/full").tags() == []
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
@@ -226,35 +193,33 @@ def test_two_publishers_of_one_tag(
     first, second = press.item(older), press.item(newer)
     # Between the first one's PUT of the tag and its reading back, the second one publishes.
     done: list[Outcome] = []
-    straight = Repository(
-        place=Place.parse(f"{registry.address}/{way.to.place.repository}"), writes=True
-    )
+    straight = press.repository(f"{registry.address}/{way.to.place.repository}")
 
     def rule(asked: Asked) -> Fault:
         put = any(a.method == "PUT" and "/manifests/0.32" in a.path for a in proxy.seen)
         if put and asked.method == "GET" and "/manifests/0.32" in asked.path and not done:
-            done.append(press.publication(straight, second).run())
+            done.append(press.publish(straight, second))
         return None
 
     proxy.rule = rule
     with pytest.raises(RegistryError, match="by somebody else"):
-        press.publication(way.to, first, part=PART).run()
+        press.publish(way.to, first)
     is_whole(press, registry, way, newer)
     # Nor does it go back when the first one tries again.
     with pytest.raises(RegistryError, match="would go backwards"):
-        press.publication(way.to, first, part=PART).run()
+        press.publish(way.to, first)
     is_whole(press, registry, way, newer)
 
 
 def test_two_publishers_at_once(press: Press, registry: Registry) -> None:
     images = [press.image(), press.image(created="2002-01-01T00:00:00Z")]
     items = [press.item(image) for image in images]
-    ways = [Way(registry.address, "at-once") for _ in images]
+    ways = [Way(press, registry.address, "at-once") for _ in images]
     errors: list[SparkError] = []
 
     def one(n: int) -> None:
         try:
-            press.publication(ways[n].to, items[n], part=PART).run()
+            press.publish(ways[n].to, items[n])
         except SparkError as error:
             errors.append(error)
 
@@ -264,46 +229,27 @@ def test_two_publishers_at_once(press: Press, registry: Registry) -> None:
     for thread in threads:
         thread.join()
     assert all(isinstance(error, RegistryError) for error in errors)
-    tag = next(tag for tag in ways[0].to.tags() if not tag.startswith("sha256-"))
+    (tag,) = Client(address=registry.address, repository="faults/at-once").tags()
     now = ways[0].to.digest_of(tag)
     assert now in [image.digest for image in images]
     is_whole(press, registry, ways[0], next(i for i in images if i.digest == now))
 
 
-def test_a_run_that_was_killed_goes_on_in_the_next(
-    press: Press, proxy: Proxy, registry: Registry, way: Way, monkeypatch: pytest.MonkeyPatch
+def test_the_next_run_sends_only_what_is_missing(
+    press: Press, proxy: Proxy, registry: Registry, way: Way
 ) -> None:
     image = press.image(payload=BIG)
-    big = is_big(image)
-    dead: list[bool] = []
-
-    class KilledError(BaseException):
-        pass
-
-    def rule(asked: Asked) -> Fault:
-        if big(asked) and not dead:
-            dead.append(True)
-        return None
-
-    proxy.rule = rule
-    # Dies behind a part that the registry has, as from kill -9: nothing is cleaned up.
-    with monkeypatch.context() as patched:
-        kept = Store.put_fact
-
-        def put(store: Store, kind: str, key: str, data: object) -> None:
-            kept(store, kind, key, data)
-            if kind == "uploads" and dead:
-                raise KilledError
-
-        patched.setattr("sparkimage.image.store.Store.put_fact", put)
-        with pytest.raises(KilledError):
-            way.publish(press, image)
+    # All blobs arrive, and no manifest does.
+    proxy.rule = lambda asked: (
+        Answer(status=403) if asked.method == "PUT" and "/manifests/" in asked.path else None
+    )
+    with pytest.raises(RegistryError):
+        way.publish(press, image)
     no_tag(registry, way)
     proxy.rule = lambda _: None
-    next_one = Way(proxy.address, way.to.place.repository.rpartition("/")[2])
-    next_one.publish(press, image)
-    is_whole(press, registry, next_one, image)
-    assert next_one.to.sent < 0.3 * max(layer.size for layer in image.layers)
+    ((_, blobs),) = way.publish(press, image).platforms.values()
+    assert (blobs.uploaded, blobs.there) == (0, len(dict(image.blobs())))
+    is_whole(press, registry, way, image)
 
 
 def test_a_command_that_is_interrupted_leaves_no_tag_and_waits_for_no_registry(

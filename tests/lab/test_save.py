@@ -15,6 +15,7 @@ import pytest
 
 from sparkimage.image.store import Store
 from sparkimage.verify import pipeline
+from tests.lab import hostile
 from tests.lab.conftest import Lab
 from tests.lab.node import Node
 from tests.lab.shipment import NAME, NODES, PAYLOAD, VARIANT, Shipment, everywhere, ok
@@ -89,14 +90,15 @@ def test_another_store_loads_it_by_pipe(
 def test_what_is_loaded_over_the_gate_stays_unverified(
     lab: Lab, tiny: pipeline.Result, saved: Path, tmp_path: Path
 ) -> None:
-    # Another user's keys: the seal is of a key that is not trusted there.
+    # Somebody who believes a signed seal alone, and this one is not.
+    key = str(hostile.public(hostile.make_key(tmp_path / "key.pem")))
     more = {
         "SPARKIMAGE_STORE": str(tmp_path / "store"), "SPARKIMAGE_HOME": str(tmp_path / "home"),
     }  # fmt: skip
-    refused = lab.run("load", str(saved), **more)
+    refused = lab.run("load", str(saved), "--key", key, **more)
     assert refused.returncode == 14
-    assert "not trusted" in refused.stderr
-    loaded = lab.run("load", str(saved), "--allow-unverified", **more)
+    assert "is not signed" in refused.stderr
+    loaded = lab.run("load", str(saved), "--key", key, "--allow-unverified", **more)
     assert loaded.returncode == 0, loaded.stderr
     assert "UNVERIFIED" in loaded.stdout
     onward = ("save", tiny.plan.variant, "-o", str(tmp_path / "onward.tar"))
@@ -193,7 +195,7 @@ def test_the_static_tier_starts_no_engine(lab: Lab, tiny: pipeline.Result, tmp_p
     done = lab.run(
         "verify", tiny.plan.variant, "--tier", "static", "--json",
         SPARKIMAGE_HOME=str(home), SPARKIMAGE_ENGINE="system", DOCKER_HOST="unix:///nowhere",
-        SPARKIMAGE_STORE=str(lab.shop.store.root), SPARKIMAGE_KEY=str(lab.shop.keys.file),
+        SPARKIMAGE_STORE=str(lab.shop.store.root),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

@@ -68,8 +68,15 @@ def service(folder: Path) -> Iterator[Tokens]:
             self._answer(asked, good=self.headers.get("Authorization") == f"Basic {pair}")
 
         def do_POST(self) -> None:
-            length = int(self.headers["Content-Length"])
-            form = parse_qs(self.rfile.read(length).decode())
+            if "chunked" in self.headers.get("Transfer-Encoding", ""):
+                data = b""
+                while size := int(self.rfile.readline(), 16):
+                    data += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            else:
+                data = self.rfile.read(int(self.headers["Content-Length"]))
+            form = parse_qs(data.decode())
             good = form["refresh_token"] == [IDENTITY] and form["grant_type"] == ["refresh_token"]
             self._answer(form.get("scope", [""])[0].split(), good=good)
 

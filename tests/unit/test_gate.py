@@ -17,8 +17,7 @@ from sparkimage.config.tier import Tier
 from sparkimage.core.errors import GateError, StoreError, UsageError
 from sparkimage.image.store import Image, Store
 from sparkimage.registry import archives
-from sparkimage.verify import dsse, plan_record, policy, seal
-from sparkimage.verify.keys import Keyring
+from sparkimage.verify import plan_record, policy, seal
 from sparkimage.verify.plan_record import CHECKS_VERSION, PlanRecord
 from sparkimage.verify.policy import PolicyDecision, Required
 from sparkimage.verify.seal import Check
@@ -36,11 +35,10 @@ NAME = "spark:v"
 
 
 class World:
-    """A store with an image in it, and its keys."""
+    """A store with an image in it."""
 
     def __init__(self, folder: Path) -> None:
         self.store = Store.open(folder / "store")
-        self.keys = Keyring(folder=folder / "keys")
         self.image = make_image(self.store)
         self.store.name(NAME, self.store.descriptor(self.image.digest))
         self.said: list[str] = []
@@ -48,19 +46,18 @@ class World:
     def seal(self, *checks: Check, of: Image | None = None, **more: Any) -> None:
         digest = (of or self.image).digest
         given = {"plan": RECORD.checksum, **more}
-        seal.save(self.store, made(*checks, digest=digest, **given), self.keys)
+        seal.save(self.store, made(*checks, digest=digest, **given))
 
     def ask(self, **more: Any) -> PolicyDecision:
         given: dict[str, Any] = {
             "plan_checksum": RECORD.checksum, "required": Required(), "name": NAME,
-            "keys": self.keys,
             "say": self.said.append, **more,
         }  # fmt: skip
         return policy.ask(self.store, self.image.digest, **given)
 
     def file(self, decision: PolicyDecision | None = None, record: PlanRecord = RECORD) -> bytes:
         decision = decision or self.ask()
-        return b"".join(archives.chunks(self.image, record, decision, self.store, self.keys))
+        return b"".join(archives.chunks(self.image, record, decision, self.store))
 
 
 @pytest.fixture
@@ -78,18 +75,9 @@ def test_a_sealed_image_passes(world: World) -> None:
 
 def tampered(world: World) -> None:
     world.seal(STATIC, RUN)
-    (envelope,) = world.store.get_fact("seal", world.image.digest)
-    other = made(STATIC, RUN, digest=world.image.digest, finished=5)
-    payload = dsse.sign(json.dumps(other).encode(), seal.PAYLOAD_TYPE, world.keys.signer())
-    envelope["payload"] = payload["payload"]
-    world.store.put_fact("seal", world.image.digest, [envelope])
-
-
-def foreign(world: World) -> None:
-    keys = world.keys
-    world.keys = Keyring(folder=keys.folder.with_name("other"))
-    world.seal(STATIC, RUN)
-    world.keys = keys
+    (statement,) = world.store.get_fact("seal", world.image.digest)
+    statement["predicate"]["passedTests"].pop()
+    world.store.put_fact("seal", world.image.digest, [statement])
 
 
 def of_another(world: World) -> None:
@@ -140,8 +128,7 @@ REFUSALS: dict[str, tuple[Callable[[World], object], str, str]] = {
         "against these",
     ),
     "another digest": (of_another, "is of another image", "prove the image again"),
-    "edited": (tampered, "was edited", "prove the image again"),
-    "another key": (foreign, "not trusted", "keys/trusted"),
+    "edited": (tampered, "is not a test result for that digest", "prove the image again"),
     "rebuilt": (rebuilt_and_not_sealed, "was rebuilt: the seal is of", "prove what is there"),
     "the old one": (rebuilt_and_asked_for_the_old, "was rebuilt: it stands for", "ship what it"),
 }  # fmt: skip
@@ -195,28 +182,27 @@ def packed(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def load(data: bytes, store: Store, keys: Keyring, **more: Any) -> archives.Loaded:
-    return archives.load(io.BytesIO(data), store, keys=keys, **more)
+def load(data: bytes, store: Store, **more: Any) -> archives.Loaded:
+    return archives.load(io.BytesIO(data), store, **more)
 
 
 def test_a_round_trip(world: World, tmp_path: Path) -> None:
     world.seal(STATIC, RUN)
     store = Store.open(tmp_path / "elsewhere")
-    loaded = load(world.file(), store, world.keys)
+    loaded = load(world.file(), store)
     assert (loaded.image.digest, loaded.name) == (world.image.digest, NAME)
     assert store.names() == {NAME: world.image.digest}
     assert store.damaged(world.image.digest) == []
     assert loaded.decision.unverified == ""
     here = policy.ask(
         store, world.image.digest, plan_checksum=RECORD.checksum, required=Required(),
-        keys=world.keys,
     )  # fmt: skip
     assert here.verdict is not None
     # The plan has come along: what it needs to ship on.
     assert plan_record.kept(store, world.image.digest) == RECORD
     # Once more adds nothing.
-    load(world.file(), store, world.keys)
-    assert len(seal.history(store, world.image.digest, world.keys)) == 1
+    load(world.file(), store)
+    assert len(seal.history(store, world.image.digest)) == 1
     assert not list(store.root.glob("incoming-*"))
 
 
@@ -254,14 +240,14 @@ AT_LOAD: dict[str, tuple[Callable[[World], bytes], type[Exception], str]] = {
         StoreError, "plan is of x:y",
     ),
     "empty seal": (
-        lambda w: change(w, archives.SEAL, lambda s: s.update(envelopes=[])), GateError,
+        lambda w: change(w, archives.SEAL, lambda s: s.update(statements=[])), GateError,
         "has no seal",
     ),
     "edited": (
         lambda w: change(
-            w, archives.SEAL, lambda s: s["envelopes"][0]["signatures"][0].update(sig="AAAA")
+            w, archives.SEAL, lambda s: s["statements"][0]["predicate"].update(result="FAILED")
         ),
-        GateError, "was edited",
+        GateError, "is not a test result",
     ),
     "another digest": (
         lambda w: change(w, "index.json", lambda s: s["manifests"][0].update(
@@ -306,16 +292,16 @@ def test_what_load_refuses_it_does_not_name(world: World, tmp_path: Path, name: 
     arrange, error, why = AT_LOAD[name]
     store = Store.open(tmp_path / "elsewhere")
     with pytest.raises(error, match=why):
-        load(arrange(world), store, world.keys)
+        load(arrange(world), store)
     assert store.names() == {}
-    assert seal.history(store, world.image.digest, world.keys) == ()
+    assert seal.history(store, world.image.digest) == ()
 
 
 def test_load_over_the_gate_is_loud(world: World, tmp_path: Path) -> None:
     store = Store.open(tmp_path / "elsewhere")
     data = world.file(world.ask(allow_unverified=True))
     said: list[str] = []
-    loaded = load(data, store, world.keys, allow_unverified=True, say=said.append)
+    loaded = load(data, store, allow_unverified=True, say=said.append)
     assert store.names() == {NAME: world.image.digest}
     assert "has no seal" in loaded.decision.unverified
     assert said == [
@@ -329,9 +315,8 @@ def test_what_was_loaded_unverified_ships_no_further(world: World, tmp_path: Pat
     more = Required(tiers=(*Tier,))
     data = world.file(world.ask(required=more, allow_unverified=True))
     here = World(tmp_path / "here")
-    here.keys = world.keys
-    load(data, here.store, here.keys, allow_unverified=True, say=here.said.append)
-    assert seal.history(here.store, world.image.digest, here.keys) == ()
+    load(data, here.store, allow_unverified=True, say=here.said.append)
+    assert seal.history(here.store, world.image.digest) == ()
     with pytest.raises(GateError, match=r"was loaded unverified: .*lacks the required tier node"):
         here.ask()
     again = here.ask(allow_unverified=True)
@@ -339,9 +324,9 @@ def test_what_was_loaded_unverified_ships_no_further(world: World, tmp_path: Pat
     files = members(here.file(again))
     assert "was loaded unverified" in json.loads(files[archives.SEAL])["unverified"]
     # What takes the mark away: a seal that comes later, or a proof of its own.
-    load(world.file(), here.store, here.keys)
+    load(world.file(), here.store)
     assert here.ask().unverified == ""
-    load(data, here.store, here.keys, allow_unverified=True, say=here.said.append)
+    load(data, here.store, allow_unverified=True, say=here.said.append)
     with pytest.raises(GateError, match="was loaded unverified"):
         here.ask()
     here.seal(STATIC, RUN, finished=9)
@@ -352,8 +337,7 @@ def test_a_failed_that_was_loaded_over_the_gate_stays(world: World, tmp_path: Pa
     world.seal(STATIC, check("l/test_a", "FAILED"))
     data = world.file(world.ask(allow_unverified=True))
     here = World(tmp_path / "here")
-    here.keys = world.keys
-    load(data, here.store, here.keys, allow_unverified=True, say=here.said.append)
+    load(data, here.store, allow_unverified=True, say=here.said.append)
     here.seal(STATIC, finished=9)
     with pytest.raises(GateError, match="says FAILED"):
         here.ask()
@@ -367,10 +351,10 @@ def test_a_check_that_the_other_side_requires(world: World, tmp_path: Path) -> N
     store = Store.open(tmp_path / "x")
     decision = world.ask(plan_checksum=more.checksum)
     with pytest.raises(GateError, match="lacks 1 required checks"):
-        load(world.file(decision, more), store, world.keys)
+        load(world.file(decision, more), store)
     world.seal(STATIC, RUN, check("l/test_b"), plan=more.checksum, finished=2)
     decision = world.ask(plan_checksum=more.checksum)
-    load(world.file(decision, more), store, world.keys)
+    load(world.file(decision, more), store)
 
 
 def test_a_failed_of_ours_outweighs_a_passed_that_comes(world: World, tmp_path: Path) -> None:
@@ -378,23 +362,20 @@ def test_a_failed_of_ours_outweighs_a_passed_that_comes(world: World, tmp_path: 
     data = world.file()
     other = World(tmp_path / "other")
     other.store.unname(NAME)
-    other.keys = world.keys
     other.seal(STATIC, check("l/test_a", "FAILED"), finished=9)
     with pytest.raises(GateError, match="says FAILED"):
-        load(data, other.store, world.keys)
+        load(data, other.store)
     assert other.store.names() == {}
     assert (
         "says FAILED"
-        in load(
-            data, other.store, world.keys, allow_unverified=True, say=lambda _: None
-        ).decision.unverified
+        in load(data, other.store, allow_unverified=True, say=lambda _: None).decision.unverified
     )
 
 
 def test_a_tier_that_the_other_side_requires(world: World, tmp_path: Path) -> None:
     world.seal(STATIC, RUN)
     with pytest.raises(GateError, match="lacks the required tier node"):
-        load(world.file(), Store.open(tmp_path / "x"), world.keys, tiers=tuple(Tier))
+        load(world.file(), Store.open(tmp_path / "x"), tiers=tuple(Tier))
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sparkimage.image.store import Store
 from sparkimage.registry import provenance, sbom
 from sparkimage.registry.tags import Measured
 from sparkimage.verify import seal
-from sparkimage.verify.seal import Signed
+from sparkimage.verify.seal import Result
 from tests.unit import good_maker, seal_maker
 from tests.unit import project_maker as maker
 
@@ -64,7 +64,7 @@ def test_materials_are_the_entries_of_the_lock(tmp_path: Path) -> None:
 def test_provenance_is_the_same_each_time_and_says_what_was_measured(tmp_path: Path) -> None:
     image = good_maker.make(Store.open(tmp_path / "store"))
     plan, measured = plan_of(tmp_path), Measured(vllm="1.0", nccl="2.30.4")
-    statement = Signed(statement=seal_maker.made(digest=image.digest), envelope={}, key="")
+    statement = Result(statement=seal_maker.made(digest=image.digest))
     verdict = seal.total([statement])
     assert verdict is not None
     made = provenance.predicate(plan, image, measured, verdict)

@@ -46,7 +46,6 @@ from sparkimage.verify import (
     seal,
     static,
 )
-from sparkimage.verify.keys import Keyring
 from sparkimage.verify.seal import Check
 from tests.unit import project_maker as maker
 from tests.unit.oci_maker import Files, make_image
@@ -114,7 +113,6 @@ class Bench:
         self.plan = planning.make(read, variant, maker.locked(read), maker.ORIGIN)
         self.store = Store.open(folder / "store")
         self.image = self.good(make_image(self.store, [FITTING]))
-        self.keys = Keyring(folder=folder / "keys")
 
     def good(self, image: Image) -> Image:
         config = {
@@ -126,13 +124,13 @@ class Bench:
     def verify(self, live: Any, *tiers: Tier, runner: Any = None) -> run_tiers.Outcome:
         return run_tiers.verify(
             plan_record.record(self.plan, self.project), self.image, live=live,
-            project=self.project, store=self.store, runner=runner or Local(), keys=self.keys,
+            project=self.project, store=self.store, runner=runner or Local(),
             tiers=tiers,
         )  # fmt: skip
 
     def verdict(self) -> seal.Verdict | None:
         return seal.verdict(
-            self.store, self.image.digest, keys=self.keys,
+            self.store, self.image.digest,
             plan_checksum=plan_record.record(self.plan, self.project).checksum,
         )  # fmt: skip
 
@@ -389,13 +387,13 @@ def test_what_did_not_run_stands_in_the_seal_and_the_report(bench: Bench) -> Non
     assert "1 of 1 checks passed, 1 not run" in text
     assert "not run: &lt;script&gt;" in text
     assert "not run: no GPU (none)" in text
-    found = seal.verdict(bench.store, bench.image.digest, keys=bench.keys)
+    found = seal.verdict(bench.store, bench.image.digest)
     assert found is not None
     assert (found.result, found.not_run, found.to_dict()["notRun"]) == ("PASSED", why, why)
     # What has run once has a result.
     later = replace(check("run/entrypoint-answers", "FAILED"), seen="exit code 1")
     page(bench, later, check("node/x", tier=Tier.NODE))
-    found = seal.verdict(bench.store, bench.image.digest, keys=bench.keys)
+    found = seal.verdict(bench.store, bench.image.digest)
     assert found is not None
     assert (found.result, found.not_run) == ("FAILED", {})
 
@@ -541,8 +539,8 @@ EVIL = "<script>alert(1)</script>\"'&"
 
 def page(bench: Bench, *checks: Check, statements: Mapping[str, Any] | None = None) -> str:
     more = dict(statements or {})
-    seal.save(bench.store, made(*checks, digest=bench.image.digest, **more), bench.keys)
-    found = seal.verdict(bench.store, bench.image.digest, keys=bench.keys)
+    seal.save(bench.store, made(*checks, digest=bench.image.digest, **more))
+    found = seal.verdict(bench.store, bench.image.digest)
     assert found is not None
     return report.page(bench.plan, bench.image, found, bench.project)
 
@@ -568,7 +566,7 @@ def test_a_report_shows_everything_and_loads_nothing(bench: Bench) -> None:
     assert winner in row
     assert "/opt/x/libnccl.so.2" in text
     assert "layer 3, version 2.28.9" in text
-    for said in (bench.image.digest, "FAILED", "not run", next(iter(bench.keys.trusted()))):
+    for said in (bench.image.digest, "FAILED", "not run"):
         assert said in text
     assert all(layer.digest in text for layer in bench.image.layers)
 

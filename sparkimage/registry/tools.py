@@ -1,0 +1,93 @@
+"""The programs that speak to registries: skopeo carries images, cosign signs and attaches.
+
+The machine's own where they are new enough, else Debian's in the home: with the libraries that they
+need, so that they run whatever the machine's own are.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sparkimage.build.engine.emulation import native_arch
+from sparkimage.core.errors import CommandError, Locked
+from sparkimage.core.files import take_place
+from sparkimage.core.process import Runner
+from sparkimage.resolve import apt
+from sparkimage.resolve.context import Outside
+
+SUITE = "trixie"
+PACKAGES = (
+    "cosign", "skopeo",
+    "libassuan9", "libc6", "libgpg-error0", "libgpgme11t64", "libsqlite3-0",
+)  # fmt: skip
+USABLE: Mapping[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
+    "skopeo": (("--version",), re.compile(r"version 1\.(1[4-9]|[2-9]\d)\.")),
+    # cosign 3 keeps signatures in another form: https://github.com/sigstore/cosign/releases.
+    "cosign": (("version",), re.compile(r"GitVersion:\s+v2\.")),
+}
+"""What a program of the machine is asked, and what it must say to be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """Both programs. What starts them raises as ``apt.resolve`` and ``apt.fetch``."""
+
+    outside: Outside
+
+    @cached_property
+    def skopeo(self) -> tuple[str, ...]:
+        """The words that start skopeo."""
+        return _program("skopeo", self.outside)
+
+    @cached_property
+    def cosign(self) -> tuple[str, ...]:
+        """The words that start cosign."""
+        return _program("cosign", self.outside)
+
+    @property
+    def runner(self) -> Runner:
+        return self.outside.runner
+
+
+def _program(name: str, outside: Outside) -> tuple[str, ...]:
+    own = shutil.which(name)
+    if own is not None and _usable(name, own, outside.runner):
+        return (own,)
+    tree = outside.home / "tools" / f"registry-{SUITE}-{native_arch()}"
+    if not tree.is_dir():
+        _install(tree, outside)
+    (libraries,) = tree.glob("usr/lib/*-linux-gnu")
+    (loader,) = libraries.glob("ld-linux-*")
+    return (str(loader), "--library-path", str(libraries), str(tree / "usr" / "bin" / name))
+
+
+def _usable(name: str, own: str, runner: Runner) -> bool:
+    words, version = USABLE[name]
+    try:
+        return version.search(runner.run([own, *words]).stdout) is not None
+    except CommandError:
+        return False
+
+
+def _install(tree: Path, outside: Outside) -> None:
+    outside.say(f"fetching skopeo and cosign of Debian {SUITE}")
+    title, place = (
+        Locked.tool("skopeo and cosign"),
+        apt.Place(suite=SUITE, repository=None, arch=native_arch()),
+    )
+    apt.ready(outside.runner, outside.say)
+    listed = apt.resolve(title, place, ("skopeo", "cosign"), outside.runner, outside.mirrors)
+    debs = [deb for deb in listed if deb.name in PACKAGES]
+    files = apt.fetch(title, place, debs, outside.home, outside.runner, outside.mirrors)
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".registry-", dir=tree.parent) as name:
+        made = Path(name, "made")
+        for deb in debs:
+            outside.runner.run(["dpkg-deb", "-x", str(files[deb.file]), str(made)])
+        take_place(made, tree)
