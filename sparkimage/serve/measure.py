@@ -1,54 +1,56 @@
-"""How fast a server of models is: measured so that the number is honest, and compared.
+"""How fast a server of models is, as `vllm bench serve` measures it, and compared.
 
-Four rules: no prompt was seen before (a prefix cache would answer), tokens are counted by the
-server (a chunk may hold several), no answer ends early (`ignore_eos`), and thinking is off.
+Four rules make the figures honest: no prompt was seen before (a prefix cache would answer), tokens
+are counted by the server (a chunk may hold several), no answer ends early (`ignore_eos`), and
+thinking is off. The options and the result are those of vLLM 0.25 to 0.33:
+https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/benchmarks/serve.py
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import random
 import secrets
 import statistics
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sparkimage.core.errors import ProbeError, UsageError
-from sparkimage.serve.completions import Answer, Refusal, Server
+from pydantic import Field, ValidationError
 
-VERSION = 1
-"""Of the saved form."""
-WORDS = (
-    "river", "stone", "lantern", "garden", "window", "copper", "silver", "morning", "harbor",
-    "letter", "engine", "valley", "orchard", "needle", "bridge", "candle", "forest", "marble",
-    "velvet", "thunder", "anchor", "saddle", "pepper", "ribbon", "compass",
-)  # fmt: skip
-PROMPT_WORDS = 200
+from sparkimage.config import yamlfile
+from sparkimage.config.strict import Strict
+from sparkimage.core.errors import CommandError, ProbeError, UsageError
+from sparkimage.core.process import Local
+from sparkimage.nodes.ssh import Remote
+from sparkimage.serve.openai_api import CHAT, Granted, Server, api_key
+
+EMULATED = "vllm bench serve is emulated here, and may be slower than the server"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Strict):
     """What is measured."""
 
     streams: tuple[int, ...] = (1, 8)
+    """Requests at a time, a row each."""
     tokens: int = 256
     """Of each answer."""
     requests: int = 0
-    """Of each number of streams; 0: two for each stream, and three at least."""
+    """Of each row; 0: two for each stream at least, and every kind of prompt equally often."""
     rounds: int = 1
 
     def count(self, streams: int) -> int:
         """Requests to make with so many streams."""
-        return max(self.requests or max(3, 2 * streams), streams)
+        kinds = len(battery())
+        return max(self.requests or kinds * math.ceil(2 * streams / kinds), streams)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(Strict):
     """The figures of one number of streams. None: the server does not let it be known."""
 
     streams: int
@@ -63,49 +65,52 @@ class Row:
     """Seconds to the first token: the median."""
     ttft_p95: float
     seconds: float
+    acceptance: float | None = None
+    """Percent of the drafted tokens that were accepted; None: nothing is drafted."""
+    acceptance_length: float | None = None
+    """Tokens of one step of the model, the accepted drafts among them."""
+    kinds: dict[str, float] = Field(default={})
+    """``rate`` by the kind of prompt."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
+class ToolCall(Strict):
+    """Whether the server calls a tool when asked to, and what was seen."""
+
+    works: bool
+    seen: str
+
+
+class Result(Strict):
     """A measurement."""
 
+    probe: Literal[2] = 2
+    """The version of the saved form; 1 was measured with other prompts."""
     url: str
     model: str
     when: str
     settings: Settings
-    rows: tuple[Row, ...]
-    marks: tuple[str, ...]
+    rows: list[Row]
+    marks: list[str]
     """What the numbers lack of being honest."""
-    tool_works: bool
-    tool_seen: str
+    tool_call: ToolCall
 
     def to_dict(self) -> dict[str, Any]:
         """For machines, and for a later comparison."""
-        return {
-            "probe": VERSION,
-            "url": self.url,
-            "model": self.model,
-            "when": self.when,
-            "settings": {
-                "streams": list(self.settings.streams),
-                "tokens": self.settings.tokens,
-                "rounds": self.settings.rounds,
-            },
-            "rows": [
-                {one.name: getattr(row, one.name) for one in fields(Row)} for row in self.rows
-            ],
-            "marks": list(self.marks),
-            "tool_call": {"works": self.tool_works, "seen": self.tool_seen},
-        }
+        return self.model_dump(mode="json")
 
 
-def prompts(chance: random.Random, nonce: str) -> Iterator[str]:
-    """Prompts without end, no two of which begin alike; ``nonce`` makes them those of one run."""
-    number = 0
-    while True:
-        words = " ".join(chance.choice(WORDS) for _ in range(PROMPT_WORDS))
-        yield f"{nonce}-{number:06x} {words}\nWrite a long story that uses these words."
-        number += 1
+@cache
+def battery() -> Mapping[str, str]:
+    """The prompts, by the kind of work that each is."""
+    with as_file(files("sparkimage") / "data" / "prompts.yaml") as path:
+        prompts: dict[str, str] = yamlfile.load(path).data
+        return prompts
+
+
+def prompts(nonce: str) -> Iterator[tuple[str, str]]:
+    """Kinds and prompts without end, no two of which begin alike; ``nonce`` is that of one run."""
+    for number, (kind, text) in enumerate(itertools.cycle(battery().items())):
+        yield kind, f"{nonce}-{number:06x}: {text}"
 
 
 def parse_streams(given: str) -> tuple[int, ...]:
@@ -119,166 +124,209 @@ def parse_streams(given: str) -> tuple[int, ...]:
     return found
 
 
-def summarise(streams: int, answers: Sequence[Answer]) -> Row:
-    """The figures of answers that were made by ``streams`` at a time."""
-    seconds = max(one.last for one in answers) - min(one.asked for one in answers)
-    counts = [answer.tokens for answer in answers]
-    known = [count for count in counts if count is not None]
-    tokens = sum(known) if len(known) == len(counts) else None
-    rates = [
-        (answer.tokens - 1) / (answer.last - answer.first)
-        for answer in answers
-        if answer.tokens is not None and answer.tokens > 1 and answer.last > answer.first
-    ]
-    waits = sorted(answer.first - answer.asked for answer in answers)
+@dataclass(kw_only=True)
+class Bench:
+    """`vllm bench serve` in a container."""
+
+    runner: Local | Remote
+    """What runs ``command``: this machine, or the node that serves."""
+    command: Sequence[str]
+    """Begins a shell in the container: `docker exec -i ID sh`, `docker run … sh`."""
+    kill: Sequence[str]
+    """Begins a shell that can end it there; empty: it ends with ``command``."""
+    url: str
+    """The server's address in there."""
+    timeout_s: float
+    """Of one row."""
+    id: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    def run(
+        self, server: Server, settings: Settings, streams: int, texts: Sequence[str],
+        extras: Mapping[str, Any],
+    ) -> dict[str, Any]:  # fmt: skip
+        """VLLM's result for these prompts, so many at a time. Raises ``ProbeError``."""
+        body = {name: value for name, value in extras.items() if name != "ignore_eos"}
+        options = [
+            "--backend", "openai-chat", "--base-url", self.url, "--endpoint", CHAT,
+            "--model", server.model, "--skip-tokenizer-init",
+            # The custom dataset that needs no pandas, which vLLM's wheel does not bring.
+            "--dataset-name", "custom_image", "--disable-shuffle", "--no-oversample",
+            "--num-prompts", str(len(texts)), "--max-concurrency", str(streams),
+            "--custom-output-len", str(settings.tokens), "--temperature", "0",
+            *(["--ignore-eos"] if "ignore_eos" in extras else []),
+            *(["--extra-body", json.dumps(body)] if body else []),
+            # Either would ask the first prompt before it is measured.
+            "--ready-check-timeout-sec", "0", "--num-warmups", "0",
+            "--disable-tqdm", "--save-result", "--save-detailed",
+        ]  # fmt: skip
+        rows = [{"content": [{"type": "text", "text": text}]} for text in texts]
+        given = "\n".join([api_key(), *map(json.dumps, rows)]) + "\n"
+        script = (files("sparkimage") / "data" / "bench.sh").read_text()
+        try:
+            done = self.runner.run(
+                [*self.command, "-c", script, "bench.sh", self.id, *options],
+                stdin=given, timeout_s=self.timeout_s,
+            )  # fmt: skip
+            result: dict[str, Any] = json.loads(done.stdout)
+        except CommandError as error:
+            raise ProbeError(
+                "vllm bench serve failed in the container" if error.returncode != 124
+                else f"vllm bench serve was not done after {self.timeout_s:g} s",
+                detail=error.output.strip()[-1500:],
+                hint="it must be vLLM 0.25 or later; fewer --requests or a longer --timeout",
+            ) from None  # fmt: skip
+        except ValueError:
+            raise ProbeError(
+                "vllm bench serve wrote no result", detail=done.stderr.strip()[-1500:]
+            ) from None
+        except BaseException:
+            # Not handled: what runs in a container does not end with its client.
+            if self.kill:
+                pid = f"/tmp/sparkimage-probe-{self.id}/pid"  # made by bench.sh
+                self.runner.run([*self.kill, "-c", 'kill "$(cat "$1")"', "kill", pid], check=False)
+            raise
+        failed = [str(error).strip()[-500:] for error in result.get("errors", ()) if error]
+        if not failed and _usage(result):
+            # vLLM passes over an error within a stream.
+            lengths = zip(result["output_lens"], result["itls"], strict=True)
+            short = sum(tokens == 1 and len(gaps) > 1 for tokens, gaps in lengths)
+            failed = ["the answer broke off: no count of its tokens came"] * short
+        if failed or result.get("completed") != len(texts):
+            count = len(failed) or len(texts)
+            raise ProbeError(
+                f"{count} of {len(texts)} requests failed",
+                detail=failed[0] if failed else "vllm bench serve does not say why",
+                hint="look into the server's log: python build.py explain FILE",
+            )
+        return result
+
+
+def summarise(streams: int, kinds: Sequence[str], result: Mapping[str, Any]) -> Row:
+    """The figures of a row, from vLLM's result for prompts of these kinds, in order."""
+    counted = _usage(result)
+    rates: dict[str, list[float]] = {}
+    for kind, tokens, gaps in zip(kinds, result["output_lens"], result["itls"], strict=True):
+        if counted and tokens > 1 and len(gaps) > 1 and sum(gaps) > 0:
+            rates.setdefault(kind, []).append((tokens - 1) / sum(gaps))
+    every = list(itertools.chain(*rates.values()))
+    waits = sorted(result["ttfts"])
     return Row(
         streams=streams,
-        requests=len(answers),
-        tokens=tokens,
-        rate=statistics.median(rates) if rates else None,
-        total=tokens / seconds if tokens is not None and seconds > 0 else None,
+        requests=len(waits),
+        tokens=sum(result["output_lens"]) if counted else None,
+        rate=statistics.median(every) if every else None,
+        total=result["output_throughput"] if counted else None,
         ttft=statistics.median(waits),
         ttft_p95=waits[math.ceil(0.95 * len(waits)) - 1],
-        seconds=seconds,
+        seconds=result["duration"],
+        acceptance=result.get("spec_decode_acceptance_rate"),
+        acceptance_length=result.get("spec_decode_acceptance_length"),
+        kinds={kind: statistics.median(of) for kind, of in rates.items()},
     )
+
+
+def _usage(result: Mapping[str, Any]) -> bool:
+    """Whether the server counted: without, and without a tokenizer, vLLM takes one for each."""
+    return any(tokens > 1 for tokens in result.get("output_lens", ()))
 
 
 def middle(rows: Sequence[Row]) -> Row:
     """The median of each figure over rounds."""
 
-    def median(values: Sequence[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return statistics.median(known) if len(known) == len(values) else None
+    def median(name: str) -> float | None:
+        known = [value for row in rows if (value := getattr(row, name)) is not None]
+        return statistics.median(known) if len(known) == len(rows) else None
 
-    return Row(
-        streams=rows[0].streams,
-        requests=sum(row.requests for row in rows),
-        tokens=sum(row.tokens or 0 for row in rows) if rows[0].tokens is not None else None,
-        rate=median([row.rate for row in rows]),
-        total=median([row.total for row in rows]),
-        ttft=statistics.median([row.ttft for row in rows]),
-        ttft_p95=statistics.median([row.ttft_p95 for row in rows]),
-        seconds=sum(row.seconds for row in rows),
+    figures = ("rate", "total", "ttft", "ttft_p95", "acceptance", "acceptance_length")
+    known = [row for row in rows if row.tokens is not None]
+    return rows[0].model_copy(
+        update={
+            **{name: median(name) for name in figures},
+            "requests": sum(row.requests for row in rows),
+            "tokens": sum(row.tokens or 0 for row in known) if known else None,
+            "seconds": sum(row.seconds for row in rows),
+            "kinds": {
+                kind: statistics.median(row.kinds[kind] for row in rows if kind in row.kinds)
+                for kind in rows[0].kinds
+            },
+        }
     )
 
 
-def marks_of(server: Server, answers: Sequence[Answer], tokens: int) -> tuple[str, ...]:
-    """What the answers lack of the four rules, in words."""
+def marks_of(
+    granted: Granted, results: Sequence[Mapping[str, Any]], tokens: int, cached: float
+) -> list[str]:
+    """What the answers lack of the four rules, in words; ``cached``: the part of all prompts'
+    tokens that came from the prefix cache."""
     marks = []
-    if "ignore_eos" in server.without:
+    lengths = [length for result in results for length in result["output_lens"]]
+    if not all(map(_usage, results)):
+        marks.append("no usage: tokens cannot be counted, for one piece may hold several")
+    elif "ignore_eos" in granted.refused:
         marks.append("ignore_eos is refused: answers end when the model likes, lengths differ")
-    short = sum(a.tokens is not None and a.tokens < tokens for a in answers)
-    if short and "ignore_eos" not in server.without:
-        marks.append(f"ignore_eos is not heeded: {short} of {len(answers)} answers ended early")
-    if any(answer.tokens is None for answer in answers):
-        marks.append("no usage: tokens cannot be counted, for chunks are no tokens")
-    if any(answer.thought for answer in answers):
+    elif short := sum(length < tokens for length in lengths):
+        marks.append(f"ignore_eos is not heeded: {short} of {len(lengths)} answers ended early")
+    texts = [text for result in results for text in result.get("generated_texts", ())]
+    if granted.thinks or any(not text.strip() for text in texts):
         marks.append("thinking could not be turned off: it counts as text")
-    elif "chat_template_kwargs" in server.without:
+    elif "chat_template_kwargs" in granted.refused:
         marks.append("chat_template_kwargs is refused: whether the model thinks is its own affair")
-    cached = sum(
-        answer.prompt_tokens is not None and answer.cached_tokens > answer.prompt_tokens / 4
-        for answer in answers
-    )
-    if cached:
-        marks.append(f"{cached} of {len(answers)} prompts came from the prefix cache")
-    if any(answer.chunks == 1 and (answer.tokens or 2) > 1 for answer in answers):
+    # A template's own words before every prompt are there each time.
+    if cached > 0.25:
+        marks.append(f"{cached:.0%} of the prompts' tokens came from the prefix cache")
+    if any(len(gaps) < 2 for result in results for gaps in result["itls"]) and tokens > 2:
         marks.append("an answer came in one piece: its rate is not known (a proxy that buffers?)")
-    return tuple(marks)
+    return marks
 
 
-def run(server: Server, settings: Settings, say: Callable[[str], None]) -> Result:
+def run(server: Server, bench: Bench, settings: Settings, say: Callable[[str], None]) -> Result:
     """Measure. ``say`` is told what is being done. Raises ``ProbeError``."""
     try:
-        return _run(server, settings, say)
+        return _run(server, bench, settings, say)
     except BaseException as interrupt:
-        server.stop.set()
         interrupt.add_note("nothing was measured to its end")
         raise
 
 
-def _run(server: Server, settings: Settings, say: Callable[[str], None]) -> Result:
-    source = prompts(random.Random(), secrets.token_hex(8))
+def _run(server: Server, bench: Bench, settings: Settings, say: Callable[[str], None]) -> Result:
+    source = prompts(secrets.token_hex(8))
     say(f"warming up {server.model} (not counted)")
-    server.settle(next(source), min(settings.tokens, 32))
-    answers: list[Answer] = []
+    granted = server.try_rules(next(source)[1], min(settings.tokens, 32))
+    before = server.prefix_cache()
+    results: list[dict[str, Any]] = []
     rounds: dict[int, list[Row]] = {}
     for number in range(settings.rounds):
         for streams in settings.streams:
             count = settings.count(streams)
             of = f", round {number + 1} of {settings.rounds}" if settings.rounds > 1 else ""
             say(f"{count} requests of {settings.tokens} tokens, {streams} at a time{of}")
-            came = _together(server, [next(source) for _ in range(count)], settings, streams)
-            rounds.setdefault(streams, []).append(summarise(streams, came))
-            answers += came
+            kinds, texts = zip(*itertools.islice(source, count), strict=True)
+            result = bench.run(server, settings, streams, texts, granted.extras)
+            rounds.setdefault(streams, []).append(summarise(streams, kinds, result))
+            results.append(result)
+    after, cached = server.prefix_cache(), 0.0
+    if before is not None and after is not None and after[0] > before[0]:
+        cached = (after[1] - before[1]) / (after[0] - before[0])
     say("asking for a tool call")
-    works, seen = server.call_tool()
+    works, seen = server.call_tool(granted.extras)
     return Result(
         url=server.url,
         model=server.model,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings,
-        rows=tuple(middle(rows) for rows in rounds.values()),
-        marks=marks_of(server, answers, settings.tokens),
-        tool_works=works,
-        tool_seen=seen,
+        rows=[middle(rows) for rows in rounds.values()],
+        marks=marks_of(granted, results, settings.tokens, cached),
+        tool_call=ToolCall(works=works, seen=seen),
     )
 
 
-def _together(
-    server: Server, todo: Sequence[str], settings: Settings, streams: int
-) -> list[Answer]:
-    """The answers to these prompts, so many at a time. Raises the first error of any."""
-    left, answers = list(todo), list[Answer]()
-    errors: list[Exception] = []
-    lock, start = threading.Lock(), threading.Barrier(streams)
-
-    def work() -> None:
-        try:
-            # The time to the first token is the server's: connected is everybody before.
-            server.models()
-            start.wait()
-            while not server.stop.is_set():
-                with lock:
-                    if not left:
-                        return
-                    prompt = left.pop()
-                answer = server.ask(prompt, settings.tokens)
-                with lock:
-                    answers.append(answer)
-        except (ProbeError, Refusal) as error:
-            with lock:
-                errors.append(error)
-            server.stop.set()
-            start.abort()
-        except threading.BrokenBarrierError:
-            return
-
-    # Daemons: one that hangs must not keep an interrupted program from its end.
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(streams)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive() and not errors:
-            thread.join(0.1)
-    if errors:
-        first = errors[0]
-        raise server.explain(first) if isinstance(first, Refusal) else first
-    return answers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Strict):
     """A measurement beside an earlier one: ratios, 1 for as before; None: one is unknown."""
 
     streams: int
     rate: float | None
     total: float | None
     ttft: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For machines."""
-        return {one.name: getattr(self, one.name) for one in fields(Comparison)}
 
 
 def compare(now: Result, before: Result) -> tuple[list[Comparison], list[str]]:
@@ -314,7 +362,7 @@ def compare(now: Result, before: Result) -> tuple[list[Comparison], list[str]]:
 def save(result: Result, file: Path) -> None:
     """Write a measurement for later. Raises ``UsageError``."""
     try:
-        file.write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        file.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"{file} cannot be written: {error.strerror}", hint="--save names a file"
@@ -324,35 +372,12 @@ def save(result: Result, file: Path) -> None:
 def load(file: Path) -> Result:
     """A saved measurement. Raises ``UsageError``."""
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-        if held["probe"] != VERSION:
-            raise ValueError("another version")
-        return Result(
-            url=str(held["url"]),
-            model=str(held["model"]),
-            when=str(held["when"]),
-            settings=Settings(
-                streams=tuple(held["settings"]["streams"]),
-                tokens=int(held["settings"]["tokens"]),
-                rounds=int(held["settings"]["rounds"]),
-            ),
-            rows=tuple(_row(row) for row in held["rows"]),
-            marks=tuple(str(mark) for mark in held["marks"]),
-            tool_works=bool(held["tool_call"]["works"]),
-            tool_seen=str(held["tool_call"]["seen"]),
-        )
+        return Result.model_validate_json(file.read_bytes())
     except OSError as error:
         raise UsageError(
-            f"{file} cannot be read: {error.strerror}", hint="--compare names a file of --save"
+            f"{file} cannot be read: {error.strerror}", hint="--compare names what --save wrote"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except ValidationError:
         raise UsageError(
-            f"{file} is no saved measurement", hint="--compare names a file of --save"
-        ) from error
-
-
-def _row(held: dict[str, Any]) -> Row:
-    figures = {one.name: held[one.name] for one in fields(Row)}
-    if not all(value is None or isinstance(value, int | float) for value in figures.values()):
-        raise ValueError("no figures")
-    return Row(**figures)
+            f"{file} is no saved measurement of this version", hint="write one anew with --save"
+        ) from None

@@ -95,6 +95,23 @@ def chosen(judged: Sequence[Judged], name: str | None) -> Judged | None:
     return judged[0] if judged else None
 
 
+@contextmanager
+def head(fleet: Fleet, *, name: str | None, patience_s: float) -> Iterator[tuple[Station, Member]]:
+    """The node of a deployment's head, connected, and the container there.
+
+    Raises ``LaunchError`` where none runs, ``UsageError``.
+    """
+    with _asked(fleet, patience_s) as (there, members, errors):
+        one = chosen(sets.judge(members, sorted(errors)), name)
+        if one is None or one.head is None or not one.head.lives:
+            raise LaunchError(
+                f"the head of {one.name} does not run" if one else "nothing runs on the nodes",
+                hint="what runs: python build.py status",
+            )
+        found = one.head
+        yield next(station for station in there if station.name == found.node), found
+
+
 def stop(
     fleet: Fleet, *, name: str | None, patience_s: float, grace_s: int = sets.GRACE_S
 ) -> tuple[Judged | None, Errors]:

@@ -113,11 +113,43 @@ def _python(arch: str) -> dict[str, good_maker.Content]:
                 found[name] = member.linkname
             elif member.isdir():
                 found[name] = None
-    for applet in ("sh", "cat", "ls", "sleep"):
+    for applet in ("sh", "cat", "kill", "ls", "mkdir", "rm", "sleep"):
         found[f"usr/bin/{applet}"] = "busybox"
     found |= {"bin": "usr/bin", "sbin": "usr/sbin", "tmp": None, "root": None}
     found["usr/bin/env"] = "busybox"
     return found
+
+
+def _standin() -> dict[str, good_maker.Content]:
+    """The files of the stand-in for vLLM."""
+    return {
+        **{
+            f"opt/standin_vllm/{name}.py": (STANDIN / f"{name}.py").read_bytes()
+            for name in ("__init__", "api", "bench", "server")
+        },
+        "usr/local/bin/vllm": (0o755, PROGRAM),
+    }
+
+
+def measuring_image(arch: str) -> bytes:
+    """A root with the stand-in for vLLM, as `docker import` takes it."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        files = {**_python(arch), **_standin()}
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            if content is None:
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
+            elif isinstance(content, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, content
+            data = b""
+            if isinstance(content, tuple):
+                entry.mode, data = content
+            elif isinstance(content, bytes):
+                data = content
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return made.getvalue()
 
 
 NODES = ("node1", "node2", "node3", "node4")
@@ -171,11 +203,7 @@ class Serving(Project):
                 server.PIP.removeprefix("/"): nccl.library(self.arch, OLD),
             },
             {
-                **{
-                    f"opt/standin_vllm/{name}.py": (STANDIN / f"{name}.py").read_bytes()
-                    for name in ("__init__", "api", "server")
-                },
-                "usr/local/bin/vllm": (0o755, PROGRAM),
+                **_standin(),
                 "entry.sh": (0o755, ENTRY),
                 "loses.sh": (0o755, LOSES),
             },

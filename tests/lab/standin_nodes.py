@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +35,8 @@ from sparkimage.nodes.reading import parts_of
 from tests.lab.standin_vllm import server
 from tests.lab.standin_vllm.api import Server
 
+BENCH = Path(__file__).with_name("standin_vllm") / "bin"
+"""With a program `vllm` that runs the stand-in on this machine."""
 RECORDED = Path(__file__).with_name("recorded")
 TRANSPORT = 255
 KILLED, TERMINATED = 137, 0
@@ -344,6 +347,20 @@ class Node:
             self.wrong.append(error)
             return 99, "", f"{type(error).__name__}: {error}\n"
 
+    def bench(self, words: Sequence[str], given: str) -> Said:
+        """What `bench.sh` says in a container of it, whose `vllm bench serve` is the stand-in."""
+        _, exec_, _, id, *shell = words
+        text = (resources.files("sparkimage") / "data" / "bench.sh").read_text()
+        if exec_ != "exec" or shell[:4] != ["sh", "-c", text, "bench.sh"] or self._find(id) is None:
+            raise NotRecordedError(shlex.join(words)[-200:])
+        address = self.address
+        options = [word.replace("127.0.0.1", address) for word in shell[4:]]
+        done = subprocess.run(
+            ["sh", "-c", text, "bench.sh", *options], input=given, capture_output=True, text=True,
+            check=False, env={**os.environ, "PATH": f"{BENCH}:{os.environ['PATH']}"},
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
     def _answer(self, words: Sequence[str], process: Process | None) -> Said:
         if list(words[:2]) == ["sh", "-c"] and len(words) > 3:
             _, _, text, name, docker, *more = words
@@ -583,7 +600,6 @@ class Nodes:
     ) -> Completed:
         """As ``Local.run``."""
         del timeout_s
-        assert stdin is None
         assert argv[0] == "ssh"
         place = argv.index("--")
         node, words = self.nodes[argv[place + 1]], argv[place + 2 :]
@@ -595,6 +611,8 @@ class Nodes:
             here, _, there = argv[argv.index("-L") + 1].partition(":")
             _lead(node, Path(here), int(there.rpartition(":")[2]))
             said = 0, "", ""
+        elif stdin is not None:
+            said = node.bench(shlex.split(words[0]), stdin)
         else:
             said = node.answer(shlex.split(words[0]))
         done = Completed(argv=tuple(argv), returncode=said[0], stdout=said[1], stderr=said[2])
@@ -634,15 +652,19 @@ def _lead(node: Node, here: Path, port: int) -> None:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
 
+    def lead(one: socket.socket) -> None:
+        with one, socket.socket() as other:
+            if other.connect_ex((node.address, port)) == 0:
+                thread = threading.Thread(target=pump, args=(other, one), daemon=True)
+                thread.start()
+                pump(one, other)
+                thread.join()
+
     def serve() -> None:
         with listener, contextlib.suppress(OSError):
-            # One process asks, one question after the other, until the listener is shut down.
+            # Until the listener is shut down.
             while True:
-                with listener.accept()[0] as one, socket.socket() as other:
-                    if other.connect_ex((node.address, port)) == 0:
-                        thread = threading.Thread(target=pump, args=(other, one), daemon=True)
-                        thread.start()
-                        pump(one, other)
-                        thread.join()
+                one, _ = listener.accept()
+                threading.Thread(target=lead, args=(one,), daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()

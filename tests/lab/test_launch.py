@@ -598,6 +598,37 @@ def test_logs_are_followed_until_their_containers_end(ready: Serving) -> None:
 
 
 @on_both
+def test_a_deployment_is_measured_in_its_heads_container(ready: Serving) -> None:
+    words = ("probe", "--nodes", "fleet.yaml", "--tokens", "8", "--streams", "2", "--json")
+    refused(ready.run(*words), LAUNCH_FAILED, "nothing runs on the nodes", "status")
+    ok(ready.launch())
+    said = json.loads(ok(ready.run(*words)))
+    (row,) = said["rows"]
+    assert (row["streams"], row["requests"], row["tokens"]) == (2, 9, 72)
+    assert said["url"] == f"http://{ready.address('node1')}:8000"
+    assert said["marks"] == []
+    assert said["tool_call"]["works"]
+    ready.docker("node1", "kill", "vllm")
+    refused(ready.run(*words), LAUNCH_FAILED, "the head of vllm does not run")
+    ok(ready.run("stop"))
+
+
+@pytest.mark.thorough
+def test_an_interrupt_ends_what_measures_on_the_node(nodes: OnNodes) -> None:
+    ok(nodes.launch())
+
+    def measures() -> bool:
+        return "bench serve" in nodes.docker("node1", "top", "vllm", "-eo", "pid,args")
+
+    words = ("probe", "--nodes", "fleet.yaml", "--tokens", "100000", "--streams", "1")
+    done = nodes.interrupted(words, measures)
+    assert "interrupted: nothing was measured to its end" in done.stderr
+    wait(lambda: not measures(), "vllm bench serve runs on")
+    ok(nodes.run("status"))
+    ok(nodes.run("stop"))
+
+
+@on_both
 def test_restart_is_the_same_again(ready: Serving) -> None:
     refused(ready.run("restart"), LAUNCH_FAILED, "there is no such set")
     ok(ready.launch())

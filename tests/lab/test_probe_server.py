@@ -1,28 +1,50 @@
-"""`probe` against a stand-in of vLLM's API, which has every habit that makes a number a lie."""
+"""`probe` against a stand-in of vLLM's API, which has every habit that makes a number a lie, and
+with a stand-in for `vllm bench serve`: on this machine, and in a container of a real engine."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from sparkimage.build.engine.engine import Engine
 from sparkimage.core.errors import ProbeError, UsageError
-from sparkimage.serve import completions, measure
+from sparkimage.core.process import Local
+from sparkimage.serve import measure, openai_api
 from tests.lab.command import PROGRAM, call
+from tests.lab.node import wait
+from tests.lab.serving import measuring_image
+from tests.lab.standin_nodes import BENCH
 from tests.lab.standin_vllm.api import NO_TOOLS, Behaviour, Server
 
 QUICK = measure.Settings(streams=(1, 4), tokens=24)
 SECRET = "only-for-the-lab"
+IMAGE = "lab/measuring:one"
 Lab = Callable[..., Server]
+
+
+@pytest.fixture(autouse=True)
+def _bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell of this machine is that of a container that has `vllm`."""
+    monkeypatch.setenv("PATH", f"{BENCH}:{os.environ['PATH']}")
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine) -> Iterator[str]:
+    """An image with the stand-in for vLLM."""
+    process = subprocess.run(
+        [*engine.docker, "import", "-", IMAGE], input=measuring_image(engine.arch), check=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert process.stdout
+    yield IMAGE
+    subprocess.run([*engine.docker, "image", "rm", IMAGE], check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -40,53 +62,77 @@ def standin() -> Iterator[Lab]:
         server.__exit__()
 
 
-def measured(server: Server, settings: measure.Settings = QUICK) -> measure.Result:
-    client = completions.Server(url=server.url, patience_s=10.0)
+def here(server: Server, timeout_s: float = 60.0) -> tuple[openai_api.Server, measure.Bench]:
+    """What asks the server, and what measures it on this machine."""
+    client = openai_api.Server(url=server.url)
     client.model = client.models()[0]
-    return measure.run(client, settings, lambda _: None)
+    return client, measure.Bench(
+        runner=Local(), command=("sh",), kill=("sh",), url=server.url, timeout_s=timeout_s
+    )
+
+
+def measured(server: Server, settings: measure.Settings = QUICK) -> measure.Result:
+    return measure.run(*here(server), settings, lambda _: None)
 
 
 def probe(server: Server, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "80", **more}
-    return call(["probe", "--url", server.url, *words], environment)
+    return call(["probe", "--url", server.url, "--image", IMAGE, *words], environment)
+
+
+def text(asked: dict[str, Any]) -> str:
+    content = asked["messages"][0]["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def test_the_four_rules_are_kept(standin: Lab) -> None:
     server = standin(burst=3)
     result = measured(server)
-    asked = [one for one in server.asked if "tools" not in one]
+    first, *asked = [one for one in server.asked if "tools" not in one]
     # Unique: no two prompts are the same, or begin alike, the warm-up's included.
-    texts = [one["messages"][0]["content"] for one in asked]
-    assert len(texts) == 1 + 3 + 8
+    texts = [text(one) for one in (first, *asked)]
+    assert len(texts) == 1 + 9 + 9
     assert len({text.split()[0] for text in texts}) == len(texts)
-    assert len({tuple(text.split()[1:9]) for text in texts}) == len(texts)
+    # Of every kind, in each row.
+    for some in (texts[1:10], texts[10:]):
+        assert {text.partition(": ")[2] for text in some} == set(measure.battery().values())
     # Counted by the server: a chunk held three tokens.
     counted = sum(row.tokens or 0 for row in result.rows)
-    assert counted == (3 + 8) * 24
+    assert counted == (9 + 9) * 24
     assert server.chunks < counted
     # No early end, and no thinking.
-    assert all(one["ignore_eos"] is True and one["max_tokens"] == 24 for one in asked[1:])
+    assert all(one["ignore_eos"] is True for one in (first, *asked))
+    assert all(one["max_completion_tokens"] == 24 for one in asked)
     assert all(one["stream_options"] == {"include_usage": True} for one in asked)
     assert all(
         one["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
         for one in server.asked
     )
-    assert result.marks == ()
+    assert result.marks == []
     # The warm-up is not counted, rows are those that were asked for.
-    assert [(row.streams, row.requests) for row in result.rows] == [(1, 3), (4, 8)]
+    assert [(row.streams, row.requests) for row in result.rows] == [(1, 9), (4, 9)]
     for row in result.rows:
         assert row.rate is not None
         assert row.total is not None
         assert row.ttft_p95 >= row.ttft > 0
-    assert (result.tool_works, result.tool_seen) == (True, "get_weather(city='Berlin')")
+        assert set(row.kinds) == set(measure.battery())
+        # One token and then three at a time: of 23 drafted in 8 steps, 15 were accepted of 4 each.
+        assert row.acceptance_length == pytest.approx(24 / 9)
+        assert row.acceptance == pytest.approx(100 * 15 / (9 * 4))
+    assert result.tool_call.seen == "get_weather(city='Berlin')"
+    assert result.tool_call.works
+
+
+def test_without_drafts_there_is_no_acceptance(standin: Lab) -> None:
+    (row,) = measured(standin(), measure.Settings(streams=(2,), tokens=4)).rows
+    assert (row.acceptance, row.acceptance_length) == (None, None)
 
 
 @pytest.mark.parametrize(
     ("behaviour", "mark"),
     [
-        ({"knows_ignore_eos": False}, "ignore_eos is not heeded: 11 of 11 answers ended early"),
+        ({"knows_ignore_eos": False}, "ignore_eos is not heeded: 18 of 18 answers ended early"),
         ({"refuses": ("ignore_eos",)}, "ignore_eos is refused"),
-        ({"refuses": ("stream_options",)}, "no usage"),
         ({"usage": False}, "no usage"),
         ({"refuses": ("chat_template_kwargs",)}, "thinking could not be turned off"),
         ({"refuses": ("chat_template_kwargs",), "thinks": False}, "is its own affair"),
@@ -100,32 +146,27 @@ def test_what_a_server_does_not_grant_is_said(
 
 
 def test_without_usage_there_is_no_rate(standin: Lab) -> None:
-    server = standin(usage=False)
-    for row in measured(server).rows:
+    for row in measured(standin(usage=False)).rows:
         assert (row.tokens, row.rate, row.total) == (None, None, None)
         assert row.ttft > 0
-    done = probe(server, "--streams", "1", "--tokens", "8")
-    assert done.returncode == 0
-    assert "unknown" in done.stdout
-    assert "! no usage: tokens cannot be counted" in done.stdout
 
 
 def test_a_prefix_cache_would_be_noticed(standin: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    def same(*_: object) -> Iterator[str]:
+    def same(_nonce: str) -> Iterator[tuple[str, str]]:
         while True:
-            yield "the same words again and again"
+            yield "mail", "the same words again and again"
 
     monkeypatch.setattr(measure, "prompts", same)
-    marks = measured(standin(), measure.Settings(streams=(1,), tokens=4)).marks
-    assert marks == ("3 of 3 prompts came from the prefix cache",)
+    (mark,) = measured(standin(), measure.Settings(streams=(1,), tokens=4, requests=4)).marks
+    assert mark == "75% of the prompts' tokens came from the prefix cache"
 
 
 def test_an_answer_in_one_piece_has_no_rate(standin: Lab) -> None:
-    whole = {"choices": [{"delta": {"content": "all of it"}, "finish_reason": "length"}]}
-    usage = {"choices": [], "usage": {"prompt_tokens": 200, "completion_tokens": 8}}
-    raw = "".join(f"data: {json.dumps(event)}\n\n" for event in (whole, usage))
-    server = standin(always="raw", raw=f"{raw}data: [DONE]\n\n".encode())
-    result = measured(server, measure.Settings(streams=(1,), tokens=8))
+    server = standin(burst=24)
+    result = measured(server, measure.Settings(streams=(1,), tokens=2, requests=1))
+    assert result.marks == []
+    server.behaviour.first = 24
+    result = measured(server, measure.Settings(streams=(1,), tokens=24, requests=1))
     (row,) = result.rows
     assert (row.tokens, row.rate) == (24, None)
     assert row.total is not None
@@ -134,89 +175,56 @@ def test_an_answer_in_one_piece_has_no_rate(standin: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "first", "later"),
     [
-        ("429", "refuses with status 429"),
-        ("500", "refuses with status 500"),
-        ("503", "refuses with status 503"),
-        ("cut", "broke off"),
-        ("error", "broke off an answer with an error"),
-        ("garbage", "does not answer as an OpenAI-compatible server does"),
-        ("hang", "no sign of life for too long"),
+        ("429", "refuses with status 429", "Too Many Requests"),
+        ("500", "refuses with status 500", "Internal Server Error"),
+        ("503", "refuses with status 503", "Service Unavailable"),
+        ("garbage", "does not answer as an OpenAI-compatible server does", "Never received"),
+        ("cut", "", "broke off"),
+        ("error", "", "no count of its tokens came"),
     ],
 )
 def test_a_fault_ends_it_with_a_word_and_without_a_number(
-    standin: Lab, fault: str, words: str
+    standin: Lab, fault: str, first: str, later: str
 ) -> None:
-    for always, faults in ((fault, []), ("", ["", "", fault])):
-        server = standin(always=always, faults=list(faults))
-        done = probe(server, "--tokens", "8", "--patience", "1", "--json")
-        assert done.returncode == 20, done.stderr
-        assert words in done.stderr
-        assert "→ " in done.stderr
-        assert "Traceback" not in done.stderr
-        assert done.stdout == ""
+    if first:
+        with pytest.raises(ProbeError, match=first):
+            measured(standin(always=fault))
+    with pytest.raises(ProbeError, match="1 of 9 requests failed") as caught:
+        measured(standin(faults=["", "", "", fault]))
+    assert later in caught.value.detail
+    assert "python build.py explain" in caught.value.hint
 
 
-EVENTS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(
-            ["choices", "delta", "content", "usage", "completion_tokens", "error", "finish_reason",
-             "prompt_tokens_details", "cached_tokens", "reasoning_content"]
-        ),
-        inner,
-        max_size=4,
-    ),
-    max_leaves=12,
-)  # fmt: skip
+def test_a_server_that_hangs_is_given_up(standin: Lab) -> None:
+    server = standin(faults=["", "", "hang"])
+    with pytest.raises(ProbeError, match="not done after 3 s"):
+        measure.run(*here(server, timeout_s=3), QUICK, lambda _: None)
 
 
-@pytest.fixture(scope="module")
-def streaming() -> Iterator[Server]:
-    """A server whose streams consist of what a test says."""
-    with Server(Behaviour(always="raw")) as server:
-        yield server
-
-
-@given(
-    events=st.lists(EVENTS.map(lambda one: b"data: " + json.dumps(one).encode()), max_size=3),
-    rest=st.binary(max_size=30),
-    ended=st.booleans(),
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("echo 'invalid choice: custom_image' >&2; exit 2", "invalid choice: custom_image"),
+        ('echo "{}" >"$(dirname "$4")/result.json"', "9 of 9 requests failed"),
+        ('echo "none" >"$(dirname "$4")/result.json"', "wrote no result"),
+    ],
 )
-def test_whatever_a_stream_holds_is_an_answer_or_an_error(
-    streaming: Server, events: list[bytes], rest: bytes, ended: bool
+def test_a_vllm_that_cannot_measure_is_said(
+    standin: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, words: str
 ) -> None:
-    raw = b"\n\n".join([*events, rest, b"data: [DONE]" if ended else b"", b""])
-    streaming.behaviour.raw = raw
-    client = completions.Server(url=streaming.url, model="standin", patience_s=10.0)
-    answer = None
-    # Nothing else may come out of it.
-    with contextlib.suppress(ProbeError):
-        answer = client.ask("one", 8)
-    assert answer is None or (ended and answer.chunks > 0)
+    vllm = tmp_path / "vllm"
+    vllm.write_text(f"#!/bin/sh\n{program}\n")
+    vllm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ProbeError) as caught:
+        measured(standin())
+    assert words in caught.value.message + caught.value.detail
 
 
-def test_an_interrupt_ends_it_at_once(standin: Lab) -> None:
-    server = standin(faults=[""], always="hang")
-    process = subprocess.Popen(
-        [*PROGRAM, "probe", "--url", server.url],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    assert "warming up" in process.stderr.readline()
-    assert "3 requests of 256 tokens" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert said[0] == ""
-    assert "interrupted: nothing was measured to its end" in said[1]
-
-
-def test_a_server_that_is_not_there_is_said() -> None:
+def test_a_server_that_is_not_there_is_said(image: str) -> None:
+    assert image == IMAGE
     server = Server()
     server.server_close()
     done = probe(server)
@@ -225,7 +233,32 @@ def test_a_server_that_is_not_there_is_said() -> None:
     assert "→ is the server ready? python build.py status" in done.stderr
 
 
-def test_the_key_comes_from_the_environment_alone(standin: Lab) -> None:
+# In a container
+
+
+def test_an_interrupt_ends_it_at_once(standin: Lab, engine: Engine, image: str) -> None:
+    server = standin(faults=[""], always="hang")
+    process = subprocess.Popen(
+        [*PROGRAM, "probe", "--url", server.url, "--image", image],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "warming up" in process.stderr.readline()
+    assert "9 requests of 256 tokens" in process.stderr.readline()
+    wait(lambda: len(server.asked) == 2, "nothing was asked")
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert said[0] == ""
+    assert "interrupted: nothing was measured to its end" in said[1]
+    running = [*engine.docker, "ps", "--quiet", "--filter", f"ancestor={image}"]
+    wait(lambda: not Local().run(running).stdout, "the container runs on")
+
+
+def test_the_key_comes_from_the_environment_alone(standin: Lab, image: str) -> None:
+    assert image
     server = standin(api_key=SECRET)
     refused = probe(server, "--tokens", "8")
     assert refused.returncode == 20
@@ -234,37 +267,39 @@ def test_the_key_comes_from_the_environment_alone(standin: Lab) -> None:
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout + done.stderr
     with pytest.raises(UsageError):
-        completions.parse_url(f"http://user:{SECRET}@127.0.0.1:8000")
+        openai_api.parse_url(f"http://user:{SECRET}@127.0.0.1:8000")
 
 
 def test_a_tool_call_that_does_not_work_says_what_came(standin: Lab) -> None:
     result = measured(standin(tools=False), measure.Settings(streams=(1,), tokens=4))
-    assert not result.tool_works
-    assert NO_TOOLS in result.tool_seen
-    done = probe(standin(tools=False), "--tokens", "8", "--streams", "1")
-    assert done.returncode == 0
-    assert "✗ tool call: refused with 400" in done.stdout
+    assert not result.tool_call.works
+    assert NO_TOOLS in result.tool_call.seen
 
 
-def test_a_table_is_for_people_and_json_for_machines(standin: Lab, tmp_path: Path) -> None:
-    server, file = standin(), tmp_path / "before.json"
+def test_a_table_is_for_people_and_json_for_machines(
+    standin: Lab, image: str, tmp_path: Path
+) -> None:
+    assert image
+    server, file = standin(burst=3, tools=False), tmp_path / "before.json"
     first = probe(server, "--tokens", "8", "--streams", "1,2", "--save", str(file))
     assert first.returncode == 0, first.stderr
     assert "standin at http://127.0.0.1:" in first.stdout
     assert "tok/s each" in first.stdout
-    assert "✓ tool call: get_weather" in first.stdout
+    assert "a step" in first.stdout
+    assert "by text (1 at a time): " in first.stdout
+    assert "✗ tool call: refused with 400" in first.stdout
     assert "warming up standin (not counted)" in first.stderr
     assert all(len(line) <= 80 for line in first.stdout.splitlines())
     saved = json.loads(file.read_text())
     assert [row["streams"] for row in saved["rows"]] == [1, 2]
     done = probe(
-        server, "--tokens", "8", "--streams", "2,4", "--rounds", "3", "--compare", str(file),
+        server, "--tokens", "8", "--streams", "2,4", "--rounds", "2", "--compare", str(file),
         "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     said = json.loads(done.stdout)
-    assert [(row["streams"], row["requests"]) for row in said["rows"]] == [(2, 12), (4, 24)]
+    assert [(row["streams"], row["requests"]) for row in said["rows"]] == [(2, 18), (4, 18)]
     assert [one["streams"] for one in said["compared"]["ratios"]] == [2]
     assert said["compared"]["with"] == saved["when"]
     assert said["compared"]["warnings"] == []
@@ -273,15 +308,20 @@ def test_a_table_is_for_people_and_json_for_machines(standin: Lab, tmp_path: Pat
     assert "! not measured alike: tokens of an answer: 9 now, 8 then" in beside.stdout
 
 
-def test_a_model_that_is_not_served_is_refused(standin: Lab) -> None:
-    done = probe(standin(model="one"), "--model", "two")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "two"], "does not serve two"),
+        (["--image", "lab/nothing:one"], "Docker has no image lab/nothing:one here"),
+        (["--image", ""], "--url needs --image"),
+        (["--nodes", "fleet.yaml"], "give either --url or --nodes"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    standin: Lab, image: str, words: Sequence[str], said: str
+) -> None:
+    assert image
+    done = probe(standin(model="one"), *words)
     assert done.returncode == 2
-    assert "does not serve two" in done.stderr
-    assert "→ it serves one" in done.stderr
-
-
-def test_the_first_error_of_several_streams_is_the_one_that_is_shown(standin: Lab) -> None:
-    server = standin(faults=["", "500", "hang", "hang", "hang"])
-    client = completions.Server(url=server.url, model="standin", patience_s=20.0)
-    with pytest.raises(ProbeError, match="refuses with status 500"):
-        measure.run(client, measure.Settings(streams=(4,), tokens=8), lambda _: None)
+    assert said in done.stderr
+    assert "→ " in done.stderr

@@ -1,9 +1,9 @@
 """A stand-in for the HTTP API of vLLM's server: it answers as vLLM does, and makes up the words.
 
 It needs nothing but Python's own library, so that it can be copied into an image. It is true to
-vLLM in requests and answers of `/health`, `/v1/models`, `/v1/completions`, `/v1/chat/completions`:
-streams, usage, `ignore_eos`, tool calls and thinking; a time to the first token that a prefix cache
-shortens; chunks that hold several tokens, as with speculative decoding.
+vLLM in requests and answers of `/health`, `/metrics`, `/v1/models`, `/v1/completions` and
+`/v1/chat/completions`: streams, usage, `ignore_eos`, tool calls and thinking; a time to the first
+token that a prefix cache shortens; chunks that hold several tokens, as with speculative decoding.
 
     python api.py --port 8000 --rate 50 --ttft 0.2
 """
@@ -24,6 +24,10 @@ REFUSALS = {
     "500": "EngineCore encountered an issue. See stack trace (above) for the root cause.",
     "503": "The server is not ready yet",
 }
+COUNTERS = (
+    "prefix_cache_queries", "prefix_cache_hits", "spec_decode_num_drafts",
+    "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
+)  # fmt: skip
 NO_TOOLS = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
 
 
@@ -40,6 +44,8 @@ class Behaviour:
     """A prompt that was seen before costs a tenth of that."""
     burst: int = 1
     """Tokens in one chunk of a stream, as with speculative decoding."""
+    first: int = 1
+    """Tokens in the first chunk: more where a proxy holds them back."""
     natural_stop: int = 12
     """Tokens after which the model ends by itself, where `ignore_eos` does not hold."""
     thinks: bool = True
@@ -77,6 +83,8 @@ class Server(ThreadingHTTPServer):
         self.chunks = 0
         """How many chunks with text went out."""
         self.released = threading.Event()
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        """Of vLLM's metrics, by their names."""
         self._seen: set[str] = set()
         self._lock = threading.Lock()
         super().__init__((host, port), Handler)
@@ -104,10 +112,19 @@ class Server(ThreadingHTTPServer):
             fault = self.behaviour.faults.pop(0) if self.behaviour.faults else self.behaviour.always
         return known, fault
 
-    def sent(self) -> None:
-        """One more chunk with text went out."""
+    def sent(self, tokens: int) -> None:
+        """One more chunk with text went out, of so many tokens."""
         with self._lock:
             self.chunks += 1
+            self.counters["spec_decode_num_drafts"] += 1
+            self.counters["spec_decode_num_draft_tokens"] += 2 * (self.behaviour.burst - 1)
+            self.counters["spec_decode_num_accepted_tokens"] += tokens - 1
+
+    def looked_up(self, tokens: int, hits: int) -> None:
+        """A prompt of so many tokens, of which some were in the prefix cache."""
+        with self._lock:
+            self.counters["prefix_cache_queries"] += tokens
+            self.counters["prefix_cache_hits"] += hits
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -127,6 +144,14 @@ class Handler(BaseHTTPRequestHandler):
             if self._allowed():
                 model = {"id": behaviour.model, "object": "model", "owned_by": "vllm"}
                 self._json({"object": "list", "data": [model]})
+        elif self.path == "/metrics":
+            drafting = behaviour.burst > 1
+            lines = [
+                f'vllm:{name}_total{{engine="0"}} {float(count)}'
+                for name, count in self.server.counters.items()
+                if drafting or not name.startswith("spec_decode")
+            ]
+            self._answer(200, "\n".join(lines).encode(), "text/plain; version=0.0.4")
         else:
             self._json({"detail": "Not Found"}, 404)
 
@@ -205,6 +230,7 @@ class Handler(BaseHTTPRequestHandler):
         thought = count // 2 if chat and behaviour.thinks and not off else 0
         asked = len(prompt.split())
         usage = _usage(asked, count, asked if known else 0)
+        self.server.looked_up(asked, asked if known else 0)
         wait = behaviour.ttft_s / 10 if known else behaviour.ttft_s
         if not body.get("stream"):
             time.sleep(wait + (count - 1) / behaviour.rate)
@@ -222,11 +248,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        if chat:
-            # As vLLM does: the role comes first, before there is any token.
-            role = {"role": "assistant", "content": ""}
-            self._event(self._part(kind, [{"index": 0, "delta": role, "finish_reason": None}]))
+        before = 0
         for done, piece in self._paced(count, thought, wait):
+            if chat and not before:
+                # As vLLM does: the role comes in a chunk of its own, with the first token.
+                role = {"role": "assistant", "content": ""}
+                self._event(self._part(kind, [{"index": 0, "delta": role, "finish_reason": None}]))
             if fault == "cut" and done > count // 2:
                 self.wfile.flush()
                 self.close_connection = True
@@ -238,7 +265,8 @@ class Handler(BaseHTTPRequestHandler):
             choice = {"index": 0, "finish_reason": reason if done == count else None}
             choice |= {"delta": {name: text}} if chat else {"text": text}
             self._event(self._part(kind, [choice]))
-            self.server.sent()
+            self.server.sent(done - before)
+            before = done
         else:
             if (body.get("stream_options") or {}).get("include_usage") and behaviour.usage:
                 self._event({**self._part(kind, []), "usage": usage})
@@ -261,7 +289,7 @@ class Handler(BaseHTTPRequestHandler):
         began, done = time.monotonic() + wait, 0
         while done < count:
             # The first token comes of the prompt, alone; drafts begin after it.
-            step = behaviour.burst if done else 1
+            step = behaviour.burst if done else behaviour.first
             end = min(count, done + step, thought if done < thought else count)
             due = began + (end - 1) / behaviour.rate
             time.sleep(max(0.0, due - time.monotonic()))

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import bench
 from .api import Behaviour, Server
 
 PIP = "/usr/local/lib/python3.13/dist-packages/nvidia/nccl/lib/libnccl.so.2"
@@ -330,4 +331,7 @@ def main(argv: Sequence[str]) -> None:
     """As `vllm`."""
     # The first process of a container has no default answer to signals.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    serve(argv, Container())
+    if list(argv[:2]) == ["bench", "serve"]:
+        bench.main(argv[2:])
+    else:
+        serve(argv, Container())
