@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sparkimage.build import bake
+from sparkimage.build import bake, buildkit
 from sparkimage.build.context import Workshop
 from sparkimage.build.engine.engine import OWNER, Engine, docker_client
 from sparkimage.config.address import WHEELS
@@ -30,7 +30,7 @@ from sparkimage.core.errors import (
     ImageMissingError,
     LockError,
 )
-from sparkimage.core.progress import Build, View
+from sparkimage.core.progress import View
 from sparkimage.image import archive
 from sparkimage.image.store import Descriptor, Image
 from sparkimage.resolve import fetch as inputs
@@ -173,9 +173,9 @@ def _bake(plan: Plan, file: Path, overrides: dict[str, str], shop: Workshop, tit
         argv += ["--set", f"{key}={value}"]
     argv.append(bake.target_name(plan))
     source = next((layer.name for layer in plan.layers if layer.source is not None), None)
-    state = Build([layer.name for layer in plan.layers], foreign=source)
+    state = buildkit.Build([layer.name for layer in plan.layers], foreign=source)
     view = shop.view if title else View(shop.view.console, quiet=True)
-    with view.build(state, title) as feed:
+    with buildkit.show(view, state, title) as feed:
         # The builder is the one that the user has chosen, the engine's own by default.
         environment = _bake_environment(shop, file.with_name(POLICY))
         done = shop.runner.run(argv, on_stderr=feed, check=False, env=environment)

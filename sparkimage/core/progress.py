@@ -1,399 +1,240 @@
-"""What BuildKit is doing, from its own event stream, as a live table or as plain lines.
-
-``buildx --progress=rawjson`` writes one JSON document after the other, each a ``SolveStatus``
-(https://pkg.go.dev/github.com/moby/buildkit/client#SolveStatus): vertexes (steps), statuses
-(bytes moved within a step) and logs.
-"""
+"""Shows what goes on: live on a terminal, timestamped lines elsewhere, nothing where quiet."""
 
 from __future__ import annotations
 
-import base64
-import json
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sparkimage.core.board import Board, LiveBoard
 from sparkimage.core.units import clock, human
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.progress import Progress, Task
 
-STEP = re.compile(r"^\[[^\]]*?(?P<stage>\S+) \d+/\d+\] ")
-"""A step's name ends with its stage, or with the target where that stands on scratch."""
-EXPORT = "export"
 LINE_S = 10.0
-"""Seconds between two lines about a transfer, where there is no terminal."""
+"""Seconds between two lines about what moves or is counted, where there is no terminal."""
+RATE_S = 5.0
+"""On a terminal the rate of a transfer is that of so many last seconds."""
+BAR = 12
+"""Columns of a bar."""
+MARKS = {"proven": "✓", "ready": "✓", "failed": "✗"}
+"""Of a row whose state is its last one."""
 Moved = Callable[[int], None]
 """Takes the number of bytes that have moved since the last call."""
 
 
-@dataclass
-class Row:
-    """What is known of one layer (or of the export): its state, times in seconds, and bytes."""
+class Board:
+    """What goes on at once, a row each: its state, and the bytes that move. It shows nothing."""
 
-    name: str
-    state: str = "waiting"
-    started: float | None = None
-    ended: float | None = None
-    current: int = 0
-    total: int = 0
-    last: str = ""
+    def total(self, name: str, count: int) -> None:
+        """``count`` more bytes will move to ``name``."""
 
-    def seconds(self, now: float) -> float:
-        if self.started is None:
-            return 0.0
-        return (now if self.ended is None else self.ended) - self.started
+    def moved(self, name: str, count: int) -> None:
+        """``count`` more bytes have moved to ``name``."""
+
+    def state(self, name: str, text: str, detail: str = "") -> None:
+        """What ``name`` is doing now, and how far it is with that."""
 
 
-@dataclass
-class Build:
-    """The state of one build, moved on by events. No output of its own."""
+class LiveBoard(Board):
+    """A line for each name on a terminal, and one for all where bytes move to several."""
 
-    layers: Sequence[str]
-    rows: dict[str, Row] = field(default_factory=dict)
-    errors: list[str] = field(default_factory=list)
-    owner: dict[str, str] = field(default_factory=dict)
-    moved: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
-    logs: dict[str, list[str]] = field(default_factory=dict)
-    clock: Callable[[], float] = time.monotonic
-    foreign: str | None = None
-    """The layer whose Dockerfile is not ours: it has every stage that is not a layer's name."""
+    def __init__(self, shown: Progress, names: Sequence[str], state: str = "") -> None:
+        self.shown, self.states = shown, dict.fromkeys(names, state)
+        self.lock = threading.Lock()
+        self.rows = {name: shown.add_task(name, total=None, state=state) for name in names}
+        self.all = shown.add_task("all", total=None, visible=len(names) > 1, state="")
 
-    def __post_init__(self) -> None:
-        self.rows = {name: Row(name) for name in (*self.layers, EXPORT)}
+    def total(self, name: str, count: int) -> None:
+        with self.lock:
+            for row in (self.rows[name], self.all):
+                self.shown.update(row, total=(self.shown.tasks[row].total or 0) + count)
 
-    def event(self, event: dict[str, Any]) -> list[Row]:
-        """Take in one ``SolveStatus``; returns the rows whose state changed."""
-        changed = []
-        # An error is explained by the log before it, which may come in the same document.
-        for vertex in event.get("vertexes") or ():
-            self._row(vertex)
-        for log in event.get("logs") or ():
-            self._log(log)
-        for vertex in event.get("vertexes") or ():
-            row = self._row(vertex)
-            if row is not None and self._vertex(row, vertex) and row not in changed:
-                changed.append(row)
-        for status in event.get("statuses") or ():
-            self._status(status)
-        return changed
+    def moved(self, name: str, count: int) -> None:
+        for row in (self.rows[name], self.all):
+            self.shown.advance(row, count)
 
-    def _exporting(self) -> None:
-        """Once the export runs, a layer that has shown no step has none to show."""
-        for name in self.layers:
-            if self.rows[name].state == "waiting":
-                self.rows[name].state = "no step"
-
-    def _row(self, vertex: dict[str, Any]) -> Row | None:
-        name = vertex.get("name", "")
-        step = STEP.match(name)
-        stage = step["stage"].rpartition("--")[2] if step is not None else None
-        if stage in self.rows:
-            self.owner[vertex["digest"]] = stage
-        elif stage is not None and self.foreign is not None:
-            self.owner[vertex["digest"]] = self.foreign
-        elif "exporting to" in name:
-            self.owner[vertex["digest"]] = EXPORT
-        owner = self.owner.get(vertex["digest"])
-        return self.rows[owner] if owner is not None else None
-
-    def _vertex(self, row: Row, vertex: dict[str, Any]) -> bool:
-        before = row.state
-        if vertex.get("error"):
-            row.state, row.ended = "failed", self.clock()
-            if "context canceled" not in vertex["error"]:
-                self.errors.append(self._explain(vertex))
-        elif row.state == "failed":
-            pass
-        elif vertex.get("cached"):
-            if row.started is None:
-                row.state = "cached"
-        elif vertex.get("completed"):
-            if row.state == "running":
-                row.state, row.ended = "done", self.clock()
-        elif vertex.get("started") and row.state != "running":
-            row.state, row.ended = "running", None
-            row.started = self.clock() if row.started is None else row.started
-            if row.name == EXPORT:
-                self._exporting()
-        return row.state != before
-
-    def _explain(self, vertex: dict[str, Any]) -> str:
-        lines = self.logs.get(vertex["digest"], [])[-20:]
-        return "\n".join([vertex.get("name", ""), *lines, vertex["error"]])
-
-    def _status(self, status: dict[str, Any]) -> None:
-        owner = self.owner.get(status["vertex"])
-        if owner is None:
-            return
-        row = self.rows[owner]
-        row.last = status.get("id", "")
-        # Only what has bytes: "exporting layers" and the like count nothing.
-        self.moved[(owner, status["id"])] = (status.get("current", 0), status.get("total", 0))
-        row.current = sum(c for (o, _), (c, _t) in self.moved.items() if o == owner)
-        row.total = sum(t for (o, _), (_c, t) in self.moved.items() if o == owner)
-
-    def _log(self, log: dict[str, Any]) -> None:
-        text = base64.b64decode(log.get("data") or b"").decode("utf-8", "replace")
-        lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
-        if lines:
-            self.logs.setdefault(log["vertex"], []).extend(lines)
-            owner = self.owner.get(log["vertex"])
-            if owner is not None:
-                self.rows[owner].last = lines[-1].strip()
+    def state(self, name: str, text: str, detail: str = "") -> None:
+        with self.lock:
+            if self.states[name] != text:
+                # The time of a row is that of its state.
+                self.shown.tasks[self.rows[name]].start_time = self.shown.get_time()
+            self.states[name] = text
+            self.shown.update(self.rows[name], state=f"{text} {detail}".rstrip())
+            proven = list(self.states.values()).count("proven")
+            self.shown.update(self.all, state=f"{proven} of {len(self.states)} proven")
 
 
-class Events:
-    """Cuts a stream of lines into the JSON documents that it is made of."""
+class LineBoard(Board):
+    """A line for each change of a state, and now and then one for the bytes of all."""
 
-    def __init__(self) -> None:
-        self.held: list[str] = []
-        self.other: list[str] = []
+    def __init__(self, say: Callable[[str], None], title: str, total: int = 0) -> None:
+        self.say, self.title, self.bytes, self.done = say, title, total, 0
+        self.began = self.said = time.monotonic()
+        self.states: dict[str, str] = {}
+        self.lock = threading.Lock()
 
-    def feed(self, line: str) -> Iterator[dict[str, Any]]:
-        """Yield the document that ends with ``line``, if one does."""
-        if not self.held and not line.startswith("{"):
-            self.other.append(line)
-            return
-        self.held.append(line)
-        if line.startswith("}") or (len(self.held) == 1 and line.rstrip().endswith("}")):
-            text = "\n".join(self.held)
-            self.held = []
-            try:
-                yield json.loads(text)
-            except ValueError:
-                self.other.append(text)
+    def total(self, name: str, count: int) -> None:  # noqa: ARG002
+        with self.lock:
+            self.bytes += count
+
+    def moved(self, name: str, count: int) -> None:  # noqa: ARG002
+        with self.lock:
+            self.done += count
+            now = time.monotonic()
+            if now - self.said >= LINE_S:
+                self.said, rate = now, self.done / (now - self.began)
+                left = f", {clock((self.bytes - self.done) / rate)} left"
+                more = left * (self.bytes > self.done)
+                self.say(f"{self.title}: {human(self.done)}, {human(rate)}/s{more}")
+
+    def state(self, name: str, text: str, detail: str = "") -> None:  # noqa: ARG002
+        if self.states.get(name) != text:
+            self.states[name] = text
+            self.say(f"{name}: {text}")
 
 
 class View:
-    """Shows phases and builds on ``console``: live on a terminal, timestamped lines elsewhere."""
+    """Shows phases and transfers on ``console``."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.console = console
         self.quiet = quiet
 
+    @property
+    def is_live(self) -> bool:
+        """Whether there is a terminal to draw on."""
+        return self.console.is_terminal and not self.quiet
+
     def say(self, text: str) -> None:
         """One line about what begins now."""
-        if self.quiet:
-            return
-        if self.console.is_terminal:
+        if self.is_live:
             self.console.print(f"[dim]·[/] {text}", highlight=False)
-        else:
+        elif not self.quiet:
             stamp = time.strftime("%H:%M:%S")
             self.console.print(f"{stamp} {text}", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:
         """Show that ``text`` is going on, with the seconds so far."""
-        if self.quiet or not self.console.is_terminal:
-            self.say(text)
-            yield
-            return
-        with self._live(lambda: text):
+        with self.counted(text):
             yield
 
     @contextmanager
     def counted(self, text: str) -> Iterator[Callable[[int, int], None]]:
         """Show that ``text`` is going on, and how far it is; yields what takes how many are done,
         and of how many."""
-        shown = text
-
-        def take(done: int, total: int) -> None:
-            nonlocal shown
-            shown = f"{text} {done}/{total}"
-
-        if self.quiet:
-            yield take
-        elif self.console.is_terminal:
-            with self._live(lambda: shown):
-                yield take
-        else:
+        if not self.is_live:
             self.say(text)
-            with self._lines(lambda: shown):
-                yield take
+            said = time.monotonic()
 
-    @contextmanager
-    def _lines(self, text: Callable[[], str]) -> Iterator[None]:
-        """Say ``text`` when it has changed, but not more often than every ``LINE_S``."""
-        over = threading.Event()
-        said = text()
+            def line(done: int, total: int) -> None:
+                nonlocal said
+                if time.monotonic() - said >= LINE_S:
+                    said = time.monotonic()
+                    self.say(f"{text} {done}/{total}")
 
-        def watch() -> None:
-            nonlocal said
-            while not over.wait(LINE_S):
-                if said != (now := text()):
-                    said = now
-                    self.say(said)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            over.set()
-            watcher.join()
-
-    @contextmanager
-    def _live(self, text: Callable[[], str]) -> Iterator[None]:
-        from rich.live import Live
-        from rich.text import Text
-
-        began = time.monotonic()
-
-        class Line:
-            def __rich__(self) -> Text:
-                return Text(f"⧗ {text()}  {clock(time.monotonic() - began)}", style="cyan")
-
-        with Live(Line(), console=self.console, refresh_per_second=4, transient=True):
-            yield
-        self.say(f"{text()} [dim]({clock(time.monotonic() - began)})[/]")
+            yield line
+            return
+        with self._rows(transient=True) as shown:
+            row = shown.add_task(text, total=None, state="")
+            yield lambda done, total: shown.update(row, state=f"{done}/{total}")
+            task = shown.tasks[row]
+        said_last = f"{text} {task.fields['state']}".rstrip()
+        self.say(f"{said_last} [dim]({clock(task.elapsed or 0)})[/]")
 
     @contextmanager
     def transfer(self, text: str, total: int) -> Iterator[Moved]:
         """Show bytes that move, of ``total`` (0: not known); yields what takes their number."""
-        if self.quiet or not self.console.is_terminal:
-            lines = Lines(self, text, total)
-            self.say(f"{text}: {human(total)}" if total else text)
-            yield lines.moved
-            self.say(f"{text}: {human(lines.done)} in {clock(time.monotonic() - lines.began)}")
+        if self.is_live:
+            with self._rows(moving=True) as shown:
+                live = LiveBoard(shown, [text])
+                if total:
+                    live.total(text, total)
+                yield lambda count: live.moved(text, count)
             return
-        from rich import progress
-
-        columns = (
-            progress.TextColumn("{task.description}", markup=False), progress.BarColumn(),
-            progress.DownloadColumn(), progress.TransferSpeedColumn(),
-            progress.TimeRemainingColumn(),
-        )  # fmt: skip
-        with progress.Progress(*columns, console=self.console) as shown:
-            task = shown.add_task(text, total=total or None)
-            yield lambda count: shown.advance(task, count)
+        self.say(f"{text}: {human(total)}" if total else text)
+        board = LineBoard(self.say, text, total)
+        yield lambda count: board.moved(text, count)
+        self.say(f"{text}: {human(board.done)} in {clock(time.monotonic() - board.began)}")
 
     @contextmanager
-    def board(self, names: Sequence[str], text: str) -> Iterator[Board]:
-        """Show how far each of ``names`` is, and all of them."""
-        if self.quiet:
-            yield Board()
-        elif not self.console.is_terminal:
-            yield PlainBoard(self, text)
+    def board(self, names: Sequence[str], title: str) -> Iterator[Board]:
+        """Show how far each of ``names`` is with the bytes that move to it, and all of them."""
+        if self.is_live:
+            self.console.print(title, style="bold", markup=False, highlight=False)
+            with self._rows(moving=True) as shown:
+                yield LiveBoard(shown, names)
         else:
-            board = LiveBoard(self.console, names, text)
-            with board.shown:
+            yield Board() if self.quiet else LineBoard(self.say, title)
+
+    @contextmanager
+    def states(self, names: Sequence[str], title: str, first: str) -> Iterator[Board]:
+        """Show the state of each of ``names``, which is ``first`` now, with its time."""
+        if self.is_live:
+            self.console.print(title, style="bold", markup=False, highlight=False)
+            with self._rows(transient=True) as shown:
+                board = LiveBoard(shown, names, first)
+                shown.update(board.all, visible=False)
                 yield board
-
-    @contextmanager
-    def build(self, build: Build, title: str) -> Iterator[Callable[[str], None]]:
-        """Show ``build`` while it runs; yields what takes in the stream's lines."""
-        events = Events()
-        if self.quiet or not self.console.is_terminal:
-            if not self.quiet:
-                self.say(title)
-
-            def plain(line: str) -> None:
-                for event in events.feed(line):
-                    for row in build.event(event):
-                        self.say(_plain(row, build.clock()))
-
-            yield plain
         else:
-            from rich.live import Live
+            self.say(title)
+            yield Board() if self.quiet else LineBoard(self.say, title)
 
-            class Now:
-                def __rich__(self) -> Table:
-                    return _table(build, title)
+    def _rows(self, *, moving: bool = False, transient: bool = False) -> Progress:
+        """Rows on the terminal; ``moving``: with bars, bytes and rates."""
+        from rich.progress import BarColumn, Progress, ProgressColumn
+        from rich.table import Column
+        from rich.text import Text
 
-            with Live(Now(), console=self.console, refresh_per_second=6):
+        class Cell(ProgressColumn):
+            """A text of a row."""
 
-                def live(line: str) -> None:
-                    for event in events.feed(line):
-                        build.event(event)
+            def __init__(self, text: Callable[[Task], str], **options: object) -> None:
+                super().__init__(Column(no_wrap=True, **options))  # type: ignore[arg-type]
+                self.text = text
 
-                yield live
-        build.errors += [line for line in events.other if line.startswith("ERROR")]
+            def render(self, task: Task) -> Text:
+                return Text(self.text(task))
 
-
-class PlainBoard(Board):
-    """Lines: each change of a state, and now and then how far all are."""
-
-    def __init__(self, view: View, text: str) -> None:
-        self.view = view
-        self.lines = Lines(view, text, 0)
-        self.lock = threading.Lock()
-
-    def total(self, name: str, count: int) -> None:  # noqa: ARG002
-        with self.lock:
-            self.lines.total += count
-
-    def moved(self, name: str, count: int) -> None:  # noqa: ARG002
-        with self.lock:
-            self.lines.moved(count)
-
-    def state(self, name: str, text: str) -> None:
-        self.view.say(f"{name}: {text}")
-
-
-@dataclass
-class Lines:
-    """Bytes that move, as a line now and then."""
-
-    view: View
-    text: str
-    total: int
-    done: int = 0
-    began: float = field(default_factory=time.monotonic)
-    said: float = field(default_factory=time.monotonic)
-
-    def moved(self, count: int) -> None:
-        """Take in that ``count`` more bytes have moved."""
-        self.done += count
-        now = time.monotonic()
-        if now - self.said >= LINE_S:
-            self.said = now
-            rate = self.done / (now - self.began)
-            left = f", {clock((self.total - self.done) / rate)} left" * (self.total > self.done)
-            self.view.say(f"{self.text}: {human(self.done)}, {human(rate)}/s{left}")
+        bytes_ = [
+            BarColumn(bar_width=BAR),
+            Cell(lambda task: _pair(task.completed, task.total), justify="right"),
+            Cell(
+                lambda task: f"{human(task.speed or 0)}/s" if _moves(task) else "", justify="right"
+            ),
+            Cell(lambda task: clock(task.time_remaining or 0) * _moves(task), justify="right"),
+        ]
+        return Progress(
+            Cell(_mark, style="cyan"),
+            Cell(lambda task: task.description, style="cyan"),
+            *(bytes_ if moving else []),
+            # What is long, such as an error, never pushes the bars aside.
+            Cell(lambda task: task.fields["state"], ratio=1, overflow="ellipsis", style="dim"),
+            *([] if moving else [Cell(lambda task: clock(task.elapsed or 0), justify="right")]),
+            console=self.console,
+            expand=True,
+            transient=transient,
+            speed_estimate_period=RATE_S,
+        )
 
 
-def _plain(row: Row, now: float) -> str:
-    size = f", {human(row.current)}" if row.current else ""
-    seconds = f" after {clock(row.seconds(now))}" if row.state in ("done", "failed") else ""
-    return (
-        f"layer {row.name}: {row.state}{seconds}{size}"
-        if row.name != EXPORT
-        else (f"export: {row.state}{seconds}{size}")
-    )
+def _mark(task: Task) -> str:
+    state = task.fields["state"]
+    return MARKS.get(state, "✓" if task.finished and not state else "⧗")
 
 
-MARKS = {
-    "waiting": "[dim]·[/]",
-    "no step": "[dim]·[/]",
-    "running": "[cyan]⧗[/]",
-    "done": "[green]✓[/]",
-    "cached": "[green]=[/]",
-    "failed": "[red]✗[/]",
-}
+def _moves(task: Task) -> bool:
+    return bool(task.speed and task.total and task.remaining) and task.fields["state"] not in MARKS
 
 
-def _table(build: Build, title: str) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    now = build.clock()
-    table = Table(box=None, title=title, title_justify="left", title_style="bold", expand=True)
-    for name in ("", "layer", "state", "time", "bytes"):
-        right = name in ("time", "bytes")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
-    table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
-    for row in build.rows.values():
-        seconds = clock(row.seconds(now)) if row.started is not None else ""
-        moved = human(row.current) if row.current else ""
-        if row.total > row.current:
-            moved += f" / {human(row.total)}"
-        last = escape(row.last) if row.state == "running" else ""
-        table.add_row(MARKS[row.state], row.name, row.state, seconds, moved, f"[dim]{last}[/]")
-    return table
+def _pair(done: float, total: float | None) -> str:
+    """Both numbers in one unit: ``4.2 / 31.1 MB``."""
+    if not total:
+        return human(done) if done else "" if total is None else "nothing"
+    size, unit = human(total).split()
+    moved = min(done, total) / {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}[unit]
+    return f"{moved:.1f} / {size} {unit}" if "." in size else f"{moved:.0f} / {size} {unit}"

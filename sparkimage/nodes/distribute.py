@@ -16,9 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparkimage.core.board import Board
 from sparkimage.core.errors import DamagedError, SparkError, UnreachableError
-from sparkimage.core.progress import Moved, View
+from sparkimage.core.progress import Board, Moved, View
 from sparkimage.core.units import human
 from sparkimage.image import layerindex
 from sparkimage.image.archive import Document, Step

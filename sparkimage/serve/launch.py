@@ -32,8 +32,7 @@ from sparkimage.serve.doctor import rules_model as model
 from sparkimage.serve.doctor import rules_network as network
 from sparkimage.serve.doctor.checks import FAIL, Check, ClusterReport
 from sparkimage.serve.explain import knowledge
-from sparkimage.serve.readiness import Finding
-from sparkimage.serve.screen import screen
+from sparkimage.serve.readiness import PHASES, Finding
 from sparkimage.serve.sets import HEAD, Judged, Member
 from sparkimage.serve.waiting import Expected, Rank, Waiting
 
@@ -348,8 +347,8 @@ def wait(
     view: View,
 ) -> tuple[Finding, ...]:
     """Until the set serves; what was proven. Raises ``LaunchError``, also for a failed proof."""
-    with screen(view, [one.name for one in ranks], title) as shown:
-        one = Waiting(ranks=ranks, port=port, expected=expected, timeout_s=timeout_s, screen=shown)
+    with view.states([one.title for one in ranks], title, PHASES[0]) as board:
+        one = Waiting(ranks=ranks, port=port, expected=expected, timeout_s=timeout_s, board=board)
         findings = one.run()
     failed = [one for one in findings if not one.ok]
     if failed:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sparkimage.core.errors import LaunchError, NodeError, SparkError
+from sparkimage.core.progress import Board
 from sparkimage.nodes import ssh
 from sparkimage.nodes.concurrent import together
 from sparkimage.nodes.session import Station
@@ -22,7 +23,6 @@ from sparkimage.serve import readiness, sets
 from sparkimage.serve.explain import knowledge
 from sparkimage.serve.explain.knowledge import Match
 from sparkimage.serve.readiness import PHASES, Finding, Log
-from sparkimage.serve.screen import Screen
 from sparkimage.serve.sets import HEAD, State
 
 PROOF_S = 10.0
@@ -46,6 +46,11 @@ class Rank:
     @property
     def name(self) -> str:
         return self.station.name
+
+    @property
+    def title(self) -> str:
+        """As people are told of it."""
+        return f"{self.name} (rank {self.rank})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,7 @@ class Waiting:
     port: int
     expected: Expected
     timeout_s: float
-    screen: Screen
+    board: Board
     logs: dict[int, Log] = field(default_factory=dict)
     readings: dict[int, knowledge.Reading] = field(default_factory=dict)
     _events: queue.Queue[tuple[int, str | Ended | int]] = field(default_factory=queue.Queue)
@@ -104,7 +109,7 @@ class Waiting:
             while time.monotonic() < latest and self._may_come():
                 self._step(until, wait_s=latest - time.monotonic())
             for one in self.ranks:
-                self.screen.phase(one.rank, PHASES[-1])
+                self.board.state(one.title, PHASES[-1])
             return self.found()
         finally:
             self._over.set()
@@ -154,7 +159,8 @@ class Waiting:
         log = self.logs[rank]
         self.readings[rank].take(event)
         if log.feed(event):
-            self.screen.phase(rank, "health" if log.complete else log.phase, log.detail)
+            title = next(one.title for one in self.ranks if one.rank == rank)
+            self.board.state(title, "health" if log.complete else log.phase, log.detail)
         if rank == HEAD and log.complete and self._asking is None:
             self._asking = threading.Thread(target=self._ask, daemon=True)
             self._asking.start()
@@ -219,8 +225,7 @@ class Waiting:
 
     def _late(self) -> LaunchError:
         said = [
-            f"{one.name} (rank {one.rank}): {self.logs[one.rank].phase} "
-            f"{self.logs[one.rank].detail}".rstrip()
+            f"{one.title}: {self.logs[one.rank].phase} {self.logs[one.rank].detail}".rstrip()
             for one in self.ranks
         ]
         head = self.logs[HEAD]
@@ -238,7 +243,7 @@ class Waiting:
         log = self.logs[one.rank]
         if isinstance(event.error, NodeError):
             return LaunchError(
-                f"{one.name} (rank {one.rank}) was lost in phase {log.phase}: "
+                f"{one.title} was lost in phase {log.phase}: "
                 f"{event.error.message}",
                 detail=event.error.detail, hint=event.error.hint,
             )  # fmt: skip
@@ -286,7 +291,7 @@ class Waiting:
             what = "was removed"
         elif state.oom:
             what = f"was killed: out of memory (code {state.code})"
-        return f"{one.name} (rank {one.rank}) {what} in phase {self.logs[one.rank].phase}"
+        return f"{one.title} {what} in phase {self.logs[one.rank].phase}"
 
     def known(self, first: int | None = None) -> list[str]:
         """The known failures in the logs: those of ``first`` before all others, each once."""

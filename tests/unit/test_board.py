@@ -1,52 +1,111 @@
-"""What the fleet's commands show: bars that keep their place, one row for one distribution."""
+"""What commands show while they work, and of distributions: a row each."""
 
 from __future__ import annotations
 
 import io
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from sparkimage.config.inventory import Node
-from sparkimage.core.board import LiveBoard, Meter
+from sparkimage.core import progress
+from sparkimage.core.progress import Board, LiveBoard, View
 from sparkimage.nodes import maintenance, receipts
 from sparkimage.nodes.maintenance import Held, NodeView
 
+NAMES = ("spark-with-a-long-name-1", "spark2")
 
-def test_the_rate_is_that_of_the_last_seconds() -> None:
-    now = [0.0]
-    meter = Meter(clock=lambda: now[0], total=1000)
-    assert Meter(total=1000).left is None
-    for second in range(1, 21):
-        now[0] = float(second)
-        meter.moved(10 if second <= 10 else 50)
-    assert meter.rate == 50
-    assert meter.left == (1000 - 600) / 50
-    stopped = Meter(clock=lambda: now[0], total=1000, state="failed", last=meter.last)
-    assert stopped.rate is None
-    assert stopped.left is None
+
+def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
+    said = io.StringIO()
+    return Console(file=said, width=80, force_terminal=terminal, color_system=None), said
+
+
+def shown(board: Board) -> list[str]:
+    """What is on the terminal now."""
+    assert isinstance(board, LiveBoard)
+    plain = io.StringIO()
+    Console(file=plain, width=80).print(*board.shown.get_renderables())
+    return plain.getvalue().splitlines()
 
 
 def test_a_long_state_pushes_no_bar_aside() -> None:
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    board = LiveBoard(console, ["spark-1", "spark-2"], "an image")
-    for name in ("spark-1", "spark-2"):
-        board.total(name, 25_000_000_000)
-        board.moved(name, 4_200_000_000)
-    board.state("spark-1", "again: cannot be reached: " + "ssh says a lot of it " * 9)
-    board.state("spark-2", "proven")
-    with console.capture() as said:
-        console.print(board.table())
-    title, first, second, all_ = said.get().splitlines()
-    assert title.startswith("an image")
-    assert "━━──────────" in first
+    to, said = console(terminal=True)
+    with View(to).board(["spark-1", "spark-2"], "an [image]") as board:
+        for name in ("spark-1", "spark-2"):
+            board.total(name, 25_000_000_000)
+            board.moved(name, 4_200_000_000)
+        board.state("spark-1", "again: cannot be reached: " + "ssh says a lot of it " * 9)
+        board.state("spark-2", "proven")
+        first, second, all_ = shown(board)
+    assert said.getvalue().startswith("an [image]")
+    assert "━━" in first
     assert "4.2 / 25.0 GB" in first
     assert "again: " in first
     assert first.rstrip().endswith("…")
     assert second.startswith("✓ spark-2")
     assert "8.4 / 50.0 GB" in all_
     assert "1 of 2 proven" in all_
-    assert all(len(line) <= 80 for line in (title, first, second, all_))
+    assert all(len(line) <= 80 for line in (first, second, all_))
+
+
+def test_one_transfer_has_no_row_for_all() -> None:
+    to, _ = console(terminal=True)
+    with View(to).board(["spark-1"], "an image") as board:
+        board.total("spark-1", 0)
+        board.state("spark-1", "proven")
+        (row,) = shown(board)
+    assert row.startswith("✓ spark-1")
+    assert "nothing" in row
+
+
+def test_what_moves_is_said_in_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_S", 0.0)
+    to, said = console(terminal=False)
+    with View(to).board(NAMES, "an image") as board:
+        board.total("spark2", 2_000_000)
+        board.moved("spark2", 500_000)
+        board.state("spark2", "proven")
+    moved, state = [line[9:] for line in said.getvalue().splitlines()]
+    assert moved.startswith("an image: 500 kB, ")
+    assert moved.endswith(" left")
+    assert state == "spark2: proven"
+
+
+def test_states_fit_80_columns() -> None:
+    to, said = console(terminal=True)
+    with View(to).states(NAMES, "vllm: ds4-flash, ds4-mtp", "start") as board:
+        first, second = shown(board)
+        assert first.split()[1:3] == [NAMES[0], "start"]
+        board.state(NAMES[0], "weights", "3/46")
+        board.state("spark2", "ready")
+        first, second = shown(board)
+    assert first.split()[1:4] == [NAMES[0], "weights", "3/46"]
+    assert second.split()[:3] == ["✓", "spark2", "ready"]
+    assert second.rstrip().endswith(" s")
+    assert max(map(len, (first, second))) <= 80
+    assert said.getvalue().startswith("vllm: ds4-flash, ds4-mtp\n")
+
+
+def test_lines_come_once_a_state() -> None:
+    to, said = console(terminal=False)
+    with View(to).states(NAMES, "title", "start") as board:
+        for detail in ("1/46", "2/46", "3/46"):
+            board.state("spark2", "weights", detail)
+    assert [line[9:] for line in said.getvalue().splitlines()] == ["title", "spark2: weights"]
+
+
+def test_nothing_where_it_is_to_be_quiet() -> None:
+    to, said = console(terminal=False)
+    view = View(to, quiet=True)
+    with view.states(NAMES, "title", "start") as board, view.board(NAMES, "title") as moving:
+        board.state("spark2", "weights")
+        moving.total("spark2", 1)
+        moving.moved("spark2", 1)
+    with view.busy("busy"), view.transfer("a file", 5) as moved:
+        moved(5)
+    assert said.getvalue() == ""
 
 
 def receipt(node: str, when: str, **more: Any) -> dict[str, Any]:

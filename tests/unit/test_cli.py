@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from sparkimage import __version__
+from sparkimage.build import buildkit
 from sparkimage.config import lockfile
-from sparkimage.core.progress import Build, View
+from sparkimage.core.progress import View
 from sparkimage.core.units import clock, human
 from tests.lab import command
 
@@ -226,8 +227,8 @@ STREAM = [
 def test_a_build_is_shown_by_layers(terminal: bool) -> None:
     said = io.StringIO()
     console = Console(file=said, force_terminal=terminal, width=80)
-    build = Build(["root", "low", "high", "empty"], clock=lambda: 0.0)
-    with View(console).build(build, "building it") as feed:
+    build = buildkit.Build(["root", "low", "high", "empty"], clock=lambda: 0.0)
+    with buildkit.show(View(console), build, "building it") as feed:
         for document in STREAM:
             for line in document.splitlines():
                 feed(line)

@@ -602,15 +602,13 @@ def test_verifying_says_how_far_it_is(bench: Bench) -> None:
 
 
 def test_a_count_in_lines_and_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "LINE_S", 0.001)
+    monkeypatch.setattr(progress, "LINE_S", 0.0)
     for terminal in (False, True):
         said = io.StringIO()
         view = progress.View(Console(file=said, width=120, force_terminal=terminal))
         with view.counted("verifying") as count:
             count(31, 72)
-            while not terminal and "31/72" not in said.getvalue():
-                pass
-        assert "verifying 31/72" in said.getvalue()
+        assert re.search(r"verifying +31/72", said.getvalue())
     quiet = io.StringIO()
     with progress.View(Console(file=quiet), quiet=True).counted("verifying") as count:
         count(31, 72)

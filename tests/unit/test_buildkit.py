@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sparkimage.core.progress import Build, Events, Row, View
+from sparkimage.build import buildkit
+from sparkimage.build.buildkit import Build, Events, Row
+from sparkimage.core.progress import View
 
 RECORDED = Path(__file__).parents[1] / "golden" / "rawjson.txt"
 """What buildx wrote with --progress=rawjson, shortened in its middle."""
@@ -189,7 +191,7 @@ def view(terminal: bool, *, quiet: bool = False) -> tuple[str, Build]:
     said = io.StringIO()
     console = Console(file=said, force_terminal=terminal, width=80, height=30)
     build = Build(["debian", "python"], clock=Clock())
-    with View(console, quiet=quiet).build(build, "building [x]") as feed:
+    with buildkit.show(View(console, quiet=quiet), build, "building [x]") as feed:
         for line in RECORDED.read_text().splitlines():
             feed(line)
     return said.getvalue(), build

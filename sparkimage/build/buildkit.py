@@ -1,0 +1,229 @@
+"""What BuildKit is doing, from its own event stream, as a live table or as plain lines.
+
+``buildx --progress=rawjson`` writes one JSON document after the other, each a ``SolveStatus``
+(https://pkg.go.dev/github.com/moby/buildkit/client#SolveStatus): vertexes (steps), statuses
+(bytes moved within a step) and logs.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sparkimage.core.progress import View
+from sparkimage.core.units import clock, human
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+STEP = re.compile(r"^\[[^\]]*?(?P<stage>\S+) \d+/\d+\] ")
+"""A step's name ends with its stage, or with the target where that stands on scratch."""
+EXPORT = "export"
+
+
+@dataclass
+class Row:
+    """What is known of one layer (or of the export): its state, times in seconds, and bytes."""
+
+    name: str
+    state: str = "waiting"
+    started: float | None = None
+    ended: float | None = None
+    current: int = 0
+    total: int = 0
+    last: str = ""
+
+    def seconds(self, now: float) -> float:
+        if self.started is None:
+            return 0.0
+        return (now if self.ended is None else self.ended) - self.started
+
+
+@dataclass
+class Build:
+    """The state of one build, moved on by events. No output of its own."""
+
+    layers: Sequence[str]
+    rows: dict[str, Row] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    owner: dict[str, str] = field(default_factory=dict)
+    moved: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    logs: dict[str, list[str]] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+    foreign: str | None = None
+    """The layer whose Dockerfile is not ours: it has every stage that is not a layer's name."""
+
+    def __post_init__(self) -> None:
+        self.rows = {name: Row(name) for name in (*self.layers, EXPORT)}
+
+    def event(self, event: dict[str, Any]) -> list[Row]:
+        """Take in one ``SolveStatus``; returns the rows whose state changed."""
+        changed = []
+        # An error is explained by the log before it, which may come in the same document.
+        for vertex in event.get("vertexes") or ():
+            self._row(vertex)
+        for log in event.get("logs") or ():
+            self._log(log)
+        for vertex in event.get("vertexes") or ():
+            row = self._row(vertex)
+            if row is not None and self._vertex(row, vertex) and row not in changed:
+                changed.append(row)
+        for status in event.get("statuses") or ():
+            self._status(status)
+        return changed
+
+    def _exporting(self) -> None:
+        """Once the export runs, a layer that has shown no step has none to show."""
+        for name in self.layers:
+            if self.rows[name].state == "waiting":
+                self.rows[name].state = "no step"
+
+    def _row(self, vertex: dict[str, Any]) -> Row | None:
+        name = vertex.get("name", "")
+        step = STEP.match(name)
+        stage = step["stage"].rpartition("--")[2] if step is not None else None
+        if stage in self.rows:
+            self.owner[vertex["digest"]] = stage
+        elif stage is not None and self.foreign is not None:
+            self.owner[vertex["digest"]] = self.foreign
+        elif "exporting to" in name:
+            self.owner[vertex["digest"]] = EXPORT
+        owner = self.owner.get(vertex["digest"])
+        return self.rows[owner] if owner is not None else None
+
+    def _vertex(self, row: Row, vertex: dict[str, Any]) -> bool:
+        before = row.state
+        if vertex.get("error"):
+            row.state, row.ended = "failed", self.clock()
+            if "context canceled" not in vertex["error"]:
+                self.errors.append(self._explain(vertex))
+        elif row.state == "failed":
+            pass
+        elif vertex.get("cached"):
+            if row.started is None:
+                row.state = "cached"
+        elif vertex.get("completed"):
+            if row.state == "running":
+                row.state, row.ended = "done", self.clock()
+        elif vertex.get("started") and row.state != "running":
+            row.state, row.ended = "running", None
+            row.started = self.clock() if row.started is None else row.started
+            if row.name == EXPORT:
+                self._exporting()
+        return row.state != before
+
+    def _explain(self, vertex: dict[str, Any]) -> str:
+        lines = self.logs.get(vertex["digest"], [])[-20:]
+        return "\n".join([vertex.get("name", ""), *lines, vertex["error"]])
+
+    def _status(self, status: dict[str, Any]) -> None:
+        owner = self.owner.get(status["vertex"])
+        if owner is None:
+            return
+        row = self.rows[owner]
+        row.last = status.get("id", "")
+        # Only what has bytes: "exporting layers" and the like count nothing.
+        self.moved[(owner, status["id"])] = (status.get("current", 0), status.get("total", 0))
+        row.current = sum(c for (o, _), (c, _t) in self.moved.items() if o == owner)
+        row.total = sum(t for (o, _), (_c, t) in self.moved.items() if o == owner)
+
+    def _log(self, log: dict[str, Any]) -> None:
+        text = base64.b64decode(log.get("data") or b"").decode("utf-8", "replace")
+        lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
+        if lines:
+            self.logs.setdefault(log["vertex"], []).extend(lines)
+            owner = self.owner.get(log["vertex"])
+            if owner is not None:
+                self.rows[owner].last = lines[-1].strip()
+
+
+class Events:
+    """Cuts a stream of lines into the JSON documents that it is made of."""
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+        self.other: list[str] = []
+
+    def feed(self, line: str) -> Iterator[dict[str, Any]]:
+        """Yield the document that ends with ``line``, if one does."""
+        if not self.held and not line.startswith("{"):
+            self.other.append(line)
+            return
+        self.held.append(line)
+        if line.startswith("}") or (len(self.held) == 1 and line.rstrip().endswith("}")):
+            text = "\n".join(self.held)
+            self.held = []
+            try:
+                yield json.loads(text)
+            except ValueError:
+                self.other.append(text)
+
+
+@contextmanager
+def show(view: View, build: Build, title: str) -> Iterator[Callable[[str], None]]:
+    """Show ``build`` while it runs; yields what takes in the stream's lines."""
+    events = Events()
+
+    def take(line: str) -> None:
+        for event in events.feed(line):
+            for row in build.event(event):
+                if not view.is_live:
+                    view.say(_plain(row, build.clock()))
+
+    if view.is_live:
+        from rich.live import Live
+
+        with Live(
+            console=view.console, get_renderable=lambda: _table(build, title), refresh_per_second=6
+        ):
+            yield take
+    else:
+        view.say(title)
+        yield take
+    build.errors += [line for line in events.other if line.startswith("ERROR")]
+
+
+def _plain(row: Row, now: float) -> str:
+    size = f", {human(row.current)}" if row.current else ""
+    seconds = f" after {clock(row.seconds(now))}" if row.state in ("done", "failed") else ""
+    return (
+        f"layer {row.name}: {row.state}{seconds}{size}"
+        if row.name != EXPORT
+        else (f"export: {row.state}{seconds}{size}")
+    )
+
+
+MARKS = {
+    "waiting": "[dim]·[/]",
+    "no step": "[dim]·[/]",
+    "running": "[cyan]⧗[/]",
+    "done": "[green]✓[/]",
+    "cached": "[green]=[/]",
+    "failed": "[red]✗[/]",
+}
+
+
+def _table(build: Build, title: str) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    now = build.clock()
+    table = Table(box=None, title=title, title_justify="left", title_style="bold", expand=True)
+    for name in ("", "layer", "state", "time", "bytes"):
+        right = name in ("time", "bytes")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
+    for row in build.rows.values():
+        seconds = clock(row.seconds(now)) if row.started is not None else ""
+        moved = human(row.current) if row.current else ""
+        if row.total > row.current:
+            moved += f" / {human(row.total)}"
+        last = escape(row.last) if row.state == "running" else ""
+        table.add_row(MARKS[row.state], row.name, row.state, seconds, moved, f"[dim]{last}[/]")
+    return table
