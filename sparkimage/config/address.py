@@ -1,4 +1,4 @@
-"""Addresses of images and repositories, and the mirrors that stand in for them. Pure."""
+"""Names of images and repositories, and the mirrors of addresses. Pure."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from sparkimage.core.errors import UsageError
 
 WHEELS = "wheels"
 DEBIAN = "debian"
-CLIENTS = (WHEELS, DEBIAN)
-"""Words for what the clients know by default: the index of wheels, and Debian's mirror."""
+"""Names of the clients' defaults: the index of wheels, and Debian's mirror."""
 
 DEFAULT_REGISTRY = "docker.io"
-"""What a name without a registry means: https://pkg.go.dev/github.com/distribution/reference."""
+"""The registry of a name without one: https://pkg.go.dev/github.com/distribution/reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageName:
-    """An image's name in full: ``docker.io/nvidia/cuda``, its tag, its digest (``sha256:…``)."""
+    """A full image name: ``docker.io/nvidia/cuda``, its tag, its digest (``sha256:…``)."""
 
     repository: str
     tag: str | None = None
@@ -35,7 +33,7 @@ class ImageName:
 
 
 def image_name(text: str) -> ImageName:
-    """Read a name as the Docker CLI does: registry and ``library/`` are filled in."""
+    """Parse a name as the Docker CLI does: registry and ``library/`` are filled in."""
     rest, _, digest = text.partition("@")
     repository, colon, tag = rest.rpartition(":")
     if not colon or "/" in tag:
@@ -68,7 +66,7 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """Read REGISTRY/REPOSITORY as the Docker CLI does."""
+        """Parse REGISTRY/REPOSITORY as the Docker CLI does."""
         registry, _, repository = image_name(text).repository.partition("/")
         return cls(registry=registry, repository=repository)
 
@@ -77,40 +75,36 @@ class Place:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is on this machine, where alone plain HTTP is spoken."""
+        """Whether it is on this machine: only there plain HTTP is used."""
         return is_loopback(self.registry)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mirrors:
-    """Where to ask instead: by the beginning of an address, the longest one that fits."""
+    """Mirrors by the beginning of the address that they replace; the longest one counts."""
 
     rules: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, address: str) -> str:
-        """The address to ask for ``address``; itself where there is no mirror."""
+        """The mirror's address for ``address``; itself where there is none."""
         for start in sorted(self.rules, key=len, reverse=True):
             to, rest = self.rules[start], address.removeprefix(start)
             if rest == "":
                 return to
-            # Whole parts only: a rule for example.org says nothing of example.org.uk.
+            # Whole parts only: a rule for example.org does not apply to example.org.uk.
             if rest != address and (start.endswith("/") or rest.startswith("/")):
                 return f"{to.rstrip('/')}/{rest.lstrip('/')}"
         return address
 
-    def client(self, word: str) -> str | None:
-        """The address for one of ``CLIENTS``; None for the client's own default."""
-        return self.rules.get(word)
-
-    def over(self, below: Mapping[str, str]) -> Mirrors:
-        """These mirrors, and those of ``below`` for what these say nothing of."""
-        return Mirrors(rules={**below, **self.rules})
+    def client(self, name: str) -> str | None:
+        """The mirror for ``WHEELS`` or ``DEBIAN``; None for the client's own default."""
+        return self.rules.get(name)
 
 
-def parse_rules(given: Iterable[str]) -> Mirrors:
+def parse_rules(words: Iterable[str]) -> Mirrors:
     """Mirrors from ``FROM=TO`` words. Raises ``UsageError``."""
     rules: dict[str, str] = {}
-    for word in given:
+    for word in words:
         start, equals, to = word.partition("=")
         if not (start and equals and to) or re.search(r"\s", word):
             raise UsageError(
@@ -125,24 +119,12 @@ def parse_rules(given: Iterable[str]) -> Mirrors:
 def read_rules(path: Path) -> Mapping[str, str]:
     """The ``mirrors:`` of a user's own file; none where there is no file.
 
-    Raises ``ConfigError`` for a file that cannot be read as one.
+    Raises ``ConfigError`` with every problem of the file.
     """
-    from sparkimage.config import yamlfile
-    from sparkimage.core.errors import ConfigError, Problem
-
     if not path.is_file():
         return {}
-    data: Any = yamlfile.load(path).data
-    rules = data.get("mirrors") if isinstance(data, dict) and set(data) == {"mirrors"} else None
-    if isinstance(rules, dict) and all(isinstance(to, str) and to for to in rules.values()):
-        return dict(rules)
-    raise ConfigError(
-        [
-            Problem(
-                file=str(path),
-                line=1,
-                what="this is no list of mirrors",
-                todo="write `mirrors:` with lines `FROM: TO` below it, and nothing else",
-            )
-        ]
-    )
+    # Models are slow to import, and most users have no such file.
+    from sparkimage.config import validation, yamlfile
+    from sparkimage.config.schema import MirrorsFile
+
+    return validation.parse(yamlfile.load(path), MirrorsFile).mirrors

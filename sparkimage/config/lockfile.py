@@ -1,7 +1,7 @@
-"""The lock: what every pin of the matrix resolved to.
+"""The lock: what every pin of the matrix resolves to.
 
-``matrix.lock`` is made by ``python build.py lock`` and read by everything else. It holds hashes
-and no address of a package index: an address may change, or be mirrored; the hash is the proof.
+``python build.py lock`` writes ``matrix.lock``, and everything else reads it. It has hashes and no
+address of a package index: an address may change, or be mirrored; the hash is the proof.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, JsonValue
 
 from sparkimage.config import validation, yamlfile
 from sparkimage.config.patch_specs import PATCHES, same_commit
-from sparkimage.config.strict import Strict
-from sparkimage.core.errors import ConfigError, LockError, Problem
+from sparkimage.config.validation import Report, Strict, shown
+from sparkimage.core.errors import ConfigError, LockError
 
 if TYPE_CHECKING:
     from sparkimage.config.matrix import Matrix
@@ -31,7 +31,7 @@ ANY = "any"
 """The platform of what is the same on all of them: a commit, a patch."""
 MAX_BYTES = 16 << 20
 MISSING = "missing"
-"""Stands where a sha256 does for a file that is not there."""
+"""In place of the sha256 of a file that does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -60,8 +60,8 @@ class Deb:
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class PinnedImage:
-    """The manifest of one platform, by the image's full name and ``sha256:<hex>``; ``tagged`` is
-    what the tag stood for, an index or the manifest itself."""
+    """The manifest of one platform: the image's full name, the manifest's ``sha256:<hex>``, and
+    in ``tagged`` the digest of the tag, of an index or of this manifest."""
 
     name: str
     digest: str
@@ -70,7 +70,7 @@ class PinnedImage:
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Commit:
-    """A git commit of 40 digits, and the tree that it names."""
+    """A git commit of 40 digits, and its tree."""
 
     commit: str
     tree: str
@@ -97,6 +97,7 @@ class Target:
 
 
 Item = Wheel | Deb | PinnedImage | Commit | PatchText | Target
+OneItem = TypeVar("OneItem", bound=Item)
 WORDS: Mapping[str, type[Item]] = {
     "wheel": Wheel,
     "deb": Deb,
@@ -105,6 +106,7 @@ WORDS: Mapping[str, type[Item]] = {
     "patch": PatchText,
     "target": Target,
 }
+"""The items by the first word of their lines."""
 HOLDS: Mapping[str, tuple[type[Item], ...]] = {
     "wheels": (Wheel,),
     "deb": (Deb,),
@@ -114,9 +116,9 @@ HOLDS: Mapping[str, tuple[type[Item], ...]] = {
     "replace": (PatchText, Target),
     "diff": (PatchText, Target),
 }
-"""What a pin or a patch of each kind comes to."""
+"""The items of a pin or a patch, by its kind."""
 SINGLE = (PinnedImage, Commit, PatchText)
-"""Of which an entry has one for each platform."""
+"""Of these an entry has one for each platform."""
 _SHA256, _SHA1 = "[0-9a-f]{64}", "[0-9a-f]{40}"
 FORMS: Mapping[str, str] = {
     "size": "[0-9]{1,15}",
@@ -129,14 +131,14 @@ FORMS: Mapping[str, str] = {
     "tree": _SHA1,
     "part": "root|more",
 }
-"""The forms of an item's parts; the others are any text."""
+"""The patterns of an item's fields; the others are any text."""
 Key = tuple[str, str]
-"""A pin's name and the name of its value; or ``PATCHES`` and a patch's name."""
+"""The names of a pin and of its value; or ``PATCHES`` and the name of a patch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What was asked for, and per platform what it came to; or why it could not be resolved."""
+    """What the matrix requested, and the items by platform; or why there are none."""
 
     asked: Mapping[str, Any]
     platforms: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
@@ -145,65 +147,34 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Lock:
-    """The whole lock. ``meaning`` is the checksum of what the matrix asked for."""
+    """The whole lock. ``meaning`` is the digest of all that the matrix requests."""
 
     file: str
     meaning: str
     entries: Mapping[Key, Entry]
 
-    def items(self, pin: str, value: str, platform: str) -> tuple[Item, ...]:
-        """What one pin came to on one platform. Raises ``LockError`` when it is not locked."""
+    def find(self, pin: str, value: str, platform: str) -> tuple[Item, ...] | None:
+        """The items of one pin for one platform; None when it is not locked."""
         entry = self.entries.get((pin, value))
-        if entry is not None:
-            for known in (platform, ANY):
-                if known in entry.platforms:
-                    return entry.platforms[known]
-        raise LockError(
-            f"{self.file} holds nothing for pin {pin} {value} on {platform}", hint=REMEDY
-        )
+        return entry.platforms.get(platform, entry.platforms.get(ANY)) if entry else None
 
-    def wheels(self, pin: str, value: str, platform: str) -> tuple[Wheel, ...]:
-        """The wheels of one pin for one platform. Raises ``LockError`` when not locked."""
-        return tuple(one for one in self.items(pin, value, platform) if isinstance(one, Wheel))
+    def items(self, pin: str, value: str, platform: str) -> tuple[Item, ...]:
+        """The items of one pin for one platform. Raises ``LockError`` when it is not locked."""
+        items = self.find(pin, value, platform)
+        if items is None:
+            raise LockError(
+                f"{self.file} has nothing for pin {pin} {value} on {platform}", hint=REMEDY
+            )
+        return items
 
     def unresolved(self, pin: str, value: str) -> str | None:
-        """Why this pin is not resolved; None when it is, or is not asked for."""
+        """Why this pin is not resolved; None when it is, or is not in the lock."""
         entry = self.entries.get((pin, value))
         return entry.unresolved if entry is not None else None
 
-    def slice(self, keys: Iterable[Key], platform: str) -> dict[str, Any]:
-        """What the lock holds for these pins on this platform, as plain data."""
-        held: dict[str, Any] = {}
-        for pin, value in sorted(keys):
-            entry = self.entries.get((pin, value))
-            found = entry.platforms if entry is not None else {}
-            items = found.get(platform, found.get(ANY, ()))
-            held[f"{pin}/{value}"] = [asdict(item) for item in items]
-        return held
 
-
-def asked(pin: Any) -> dict[str, Any]:
-    """What a pin asks for; the lock is stale when this has changed."""
-    wanted: dict[str, Any] = {"kind": pin.kind}
-    if pin.kind == "wheels":
-        wanted |= {
-            "require": sorted(pin.require),
-            "exclude": sorted(pin.exclude),
-            "python": pin.python,
-        }
-    elif pin.kind == "debian":
-        wanted |= {"suite": pin.suite, "packages": sorted(pin.packages)}
-    elif pin.kind == "deb":
-        wanted |= {"repository": dict(pin.repository), "packages": sorted(pin.packages)}
-    elif pin.kind == "image":
-        wanted |= {"image": pin.image}
-    else:
-        wanted |= {"repository": pin.repository, "commit": pin.commit}
-    return wanted
-
-
-def asked_of_patch(matrix: Matrix, name: str) -> dict[str, Any]:
-    """What a patch asks for: its text, and the fork commits that it is applied to."""
+def _patch_request(matrix: Matrix, name: str) -> dict[str, Any]:
+    """What `lock` has to resolve for a patch: its text, and the commits that it is applied to."""
     patch = matrix.patches[name]
     return {
         "kind": patch.kind,
@@ -211,7 +182,7 @@ def asked_of_patch(matrix: Matrix, name: str) -> dict[str, Any]:
         "file": patch.file,
         "replaces": patch.replaces,
         "forks": sorted(
-            f"{pin} {value} {asked(matrix.pins[pin][value])['commit']}"
+            f"{pin} {value} {matrix.pins[pin][value].request()['commit']}"
             for pin, value in forks(matrix, name, patch)
         ),
     }
@@ -219,20 +190,19 @@ def asked_of_patch(matrix: Matrix, name: str) -> dict[str, Any]:
 
 def forks(matrix: Matrix, name: str, patch: Patch) -> tuple[Key, ...]:
     """The git pins whose commits some variant applies the patch to."""
-    found = set()
-    for variant in matrix.variants:
-        if any(name in matrix.layers[layer].patches for layer in variant.layers):
-            found |= {
-                (pin, value)
-                for pin, value in variant.pins.items()
-                if (one := matrix.pins[pin][value]).kind == "git"
-                and any(same_commit(one.commit, known) for known in patch.needed_by)
-            }
-    return tuple(sorted(found))
+    keys = {
+        key
+        for variant in matrix.variants
+        if any(name in matrix.layers[layer].patches for layer in variant.layers)
+        for key in variant.pins.items()
+        if (pin := matrix.pins[key[0]][key[1]]).kind == "git"
+        and any(same_commit(pin.commit, known) for known in patch.needed_by)
+    }
+    return tuple(sorted(keys))
 
 
 def wanted(matrix: Matrix) -> dict[Key, tuple[dict[str, Any], tuple[str, ...]]]:
-    """Everything that some variant needs of the lock: what is asked, and on which platforms."""
+    """What the variants need of the lock: the request and the platforms of each pin and patch."""
     platforms: dict[Key, set[str]] = {}
     for variant in matrix.variants:
         for pin, value in variant.pins.items():
@@ -240,20 +210,20 @@ def wanted(matrix: Matrix) -> dict[Key, tuple[dict[str, Any], tuple[str, ...]]]:
             platforms.setdefault((pin, value), set()).add(ANY if same else variant.platform)
         for layer in variant.layers:
             for name in matrix.layers[layer].patches:
-                platforms.setdefault((PATCHES, name), set()).add(ANY)
+                platforms[PATCHES, name] = {ANY}
     return {
         (pin, value): (
-            asked_of_patch(matrix, value) if pin == PATCHES else asked(matrix.pins[pin][value]),
-            tuple(sorted(found)),
+            _patch_request(matrix, value) if pin == PATCHES else matrix.pins[pin][value].request(),
+            tuple(sorted(names)),
         )
-        for (pin, value), found in sorted(platforms.items())
+        for (pin, value), names in sorted(platforms.items())
     }
 
 
 def meaning(matrix: Matrix) -> str:
-    """sha256 over what the matrix asks of the lock: comments and order change nothing in it."""
-    said = [[*key, *one] for key, one in wanted(matrix).items()]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """sha256 over all requests: comments and order in the matrix do not change it."""
+    requests = [[*key, *request] for key, request in wanted(matrix).items()]
+    return hashlib.sha256(json.dumps(requests, sort_keys=True).encode()).hexdigest()
 
 
 class _EntryText(Strict):
@@ -271,173 +241,152 @@ class _LockText(Strict):
 
 
 def load(path: Path) -> Lock:
-    """Read ``matrix.lock``. Raises ``LockError`` when it is missing, damaged or foreign, with all
-    that is wrong with it."""
+    """Read ``matrix.lock``. Raises ``LockError`` when it is missing, damaged or of another version,
+    with every problem."""
     if not path.exists():
         raise LockError(f"{path.name} is missing", hint=REMEDY)
     try:
         document = yamlfile.load(path, max_bytes=MAX_BYTES)
-        data = document.data
-        if not isinstance(data, dict) or data.get("version") != VERSION:
+        if not isinstance(document.data, dict) or document.data.get("version") != VERSION:
             raise LockError(f"{path.name} is not a lock of version {VERSION}", hint=REMEDY)
-        text = validation.parse(document, _LockText, _spell)
-        problems: list[Problem] = []
+        text = validation.parse(document, _LockText, _title)
+        report = Report(document)
         entries = {
-            (pin, value): Entry(
-                asked=entry.asked,
-                platforms={
-                    platform: _items(document, (pin, value), platform, lines, entry.asked, problems)
-                    for platform, lines in entry.platforms.items()
-                },
-                unresolved=entry.unresolved,
-            )
+            (pin, value): _entry(report, (pin, value), entry)
             for pin, values in text.pins.items()
             for value, entry in values.items()
         }
-        if problems:
-            raise ConfigError(problems)
+        report.close()
     except ConfigError as error:
         first, *others = error.problems
         raise LockError(
             f"{path.name} is damaged: {first.what} (line {first.line})",
-            detail="\n".join(f"{one.file}:{one.line}: {one.what}" for one in others[:100]),
+            detail="\n".join(f"{p.file}:{p.line}: {p.what}" for p in others[: error.SHOWN]),
             hint=REMEDY,
         ) from None
     return Lock(file=path.name, meaning=text.matrix, entries=entries)
 
 
-def _spell(key: yamlfile.Key) -> str:
-    """A place of the lock for messages."""
+def _title(key: yamlfile.Key) -> str:
+    """A key of the lock for messages."""
     if key[:1] != ("pins",) or len(key) < 3:
         return validation.dotted(key)
-    pin = f"pin {validation.shown(key[1])} {validation.shown(key[2])}"
+    pin = f"pin {shown(key[1])} {shown(key[2])}"
     return f"{pin}, {validation.dotted(key[3:])}" if key[3:] else pin
 
 
-def _items(
-    document: yamlfile.Document,
-    key: Key,
-    platform: str,
-    lines: Sequence[str],
-    asked: Mapping[str, Any],
-    problems: list[Problem],
-) -> tuple[Item, ...]:
-    """What the lines of a pin's platform say; what is wrong with them is added to ``problems``."""
-    place: yamlfile.Key = ("pins", *key, "platforms", platform)
-    items: list[Item] = []
+def _entry(report: Report, key: Key, text: _EntryText) -> Entry:
+    """The entry of a pin; its problems are added to the report."""
+    platforms: dict[str, tuple[Item, ...]] = {}
+    kinds = HOLDS.get(str(text.asked.get("kind")), ())
 
-    def wrong(place: yamlfile.Key, what: str) -> None:
-        line = document.line(place)
-        what = f"{_spell(place[:3])}: {what}"
-        problems.append(Problem(file=document.file, line=line, what=what, todo=REMEDY))
+    def wrong(below: yamlfile.Key, what: str) -> None:
+        report.add(("pins", *key, *below), f"{_title(('pins', *key))}: {what}", REMEDY)
 
-    kinds = HOLDS.get(str(asked.get("kind")), ())
-    for i, line in enumerate(lines):
-        try:
-            item = _read(line)
-        except ValueError as error:
-            wrong((*place, i), str(error))
-            continue
-        if kinds and not isinstance(item, kinds):
-            wrong((*place, i), f"{validation.shown(line, quote=True)} is of another kind of pin")
-        items.append(item)
-    single = [item for item in items if isinstance(item, SINGLE)]
     if not kinds:
-        wrong((*place[:3], "asked"), "asked is of no known kind")
-    elif not problems and kinds[0] in SINGLE and len(single) != 1:
-        word = next(word for word, kind in WORDS.items() if kind is kinds[0])
-        wrong(place, f"{platform} must have one `{word}` line, not {len(single)}")
-    return tuple(items)
+        wrong(("asked",), "asked is of no known kind")
+    for platform, lines in text.platforms.items():
+        items: list[Item] = []
+        for i, line in enumerate(lines):
+            try:
+                items.append(_parse(line))
+            except ValueError as error:
+                wrong(("platforms", platform, i), str(error))
+                continue
+            if kinds and not isinstance(items[-1], kinds):
+                what = f"{shown(line, quote=True)} is of another kind of pin"
+                wrong(("platforms", platform, i), what)
+        count = sum(isinstance(item, SINGLE) for item in items)
+        if kinds and kinds[0] in SINGLE and not report.problems and count != 1:
+            word = next(word for word, kind in WORDS.items() if kind is kinds[0])
+            what = f"{platform} must have one `{word}` line, not {count}"
+            wrong(("platforms", platform), what)
+        platforms[platform] = tuple(items)
+    return Entry(asked=text.asked, platforms=platforms, unresolved=text.unresolved)
 
 
 def check(matrix: Matrix, lock: Lock) -> list[str]:
-    """Every way in which lock and matrix disagree, as sentences; empty when they agree. No I/O."""
-    wrong = []
-    needed = wanted(matrix)
-    for (pin, value), (ask, platforms) in needed.items():
+    """Every difference between lock and matrix, as sentences; empty when they agree. No I/O."""
+    problems = []
+    requests = wanted(matrix)
+    for (pin, value), (request, platforms) in requests.items():
         entry = lock.entries.get((pin, value))
         if entry is None:
-            wrong.append(f"pin {pin} {value} is not locked")
+            problems.append(f"pin {pin} {value} is not locked")
             continue
-        if dict(entry.asked) != ask:
-            wrong.append(f"pin {pin} {value} asks for something else than was locked")
+        if dict(entry.asked) != request:
+            problems.append(f"pin {pin} {value} has changed since it was locked")
         if entry.unresolved is None:
-            wrong += [
+            problems += [
                 f"pin {pin} {value} is not locked for {platform}"
                 for platform in platforms
                 if platform not in entry.platforms
             ]
-    wrong += [
-        f"pin {pin} {value} is locked but no variant uses it"
+    problems += [
+        f"pin {pin} {value} is locked, but no variant uses it"
         for pin, value in lock.entries
-        if (pin, value) not in needed
+        if (pin, value) not in requests
     ]
-    if not wrong and lock.meaning != meaning(matrix):
-        wrong.append("its checksum is not the matrix's: it was edited by hand, or made elsewhere")
-    return wrong
+    if not problems and lock.meaning != meaning(matrix):
+        problems.append("its checksum is not the matrix's: it was edited, or made elsewhere")
+    return problems
 
 
 def dump(lock: Lock) -> str:
-    """The lock as the text of ``matrix.lock``: sorted, one line a file."""
+    """The text of ``matrix.lock``: sorted, one line for each file."""
     lines = [
-        "# Made by `python build.py lock`, not to be edited: what each pin of matrix.yaml came to.",
-        *(
-            f"# {word}: {' '.join(one.name for one in fields(kind))}"
-            for word, kind in WORDS.items()
-        ),
+        "# Made by `python build.py lock`, do not edit: what each pin of matrix.yaml resolves to.",
+        *(f"# {word}: {' '.join(f.name for f in fields(kind))}" for word, kind in WORDS.items()),
         f"version: {VERSION}",
-        "# Of what the matrix asks for: comments and order do not change it.",
+        "# Digest of what the matrix requests: comments and order do not change it.",
         f'matrix: "{lock.meaning}"',
         "pins:" if lock.entries else "pins: {}",
     ]
-    for pin in sorted({pin for pin, _ in lock.entries}):
-        lines.append(f"  {json.dumps(pin)}:")
-        for (_, value), entry in sorted(e for e in lock.entries.items() if e[0][0] == pin):
-            lines.append(f"    {json.dumps(value)}:")
-            asked = _quoted(entry.asked)
-            lines.append(f"      asked: {asked}")
-            if entry.unresolved is not None:
-                reason = _quoted(entry.unresolved)
-                lines.append(f"      unresolved: {reason}")
-                continue
-            lines.append("      platforms:")
-            for platform, items in sorted(entry.platforms.items()):
-                lines.append(f"        {platform}:")
-                lines += sorted(f"          - {_scalar(_write(item))}" for item in items)
+    last = None
+    for (pin, value), entry in sorted(lock.entries.items(), key=lambda item: item[0]):
+        lines += [f"  {json.dumps(pin)}:"] if pin != last else []
+        lines += [f"    {json.dumps(value)}:", f"      asked: {_quoted(entry.asked)}"]
+        last = pin
+        if entry.unresolved is not None:
+            lines.append(f"      unresolved: {_quoted(entry.unresolved)}")
+            continue
+        lines.append("      platforms:")
+        for platform, items in sorted(entry.platforms.items()):
+            lines.append(f"        {platform}:")
+            lines += sorted(f"          - {_scalar(_format(item))}" for item in items)
     return "\n".join(lines) + "\n"
 
 
 def _quoted(data: object) -> str:
     """JSON that YAML reads back the same: what it takes for the end of a line is escaped."""
     text = json.dumps(data, sort_keys=True, ensure_ascii=False)
-    return "".join(one if one.isprintable() else f"\\U{ord(one):08x}" for one in text)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
 
 
 def _scalar(line: str) -> str:
-    """The line as YAML reads it back: as it is, but for what YAML would take for something else."""
+    """The line as YAML reads it back: quoted where YAML would take it for something else."""
     plain = re.fullmatch(r"[\w.+~%/@=: -]+", line, re.ASCII) and ": " not in line
     return line if plain and line[-1] not in ": " else _quoted(line)
 
 
-def _write(item: Item) -> str:
+def _format(item: Item) -> str:
     (word,) = (word for word, kind in WORDS.items() if isinstance(item, kind))
     return " ".join([word, *(str(part) for part in asdict(item).values())])
 
 
-def _read(line: str) -> Item:
+def _parse(line: str) -> Item:
     """The item of a line. Raises ``ValueError`` with what is wrong with it."""
     word, _, rest = line.partition(" ")
     kind = WORDS.get(word)
-    names = [one.name for one in fields(kind)] if kind is not None else []
-    # The last one is a file's name or path, which may hold spaces.
+    names = [f.name for f in fields(kind)] if kind is not None else []
+    # The last one is a file's name or path, which may have spaces.
     parts: dict[str, Any] = dict(zip(names, rest.split(" ", len(names) - 1), strict=False))
-    shown = validation.shown(line, quote=True)
+    text = shown(line, quote=True)
     if kind is None or len(parts) < len(names):
-        known = ", ".join(WORDS)
-        raise ValueError(f"{shown} is no line of a lock ({known}, each with its parts)")
-    for name, text in parts.items():
-        if not re.fullmatch(FORMS.get(name, r"[^\x00-\x1f\x7f]+"), text):
-            raise ValueError(f"{shown} has no {name} in its place")
+        raise ValueError(f"{text} is no line of a lock ({', '.join(WORDS)}, each with its parts)")
+    for name, part in parts.items():
+        if not re.fullmatch(FORMS.get(name, r"[^\x00-\x1f\x7f]+"), part):
+            raise ValueError(f"{text} has an invalid {name}")
     if "size" in parts:
         parts["size"] = int(parts["size"])
     return kind(**parts)

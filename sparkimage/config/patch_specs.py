@@ -1,15 +1,13 @@
-"""Patches: what patches/patches.yaml says of each, and whether one fits a variant. Pure, but for
-reading that file.
+"""Patches: the entries of patches/patches.yaml, and whether one fits a variant.
 
-A patch is a file that takes another one's place, or a unified diff. Which fork commits need it
-and from which one on it is native is written down, never guessed: a fork that is force-pushed
-has no order of commits to go by.
+A patch replaces a file, or is a unified diff. The file lists the fork commits that need it, and
+the first one that includes it: the history of a fork that is force-pushed does not tell.
 """
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,22 +16,21 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sparkimage.config import validation, yamlfile
-from sparkimage.config.schema import COMMIT
-from sparkimage.config.strict import Name, Strict
-from sparkimage.core.errors import ConfigError, Problem
+from sparkimage.config.schema import COMMIT, REPOSITORY
+from sparkimage.config.validation import Finding, Name, Report, Strict
 
 FILE = "patches/patches.yaml"
 PATCHES = "patches"
-"""Stands in the lock where a pin's name does, for the patches, whose values are their names."""
+"""The lock has the patches under this name, as values of a pin."""
 SHA256 = r"^[0-9a-f]{64}$"
-PART = r"^[0-9a-f]{7,40}$"
+Abbreviated = Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")]
 RELATIVE = r"^[^/\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"
 
 
 class Origin(Strict):
-    """Where a patch's file comes from."""
+    """The repository that has a patch's file."""
 
-    repository: str = Field(pattern=r"^(https|http|git|ssh)://[^#\s]+$")
+    repository: str = Field(pattern=REPOSITORY)
     commit: str = Field(pattern=COMMIT)
     path: str = Field(pattern=RELATIVE)
     licence: str = Field(min_length=1, description="SPDX identifier")
@@ -44,25 +41,23 @@ class Patch(Strict):
 
     kind: Literal["replace", "diff"]
     purpose: str = Field(min_length=1)
-    origin: Origin | None = Field(default=None, description="fetched by commit, never vendored")
-    file: str | None = Field(
-        default=None, pattern=RELATIVE, description="or a file below patches/ that we wrote"
-    )
-    root: str = Field(pattern=r"^/.+[^/]$", description="folder in the image that paths are below")
+    origin: Origin | None = Field(default=None, description="fetched by commit")
+    file: str | None = Field(default=None, pattern=RELATIVE, description="or a file below patches/")
+    root: str = Field(pattern=r"^/.+[^/]$", description="folder in the image that has the paths")
     replaces: str | None = Field(
         default=None, pattern=RELATIVE, description="kind replace: the path below `root`"
     )
     expects: str | None = Field(
-        default=None, pattern=SHA256, description="kind replace: what is replaced must be this"
+        default=None, pattern=SHA256, description="kind replace: sha256 of what is replaced"
     )
-    needed_by: list[Annotated[str, Field(pattern=PART)]] = Field(
-        min_length=1, description="fork commits, or their beginnings"
+    needed_by: list[Abbreviated] = Field(
+        min_length=1, description="fork commits, in full or abbreviated"
     )
     native_from: str | None = Field(
-        default=None, pattern=COMMIT, description="the fork commit that brings it by itself"
+        default=None, pattern=COMMIT, description="the first fork commit that includes it"
     )
-    not_for: dict[Annotated[str, Field(pattern=PART)], str] = Field(
-        default={}, description="fork commits that it does not fit, and why"
+    not_for: dict[Abbreviated, str] = Field(
+        default={}, description="fork commits that it does not fit, with the reason"
     )
 
     @property
@@ -81,7 +76,7 @@ class PatchFile(Strict):
 
 
 class State(StrEnum):
-    """What a patch is to a variant."""
+    """Whether a patch applies to a variant."""
 
     APPLIED = "applied"
     NEEDED = "needed, but no layer applies it"
@@ -90,9 +85,9 @@ class State(StrEnum):
     UNRESOLVED = "not resolved"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Verdict:
-    """What a patch is to a variant, and why."""
+    """Whether a patch applies to a variant, and why."""
 
     state: State
     reason: str
@@ -103,90 +98,66 @@ def load(path: Path) -> Mapping[str, Patch]:
     if not path.is_file():
         return {}
     document = yamlfile.load(path)
-    found = validation.parse(document, PatchFile).patches
-    problems = [
-        Problem(file=document.file, line=document.line(("patches", name)), what=what, todo=todo)
-        for name, patch in found.items()
-        for what, todo in _check(name, patch)
-    ]
-    if problems:
-        raise ConfigError(problems)
-    return found
+    patches = validation.parse(document, PatchFile).patches
+    report = Report(document)
+    for name, patch in patches.items():
+        report.extend(("patches", name), _check(patch), f"patch {name} ")
+    report.close()
+    return patches
 
 
-def _check(name: str, patch: Patch) -> list[tuple[str, str]]:
-    wrong = []
+def _check(patch: Patch) -> Iterator[Finding]:
     if (patch.origin is None) == (patch.file is None):
-        wrong.append((f"patch {name} needs either `origin` or `file`", "give it one of the two"))
+        yield (), "needs either `origin` or `file`", "give it one of the two"
     if (patch.kind == "replace") != (patch.replaces is not None):
-        wrong.append(
-            (
-                f"patch {name} is of kind {patch.kind}, and `replaces` goes with kind replace",
-                "a diff names its own paths; a replacing file needs `replaces`",
-            )
-        )
+        what = f"is of kind {patch.kind}, and `replaces` goes with kind replace"
+        yield (), what, "a diff names its own paths; a replacing file needs `replaces`"
     if patch.expects is not None and patch.replaces is None:
-        wrong.append((f"patch {name} has `expects` without `replaces`", "leave `expects` out"))
-    paths = (patch.file, patch.replaces, patch.origin.path if patch.origin else None)
-    wrong += [
-        (f"patch {name}: the path {path!r} leads out of its folder", "write it without `..`")
-        for path in paths
-        if path is not None and ".." in path.split("/")
-    ]
-    return wrong
+        yield (), "has `expects` without `replaces`", "remove `expects`"
+    for path in (patch.file, patch.replaces, patch.origin.path if patch.origin else None):
+        if path is not None and ".." in path.split("/"):
+            what = f"has the path {path!r}, which leads out of its folder"
+            yield (), what, "write it without `..`"
 
 
 def judge(
     patch: Patch, *, commit: str | None, applied: bool, before: Mapping[str, str | None] | None
 ) -> Verdict:
-    """What ``patch`` is to an image of the fork's ``commit``.
+    """Whether ``patch`` applies to an image of the fork's ``commit``.
 
-    ``applied`` says whether one of its layers has the patch; ``before`` is what the lock holds of
-    the files that it changes: sha256 by path, None for a path that is missing; None when nothing
-    is locked.
+    ``applied`` says whether one of its layers has the patch; ``before`` are the locked files that
+    it changes: sha256 by path, None for a missing one; None when nothing is locked.
     """
+    unneeded = State.DOES_NOT_FIT if applied else State.NOT_NEEDED
+    if commit is None and patch.expects is None:
+        return Verdict(unneeded, "the image has no fork commit")
     if commit is None:
-        if patch.expects is None:
-            return Verdict(
-                state=State.DOES_NOT_FIT if applied else State.NOT_NEEDED,
-                reason="the image names no fork commit",
-            )
-        return Verdict(
-            state=State.APPLIED if applied else State.NOT_NEEDED, reason="checked in the image"
-        )
+        return Verdict(State.APPLIED if applied else State.NOT_NEEDED, "checked in the image")
     for known, reason in patch.not_for.items():
         if same_commit(commit, known):
-            return Verdict(state=State.DOES_NOT_FIT, reason=reason)
+            return Verdict(State.DOES_NOT_FIT, reason)
+    short = commit[:9]
     if patch.native_from is not None and same_commit(commit, patch.native_from):
-        state = State.DOES_NOT_FIT if applied else State.NOT_NEEDED
-        return Verdict(state=state, reason=f"native since {patch.native_from[:9]}")
+        return Verdict(unneeded, f"native since {patch.native_from[:9]}")
     if not any(same_commit(commit, known) for known in patch.needed_by):
-        return Verdict(
-            state=State.DOES_NOT_FIT if applied else State.NOT_NEEDED,
-            reason=f"{FILE} does not say that {commit[:9]} needs it",
-        )
+        return Verdict(unneeded, f"{short} is not in `needed_by` of {FILE}")
     if not applied:
-        return Verdict(state=State.NEEDED, reason=f"{commit[:9]} is in `needed_by`")
+        return Verdict(State.NEEDED, f"{short} is in `needed_by`")
     if before is None:
-        return Verdict(state=State.UNRESOLVED, reason="what it replaces is not in the lock")
-    for path, seen in before.items():
-        if seen is None:
-            return Verdict(
-                state=State.DOES_NOT_FIT, reason=f"{path} is not in the fork at {commit[:9]}"
-            )
-        if patch.expects is not None and seen != patch.expects:
-            return Verdict(
-                state=State.DOES_NOT_FIT,
-                reason=f"{path} has sha256 {seen[:12]} at {commit[:9]}, not {patch.expects[:12]}",
-            )
-    return Verdict(state=State.APPLIED, reason=f"to {commit[:9]}")
+        return Verdict(State.UNRESOLVED, "the file that it changes is not in the lock")
+    for path, sha256 in before.items():
+        if sha256 is None:
+            return Verdict(State.DOES_NOT_FIT, f"{path} is not in the fork at {short}")
+        if patch.expects is not None and patch.expects != sha256:
+            reason = f"{path} has sha256 {sha256[:12]} at {short}, not {patch.expects[:12]}"
+            return Verdict(State.DOES_NOT_FIT, reason)
+    return Verdict(State.APPLIED, f"to {short}")
 
 
-def names(patch: Patch, commit: str) -> bool:
-    """Whether patches.yaml says anything of this commit: that it needs the patch, has it, or does
-    not take it."""
+def mentions(patch: Patch, commit: str) -> bool:
+    """Whether patches.yaml has this commit in any list of the patch."""
     native = [patch.native_from] if patch.native_from is not None else []
-    return any(same_commit(commit, one) for one in (*patch.needed_by, *native, *patch.not_for))
+    return any(same_commit(commit, known) for known in (*patch.needed_by, *native, *patch.not_for))
 
 
 def same_commit(commit: str, known: str) -> bool:
@@ -195,5 +166,5 @@ def same_commit(commit: str, known: str) -> bool:
 
 
 def in_image(root: str, path: str) -> str:
-    """Where a path of the fork lies in the image."""
+    """The path in the image of a file of the fork."""
     return posixpath.join(root, path)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from typing import TypeVar
 
-from sparkimage.config import patch_specs
+from sparkimage.config import patch_specs, schema
 from sparkimage.config.lockfile import (
     ANY,
     MISSING,
     Commit,
     Deb,
-    Item,
     Key,
     Lock,
+    OneItem,
     PatchText,
     PinnedImage,
     Target,
@@ -39,134 +41,211 @@ from sparkimage.config.plan import (
     canonical,
     context_name,
 )
-from sparkimage.config.schema import (
-    LAYER,
-    PYTHON_ARGUMENT,
-    AnswerSpec,
-    DebianPin,
-    DebPin,
-    GitPin,
-    ImagePin,
-    Pin,
-    SourceUse,
-    WheelsPin,
-    version_argument,
-)
+from sparkimage.config.schema import DebianPin, DebPin, GitPin, ImagePin, PinBase, WheelsPin
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.errors import LockError
 
-
-def make(matrix: Matrix, variant: Variant, lock: Lock, origin: Origin) -> Plan:
-    """Decide everything about ``variant``.
-
-    Raises ``LockError`` when the lock lacks one of its pins or fits it no longer.
-    """
-    return make_all(matrix, [variant], lock, origin)[0]
+OnePin = TypeVar("OnePin", bound=PinBase)
 
 
 def make_all(
     matrix: Matrix, variants: Sequence[Variant], lock: Lock, origin: Origin
 ) -> tuple[Plan, ...]:
-    """Decide everything about each of ``variants``, in their order; raises as ``make`` does."""
-    shared = _Shared(matrix=matrix, lock=lock)
-    return tuple(_make(matrix, variant, shared, origin) for variant in variants)
+    """The plans of ``variants``, in their order.
+
+    Raises ``LockError`` when the lock lacks one of their pins or does not fit it.
+    """
+    planner = _Planner(matrix, lock, origin)
+    return tuple(planner.plan(variant) for variant in variants)
 
 
-def _make(matrix: Matrix, variant: Variant, shared: _Shared, origin: Origin) -> Plan:
-    pins = {pin: matrix.pins[pin][value] for pin, value in variant.pins.items()}
-    patches = sorted({p for la in variant.layers for p in matrix.layers[la].patches})
-    keys = [*variant.pins.items(), *((PATCHES, name) for name in patches)]
-    unresolved = tuple(
-        Unresolved(pin=pin, value=value, reason=reason)
-        for pin, value in keys
-        if (reason := shared.lock.unresolved(pin, value)) is not None
-    )
-    layers: tuple[LayerPlan, ...]
-    if unresolved:
+def make(matrix: Matrix, variant: Variant, lock: Lock, origin: Origin) -> Plan:
+    """The plan of one variant; raises as ``make_all`` does."""
+    return make_all(matrix, [variant], lock, origin)[0]
+
+
+def judge_patches(matrix: Matrix, variant: Variant, lock: Lock) -> dict[str, Verdict]:
+    """Whether each known patch applies to ``variant``."""
+    pins = _LockedVariant(matrix=matrix, variant=variant, lock=lock)
+    return {name: pins.judge(name) for name in sorted(matrix.patches)}
+
+
+def has_fork(matrix: Matrix, variant: Variant) -> bool:
+    """Whether the variant has a fork's commit, to which patches may apply."""
+    pins = (matrix.pins[name][value] for name, value in variant.pins.items())
+    return any(isinstance(pin, GitPin | ImagePin) and pin.commit is not None for pin in pins)
+
+
+class _Planner:
+    """Plans variants; what many of them share is computed once."""
+
+    def __init__(self, matrix: Matrix, lock: Lock, origin: Origin) -> None:
+        self.matrix, self.lock, self.origin = matrix, lock, origin
+        self.partition = cache(self._partition)
+        self.locked_json = cache(self._locked_json)
+
+    def plan(self, variant: Variant) -> Plan:
+        pins = _LockedVariant(matrix=self.matrix, variant=variant, lock=self.lock)
+        patches = {patch for la in variant.layers for patch in self.matrix.layers[la].patches}
+        keys = [*variant.pins.items(), *((PATCHES, name) for name in sorted(patches))]
+        unresolved = tuple(
+            Unresolved(pin=pin, value=value, reason=reason)
+            for pin, value in keys
+            if (reason := self.lock.unresolved(pin, value)) is not None
+        )
         layers = tuple(
             LayerPlan(name=name, dockerfile=f"images/{name}/Dockerfile", args={})
             for name in variant.layers
         )
-    else:
-        wheels = shared.partition(variant)
-        making = _Making(matrix=matrix, variant=variant, lock=shared.lock)
-        layers = tuple(making.layer(name, wheels.get(name, ())) for name in variant.layers)
-    versions = {
-        name: str(pin.version)
-        for name, pin in pins.items()
-        if isinstance(pin, WheelsPin | DebPin | ImagePin | GitPin)
-    }
-    checksum = shared.lock_checksum(variant, keys)
-    labels = {
-        "org.opencontainers.image.title": variant.name,
-        "org.opencontainers.image.source": origin.source,
-        "org.opencontainers.image.revision": origin.revision,
-        f"{LABEL}variant": variant.name,
-        f"{LABEL}lock": f"sha256:{checksum}",
-        **{f"{LABEL}pin.{pin}": value for pin, value in variant.pins.items()},
-        **{f"{LABEL}version.{pin}": version for pin, version in versions.items()},
-        **{f"{LABEL}commit.{la.source.pin}": la.source.commit for la in layers if la.source},
-        **{f"{LABEL}patch.{p.name}": f"sha256:{p.sha256}" for la in layers for p in la.patches},
-    }
-    if "vllm" in versions:
-        labels["org.opencontainers.image.version"] = versions["vllm"]
-    return Plan(
-        variant=variant.name,
-        image=f"{matrix.repository}:{variant.name}",
-        platform=variant.platform,
-        layers=layers,
-        entrypoint=variant.entrypoint,
-        cmd=variant.cmd,
-        versions=versions,
-        python=_python(pins),
-        requires=matrix.requires,
-        answer=_answer(variant.answer),
-        labels=dict(sorted(labels.items())),
-        lock_checksum=checksum,
-        epoch=origin.epoch,
-        unresolved=unresolved,
-    )
+        if not unresolved:
+            wheels = self._wheels(variant)
+            layers = tuple(pins.layer(name, wheels.get(name, ())) for name in variant.layers)
+        versions = {
+            name: str(pin.version)
+            for name, pin in pins.pins.items()
+            if not isinstance(pin, DebianPin)
+        }
+        checksum = self._lock_checksum(variant, keys)
+        labels = {
+            "org.opencontainers.image.title": variant.name,
+            "org.opencontainers.image.source": self.origin.source,
+            "org.opencontainers.image.revision": self.origin.revision,
+            f"{LABEL}variant": variant.name,
+            f"{LABEL}lock": f"sha256:{checksum}",
+            **{f"{LABEL}pin.{pin}": value for pin, value in variant.pins.items()},
+            **{f"{LABEL}version.{pin}": version for pin, version in versions.items()},
+            **{f"{LABEL}commit.{la.source.pin}": la.source.commit for la in layers if la.source},
+            **{f"{LABEL}patch.{p.name}": f"sha256:{p.sha256}" for la in layers for p in la.patches},
+        }
+        if "vllm" in versions:
+            labels["org.opencontainers.image.version"] = versions["vllm"]
+        answer = variant.answer
+        return Plan(
+            variant=variant.name,
+            image=f"{self.matrix.repository}:{variant.name}",
+            platform=variant.platform,
+            layers=layers,
+            entrypoint=variant.entrypoint,
+            cmd=variant.cmd,
+            versions=versions,
+            python=pins.python,
+            requires=self.matrix.requires,
+            answer=Answer(**{**dict(answer), "args": tuple(answer.args)}) if answer else None,
+            labels=dict(sorted(labels.items())),
+            lock_checksum=checksum,
+            epoch=self.origin.epoch,
+            unresolved=unresolved,
+        )
+
+    def _lock_checksum(self, variant: Variant, keys: Sequence[Key]) -> str:
+        """sha256 over the locked items of these pins, as canonical JSON: ``{"pin/value": […]}``."""
+        parts = (self.locked_json(*key, variant.platform) for key in sorted(keys, key="/".join))
+        return hashlib.sha256(f"{{{','.join(parts)}}}".encode()).hexdigest()
+
+    def _locked_json(self, pin: str, value: str, platform: str) -> str:
+        items = [asdict(item) for item in self.lock.find(pin, value, platform) or ()]
+        return canonical({f"{pin}/{value}": items})[1:-1]
+
+    def _wheels(self, variant: Variant) -> dict[str, tuple[Wheel, ...]]:
+        """The wheels of each layer: every wheel of every wheels pin goes to exactly one."""
+        layers_of: dict[str, tuple[str, ...]] = {}
+        for name in variant.layers:
+            if (use := self.matrix.layers[name].wheels) is not None:
+                layers_of[use.pin] = (*layers_of.get(use.pin, ()), name)
+        wheels: dict[str, tuple[Wheel, ...]] = {}
+        owners: dict[str, tuple[str, str]] = {}
+        for pin, layers in layers_of.items():
+            parts = self.partition(pin, variant.pins[pin], variant.platform, layers)
+            wheels |= parts
+            for wheel in (wheel for part in parts.values() for wheel in part):
+                other, version = owners.setdefault(wheel.name, (pin, wheel.version))
+                if other != pin:
+                    # Files of the upper layer would replace those of the lower one.
+                    raise LockError(
+                        f"variant {variant.name}: pins {other} {variant.pins[other]} and {pin} "
+                        f"{variant.pins[pin]} both bring {wheel.name} ({version} and "
+                        f"{wheel.version})",
+                        hint=f"add `exclude: [{wheel.name}]` to one of the two in "
+                        f"{self.matrix.file.name}, then run `python build.py lock`",
+                    )
+        return wheels
+
+    def _partition(
+        self, pin: str, value: str, platform: str, layers: tuple[str, ...]
+    ) -> dict[str, tuple[Wheel, ...]]:
+        """Divide one pin's wheels among ``layers``; the one without ``select`` takes the rest."""
+        rest = [w for w in self.lock.items(pin, value, platform) if isinstance(w, Wheel)]
+        uses = {name: use for name in layers if (use := self.matrix.layers[name].wheels)}
+        parts: dict[str, tuple[Wheel, ...]] = {}
+        for name in sorted(layers, key=lambda name: not uses[name].select):
+            select = uses[name].select or ["*"]
+            parts[name] = tuple(w for w in rest if _matches(w.name, select))
+            if not parts[name]:
+                raise LockError(
+                    f"layer {name} gets no wheel: nothing in pin {pin} {value} on {platform} "
+                    f"matches {uses[name].select}",
+                    hint=f"correct `select` of layers.{name} in {self.matrix.file.name}",
+                )
+            rest = [w for w in rest if not _matches(w.name, select)]
+        if rest:
+            raise LockError(
+                f"no layer takes {', '.join(w.name for w in rest[:5])}"
+                f"{' and more' if len(rest) > 5 else ''} of pin {pin} {value} on {platform}",
+                hint="add a layer with this pin and no `select`: it takes what the others leave",
+            )
+        return parts
 
 
-def _answer(given: AnswerSpec | None) -> Answer | None:
-    if given is None:
-        return None
-    return Answer(args=tuple(given.args), says=given.says, without_gpu=given.without_gpu)
-
-
-def _python(pins: Mapping[str, Pin]) -> str | None:
-    """Python's X.Y, of the pin that says it; the matrix has seen to it that they agree."""
-    found = {pin.python for pin in pins.values() if isinstance(pin, WheelsPin | GitPin | ImagePin)}
-    return min((one for one in found if one is not None), default=None)
+def _matches(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Making:
-    """What the layers of one variant are made from."""
+class _LockedVariant:
+    """The pins of a variant, what the lock has for them, and the layers that they make."""
 
     matrix: Matrix
     variant: Variant
     lock: Lock
 
+    @cached_property
+    def pins(self) -> Mapping[str, schema.Pin]:
+        return {name: self.matrix.pins[name][value] for name, value in self.variant.pins.items()}
+
+    @cached_property
+    def python(self) -> str | None:
+        """Python's X.Y: the pins that have one agree, as the matrix was checked."""
+        pins = [pin for pin in self.pins.values() if isinstance(pin, WheelsPin | GitPin | ImagePin)]
+        return min((pin.python for pin in pins if pin.python is not None), default=None)
+
+    def _pin(self, name: str, kind: type[OnePin]) -> OnePin:
+        pin = self.pins[name]
+        assert isinstance(pin, kind)
+        return pin
+
+    def _items(self, name: str, kind: type[OneItem]) -> tuple[OneItem, ...]:
+        items = self.lock.items(name, self.variant.pins[name], self.variant.platform)
+        return tuple(item for item in items if isinstance(item, kind))
+
+    def _item(self, name: str, kind: type[OneItem]) -> OneItem:
+        (item,) = self._items(name, kind)
+        return item
+
     def layer(self, name: str, wheels: tuple[Wheel, ...]) -> LayerPlan:
-        spec = self.matrix.layers[name]
-        variant = self.variant
-        args = {"TRIPLET": ARCHES[variant.arch].triplet}
-        python = _python({pin: self._pin(pin) for pin in variant.pins})
-        if python is not None:
-            args[PYTHON_ARGUMENT] = python
+        """The plan of a layer. Raises ``LockError``."""
+        spec, arch = self.matrix.layers[name], ARCHES[self.variant.arch]
+        args = {"TRIPLET": arch.triplet}
+        if self.python is not None:
+            args[schema.PYTHON_ARGUMENT] = self.python
         for used in spec.uses:
-            pin = self._pin(used)
+            pin = self.pins[used]
             if not isinstance(pin, DebianPin):
-                args[version_argument(used)] = str(pin.version)
+                args[schema.version_argument(used)] = str(pin.version)
         find_links = None
         if spec.wheels is not None:
-            pin = self._pin(spec.wheels.pin)
-            assert isinstance(pin, WheelsPin)
-            find_links = pin.find_links
-            args["PYTHON_PLATFORM"] = ARCHES[variant.arch].uv_platform
+            find_links = self._pin(spec.wheels.pin, WheelsPin).find_links
+            args["PYTHON_PLATFORM"] = arch.uv_platform
         args |= spec.args
-        root, image = self._base(spec.base)
         source = None
         if spec.source is not None:
             source = self._source(spec.source)
@@ -177,56 +256,44 @@ class _Making:
             args=dict(sorted(args.items())),
             wheels=wheels,
             find_links=find_links,
-            root=root,
-            image=image,
+            root=self._root(spec.base),
+            image=self._base_image(spec.base),
             debs=self._debs(spec.debs) if spec.debs is not None else None,
             source=source,
             patches=tuple(self._patch(patch) for patch in spec.patches),
             checks=tuple(spec.checks),
         )
 
-    def _pin(self, name: str) -> Pin:
-        return self.matrix.pins[name][self.variant.pins[name]]
+    def _base_image(self, name: str | None) -> PinnedImage | None:
+        return self._item(name, PinnedImage) if name and self.pins[name].kind == "image" else None
 
-    def _items(self, pin: str) -> tuple[Item, ...]:
-        return self.lock.items(pin, self.variant.pins[pin], self.variant.platform)
-
-    def _base(self, name: str | None) -> tuple[DebianRoot | None, PinnedImage | None]:
-        if name is None:
-            return None, None
-        pin = self._pin(name)
-        if isinstance(pin, DebianPin):
-            root = tuple(i for i in self._items(name) if isinstance(i, Deb) and i.part == ROOT)
-            return DebianRoot(
-                pin=name, value=self.variant.pins[name], suite=pin.suite,
-                arch=self.variant.arch, debs=root,
-            ), None  # fmt: skip
-        return None, self._image(name)
-
-    def _image(self, name: str) -> PinnedImage:
-        (image,) = self._items(name)
-        assert isinstance(image, PinnedImage)
-        return image
+    def _root(self, name: str | None) -> DebianRoot | None:
+        pin = self.pins[name] if name is not None else None
+        if name is None or not isinstance(pin, DebianPin):
+            return None
+        return DebianRoot(
+            pin=name,
+            value=self.variant.pins[name],
+            suite=pin.suite,
+            arch=self.variant.arch,
+            debs=tuple(deb for deb in self._items(name, Deb) if deb.part == ROOT),
+        )
 
     def _debs(self, name: str) -> Debs:
-        pin = self._pin(name)
-        found = (item for item in self._items(name) if isinstance(item, Deb) and item.part == MORE)
+        pin = self.pins[name]
         assert isinstance(pin, DebianPin | DebPin)
         return Debs(
             pin=name,
             value=self.variant.pins[name],
             arch=self.variant.arch,
-            debs=tuple(found),
+            debs=tuple(deb for deb in self._items(name, Deb) if deb.part == MORE),
             names=tuple(sorted(pin.packages)),
             suite=pin.suite if isinstance(pin, DebianPin) else None,
-            repository=(pin.address(self.variant.platform) if isinstance(pin, DebPin) else None),
+            repository=pin.address(self.variant.platform) if isinstance(pin, DebPin) else None,
         )
 
-    def _source(self, use: SourceUse) -> SourceBuild:
-        pin = self._pin(use.pin)
-        (commit,) = self._items(use.pin)
-        assert isinstance(pin, GitPin)
-        assert isinstance(commit, Commit)
+    def _source(self, use: schema.SourceUse) -> SourceBuild:
+        pin, commit = self._pin(use.pin, GitPin), self._item(use.pin, Commit)
         return SourceBuild(
             pin=use.pin,
             value=self.variant.pins[use.pin],
@@ -237,48 +304,43 @@ class _Making:
             target=use.target,
             version=pin.version,
             images={
-                arg: None if name == LAYER else self._image(name)
+                arg: None if name == schema.LAYER else self._item(name, PinnedImage)
                 for arg, name in sorted(use.images.items())
             },
         )
 
-    def fork(self, patch: Patch) -> tuple[str | None, str | None]:
-        """Repository and commit of the pin that the patch is for, as far as they are known: of
-        several the one of which patches.yaml says something."""
-        found = list(self._forks())
-        named = [one for one in found if patch_specs.names(patch, one[1])]
-        return next(iter(named or found), (None, None))
-
     def _forks(self) -> Iterator[tuple[str | None, str]]:
-        for name in self.variant.pins:
-            pin = self._pin(name)
+        """Repository and commit of every git pin, and the commit of an image that has one."""
+        for name, pin in self.pins.items():
             if isinstance(pin, GitPin):
-                entry = self.lock.entries.get((name, self.variant.pins[name]))
-                items = entry.platforms.get(ANY, ()) if entry is not None else ()
+                items = self.lock.find(name, self.variant.pins[name], ANY) or ()
                 locked = [item.commit for item in items if isinstance(item, Commit)]
                 yield pin.repository, locked[0] if locked else pin.commit
             elif isinstance(pin, ImagePin) and pin.commit is not None:
                 yield None, pin.commit
 
+    def _fork(self, patch: Patch) -> tuple[str | None, str | None]:
+        """The fork that the patch is for: of several the one that patches.yaml mentions."""
+        forks = list(self._forks())
+        mentioned = [fork for fork in forks if patch_specs.mentions(patch, fork[1])]
+        return next(iter(mentioned or forks), (None, None))
+
+    def _targets(self, name: str, commit: str | None) -> tuple[Target, ...]:
+        items = self.lock.find(PATCHES, name, ANY) or ()
+        return tuple(i for i in items if isinstance(i, Target) and i.commit == commit)
+
     def judge(self, name: str) -> Verdict:
-        """What the patch is to this variant, by the matrix and the lock."""
+        """Whether the patch applies to this variant, by the matrix and the lock."""
         patch = self.matrix.patches[name]
-        applied = any(name in self.matrix.layers[la].patches for la in self.variant.layers)
-        repository, commit = self.fork(patch)
-        before: dict[str, str | None] | None = {
+        repository, commit = self._fork(patch)
+        before: dict[str, str | None] = {
             target.path: None if target.before == MISSING else target.before
             for target in self._targets(name, commit)
         }
-        if not before:
-            before = None
-            if repository is None and patch.replaces is not None and patch.expects is not None:
-                before = {patch.replaces: patch.expects}
-        return patch_specs.judge(patch, commit=commit, applied=applied, before=before)
-
-    def _targets(self, name: str, commit: str | None) -> tuple[Target, ...]:
-        entry = self.lock.entries.get((PATCHES, name))
-        items = entry.platforms.get(ANY, ()) if entry is not None else ()
-        return tuple(i for i in items if isinstance(i, Target) and i.commit == commit)
+        if not before and repository is None and patch.replaces and patch.expects:
+            before = {patch.replaces: patch.expects}
+        applied = any(name in self.matrix.layers[la].patches for la in self.variant.layers)
+        return patch_specs.judge(patch, commit=commit, applied=applied, before=before or None)
 
     def _patch(self, name: str) -> PatchPlan:
         patch = self.matrix.patches[name]
@@ -289,10 +351,9 @@ class _Making:
                 hint=f"correct {patch_specs.FILE}, take the patch out of the variant's layers, or "
                 "look at `python build.py patches`",
             )
-        repository, commit = self.fork(patch)
-        text = next(
-            item for item in self.lock.items(PATCHES, name, ANY) if isinstance(item, PatchText)
-        )
+        repository, commit = self._fork(patch)
+        items = self.lock.items(PATCHES, name, ANY)
+        text = next(item for item in items if isinstance(item, PatchText))
         targets = self._targets(name, commit)
         if not targets:
             assert patch.replaces is not None
@@ -303,12 +364,12 @@ class _Making:
                     path=patch.replaces,
                 ),
             )  # fmt: skip
-        origin, at, path = patch.place
+        origin, origin_commit, path = patch.place
         return PatchPlan(
             name=name,
             kind=patch.kind,
             repository=origin,
-            commit=at,
+            commit=origin_commit,
             path=path,
             sha256=text.sha256,
             root=patch.root,
@@ -317,119 +378,14 @@ class _Making:
         )
 
 
-def judge_patches(matrix: Matrix, variant: Variant, lock: Lock) -> dict[str, Verdict]:
-    """What each known patch is to ``variant``."""
-    making = _Making(matrix=matrix, variant=variant, lock=lock)
-    return {name: making.judge(name) for name in sorted(matrix.patches)}
-
-
-def has_fork(matrix: Matrix, variant: Variant) -> bool:
-    """Whether the variant holds a fork's commit, so that patches have a say in it."""
-    return any(
-        isinstance(pin := matrix.pins[name][value], GitPin)
-        or (isinstance(pin, ImagePin) and pin.commit is not None)
-        for name, value in variant.pins.items()
-    )
-
-
-def _source_args(use: SourceUse, source: SourceBuild) -> dict[str, str]:
+def _source_args(use: schema.SourceUse, source: SourceBuild) -> dict[str, str]:
     """The arguments of vLLM's Dockerfile; an image's argument names a context of the build."""
     return {
         **{arg: context_name(arg, image) for arg, image in source.images.items()},
-        # Without it a git context comes without .git, which setuptools_scm asks for:
+        # Without it a git context comes without .git, which setuptools_scm needs:
         # https://docs.docker.com/reference/dockerfile/#buildkit-built-in-build-args
         "BUILDKIT_CONTEXT_KEEP_GIT_DIR": "1",
         "max_jobs": str(use.jobs),
         "nvcc_threads": str(use.threads),
         "torch_cuda_arch_list": use.arch_list,
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Shared:
-    """What is worked out once for all variants: a thousand of them hold few pins."""
-
-    matrix: Matrix
-    lock: Lock
-    split: dict[tuple[str, ...], dict[str, tuple[Wheel, ...]]] = field(default_factory=dict)
-    slices: dict[tuple[str, str, str], str] = field(default_factory=dict)
-
-    def partition(self, variant: Variant) -> dict[str, tuple[Wheel, ...]]:
-        """Give every wheel of every wheels pin to exactly one layer of the variant."""
-        by_pin: dict[str, list[str]] = {}
-        for name in variant.layers:
-            use = self.matrix.layers[name].wheels
-            if use is not None:
-                by_pin.setdefault(use.pin, []).append(name)
-        given: dict[str, tuple[Wheel, ...]] = {}
-        for pin, names in by_pin.items():
-            key = (pin, variant.pins[pin], variant.platform, *names)
-            if key not in self.split:
-                self.split[key] = _split(self.matrix, variant, self.lock, pin, names)
-            given |= self.split[key]
-        if len(by_pin) > 1:
-            self._refuse_twice(variant, by_pin, given)
-        return given
-
-    def _refuse_twice(
-        self,
-        variant: Variant,
-        by_pin: Mapping[str, Sequence[str]],
-        given: Mapping[str, tuple[Wheel, ...]],
-    ) -> None:
-        """One project of two pins: files of the upper layer would replace those of the lower."""
-        known: dict[str, tuple[str, str]] = {}
-        for pin, names in by_pin.items():
-            for wheel in (wheel for name in names for wheel in given[name]):
-                other, version = known.setdefault(wheel.name, (pin, wheel.version))
-                if other != pin:
-                    raise LockError(
-                        f"variant {variant.name}: pins {other} {variant.pins[other]} and {pin} "
-                        f"{variant.pins[pin]} both bring {wheel.name} ({version} and "
-                        f"{wheel.version})",
-                        hint=f"add `exclude: [{wheel.name}]` to one of the two in "
-                        f"{self.matrix.file.name}, then run `python build.py lock`",
-                    )
-
-    def lock_checksum(self, variant: Variant, keys: Sequence[Key]) -> str:
-        """sha256 over ``lock.slice`` of these keys in canonical JSON."""
-        parts = {}
-        for pin, value in keys:
-            key = (pin, value, variant.platform)
-            if key not in self.slices:
-                one = canonical(self.lock.slice([(pin, value)], variant.platform))
-                self.slices[key] = one.removeprefix("{").removesuffix("}")
-            parts[f"{pin}/{value}"] = self.slices[key]
-        text = ",".join(parts[name] for name in sorted(parts))
-        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
-
-
-def _split(
-    matrix: Matrix, variant: Variant, lock: Lock, pin: str, names: Sequence[str]
-) -> dict[str, tuple[Wheel, ...]]:
-    """Divide one pin's wheels among the layers ``names``; the one without ``select`` comes last."""
-    given: dict[str, tuple[Wheel, ...]] = {}
-    rest = lock.wheels(pin, variant.pins[pin], variant.platform)
-    selects = {name: use.select for name in names if (use := matrix.layers[name].wheels)}
-    for name in sorted(names, key=lambda n: not selects[n]):
-        select = selects[name]
-        taken = tuple(w for w in rest if not select or _matches(w.name, select))
-        if not taken:
-            raise LockError(
-                f"layer {name} of variant {variant.name} gets no wheel: "
-                f"nothing in pin {pin} {variant.pins[pin]} matches {list(select)}",
-                hint=f"correct `select` of layers.{name} in {matrix.file.name}",
-            )
-        rest = tuple(w for w in rest if select and not _matches(w.name, select))
-        given[name] = taken
-    if rest:
-        raise LockError(
-            f"variant {variant.name}: no layer takes {', '.join(w.name for w in rest[:5])}"
-            f"{' and more' if len(rest) > 5 else ''} of pin {pin} {variant.pins[pin]}",
-            hint="add a layer with this pin and no `select`: it takes what the others leave",
-        )
-    return given
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

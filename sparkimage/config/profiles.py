@@ -1,12 +1,13 @@
-"""Profiles of matrix.yaml: with what arguments a variant serves, on how many nodes.
+"""Profiles of matrix.yaml: the arguments with which a variant serves, and on how many nodes.
 
-A profile is no part of any plan: another one neither unseals an image nor changes the lock.
+A profile is no part of any plan: changing one neither unseals an image nor changes the lock.
 The arguments are vLLM's: https://docs.vllm.ai/en/latest/cli/serve/
 """
 
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -14,17 +15,14 @@ from pydantic import Field, JsonValue
 
 from sparkimage.config import validation
 from sparkimage.config.defaults import API_PORT, MASTER_PORT
-from sparkimage.config.strict import Name, Strict
-from sparkimage.config.yamlfile import Key
+from sparkimage.config.validation import Finding, Name, Strict
 
 Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""What a command line can hold: at least one character, and none that controls."""
+"""A word of a command line: at least one character, and no control characters."""
 Positive = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Wrong = tuple[Key, str, str]
-"""Where in a profile, what is wrong, and what to do about it."""
-DSPARK_LEAST = 5
-"""vLLM's fork of DeepSeek-V4-Flash refuses a smaller number with the method dspark."""
+DSPARK_MIN = 5
+"""DeepSeek-V4-Flash's vLLM fork takes no fewer speculative tokens with the method dspark."""
 
 
 class Speculative(Strict):
@@ -33,11 +31,11 @@ class Speculative(Strict):
     method: str = Field(pattern=r"^[a-z0-9_]+$", description="deepseek_mtp, dspark, …")
     num_speculative_tokens: Positive
     draft_sample_method: str | None = Field(default=None, pattern=r"^[a-z0-9_]+$")
-    model: Word | None = Field(default=None, description="a draft model, where the method has one")
+    model: Word | None = Field(default=None, description="the draft model, for methods with one")
 
 
 class Serve(Strict):
-    """vLLM's arguments. What is not said is left to vLLM's own default."""
+    """vLLM's arguments; default: vLLM's own defaults."""
 
     tensor_parallel: Positive = 1
     pipeline_parallel: Positive = 1
@@ -53,7 +51,7 @@ class Serve(Strict):
     speculative: Speculative | None = None
     reasoning_parser: Word | None = None
     tool_call_parser: Word | None = Field(
-        default=None, description="with it --enable-auto-tool-choice"
+        default=None, description="also sets --enable-auto-tool-choice"
     )
     load_format: Word | None = None
     tokenizer_mode: Word | None = None
@@ -61,14 +59,14 @@ class Serve(Strict):
     flashinfer_autotune: bool | None = None
     served_model_name: list[Word] = Field(default=[])
     more: list[Word] = Field(
-        default=[], description="arguments that have no key here, as vLLM takes them"
+        default=[], description="arguments without a key here, as vLLM takes them"
     )
 
 
 class Profile(Strict):
     """How a variant is started on a fleet."""
 
-    variants: list[str] = Field(min_length=1, description="globs on the variants that it is for")
+    variants: list[str] = Field(min_length=1, description="globs on the variants that it fits")
     nodes: Positive = 1
     gpus: Positive = Field(default=1, description="of each node")
     rdma: bool | None = Field(
@@ -77,17 +75,19 @@ class Profile(Strict):
     serve: Serve = Serve()
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(default={})
     caches: dict[Name, Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f:,]+$")]] = Field(
-        default={}, description="name, then the folder in the container that outlives it"
+        default={}, description="name, then the folder in the container that is kept on the node"
     )
     port: Port = Field(default=API_PORT, description="of the API, on the head")
-    master_port: Port = Field(default=MASTER_PORT, description="where the ranks meet, on the head")
+    master_port: Port = Field(
+        default=MASTER_PORT, description="of the ranks' rendezvous, on the head"
+    )
     shm_size: str = Field(default="16g", pattern=r"^[1-9][0-9]*[kmg]?$")
     restart: Literal["no", "unless-stopped"] = Field(
-        default="no", description="Docker's policy for a container that ends"
+        default="no", description="Docker's restart policy"
     )
     command: list[Word] | None = Field(
         default=None,
-        description="what stands before MODEL; default: read from the image's ENTRYPOINT",
+        description="words before MODEL; default: as the image's ENTRYPOINT needs",
     )
 
     @property
@@ -95,41 +95,27 @@ class Profile(Strict):
         return self.nodes > 1 if self.rdma is None else self.rdma
 
 
-TYPED: Mapping[str, str] = {
+FIELDS: Mapping[str, str] = {
+    **{f"--{name.replace('_', '-')}": f"serve.{name}" for name in Serve.model_fields},
     "--tensor-parallel-size": "serve.tensor_parallel",
     "-tp": "serve.tensor_parallel",
     "--pipeline-parallel-size": "serve.pipeline_parallel",
     "-pp": "serve.pipeline_parallel",
-    "--enable-expert-parallel": "serve.expert_parallel",
-    "--max-model-len": "serve.max_model_len",
-    "--max-num-seqs": "serve.max_num_seqs",
-    "--max-num-batched-tokens": "serve.max_num_batched_tokens",
-    "--kv-cache-dtype": "serve.kv_cache_dtype",
-    "--block-size": "serve.block_size",
-    "--gpu-memory-utilization": "serve.gpu_memory_utilization",
-    "--enable-prefix-caching": "serve.prefix_caching",
     "--compilation-config": "serve.compilation",
     "-O": "serve.compilation",
     "-cc": "serve.compilation",
     "--speculative-config": "serve.speculative",
     "-sc": "serve.speculative",
-    "--reasoning-parser": "serve.reasoning_parser",
-    "--tool-call-parser": "serve.tool_call_parser",
     "--enable-auto-tool-choice": "serve.tool_call_parser",
-    "--load-format": "serve.load_format",
-    "--tokenizer-mode": "serve.tokenizer_mode",
-    "--trust-remote-code": "serve.trust_remote_code",
-    "--enable-flashinfer-autotune": "serve.flashinfer_autotune",
-    "--served-model-name": "serve.served_model_name",
     "--port": "port",
     "--master-port": "master_port",
 }
-"""Arguments that have a key of their own."""
+"""vLLM's arguments that a profile has a key for. `--enable-X` and `--no-X` are as `--X`."""
 DERIVED = (
     "serve", "--model", "--host", "--headless", "--nnodes", "-n", "--node-rank", "-r",
     "--master-addr", "--distributed-executor-backend",
 )  # fmt: skip
-"""Arguments that follow from the fleet and the image."""
+"""Arguments that are derived from the fleet and the image."""
 DERIVED_ENV = (
     "VLLM_HOST_IP", "LD_PRELOAD", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_IB_HCA",
     "NCCL_IB_DISABLE",
@@ -137,85 +123,81 @@ DERIVED_ENV = (
 
 
 def flag(word: str) -> str:
-    """What argument a word sets, in one spelling: ``--no-x`` is ``--enable-x`` or ``--x``, and an
-    underscore is a hyphen, as vLLM's own parser has it."""
+    """The argument that a word sets, in one spelling: without ``no-``, ``enable-`` and the part
+    behind a dot, and with hyphens for underscores, as vLLM's own parser takes them."""
     name = word.partition("=")[0]
     if not name.startswith("--"):
         return name
     name = name.replace("_", "-")
-    known = (*TYPED, *DERIVED)
-    plain = name.removeprefix("--no-") if name.startswith("--no-") else name[2:]
-    plain = plain.removeprefix("enable-")
-    # vLLM's `--tensor-parallel-size.x` sets a part of it: still the same argument.
-    plain = plain.partition(".")[0]
-    return next((one for one in known if one in (f"--{plain}", f"--enable-{plain}")), name)
+    plain = name[2:].removeprefix("no-").removeprefix("enable-").partition(".")[0]
+    spellings = (f"--{plain}", f"--enable-{plain}")
+    return next((known for known in (*FIELDS, *DERIVED) if known in spellings), name)
 
 
-def problems(profile: Profile, variants: Iterable[str]) -> Iterator[Wrong]:
+def problems(profile: Profile, variants: Iterable[str]) -> Iterator[Finding]:
     """What is wrong with a profile beyond its form. Pure."""
     serve, names = profile.serve, list(variants)
     for i, glob in enumerate(profile.variants):
-        if not any(fnmatch.fnmatchcase(name, glob) for name in names):
+        if not fnmatch.filter(names, glob):
             yield ("variants", i), f"{glob!r} is no variant", validation.nearest(glob, names)
     tensor, pipeline = serve.tensor_parallel, serve.pipeline_parallel
     if tensor * pipeline != profile.nodes * profile.gpus:
         what = f"tensor {tensor} x pipeline {pipeline} is not nodes {profile.nodes} x gpus "
         yield ("serve", "tensor_parallel"), f"{what}{profile.gpus}", "each GPU is one rank"
     if profile.port == profile.master_port:
-        yield ("master_port",), "port and master_port are the same", "give each its own"
+        yield ("master_port",), "port and master_port are the same", "use two ports"
     spec = serve.speculative
-    if spec is not None and spec.method == "dspark" and spec.num_speculative_tokens < DSPARK_LEAST:
+    if spec is not None and spec.method == "dspark" and spec.num_speculative_tokens < DSPARK_MIN:
         key = ("serve", "speculative", "num_speculative_tokens")
         what = f"dspark with {spec.num_speculative_tokens} speculative tokens"
-        yield key, what, f"it needs at least {DSPARK_LEAST}"
+        yield key, what, f"it needs at least {DSPARK_MIN}"
     tokens, seqs = serve.max_num_batched_tokens, serve.max_num_seqs
     if tokens is not None and seqs is not None and tokens < seqs:
         what = f"{tokens} tokens a batch are fewer than {seqs} sequences"
-        yield ("serve", "max_num_batched_tokens"), what, "let it be at least max_num_seqs"
+        yield ("serve", "max_num_batched_tokens"), what, "use at least max_num_seqs"
     yield from _more(serve.more)
     yield from _env(profile.env)
     yield from _caches(profile.caches)
 
 
-def _more(words: Sequence[str]) -> Iterator[Wrong]:
+def _more(words: Sequence[str]) -> Iterator[Finding]:
     for i, word in enumerate(words):
         name, key = flag(word), ("serve", "more", i)
-        if name in TYPED:
-            yield key, f"{word} has a key of its own", f"set `{TYPED[name]}` of the profile instead"
+        if name in FIELDS:
+            yield key, f"{word} has a key of its own", f"set `{FIELDS[name]}` of the profile"
         elif name in DERIVED and (word.startswith("-") or i == 0):
-            yield key, f"{word} follows from the fleet and the image", "leave it out"
+            yield key, f"{word} is derived from the fleet and the image", "remove it"
         elif i == 0 and not word.startswith("-"):
             yield key, f"{word!r} is no argument", "an argument begins with --"
 
 
-def _env(env: Mapping[str, str]) -> Iterator[Wrong]:
+def _env(env: Mapping[str, str]) -> Iterator[Finding]:
     for name, value in env.items():
+        key = ("env", name)
         if name == "LD_PRELOAD":
-            what = "LD_PRELOAD follows from the library that was measured in the image"
-            yield ("env", name), what, "leave it out"
+            yield key, "LD_PRELOAD is derived from the library in the image", "remove it"
         elif name in DERIVED_ENV:
-            what = f"{name} follows from the fleet and its nodes"
-            yield ("env", name), what, "leave it out; a node's `interface` and `hca` decide"
+            todo = "remove it, and set `interface` and `hca` of a node instead"
+            yield key, f"{name} is derived from the fleet and its nodes", todo
         elif name == "NCCL_DEBUG" and value.upper() not in ("INFO", "TRACE"):
-            what = f"NCCL_DEBUG {value} hides what is proven from the logs"
-            yield ("env", name), what, "INFO is the default"
+            what = f"with NCCL_DEBUG {value} the logs do not show which NCCL runs"
+            yield key, what, "use INFO, the default"
         if "\0" in value or "\n" in value:
-            yield ("env", name), f"{name} has more than one line", "write it in one"
+            yield key, f"{name} has more than one line", "write it in one"
 
 
-def _caches(caches: Mapping[str, str]) -> Iterator[Wrong]:
-    for name, path in caches.items():
-        for other, above in caches.items():
-            inside = f"{path.rstrip('/')}/".startswith(f"{above.rstrip('/')}/")
-            if name != other and inside and (len(path), name) > (len(above), other):
-                what = f"the caches {name} and {other} lie in one another"
-                yield ("caches", name), what, "give each a folder of its own"
+def _caches(caches: Mapping[str, str]) -> Iterator[Finding]:
+    folders = sorted((f"{path.rstrip('/')}/", name) for name, path in caches.items())
+    for (above, other), (path, name) in itertools.combinations(folders, 2):
+        if path.startswith(above):
+            what = f"the caches {name} and {other} are inside each other"
+            yield ("caches", name), what, "use separate folders"
 
 
 def fitting(profiles: Mapping[str, Profile], variant: str) -> list[str]:
     """The names of the profiles for a variant."""
     return [
         name
-        for name, one in profiles.items()
-        if any(fnmatch.fnmatchcase(variant, glob) for glob in one.variants)
+        for name, profile in profiles.items()
+        if any(fnmatch.fnmatchcase(variant, glob) for glob in profile.variants)
     ]

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from sparkimage.config.profiles import Profile
-from sparkimage.config.strict import KINDS, Name, Strict
 from sparkimage.config.tier import DEFAULT, Tier
+from sparkimage.config.validation import Name, Strict
 
 Platform = Literal["linux/amd64", "linux/arm64"]
-PYTHON = r"^3\.\d+$"
 PLATFORMS: tuple[Platform, ...] = ("linux/amd64", "linux/arm64")
-
-
+KINDS = ("debian", "deb", "image", "git", "wheels")
+"""Of pins."""
 Value = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]+$", max_length=128)]
 """The name of a pin's value, such as a version."""
+PYTHON = r"^3\.\d+$"
 COMMIT = r"^[0-9a-f]{40}$"
-"""A whole git commit: an abbreviated one can be fetched from no server."""
-
-
+"""A full git commit: servers hand out no abbreviated one."""
+REPOSITORY = r"^(https|http|git|ssh)://[^#\s]+$"
 REQUIREMENT = r"^[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._-]+(,[A-Za-z0-9._-]+)*\])?==[^\s;,*]+$"
 
 
-class DebianPin(Strict):
+class PinBase(Strict):
+    """What the pins of all kinds have in common."""
+
+    REQUESTED: ClassVar[tuple[str, ...]]
+    """The keys that decide what `lock` resolves."""
+
+    def request(self) -> dict[str, Any]:
+        """What `lock` has to resolve: the locked pin is stale when this has changed."""
+        values = self.model_dump(include={"kind", *self.REQUESTED})
+        return {key: sorted(v) if isinstance(v, list) else v for key, v in values.items()}
+
+
+class DebianPin(PinBase):
     """A Debian suite's minimal root, and packages beside it."""
 
+    REQUESTED = ("suite", "packages")
     kind: Literal["debian"]
     suite: str = Field(pattern=r"^[a-z]+$", description="Debian's code name, such as trixie")
     packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]] = Field(
@@ -35,56 +47,60 @@ class DebianPin(Strict):
     )
 
 
-class DebPin(Strict):
+class DebPin(PinBase):
     """Packages of one apt repository, each in an exact version."""
 
+    REQUESTED = ("repository", "packages")
     kind: Literal["deb"]
     repository: dict[Platform, str] = Field(min_length=1, description="address by platform")
     packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+=\S+$")]] = Field(
         min_length=1, description="exact packages, NAME=VERSION"
     )
-    version: str | None = Field(default=None, description="default: the pin's own name")
+    version: str | None = Field(default=None, description="default: the name of the value")
 
     def address(self, platform: str) -> str | None:
         """The repository for a platform; None where it has none."""
         return next((url for known, url in self.repository.items() if known == platform), None)
 
 
-class ImagePin(Strict):
-    """An image of a registry, to stand on."""
+class ImagePin(PinBase):
+    """An image of a registry, to build on."""
 
+    REQUESTED = ("image",)
     kind: Literal["image"]
     image: str = Field(
         pattern=r"^[a-z0-9][a-zA-Z0-9._:/-]*(@sha256:[0-9a-f]{64})?$",
         description="NAME:TAG, and @sha256:… where its digest is known",
     )
-    version: str | None = Field(default=None, description="default: the pin's own name")
+    version: str | None = Field(default=None, description="default: the name of the value")
     python: str | None = Field(default=None, pattern=PYTHON, description="its Python's X.Y")
     commit: str | None = Field(
-        default=None, pattern=COMMIT, description="the fork commit that a ready image holds"
+        default=None, pattern=COMMIT, description="the fork commit that a prebuilt image has"
     )
 
 
-class GitPin(Strict):
+class GitPin(PinBase):
     """One commit of a git repository."""
 
+    REQUESTED = ("repository", "commit")
     kind: Literal["git"]
-    repository: str = Field(pattern=r"^(https|http|git|ssh)://[^#\s]+$")
+    repository: str = Field(pattern=REPOSITORY)
     commit: str = Field(
         pattern=r"^[0-9a-f]{7,40}$",
         description="all 40 digits; where only fewer are known, `lock` finds the rest",
     )
     version: str = Field(
         pattern=r"^[0-9][A-Za-z0-9.]*(\+[a-z0-9.]+)?$",
-        description="what the package built from it calls itself (PEP 440)",
+        description="version of the package that is built from it (PEP 440)",
     )
     python: str = Field(pattern=PYTHON, description="Python's X.Y in the image, quoted")
     branch: str | None = Field(default=None, description="where `lock --outdated` looks")
 
 
-class WheelsPin(Strict):
+class WheelsPin(PinBase):
     """Python wheels, resolved together into hash-pinned requirements."""
 
+    REQUESTED = ("require", "exclude", "python")
     kind: Literal["wheels"]
     require: list[Annotated[str, Field(pattern=REQUIREMENT)]] = Field(
         min_length=1, description="exact requirements, NAME==VERSION or NAME[EXTRA,…]==VERSION"
@@ -92,39 +108,36 @@ class WheelsPin(Strict):
     exclude: list[str] = Field(default=[], description="projects that another pin provides")
     python: str = Field(pattern=PYTHON, description="Python's X.Y in the image, quoted")
     find_links: str | None = Field(default=None, description="folder with local wheels")
-    version: str | None = Field(default=None, description="default: the pin's own name")
+    version: str | None = Field(default=None, description="default: the name of the value")
 
 
 Pin = Annotated[DebianPin | DebPin | ImagePin | GitPin | WheelsPin, Field(discriminator="kind")]
-
-
 PYTHON_ARGUMENT = "PYTHON_VERSION"
-"""The build argument that is Python's X.Y."""
+"""The build argument for Python's X.Y."""
 
 
 def version_argument(pin: str) -> str:
-    """The build argument that is a pin's version, in the layers that use the pin."""
+    """The build argument for a pin's version, in the layers that use the pin."""
     return f"{pin.upper().replace('-', '_')}_VERSION"
 
 
 class WheelsUse(Strict):
-    """Which wheels of a pin a layer takes."""
+    """The wheels of a pin that a layer installs."""
 
     pin: Name
     select: list[str] = Field(
-        default=[], description="globs on project names; none: what no other layer takes"
+        default=[], description="globs on project names; default: all that no other layer takes"
     )
 
 
 class SourceUse(Strict):
-    """A layer that a repository's own Dockerfile builds."""
+    """A layer that is built by the Dockerfile of a git repository."""
 
     pin: Name = Field(description="the git pin")
     dockerfile: str
     target: str
     images: dict[str, Name] = Field(
-        description="build argument that names an image, then the image pin to give it; "
-        "`layer` is the layer below"
+        description="image pin by build argument; `layer` is the layer below"
     )
     jobs: int = Field(ge=1, description="max_jobs: compilers at once, times `threads`")
     threads: int = Field(ge=1, description="nvcc_threads")
@@ -132,62 +145,61 @@ class SourceUse(Strict):
 
 
 MAX_LAYERS = 125
-"""Of an image: the engine stacks no more. https://github.com/moby/moby/blob/master/layer/layer.go"""
+"""The most that Docker stacks: https://github.com/moby/moby/blob/master/layer/layer.go"""
 LAYER = "layer"
-"""Stands for the layer below among the images of a source."""
+"""The layer below, among the images of a source."""
 
 
 class LayerSpec(Strict):
     """What the folder images/<layer>/ needs."""
 
     base: Name | None = Field(
-        default=None, description="what the lowest layer stands on: a debian or image pin"
+        default=None, description="the base of the lowest layer: a debian or image pin"
     )
     debs: Name | None = Field(default=None, description="a deb or debian pin: its packages")
     wheels: WheelsUse | None = None
     source: SourceUse | None = None
     patches: list[Name] = Field(default=[], description="names in patches/patches.yaml")
     checks: list[Name] = Field(default=[], description="layers whose checks hold here too")
-    pins: list[Name] = Field(default=[], description="pins of which only the version is needed")
+    pins: list[Name] = Field(default=[], description="pins whose version alone is needed")
     platforms: list[Platform] = Field(default=list(PLATFORMS), min_length=1)
     args: dict[str, str] = Field(default={}, description="build arguments")
 
     @cached_property
     def roles(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-        """Every pin that the layer needs a value of: its role, name, and the kinds that do."""
-        found: list[tuple[str, str, tuple[str, ...]]] = []
-        if self.base is not None:
-            found.append(("base", self.base, ("debian", "image")))
-        if self.debs is not None:
-            found.append(("debs", self.debs, ("deb", "debian")))
-        if self.wheels is not None:
-            found.append(("wheels", self.wheels.pin, ("wheels",)))
-        if self.source is not None:
-            images = sorted({name for name in self.source.images.values() if name != LAYER})
-            found.append(("source", self.source.pin, ("git",)))
-            found += [("source", name, ("image",)) for name in images]
-        return (*found, *(("pins", name, KINDS) for name in dict.fromkeys(self.pins)))
+        """Every pin that the layer needs: its key in the layer, its name, the kinds that fit."""
+        source = self.source
+        images = sorted({*source.images.values()} - {LAYER}) if source is not None else []
+        roles = [
+            ("base", self.base, ("debian", "image")),
+            ("debs", self.debs, ("deb", "debian")),
+            ("wheels", self.wheels.pin if self.wheels is not None else None, ("wheels",)),
+            ("source", source.pin if source is not None else None, ("git",)),
+            *(("source", name, ("image",)) for name in images),
+            *(("pins", name, KINDS) for name in dict.fromkeys(self.pins)),
+        ]
+        return tuple((key, name, kinds) for key, name, kinds in roles if name is not None)
 
     @cached_property
     def uses(self) -> tuple[str, ...]:
-        """Every pin that the layer needs a value of."""
+        """The names of all pins that the layer needs."""
         return tuple(dict.fromkeys(name for _, name, _ in self.roles))
 
 
 class AnswerSpec(Strict):
     """How the ENTRYPOINT shows that it starts."""
 
-    args: list[str] = Field(description="what it is started with")
-    says: str = Field(min_length=1, description="what its output then holds")
+    args: list[str] = Field(description="arguments to start it with")
+    says: str = Field(min_length=1, description="a part of its output then")
     without_gpu: str | None = Field(
         default=None,
         min_length=1,
-        description="what the output holds instead where it can answer with a GPU only",
+        description="a part of its output on a machine without a GPU, if it needs one",
     )
 
 
 class Defaults(Strict):
-    """What every variant has that does not say otherwise."""
+    """What variants have by default."""
 
     name: str = Field(max_length=1000, description="template over the axes and {arch}")
     layers: list[Name] = Field(
@@ -199,7 +211,7 @@ class Defaults(Strict):
 
 
 class Include(Strict):
-    """A variant of its own, beside the product of the axes."""
+    """One variant, beside the product of the axes."""
 
     name: str = Field(max_length=128)
     platform: Platform
@@ -217,12 +229,12 @@ class MatrixFile(Strict):
     cache: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9][a-z0-9._:/-]*$",
-        description="REGISTRY/REPOSITORY that keeps the build cache",
+        description="REGISTRY/REPOSITORY for the build cache",
     )
     mirrors: dict[str, str] = Field(
         default={},
-        description="address to ask instead, by the beginning of the address that is meant; "
-        "`wheels` and `debian` are the clients' defaults",
+        description="mirror by the beginning of the address that it replaces; `wheels` and "
+        "`debian` replace the clients' defaults",
     )
     requires: list[Annotated[Tier, Field(strict=False)]] = Field(
         default=list(DEFAULT),
@@ -245,12 +257,17 @@ class MatrixFile(Strict):
         Annotated[list[str], Field(min_length=1)],
     ] = Field(
         default={},
-        description="tags of a registry that move on with what is published: a channel, then "
-        "globs on the variants that it may stand for",
+        description="moving tags of a registry, each with globs on the variants that it may name",
     )
     profiles: dict[Name, Profile] = Field(
         default={}, description="how variants are started on nodes: `launch`"
     )
+
+
+class MirrorsFile(Strict):
+    """The user's own mirrors.yaml"""
+
+    mirrors: dict[str, Annotated[str, Field(min_length=1)]]
 
 
 def schema() -> dict[str, Any]:

@@ -1,30 +1,34 @@
-"""A YAML file against its model: every deviation in a user's words, each with its line."""
+"""A YAML file against its model: every problem in the file's own words, each with its line."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from sparkimage.config.strict import Strict
 from sparkimage.config.yamlfile import Document, Key
 from sparkimage.core.errors import ConfigError, Problem
 
-Model = TypeVar("Model", bound=Strict)
-MOST_KNOWN = 20
-MOST_LETTERS = 80
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=128)]
+Model = TypeVar("Model", bound="Strict")
+Finding = tuple[Key, str, str]
+"""A problem of a part of a file: the key below that part, what is wrong, and the next action."""
+MAX_PROBLEMS = 100
+"""Of one report: more may be the same one for each of thousands of variants."""
+MAX_NAMES = 20
+MAX_LETTERS = 80
 
 WANTED = {
     "string_type": "one word", "model_type": "a mapping", "model_attributes_type": "a mapping",
     "dict_type": "a mapping", "list_type": "a list", "int_type": "a whole number",
     "float_type": "a number", "bool_type": "true or false", "pattern_regex": "a regular expression",
 }  # fmt: skip
-"""What is wanted, by pydantic's type of the error that something else is there:
+"""The type that is wanted, by pydantic's type of the error:
 https://docs.pydantic.dev/latest/errors/validation_errors/"""
 LIMITS = {
     "greater_than": "it must be more than {gt}",
@@ -41,17 +45,56 @@ LIMITS = {
     "union_tag_invalid": "give it `kind:` and one of {expected_tags}",
     "union_tag_not_found": "give it `kind:`",
 }
-"""What to do about a value that is of the right type, with the names of the error's context."""
-KINDS_OF_VALUE = {list: "a list", dict: "a mapping", NoneType: "empty"}
+"""The next action for a value of the right type, with the names of the error's context."""
+TYPE_NAMES = {list: "a list", dict: "a mapping", NoneType: "empty"}
+
+
+class Strict(BaseModel):
+    """Base of the models of all files that people write: frozen, unknown keys are refused."""
+
+    # Each command builds the validators of only those models that it uses.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
+
+
+@dataclass
+class Report:
+    """The problems of one document beyond its form."""
+
+    document: Document
+    problems: dict[Problem, None] = field(default_factory=dict)
+    """Each one once, in order."""
+
+    def add(self, key: Key, what: str, todo: str) -> None:
+        """Add a problem at ``key``. Raises ``ConfigError`` when the report is full."""
+        self.problems[self.document.problem(key, what, todo)] = None
+        if len(self.problems) >= MAX_PROBLEMS:
+            self.close()
+
+    def extend(self, key: Key, findings: Iterable[Finding], prefix: str = "") -> None:
+        """Add the problems of the part at ``key``; raises as ``add`` does."""
+        for below, what, todo in findings:
+            self.add((*key, *below), prefix + what, todo)
+
+    def require(
+        self, key: Key, name: str, known: Collection[str], what: str, *, if_none: str = ""
+    ) -> None:
+        """Add the problem ``what`` unless ``name`` is known; ``if_none`` where no name is."""
+        if name not in known:
+            self.add(key, what, if_none if if_none and not known else nearest(name, known))
+
+    def close(self) -> None:
+        """Raise ``ConfigError`` when there are problems."""
+        if self.problems:
+            raise ConfigError(list(self.problems))
 
 
 def dotted(key: Key) -> str:
-    """A place of a file: its keys with dots between them."""
+    """A key of a file for messages: its parts with dots between them."""
     return ".".join(shown(part) for part in key) or "the file"
 
 
-def parse(document: Document, model: type[Model], spell: Callable[[Key], str] = dotted) -> Model:
-    """The document as ``model``; ``spell`` names a place in messages.
+def parse(document: Document, model: type[Model], title: Callable[[Key], str] = dotted) -> Model:
+    """The document as ``model``; ``title`` is what messages call a key.
 
     Raises ``ConfigError`` with every problem.
     """
@@ -59,23 +102,23 @@ def parse(document: Document, model: type[Model], spell: Callable[[Key], str] = 
         return model.model_validate(document.data)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        raise ConfigError([_problem(document, model, e, spell) for e in errors]) from None
+        raise ConfigError([_problem(document, model, e, title) for e in errors]) from None
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint for a word that names nothing: the nearest known one, or all of them."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The next action for an unknown name: the nearest known one, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(word[:MOST_LETTERS], names[:1000], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:MAX_LETTERS], names[:1000], n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    more = f" and {len(names) - MOST_KNOWN} more" if len(names) > MOST_KNOWN else ""
-    return "known are " + ", ".join(names[:MOST_KNOWN]) + more if names else "none is known"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return "known are " + ", ".join(names[:MAX_NAMES]) + more if names else "none is known"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where an error is: the path as the file has it, what the models want there and in the
-    mapping around it, and what is said of the field."""
+    """Where an error is: the key in the file, the types that the models want there and in the
+    mapping around it, and the field's description."""
 
     key: Key
     wanted: tuple[Any, ...]
@@ -84,8 +127,8 @@ class _Place:
 
 
 def _place(model: type[Strict], loc: tuple[str | int, ...]) -> _Place:
-    """Follow pydantic's location through the models: it holds marks that are no keys of the file,
-    namely the kind of a member of a union, and ``[key]``."""
+    """Follow pydantic's location through the models: it has parts that are no keys of the file,
+    namely the kind of a union's member, and ``[key]``."""
     key: Key = ()
     wanted, around, about = _options(model), _options(model), ""
     for part in loc:
@@ -110,7 +153,7 @@ def _place(model: type[Strict], loc: tuple[str | int, ...]) -> _Place:
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
-    """The types that an annotation allows, but for the None of what can be left out."""
+    """The types that an annotation allows, without the None of what can be left out."""
     if get_origin(annotation) is Annotated:
         return _options(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -128,58 +171,58 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _problem(
-    document: Document, model: type[Strict], error: Any, spell: Callable[[Key], str]
+    document: Document, model: type[Strict], error: Any, title: Callable[[Key], str]
 ) -> Problem:
     """One pydantic error in a user's words."""
     place = _place(model, error["loc"])
-    key, kind, given = place.key, error["type"], error["input"]
-    where, last = spell(key), shown(str(key[-1])) if key else ""
-    value = KINDS_OF_VALUE.get(type(given)) or shown(given, quote=True)
-    if key in document.words and given is not None and not isinstance(given, str):
+    key, kind, value = place.key, error["type"], error["input"]
+    where, last = title(key), shown(str(key[-1])) if key else ""
+    text = TYPE_NAMES.get(type(value)) or shown(value, quote=True)
+    if key in document.literals and value is not None and not isinstance(value, str):
         # As it is in the file, not as Python writes it: 3.10 is the number 3.1.
-        value = shown(document.words[key])
+        text = shown(document.literals[key])
     about = f" ({place.about})" if place.about else ""
-    what, todo = f"{where} cannot be {value}", f"write something else{about}"
+    what, todo = f"{where} cannot be {text}", f"write something else{about}"
     if kind == "extra_forbidden":
-        what = f"unknown key {shown(last, quote=True)} in {spell(key[:-1])}"
+        what = f"unknown key {shown(last, quote=True)} in {title(key[:-1])}"
         todo = nearest(last, [name for around in place.around for name in _fields(around)])
     elif kind == "missing":
         what, todo = f"{where} is missing", f"add `{last}:`{about}"
-    elif kind == "string_type" and type(given) not in KINDS_OF_VALUE:
-        what, todo = f"{where} must be text, but is {value}", f'quote it: "{value}"'
+    elif kind == "string_type" and type(value) not in TYPE_NAMES:
+        what, todo = f"{where} must be text, but is {text}", f'quote it: "{text}"'
     elif kind in WANTED:
-        what = f"{where} must be {WANTED[kind]}, but is {value}"
+        what = f"{where} must be {WANTED[kind]}, but is {text}"
         before = "" if not key else f"{last}: " if isinstance(key[-1], str) else "- "
-        todo = f"{WANTED[kind]} is wanted here: `{before}{_example(place.wanted, value)}`{about}"
+        todo = f"write {WANTED[kind]}: `{before}{_example(place.wanted, text)}`{about}"
     elif kind == "string_pattern_mismatch":
-        what = f"{where}: {value} does not have the right form"
+        what = f"{where}: {text} does not have the right form"
         todo = f"it must match {error['ctx']['pattern']}{about}"
     elif kind in LIMITS:
-        what = f"{where} is {value if given not in ('', [], {}) else 'empty'}"
+        what = f"{where} is {text if value not in ('', [], {}) else 'empty'}"
         todo = LIMITS[kind].format_map(error.get("ctx", {})) + about
-    return Problem(file=document.file, line=document.line(key), what=what, todo=todo)
+    return document.problem(key, what, todo)
 
 
-def _example(wanted: tuple[Any, ...], value: str) -> str:
-    """What a value of these types looks like, with the one that is there in a list."""
+def _example(wanted: tuple[Any, ...], text: str) -> str:
+    """A value of these types, with the one of the file in a list."""
     if len(wanted) > 1:
         return "{kind: …}"
     (kind,) = wanted or (str,)
     if get_origin(kind) is dict:
         return "{NAME: …}"
     if get_origin(kind) is list:
-        return "[…]" if value in KINDS_OF_VALUE.values() else f"[{value}]"
+        return "[…]" if text in TYPE_NAMES.values() else f"[{text}]"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         names = [f"{name}: …" for name, field in _fields(kind).items() if field.is_required()]
         return "{" + ", ".join(names) + "}"
     return {bool: "true", int: "1", float: "0.5"}.get(kind, "…")
 
 
-def shown(given: object, *, quote: bool = False) -> str:
-    """What a file has, for a message: on one line, and not too much of it."""
-    text = str(given)
-    short = text[:MOST_LETTERS]
-    if quote and isinstance(given, str):
+def shown(value: object, *, quote: bool = False) -> str:
+    """A value of a file for messages: on one line, and cut where it is long."""
+    text = str(value)
+    short = text[:MAX_LETTERS]
+    if quote and isinstance(value, str):
         short = repr(short)
     plain = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in short)
-    return plain + "…" * (len(text) > MOST_LETTERS)
+    return plain + "…" * (len(text) > MAX_LETTERS)

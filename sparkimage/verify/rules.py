@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field
 
 from sparkimage.config import validation, yamlfile
-from sparkimage.config.strict import Strict
+from sparkimage.config.validation import Strict
 
 FILE = "static.yaml"
 Text = Annotated[str, Field(min_length=1)]

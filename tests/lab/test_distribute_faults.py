@@ -111,7 +111,7 @@ def test_no_word_of_the_fleet_file_reaches_a_shell(voyage: Voyage, tmp_path: Pat
         # A slash would make a file's name of it.
         done = shipment.distribute(f"--nodes=node1,{word.replace('/', '')}")
         assert done.returncode == USAGE
-        assert "is no name of a node" in done.stderr
+        assert "is not a node name" in done.stderr
     assert not marker.exists()
     shipment.nodes(data)
     voyage.complete(voyage.next())

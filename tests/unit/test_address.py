@@ -117,16 +117,6 @@ def test_only_a_beginning_of_whole_parts_is_replaced(rules: dict[str, str], addr
     assert Mirrors(rules=dict(reversed(rules.items()))).of(address) == expected
 
 
-@settings(max_examples=30)
-@given(below=rules, above=rules, address=addresses)
-def test_what_lies_above_goes_first(
-    below: dict[str, str], above: dict[str, str], address: str
-) -> None:
-    both = Mirrors(rules=above).over(below)
-    assert both.rules == {**below, **above}
-    assert both.of(address) == Mirrors(rules={**below, **above}).of(address)
-
-
 def test_the_clients_words_are_no_addresses() -> None:
     mirrors = parse_rules(["wheels=https://index.example/simple?a=b", "debian=http://deb.example"])
     assert mirrors.client("wheels") == "https://index.example/simple?a=b"
@@ -155,6 +145,7 @@ def test_a_users_own_file(tmp_path: Path) -> None:
         "docker.io: registry.example\n",
         "mirrors: [docker.io]\n",
         "mirrors: {docker.io: 1}\n",
+        "mirrors: {docker.io: ''}\n",
         "mirrors:\n",
         "mirrors: {a: b}\nmore: 1\n",
         "[]",
@@ -167,7 +158,7 @@ def test_a_file_that_is_no_list_of_mirrors(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
         read_rules(path)
-    (problem,) = error.value.problems
-    assert problem.line >= 1
-    assert problem.todo
-    assert "mirrors.yaml" in problem.file
+    for problem in error.value.problems:
+        assert problem.line >= 1
+        assert problem.todo
+        assert problem.file == "mirrors.yaml"

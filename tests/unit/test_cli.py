@@ -101,7 +101,7 @@ def test_the_lock_is_checked_offline(tmp_path: Path) -> None:
     for words in (("lock", "--check"), ("--print", "table")):
         stale = run(*words, cwd=tmp_path)
         assert stale.returncode == 11
-        assert "pin vllm 0.32.0 asks for something else than was locked" in stale.stderr
+        assert "pin vllm 0.32.0 has changed since it was locked" in stale.stderr
 
 
 def test_what_is_not_resolved_is_said_and_fits() -> None:
@@ -181,7 +181,7 @@ def test_a_policy_is_printed_without_an_engine(tmp_path: Path) -> None:
     (tmp_path / "mirrors.yaml").write_text("mirors: {}\n")
     wrong = run(*words, SPARKIMAGE_MIRRORS=str(tmp_path / "mirrors.yaml"))
     assert wrong.returncode == 2
-    assert "this is no list of mirrors" in wrong.stderr
+    assert "mirrors.yaml:1: mirrors is missing" in wrong.stderr
 
 
 def test_what_excludes_each_other() -> None:

@@ -57,17 +57,17 @@ def test_what_the_ranks_of_a_node_use(tmp_path: Path) -> None:
         ({"hca": []}, "nodes.a.hca is empty"),
         ({"hca": "mlx5_0"}, "nodes.a.hca must be a list, but is 'mlx5_0'"),
         ({"gpus": -1}, "nodes.a.gpus is -1"),
-        ({"gpus": "2"}, "a whole number is wanted here: `gpus: 1`"),
+        ({"gpus": "2"}, "write a whole number: `gpus: 1`"),
         ({"sudo": "yes"}, "nodes.a.sudo must be true or false, but is 'yes'"),
         ({"labels": {"x": 1}}, "nodes.a.labels.x must be text, but is 1"),
-        ({"labels": []}, "a mapping is wanted here: `labels: {NAME: …}`"),
+        ({"labels": []}, "write a mapping: `labels: {NAME: …}`"),
         ({"contrl": "x"}, "did you mean 'control'"),
         ({"control": "-oProxyCommand=evil"}, "does not have the right form"),
         ({"control": "a b"}, "does not have the right form"),
         ({"user": "root;reboot"}, "does not have the right form"),
         ({"port": 70000}, "it must be at most 65535"),
         ({"role": "boss"}, "it must be 'head' or 'worker'"),
-        ({"control": "0.0.0.0"}, "the address of no host"),
+        ({"control": "0.0.0.0"}, "not the address of a host"),
     ],
 )
 def test_a_wrong_node(tmp_path: Path, spec: dict[str, Any], said: str) -> None:
@@ -85,7 +85,7 @@ def test_every_problem_is_told_with_its_line(tmp_path: Path) -> None:
     same = {"control": "h1"}
     said = problems(tmp_path, {"a": {**same, "role": "head"}, "b": {**same, "role": "head"}})
     assert "b and a have the same address h1" in said
-    assert "a and b are both the head" in said
+    assert "a and b both have the role head" in said
     assert "fleet.yaml:9" in said
 
 

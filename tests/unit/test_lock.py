@@ -100,9 +100,9 @@ def test_the_real_lock_without_one_platform() -> None:
     assert lockfile.check(read, replace(held, entries=entries)) == [
         "pin vllm 0.32.0 is not locked for linux/amd64"
     ]
-    said = r"^matrix.lock holds nothing for pin vllm 0.32.0 on linux/amd64$"
+    said = r"^matrix.lock has nothing for pin vllm 0.32.0 on linux/amd64$"
     with pytest.raises(LockError, match=said):
-        replace(held, entries=entries).wheels("vllm", "0.32.0", "linux/amd64")
+        replace(held, entries=entries).items("vllm", "0.32.0", "linux/amd64")
 
 
 def test_every_disagreement_is_told_at_once() -> None:
@@ -114,9 +114,9 @@ def test_every_disagreement_is_told_at_once() -> None:
     entries["vllm", "0.32.0"] = entry("linux/arm64")
     assert lockfile.check(read, replace(held, entries=entries)) == [
         "pin nccl 2.30.7 is not locked",
-        "pin vllm 0.32.0 asks for something else than was locked",
+        "pin vllm 0.32.0 has changed since it was locked",
         "pin vllm 0.32.0 is not locked for linux/amd64",
-        "pin old 1 is locked but no variant uses it",
+        "pin old 1 is locked, but no variant uses it",
     ]
 
 
@@ -139,7 +139,7 @@ GOOD = lockfile.dump(made_of({("p", "1"): entry("linux/arm64")}))
         ('"kind": "wheels"', '"kind": "wheel"', "is damaged: pin p 1: asked is of no known kind"),
         ('"kind": "wheels"', '"kind": []', "is damaged: pin p 1: asked is of no known kind"),
         ('"kind": "wheels"', '"kind": "git"', "is damaged: pin p 1: 'wheel a .* of another kind"),
-        ("3 a", f"{'9' * 16} a", "is damaged: pin p 1: 'wheel a .* has no size in its place .line"),
+        ("3 a", f"{'9' * 16} a", "is damaged: pin p 1: 'wheel a .* has an invalid size .line"),
         ("platforms:", "platforms: x #", "is damaged"),
         ("linux/arm64:", "linux/riscv64:", "is damaged: pin p 1, platforms.linux/riscv64"),
         ("- wheel", "wheel", "is damaged: pin p 1, platforms.linux/arm64 must be a list"),
@@ -151,12 +151,12 @@ GOOD = lockfile.dump(made_of({("p", "1"): entry("linux/arm64")}))
         (
             "asked:",
             "unresolved: !!bool x\n      asked:",
-            "is damaged: the tag `!!bool` has no mean",
+            "is damaged: unknown tag `!!bool`",
         ),
         ("asked:", "unresolved: 3\n      asked:", "is damaged: pin p 1, unresolved must be text"),
-        ("asked:", "asked: {}\n      asked:", "is damaged: the key 'asked' stands here twice"),
+        ("asked:", "asked: {}\n      asked:", "is damaged: duplicate key 'asked'"),
         ('"p":', "[p]:", "is damaged: a key must be a plain word"),
-        ("linux/arm64:\n", "linux/arm64: [\n", "is damaged: this is no YAML"),
+        ("linux/arm64:\n", "linux/arm64: [\n", "is damaged: invalid YAML"),
         ("version: 2", "version: 1", "is not a lock of version 2"),
         ("- wheel", "- wheal", "is damaged"),
         ("matrix:", "matrx:", "is damaged"),
@@ -411,9 +411,7 @@ def test_only_what_a_pin_asks_makes_a_lock_stale(project: Path, data: st.DataObj
     other = {**given_matrix, "pins": {**PINS, pin: asks}}
     moved = read_as(project, data.draw(written(other)))
     assert lockfile.meaning(moved) != held.meaning
-    assert lockfile.check(moved, held) == [
-        f"pin {pin} {value} asks for something else than was locked"
-    ]
+    assert lockfile.check(moved, held) == [f"pin {pin} {value} has changed since it was locked"]
 
 
 @settings(max_examples=15, deadline=None)
@@ -445,9 +443,9 @@ def test_what_is_not_resolved_fits_until_something_else_is_asked(project: Path) 
     assert lockfile.check(read, held) == []
     assert held.unresolved(*key) == "its server is silent"
     assert held.unresolved("os", "trixie") is None
-    assert held.slice([key], maker.ARM) == {"fork/one": []}
-    with pytest.raises(LockError, match=r"holds nothing for pin fork one"):
+    assert held.find(*key, maker.ARM) is None
+    with pytest.raises(LockError, match=r"has nothing for pin fork one"):
         held.items(*key, maker.ARM)
     pins = {**PINS, "fork": {"one": maker.git_pin("d" * 40)}}
     moved = read_as(project, yaml.safe_dump(maker.document(pins, LAYERS, variants)))
-    assert lockfile.check(moved, held) == ["pin fork one asks for something else than was locked"]
+    assert lockfile.check(moved, held) == ["pin fork one has changed since it was locked"]

@@ -84,14 +84,14 @@ WRONG = [
     ("{wheels: {pin: nccl}}", "{wheels: {pin: nccl, selct: [a]}}", 11, "unknown key 'selct'",
      "did you mean 'select'?"),
     ('nccl: ["2.30.4", "2.30.7"]\nex', 'nccl: ["2.30.4", "2.30.9"]\nex', 19,
-     "axis nccl names '2.30.9', but pins.nccl has no such value", "did you mean"),
+     "axis nccl has '2.30.9', which is not in pins.nccl", "did you mean"),
     ("  base: {base", "  gone: {}\n  base: {base", 10, "layer gone has no images/gone/Dockerfile",
-     "make it"),
-    ('"2.30.7": {kind', '"newest": {kind', 8, "pin nccl: 'newest' is no version",
+     "write it"),
+    ('"2.30.7": {kind', '"newest": {kind', 8, "pin nccl: 'newest' is not a version",
      "MAJOR.MINOR.PATCH"),
     ("[linux/arm64, linux/amd64]\n  deb", "[linux/arm64, linux/riscv64]\n  deb", 17,
-     "platform 'linux/riscv64' is supported by no layer", "did you mean"),
-    ("n{nccl}-{arch}", "n-{arch}", 13, "two variants are called 'n-arm64'", "axis that tells"),
+     "no layer supports platform 'linux/riscv64'", "did you mean"),
+    ("n{nccl}-{arch}", "n-{arch}", 13, "two variants are called 'n-arm64'", "use an axis"),
     ("n{nccl}-{arch}", "n{nope}", 13, "cannot be filled in: 'nope' is no axis",
      "known are {platform}, {debian}, {nccl}, {arch}"),
     ("n{nccl}-{arch}", "n{}", 13, "cannot be filled in: '' is no axis", "known are"),
@@ -123,7 +123,7 @@ WRONG = [
     ("include: []", ("include: [{name: n2.30.4-arm64, platform: linux/arm64, "
      "pins: {debian: trixie, nccl: 2.30.7}}]"), 22, "two variants are called 'n2.30.4-arm64'",
      "rename one"),
-    ("include: []", "include: []\ninclude: []", 23, "the key 'include' stands here twice", "keep"),
+    ("include: []", "include: []\ninclude: []", 23, "duplicate key 'include'", "keep"),
     ("{base: debian}", "{base: nccl}", 13, ("layer base has nccl as `base`, but nccl 2.30.4 is a "
      "wheels pin"), "`base` takes a pin of kind debian or image"),
     ("{wheels: {pin: nccl}}", "{debs: nccl}", 13, ("layer nccl has nccl as `debs`, but nccl 2.30.4 "
@@ -133,12 +133,14 @@ WRONG = [
     ("{wheels: {pin: nccl}}", ("{source: {pin: nccl, dockerfile: D, target: t, images: {A: debian, "
      "B: layer}, jobs: 1, threads: 1, arch_list: x}}"), 13, ("layer nccl has debian as `source`, "
      "but debian trixie is a debian pin"), "`source` takes a pin of kind image"),
-    ("[base, nccl]", "[nccl, base]", 13, ("variant n2.30.4-arm64: layer base has a `base` but lies "
-     "on another"), "the lowest layer, and no other, has a `base`"),
-    ("[base, nccl]", "[nccl]", 13, "variant n2.30.4-arm64: layer nccl is lowest, on nothing",
+    ("[base, nccl]", "[nccl, base]", 13, ("variant n2.30.4-arm64: layer base has a `base`, but is "
+     "not the lowest"), "the lowest layer, and no other, has a `base`"),
+    ("[base, nccl]", "[nccl]", 13, ("variant n2.30.4-arm64: layer nccl is the "
+     "lowest, but has no `base`"),
      "the lowest layer, and no other, has a `base`"),
     ("{wheels: {pin: nccl}}", "{wheels: {pin: nccl}, patches: [fix]}", 11,
-     "layer nccl applies patch 'fix', which patches/patches.yaml lacks", "write patches/patches"),
+     "layer nccl applies patch 'fix', which is not in patches/patches.yaml",
+     "write patches/patches"),
     ("{wheels: {pin: nccl}}", "{wheels: {pin: nccl}, checks: [bsae]}", 11,
      "layer nccl takes the checks of 'bsae', which is no layer", "did you mean 'base'?"),
     ('suite: trixie}', 'suite: trixie, pakages: [gcc]}', 5, "unknown key 'pakages'",
@@ -146,8 +148,8 @@ WRONG = [
     ("{kind: debian, suite: trixie}", "{kind: git, repository: x}", 5, "'x' does not have the",
      "^(https|http|git|ssh)://"),
     ("axes:\n", "axes: &a\n  loop: *a\n", 16, "an alias contains itself", "remove the alias"),
-    ("version: 1\n", "version: 1\n\t- x", 2, "this is no YAML", "spaces"),
-    ("version: 1\n", "---\nversion: 1\n---\n", 3, "this is no YAML", "one document"),
+    ("version: 1\n", "version: 1\n\t- x", 2, "invalid YAML", "spaces"),
+    ("version: 1\n", "---\nversion: 1\n---\n", 3, "invalid YAML", "one document"),
 ]  # fmt: skip
 
 
@@ -176,7 +178,7 @@ def test_an_unknown_patch_has_its_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         maker.write(tmp_path, data, {"fix": patch})
     (problem,) = error.value.problems
-    assert problem.what == "layer high applies patch 'fox', which patches/patches.yaml lacks"
+    assert problem.what == "layer high applies patch 'fox', which is not in patches/patches.yaml"
     assert problem.todo == "did you mean 'fix'?"
 
 
@@ -214,10 +216,10 @@ def test_a_matrix_of_every_kind_of_pin_and_layer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "images", "line", "what"),
     [
-        ("patches: [p]", "BUILD: os, FINAL: layer", 12, "would not get its `patches`"),
-        ("debs: nccl", "BUILD: os, FINAL: layer", 12, "would not get its `debs`"),
-        ("wheels: {pin: app}", "BUILD: os, FINAL: layer", 12, "would not get its `wheels`"),
-        ("base: os", "BUILD: os, FINAL: layer", 12, "would not get its `base`"),
+        ("patches: [p]", "BUILD: os, FINAL: layer", 12, "would ignore its `patches`"),
+        ("debs: nccl", "BUILD: os, FINAL: layer", 12, "would ignore its `debs`"),
+        ("wheels: {pin: app}", "BUILD: os, FINAL: layer", 12, "would ignore its `wheels`"),
+        ("base: os", "BUILD: os, FINAL: layer", 12, "would ignore its `base`"),
         ("args: {}", "BUILD: os", 11, "takes no layer below"),
     ],
 )
@@ -347,33 +349,33 @@ def test_problems_are_in_the_words_of_the_file(project: Path) -> None:
         (5, "pins.g.1.0.0.python must be text, but is 3.10", 'quote it: "3.10"'),
         (6, "pins.i.1.0.0.python must be text, but is 3", 'quote it: "3"'),
         (6, "pins.i.2.0.0.image must be one word, but is a list",
-         "one word is wanted here: `image: …` (NAME:TAG, and @sha256:… where its digest is known)"),
+         "write one word: `image: …` (NAME:TAG, and @sha256:… where its digest is known)"),
         (8, "layers.base.pins must be a list, but is 'g'",
-         "a list is wanted here: `pins: ['g']` (pins of which only the version is needed)"),
+         "write a list: `pins: ['g']` (pins whose version alone is needed)"),
         (8, "layers.base.platforms is empty", "at least 1 entry must be here"),
         (8, "layers.base.source must be a mapping, but is 'g'",
-         ("a mapping is wanted here: `source: {pin: …, dockerfile: …, target: …, images: …, "
+         ("write a mapping: `source: {pin: …, dockerfile: …, target: …, images: …, "
          "jobs: …, threads: …, arch_list: …}`")),
-        (9, "layers.up must be a mapping, but is empty", "a mapping is wanted here: `up: {}`"),
+        (9, "layers.up must be a mapping, but is empty", "write a mapping: `up: {}`"),
         (10, "defaults.answer.says is empty",
-         "at least 1 character must be here (what its output then holds)"),
+         "at least 1 character must be here (a part of its output then)"),
         (10, "defaults.name must be one word, but is a list",
-         "one word is wanted here: `name: …` (template over the axes and {arch})"),
+         "write one word: `name: …` (template over the axes and {arch})"),
         (11, "exclude.0.platform must be one word, but is a list",
-         "one word is wanted here: `platform: …`"),
+         "write one word: `platform: …`"),
         (12, "include.0 must be a mapping, but is 'x'",
-         "a mapping is wanted here: `- {name: …, platform: …}`"),
+         "write a mapping: `- {name: …, platform: …}`"),
         (13, "groups.default must be a list, but is a mapping",
-         "a list is wanted here: `default: […]`"),
+         "write a list: `default: […]`"),
         (14, "profiles.p.nodes must be a whole number, but is '2'",
-         "a whole number is wanted here: `nodes: 1`"),
+         "write a whole number: `nodes: 1`"),
         (14, "profiles.p.rdma must be true or false, but is 'yes please'",
-         ("true or false is wanted here: `rdma: true` (NCCL must use InfiniBand or RoCE; default: "
+         ("write true or false: `rdma: true` (NCCL must use InfiniBand or RoCE; default: "
          "with several nodes)")),
         (14, "profiles.p.serve.max_model_len must be a whole number, but is 1.5",
-         "a whole number is wanted here: `max_model_len: 1` (tokens of context)"),
+         "write a whole number: `max_model_len: 1` (tokens of context)"),
         (15, "profiles.p.serve.compilation must be a mapping, but is a list",
-         "a mapping is wanted here: `compilation: {NAME: …}` (--compilation-config)"),
+         "write a mapping: `compilation: {NAME: …}` (--compilation-config)"),
     ]  # fmt: skip
 
 
@@ -385,8 +387,8 @@ def test_a_product_beyond_the_limit_is_not_computed(project: Path) -> None:
     text = GOOD.replace("pins:\n", "pins:\n" + pins, 1)
     few = text.replace("axes:\n", "axes:\n" + "".join(axes.splitlines(keepends=True)[:13]))
     assert problems(project, few) == [
-        (56, "the axes multiply to 32,768 variants; at most 10,000 can be",
-         "leave values out, or write the variants that are wanted under `include`"),
+        (56, "the axes multiply to 32,768 variants; the limit is 10,000",
+         "remove values, or list the variants under `include`"),
     ]  # fmt: skip
     ((_, what, _),) = problems(project, text.replace("axes:\n", "axes:\n" + axes))
     assert "4,398,046,511,104 variants" in what
@@ -432,7 +434,7 @@ def test_two_layers_cannot_both_take_the_rest(project: Path) -> None:
     [
         (b"", "the file is empty"),
         (b"# only a comment\n", "the file is empty"),
-        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"\xff\xfe\x00", "invalid UTF-8"),
         (b"x" * (1 << 20) + b"xx", "larger than 1 MiB"),
         ((b"a: &a [1,1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\n"
          b"c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n"
@@ -486,7 +488,7 @@ def test_select(project: Path) -> None:
         "n2.30.4-arm64",
         "n2.30.7-arm64",
     ]
-    with pytest.raises(UsageError, match="no variant is called") as error:
+    with pytest.raises(UsageError, match="there is no variant") as error:
         matrix.select(read, names=["n2.30.4-arm"])
     assert error.value.hint == "did you mean 'n2.30.4-arm64'?"
     with pytest.raises(UsageError, match="no variant matches"):
@@ -581,7 +583,7 @@ def test_a_project_of_two_pins_is_an_error(tmp_path: Path) -> None:
 def test_a_requirement_may_have_extras(project: Path) -> None:
     extras = "ray[cgraph,client,default]==2.54.0"
     pin = load(project, GOOD.replace("nvidia-nccl-cu13==2.30.4", extras)).pins["nccl"]["2.30.4"]
-    assert lockfile.asked(pin)["require"] == [extras]
+    assert pin.request()["require"] == [extras]
     for wrong in ("ray[]==1", "ray[a==1", "ray[a]", "ray[a]>=1", "ray[a;b]==1"):
         ((line, what, todo),) = problems(project, GOOD.replace("nvidia-nccl-cu13==2.30.4", wrong))
         assert (line, "does not have the right form" in what) == (7, True)
@@ -611,16 +613,14 @@ def test_lock_and_matrix_disagree(project: Path) -> None:
     held = locked(read, wheel("a"))
     assert lockfile.check(read, held) == []
     moved = load(project, GOOD.replace("cu13==2.30.4", "cu13==2.30.5"))
-    assert lockfile.check(moved, held) == [
-        "pin nccl 2.30.4 asks for something else than was locked"
-    ]
+    assert lockfile.check(moved, held) == ["pin nccl 2.30.4 has changed since it was locked"]
     fewer = replace(
         held, entries={k: one for k, one in held.entries.items() if k != ("nccl", "2.30.7")}
     )
     assert lockfile.check(read, fewer) == ["pin nccl 2.30.7 is not locked"]
     more = replace(held, entries={**held.entries, ("old", "1"): held.entries["nccl", "2.30.4"]})
-    assert lockfile.check(read, more) == ["pin old 1 is locked but no variant uses it"]
-    with pytest.raises(LockError, match="holds nothing for pin nccl"):
+    assert lockfile.check(read, more) == ["pin old 1 is locked, but no variant uses it"]
+    with pytest.raises(LockError, match="has nothing for pin nccl"):
         planning.make(read, read.variants[1], fewer, ORIGIN)
 
 

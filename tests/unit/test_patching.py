@@ -81,9 +81,9 @@ def test_the_file_is_read(tmp_path: Path) -> None:
         ("    purpose: why\n    file", "    file", 3, "patches.one.purpose is missing"),
         ("file: one.py", "fiel: one.py", 6, "unknown key 'fiel' in patches.one"),
         ("file: one.py", "file: /one.py", 6, "patches.one.file"),
-        ("file: one.py", "file: ../one.py", 3, "the path '../one.py' leads out of its folder"),
-        ("path: two.diff", "path: a/../two.diff", 10, "the path 'a/../two.diff' leads out"),
-        ("replaces: a/b.py", "replaces: a/..", 3, "the path 'a/..' leads out of its folder"),
+        ("file: one.py", "file: ../one.py", 3, "path '../one.py', which leads out of its folder"),
+        ("path: two.diff", "path: a/../two.diff", 10, "'a/../two.diff', which leads out"),
+        ("replaces: a/b.py", "replaces: a/..", 3, "path 'a/..', which leads out of"),
         ("root: /opt/site\n    r", "root: opt/site\n    r", 7, "patches.one.root"),
         ("root: /opt/site\n    r", "root: /opt/site/\n    r", 7, "patches.one.root"),
         ("[aaaaaaa]", "[aaaaaa]", 9, "patches.one.needed_by.0"),
@@ -142,8 +142,8 @@ HELD = {"a/b.py": SHA}
         ({}, NATIVE, True, HELD, State.DOES_NOT_FIT, "native since bbbbbbbbb"),
         ({}, MOVED, False, None, State.DOES_NOT_FIT, "its file moved"),
         ({}, MOVED, True, HELD, State.DOES_NOT_FIT, "its file moved"),
-        ({}, OTHER, False, None, State.NOT_NEEDED, "does not say that ddddddddd needs it"),
-        ({}, OTHER, True, HELD, State.DOES_NOT_FIT, "does not say that ddddddddd needs it"),
+        ({}, OTHER, False, None, State.NOT_NEEDED, "ddddddddd is not in `needed_by`"),
+        ({}, OTHER, True, HELD, State.DOES_NOT_FIT, "ddddddddd is not in `needed_by`"),
         ({}, None, False, None, State.NOT_NEEDED, "no fork commit"),
         ({}, None, True, None, State.DOES_NOT_FIT, "no fork commit"),
         ({"expects": SHA}, None, True, None, State.APPLIED, "checked in the image"),
@@ -308,12 +308,12 @@ def test_of_several_git_pins_a_patch_is_for_the_one_that_it_names(tmp_path: Path
     [
         (NATIVE, (), "native since"),
         (MOVED, (), "its file moved"),
-        (OTHER, (), "does not say that ddddddddd needs it"),
-        (NEEDS, (), "what it replaces is not in the lock"),
+        (OTHER, (), "ddddddddd is not in `needed_by`"),
+        (NEEDS, (), "the file that it changes is not in the lock"),
         (NEEDS, (Target(commit=NEEDS, before=MISSING, after=SHA, size=1, path="a/b.py"),),
          "a/b.py is not in the fork at aaaaaaaaa"),
         (NEEDS, (Target(commit=OTHER, before=SHA, after=SHA, size=1, path="a/b.py"),),
-         "what it replaces is not in the lock"),
+         "the file that it changes is not in the lock"),
     ],
 )  # fmt: skip
 def test_a_plan_with_a_patch_that_does_not_fit_is_refused(
@@ -337,7 +337,7 @@ def test_a_patch_on_a_ready_image(tmp_path: Path, expects: str | None) -> None:
     held = maker.locked(read)
     if expects is None:
         # Nothing says what lies in the image, and there is no source to look into.
-        with pytest.raises(LockError, match="what it replaces is not in the lock"):
+        with pytest.raises(LockError, match="the file that it changes is not in the lock"):
             planning.make(read, read.variants[0], held, maker.ORIGIN)
         return
     (made,) = planning.make(read, read.variants[0], held, maker.ORIGIN).layers[1].patches

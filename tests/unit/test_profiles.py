@@ -93,17 +93,17 @@ def test_a_good_one(tmp_path: Path) -> None:
         ({"serve__more": ["--no-enable-prefix-caching"]}, "set `serve.prefix_caching`"),
         ({"serve__more": ["-tp", "4"]}, "set `serve.tensor_parallel`"),
         ({"serve__more": ["--compilation-config.level", "3"]}, "set `serve.compilation`"),
-        ({"serve__more": ["--node-rank", "1"]}, "follows from the fleet and the image"),
-        ({"serve__more": ["--master-addr=h"]}, "follows from the fleet and the image"),
-        ({"serve__more": ["serve"]}, "follows from the fleet and the image"),
+        ({"serve__more": ["--node-rank", "1"]}, "is derived from the fleet and the image"),
+        ({"serve__more": ["--master-addr=h"]}, "is derived from the fleet and the image"),
+        ({"serve__more": ["serve"]}, "is derived from the fleet and the image"),
         ({"serve__more": ["x"]}, "'x' is no argument"),
-        ({"env__LD_PRELOAD": "/x"}, "measured in the image"),
-        ({"env__NCCL_IB_HCA": "x"}, "a node's `interface` and `hca` decide"),
-        ({"env__NCCL_DEBUG": "WARN"}, "hides what is proven from the logs"),
+        ({"env__LD_PRELOAD": "/x"}, "derived from the library in the image"),
+        ({"env__NCCL_IB_HCA": "x"}, "set `interface` and `hca` of a node"),
+        ({"env__NCCL_DEBUG": "WARN"}, "do not show which NCCL runs"),
         ({"env__A": "a\nb"}, "more than one line"),
         ({"caches__vllm": "relative"}, "does not have the right form"),
-        ({"caches__more": "/root/.cache/vllm/more"}, "lie in one another"),
-        ({"caches__more": "/root/.cache/vllm/"}, "lie in one another"),
+        ({"caches__more": "/root/.cache/vllm/more"}, "are inside each other"),
+        ({"caches__more": "/root/.cache/vllm/"}, "are inside each other"),
         ({"restart": "always"}, "'no' or 'unless-stopped'"),
         ({"shm_size": "big"}, "does not have the right form"),
     ],
@@ -149,7 +149,7 @@ def test_the_real_ones() -> None:
     assert {one.nodes for one in read.profiles.values()} == {1, 4}
 
 
-@given(st.lists(st.sampled_from([*profiles.TYPED, *profiles.DERIVED]), min_size=1), st.booleans())
+@given(st.lists(st.sampled_from([*profiles.FIELDS, *profiles.DERIVED]), min_size=1), st.booleans())
 def test_no_typed_argument_passes_as_another_one(words: list[str], assigned: bool) -> None:
     more = [f"{word}=1" if assigned and word.startswith("--") else word for word in words]
     found = {key[-1] for key, _, _ in profiles._more(more)}

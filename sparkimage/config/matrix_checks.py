@@ -1,0 +1,204 @@
+"""What can be wrong with a matrix beyond its form."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from semver import Version
+
+from sparkimage.config import patch_specs
+from sparkimage.config.patch_specs import PATCHES, Patch
+from sparkimage.config.schema import (
+    LAYER,
+    PYTHON_ARGUMENT,
+    DebPin,
+    ImagePin,
+    LayerSpec,
+    MatrixFile,
+    WheelsPin,
+    version_argument,
+)
+from sparkimage.config.validation import Report
+from sparkimage.config.yamlfile import Key
+
+if TYPE_CHECKING:
+    from sparkimage.config.matrix import Variant
+
+TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+"""A valid tag: https://github.com/opencontainers/distribution-spec/blob/main/spec.md"""
+MAX_VARIANTS = 10_000
+"""Of the axes' product."""
+HUGE = 10**18
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixChecks:
+    """Adds the problems of a well-formed matrix file to ``report``."""
+
+    report: Report
+    spec: MatrixFile
+    patches: Mapping[str, Patch]
+    images: Path
+    """The folder with a folder for each layer."""
+
+    def check_pins(self) -> None:
+        """Check names and versions; a pin without a version gets the name of its value."""
+        if PATCHES in self.spec.pins:
+            what = f"no pin can be called {PATCHES!r}: matrix.lock has the patches under this name"
+            self.report.add(("pins", PATCHES), what, "rename the pin")
+        arguments = {PYTHON_ARGUMENT: "Python's X.Y"}
+        for name, values in self.spec.pins.items():
+            argument, title = version_argument(name), f"the version of pin {name}"
+            if (other := arguments.setdefault(argument, title)) != title:
+                what = f"a pin cannot be called {name!r}: the build argument {argument} is {other}"
+                self.report.add(("pins", name), what, "rename the pin")
+            for value, pin in values.items():
+                if isinstance(pin, WheelsPin | DebPin | ImagePin):
+                    version = pin.version or value
+                    if not Version.is_valid(version):
+                        self.report.add(
+                            ("pins", name, value),
+                            f"pin {name}: {version!r} is not a version",
+                            "use MAJOR.MINOR.PATCH as its name, or give it a `version:`",
+                        )
+                    values[value] = pin.model_copy(update={"version": version})
+
+    def check_layers(self) -> None:
+        """Check each layer's folder, and every name that it refers to."""
+        spec, require = self.spec, self.report.require
+        for name, layer in spec.layers.items():
+            key: Key = ("layers", name)
+            if layer.source is None and not (self.images / name / "Dockerfile").is_file():
+                what = f"layer {name} has no images/{name}/Dockerfile"
+                self.report.add(key, what, "write it (it begins `FROM layer`), or remove the layer")
+            for pin in layer.uses:
+                what = f"layer {name} uses pin {pin!r}, which is not in pins"
+                require(key, pin, spec.pins, what)
+            self._check_source(name, layer)
+            for i, other in enumerate(layer.checks):
+                what = f"layer {name} takes the checks of {other!r}, which is no layer"
+                require((*key, "checks", i), other, spec.layers, what)
+            for i, patch in enumerate(layer.patches):
+                what = f"layer {name} applies patch {patch!r}, which is not in {patch_specs.FILE}"
+                todo = f"write {patch_specs.FILE}"
+                require((*key, "patches", i), patch, self.patches, what, if_none=todo)
+
+    def _check_source(self, name: str, layer: LayerSpec) -> None:
+        """Check a layer that is built by a repository's own Dockerfile."""
+        if layer.source is None:
+            return
+        for field in ("base", "debs", "wheels", "patches"):
+            if getattr(layer, field):
+                self.report.add(
+                    ("layers", name, field),
+                    f"layer {name} has a `source`, whose Dockerfile would ignore its `{field}`",
+                    f"move `{field}` to a layer of its own: below {name}, or above it to change "
+                    "what the source installs",
+                )
+        if LAYER not in layer.source.images.values():
+            self.report.add(
+                ("layers", name, "source"),
+                f"layer {name} takes no layer below: the image would have nothing of it",
+                f"give the layer below to the argument of the Dockerfile's last FROM: "
+                f"`images: {{FINAL_BASE_IMAGE: {LAYER}}}`",
+            )
+
+    def check_axes(self) -> None:
+        """Check names, values and the number of variants."""
+        axes, pins = self.spec.axes, self.spec.pins
+        for axis, values in axes.items():
+            known: Collection[str] = pins.get(axis, {})
+            what = f"axis {axis} has {{!r}}, which is not in pins.{axis}"
+            if axis == "platform":
+                known = {p for layer in self.spec.layers.values() for p in layer.platforms}
+                what = "no layer supports platform {!r}"
+            elif axis not in pins:
+                what = f"axis {axis!r} is neither `platform` nor a pin"
+                self.report.require(("axes", axis), axis, [*pins, "platform"], what)
+                continue
+            for i, value in enumerate(values):
+                self.report.require(("axes", axis, i), value, known, what.format(value))
+        product = math.prod(len(values) for values in axes.values())
+        if product > MAX_VARIANTS:
+            number = f"{product:,}" if product < HUGE else f"over {HUGE:,}"
+            self.report.add(
+                ("axes",),
+                f"the axes multiply to {number} variants; the limit is {MAX_VARIANTS:,}",
+                "remove values, or list the variants under `include`",
+            )
+        if "platform" not in axes and (axes or not self.spec.include):
+            self.report.add(("axes",), "there is no platform axis", "add `platform: [linux/arm64]`")
+
+    def check_variant(self, variant: Variant, key: Key) -> None:
+        """Check that the layers of a variant go together, and with the values of its pins."""
+        title, pins = f"variant {variant.name}", self.spec.pins
+        layers_key: Key = (*key[:-1], "layers")
+        if not TAG.fullmatch(variant.name):
+            what = f"{variant.name!r} cannot be an image's tag"
+            self.report.add(key, what, "use letters, digits, `.-_`")
+        for name in sorted(name for name, n in Counter(variant.layers).items() if n > 1):
+            what = f"{title} has the layer {name} more than once"
+            self.report.add(layers_key, what, "keep one of them")
+        pythons = {
+            f"{pin} {value} ({python})": python
+            for pin, value in variant.pins.items()
+            if (python := getattr(pins[pin].get(value), "python", None)) is not None
+        }
+        if len(set(pythons.values())) > 1:
+            what = f"{title}: its pins are for different Pythons: {', '.join(sorted(pythons))}"
+            self.report.add(key, what, "use pins of one `python`")
+        rest: dict[str, str] = {}
+        for name in variant.layers:
+            if name not in self.spec.layers:
+                self.report.require(layers_key, name, self.spec.layers, f"unknown layer {name!r}")
+                continue
+            layer = self.spec.layers[name]
+            self._check_layer_of(variant, key, name, layer)
+            if layer.wheels is not None and not layer.wheels.select:
+                pin = layer.wheels.pin
+                if pin in rest:
+                    what = f"layers {rest[pin]} and {name} both take the rest of pin {pin}"
+                    self.report.add(layers_key, what, "give one of them a `select`")
+                rest[pin] = name
+
+    def _check_layer_of(self, variant: Variant, key: Key, name: str, layer: LayerSpec) -> None:
+        """Check one layer of a variant, and the values of the pins that it uses."""
+        title = f"variant {variant.name}: layer {name}"
+        if variant.platform not in layer.platforms:
+            what = f"{title} does not support {variant.platform}"
+            self.report.add(key, what, f"layers.{name}.platforms has {', '.join(layer.platforms)}")
+        for pin in layer.uses:
+            if pin not in variant.pins:
+                what = f"{title} needs a value for pin {pin}"
+                todo = f"add an axis {pin}, or `pins: {{{pin}: ...}}` to the include"
+                self.report.add(key, what, todo)
+        for role, pin, kinds in layer.roles:
+            value = variant.pins.get(pin, "")
+            # A value that is not there is a problem of its own.
+            spec = self.spec.pins[pin].get(value)
+            if spec is not None and spec.kind not in kinds:
+                what = f"{title} has {pin} as `{role}`, but {pin} {value} is a {spec.kind} pin"
+                self.report.add(key, what, f"`{role}` takes a pin of kind {' or '.join(kinds)}")
+        if (layer.base is not None) != (name == variant.layers[0]):
+            what = f"{title} has a `base`, but is not the lowest"
+            if layer.base is None:
+                what = f"{title} is the lowest, but has no `base`"
+            self.report.add(key, what, "the lowest layer, and no other, has a `base`")
+
+    def check_bake_targets(self, names: Sequence[str]) -> None:
+        """Check that names also differ as those of bake's targets, which have fewer characters."""
+        targets: dict[str, str] = {}
+        for name in names:
+            other = targets.setdefault(re.sub(r"[^a-zA-Z0-9_-]", "_", name), name)
+            if other != name:
+                self.report.add(
+                    ("defaults", "name"),
+                    f"the variants {other!r} and {name!r} cannot be told apart by bake",
+                    "let them differ in more than `.` and `_`",
+                )
