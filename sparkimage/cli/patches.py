@@ -41,7 +41,6 @@ def patches(context: typer.Context, as_json: JsonOption = False) -> None:
         {"patch": name, "variant": variant.name, "state": verdict.state, "reason": verdict.reason}
         for variant in read.variants
         for name, verdict in planning.judge_patches(read, variant, held).items()
-        if planning.has_fork(read, variant)
     ]
     if as_json:
         print_json(rows)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -48,13 +50,18 @@ def image_name(text: str) -> ImageName:
     return ImageName(repository=repository, tag=tag or None, digest=digest or None)
 
 
+def parse_ip(host: str) -> IPv4Address | IPv6Address | None:
+    """The IP address ``host``; None where it is a name."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host)
+    return None
+
+
 def is_loopback(authority: str) -> bool:
     """Whether ``authority``, HOST[:PORT], is on this machine."""
     host = urlsplit(f"//{authority}").hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    ip = parse_ip(host)
+    return ip.is_loopback if ip is not None else host == "localhost"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sparkimage.config import validation, yamlfile
+from sparkimage.config.address import parse_ip
 from sparkimage.config.validation import Finding, Report, Strict
 from sparkimage.core.errors import UsageError
 
@@ -84,7 +84,6 @@ class Node:
     interface: str | None = None
     hca: tuple[str, ...] = ()
     gpus: int | None = None
-    labels: tuple[tuple[str, str], ...] = ()
 
 
 def head_of(nodes: Sequence[Node]) -> Node:
@@ -162,11 +161,10 @@ def _node(name: str, spec: NodeSpec) -> Node:
     return Node(
         name=name,
         **{
-            **dict(spec),
+            **{key: value for key, value in spec if key != "labels"},
             "control": control,
             "data": spec.data if spec.data != control else None,
             "hca": tuple(spec.hca or ()),
-            "labels": tuple(sorted(spec.labels.items())),
         },
     )
 
@@ -181,18 +179,11 @@ def _check(nodes: tuple[Node, ...]) -> Iterator[Finding]:
             if other != node.name:
                 what = f"{node.name} and {other} have the same address {address}"
                 yield (node.name, kind), what, "give each node its own"
-            if _is_unspecified(address):
+            ip = parse_ip(address)
+            if ip is not None and (ip.is_unspecified or ip.is_multicast):
                 todo = "write the node's own address"
                 yield (node.name, kind), f"{address} is not the address of a host", todo
     heads = [node.name for node in nodes if node.role == "head"]
     if len(heads) > 1:
         what = f"{' and '.join(heads)} both have the role head"
         yield (heads[1], "role"), what, "keep one, and make the others `role: worker`"
-
-
-def _is_unspecified(address: str) -> bool:
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return ip.is_unspecified or ip.is_multicast

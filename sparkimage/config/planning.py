@@ -9,38 +9,11 @@ from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import TypeVar
 
-from sparkimage.config import patch_specs, schema
-from sparkimage.config.lockfile import (
-    ANY,
-    MISSING,
-    Commit,
-    Deb,
-    Key,
-    Lock,
-    OneItem,
-    PatchText,
-    PinnedImage,
-    Target,
-    Wheel,
-)
+from sparkimage.config import lockfile, patch_specs, plan, schema
+from sparkimage.config.lockfile import ANY, MISSING, Deb, Key, Lock, OneItem, Wheel
 from sparkimage.config.matrix import Matrix, Variant
 from sparkimage.config.patch_specs import PATCHES, Patch, State, Verdict
-from sparkimage.config.plan import (
-    LABEL,
-    MORE,
-    ROOT,
-    Answer,
-    DebianRoot,
-    Debs,
-    LayerPlan,
-    Origin,
-    PatchPlan,
-    Plan,
-    SourceBuild,
-    Unresolved,
-    canonical,
-    context_name,
-)
+from sparkimage.config.plan import LABEL, LayerPlan, Origin, Plan, canonical
 from sparkimage.config.schema import DebianPin, DebPin, GitPin, ImagePin, PinBase, WheelsPin
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.errors import LockError
@@ -65,15 +38,10 @@ def make(matrix: Matrix, variant: Variant, lock: Lock, origin: Origin) -> Plan:
 
 
 def judge_patches(matrix: Matrix, variant: Variant, lock: Lock) -> dict[str, Verdict]:
-    """Whether each known patch applies to ``variant``."""
+    """Whether each known patch applies to ``variant``; empty where that has no fork's commit."""
     pins = _LockedVariant(matrix=matrix, variant=variant, lock=lock)
-    return {name: pins.judge(name) for name in sorted(matrix.patches)}
-
-
-def has_fork(matrix: Matrix, variant: Variant) -> bool:
-    """Whether the variant has a fork's commit, to which patches may apply."""
-    pins = (matrix.pins[name][value] for name, value in variant.pins.items())
-    return any(isinstance(pin, GitPin | ImagePin) and pin.commit is not None for pin in pins)
+    names = sorted(matrix.patches) if any(pins.forks()) else ()
+    return {name: pins.judge(name) for name in names}
 
 
 class _Planner:
@@ -89,7 +57,7 @@ class _Planner:
         patches = {patch for la in variant.layers for patch in self.matrix.layers[la].patches}
         keys = [*variant.pins.items(), *((PATCHES, name) for name in sorted(patches))]
         unresolved = tuple(
-            Unresolved(pin=pin, value=value, reason=reason)
+            plan.Unresolved(pin=pin, value=value, reason=reason)
             for pin, value in keys
             if (reason := self.lock.unresolved(pin, value)) is not None
         )
@@ -130,7 +98,7 @@ class _Planner:
             versions=versions,
             python=pins.python,
             requires=self.matrix.requires,
-            answer=Answer(**{**dict(answer), "args": tuple(answer.args)}) if answer else None,
+            answer=plan.Answer(**{**dict(answer), "args": tuple(answer.args)}) if answer else None,
             labels=dict(sorted(labels.items())),
             lock_checksum=checksum,
             epoch=self.origin.epoch,
@@ -250,51 +218,50 @@ class _LockedVariant:
         if spec.source is not None:
             source = self._source(spec.source)
             args |= _source_args(spec.source, source)
+        root, image = None, None
+        if spec.base is not None and self.pins[spec.base].kind == "image":
+            image = self._item(spec.base, lockfile.PinnedImage)
+        elif spec.base is not None:
+            root = self._root(spec.base)
         return LayerPlan(
             name=name,
             dockerfile=source.dockerfile if source else f"images/{name}/Dockerfile",
             args=dict(sorted(args.items())),
             wheels=wheels,
             find_links=find_links,
-            root=self._root(spec.base),
-            image=self._base_image(spec.base),
+            root=root,
+            image=image,
             debs=self._debs(spec.debs) if spec.debs is not None else None,
             source=source,
             patches=tuple(self._patch(patch) for patch in spec.patches),
             checks=tuple(spec.checks),
         )
 
-    def _base_image(self, name: str | None) -> PinnedImage | None:
-        return self._item(name, PinnedImage) if name and self.pins[name].kind == "image" else None
-
-    def _root(self, name: str | None) -> DebianRoot | None:
-        pin = self.pins[name] if name is not None else None
-        if name is None or not isinstance(pin, DebianPin):
-            return None
-        return DebianRoot(
+    def _root(self, name: str) -> plan.DebianRoot:
+        return plan.DebianRoot(
             pin=name,
             value=self.variant.pins[name],
-            suite=pin.suite,
+            suite=self._pin(name, DebianPin).suite,
             arch=self.variant.arch,
-            debs=tuple(deb for deb in self._items(name, Deb) if deb.part == ROOT),
+            debs=tuple(deb for deb in self._items(name, Deb) if deb.part == plan.ROOT),
         )
 
-    def _debs(self, name: str) -> Debs:
+    def _debs(self, name: str) -> plan.Debs:
         pin = self.pins[name]
         assert isinstance(pin, DebianPin | DebPin)
-        return Debs(
+        return plan.Debs(
             pin=name,
             value=self.variant.pins[name],
             arch=self.variant.arch,
-            debs=tuple(deb for deb in self._items(name, Deb) if deb.part == MORE),
+            debs=tuple(deb for deb in self._items(name, Deb) if deb.part == plan.MORE),
             names=tuple(sorted(pin.packages)),
             suite=pin.suite if isinstance(pin, DebianPin) else None,
             repository=pin.address(self.variant.platform) if isinstance(pin, DebPin) else None,
         )
 
-    def _source(self, use: schema.SourceUse) -> SourceBuild:
-        pin, commit = self._pin(use.pin, GitPin), self._item(use.pin, Commit)
-        return SourceBuild(
+    def _source(self, use: schema.SourceUse) -> plan.SourceBuild:
+        pin, commit = self._pin(use.pin, GitPin), self._item(use.pin, lockfile.Commit)
+        return plan.SourceBuild(
             pin=use.pin,
             value=self.variant.pins[use.pin],
             repository=pin.repository,
@@ -304,30 +271,30 @@ class _LockedVariant:
             target=use.target,
             version=pin.version,
             images={
-                arg: None if name == schema.LAYER else self._item(name, PinnedImage)
+                arg: None if name == schema.LAYER else self._item(name, lockfile.PinnedImage)
                 for arg, name in sorted(use.images.items())
             },
         )
 
-    def _forks(self) -> Iterator[tuple[str | None, str]]:
+    def forks(self) -> Iterator[tuple[str | None, str]]:
         """Repository and commit of every git pin, and the commit of an image that has one."""
         for name, pin in self.pins.items():
             if isinstance(pin, GitPin):
                 items = self.lock.find(name, self.variant.pins[name], ANY) or ()
-                locked = [item.commit for item in items if isinstance(item, Commit)]
+                locked = [item.commit for item in items if isinstance(item, lockfile.Commit)]
                 yield pin.repository, locked[0] if locked else pin.commit
             elif isinstance(pin, ImagePin) and pin.commit is not None:
                 yield None, pin.commit
 
     def _fork(self, patch: Patch) -> tuple[str | None, str | None]:
         """The fork that the patch is for: of several the one that patches.yaml mentions."""
-        forks = list(self._forks())
+        forks = list(self.forks())
         mentioned = [fork for fork in forks if patch_specs.mentions(patch, fork[1])]
         return next(iter(mentioned or forks), (None, None))
 
-    def _targets(self, name: str, commit: str | None) -> tuple[Target, ...]:
+    def _targets(self, name: str, commit: str | None) -> tuple[lockfile.Target, ...]:
         items = self.lock.find(PATCHES, name, ANY) or ()
-        return tuple(i for i in items if isinstance(i, Target) and i.commit == commit)
+        return tuple(i for i in items if isinstance(i, lockfile.Target) and i.commit == commit)
 
     def judge(self, name: str) -> Verdict:
         """Whether the patch applies to this variant, by the matrix and the lock."""
@@ -342,7 +309,7 @@ class _LockedVariant:
         applied = any(name in self.matrix.layers[la].patches for la in self.variant.layers)
         return patch_specs.judge(patch, commit=commit, applied=applied, before=before or None)
 
-    def _patch(self, name: str) -> PatchPlan:
+    def _patch(self, name: str) -> plan.PatchPlan:
         patch = self.matrix.patches[name]
         verdict = self.judge(name)
         if verdict.state is not State.APPLIED:
@@ -353,19 +320,19 @@ class _LockedVariant:
             )
         repository, commit = self._fork(patch)
         items = self.lock.items(PATCHES, name, ANY)
-        text = next(item for item in items if isinstance(item, PatchText))
+        text = next(item for item in items if isinstance(item, lockfile.PatchText))
         targets = self._targets(name, commit)
         if not targets:
             assert patch.replaces is not None
             assert patch.expects is not None
             targets = (
-                Target(
+                lockfile.Target(
                     commit=commit or ANY, before=patch.expects, after=text.sha256, size=text.size,
                     path=patch.replaces,
                 ),
             )  # fmt: skip
         origin, origin_commit, path = patch.place
-        return PatchPlan(
+        return plan.PatchPlan(
             name=name,
             kind=patch.kind,
             repository=origin,
@@ -378,10 +345,10 @@ class _LockedVariant:
         )
 
 
-def _source_args(use: schema.SourceUse, source: SourceBuild) -> dict[str, str]:
+def _source_args(use: schema.SourceUse, source: plan.SourceBuild) -> dict[str, str]:
     """The arguments of vLLM's Dockerfile; an image's argument names a context of the build."""
     return {
-        **{arg: context_name(arg, image) for arg, image in source.images.items()},
+        **{arg: plan.context_name(arg, image) for arg, image in source.images.items()},
         # Without it a git context comes without .git, which setuptools_scm needs:
         # https://docs.docker.com/reference/dockerfile/#buildkit-built-in-build-args
         "BUILDKIT_CONTEXT_KEEP_GIT_DIR": "1",

@@ -14,11 +14,11 @@ from typing import ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class Locked:
-    """Something that is locked, for errors that speak of it."""
+    """A locked pin or tool, as errors name it."""
 
     title: str
     update: str
-    """The command that locks what there is now."""
+    """The command that locks its current state."""
 
     @classmethod
     def pin(cls, name: str, value: str) -> Locked:
@@ -29,7 +29,7 @@ class Locked:
 
     @classmethod
     def tool(cls, name: str) -> Locked:
-        """A program that this version of the package fetches for itself."""
+        """A program that this version of the package fetches."""
         return cls(title=name, update="upgrade sparkimage")
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Locked:
 
 
 class SparkError(Exception):
-    """A failure that a user can read.
+    """A failure to print for the user.
 
     ``message`` is one sentence with the target and what was seen; ``hint`` is the next action
     (a command where there is one); ``detail`` is longer output to print below.
@@ -54,7 +54,7 @@ class SparkError(Exception):
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Problem:
-    """One thing wrong in a file: where, what, and what to do about it."""
+    """One problem of a file: where, what, and the next action."""
 
     file: str
     line: int
@@ -68,8 +68,8 @@ class Problem:
 
 
 class ConfigError(SparkError):
-    """A file of the user's is wrong; carries every problem of that file, sorted by line, of which
-    so many are shown."""
+    """A file of the user is wrong. It has every problem of the file, sorted by line, and prints
+    the first ``SHOWN``."""
 
     exit_code = 2
     SHOWN = 100
@@ -87,25 +87,25 @@ class ConfigError(SparkError):
 
 
 class UsageError(SparkError):
-    """What was asked for does not exist or does not fit together."""
+    """What was requested does not exist, or does not go together."""
 
     exit_code = 2
 
 
 class EngineError(SparkError):
-    """No Docker engine answers (a dead daemon), or it answers with an error."""
+    """No Docker engine answers, or it answers with an error."""
 
     exit_code = 3
 
 
 class EnginePermissionError(EngineError):
-    """A Docker engine is there, but this user may not talk to it."""
+    """A Docker engine runs, but this user has no permission to use it."""
 
     exit_code = 4
 
 
 class ImageMissingError(SparkError):
-    """The engine or the store answers, but does not hold the image that was asked for."""
+    """The engine or the store answers, but does not have the requested image."""
 
     exit_code = 5
 
@@ -123,19 +123,19 @@ class VerifyError(SparkError):
 
 
 class StoreError(SparkError):
-    """The image store is damaged or lacks what it names."""
+    """The image store is damaged, or lacks a blob that it refers to."""
 
     exit_code = 8
 
 
 class PreflightError(SparkError):
-    """This machine cannot do what is asked: disk, emulation, tools or rights are lacking."""
+    """This machine lacks disk space, emulation, tools or rights for the command."""
 
     exit_code = 9
 
 
 class NetworkError(SparkError):
-    """Something that must be fetched cannot be reached."""
+    """A server that something must be fetched from cannot be reached."""
 
     exit_code = 10
 
@@ -147,7 +147,7 @@ class LockError(SparkError):
 
 
 class CommandError(SparkError):
-    """A command failed; shown so that it can be pasted, with its output below it."""
+    """A command failed; printed so that it can be pasted, with its output below."""
 
     exit_code = 12
 
@@ -171,7 +171,7 @@ class NodeError(SparkError):
 
 
 class UnreachableError(NodeError):
-    """The connection to a node was not made, or was lost. May pass, unless ``definite``."""
+    """The connection to a node failed or was lost. Worth a retry unless ``definite``."""
 
     def __init__(self, message: str, *, definite: bool, hint: str = "", detail: str = "") -> None:
         super().__init__(message, hint=hint, detail=detail)
@@ -179,7 +179,7 @@ class UnreachableError(NodeError):
 
 
 class DamagedError(NodeError):
-    """A node has an image of which it can make no container."""
+    """A node has an image that it can create no container of."""
 
 
 class GateError(SparkError):
@@ -189,43 +189,42 @@ class GateError(SparkError):
 
 
 class MixedFleetError(NodeError):
-    """The nodes do not have one image under one name, and it could not be mended now."""
+    """The nodes do not have the same image under one name, and it could not be fixed."""
 
     exit_code = 15
 
 
 class PublishedError(SparkError):
-    """What a registry holds is not what it must be: unsigned, not proven, moved or damaged."""
+    """What a registry has is unsigned, not proven, moved or damaged."""
 
     exit_code = 16
 
 
 class RegistryError(SparkError):
-    """A registry refuses: the login, the right, the room, or what it was given."""
+    """A registry refuses: the login, the right, the storage, or the content."""
 
     exit_code = 17
 
 
 class LaunchError(SparkError):
-    """A set of containers cannot be started, did not become ready, is not what it must be, or is
-    broken."""
+    """A deployment could not be started, did not become ready, or is not healthy."""
 
     exit_code = 18
 
 
 class DoctorError(SparkError):
-    """The doctor found what keeps a server of models from running here, or running well."""
+    """The doctor found a problem that stops or slows a model server on this cluster."""
 
     exit_code = 19
 
 
 class ProbeError(SparkError):
-    """A server of models refuses, breaks off or answers with something else than answers."""
+    """A model server refuses, closes the connection, or sends something else than a completion."""
 
     exit_code = 20
 
 
 class KnownFailureError(SparkError):
-    """A log shows a failure that is known; only where one was asked to check."""
+    """A log shows a known failure; only with the option that checks for one."""
 
     exit_code = 21

@@ -1,4 +1,4 @@
-"""Where things lie on this machine. Pure, but for reading the environment."""
+"""The paths of this machine. Pure, but for reading the environment."""
 
 from __future__ import annotations
 
@@ -19,21 +19,15 @@ LONGEST_SOCKET = "containerd/containerd-debug.sock"
 def home() -> Path:
     """The state folder: $SPARKIMAGE_HOME, else sparkimage under the user's XDG data folder.
 
-    Raises ``PreflightError`` when $SPARKIMAGE_HOME is no absolute path.
+    Raises ``PreflightError`` when $SPARKIMAGE_HOME is a relative path.
     """
     own = os.environ.get("SPARKIMAGE_HOME")
-    if own:
-        path = Path(own)
-        if not path.is_absolute():
-            raise PreflightError(
-                f"SPARKIMAGE_HOME is {own!r}, which is no absolute path",
-                hint=f"export SPARKIMAGE_HOME={path.absolute()}",
-            )
-        return path
-    data = os.environ.get("XDG_DATA_HOME", "")
-    # A relative one is to be ignored: https://specifications.freedesktop.org/basedir-spec/latest/
-    base = Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
-    return base / "sparkimage"
+    if own and not own.startswith("/"):
+        raise PreflightError(
+            f"SPARKIMAGE_HOME is {own!r}, which is a relative path",
+            hint=f"export SPARKIMAGE_HOME={Path(own).absolute()}",
+        )
+    return Path(own) if own else _xdg("XDG_DATA_HOME", ".local/share")
 
 
 def store() -> Path:
@@ -45,11 +39,15 @@ def store() -> Path:
 def mirrors() -> Path:
     """The user's own list of mirrors: $SPARKIMAGE_MIRRORS, else in the XDG configuration."""
     own = os.environ.get("SPARKIMAGE_MIRRORS")
-    if own:
-        return Path(own).absolute()
-    config = os.environ.get("XDG_CONFIG_HOME", "")
-    base = Path(config) if config.startswith("/") else Path.home() / ".config"
-    return base / "sparkimage" / "mirrors.yaml"
+    return Path(own).absolute() if own else _xdg("XDG_CONFIG_HOME", ".config") / "mirrors.yaml"
+
+
+def _xdg(variable: str, default: str) -> Path:
+    """Our folder in an XDG folder; a relative one is ignored, as the specification says:
+    https://specifications.freedesktop.org/basedir-spec/latest/"""
+    folder = os.environ.get(variable, "")
+    base = Path(folder) if folder.startswith("/") else Path.home() / default
+    return base / "sparkimage"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,66 +55,53 @@ class EnginePlace:
     """The files and names of the private engine of one home."""
 
     engine: Path
+    """The folder of all that is not in ``run``."""
     run: Path
+    """The daemon's run folder."""
+    root: Path
+    """The tree of Debian's packages, whose usr/ the daemon sees as its own."""
+    data: Path
+    """The daemon's data root."""
+    log: Path
+    """The daemon's log."""
+    config: Path
+    """The daemon's configuration."""
+    cli: Path
+    """The configuration folder of the Docker CLI, for this engine only."""
+    socket: Path
+    """The API's socket."""
+    lock: Path
+    """The file that a command locks while it changes the engine."""
+    host: str
+    """The API's address, as in DOCKER_HOST."""
+    bridge: str
+    """The bridge's name; Linux takes 15 characters."""
     tag: str
+    """A part of all its names that is the home's own."""
+    cgroup: str
+    """The cgroup that holds every container and RUN step of this engine."""
 
     @classmethod
     def of(cls, home: Path) -> EnginePlace:
-        """The place for ``home``; its names are of the home, so that two homes never meet."""
+        """The place for ``home``; its names are derived from it, so that two homes never clash."""
         resolved = home.resolve()
         tag = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:8]
         engine = resolved / "engine"
         run = engine / "run"
         if len(os.fsencode(run / LONGEST_SOCKET)) > SOCKET_PATH_MAX:
             run = Path(f"/run/sparkimage-{tag}")
-        return cls(engine=engine, run=run, tag=tag)
-
-    @property
-    def root(self) -> Path:
-        """The tree of Debian's packages, whose usr/ the daemon sees as its own."""
-        return self.engine / "root"
-
-    @property
-    def data(self) -> Path:
-        """The daemon's data root."""
-        return self.engine / "data"
-
-    @property
-    def log(self) -> Path:
-        """What the daemon says."""
-        return self.engine / "log"
-
-    @property
-    def config(self) -> Path:
-        """The daemon's configuration."""
-        return self.engine / "daemon.json"
-
-    @property
-    def cli(self) -> Path:
-        """The configuration folder of the Docker CLI, for this engine only."""
-        return self.engine / "cli"
-
-    @property
-    def socket(self) -> Path:
-        """The API's socket."""
-        return self.run / "docker.sock"
-
-    @property
-    def lock(self) -> Path:
-        """The file that one command holds while it changes the engine."""
-        return self.engine.with_name("engine.lock")
-
-    @property
-    def host(self) -> str:
-        """The API's address, as in DOCKER_HOST."""
-        return f"unix://{self.socket}"
-
-    @property
-    def bridge(self) -> str:
-        """The bridge's name; Linux takes 15 characters."""
-        return f"spark-{self.tag}"
-
-    @property
-    def cgroup(self) -> str:
-        """The cgroup that holds every container and RUN step of this engine."""
-        return f"sparkimage-{self.tag}"
+        return cls(
+            engine=engine,
+            run=run,
+            root=engine / "root",
+            data=engine / "data",
+            log=engine / "log",
+            config=engine / "daemon.json",
+            cli=engine / "cli",
+            socket=run / "docker.sock",
+            lock=engine.with_name("engine.lock"),
+            tag=tag,
+            host=f"unix://{run / 'docker.sock'}",
+            bridge=f"spark-{tag}",
+            cgroup=f"sparkimage-{tag}",
+        )

@@ -1,7 +1,7 @@
 """The only module that starts processes.
 
-A ``Runner`` runs argument lists, never shell strings. Children are ended with their parent:
-an interrupt of this process interrupts the child, waits for it, and only then goes on.
+A ``Runner`` runs argument lists, never shell strings. Children end with their parent: an interrupt
+of this process interrupts the child, waits for it, and only then goes on.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from sparkimage.core import interrupts
 from sparkimage.core.errors import CommandError, PreflightError
 
 PIPE = 1 << 20
-"""Bytes in a pipe, where the system lets it have so many: fewer switches for gigabytes."""
+"""Bytes in a pipe, where the system allows it: fewer context switches for gigabytes."""
 GRACE_S = 20.0
 """Seconds that an interrupted child gets to clean up before it is killed."""
 
@@ -38,7 +38,7 @@ class Completed:
 
 
 class Runner(Protocol):
-    """What can run commands: this machine, and (the same interface) a node over SSH."""
+    """Runs commands: on this machine, or on a node over SSH."""
 
     def run(
         self,
@@ -54,10 +54,10 @@ class Runner(Protocol):
     ) -> Completed:
         """Run ``argv`` to its end.
 
-        ``env`` is laid over the present environment. ``on_stdout`` and ``on_stderr`` get each
-        line as it comes (without its newline); at most one of the two may be given.
+        ``env`` is added to the environment. ``on_stdout`` and ``on_stderr`` get each line when it
+        is written (without its newline); at most one of the two.
         Raises ``CommandError`` when ``check`` and the exit code is not 0, ``PreflightError``
-        when the program is not there.
+        when the program is not installed.
         """
 
 
@@ -85,7 +85,7 @@ class Local:
                 stdout, stderr = process.communicate(stdin, timeout=timeout_s)
         except subprocess.TimeoutExpired:
             end(process)
-            raise CommandError(argv, 124, f"no end after {timeout_s:g} s") from None
+            raise CommandError(argv, 124, f"timed out after {timeout_s:g} s") from None
         except BaseException:
             # Not handled, only cleaned up after: whatever interrupts us ends the child first.
             end(process)
@@ -106,40 +106,24 @@ class Local:
         pipe_stdin: bool = False,
     ) -> subprocess.Popen[str]:
         """Start ``argv`` with its output piped, and return the running process."""
-        _present(argv[0])
-        with _tracked() as started:
-            process = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.PIPE if pipe_stdin else subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={**os.environ, **env} if env is not None else None,
-                cwd=cwd,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-            )
-            started.append(process)
-        return process
+        return _start(
+            argv,
+            stdin=subprocess.PIPE if pipe_stdin else subprocess.DEVNULL,
+            env={**os.environ, **env} if env is not None else None,
+            cwd=cwd,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
 
 
 def start_bytes(argv: Sequence[str], *, keep: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-    """Start ``argv`` with all three streams as pipes of bytes, and these files of ours open.
+    """Start ``argv`` with all three streams as pipes of bytes, and our file descriptors ``keep``.
 
-    A Ctrl-C on the terminal does not reach it: whoever started it decides when it ends.
-    Raises ``PreflightError`` when the program is not there.
+    A Ctrl-C on the terminal does not reach it: its caller decides when it ends.
+    Raises ``PreflightError`` when the program is not installed.
     """
-    _present(argv[0])
-    with _tracked() as started:
-        process = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            pass_fds=keep,
-        )
-        started.append(process)
+    process = _start(argv, stdin=subprocess.PIPE, start_new_session=True, pass_fds=keep)
     assert process.stdin is not None
     # Linux only, and not more than the system lets a user have.
     with contextlib.suppress(AttributeError, OSError):
@@ -147,24 +131,20 @@ def start_bytes(argv: Sequence[str], *, keep: Sequence[int] = ()) -> subprocess.
     return process
 
 
-@contextmanager
-def _tracked() -> Iterator[list[subprocess.Popen[Any]]]:
-    """An interrupt while a process starts ends that process: none is left that nobody knows of."""
+def _start(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """Start a process; an interrupt meanwhile ends it, so that none is left unknown."""
+    if shutil.which(argv[0]) is None:
+        raise PreflightError(f"{argv[0]!r} is not installed", hint=f"install {argv[0]}")
     started: list[subprocess.Popen[Any]] = []
     try:
         with interrupts.deferred():
-            yield started
+            pipe = subprocess.PIPE
+            started.append(subprocess.Popen(list(argv), stdout=pipe, stderr=pipe, **options))
     except interrupts.Interrupted:
         for process in started:
             end(process)
         raise
-
-
-def _present(program: str) -> None:
-    if shutil.which(program) is None:
-        raise PreflightError(
-            f"the program {program!r} is not on this machine", hint=f"install {program}"
-        )
+    return started[0]
 
 
 def end(process: subprocess.Popen[Any]) -> None:
@@ -186,17 +166,12 @@ def _stream(
     on_stdout: Callable[[str], None] | None,
     on_stderr: Callable[[str], None] | None,
 ) -> tuple[str, str]:
-    """Hand out one stream line by line while the other is collected."""
-    import threading
-
+    """Pass on one stream line by line while the other is collected."""
     assert process.stdout is not None
     assert process.stderr is not None
-    live, quiet = (
-        (process.stdout, process.stderr)
-        if on_stdout is not None
-        else (process.stderr, process.stdout)
-    )
-    callback = on_stdout or on_stderr
+    live, quiet, callback = process.stderr, process.stdout, on_stderr
+    if on_stdout is not None:
+        live, quiet, callback = process.stdout, process.stderr, on_stdout
     assert callback is not None
     collected: list[str] = []
     reader = threading.Thread(target=lambda: collected.append(quiet.read()), daemon=True)

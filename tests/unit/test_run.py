@@ -44,7 +44,7 @@ def test_no_shell_reads_the_arguments() -> None:
 
 
 def test_a_program_that_is_not_there() -> None:
-    with pytest.raises(PreflightError, match="'no-such-program' is not on this machine"):
+    with pytest.raises(PreflightError, match="'no-such-program' is not installed"):
         HERE.run(["no-such-program"])
 
 
@@ -87,7 +87,7 @@ def test_a_timeout_ends_the_process() -> None:
     code = f"import os; open({str(os.devnull)!r}).close(); {WAITS}"
     with pytest.raises(CommandError, match="exit code 124") as error:
         HERE.run(python(code), timeout_s=0.5)
-    assert error.value.detail == "no end after 0.5 s"
+    assert error.value.detail == "timed out after 0.5 s"
 
 
 def test_an_interrupt_ends_the_child_first(tmp_path: Path) -> None:
