@@ -1,4 +1,4 @@
-"""What a layer's Dockerfile lets in beside the lock. Pure."""
+"""Steps of a layer's Dockerfile that could fetch what is not in the lock. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import re
 CLOSED = "--network=none"
 """Flag of a RUN step: https://docs.docker.com/reference/dockerfile/#run---networknone"""
 WHEELS = re.compile(r"--mount=\S*\bfrom=uv(,|$)")
-"""Mount of the step that installs the lock's wheels, by hash."""
+"""Mount of the step that installs the locked wheels, by hash."""
 
 
 def open_steps(text: str) -> tuple[str, ...]:
-    """The RUN steps that have a network and do not install the lock's wheels."""
+    """The RUN steps that have a network and do not install the locked wheels."""
     joined = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE))
     steps = [
         line.split() for line in joined.splitlines() if re.match(r"\s*RUN\s", line, re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Where the recipe comes from: what git says of the project's folder."""
+"""The recipe's source repository and revision, from git."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from sparkimage.core.errors import SparkError
 from sparkimage.core.process import Runner
 
 INPUTS = ("images", "patches", "matrix.yaml", "matrix.lock")
-"""What decides an image; a commit to anything else leaves its labels, and its digest, alone."""
+"""What decides an image: a commit to anything else changes neither labels nor digest."""
 UNKNOWN = "unknown"
 
 
 def of(project: Path, source: str | None, runner: Runner) -> Origin:
-    """The origin for the labels. ``source`` (from the matrix) goes before the git remote's."""
+    """The origin for the labels. ``source`` of the matrix takes precedence over the git remote."""
 
     def git(*words: str) -> str:
         try:
-            done = runner.run(["git", "-C", str(project), *words], check=False)
+            return runner.run(["git", "-C", str(project), *words]).stdout.strip()
         except SparkError:
             return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
 
     revision, _, seconds = git("log", "-1", "--format=%H %ct", "--", *INPUTS).partition(" ")
     if revision and git("status", "--porcelain", "--", *INPUTS):
@@ -32,7 +31,7 @@ def of(project: Path, source: str | None, runner: Runner) -> Origin:
 
 
 def _public(remote: str) -> str:
-    """The remote's address without any login in it; nothing for a path of this machine."""
+    """The remote's URL without credentials; empty for a path of this machine."""
     match = re.fullmatch(r"(https?|ssh|git)://(?:[^/]*@)?(.+)", remote)
     if match:
         return f"{match[1]}://{match[2]}"

@@ -1,4 +1,4 @@
-"""From a variant and the lock to a frozen plan: everything that a build will do, decided.
+"""The frozen plan of an image: all that a build does.
 
 Pure: no file is read and no process is started here. ``--print`` shows a plan, the builder
 executes it, and the checks take every expected value from it.
@@ -17,15 +17,15 @@ from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.core.arch import ARCHES
 
 ROOT, MORE = "root", "more"
-"""The two parts of a Debian suite's packages: the minimal root, and what was asked for beside."""
+"""The two parts of a Debian suite's packages: the minimal root, and those requested beside it."""
 
 LABEL = "dev.sparkimage."
-"""Prefix of the labels that the OCI image spec has no name for."""
+"""Prefix of the labels that the OCI image spec does not define."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DebianRoot:
-    """The root that mmdebstrap makes of a suite's minimal set of packages, for ``arch``."""
+    """The root that mmdebstrap builds from a suite's minimal set of packages, for ``arch``."""
 
     pin: str
     value: str
@@ -36,16 +36,16 @@ class DebianRoot:
 
 @dataclass(frozen=True, kw_only=True)
 class Debs:
-    """Packages for a layer: every file of the lock, and those that were asked for by name."""
+    """Packages for a layer: every file of the lock, and the requested ones by name."""
 
     pin: str
     value: str
     arch: str
     debs: tuple[Deb, ...]
     names: tuple[str, ...]
-    """As apt-get takes them: NAME or NAME=VERSION."""
+    """Arguments of apt-get: NAME or NAME=VERSION."""
     suite: str | None
-    """Debian's suite, whose default mirror has them; else ``repository`` does."""
+    """Debian's suite, whose default mirror has them; else they are in ``repository``."""
     repository: str | None
 
 
@@ -62,61 +62,61 @@ class SourceBuild:
     target: str
     version: str
     images: Mapping[str, PinnedImage | None]
-    """By build argument; None is the layer below."""
+    """By build argument; None for the layer below."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchPlan:
-    """One patch of a layer: its text by sha256, and what it makes of each file in the image."""
+    """One patch of a layer: its file by sha256, and each file that it changes, before and after."""
 
     name: str
     kind: str
     repository: str | None
     commit: str | None
     path: str
-    """In its repository, or below patches/ where there is none."""
+    """Path in its repository, or below patches/ without one."""
     sha256: str
     root: str
     fork: tuple[str, str] | None
-    """Repository and commit that the files before it come from."""
+    """Repository and commit of the files before the patch."""
     targets: tuple[Target, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """How the ENTRYPOINT shows that it starts."""
+    """How the ENTRYPOINT proves that it starts."""
 
     args: tuple[str, ...]
-    """What it is started with."""
+    """Arguments to start it with."""
     says: str
-    """What its output then holds."""
+    """A part of its output then."""
     without_gpu: str | None = None
-    """What the output holds instead where it can answer with a GPU only."""
+    """A part of its output on a machine without a GPU, if it needs one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
-    """One layer of a variant: a Dockerfile, its arguments, and what it is given."""
+    """One layer of a variant: a Dockerfile, its arguments and its inputs."""
 
     name: str
     dockerfile: str
-    """Path below the project's root; in the source's repository where there is a source."""
+    """Path below the project's root, or in the repository of ``source``."""
     args: Mapping[str, str]
     wheels: tuple[Wheel, ...] = ()
     find_links: str | None = None
     """Folder with local wheels, below the project's root."""
     root: DebianRoot | None = None
     image: PinnedImage | None = None
-    """Set, one of the two, on the lowest layer: what it stands on."""
+    """The base of the lowest layer is one of ``root`` and ``image``."""
     debs: Debs | None = None
     source: SourceBuild | None = None
     patches: tuple[PatchPlan, ...] = ()
     checks: tuple[str, ...] = ()
-    """Other layers whose checks hold for this one too."""
+    """Other layers whose checks apply to this one too."""
 
     @property
     def images(self) -> tuple[PinnedImage, ...]:
-        """Every image of a registry that the layer stands on or is compiled in."""
+        """Every image of a registry that the layer is based on or compiled in."""
         named = (self.image, *(self.source.images.values() if self.source is not None else ()))
         return tuple(image for image in named if image is not None)
 
@@ -128,7 +128,7 @@ class LayerPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Unresolved:
-    """A pin that the lock has no answer for yet: nothing can be built with it."""
+    """A pin that `lock` could not resolve yet: nothing can be built with it."""
 
     pin: str
     value: str
@@ -140,7 +140,7 @@ class Unresolved:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One image, decided: its layers from the lowest up, its labels, and what must be true."""
+    """All of one image: its layers from the lowest up, its labels, and the expected values."""
 
     variant: str
     image: str
@@ -150,20 +150,20 @@ class Plan:
     entrypoint: tuple[str, ...]
     cmd: tuple[str, ...]
     versions: Mapping[str, str]
-    """Pin name to version, for the pins that have one."""
+    """Versions by pin, for the pins that have one."""
     python: str | None
-    """Python's X.Y, where the variant holds wheels."""
+    """Python's X.Y, where a pin has it."""
     labels: Mapping[str, str]
     lock_checksum: str
-    """sha256 over what the lock holds for this variant's pins."""
+    """sha256 over the locked items of this variant's pins."""
     epoch: int = field(default=0)
     """Seconds since 1970 of the image's creation date."""
     unresolved: tuple[Unresolved, ...] = ()
-    """What must be resolved before this can be built; its layers are then incomplete."""
+    """Pins to resolve before the image can be built; its layers are then incomplete."""
     requires: tuple[Tier, ...] = DEFAULT
-    """Tiers that the image must have passed before it ships."""
+    """Tiers that the image must pass before it ships."""
     answer: Answer | None = None
-    """None where nothing is started, or nothing is known of an answer."""
+    """None where nothing is started, or no answer is known."""
 
     @property
     def arch(self) -> str:
@@ -175,7 +175,7 @@ class Plan:
 
     @property
     def download_bytes(self) -> int:
-        """Bytes of the wheels and packages that a build from nothing fetches."""
+        """Bytes of the wheels and packages that a build without a cache fetches."""
         wheels = sum(wheel.size for layer in self.layers for wheel in layer.wheels)
         return wheels + sum(deb.size for layer in self.layers for deb in debs(layer))
 
@@ -185,7 +185,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Any) -> Plan:
-        """The plan that ``to_dict`` was of. Raises ``ValueError`` for anything else."""
+        """The plan of the data that ``to_dict`` made. Raises ``ValueError`` for anything else."""
         from pydantic import TypeAdapter
 
         return TypeAdapter(Plan).validate_python(data)
@@ -193,23 +193,24 @@ class Plan:
     def checksum(self) -> str:
         """sha256 over all that decides the image and its checks, in canonical JSON.
 
-        What is required to ship decides neither: asking for more leaves seals as they are.
+        Required tiers decide neither: seals stay valid when the matrix requires more.
         """
-        decided = {key: value for key, value in self.to_dict().items() if key != "requires"}
-        return hashlib.sha256(canonical(decided).encode()).hexdigest()
+        data = {key: value for key, value in self.to_dict().items() if key != "requires"}
+        return hashlib.sha256(canonical(data).encode()).hexdigest()
 
 
 def debs(layer: LayerPlan) -> tuple[Deb, ...]:
-    """Every package that a layer is made of."""
+    """Every Debian package of a layer."""
     return (*(layer.root.debs if layer.root else ()), *(layer.debs.debs if layer.debs else ()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where the recipe comes from: what goes into the OCI labels.
+    """The source repository of the recipe, for the OCI labels.
 
-    ``revision`` is the last commit that touched an input of the images (with ``-dirty`` behind
-    it where there are changes on top), so that a commit to the docs changes no image.
+    ``revision`` is the last commit that touched an input of the images (with ``-dirty`` for
+    uncommitted changes), so that a commit to the docs changes no image. ``epoch`` is its time in
+    seconds since 1970.
     """
 
     source: str
@@ -218,7 +219,7 @@ class Origin:
 
 
 def context_name(arg: str, image: PinnedImage | None) -> str:
-    """The named context that stands for the image of a source's build argument."""
+    """The named context for the image of a source's build argument."""
     return "layer" if image is None else arg.lower()
 
 

@@ -1,4 +1,4 @@
-"""The tiers of verification, from what any host can do to what only a node can."""
+"""The tiers of verification, from what any host can run to what only a node can."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from enum import StrEnum
 
 
 class Tier(StrEnum):
-    """Where the checks of a verification look."""
+    """Where checks run."""
 
     STATIC = "static"
-    """Into the layers of the store: no engine, seconds."""
+    """On the layers in the store: no engine, seconds."""
     RUN = "run"
-    """Into a container of the image, emulated where need be."""
+    """In a container of the image, emulated if necessary."""
     NODE = "node"
-    """Into a container with the GPU of a node."""
+    """In a container with the GPU of a node."""
 
 
 DEFAULT = (Tier.STATIC, Tier.RUN)
-"""What a build proves, and what ships where the matrix says nothing else."""
+"""The tiers that a build runs, and that an image must pass by default before it ships."""

@@ -1,4 +1,4 @@
-"""The architectures that images are built for: all that differs between them is in one table."""
+"""The architectures that images are built for, in one table."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 GLIBC = (2, 39)
-"""The newest glibc that a wheel may ask for: Ubuntu 24.04's; Debian 13 has 2.41."""
+"""The newest glibc that a wheel may require: Ubuntu 24.04's; Debian 13 has 2.41."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arch:
-    """What one architecture is called, and what programs of it look like."""
+    """The names of one architecture, and facts of its programs."""
 
     name: str
-    """As Docker and OCI call it."""
+    """In Docker and OCI."""
     machine: str
-    """As ``uname -m``, Python's wheels and qemu call it."""
+    """In ``uname -m``, Python's wheels and qemu."""
     elf_machine: int
     """``e_machine`` of its ELF files."""
     oldest_glibc: int
-    """The minor version that its manylinux tags begin with: https://peps.python.org/pep-0600/."""
+    """The first minor version of its manylinux tags: https://peps.python.org/pep-0600/."""
     exit_42: bytes
-    """Machine code of ``exit(42)``, for a program that proves an emulation."""
+    """Machine code of ``exit(42)``, for a program that tests emulation."""
     hosted: str
-    """The label of GitHub's own runners."""
+    """The label of GitHub's hosted runners."""
     self_hosted: str
-    """The label that GitHub's agent gives to one's own runner."""
+    """The label of self-hosted runners."""
 
     @property
     def triplet(self) -> str:
-        """Debian's name of its folders: https://wiki.debian.org/Multiarch/Tuples."""
+        """Debian's multiarch tuple: https://wiki.debian.org/Multiarch/Tuples."""
         return f"{self.machine}-linux-gnu"
 
     @property
     def uv_platform(self) -> str:
-        """Uv's name for what runs on ``GLIBC`` and later."""
+        """Uv's `--python-platform` for ``GLIBC`` and later."""
         return f"{self.machine}-manylinux_{GLIBC[0]}_{GLIBC[1]}"
 
     @property
     def uv_wheel(self) -> str:
-        """The platform tag of uv's own static program."""
+        """The platform tag of uv's static executable."""
         return f"musllinux_1_1_{self.machine}"
 
 
@@ -67,5 +67,5 @@ ARCHES: Mapping[str, Arch] = {
 
 
 def arch_name(machine: str) -> str:
-    """Docker's name of what ``uname -m``, an engine or a node says; what is unknown as it is."""
-    return next((one.name for one in ARCHES.values() if one.machine == machine), machine)
+    """Docker's name for a ``uname -m``; an unknown one is returned as it is."""
+    return next((arch.name for arch in ARCHES.values() if arch.machine == machine), machine)

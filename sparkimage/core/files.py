@@ -1,5 +1,4 @@
-"""Files and folders that have their name only when all of them is on the disk: the old one or the
-new one, whatever happens in between."""
+"""Atomic writes: a name always has the complete old or the complete new file or folder."""
 
 from __future__ import annotations
 
@@ -15,15 +14,15 @@ from typing import IO
 
 @dataclass(frozen=True)
 class Unnamed:
-    """A file that is being written, under a name that nobody looks for."""
+    """A file that is being written, under a temporary name."""
 
     sink: IO[bytes]
     at: Path
 
     def name(self, path: Path, *, mode: int = 0o644, fresh: bool = False) -> None:
-        """Give it its name, in the same folder or below; ``mode`` are its permissions.
+        """Rename it to ``path``, in the same folder or below, with the permissions ``mode``.
 
-        Raises ``FileExistsError`` when ``fresh`` and the name is taken; ``OSError``.
+        Raises ``FileExistsError`` when ``fresh`` and ``path`` exists; ``OSError``.
         """
         self.sink.flush()
         os.fsync(self.sink.fileno())
@@ -36,8 +35,8 @@ class Unnamed:
 
 @contextmanager
 def unnamed(folder: Path) -> Iterator[Unnamed]:
-    """A file to write in ``folder``, which goes unless it gets a name. Until then nobody else
-    may read it. Raises ``OSError``."""
+    """A temporary file in ``folder``, only readable by its owner, which is removed unless it is
+    renamed. Raises ``OSError``."""
     handle, name = tempfile.mkstemp(prefix=".new-", dir=folder)
     try:
         with os.fdopen(handle, "wb") as sink:
@@ -48,7 +47,7 @@ def unnamed(folder: Path) -> Iterator[Unnamed]:
 
 
 def take_place(made: Path, folder: Path) -> None:
-    """Move a finished folder to its name; another process may have been faster, and its one stays.
+    """Rename a complete folder unless another process has just done the same: its folder stays.
 
     Raises ``OSError``.
     """
@@ -60,7 +59,7 @@ def take_place(made: Path, folder: Path) -> None:
 
 
 def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write ``path``, whole. Raises ``OSError``."""
+    """Write ``path`` atomically. Raises ``OSError``."""
     with unnamed(path.absolute().parent) as file:
         file.sink.write(data)
         file.name(path, mode=mode)

@@ -1,6 +1,6 @@
-"""File locks between commands of this machine, and whether the owner of what was left still lives.
+"""File locks between commands of this machine, and whether an owner of leftovers still runs.
 
-Who waits says for which process.
+A command that waits tells for which process.
 """
 
 from __future__ import annotations
@@ -12,23 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 Say = Callable[[str], None]
-"""Takes a line for whoever watches."""
+"""Prints a line for the user."""
 
 
 def silent(_line: str) -> None:
-    """A ``Say`` that says nothing."""
+    """A ``Say`` that prints nothing."""
 
 
 def owner() -> str:
-    """This process, on this machine: "spark-1-4711". Fit for a label's value and for a tag."""
+    """Host name and process id, "spark-1-4711": valid as a label's value and in a tag."""
     return f"{os.uname().nodename}-{os.getpid()}"
 
 
 def has_ended(owner: str) -> bool:
-    """Whether that process was one of this machine and has ended.
-
-    What is shared with another machine may have an owner there, who cannot be seen from here.
-    """
+    """Whether that process was on this machine and has ended; False for another machine's."""
     machine, _, pid = owner.rpartition("-")
     return machine == os.uname().nodename and not is_running(pid)
 
@@ -40,16 +37,16 @@ def is_running(pid: int | str) -> bool:
 
 @contextmanager
 def exclusive(path: Path, say: Say = silent, what: str = "") -> Iterator[None]:
-    """Hold ``path`` alone for as long as the context lasts; wait for whoever holds it.
+    """Lock ``path`` exclusively; wait for other holders.
 
-    ``path`` is a folder, or a file that is made where there is none. Nothing is left in it, and the
-    kernel lets go when the process ends. ``say`` takes one line when there is somebody to wait
-    for; ``what`` goes on "waiting for process 12, which". Raises ``OSError``.
+    ``path`` is a folder, or a file, which is created. The kernel releases the lock when the
+    process ends. ``say`` gets one line when there is a holder: "waiting for process 12, which
+    ``what``". Raises ``OSError``.
     """
     while True:
         with _opened(path) as handle:
             _lock(handle, fcntl.LOCK_EX, say, what)
-            # Whoever held it may have removed the file.
+            # The previous holder may have removed the file.
             if path.exists() and os.path.samestat(path.stat(), os.fstat(handle)):
                 yield
                 return
@@ -57,7 +54,7 @@ def exclusive(path: Path, say: Say = silent, what: str = "") -> Iterator[None]:
 
 @contextmanager
 def shared(path: Path, say: Say, what: str) -> Iterator[None]:
-    """As ``exclusive``, together with all others that hold it shared."""
+    """As ``exclusive``, but together with other shared holders."""
     with _opened(path) as handle:
         _lock(handle, fcntl.LOCK_SH, say, what)
         yield
@@ -82,17 +79,16 @@ def _lock(handle: int, how: int, say: Say, what: str) -> None:
 
 
 def _holder(handle: int) -> str:
-    """The processes that hold the lock, by https://man7.org/linux/man-pages/man5/proc_locks.5.html.
+    """The processes that hold the lock: https://man7.org/linux/man-pages/man5/proc_locks.5.html.
 
-    The kernel numbers devices otherwise than ``stat`` on some file systems, so only the inode is
-    compared.
+    Only the inode is compared: on some file systems the kernel's device number is not that of
+    ``stat``.
     """
     inode = str(os.fstat(handle).st_ino)
-    found = set()
+    pids = set()
     for line in Path("/proc/locks").read_text().splitlines():
         words = line.split()
         if "->" not in words and words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode:
-            found.add(int(words[4]))
-    # Of another PID namespace it has the number 0.
-    named = ", ".join(f"process {pid}" for pid in sorted(found) if pid > 0)
-    return named or "another process"
+            pids.add(int(words[4]))
+    # A process of another PID namespace has the number 0.
+    return ", ".join(f"process {pid}" for pid in sorted(pids - {0})) or "another process"

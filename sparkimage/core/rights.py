@@ -1,4 +1,4 @@
-"""Commands that need root: as they are for root, with sudo for everybody else."""
+"""Commands that need root, with sudo where the user is not root."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ KEPT = (
     "http_proxy", "https_proxy", "no_proxy", "all_proxy",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE",
 )  # fmt: skip
-"""Variables that sudo keeps. By name: a proxy's password must not be on a command line."""
+"""Variables that sudo keeps, by name: a proxy's password must not be on a command line."""
 
 
 def run_as_root(
     runner: Runner, argv: Sequence[str], *, check: bool = True, timeout_s: float | None = None
 ) -> Completed:
-    """Run ``argv`` with root's rights and return it finished.
+    """Run ``argv`` as root.
 
-    Raises ``PreflightError`` when this user is neither root nor may become root,
-    ``CommandError`` when ``check`` and the command fails.
+    Raises ``PreflightError`` when this user is not root and cannot use sudo, ``CommandError``
+    when ``check`` and the command fails.
     """
     return runner.run((*root_prefix(runner), *argv), check=check, timeout_s=timeout_s)
 
 
 def root_prefix(runner: Runner, *, ask: bool = True) -> tuple[str, ...]:
-    """What goes before a command that needs root: nothing, or sudo with its options.
+    """The words before a command that needs root: none, or sudo with its options.
 
     sudo may ask for a password when there is a terminal and ``ask``.
 
-    Raises ``PreflightError`` when this user is neither root nor may become root.
+    Raises ``PreflightError`` when this user is not root and cannot use sudo.
     """
     if os.geteuid() == 0:
         return ()
     if shutil.which("sudo") is None:
         raise PreflightError(
-            f"this step needs root; the user id is {os.geteuid()} and there is no sudo",
+            f"this step needs root; the user id is {os.geteuid()} and sudo is not installed",
             hint="run the same command as root, or let root run `apt-get install sudo` "
             "and add this user to the group sudo",
         )

@@ -1,10 +1,10 @@
-"""Figures as people read them."""
+"""Human-readable sizes and times."""
 
 from __future__ import annotations
 
 
 def human(count: float) -> str:
-    """Bytes as people read them, in powers of 1000."""
+    """A size in bytes, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
@@ -13,5 +13,5 @@ def human(count: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as people read them."""
+    """A time in seconds."""
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60}m {int(seconds) % 60:02}s"
