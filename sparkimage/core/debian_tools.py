@@ -1,4 +1,4 @@
-"""Debian's packages of Docker Engine and qemu, unpacked into a tree of their own.
+"""Debian's packages of a real Docker Engine and qemu, in a tree of their own.
 
 The host's packages stay as they are. mmdebstrap's variant ``extract`` unpacks and runs no
 maintainer script, which takes seconds: https://manpages.debian.org/mmdebstrap.
@@ -6,13 +6,11 @@ maintainer script, which takes seconds: https://manpages.debian.org/mmdebstrap.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from sparkimage.core.errors import CommandError, NetworkError, PreflightError
@@ -33,13 +31,13 @@ RECIPE = json.dumps({"suite": SUITE, "packages": PACKAGES, "form": 1})
 NEEDED_BYTES = 2 * 10**9
 """Free disk for the tree (0.9 GB) and its packages while they are unpacked."""
 HOST_PACKAGES = ("mmdebstrap", "gpg", "ca-certificates", "debian-archive-keyring")
-"""The host's packages that make the tree; Ubuntu has Debian's keys in one of their own."""
-APT_TIMEOUT_S = 300
-"""Seconds to wait for another apt-get on the host."""
+"""What the host needs for making the tree; Ubuntu has Debian's keys in a package of their own."""
+APT_PATIENCE_S = 300
+"""How long another apt-get on the host is waited for."""
 
 
 def installed(place: EnginePlace) -> bool:
-    """Whether the tree is complete, and made by this version's recipe."""
+    """Whether the tree is there, whole, and made by this version's recipe."""
     try:
         return (place.root / "recipe.json").read_text() == RECIPE
     except OSError:
@@ -47,16 +45,16 @@ def installed(place: EnginePlace) -> bool:
 
 
 def install(place: EnginePlace, runner: Runner, say: Callable[[str], None]) -> None:
-    """Make the tree unless it is complete; an interrupted one is made anew.
+    """Make the tree where it is not; an interrupted one is made anew.
 
-    Raises ``PreflightError`` for missing rights, disk space or apt, ``NetworkError`` when the
-    packages cannot be fetched.
+    Raises ``PreflightError`` when this machine cannot (rights, disk, no apt), ``NetworkError``
+    when the packages cannot be fetched.
     """
     if installed(place):
         return
     if place.engine.is_relative_to("/usr"):
         raise PreflightError(
-            f"the engine cannot be in {place.engine}: it mounts its own /usr",
+            f"the engine cannot live in {place.engine}: it replaces /usr for itself",
             hint="export SPARKIMAGE_HOME=/var/lib/sparkimage",
         )
     root_prefix(runner)
@@ -79,24 +77,27 @@ def install(place: EnginePlace, runner: Runner, say: Callable[[str], None]) -> N
         "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
         SUITE, str(made),
     )  # fmt: skip
-    with _as_network_error(
-        f"could not fetch and unpack Docker Engine's packages of Debian {SUITE}",
-        "check that this machine reaches its Debian mirror (proxy settings?), then run the same "
-        "command",
-    ):
+    try:
         run_as_root(runner, argv)
+    except CommandError as error:
+        raise NetworkError(
+            f"Docker Engine's packages of Debian {SUITE} cannot be fetched and unpacked",
+            hint="check that this machine reaches its Debian mirror (proxy settings?), then run "
+            "the same command",
+            detail="\n".join(error.detail.splitlines()[-15:]),
+        ) from None
     _finish(place, runner)
 
 
 def link_cli(place: EnginePlace) -> None:
-    """Link the tree's Docker CLI, its plugin and the user's logins into a configuration folder."""
+    """Make the configuration folder of the tree's Docker CLI."""
     own = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
     programs = place.root / "usr"
     for link, target in (
         (place.cli / "cli-plugins" / "docker-buildx",
          programs / "libexec" / "docker" / "cli-plugins" / "docker-buildx"),
         (place.cli / "bin" / "docker", programs / "bin" / "docker"),
-        # No secret is copied. The file may not exist yet.
+        # Logins hold, and no secret is copied. It may come to be later.
         (place.cli / "config.json", own),
     ):  # fmt: skip
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -107,59 +108,57 @@ def link_cli(place: EnginePlace) -> None:
 def install_on_host(
     packages: tuple[str, ...], program: str, runner: Runner, say: Callable[[str], None]
 ) -> None:
-    """Install ``packages`` with apt unless the host has ``program``.
+    """Install ``packages`` with apt unless ``program`` is on the host already.
 
-    Raises ``PreflightError`` without apt or the right to use it, ``NetworkError`` when the
-    packages cannot be fetched.
+    Raises ``PreflightError`` where there is no apt or no right to use it, ``NetworkError`` when
+    the packages cannot be fetched.
     """
     if shutil.which(program) is not None:
         return
     if shutil.which("apt-get") is None:
         raise PreflightError(
             f"this machine has neither {program} nor apt-get to install it with",
-            hint="install Docker Engine (23 or later) with buildx: it is then used as it is",
+            hint="install Docker Engine (23 or later) with buildx yourself; it is then used as it "
+            "is",
         )
     say(f"installing {', '.join(packages)} with apt-get")
-    with _as_network_error(
-        f"apt-get could not install {', '.join(packages)}",
-        f"sudo apt-get update && sudo apt-get install {' '.join(packages)}",
-    ):
+    try:
         _apt_get(("update",), runner, say)
         _apt_get(("install", "--yes", "--no-install-recommends", *packages), runner, say)
-
-
-@contextmanager
-def _as_network_error(message: str, hint: str) -> Iterator[None]:
-    try:
-        yield
     except CommandError as error:
-        detail = "\n".join(error.detail.splitlines()[-15:])
-        raise NetworkError(message, hint=hint, detail=detail) from None
+        raise NetworkError(
+            f"apt-get cannot install {', '.join(packages)}",
+            hint=f"sudo apt-get update && sudo apt-get install {' '.join(packages)}",
+            detail="\n".join(error.detail.splitlines()[-15:]),
+        ) from None
 
 
 def _apt_get(words: tuple[str, ...], runner: Runner, say: Callable[[str], None]) -> None:
-    """Run apt-get when no other one runs: a machine that has just booted updates itself.
+    """Run apt-get once no other one is at work: a machine that has just started updates itself.
     Raises ``CommandError``."""
     argv = (
         "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "apt-get", "-qq",
-        "-o", f"DPkg::Lock::Timeout={APT_TIMEOUT_S}", *words,
+        "-o", f"DPkg::Lock::Timeout={APT_PATIENCE_S}", *words,
     )  # fmt: skip
-    deadline = time.monotonic() + APT_TIMEOUT_S
-    for attempt in itertools.count():
+    deadline = time.monotonic() + APT_PATIENCE_S
+    waits = False
+    while True:
         try:
             run_as_root(runner, argv)
-            return
         except CommandError as error:
             # apt 2.6 waits for dpkg's lock, and not for those of its lists and of its archives.
             if "Could not get lock" not in error.detail or time.monotonic() > deadline:
                 raise
-        if attempt == 0:
-            say("waiting for another apt-get")
-        time.sleep(1)
+            if not waits:
+                say("waiting for another apt-get")
+            waits = True
+            time.sleep(1)
+        else:
+            return
 
 
 def _finish(place: EnginePlace, runner: Runner) -> None:
-    """Do what the maintainer scripts would have; then write the recipe, and rename the tree."""
+    """What the maintainer scripts would have done; then the recipe, and the name."""
     made = place.engine / "root.new"
     steps: list[tuple[str, ...]] = [("mkdir", "-p", str(made / "usr/local/sbin"))]
     # iptables comes by update-alternatives: https://wiki.debian.org/iptables
@@ -168,7 +167,7 @@ def _finish(place: EnginePlace, runner: Runner) -> None:
         for family in ("iptables", "ip6tables")
         for name in (family, f"{family}-save", f"{family}-restore")
     ]
-    # Only usr/ is used.
+    # Only usr/ is used; the rest would be half a system.
     steps += [("rm", "-rf", *(str(made / name) for name in ("etc", "var", "tmp", "dev", "run")))]
     steps += [("chmod", "0755", str(made)), ("chown", str(os.getuid()), str(made))]
     for argv in steps:

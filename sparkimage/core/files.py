@@ -1,4 +1,5 @@
-"""Atomic writes: a name always has the complete old or the complete new file or folder."""
+"""Files and folders that have their name only when all of them is on the disk: the old one or the
+new one, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -14,15 +15,15 @@ from typing import IO
 
 @dataclass(frozen=True)
 class Unnamed:
-    """A file that is being written, under a temporary name."""
+    """A file that is being written, under a name that nobody looks for."""
 
     sink: IO[bytes]
     at: Path
 
     def name(self, path: Path, *, mode: int = 0o644, fresh: bool = False) -> None:
-        """Rename it to ``path``, in the same folder or below, with the permissions ``mode``.
+        """Give it its name, in the same folder or below; ``mode`` are its permissions.
 
-        Raises ``FileExistsError`` when ``fresh`` and ``path`` exists; ``OSError``.
+        Raises ``FileExistsError`` when ``fresh`` and the name is taken; ``OSError``.
         """
         self.sink.flush()
         os.fsync(self.sink.fileno())
@@ -35,8 +36,8 @@ class Unnamed:
 
 @contextmanager
 def unnamed(folder: Path) -> Iterator[Unnamed]:
-    """A temporary file in ``folder``, only readable by its owner, which is removed unless it is
-    renamed. Raises ``OSError``."""
+    """A file to write in ``folder``, which goes unless it gets a name. Until then nobody else
+    may read it. Raises ``OSError``."""
     handle, name = tempfile.mkstemp(prefix=".new-", dir=folder)
     try:
         with os.fdopen(handle, "wb") as sink:
@@ -47,7 +48,7 @@ def unnamed(folder: Path) -> Iterator[Unnamed]:
 
 
 def take_place(made: Path, folder: Path) -> None:
-    """Rename a complete folder unless another process has just done the same: its folder stays.
+    """Move a finished folder to its name; another process may have been faster, and its one stays.
 
     Raises ``OSError``.
     """
@@ -59,7 +60,7 @@ def take_place(made: Path, folder: Path) -> None:
 
 
 def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write ``path`` atomically. Raises ``OSError``."""
+    """Write ``path``, whole. Raises ``OSError``."""
     with unnamed(path.absolute().parent) as file:
         file.sink.write(data)
         file.name(path, mode=mode)

@@ -389,7 +389,7 @@ def test_an_apt_that_is_at_work_is_waited_for(monkeypatch: pytest.MonkeyPatch) -
         # mmdebstrap is there, and of its newest version: nothing changes.
         debian_tools.install_on_host(("mmdebstrap",), "no-such-program", RUNNER, say)
     assert said == ["installing mmdebstrap with apt-get", "waiting for another apt-get"]
-    monkeypatch.setattr(debian_tools, "APT_TIMEOUT_S", 0)
+    monkeypatch.setattr(debian_tools, "APT_PATIENCE_S", 0)
     with another_apt(), pytest.raises(NetworkError) as refused:
         debian_tools.install_on_host(("mmdebstrap",), "no-such-program", RUNNER, said.append)
     assert "Could not get lock /var/lib/apt/lists/lock" in refused.value.detail

@@ -306,7 +306,7 @@ def test_a_half_made_tree_is_not_installed(tmp_path: Path) -> None:
 
 
 def test_a_home_below_usr_is_refused() -> None:
-    with pytest.raises(PreflightError, match="mounts its own /usr"):
+    with pytest.raises(PreflightError, match="replaces /usr"):
         debian_tools.install(EnginePlace.of(Path("/usr/spark")), Local(), print)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from sparkimage.config import validation, yamlfile
-from sparkimage.config.strict import Name, Strict
+from sparkimage.config.validation import Name, Strict
 from sparkimage.core import templates
 
 if TYPE_CHECKING:
