@@ -147,7 +147,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Lock:
-    """The whole lock. ``meaning`` is the digest of all that the matrix requests."""
+    """The whole lock, with the digest of all that the matrix requests."""
 
     file: str
     meaning: str
@@ -222,8 +222,8 @@ def wanted(matrix: Matrix) -> dict[Key, tuple[dict[str, Any], tuple[str, ...]]]:
 
 def meaning(matrix: Matrix) -> str:
     """sha256 over all requests: comments and order in the matrix do not change it."""
-    requests = [[*key, *request] for key, request in wanted(matrix).items()]
-    return hashlib.sha256(json.dumps(requests, sort_keys=True).encode()).hexdigest()
+    needed = [[*key, *request] for key, request in wanted(matrix).items()]
+    return hashlib.sha256(json.dumps(needed, sort_keys=True).encode()).hexdigest()
 
 
 class _EntryText(Strict):
@@ -308,8 +308,8 @@ def _entry(report: Report, key: Key, text: _EntryText) -> Entry:
 def check(matrix: Matrix, lock: Lock) -> list[str]:
     """Every difference between lock and matrix, as sentences; empty when they agree. No I/O."""
     problems = []
-    requests = wanted(matrix)
-    for (pin, value), (request, platforms) in requests.items():
+    needed = wanted(matrix)
+    for (pin, value), (request, platforms) in needed.items():
         entry = lock.entries.get((pin, value))
         if entry is None:
             problems.append(f"pin {pin} {value} is not locked")
@@ -325,7 +325,7 @@ def check(matrix: Matrix, lock: Lock) -> list[str]:
     problems += [
         f"pin {pin} {value} is locked, but no variant uses it"
         for pin, value in lock.entries
-        if (pin, value) not in requests
+        if (pin, value) not in needed
     ]
     if not problems and lock.meaning != meaning(matrix):
         problems.append("its checksum is not the matrix's: it was edited, or made elsewhere")

@@ -1,4 +1,4 @@
-"""Names of images, and the mirrors that stand in for addresses."""
+"""Names of images, and the mirrors of addresses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DIGEST = f"sha256:{'a' * 64}"
         (f"registry:5000/a:b@{DIGEST}", "registry:5000/a", "b", DIGEST),
     ],
 )
-def test_a_name_is_read_as_docker_does(
+def test_a_name_is_parsed_as_docker_does(
     text: str, repository: str, tag: str | None, digest: str | None
 ) -> None:
     name = image_name(text)
@@ -117,7 +117,7 @@ def test_only_a_beginning_of_whole_parts_is_replaced(rules: dict[str, str], addr
     assert Mirrors(rules=dict(reversed(rules.items()))).of(address) == expected
 
 
-def test_the_clients_words_are_no_addresses() -> None:
+def test_mirrors_of_the_clients_defaults() -> None:
     mirrors = parse_rules(["wheels=https://index.example/simple?a=b", "debian=http://deb.example"])
     assert mirrors.client("wheels") == "https://index.example/simple?a=b"
     assert mirrors.client("debian") == "http://deb.example"
@@ -125,14 +125,14 @@ def test_the_clients_words_are_no_addresses() -> None:
 
 
 @pytest.mark.parametrize("word", ["", "bad", "=to", "from=", "=", "a b=c", "a=b c", "a=b\n"])
-def test_a_word_that_is_no_rule(word: str) -> None:
+def test_an_invalid_mirror_option(word: str) -> None:
     with pytest.raises(UsageError, match="is not FROM=TO") as error:
         parse_rules(["docker.io=x", word])
     assert repr(word) in error.value.message
     assert "--mirror docker.io=" in error.value.hint
 
 
-def test_a_users_own_file(tmp_path: Path) -> None:
+def test_a_mirrors_file_of_the_user(tmp_path: Path) -> None:
     path = tmp_path / "mirrors.yaml"
     assert read_rules(path) == {}
     path.write_text("mirrors:\n  docker.io: registry.example\n  wheels: https://index.example\n")
@@ -153,7 +153,7 @@ def test_a_users_own_file(tmp_path: Path) -> None:
         "",
     ],
 )
-def test_a_file_that_is_no_list_of_mirrors(tmp_path: Path, text: str) -> None:
+def test_an_invalid_mirrors_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mirrors.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:

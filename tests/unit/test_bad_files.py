@@ -47,9 +47,9 @@ KEPT = ("nvidia-cudnn-cu13", "nvidia-nccl-cu13", "torch", "triton", "vllm", "num
 def texts() -> dict[str, str]:
     """The project's own files, the lock with few lines and with all pins resolved."""
     read = matrix.load(PROJECT / "matrix.yaml")
-    held = lockfile.load(PROJECT / "matrix.lock")
+    lock = lockfile.load(PROJECT / "matrix.lock")
     entries = {}
-    for key, entry in held.entries.items():
+    for key, entry in lock.entries.items():
         platforms = {
             platform: tuple(i for i in items if not isinstance(i, Wheel) or i.name in KEPT)[:6]
             for platform, items in entry.platforms.items()
@@ -60,7 +60,7 @@ def texts() -> dict[str, str]:
     return {
         "matrix.yaml": (PROJECT / "matrix.yaml").read_text(),
         "patches/patches.yaml": (PROJECT / "patches" / "patches.yaml").read_text(),
-        "matrix.lock": lockfile.dump(replace(held, entries=entries)),
+        "matrix.lock": lockfile.dump(replace(lock, entries=entries)),
         "fleet.yaml": FLEET,
     }
 
@@ -87,17 +87,17 @@ def use(folder: Path, name: str, content: bytes) -> ConfigError | LockError | No
             inventory.load(folder / name)
             return None
         read = matrix.load(folder / "matrix.yaml")
-        held = lockfile.load(folder / "matrix.lock")
-        if wrong := lockfile.check(read, held):
+        lock = lockfile.load(folder / "matrix.lock")
+        if wrong := lockfile.check(read, lock):
             if name == "matrix.lock":
                 return LockError("does not fit", detail="\n".join(wrong), hint=lockfile.REMEDY)
-            held = maker.locked(read)
-        plans = planning.make_all(read, read.variants, held, maker.ORIGIN)
+            lock = maker.locked(read)
+        plans = planning.make_all(read, read.variants, lock, maker.ORIGIN)
         show.as_json(plans)
         show.as_table(plans)
         show.as_policy(plans, Mirrors(rules=read.mirrors))
         for variant in read.variants:
-            planning.judge_patches(read, variant, held)
+            planning.judge_patches(read, variant, lock)
     except (ConfigError, LockError) as error:
         return error
     finally:
@@ -200,9 +200,9 @@ def test_a_bad_file_is_refused_in_words(folder: Path, file: tuple[str, bytes]) -
     error = use(folder, *file)
     if error is None:
         return
-    said = f"{error.message}\n{error.detail}"
+    message = f"{error.message}\n{error.detail}"
     for word in ("Input should", "instance of", "valid dictionary", "[key]", "function-"):
-        assert word not in said
+        assert word not in message
     if isinstance(error, ConfigError):
         for problem in error.problems:
             assert problem.todo

@@ -1,4 +1,4 @@
-"""The fleet file: what is taken, and every problem of one that is wrong."""
+"""The fleet file: valid ones, and every problem of invalid ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def problems(folder: Path, nodes: Any, **more: Any) -> str:
     return caught.value.detail
 
 
-def test_what_is_not_said_is_left_to_ssh(tmp_path: Path) -> None:
+def test_left_out_fields_are_left_to_ssh_config(tmp_path: Path) -> None:
     read = load(tmp_path, {"spark1": {}, "spark2": {"control": "10.0.0.2", "data": "10.9.0.2"}})
     assert read.nodes[0] == Node(name="spark1", control="spark1")
     assert read.nodes[1].data == "10.9.0.2"
@@ -39,7 +39,7 @@ def test_a_data_address_that_is_the_control_address_is_none(tmp_path: Path) -> N
     assert read.nodes[0].data is None
 
 
-def test_what_the_ranks_of_a_node_use(tmp_path: Path) -> None:
+def test_interface_hca_and_gpus_of_a_node(tmp_path: Path) -> None:
     hca = ["rocep1s0f1", "roceP2p1s0f1:1"]
     read = load(tmp_path, {"a": {"interface": "enp1s0f1np1", "hca": hca, "gpus": 0}, "b": {}})
     assert read.nodes[0].interface == "enp1s0f1np1"
@@ -49,7 +49,7 @@ def test_what_the_ranks_of_a_node_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "detail"),
     [
         ({"interface": "eth0;reboot"}, "does not have the right form"),
         ({"interface": "a-name-of-16-char"}, "does not have the right form"),
@@ -70,23 +70,23 @@ def test_what_the_ranks_of_a_node_use(tmp_path: Path) -> None:
         ({"control": "0.0.0.0"}, "not the address of a host"),
     ],
 )
-def test_a_wrong_node(tmp_path: Path, spec: dict[str, Any], said: str) -> None:
-    assert said in problems(tmp_path, {"a": spec})
+def test_a_wrong_node(tmp_path: Path, spec: dict[str, Any], detail: str) -> None:
+    assert detail in problems(tmp_path, {"a": spec})
 
 
 @pytest.mark.parametrize("name", ["a;reboot", "$(reboot)", "-a", "a b", "`x`", "a/b", ""])
-def test_a_name_that_a_shell_could_misread(tmp_path: Path, name: str) -> None:
+def test_a_name_with_shell_syntax_is_refused(tmp_path: Path, name: str) -> None:
     assert "form" in problems(tmp_path, {name: {}})
     with pytest.raises(UsageError):
         inventory.of_names([name])
 
 
-def test_every_problem_is_told_with_its_line(tmp_path: Path) -> None:
+def test_every_problem_has_its_line(tmp_path: Path) -> None:
     same = {"control": "h1"}
-    said = problems(tmp_path, {"a": {**same, "role": "head"}, "b": {**same, "role": "head"}})
-    assert "b and a have the same address h1" in said
-    assert "a and b both have the role head" in said
-    assert "fleet.yaml:9" in said
+    detail = problems(tmp_path, {"a": {**same, "role": "head"}, "b": {**same, "role": "head"}})
+    assert "b and a have the same address h1" in detail
+    assert "a and b both have the role head" in detail
+    assert "fleet.yaml:9" in detail
 
 
 def test_one_host_with_two_ports_is_two_nodes(tmp_path: Path) -> None:

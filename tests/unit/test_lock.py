@@ -1,4 +1,4 @@
-"""The lock: what it says against a matrix, and that damage in it is told."""
+"""The lock: whether it fits a matrix, and messages about damage."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ ASKED: dict[str, object] = {
 ONE = Wheel(name="a", version="1.0", file="a-1.0-py3-none-any.whl", size=3, sha256="a" * 64)
 
 
-def made_of(entries: Mapping[Key, Entry], meaning: str = "f" * 64) -> Lock:
-    return Lock(file="matrix.lock", meaning=meaning, entries=entries)
+def lock_of(entries: Mapping[Key, Entry], digest: str = "f" * 64) -> Lock:
+    return Lock(file="matrix.lock", meaning=digest, entries=entries)
 
 
 def entry(*platforms: str) -> Entry:
@@ -49,19 +49,19 @@ def entry(*platforms: str) -> Entry:
 
 @pytest.mark.parametrize("pin", ["no", "on", "null", "y", "1", "2e3"])
 @pytest.mark.parametrize("value", ["no", "2.30", "1:30", "a b", 'with "quotes"', "~"])
-def test_no_name_becomes_something_else(tmp_path: Path, pin: str, value: str) -> None:
-    made = made_of({(pin, value): entry("linux/arm64")})
-    (tmp_path / "matrix.lock").write_text(lockfile.dump(made))
-    assert lockfile.load(tmp_path / "matrix.lock") == made
+def test_names_that_look_like_yaml_values_stay_names(tmp_path: Path, pin: str, value: str) -> None:
+    lock = lock_of({(pin, value): entry("linux/arm64")})
+    (tmp_path / "matrix.lock").write_text(lockfile.dump(lock))
+    assert lockfile.load(tmp_path / "matrix.lock") == lock
 
 
 def test_a_matrix_without_pins_has_a_lock_without_pins(tmp_path: Path) -> None:
-    empty = made_of({})
+    empty = lock_of({})
     (tmp_path / "matrix.lock").write_text(lockfile.dump(empty))
     assert lockfile.load(tmp_path / "matrix.lock") == empty
 
 
-def test_order_in_is_not_order_out() -> None:
+def test_the_order_of_entries_does_not_change_the_file() -> None:
     two = Wheel(name="b", version="1.0", file="b.whl", size=3, sha256="b" * 64)
     entries = {
         ("p", "1"): Entry(
@@ -76,13 +76,13 @@ def test_order_in_is_not_order_out() -> None:
             platforms={"linux/amd64": (ONE,), "linux/arm64": (ONE, two)},
         ),
     }
-    assert lockfile.dump(made_of(entries)) == lockfile.dump(made_of(turned))
+    assert lockfile.dump(lock_of(entries)) == lockfile.dump(lock_of(turned))
 
 
-def test_the_order_of_items_in_is_not_their_order_out() -> None:
+def test_the_order_of_items_does_not_change_the_file() -> None:
     two = Wheel(name="b", version="1.0", file="b.whl", size=3, sha256="b" * 64)
     one_way, other_way = (
-        made_of({("p", "1"): Entry(asked=ASKED, platforms={"linux/arm64": items})})
+        lock_of({("p", "1"): Entry(asked=ASKED, platforms={"linux/arm64": items})})
         for items in ((ONE, two), (two, ONE))
     )
     assert lockfile.dump(one_way) == lockfile.dump(other_way)
@@ -90,29 +90,29 @@ def test_the_order_of_items_in_is_not_their_order_out() -> None:
 
 def test_the_real_lock_without_one_platform() -> None:
     read = matrix.load(PROJECT / "matrix.yaml")
-    held = lockfile.load(PROJECT / "matrix.lock")
-    vllm = held.entries["vllm", "0.32.0"]
+    lock = lockfile.load(PROJECT / "matrix.lock")
+    vllm = lock.entries["vllm", "0.32.0"]
     lacking = Entry(
         asked=vllm.asked,
         platforms={p: w for p, w in vllm.platforms.items() if p != "linux/amd64"},
     )
-    entries = {**held.entries, ("vllm", "0.32.0"): lacking}
-    assert lockfile.check(read, replace(held, entries=entries)) == [
+    entries = {**lock.entries, ("vllm", "0.32.0"): lacking}
+    assert lockfile.check(read, replace(lock, entries=entries)) == [
         "pin vllm 0.32.0 is not locked for linux/amd64"
     ]
-    said = r"^matrix.lock has nothing for pin vllm 0.32.0 on linux/amd64$"
-    with pytest.raises(LockError, match=said):
-        replace(held, entries=entries).items("vllm", "0.32.0", "linux/amd64")
+    message = r"^matrix.lock has nothing for pin vllm 0.32.0 on linux/amd64$"
+    with pytest.raises(LockError, match=message):
+        replace(lock, entries=entries).items("vllm", "0.32.0", "linux/amd64")
 
 
-def test_every_disagreement_is_told_at_once() -> None:
+def test_all_differences_are_in_one_report() -> None:
     read = matrix.load(PROJECT / "matrix.yaml")
-    held = lockfile.load(PROJECT / "matrix.lock")
-    entries = dict(held.entries)
+    lock = lockfile.load(PROJECT / "matrix.lock")
+    entries = dict(lock.entries)
     del entries["nccl", "2.30.7"]
     entries["old", "1"] = entry("linux/arm64")
     entries["vllm", "0.32.0"] = entry("linux/arm64")
-    assert lockfile.check(read, replace(held, entries=entries)) == [
+    assert lockfile.check(read, replace(lock, entries=entries)) == [
         "pin nccl 2.30.7 is not locked",
         "pin vllm 0.32.0 has changed since it was locked",
         "pin vllm 0.32.0 is not locked for linux/amd64",
@@ -120,7 +120,7 @@ def test_every_disagreement_is_told_at_once() -> None:
     ]
 
 
-GOOD = lockfile.dump(made_of({("p", "1"): entry("linux/arm64")}))
+GOOD = lockfile.dump(lock_of({("p", "1"): entry("linux/arm64")}))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,9 @@ GOOD = lockfile.dump(made_of({("p", "1"): entry("linux/arm64")}))
         ("matrix:", "matrx:", "is damaged"),
     ],
 )
-def test_damage_is_told_with_the_remedy(tmp_path: Path, old: str, new: str, what: str) -> None:
+def test_a_damaged_lock_says_what_is_wrong_and_what_to_run(
+    tmp_path: Path, old: str, new: str, what: str
+) -> None:
     assert old in GOOD
     path = tmp_path / "matrix.lock"
     path.write_text(GOOD.replace(old, new))
@@ -182,17 +184,17 @@ def test_all_damage_is_in_one_report(tmp_path: Path) -> None:
 
 def test_a_lock_may_be_larger_than_what_people_write(tmp_path: Path) -> None:
     items = tuple(replace(ONE, version=f"1.{n:05}") for n in range(9000))
-    made = made_of({("p", "1"): Entry(asked=ASKED, platforms={"linux/arm64": items})})
-    (tmp_path / "matrix.lock").write_text(lockfile.dump(made))
+    lock = lock_of({("p", "1"): Entry(asked=ASKED, platforms={"linux/arm64": items})})
+    (tmp_path / "matrix.lock").write_text(lockfile.dump(lock))
     assert (tmp_path / "matrix.lock").stat().st_size > yamlfile.MAX_BYTES
-    assert lockfile.load(tmp_path / "matrix.lock") == made
+    assert lockfile.load(tmp_path / "matrix.lock") == lock
 
 
 def test_an_image_is_one_line(tmp_path: Path) -> None:
     image = PinnedImage(name="a", digest="sha256:" + "a" * 64, tagged="sha256:" + "b" * 64)
     for items in ((), (image, replace(image, name="b"))):
-        made = Entry(asked={"kind": "image"}, platforms={"linux/arm64": items})
-        text = lockfile.dump(made_of({("p", "1"): made}))
+        resolved = Entry(asked={"kind": "image"}, platforms={"linux/arm64": items})
+        text = lockfile.dump(lock_of({("p", "1"): resolved}))
         (tmp_path / "matrix.lock").write_text(
             text.replace("arm64:", "arm64:" + " []" * (not items))
         )
@@ -200,7 +202,7 @@ def test_an_image_is_one_line(tmp_path: Path) -> None:
             lockfile.load(tmp_path / "matrix.lock")
 
 
-def test_a_missing_lock_is_told_with_the_remedy(tmp_path: Path) -> None:
+def test_a_missing_lock_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(LockError, match=r"^matrix.lock is missing$") as error:
         lockfile.load(tmp_path / "matrix.lock")
     assert error.value.hint == lockfile.REMEDY
@@ -214,7 +216,7 @@ token = st.builds("{}{}{}".format, st.sampled_from("aZ09"), st.text("bY18:._+~%-
 path = st.builds("{}{}{}".format, st.sampled_from("a_"), st.text("bY1_. /+-", max_size=12),
                  st.sampled_from("az"))  # fmt: skip
 sha256 = st.integers(0, 2**256 - 1).map("{:064x}".format)
-digest = sha256.map("sha256:{}".format)
+image_digest = sha256.map("sha256:{}".format)
 commit = st.integers(0, 2**160 - 1).map("{:040x}".format)
 size = st.integers(0, 10**12)
 items: dict[str, st.SearchStrategy[Item]] = {
@@ -225,7 +227,7 @@ items: dict[str, st.SearchStrategy[Item]] = {
         Deb, name=token, version=token, part=st.sampled_from(["root", "more"]), size=size,
         sha256=sha256, file=path,
     ),
-    "image": st.builds(PinnedImage, name=token, digest=digest, tagged=digest),
+    "image": st.builds(PinnedImage, name=token, digest=image_digest, tagged=image_digest),
     "commit": st.builds(Commit, commit=commit, tree=commit),
     "patch": st.builds(PatchText, size=size, sha256=sha256),
     "target": st.builds(
@@ -239,7 +241,7 @@ names = st.text(st.characters(max_codepoint=0xD7FF, exclude_categories=["Cc", "C
 
 
 some: dict[str, st.SearchStrategy[list[Item]]] = {
-    word: st.lists(one, min_size=1, max_size=3) for word, one in items.items()
+    word: st.lists(item, min_size=1, max_size=3) for word, item in items.items()
 }
 patched = st.tuples(items["patch"], some["target"]).map(lambda both: (both[0], *both[1]))
 lines: dict[str, st.SearchStrategy[tuple[Item, ...]]] = {
@@ -275,16 +277,16 @@ def test_every_kind_has_its_strategy() -> None:
 def test_a_lock_reads_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
 ) -> None:
-    made = made_of(
+    lock = lock_of(
         data.draw(st.dictionaries(st.tuples(names, names), entries(kind), max_size=3)),
-        meaning=data.draw(sha256.filter(lambda text: not text.isdecimal())),
+        digest=data.draw(sha256.filter(lambda text: not text.isdecimal())),
     )
     file = tmp_path_factory.getbasetemp() / "matrix.lock"
-    file.write_text(lockfile.dump(made))
+    file.write_text(lockfile.dump(lock))
     read = lockfile.load(file)
-    assert lockfile.dump(read) == lockfile.dump(made)
-    assert {key: unordered(one) for key, one in read.entries.items()} == {
-        key: unordered(one) for key, one in made.entries.items()
+    assert lockfile.dump(read) == lockfile.dump(lock)
+    assert {key: unordered(entry) for key, entry in read.entries.items()} == {
+        key: unordered(entry) for key, entry in lock.entries.items()
     }
 
 
@@ -298,21 +300,21 @@ def patching(path: str) -> Lock:
     target = Target(commit="a" * 40, before=MISSING, after="b" * 64, size=1, path=path)
     text = PatchText(size=1, sha256="c" * 64)
     entry = Entry(asked={"kind": "replace"}, platforms={ANY: (target, text)})
-    return made_of({(PATCHES, "x"): entry})
+    return lock_of({(PATCHES, "x"): entry})
 
 
 UNQUOTED = {
-    "a checksum of digits only": made_of({}, meaning="0" * 64),
+    "a checksum of digits only": lock_of({}, digest="0" * 64),
     "a path with a comment's sign": patching("a #b"),
     "a path with a colon": patching("a: b"),
-    "a reason beyond the basic plane": made_of(
+    "a reason beyond the basic plane": lock_of(
         {("x", "1"): Entry(asked={"kind": "git"}, unresolved="\N{COLLISION SYMBOL}")}
     ),
 }
 
 
 @pytest.mark.parametrize("what", UNQUOTED)
-def test_nothing_that_can_be_locked_is_damage(tmp_path: Path, what: str) -> None:
+def test_what_can_be_locked_can_be_read(tmp_path: Path, what: str) -> None:
     (tmp_path / "matrix.lock").write_text(lockfile.dump(UNQUOTED[what]))
     assert lockfile.load(tmp_path / "matrix.lock") == UNQUOTED[what]
 
@@ -361,7 +363,7 @@ def turned(draw: st.DrawFn, data: Any, name: str = "") -> Any:
     if isinstance(data, list):
         moves = name in ("packages", "require", "exclude", "include", "pins")
         order = draw(st.permutations(data)) if moves else data
-        return [turned(draw, one) for one in order]
+        return [turned(draw, item) for item in order]
     return data
 
 
@@ -395,28 +397,28 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_only_what_a_pin_asks_makes_a_lock_stale(project: Path, data: st.DataObject) -> None:
+def test_only_a_changed_request_makes_a_lock_stale(project: Path, data: st.DataObject) -> None:
     given_matrix = data.draw(matrices())
     read = read_as(project, yaml.safe_dump(given_matrix))
-    held = maker.locked(read)
-    assert lockfile.check(read, held) == []
+    lock = maker.locked(read)
+    assert lockfile.check(read, lock) == []
     again = read_as(project, data.draw(written(given_matrix)))
-    assert lockfile.meaning(again) == held.meaning
-    assert lockfile.check(again, held) == []
-    # One pin of one variant asks for something else, and that is all that is said.
+    assert lockfile.meaning(again) == lock.meaning
+    assert lockfile.check(again, lock) == []
+    # One pin of one variant has changed, and nothing else is reported.
     pin = data.draw(st.sampled_from(list(CHANGES)))
     value = data.draw(st.sampled_from([v["pins"][pin] for v in given_matrix["include"]]))
     change = data.draw(st.sampled_from(CHANGES[pin]))
     asks = {**PINS[pin], value: {**PINS[pin][value], **change}}
     other = {**given_matrix, "pins": {**PINS, pin: asks}}
     moved = read_as(project, data.draw(written(other)))
-    assert lockfile.meaning(moved) != held.meaning
-    assert lockfile.check(moved, held) == [f"pin {pin} {value} has changed since it was locked"]
+    assert lockfile.meaning(moved) != lock.meaning
+    assert lockfile.check(moved, lock) == [f"pin {pin} {value} has changed since it was locked"]
 
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_a_value_that_no_variant_uses_asks_nothing(project: Path, data: st.DataObject) -> None:
+def test_an_unused_value_does_not_make_a_lock_stale(project: Path, data: st.DataObject) -> None:
     given_matrix = data.draw(matrices())
     read = read_as(project, yaml.safe_dump(given_matrix))
     more = {**PINS, "cuda": {**PINS["cuda"], "14.0.0": {**maker.CUDA, "image": "nvidia/cuda:14"}}}
@@ -425,27 +427,27 @@ def test_a_value_that_no_variant_uses_asks_nothing(project: Path, data: st.DataO
     assert lockfile.check(wider, maker.locked(read)) == []
 
 
-def test_a_lock_that_was_edited_by_hand_is_told(project: Path) -> None:
+def test_a_lock_that_was_edited_by_hand_is_reported(project: Path) -> None:
     variants = [maker.include("v", *LAYERS, **{pin: next(iter(v)) for pin, v in PINS.items()})]
     read = read_as(project, yaml.safe_dump(maker.document(PINS, LAYERS, variants)))
-    held = replace(maker.locked(read), meaning="0" * 64)
-    (said,) = lockfile.check(read, held)
-    assert "its checksum is not the matrix's" in said
+    lock = replace(maker.locked(read), meaning="0" * 64)
+    (problem,) = lockfile.check(read, lock)
+    assert "its checksum is not the matrix's" in problem
 
 
-def test_what_is_not_resolved_fits_until_something_else_is_asked(project: Path) -> None:
+def test_an_unresolved_pin_fits_until_its_request_changes(project: Path) -> None:
     variants = [maker.include("v", *LAYERS, **{pin: next(iter(v)) for pin, v in PINS.items()})]
     read = read_as(project, yaml.safe_dump(maker.document(PINS, LAYERS, variants)))
-    held = maker.locked(read)
+    lock = maker.locked(read)
     key = ("fork", "one")
-    open_ = Entry(asked=held.entries[key].asked, unresolved="its server is silent")
-    held = replace(held, entries={**held.entries, key: open_})
-    assert lockfile.check(read, held) == []
-    assert held.unresolved(*key) == "its server is silent"
-    assert held.unresolved("os", "trixie") is None
-    assert held.find(*key, maker.ARM) is None
+    unresolved = Entry(asked=lock.entries[key].asked, unresolved="its server is silent")
+    lock = replace(lock, entries={**lock.entries, key: unresolved})
+    assert lockfile.check(read, lock) == []
+    assert lock.unresolved(*key) == "its server is silent"
+    assert lock.unresolved("os", "trixie") is None
+    assert lock.find(*key, maker.ARM) is None
     with pytest.raises(LockError, match=r"has nothing for pin fork one"):
-        held.items(*key, maker.ARM)
+        lock.items(*key, maker.ARM)
     pins = {**PINS, "fork": {"one": maker.git_pin("d" * 40)}}
     moved = read_as(project, yaml.safe_dump(maker.document(pins, LAYERS, variants)))
-    assert lockfile.check(moved, held) == ["pin fork one has changed since it was locked"]
+    assert lockfile.check(moved, lock) == ["pin fork one has changed since it was locked"]

@@ -154,22 +154,24 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("old", "new", "line", "what", "todo"), WRONG)
-def test_a_problem_has_its_line_and_its_mend(
+def test_a_problem_has_its_line_and_next_action(
     project: Path, old: str, new: str, line: int, what: str, todo: str
 ) -> None:
     assert old in GOOD
-    found = problems(project, GOOD.replace(old, new, 1))
-    assert any(at == line and what in said and todo in mend for at, said, mend in found), found
+    reported = problems(project, GOOD.replace(old, new, 1))
+    assert any(at == line and what in seen and todo in hint for at, seen, hint in reported), (
+        reported
+    )
 
 
 def test_all_problems_are_in_one_report_sorted_by_line(project: Path) -> None:
     text = GOOD.replace("repository:", "repositry:").replace("include:", "inclde:")
-    found = problems(project, text)
-    assert [line for line, _, _ in found] == sorted(line for line, _, _ in found)
-    assert len(found) == 3  # two unknown keys, and the repository is missing
+    reported = problems(project, text)
+    assert [line for line, _, _ in reported] == sorted(line for line, _, _ in reported)
+    assert len(reported) == 3  # two unknown keys, and the repository is missing
 
 
-def test_an_unknown_patch_has_its_nearest(tmp_path: Path) -> None:
+def test_an_unknown_patch_suggests_the_nearest(tmp_path: Path) -> None:
     pins = {"os": {"trixie": maker.OS}}
     layers = {"low": {"base": "os"}, "high": {"patches": ["fox"]}}
     data = maker.document(pins, layers, [maker.include("v", *layers, os="trixie")])
@@ -223,7 +225,7 @@ def test_a_matrix_of_every_kind_of_pin_and_layer(tmp_path: Path) -> None:
         ("args: {}", "BUILD: os", 11, "takes no layer below"),
     ],
 )
-def test_a_source_gets_what_is_planned_or_is_refused(
+def test_a_source_layer_with_ignored_inputs_is_refused(
     tmp_path: Path, more: str, images: str, line: int, what: str
 ) -> None:
     images = f"images: {{{images}}}"
@@ -256,10 +258,10 @@ groups: {{default: [v]}}
     (tmp_path / "patches").mkdir()
     patches = {"version": 1, "patches": {"p": patch}}
     (tmp_path / "patches" / "patches.yaml").write_text(json.dumps(patches))
-    assert [at for at, said, _ in problems(tmp_path, text) if what in said] == [line]
+    assert [at for at, seen, _ in problems(tmp_path, text) if what in seen] == [line]
 
 
-def test_a_value_that_is_not_in_pins_is_named_with_its_line(project: Path) -> None:
+def test_an_unknown_value_of_a_pin_is_reported_with_its_line(project: Path) -> None:
     pins = 'pins: {debian: trixi, nccl: "2.30.4"}'
     text = GOOD.replace("include: []", f"include: [{{name: z, platform: linux/arm64, {pins}}}]")
     assert problems(project, text) == [
@@ -284,7 +286,7 @@ def test_pins_of_a_variant_agree_on_python(tmp_path: Path) -> None:
     assert "3.13" in error.value.detail
 
 
-def test_a_pin_may_not_take_the_place_of_the_patches(tmp_path: Path) -> None:
+def test_a_pin_called_patches_does_not_hide_the_patches(tmp_path: Path) -> None:
     layers = {"low": {"base": "patches"}}
     data = maker.document(
         {"patches": {"trixie": maker.OS}}, layers, [maker.include("v", "low", patches="trixie")]
@@ -296,7 +298,7 @@ def test_a_pin_may_not_take_the_place_of_the_patches(tmp_path: Path) -> None:
     assert set(lockfile.wanted(read)) == {("patches", "trixie")}
 
 
-def test_a_layer_stands_in_a_variant_once(tmp_path: Path) -> None:
+def test_a_variant_has_a_layer_once(tmp_path: Path) -> None:
     layers: dict[str, Any] = {"low": {"base": "os"}, "high": {}}
     variant = maker.include("v", "low", "high", "high", os="trixie")
     with pytest.raises(ConfigError):
@@ -304,21 +306,21 @@ def test_a_layer_stands_in_a_variant_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "reason"),
     [
         ("python", "the build argument PYTHON_VERSION is Python's X.Y"),
         ("n_ccl", "the build argument N_CCL_VERSION is the version of pin n-ccl"),
     ],
 )
-def test_a_pin_may_not_take_a_build_argument_of_another(
-    tmp_path: Path, name: str, said: str
+def test_two_pins_cannot_have_the_same_build_argument(
+    tmp_path: Path, name: str, reason: str
 ) -> None:
     pins = {"os": {"trixie": maker.OS}, "n-ccl": {"2.30.0": maker.NCCL}, name: {"1.0.0": maker.APP}}
     layers = {"low": {"base": "os", "pins": [name]}}
     variant = maker.include("v", *layers, os="trixie", **{name: "1.0.0"})
     with pytest.raises(ConfigError, match="1 problem") as error:
         maker.write(tmp_path, maker.document(pins, layers, [variant]))
-    assert f"a pin cannot be called {name!r}: {said}" in error.value.detail
+    assert f"a pin cannot be called {name!r}: {reason}" in error.value.detail
 
 
 WORDS = """\
@@ -340,7 +342,7 @@ profiles: {p: {variants: ["*"], nodes: "2", rdma: yes please, serve: {max_model_
 """
 
 
-def test_problems_are_in_the_words_of_the_file(project: Path) -> None:
+def test_messages_use_the_words_of_the_file(project: Path) -> None:
     assert problems(project, WORDS) == [
         (4, "pins.g.1.0.0.commit must be text, but is 01234567", 'quote it: "01234567"'),
         (4, "pins.g.1.0.0.version must be text, but is 1.10", 'quote it: "1.10"'),
@@ -397,19 +399,19 @@ def test_a_product_beyond_the_limit_is_not_computed(project: Path) -> None:
     assert "over 1,000,000,000,000,000,000 variants" in what
 
 
-def test_the_same_problem_of_many_variants_is_told_of_some(project: Path) -> None:
+def test_a_report_has_at_most_100_problems(project: Path) -> None:
     values = ", ".join(f"v{n}" for n in range(1000))
-    made = ", ".join(f"v{n}: *d" for n in range(1, 1000))
+    values_after = ", ".join(f"v{n}: *d" for n in range(1, 1000))
     text = GOOD.replace(
         "    trixie: {kind: debian, suite: trixie}",
-        f"    {{v0: &d {{kind: debian, suite: trixie}}, {made}}}",
+        f"    {{v0: &d {{kind: debian, suite: trixie}}, {values_after}}}",
     )
     text = text.replace("debian: [trixie]", f"debian: [{values}]").replace(
         'nccl: ["2.30.4", "2.30.7"]\nex', 'nccl: ["2.30.4"]\nex'
     )
     text = text.replace("[linux/arm64, linux/amd64]\n", "[linux/arm64]\n")
-    found = problems(project, text.replace('"n{nccl}-{arch}"', '"n {debian}"'))
-    assert len(found) == 100
+    reported = problems(project, text.replace('"n{nccl}-{arch}"', '"n {debian}"'))
+    assert len(reported) == 100
     assert len(load(project, text.replace("n{nccl}-{arch}", "n2.30.4-{debian}")).variants) == 1000
 
 
@@ -550,13 +552,13 @@ def locked(read: matrix.Matrix, *wheels: Wheel) -> Lock:
 def test_every_wheel_goes_to_exactly_one_layer(project: Path) -> None:
     text = GOOD.replace("{base: debian}", '{base: debian, wheels: {pin: nccl, select: ["nv*"]}}')
     read = load(project, text)
-    held = locked(read, wheel("nvidia-x"), wheel("torch"), wheel("vllm"))
-    made = planning.make(read, read.variants[0], held, ORIGIN)
-    assert [[w.name for w in layer.wheels] for layer in made.layers] == [
+    lock = locked(read, wheel("nvidia-x"), wheel("torch"), wheel("vllm"))
+    plan = planning.make(read, read.variants[0], lock, ORIGIN)
+    assert [[w.name for w in layer.wheels] for layer in plan.layers] == [
         ["nvidia-x"],
         ["torch", "vllm"],
     ]
-    assert made.layers[1].requirements.splitlines()[0] == f"torch==1.0 --hash=sha256:{'0' * 64}"
+    assert plan.layers[1].requirements.splitlines()[0] == f"torch==1.0 --hash=sha256:{'0' * 64}"
     with pytest.raises(LockError, match="gets no wheel"):
         planning.make(read, read.variants[0], locked(read, wheel("torch")), ORIGIN)
 
@@ -566,21 +568,21 @@ def test_a_project_of_two_pins_is_an_error(tmp_path: Path) -> None:
     layers = {"low": {"base": "os"}, "x": {"wheels": {"pin": "a"}}, "y": {"wheels": {"pin": "b"}}}
     variant = maker.include("v", *layers, os="trixie", a="1.0.0", b="2.0.0")
     read = maker.write(tmp_path, maker.document(pins, layers, [variant]))
-    held = maker.locked(read)
+    lock = maker.locked(read)
 
     def entries(*wheels: Wheel) -> Lock:
-        entry = held.entries["b", "2.0.0"]
+        entry = lock.entries["b", "2.0.0"]
         other = Entry(asked=entry.asked, platforms=dict.fromkeys(entry.platforms, wheels))
-        return replace(held, entries={**held.entries, ("b", "2.0.0"): other})
+        return replace(lock, entries={**lock.entries, ("b", "2.0.0"): other})
 
-    said = r"^variant v: pins a 1.0.0 and b 2.0.0 both bring lib \(1.0 and 2.0\)$"
-    with pytest.raises(LockError, match=said) as error:
+    message = r"^variant v: pins a 1.0.0 and b 2.0.0 both bring lib \(1.0 and 2.0\)$"
+    with pytest.raises(LockError, match=message) as error:
         planning.make(read, read.variants[0], entries(wheel("x"), wheel("lib", "2.0")), ORIGIN)
     assert "`exclude: [lib]`" in error.value.hint
     planning.make(read, read.variants[0], entries(wheel("x")), ORIGIN)
 
 
-def test_a_requirement_may_have_extras(project: Path) -> None:
+def test_a_requirement_can_have_extras(project: Path) -> None:
     extras = "ray[cgraph,client,default]==2.54.0"
     pin = load(project, GOOD.replace("nvidia-nccl-cu13==2.30.4", extras)).pins["nccl"]["2.30.4"]
     assert pin.request()["require"] == [extras]
@@ -596,29 +598,29 @@ def test_a_wheel_that_no_layer_takes_is_an_error(project: Path) -> None:
         planning.make(read, read.variants[0], locked(read, wheel("nvidia"), wheel("torch")), ORIGIN)
 
 
-def test_the_checksum_changes_with_what_goes_in_and_with_nothing_else(project: Path) -> None:
+def test_the_checksum_changes_with_the_locked_wheels_only(project: Path) -> None:
     read = load(project, GOOD)
-    one = planning.make(read, read.variants[0], locked(read, wheel("a")), ORIGIN)
+    plan = planning.make(read, read.variants[0], locked(read, wheel("a")), ORIGIN)
     same = planning.make(read, read.variants[0], locked(read, wheel("a")), ORIGIN)
     other = planning.make(read, read.variants[0], locked(read, wheel("a", "1.1")), ORIGIN)
-    assert one.checksum() == same.checksum()
-    assert one.checksum() != other.checksum()
-    assert one.lock_checksum != other.lock_checksum
-    assert one.labels["dev.sparkimage.lock"] == f"sha256:{one.lock_checksum}"
-    assert one.labels["dev.sparkimage.version.nccl"] == "2.30.4"
+    assert plan.checksum() == same.checksum()
+    assert plan.checksum() != other.checksum()
+    assert plan.lock_checksum != other.lock_checksum
+    assert plan.labels["dev.sparkimage.lock"] == f"sha256:{plan.lock_checksum}"
+    assert plan.labels["dev.sparkimage.version.nccl"] == "2.30.4"
 
 
-def test_lock_and_matrix_disagree(project: Path) -> None:
+def test_differences_of_lock_and_matrix_are_reported(project: Path) -> None:
     read = load(project, GOOD)
-    held = locked(read, wheel("a"))
-    assert lockfile.check(read, held) == []
+    lock = locked(read, wheel("a"))
+    assert lockfile.check(read, lock) == []
     moved = load(project, GOOD.replace("cu13==2.30.4", "cu13==2.30.5"))
-    assert lockfile.check(moved, held) == ["pin nccl 2.30.4 has changed since it was locked"]
+    assert lockfile.check(moved, lock) == ["pin nccl 2.30.4 has changed since it was locked"]
     fewer = replace(
-        held, entries={k: one for k, one in held.entries.items() if k != ("nccl", "2.30.7")}
+        lock, entries={k: entry for k, entry in lock.entries.items() if k != ("nccl", "2.30.7")}
     )
     assert lockfile.check(read, fewer) == ["pin nccl 2.30.7 is not locked"]
-    more = replace(held, entries={**held.entries, ("old", "1"): held.entries["nccl", "2.30.4"]})
+    more = replace(lock, entries={**lock.entries, ("old", "1"): lock.entries["nccl", "2.30.4"]})
     assert lockfile.check(read, more) == ["pin old 1 is locked, but no variant uses it"]
     with pytest.raises(LockError, match="has nothing for pin nccl"):
         planning.make(read, read.variants[1], fewer, ORIGIN)

@@ -1,4 +1,4 @@
-"""Patches: what the file says of them, what one is to a commit, and what it makes of files."""
+"""Patches: patches.yaml, whether a patch applies to a commit, and the patched files."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_a_problem_has_its_line(tmp_path: Path, old: str, new: str, line: int, w
     assert old in GOOD
     with pytest.raises(ConfigError) as error:
         load(tmp_path, GOOD.replace(old, new, 1))
-    found = [(p.line, p.what) for p in error.value.problems]
-    assert any(at == line and what in said for at, said in found), found
+    reported = [(p.line, p.what) for p in error.value.problems]
+    assert any(at == line and what in seen for at, seen in reported), reported
     assert all(p.todo and p.file == "patches.yaml" for p in error.value.problems)
 
 
@@ -150,7 +150,7 @@ HELD = {"a/b.py": SHA}
         ({"expects": SHA}, None, False, None, State.NOT_NEEDED, "checked in the image"),
     ],
 )  # fmt: skip
-def test_what_a_patch_is_to_a_commit(
+def test_whether_a_patch_applies_to_a_commit(
     more: dict[str, Any],
     commit: str | None,
     applied: bool,
@@ -163,7 +163,7 @@ def test_what_a_patch_is_to_a_commit(
     assert reason in verdict.reason
 
 
-def test_an_abbreviated_commit_is_known_as_one_that_it_does_not_fit() -> None:
+def test_not_for_matches_an_abbreviated_commit() -> None:
     verdict = patch_specs.judge(patch(), commit=MOVED[:10], applied=False, before=None)
     assert (verdict.state, verdict.reason) == (State.DOES_NOT_FIT, "its file moved")
 
@@ -190,7 +190,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remote:
     ("kind", "text", "after"),
     [("replace", b"all new\n", b"all new\n"), ("diff", DIFF, b"one\n2\nthree\n")],
 )
-def test_what_a_patch_makes_of_a_fork(
+def test_targets_of_a_patch_at_a_fork_commit(
     tmp_path: Path, remote: Remote, kind: str, text: bytes, after: bytes
 ) -> None:
     commit = remote.commit({"a/b.py": BEFORE.decode(), "c": "other\n"})
@@ -208,7 +208,7 @@ def test_what_a_patch_makes_of_a_fork(
     assert patch_files.apply("fix", kind, text, {"a/b.py": BEFORE}, Local()) == {"a/b.py": after}
 
 
-def test_a_file_that_the_fork_lacks_is_told_as_missing(tmp_path: Path, remote: Remote) -> None:
+def test_a_file_that_is_not_in_the_fork_is_missing(tmp_path: Path, remote: Remote) -> None:
     commit = remote.commit({"c": "other\n"})
     fork = outside(tmp_path / "site", tmp_path / "home").repository("fork 1", remote.address)
     fork.fetch(commit)
@@ -216,7 +216,7 @@ def test_a_file_that_the_fork_lacks_is_told_as_missing(tmp_path: Path, remote: R
     assert (target.before, target.path) == (MISSING, "a/b.py")
 
 
-def test_a_diff_names_all_its_files() -> None:
+def test_a_diff_of_several_files() -> None:
     two = DIFF + DIFF.replace(b"a/b.py", b"with space/c.py")
     given = patch(kind="diff", replaces=None)
     assert patch_files.paths("fix", given, two) == ("a/b.py", "with space/c.py")
@@ -263,33 +263,33 @@ def project(folder: Path, commit: str) -> Matrix:
 
 
 def with_targets(read: Matrix, *targets: Target) -> Lock:
-    held = maker.locked(read)
-    entry = held.entries[PATCHES, "fix"]
-    text = next(one for one in entry.platforms[ANY] if isinstance(one, PatchText))
-    made = Entry(asked=entry.asked, platforms={ANY: (text, *targets)})
-    return replace(held, entries={**held.entries, (PATCHES, "fix"): made})
+    lock = maker.locked(read)
+    entry = lock.entries[PATCHES, "fix"]
+    text = next(item for item in entry.platforms[ANY] if isinstance(item, PatchText))
+    resolved = Entry(asked=entry.asked, platforms={ANY: (text, *targets)})
+    return replace(lock, entries={**lock.entries, (PATCHES, "fix"): resolved})
 
 
 def test_the_plan_of_a_patch_that_fits(tmp_path: Path) -> None:
     read = project(tmp_path, NEEDS)
-    held = maker.locked(read)
-    plan = planning.make(read, read.variants[0], held, maker.ORIGIN)
-    (made,) = plan.layers[1].patches
-    text, target = held.items(PATCHES, "fix", ANY)
+    lock = maker.locked(read)
+    plan = planning.make(read, read.variants[0], lock, maker.ORIGIN)
+    (patched,) = plan.layers[1].patches
+    text, target = lock.items(PATCHES, "fix", ANY)
     assert isinstance(text, PatchText)
-    assert (made.name, made.kind, made.path, made.sha256) == (
+    assert (patched.name, patched.kind, patched.path, patched.sha256) == (
         "fix",
         "replace",
         "fix.py",
         text.sha256,
     )
-    assert made.targets == (target,)
-    assert made.fork == (maker.FORK, NEEDS)
+    assert patched.targets == (target,)
+    assert patched.fork == (maker.FORK, NEEDS)
     assert plan.labels["dev.sparkimage.patch.fix"] == f"sha256:{text.sha256}"
-    assert planning.judge_patches(read, read.variants[0], held)["fix"].state is State.APPLIED
+    assert planning.judge_patches(read, read.variants[0], lock)["fix"].state is State.APPLIED
 
 
-def test_of_several_git_pins_a_patch_is_for_the_one_that_it_names(tmp_path: Path) -> None:
+def test_a_patch_is_for_the_git_pin_that_it_mentions(tmp_path: Path) -> None:
     pins = {
         "os": {"trixie": maker.OS},
         "app": {"one": maker.git_pin(OTHER, "https://git.example/app.git")},
@@ -299,8 +299,8 @@ def test_of_several_git_pins_a_patch_is_for_the_one_that_it_names(tmp_path: Path
     variants = [maker.include("v", *layers, os="trixie", app="one", fork="one")]
     read = maker.write(tmp_path, maker.document(pins, layers, variants), {"fix": PATCH})
     plan = planning.make(read, read.variants[0], maker.locked(read), maker.ORIGIN)
-    (made,) = plan.layers[1].patches
-    assert made.fork == (maker.FORK, NEEDS)
+    (patched,) = plan.layers[1].patches
+    assert patched.fork == (maker.FORK, NEEDS)
 
 
 @pytest.mark.parametrize(
@@ -320,9 +320,9 @@ def test_a_plan_with_a_patch_that_does_not_fit_is_refused(
     tmp_path: Path, commit: str, targets: tuple[Target, ...], reason: str
 ) -> None:
     read = project(tmp_path, commit)
-    held = with_targets(read, *targets)
+    lock = with_targets(read, *targets)
     with pytest.raises(LockError, match="patch fix does not fit variant v") as error:
-        planning.make(read, read.variants[0], held, maker.ORIGIN)
+        planning.make(read, read.variants[0], lock, maker.ORIGIN)
     assert reason in error.value.message
     assert "python build.py patches" in error.value.hint
 
@@ -334,14 +334,14 @@ def test_a_patch_on_a_ready_image(tmp_path: Path, expects: str | None) -> None:
     variants = [maker.include("v", *layers, base="1.0.0")]
     patches = {"fix": {**PATCH, **({"expects": expects} if expects else {})}}
     read = maker.write(tmp_path, maker.document(pins, layers, variants), patches)
-    held = maker.locked(read)
+    lock = maker.locked(read)
     if expects is None:
         # Nothing says what lies in the image, and there is no source to look into.
         with pytest.raises(LockError, match="the file that it changes is not in the lock"):
-            planning.make(read, read.variants[0], held, maker.ORIGIN)
+            planning.make(read, read.variants[0], lock, maker.ORIGIN)
         return
-    (made,) = planning.make(read, read.variants[0], held, maker.ORIGIN).layers[1].patches
-    (target,) = made.targets
+    (patched,) = planning.make(read, read.variants[0], lock, maker.ORIGIN).layers[1].patches
+    (target,) = patched.targets
     assert (target.commit, target.before, target.path) == (NEEDS, SHA, "a/b.py")
-    assert target.after == made.sha256
-    assert made.fork is None
+    assert target.after == patched.sha256
+    assert patched.fork is None

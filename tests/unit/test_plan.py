@@ -79,61 +79,61 @@ def locked(read: Matrix, names: tuple[str, ...] = ("app", "cuda-x", "cuda-y", "o
 
 def test_a_thousand_variants(tmp_path: Path) -> None:
     read = write(tmp_path, [f"1.{i}.0" for i in range(5)], [f"2.{i}.0" for i in range(100)])
-    held = locked(read)
-    (tmp_path / "matrix.lock").write_text(lockfile.dump(held))
-    held = lockfile.load(tmp_path / "matrix.lock")
-    assert lockfile.check(read, held) == []
-    plans = planning.make_all(read, read.variants, held, ORIGIN)
+    lock = locked(read)
+    (tmp_path / "matrix.lock").write_text(lockfile.dump(lock))
+    lock = lockfile.load(tmp_path / "matrix.lock")
+    assert lockfile.check(read, lock) == []
+    plans = planning.make_all(read, read.variants, lock, ORIGIN)
     assert len(plans) == 1000
-    assert len({one.variant for one in plans}) == 1000
-    assert len({one.checksum() for one in plans}) == 1000
-    for variant, one in zip(read.variants, plans, strict=True):
-        assert one.variant == variant.name
-        assert one.versions == {"app": variant.pins["app"], "lib": variant.pins["lib"]}
-        for layer in one.layers:
-            assert {w.version for w in layer.wheels} <= set(one.versions.values())
+    assert len({plan.variant for plan in plans}) == 1000
+    assert len({plan.checksum() for plan in plans}) == 1000
+    for variant, plan in zip(read.variants, plans, strict=True):
+        assert plan.variant == variant.name
+        assert plan.versions == {"app": variant.pins["app"], "lib": variant.pins["lib"]}
+        for layer in plan.layers:
+            assert {w.version for w in layer.wheels} <= set(plan.versions.values())
     # What many share is worked out once, and comes to the same as each by itself.
     for number in (0, 499, 999):
-        assert planning.make(read, read.variants[number], held, ORIGIN) == plans[number]
+        assert planning.make(read, read.variants[number], lock, ORIGIN) == plans[number]
 
 
 def test_the_lock_checksum_is_over_the_locked_items(tmp_path: Path) -> None:
     read = write(tmp_path, ["1.0.0"], ["2.0.0", "2.1.0"])
-    held = locked(read)
+    lock = locked(read)
     for variant in read.variants:
         locked_items = {
-            f"{pin}/{value}": [asdict(item) for item in held.items(pin, value, variant.platform)]
+            f"{pin}/{value}": [asdict(item) for item in lock.items(pin, value, variant.platform)]
             for pin, value in variant.pins.items()
         }
         text = json.dumps(locked_items, sort_keys=True, separators=(",", ":"))
-        made = planning.make(read, variant, held, ORIGIN)
-        assert made.lock_checksum == hashlib.sha256(text.encode()).hexdigest()
+        plan = planning.make(read, variant, lock, ORIGIN)
+        assert plan.lock_checksum == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_the_lock_checksum_is_of_the_variants_own_pins(tmp_path: Path) -> None:
     read = write(tmp_path, ["1.0.0"], ["2.0.0", "2.1.0"])
-    held = locked(read)
+    lock = locked(read)
     moved = replace(
-        held,
+        lock,
         entries={
-            **held.entries,
+            **lock.entries,
             ("lib", "2.1.0"): replace(
-                held.entries["lib", "2.1.0"],
+                lock.entries["lib", "2.1.0"],
                 platforms=dict.fromkeys(PLATFORMS, (wheel("lib", "2.1.9"),)),
             ),
         },
     )
-    before = planning.make_all(read, read.variants, held, ORIGIN)
+    before = planning.make_all(read, read.variants, lock, ORIGIN)
     after = planning.make_all(read, read.variants, moved, ORIGIN)
-    changed = {one.variant for one, two in zip(before, after, strict=True) if one != two}
+    changed = {old.variant for old, new in zip(before, after, strict=True) if old != new}
     assert changed == {"a1.0.0-l2.1.0-amd64", "a1.0.0-l2.1.0-arm64"}
 
 
 def test_labels(tmp_path: Path) -> None:
     read = write(tmp_path, ["1.0.0"], ["2.0.0"])
-    made = planning.make(read, read.variants[1], locked(read), ORIGIN)
-    assert made.labels == {
-        "dev.sparkimage.lock": f"sha256:{made.lock_checksum}",
+    plan = planning.make(read, read.variants[1], locked(read), ORIGIN)
+    assert plan.labels == {
+        "dev.sparkimage.lock": f"sha256:{plan.lock_checksum}",
         "dev.sparkimage.pin.app": "1.0.0",
         "dev.sparkimage.pin.debian": "trixie",
         "dev.sparkimage.pin.lib": "2.0.0",
@@ -144,9 +144,9 @@ def test_labels(tmp_path: Path) -> None:
         "org.opencontainers.image.source": "https://example.org/x",
         "org.opencontainers.image.title": "a1.0.0-l2.0.0-arm64",
     }
-    assert (made.arch, made.triplet, made.python) == ("arm64", "aarch64-linux-gnu", "3.13")
-    assert made.layers[1].args["APP_VERSION"] == "1.0.0"
-    assert made.download_bytes == 5 + ROOT.size
+    assert (plan.arch, plan.triplet, plan.python) == ("arm64", "aarch64-linux-gnu", "3.13")
+    assert plan.layers[1].args["APP_VERSION"] == "1.0.0"
+    assert plan.download_bytes == 5 + ROOT.size
 
 
 CHANGES: list[Callable[[Plan], Plan]] = [
@@ -166,11 +166,11 @@ CHANGES: list[Callable[[Plan], Plan]] = [
 
 def test_every_part_is_in_the_checksum_and_the_order_of_keys_is_not(tmp_path: Path) -> None:
     read = write(tmp_path, ["1.0.0"], ["2.0.0"])
-    made = planning.make(read, read.variants[1], locked(read), ORIGIN)
-    turned = replace(made, labels=dict(reversed(list(made.labels.items()))))
-    assert turned.checksum() == made.checksum()
-    sums = {change(made).checksum() for change in CHANGES}
-    assert len(sums - {made.checksum()}) == len(CHANGES)
+    plan = planning.make(read, read.variants[1], locked(read), ORIGIN)
+    turned = replace(plan, labels=dict(reversed(list(plan.labels.items()))))
+    assert turned.checksum() == plan.checksum()
+    sums = {change(plan).checksum() for change in CHANGES}
+    assert len(sums - {plan.checksum()}) == len(CHANGES)
 
 
 name = st.builds(str.__add__, st.sampled_from("ab"), st.text("abc-", max_size=3))
@@ -179,26 +179,26 @@ globs = st.lists(st.sampled_from(["a*", "b*", "a", "*c", "ab*", "*"]), min_size=
 
 
 @settings(max_examples=60, deadline=None)
-@given(names=projects, one=globs, two=globs)
+@given(names=projects, first=globs, second=globs)
 def test_every_wheel_goes_to_exactly_one_layer(
-    tmp_path_factory: pytest.TempPathFactory, names: list[str], one: list[str], two: list[str]
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], first: list[str], second: list[str]
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "partition"
     folder.mkdir(exist_ok=True)
     # The layer that takes the rest stands first and still gets it last.
-    read = write(folder, ["1.0.0"], ["2.0.0"], {"rest": [], "one": one, "two": two})
-    left = [n for n in names if not any(fnmatchcase(n, g) for g in one)]
-    last = [n for n in left if not any(fnmatchcase(n, g) for g in two)]
-    held = locked(read, tuple(names))
+    read = write(folder, ["1.0.0"], ["2.0.0"], {"rest": [], "one": first, "two": second})
+    left = [n for n in names if not any(fnmatchcase(n, g) for g in first)]
+    last = [n for n in left if not any(fnmatchcase(n, g) for g in second)]
+    lock = locked(read, tuple(names))
     if len(left) in (0, len(names)) or len(last) in (0, len(left)):
         with pytest.raises(LockError, match="gets no wheel"):
-            planning.make(read, read.variants[0], held, ORIGIN)
+            planning.make(read, read.variants[0], lock, ORIGIN)
         return
-    made = planning.make(read, read.variants[0], held, ORIGIN)
-    assert [w.name for w in made.layers[1].wheels] == last
-    given_to = [w.name for layer in made.layers[1:4] for w in layer.wheels]
-    assert sorted(given_to) == sorted(names)
-    assert all(layer.wheels for layer in made.layers[1:])
+    plan = planning.make(read, read.variants[0], lock, ORIGIN)
+    assert [w.name for w in plan.layers[1].wheels] == last
+    wheels_of_layers = [w.name for layer in plan.layers[1:4] for w in layer.wheels]
+    assert sorted(wheels_of_layers) == sorted(names)
+    assert all(layer.wheels for layer in plan.layers[1:])
 
 
 def test_the_fingerprint_is_of_what_decides_the_result(tmp_path: Path) -> None:
@@ -209,15 +209,15 @@ def test_the_fingerprint_is_of_what_decides_the_result(tmp_path: Path) -> None:
     tool = tmp_path / "images" / "_tools" / "step.sh"
     tool.write_text("one")
     read = write(tmp_path, ["1.0.0"], ["2.0.0"], links="links")
-    made = planning.make(read, read.variants[0], locked(read), ORIGIN)
-    first = fingerprint(made, tmp_path)
+    plan = planning.make(read, read.variants[0], locked(read), ORIGIN)
+    first = fingerprint(plan, tmp_path)
     # A layer's checks decide whether it is good, not what it is; other layers are not in it.
     (tmp_path / "images" / "low" / "test_low.py").write_text("")
     (tmp_path / "images" / "foreign").mkdir()
     (tmp_path / "images" / "foreign" / "Dockerfile").write_text("FROM layer\n")
     (tmp_path / "images" / "low" / "__pycache__").mkdir()
     (tmp_path / "images" / "low" / "__pycache__" / "test_low.pyc").write_text("")
-    assert fingerprint(made, tmp_path) == first
+    assert fingerprint(plan, tmp_path) == first
     seen = {first}
     # Python files that the Dockerfile copies are inputs, those called as checks are below the top.
     for name in ("helper.py", "overlay/vllm/a.py", "overlay/vllm/test_a.py", "overlay/a.pyc"):
@@ -225,19 +225,19 @@ def test_the_fingerprint_is_of_what_decides_the_result(tmp_path: Path) -> None:
         for content in ("", "two"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
-            seen.add(fingerprint(made, tmp_path))
+            seen.add(fingerprint(plan, tmp_path))
     link = tmp_path / "images" / "low" / "link"
     for target in ("nowhere", "elsewhere"):
         link.unlink(missing_ok=True)
         link.symlink_to(target)
-        seen.add(fingerprint(made, tmp_path))
+        seen.add(fingerprint(plan, tmp_path))
     assert len(seen) == 11
     for path in (tool, links / "app.whl", tmp_path / "images" / "low" / "Dockerfile"):
         path.write_text("two")
-        seen.add(fingerprint(made, tmp_path))
+        seen.add(fingerprint(plan, tmp_path))
     (tmp_path / "images" / "low" / "new").write_text("")
-    seen.add(fingerprint(made, tmp_path))
-    seen.add(fingerprint(replace(made, cmd=("x",)), tmp_path))
+    seen.add(fingerprint(plan, tmp_path))
+    seen.add(fingerprint(replace(plan, cmd=("x",)), tmp_path))
     (tmp_path / "images" / "low" / "new").chmod(0o755)
-    seen.add(fingerprint(made, tmp_path))
+    seen.add(fingerprint(plan, tmp_path))
     assert len(seen) == 17

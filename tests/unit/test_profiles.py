@@ -1,4 +1,4 @@
-"""Profiles of the matrix: what is taken, what is refused with its line, what they never touch."""
+"""Profiles of the matrix: valid ones, what is refused with its line, what they do not change."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def load(folder: Path, profile: Any, **more: Any) -> Matrix:
 
 def changed(**values: Any) -> dict[str, Any]:
     """The good one with other values; ``a__b`` is b within a."""
-    made = copy.deepcopy(GOOD)
+    profile = copy.deepcopy(GOOD)
     for key, value in values.items():
-        place: Any = made
+        place: Any = profile
         *path, last = key.split("__")
         for part in path:
             place = place[part]
         place[last] = value
-    return made
+    return profile
 
 
 def problems(folder: Path, **values: Any) -> str:
@@ -63,10 +63,15 @@ def problems(folder: Path, **values: Any) -> str:
     return caught.value.detail
 
 
-def test_a_good_one(tmp_path: Path) -> None:
-    one = load(tmp_path, GOOD).profiles["p"]
-    assert one.wants_rdma
-    assert (one.port, one.master_port, one.shm_size, one.restart) == (8000, 29519, "16g", "no")
+def test_a_good_profile(tmp_path: Path) -> None:
+    profile = load(tmp_path, GOOD).profiles["p"]
+    assert profile.wants_rdma
+    assert (profile.port, profile.master_port, profile.shm_size, profile.restart) == (
+        8000,
+        29519,
+        "16g",
+        "no",
+    )
     assert not Profile(variants=["a"]).wants_rdma
     assert not Profile(variants=["a"], nodes=2, rdma=False).wants_rdma
 
@@ -109,9 +114,9 @@ def test_a_good_one(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_refused(tmp_path: Path, values: dict[str, Any], words: str) -> None:
-    said = problems(tmp_path, **values)
-    assert words in said
-    assert said.startswith("matrix.yaml:")
+    detail = problems(tmp_path, **values)
+    assert words in detail
+    assert detail.startswith("matrix.yaml:")
 
 
 def test_all_problems_with_their_lines(tmp_path: Path) -> None:
@@ -126,37 +131,40 @@ def test_all_problems_with_their_lines(tmp_path: Path) -> None:
 
 
 def test_profiles_change_neither_plan_nor_seal_nor_lock(tmp_path: Path) -> None:
-    one, other = load(tmp_path / "a", GOOD), load(tmp_path / "b", changed(port=9, env={}))
-    without = load(tmp_path / "c", GOOD, profiles={})
-    held = [maker.locked(read) for read in (one, other, without)]
-    assert len({lockfile.dump(each) for each in held}) == 1
+    matrices = (
+        load(tmp_path / "a", GOOD),
+        load(tmp_path / "b", changed(port=9, env={})),
+        load(tmp_path / "c", GOOD, profiles={}),
+    )
+    locks = [maker.locked(read) for read in matrices]
+    assert len({lockfile.dump(each) for each in locks}) == 1
     plans = [
-        planning.make(read, read.variants[0], kept, maker.ORIGIN)
-        for read, kept in zip((one, other, without), held, strict=True)
+        planning.make(read, read.variants[0], lock, maker.ORIGIN)
+        for read, lock in zip(matrices, locks, strict=True)
     ]
     assert len({plan.checksum() for plan in plans}) == 1
     seals = {
         plan_record.record(plan, read.root).checksum
-        for plan, read in zip(plans, (one, other, without), strict=True)
+        for plan, read in zip(plans, matrices, strict=True)
     }
     assert len(seals) == 1
 
 
-def test_the_real_ones() -> None:
+def test_the_profiles_of_the_project() -> None:
     read = matrix.load(PROJECT / "matrix.yaml")
     assert profiles.fitting(read.profiles, "ds4-flash") == ["ds4-mtp", "single"]
     assert profiles.fitting(read.profiles, "ds4-flash-ga") == ["ds4-dspark", "single"]
-    assert {one.nodes for one in read.profiles.values()} == {1, 4}
+    assert {profile.nodes for profile in read.profiles.values()} == {1, 4}
 
 
 @given(st.lists(st.sampled_from([*profiles.FIELDS, *profiles.DERIVED]), min_size=1), st.booleans())
-def test_no_typed_argument_passes_as_another_one(words: list[str], assigned: bool) -> None:
+def test_no_argument_with_a_key_passes_as_another(words: list[str], assigned: bool) -> None:
     more = [f"{word}=1" if assigned and word.startswith("--") else word for word in words]
-    found = {key[-1] for key, _, _ in profiles._more(more)}
-    assert found >= {i for i, word in enumerate(more) if word.startswith("-")}
+    reported = {key[-1] for key, _, _ in profiles._more(more)}
+    assert reported >= {i for i, word in enumerate(more) if word.startswith("-")}
 
 
 @given(st.from_regex(r"--[a-z][a-z_-]{0,20}", fullmatch=True))
-def test_a_flag_has_one_spelling(word: str) -> None:
+def test_an_underscore_in_a_flag_is_a_hyphen(word: str) -> None:
     assert profiles.flag(word) == profiles.flag(word.replace("_", "-")[:2] + word[2:])
     assert json.dumps(profiles.flag(word))

@@ -19,7 +19,7 @@ def refused(tmp_path: Path, content: bytes) -> list[tuple[int, str]]:
     return [(problem.line, problem.what) for problem in error.value.problems]
 
 
-def test_every_key_has_its_line_and_a_missing_one_its_parents(tmp_path: Path) -> None:
+def test_a_missing_key_has_the_line_of_its_parent(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     path.write_text("a:\n  b:\n    - x\n    - y\n2.30: z\n")
     document = yamlfile.load(path)
@@ -58,29 +58,29 @@ def test_every_key_has_its_line_and_a_missing_one_its_parents(tmp_path: Path) ->
     ids=lambda value: repr(value)[:30],
 )
 def test_what_is_refused(tmp_path: Path, content: bytes, line: int, what: str) -> None:
-    found = refused(tmp_path, content)
-    assert [(at, what in said) for at, said in found] == [(line, True)], found
+    reported = refused(tmp_path, content)
+    assert [(at, what in seen) for at, seen in reported] == [(line, True)], reported
 
 
 def test_every_problem_is_in_one_report(tmp_path: Path) -> None:
-    found = refused(tmp_path, b"a: 0b_\nb: 1\nb: 2\nc: !foo x\n")
-    assert [line for line, _ in found] == [1, 3, 4]
+    reported = refused(tmp_path, b"a: 0b_\nb: 1\nb: 2\nc: !foo x\n")
+    assert [line for line, _ in reported] == [1, 3, 4]
 
 
-def test_depth_is_not_length(tmp_path: Path) -> None:
+def test_many_shallow_lists_are_not_deep(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     path.write_text("a: [[1], [2]]\n" + "".join(f"k{i}: [{{}}]\n" for i in range(500)))
     assert len(yamlfile.load(path).data) == 501
 
 
-def test_an_alias_is_the_value_that_it_names(tmp_path: Path) -> None:
+def test_an_alias_has_the_value_of_its_anchor(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     path.write_text("a: &a {x: [1, true, text]}\nb: *a\n")
     data = yamlfile.load(path).data
     assert data["b"] == data["a"] == {"x": [1, True, "text"]}
 
 
-def test_a_value_that_is_no_text_is_kept_as_it_is_in_the_file(tmp_path: Path) -> None:
+def test_the_literal_of_a_value_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     path.write_text("a: 3.10\nb: [0x10, yes, '3.10', =, <<, 2024-13-45]\n")
     document = yamlfile.load(path)
