@@ -256,7 +256,7 @@ def _load(name: str, image: Image, shop: Workshop) -> None:
 def _save(reference: str, shop: Workshop) -> Descriptor:
     with closing(docker_client(shop.engine.host)) as client:
         chunks = client.images.get(reference).save(chunk_size=1 << 20, named=False)
-        return shop.store.import_docker_archive(ChunkReader(chunks))
+        return archive.import_docker_archive(ChunkReader(chunks), shop.store)
 
 
 class ChunkReader:

@@ -1,14 +1,13 @@
-"""What lies in every layer of an image, read from the store's blobs: overwritten and deleted too.
+"""The files of every layer of an image, from the store's blobs: overwritten and deleted ones too.
 
-A layer is read once in streaming mode, proven against its digest and its diffID. Its list of
-entries, with what ``layerscan`` learns of each file, is kept as a fact of the store under the
-diffID, which can never mean another list. Layers are read side by side.
+A layer is read once in streaming mode and checked against its digest and its diffID. Its list of
+entries, with the facts of ``layerscan`` about each file, is kept in the store under the diffID,
+which can never mean another list. Layers are read in parallel.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import re
 import tarfile
@@ -18,17 +17,19 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import IO, Any
 
+import zstandard
+
 from sparkimage.core.errors import StoreError
 from sparkimage.image import layerscan
 from sparkimage.image.elf import Elf
-from sparkimage.image.store import Image, Layer, Store
+from sparkimage.image.store import HashingReader, Image, Layer, Store
 
 CHUNK = 1 << 20
 BUFFER = 1 << 16
 """tarfile copies the rest of its buffer with every header."""
 FACT = f"scan-{layerscan.VERSION}"
 STEP = "/run/tools/step.sh"
-"""Stands in the history of every layer that a RUN step of ours made."""
+"""In the history of every layer that a RUN step of this project made."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Entry:
     mode: int
     target: str
     seen: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """What ``layerscan.learn`` found out of a regular file."""
+    """The facts of ``layerscan.learn`` about a regular file."""
 
     @property
     def is_file(self) -> bool:
@@ -50,12 +51,12 @@ class Entry:
 
     @property
     def is_whiteout(self) -> bool:
-        """Whether it is only the sign that something below is removed."""
+        """Whether it only marks something below as removed."""
         return self.path.rpartition("/")[2].startswith(".wh.")
 
     @cached_property
     def elf(self) -> Elf | None:
-        """What it is as a program or a library; a hard link is what it links to."""
+        """The head of a program or a library; of a hard link, of what it links to."""
         return Elf.from_dict(self.seen["elf"]) if "elf" in self.seen else None
 
     def __str__(self) -> str:
@@ -150,46 +151,46 @@ class _Tree:
 
 
 def first_own(*, foreign: bool, history: Iterable[Mapping[str, Any]]) -> int:
-    """The number of the lowest layer that a step of ours made.
+    """The number of the lowest layer that a step of this project made.
 
-    ``foreign``: whether there are others, a base image's or those of a source's own Dockerfile,
-    which leave behind what they leave behind. Pure.
+    ``foreign``: whether there are layers of a base image or of a source's own Dockerfile, which are
+    not held to this project's rules. Pure.
     """
-    made = [one for one in history if not one.get("empty_layer")]
-    mine = [i for i, one in enumerate(made) if STEP in one.get("created_by", "")]
-    return mine[0] if foreign and mine else 0
+    layers = [step for step in history if not step.get("empty_layer")]
+    own = [number for number, step in enumerate(layers) if STEP in step.get("created_by", "")]
+    return own[0] if foreign and own else 0
 
 
 def image_files(store: Store, image: Image) -> ImageFiles:
-    """Index every layer of ``image``. Raises ``StoreError`` for one that is not what it says."""
+    """Index every layer of ``image``. Raises ``StoreError`` for one that is corrupt."""
     # The longest first. Decompression and hashes leave the interpreter to the other threads.
     order = sorted(range(len(image.layers)), key=lambda number: -image.layers[number].size)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        found = {n: pool.submit(_entries, store, image.layers[n], n) for n in order}
-    return ImageFiles(tuple(found[number].result() for number in range(len(image.layers))))
+        entries = {n: pool.submit(_entries, store, image.layers[n], n) for n in order}
+    return ImageFiles(tuple(entries[n].result() for n in range(len(image.layers))))
 
 
 @lru_cache(maxsize=64)
 def content(store: Store, layer: Layer, path: str) -> bytes:
-    """The bytes of one regular file of a layer, which is read up to there."""
+    """The bytes of a regular file of a layer, which is read up to there."""
     with (
         store.open_blob(layer.digest) as blob,
         tarfile.open(fileobj=_decompressed(blob, layer.media_type), mode="r|") as archive,
     ):
         for member in archive:
-            if member.isreg() and _path(member) == path:
+            if member.isreg() and _path(member.name) == path:
                 file = archive.extractfile(member)
                 assert file is not None
                 return file.read()
     raise StoreError(f"layer {layer.digest} has no file {path}")
 
 
-def _path(member: tarfile.TarInfo) -> str:
-    return member.name.removeprefix("./").strip("/")
+def _path(name: str) -> str:
+    return name.removeprefix("./").strip("/")
 
 
 def unpacked_size(store: Store, layer: Layer) -> int:
-    """Bytes of a layer's files: as it was scanned, else a guess that is rather too high."""
+    """Bytes of a layer's files: as scanned, else an estimate that is rather too high."""
     rows = store.get_fact(FACT, layer.diff_id)
     if rows is not None:
         return sum(row[2] for row in rows if row[1] == "0")
@@ -209,39 +210,26 @@ def _read(store: Store, layer: Layer) -> list[Sequence[Any]]:
     known: dict[str, dict[str, Any]] = {}
     with store.open_blob(layer.digest) as blob:
         try:
-            plain = _Hashing(_decompressed(blob, layer.media_type))
+            plain = HashingReader(_decompressed(blob, layer.media_type))
             with tarfile.open(fileobj=plain, mode="r|", bufsize=BUFFER) as archive:  # type: ignore[call-overload]
                 for member in archive:
-                    path = _path(member)
-                    kind = member.type.decode().replace("\0", "0")
-                    seen: dict[str, Any] = {}
+                    path = _path(member.name)
+                    facts: dict[str, Any] = {}
                     if member.isreg():
                         content = archive.extractfile(member)
                         assert content is not None
-                        seen = known[path] = layerscan.learn(path, member.size, content)
+                        facts = known[path] = layerscan.learn(path, member.size, content)
                     elif member.islnk():
-                        seen = known.get(member.linkname.removeprefix("./").strip("/"), {})
-                    rows.append((path, kind, member.size, member.mode, member.linkname, seen))
+                        facts = known.get(_path(member.linkname), {})
+                    kind = member.type.decode().replace("\0", "0")
+                    rows.append((path, kind, member.size, member.mode, member.linkname, facts))
                     archive.members = []  # or the list grows with the layer
-            while plain.read(CHUNK):
-                pass
-        except (tarfile.TarError, OSError, EOFError, ValueError, RuntimeError) as error:
-            raise StoreError(
-                f"layer {layer.digest} cannot be read: {error}",
-                hint="build it again: python build.py image VARIANT --repair",
-            ) from None
-        except Exception as error:
-            if type(error).__name__ != "ZstdError":
-                raise
-            raise StoreError(
-                f"layer {layer.digest} cannot be decompressed: {error}",
-                hint="build it again: python build.py image VARIANT --repair",
-            ) from None
-    if f"sha256:{plain.digest.hexdigest()}" != layer.diff_id:
-        raise StoreError(
-            f"layer {layer.digest} unpacks to sha256:{plain.digest.hexdigest()}, "
-            f"but its image says {layer.diff_id}",
-            hint="build it again: python build.py image VARIANT --repair",
+            plain.drain()
+        except (tarfile.TarError, OSError, EOFError, ValueError, zstandard.ZstdError) as error:
+            raise store.damage(layer.digest, f"cannot be unpacked: {error}") from None
+    if plain.digest != layer.diff_id:
+        raise store.damage(
+            layer.digest, f"unpacks to {plain.digest}, but its image says {layer.diff_id}"
         )
     return rows
 
@@ -250,20 +238,5 @@ def _decompressed(blob: IO[bytes], media_type: str) -> Any:
     if media_type.endswith(("+gzip", ".gzip")):
         return gzip.GzipFile(fileobj=blob)
     if media_type.endswith("+zstd"):
-        import zstandard
-
         return zstandard.ZstdDecompressor().stream_reader(blob, read_across_frames=True)
     return blob
-
-
-class _Hashing:
-    """A stream that hashes what is read of it."""
-
-    def __init__(self, raw: Any) -> None:
-        self.raw = raw
-        self.digest = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self.raw.read(size)
-        self.digest.update(data)
-        return data

@@ -1,4 +1,4 @@
-"""Where the dynamic linker finds a library inside an image, by its layers' entries alone.
+"""Which library the dynamic linker finds in an image, from the entries of its layers.
 
 https://man7.org/linux/man-pages/man8/ld.so.8.html. Pure.
 """
@@ -25,7 +25,7 @@ class Root:
     final: Mapping[str, Entry]
 
     def real(self, path: str) -> str | None:
-        """The path behind all links, without a leading slash; None when it leads nowhere."""
+        """The path with all links resolved, without a leading slash; None where one dangles."""
         open_parts = path.split("/")[::-1]
         done: list[str] = []
         links = 0
@@ -46,44 +46,43 @@ class Root:
             if entry.target.startswith("/"):
                 done = []
             open_parts += entry.target.split("/")[::-1]
-        found = "/".join(done)
-        return found if found in self.final else None
+        real = "/".join(done)
+        return real if real in self.final else None
 
     def file(self, path: str) -> Entry | None:
         """The regular file behind ``path``, links followed."""
-        found = self.real(path)
-        entry = self.final.get(found) if found is not None else None
+        entry = self.final.get(self.real(path) or "")
         return entry if entry is not None and entry.kind in ("0", "1") else None
 
     def text(self, path: str) -> str:
-        """The text of a file whose text is kept; empty where there is none."""
+        """The text of a file whose text is kept as a fact; else empty."""
         entry = self.file(path)
         return str(entry.seen.get("text", "")) if entry is not None else ""
 
     @cached_property
     def by_name(self) -> Mapping[str, Sequence[str]]:
-        """The paths whose last part is a name, by that name."""
-        found: dict[str, list[str]] = {}
+        """The paths of every file name."""
+        paths: dict[str, list[str]] = {}
         for path in self.final:
-            found.setdefault(posixpath.basename(path), []).append(path)
-        return found
+            paths.setdefault(posixpath.basename(path), []).append(path)
+        return paths
 
     def program(self, name: str, path: str) -> Entry | None:
         """The executable that ``name`` starts where PATH is ``path``."""
         places = [f"{folder}/{name}" for folder in path.split(":")] if "/" not in name else [name]
-        found = (self.file(place) for place in places)
-        return next((one for one in found if one is not None and one.mode & 0o111), None)
+        files = (self.file(place) for place in places)
+        return next((file for file in files if file is not None and file.mode & 0o111), None)
 
     def wheels(self, python: str | None) -> dict[str, list[str]]:
-        """What was installed for Python ``python`` (X.Y) beside the distribution's own: the
-        versions of every package, by its name."""
+        """The versions of every package that was installed for Python ``python`` (X.Y), without
+        the distribution's own, by its name."""
         folder = f"usr/local/lib/python{python}/dist-packages/"
-        found: dict[str, list[str]] = {}
+        versions: dict[str, list[str]] = {}
         for path, entry in self.final.items():
             if "wheel" in entry.seen and path.startswith(folder):
                 name, version = entry.seen["wheel"]
-                found.setdefault(name, []).append(version)
-        return found
+                versions.setdefault(name, []).append(version)
+        return versions
 
     def elves(self) -> Iterator[tuple[Entry, Elf]]:
         """Every ELF file."""
@@ -102,8 +101,8 @@ def configured(root: Root) -> tuple[str, ...]:
             if words[:1] == ["include"]:
                 for pattern in words[1:]:
                     full = posixpath.join("etc", pattern).lstrip("/")
-                    for one in sorted(fnmatch.filter(root.final, full)):
-                        read(one)
+                    for match in sorted(fnmatch.filter(root.final, full)):
+                        read(match)
             elif words:
                 folders.append(words[0])
 
@@ -118,30 +117,30 @@ class Linker:
     root: Root
     arch: str
     folders: tuple[str, ...]
-    """Everywhere it looks when the file itself names no place."""
+    """Where it searches after the folders that a file itself names."""
 
     @classmethod
     def of(cls, root: Root, arch: str, triplet: str, library_path: str = "") -> Linker:
         """The linker under LD_LIBRARY_PATH ``library_path``."""
         default = (f"/lib/{triplet}", f"/usr/lib/{triplet}", "/lib", "/usr/lib", "/lib64")
-        first = tuple(one for one in library_path.replace(";", ":").split(":") if one)
+        first = tuple(folder for folder in library_path.replace(";", ":").split(":") if folder)
         return cls(root, arch, (*first, *configured(root), *default, "/usr/lib64"))
 
     def usable(self, path: str) -> Entry | None:
-        """The library at ``path`` when it is one of this architecture; others are passed over."""
+        """The library at ``path`` if it is of this architecture; ld.so ignores others."""
         entry = self.root.file(path)
         return entry if entry and entry.elf and entry.elf.arch == self.arch else None
 
     def find(self, name: str, user: Entry | None = None) -> Entry | None:
-        """What ``name`` resolves to for the file ``user`` (for none: for a program's start)."""
+        """The library ``name`` that the file ``user`` gets (None: a program without a RUNPATH)."""
         if "/" in name:
             return self.usable(name)
         own: Sequence[str] = ()
         if user is not None and user.elf is not None:
             own = user.elf.runpath or user.elf.rpath
-        for folder in (*(self._expanded(one, user) for one in own), *self.folders):
-            if (found := self.usable(f"{folder}/{name}")) is not None:
-                return found
+        for folder in (*(self._expanded(path, user) for path in own), *self.folders):
+            if (library := self.usable(f"{folder}/{name}")) is not None:
+                return library
         return None
 
     def _expanded(self, folder: str, user: Entry | None) -> str:
@@ -151,7 +150,7 @@ class Linker:
         return folder
 
     def unresolved(self) -> Iterator[tuple[Entry, str]]:
-        """Every file with a name that it needs and that leads nowhere; interpreters too."""
+        """Every file with a library or an interpreter that it needs and that is not found."""
         for entry, head in self.root.elves():
             if head.arch != self.arch:
                 continue

@@ -2,8 +2,8 @@
 
 https://github.com/opencontainers/image-spec/blob/main/image-layout.md
 
-Every blob is written under a temporary name and renamed, every change of index.json is a new file
-in its place under a lock: an interruption leaves the old or the new. What is read is hashed.
+Every blob is written under a temporary name and renamed; every change of index.json replaces the
+file under a lock: an interruption leaves the old or the new one. What is read is hashed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -30,29 +29,55 @@ from sparkimage.image.settings import Settings
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 TAR = "application/vnd.oci.image.layer.v1.tar"
 REF_NAME = "org.opencontainers.image.ref.name"
 CHUNK = 1 << 20
+HEX = frozenset("0123456789abcdef")
 IN_USE = ".in-use"
-"""Held, shared, by every command that reads blobs or brings new ones."""
-LEFT_S = 86_400.0
-"""Seconds after which a file without a name is nobody's any more."""
+"""The lock file that every command which reads or writes blobs holds, shared."""
+ABANDONED_S = 86_400.0
+"""Seconds after which a temporary file belongs to no running command."""
 
 
 def digest_of(data: bytes) -> str:
-    """The digest by which ``data`` is addressed."""
+    """The digest of ``data``: ``sha256:<hex>``."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 class Readable(Protocol):
-    """What a stream must be able to do."""
+    """A stream of bytes."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
 
+class HashingReader:
+    """A stream that hashes what is read of it."""
+
+    def __init__(self, raw: Readable) -> None:
+        self.raw = raw
+        self.sha256 = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """The digest of what was read until now."""
+        return f"sha256:{self.sha256.hexdigest()}"
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to ``size`` bytes."""
+        data = self.raw.read(size)
+        self.sha256.update(data)
+        return data
+
+    def drain(self) -> None:
+        """Read to the end."""
+        while self.read(CHUNK):
+            pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class Descriptor:
-    """What names a blob: media type, digest (``sha256:<hex>``), size in bytes."""
+    """An OCI descriptor: media type, digest (``sha256:<hex>``) and size in bytes of a blob."""
 
     media_type: str
     digest: str
@@ -74,7 +99,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """One image of the store."""
+    """An image of the store."""
 
     digest: str
     manifest: Mapping[str, Any]
@@ -92,7 +117,7 @@ class Image:
 
     @property
     def size(self) -> int:
-        """Bytes of all layers as they are stored."""
+        """Bytes of all layers as they are stored (compressed)."""
         return sum(layer.size for layer in self.layers)
 
     def blobs(self) -> tuple[tuple[str, int], ...]:
@@ -119,17 +144,17 @@ class Store:
             store._write(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         if not (root / "index.json").exists():
             store._write_index([])
-        for left in root.glob("incoming-*"):
-            if not locks.is_running(left.name.split("-")[1]):
-                shutil.rmtree(left, ignore_errors=True)
+        for folder in root.glob("incoming-*"):
+            if not locks.is_running(folder.name.split("-")[1]):
+                shutil.rmtree(folder, ignore_errors=True)
         return store
 
     # Blobs
 
     def path(self, digest: str) -> Path:
-        """Where the blob of ``digest`` lies or would lie."""
+        """The file of a blob, which need not exist."""
         algorithm, _, value = digest.partition(":")
-        if algorithm != "sha256" or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        if algorithm != "sha256" or len(value) != 64 or not set(value) <= HEX:
             raise StoreError(f"{digest!r} is no sha256 digest")
         return self.root / "blobs" / "sha256" / value
 
@@ -142,37 +167,29 @@ class Store:
 
     def put_stream(self, source: Readable, media_type: str) -> Descriptor:
         """Store all that ``source`` yields, in constant memory."""
-        digest, size = hashlib.sha256(), 0
+        reader = HashingReader(source)
         with unnamed(self.root) as file:
-            while chunk := source.read(CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
+            while chunk := reader.read(CHUNK):
                 file.sink.write(chunk)
-            found = f"sha256:{digest.hexdigest()}"
-            file.name(self.path(found), mode=0o444)
-        return Descriptor(media_type=media_type, digest=found, size=size)
-
-    def put_file(self, path: Path, media_type: str) -> Descriptor:
-        """Store a copy of the file."""
-        with path.open("rb") as source:
-            return self.put_stream(source, media_type)
+            size = file.sink.tell()
+            file.name(self.path(reader.digest), mode=0o444)
+        return Descriptor(media_type=media_type, digest=reader.digest, size=size)
 
     @contextmanager
     def open_blob(self, digest: str) -> Iterator[IO[bytes]]:
-        """The blob to read from; leaving the context after the end was read proves it whole.
+        """The blob to read from; at the end of the context its digest is checked.
 
-        Raises ``StoreError`` when it is missing, or when what was read is not what was named.
+        Raises ``StoreError`` when the blob is missing or corrupt.
         """
         try:
             with self.path(digest).open("rb") as raw:
-                proving = _Proving(raw)
-                yield proving  # type: ignore[misc]
-                while proving.read(CHUNK):
-                    pass
+                reader = HashingReader(raw)
+                yield reader  # type: ignore[misc]
+                reader.drain()
         except FileNotFoundError:
             raise self.damage(digest, "is missing") from None
-        if f"sha256:{proving.digest.hexdigest()}" != digest:
-            raise self.damage(digest, f"holds other bytes: sha256:{proving.digest.hexdigest()}")
+        if reader.digest != digest:
+            raise self.damage(digest, f"holds other bytes: {reader.digest}")
 
     def pieces(self, digest: str) -> Iterator[bytes]:
         """The bytes of a blob, of which the last ones come only when all are proven: what was
@@ -185,7 +202,7 @@ class Store:
         yield last
 
     def read_json(self, digest: str) -> dict[str, Any]:
-        """The JSON document of ``digest``, proven. Raises ``StoreError``."""
+        """The JSON document of ``digest``, its digest checked. Raises ``StoreError``."""
         with self.open_blob(digest) as blob:
             data = blob.read()
         try:
@@ -193,7 +210,7 @@ class Store:
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise self.damage(digest, "is no JSON document")
+            raise self.damage(digest, "is not a JSON document")
         return document
 
     def discard(self, digest: str) -> None:
@@ -201,44 +218,42 @@ class Store:
         self.path(digest).unlink(missing_ok=True)
 
     def damaged(self, digest: str) -> list[str]:
-        """The blobs of an image that are missing or not what their digest says; reads them all."""
-        try:
-            manifest = self.read_json(digest)
-            parts = [manifest["config"], *manifest["layers"]]
-            blobs: list[str] = [part["digest"] for part in parts]
-        except (StoreError, KeyError, TypeError):
-            return [digest]
-        return [blob for blob in dict.fromkeys(blobs) if not self._whole(blob)]
+        """The blobs of an image that are missing or corrupt; reads them all."""
 
-    def _whole(self, digest: str) -> bool:
-        try:
-            with self.open_blob(digest):
-                pass
-        except StoreError:
-            return False
-        return True
+        def is_corrupt(blob: str) -> bool:
+            try:
+                with self.open_blob(blob):
+                    return False
+            except StoreError:
+                return True
+
+        if is_corrupt(digest):
+            return [digest]
+        blobs = self._blobs_of(digest)
+        return [blob for blob in blobs[1:] if is_corrupt(blob)] if len(blobs) > 1 else [digest]
 
     def damage(self, digest: str, what: str) -> StoreError:
-        users = [name for name, used in self.names().items() if digest in self._uses(used)]
+        """The error for a blob; ``what`` says what is wrong with it."""
+        users = [name for name, used in self.names().items() if digest in self._blobs_of(used)]
+        variant = users[0].rpartition(":")[2] if users else "VARIANT"
         return StoreError(
             f"the stored blob {digest} {what}" + (f"; {', '.join(users)} uses it" if users else ""),
-            hint="build it again: python build.py image "
-            + (users[0].rpartition(":")[2] if users else "VARIANT")
-            + " --repair",
+            hint=f"build it again: python build.py image {variant} --repair",
         )
 
-    def _uses(self, manifest: str) -> set[str]:
+    def _blobs_of(self, manifest: str) -> list[str]:
+        """A manifest and what it names; itself alone where it cannot be read."""
         try:
             data = json.loads(self.path(manifest).read_bytes())
-            parts = [data["config"], *data["layers"]]
-            return {manifest, *(part["digest"] for part in parts)}
+            blobs = [blob["digest"] for blob in (data["config"], *data["layers"])]
         except (OSError, ValueError, KeyError, TypeError):
-            return {manifest}
+            blobs = []
+        return list(dict.fromkeys([manifest, *blobs]))
 
     # Images
 
     def names(self) -> dict[str, str]:
-        """Every name of the store, with the manifest digest that it stands for."""
+        """Every name of the store, with the manifest digest that it points to."""
         return {
             entry["annotations"][REF_NAME]: entry["digest"]
             for entry in self._index()
@@ -246,25 +261,24 @@ class Store:
         }
 
     def name(self, ref: str, descriptor: Descriptor) -> None:
-        """Let ``ref`` stand for this image, and for no other."""
-        with self.locked():
-            entries = [e for e in self._index() if e.get("annotations", {}).get(REF_NAME) != ref]
-            entries.append({**descriptor.to_dict(), "annotations": {REF_NAME: ref}})
-            self._write_index(entries)
+        """Let the name ``ref`` point to this image, and to no other."""
+        self._replace(ref, {**descriptor.to_dict(), "annotations": {REF_NAME: ref}})
 
     def unname(self, ref: str) -> None:
-        """Forget the name; the image stays until ``gc``."""
+        """Remove the name; the image stays until ``gc``."""
+        self._replace(ref)
+
+    def _replace(self, ref: str, *entries: dict[str, Any]) -> None:
         with self.locked():
-            self._write_index(
-                [e for e in self._index() if e.get("annotations", {}).get(REF_NAME) != ref]
-            )
+            others = [e for e in self._index() if e.get("annotations", {}).get(REF_NAME) != ref]
+            self._write_index([*others, *entries])
 
     def descriptor(self, digest: str) -> Descriptor:
         """The descriptor of a stored manifest."""
         return Descriptor(media_type=MANIFEST, digest=digest, size=self.path(digest).stat().st_size)
 
     def holds(self, digest: str) -> bool:
-        """Whether the manifest and all its blobs are here in their sizes; hashes no layer."""
+        """Whether the store has the manifest and all its blobs in their sizes; hashes no layer."""
         try:
             image = self.resolve(digest)
             return all(self.path(blob).stat().st_size == size for blob, size in image.blobs())
@@ -278,15 +292,14 @@ class Store:
         """
         names = self.names()
         digest = names.get(reference)
-        if digest is None:
-            value = reference.removeprefix("sha256:")
-            if len(value) >= 6 and set(value) <= set("0123456789abcdef"):
-                known = {p.name for p in (self.root / "blobs" / "sha256").glob(f"{value}*")}
-                manifests = [d for d in known if d in {n[7:] for n in names.values()}]
-                if len(value) == 64 and value in known:
-                    digest = f"sha256:{value}"
-                elif len(manifests) == 1:
-                    digest = f"sha256:{manifests[0]}"
+        value = reference.removeprefix("sha256:")
+        if digest is None and len(value) >= 6 and set(value) <= HEX:
+            start = f"sha256:{value}"
+            named = {blob for blob in names.values() if blob.startswith(start)}
+            if len(value) == 64 and self.path(start).exists():
+                digest = start
+            elif len(named) == 1 and self.path(*named).exists():
+                (digest,) = named
         if digest is None:
             near = difflib.get_close_matches(reference, names, n=3, cutoff=0.3)
             raise ImageMissingError(
@@ -296,6 +309,7 @@ class Store:
         manifest = self.read_json(digest)
         try:
             config = self.read_json(manifest["config"]["digest"])
+            pairs = zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True)
             layers = tuple(
                 Layer(
                     digest=layer["digest"],
@@ -303,25 +317,23 @@ class Store:
                     media_type=layer["mediaType"],
                     diff_id=diff_id,
                 )
-                for layer, diff_id in zip(
-                    manifest["layers"], config["rootfs"]["diff_ids"], strict=True
-                )
+                for layer, diff_id in pairs
             )
         except (KeyError, TypeError, ValueError):
-            raise self.damage(digest, "is no image manifest with its config") from None
+            raise self.damage(digest, "is not an image manifest, or its config is none") from None
         return Image(
             digest=digest,
             manifest=manifest,
             config=config,
             layers=layers,
-            names=tuple(sorted(name for name, held in names.items() if held == digest)),
+            names=tuple(sorted(name for name, named in names.items() if named == digest)),
         )
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:
-        """A layout of its own over this store's blobs, for a program that exports into a layout.
+        """An OCI layout that shares this store's blobs, for a program that exports into one.
 
-        What it writes as blobs is here at once and stays; its index never touches ours.
+        The blobs that it writes are stored at once; its index.json is its own.
         """
         folder = Path(tempfile.mkdtemp(prefix=f"incoming-{os.getpid()}-", dir=self.root))
         try:
@@ -343,138 +355,71 @@ class Store:
     def adopt(self, incoming: Path) -> Descriptor:
         """The one image that was exported into ``incoming``, complete. Raises ``StoreError``."""
         index = json.loads((incoming / "index.json").read_text())
-        entries = index["manifests"]
         while True:
-            entries = [
-                e for e in entries if "vnd.docker.reference.type" not in e.get("annotations", {})
+            images = [
+                entry
+                for entry in index["manifests"]
+                if "vnd.docker.reference.type" not in entry.get("annotations", {})
             ]
-            if len(entries) != 1:
-                raise StoreError(f"expected one image in the export, but found {len(entries)}")
-            if entries[0]["mediaType"] not in (
-                INDEX,
-                "application/vnd.docker.distribution.manifest.list.v2+json",
-            ):
+            if len(images) != 1:
+                raise StoreError(f"expected one image in the export, but it has {len(images)}")
+            digest: str = images[0]["digest"]
+            if images[0]["mediaType"] not in (INDEX, DOCKER_INDEX):
                 break
-            entries = self.read_json(entries[0]["digest"])["manifests"]
-        digest: str = entries[0]["digest"]
+            index = self.read_json(digest)
         if not self.holds(digest):
             raise StoreError(
                 f"the export of {digest} is incomplete", hint="run the same command again"
             )
         return self.descriptor(digest)
 
-    def import_docker_archive(self, stream: Readable) -> Descriptor:
-        """Take in one image from what ``docker save`` writes (any engine since 20.10).
-
-        https://github.com/moby/docker-image-spec: manifest.json names the config and the layers'
-        files; a layer that another image shares may be a link to its file. The config is kept as
-        it is. Raises ``StoreError`` for an archive that is none.
-        """
-        try:
-            listed, blobs, links = self._unpack(stream)
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            raise StoreError(
-                f"this is no archive of an image: {error}", hint="save it again: docker save"
-            ) from None
-        try:
-            (one,) = listed
-            config_file, layer_files = str(one["Config"]), [str(name) for name in one["Layers"]]
-        except (KeyError, TypeError, ValueError):
-            raise StoreError("the archive holds no manifest.json with one image") from None
-
-        def blob(name: str) -> Descriptor:
-            name = os.path.normpath(name)
-            found = blobs.get(links.get(name, name))
-            if found is None:
-                raise StoreError(f"the archive lacks {name}, which its manifest.json lists")
-            return found
-
-        config = blob(config_file)
-        layers = [blob(name) for name in layer_files]
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": {**config.to_dict(), "mediaType": "application/vnd.oci.image.config.v1+json"},
-            "layers": [{**la.to_dict(), "mediaType": self._layer_type(la)} for la in layers],
-        }
-        return self.put_bytes(json.dumps(manifest, separators=(",", ":")).encode(), MANIFEST)
-
-    def _unpack(self, stream: Readable) -> tuple[Any, dict[str, Descriptor], dict[str, str]]:
-        """The archive's manifest.json, its files as blobs, and its links, by path."""
-        blobs: dict[str, Descriptor] = {}
-        links: dict[str, str] = {}
-        listed: Any = None
-        with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
-            for member in archive:
-                name = os.path.normpath(member.name)
-                if name.startswith(("/", "..")):
-                    raise StoreError(f"the archive holds the unsafe path {member.name!r}")
-                if member.issym() or member.islnk():
-                    base = os.path.dirname(name) if member.issym() else ""
-                    links[name] = os.path.normpath(os.path.join(base, member.linkname))
-                elif member.isfile():
-                    source = archive.extractfile(member)
-                    assert source is not None
-                    if name == "manifest.json":
-                        listed = json.load(source)
-                    elif not name.endswith((".json", "/VERSION")) or name.count("/") == 0:
-                        blobs[name] = self.put_stream(source, TAR)
-        return listed, blobs, links
-
-    def _layer_type(self, layer: Descriptor) -> str:
-        with self.path(layer.digest).open("rb") as file:
-            head = file.read(4)
-        if head[:2] == b"\x1f\x8b":
-            return TAR + "+gzip"
-        return TAR + "+zstd" if head == b"\x28\xb5\x2f\xfd" else TAR
-
     def gc(self, say: Say = locks.silent) -> int:
         """Remove the blobs that no named image uses, and what a killed command was writing.
-        Returns the bytes set free.
+        Returns the bytes freed.
 
-        Waits for commands that use the store: a build names its image when it is proven, long
-        after its blobs are here. ``say`` takes the line that says for which process it waits.
+        Waits for commands that use the store: a build names its image when it is verified, long
+        after its blobs are stored. ``say`` gets the line that says for which process it waits.
         """
         busy = "uses the store"
         with locks.exclusive(self.root / IN_USE, say, busy), self.locked():
-            used = {blob for digest in self.names().values() for blob in self._uses(digest)}
+            used = {blob for digest in self.names().values() for blob in self._blobs_of(digest)}
             freed = 0
             for path in (self.root / "blobs" / "sha256").iterdir():
                 if f"sha256:{path.name}" not in used:
                     freed += path.stat().st_size
                     path.unlink()
-            for left in self.root.glob(".new-*"):
-                if left.stat().st_mtime < time.time() - LEFT_S:
-                    freed += left.stat().st_size
-                    left.unlink()
+            for file in self.root.glob(".new-*"):
+                if file.stat().st_mtime < time.time() - ABANDONED_S:
+                    freed += file.stat().st_size
+                    file.unlink()
             return freed
 
     # Facts
 
     def put_fact(self, kind: str, key: str, data: Any) -> None:
-        """Keep a small JSON document beside the blobs."""
+        """Store a small JSON document beside the blobs."""
         path = self._fact(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._write(path, json.dumps(data, separators=(",", ":")).encode())
 
     def get_fact(self, kind: str, key: str) -> Any:
-        """The document kept under this key; None when there is none, or a broken one."""
+        """The document of this key; None when there is none, or one that cannot be read."""
         try:
             return json.loads(self._fact(kind, key).read_bytes())
         except (OSError, ValueError):
             return None
 
     def forget_fact(self, kind: str, key: str) -> None:
-        """Keep no document under this key any more."""
+        """Remove the document of this key."""
         self._fact(kind, key).unlink(missing_ok=True)
 
     def fact_keys(self, kind: str) -> list[str]:
-        """The digests that documents of this kind are kept under."""
+        """The digests that documents of this kind are stored under."""
         names = sorted(path.stem for path in (self.root / "facts" / kind).glob("sha256-*.json"))
         return [name.replace("-", ":", 1) for name in names]
 
     def has_fact(self, kind: str, key: str) -> bool:
-        """Whether a document is kept under this key, be it whole or broken."""
+        """Whether there is a document of this key, be it readable or not."""
         return self._fact(kind, key).exists()
 
     def _fact(self, kind: str, key: str) -> Path:
@@ -484,9 +429,8 @@ class Store:
 
     def _index(self) -> list[dict[str, Any]]:
         try:
-            entries: list[dict[str, Any]] = json.loads((self.root / "index.json").read_text())[
-                "manifests"
-            ]
+            index = json.loads((self.root / "index.json").read_text())
+            entries: list[dict[str, Any]] = index["manifests"]
             return entries
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
@@ -505,15 +449,15 @@ class Store:
 
     @contextmanager
     def in_use(self, say: Say = locks.silent) -> Iterator[None]:
-        """No blob of this store is removed within, whether an image with a name has it or not."""
+        """``gc`` removes no blob of this store within the context."""
         with locks.shared(self.root / IN_USE, say, "removes what no image uses"):
             yield
 
     @contextmanager
     def naming(self, ref: str, say: Say = locks.silent) -> Iterator[None]:
-        """Nobody else makes an image for the name ``ref`` within.
+        """No other command makes an image for the name ``ref`` within the context.
 
-        ``say`` takes the line that says for which process this one waits.
+        ``say`` gets the line that says for which process this one waits.
         """
         folder = self.root / "locks"
         folder.mkdir(exist_ok=True)
@@ -523,19 +467,6 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else changes the index or a seal within."""
+        """No other command changes the index or a seal within the context."""
         with locks.exclusive(self.root / ".lock"):
             yield
-
-
-class _Proving:
-    """A file that hashes what is read of it."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self.raw = raw
-        self.digest = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.raw.read(size)
-        self.digest.update(data)
-        return data

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage.core.errors import ImageMissingError, StoreError
+from sparkimage.image import archive
 from sparkimage.image.layerindex import ImageFiles, image_files
 from sparkimage.image.store import TAR, Descriptor, Image, Store
 from tests.unit.oci_maker import LAYERS, PACK, Files, digest, flip, make_image, tar
@@ -178,7 +179,7 @@ def test_a_docker_archive_becomes_an_image(store: Store, legacy: bool) -> None:
         members |= {"oci-layout": b"{}", "index.json": b"{}", name: config}
     members |= dict(zip(paths, layers, strict=True))
     members["manifest.json"] = json.dumps([{"Config": name, "Layers": paths}]).encode()
-    made = store.import_docker_archive(io.BytesIO(tar(members)))
+    made = archive.import_docker_archive(io.BytesIO(tar(members)), store)
     image = store.resolve(made.digest)
     assert [la.diff_id for la in image.layers] == [digest(data) for data in layers]
     assert image.manifest["config"]["digest"] == digest(config)
@@ -197,13 +198,13 @@ def test_a_docker_archive_becomes_an_image(store: Store, legacy: bool) -> None:
 )
 def test_an_archive_that_is_none_is_refused(store: Store, members: Files, what: str) -> None:
     with pytest.raises(StoreError, match=what):
-        store.import_docker_archive(io.BytesIO(tar(members)))
+        archive.import_docker_archive(io.BytesIO(tar(members)), store)
 
 
 @pytest.mark.parametrize("stream", [b"", b"no tar" * 200, tar({"a": b"x" * 5000})[:2000]], ids=len)
 def test_what_is_no_tar_is_refused(store: Store, stream: bytes) -> None:
     with pytest.raises(StoreError, match="no archive of an image"):
-        store.import_docker_archive(io.BytesIO(stream))
+        archive.import_docker_archive(io.BytesIO(stream), store)
 
 
 def test_a_shared_layer_is_a_link_in_the_archive(store: Store) -> None:
@@ -216,7 +217,7 @@ def test_a_shared_layer_is_a_link_in_the_archive(store: Store) -> None:
         "c.json": json.dumps(config).encode(),
         "manifest.json": json.dumps(listed).encode(),
     }
-    image = store.resolve(store.import_docker_archive(io.BytesIO(tar(members))).digest)
+    image = store.resolve(archive.import_docker_archive(io.BytesIO(tar(members)), store).digest)
     assert [one.digest for one in image.layers] == [digest(layer)] * 2
 
 
