@@ -1,4 +1,4 @@
-"""Everything that a build works with on this machine."""
+"""What a build uses on this machine."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from sparkimage.build import bake
 from sparkimage.build.engine.builders import Builder
 from sparkimage.build.engine.engine import Engine
 from sparkimage.config.plan import Plan
-from sparkimage.core.process import Runner
 from sparkimage.core.progress import View
 from sparkimage.image.store import Store
-from sparkimage.resolve import fetch as inputs
+from sparkimage.resolve import fetch
 from sparkimage.resolve.context import Inputs, Outside
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """An engine, a store, a builder, and the way to what lies elsewhere."""
+class Workshop(Outside):
+    """An engine, a store and a builder, and how this machine fetches what goes into a build."""
 
     matrix_file: Path
     store: Store
     engine: Engine
     view: View
-    outside: Outside
     builder: Builder
     """Where BuildKit runs: in the engine, or elsewhere."""
     cache: str | None = None
@@ -37,20 +35,12 @@ class Workshop:
         """The folder of the matrix, with images/ in it."""
         return self.matrix_file.parent
 
-    @property
-    def home(self) -> Path:
-        return self.outside.home
-
-    @property
-    def runner(self) -> Runner:
-        return self.outside.runner
-
     def inputs(self, plan: Plan) -> Inputs:
-        """Make everything ready that the build of ``plan`` takes in; errors as there."""
+        """Fetch all inputs of the build of ``plan``; errors as ``fetch.ready``."""
         arch = self.builder.native(plan.arch)
-        return inputs.ready(plan, project=self.project, outside=self.outside, builder_arch=arch)
+        return fetch.ready(plan, project=self.project, context=self, builder_arch=arch)
 
     def definition(self, plans: Sequence[Plan]) -> dict[str, Any]:
-        """The bake file for these plans, with everything made ready that it names."""
-        given = {plan.variant: self.inputs(plan) for plan in plans}
-        return bake.definition(plans, given, self.outside.mirrors, self.cache)
+        """The bake file for these plans, whose inputs are fetched."""
+        inputs = {plan.variant: self.inputs(plan) for plan in plans}
+        return bake.definition(plans, inputs, self.mirrors, self.cache)

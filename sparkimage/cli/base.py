@@ -199,11 +199,14 @@ def workshop(
     reached = outside(read, view.say)
     engine = ensure(reached.home, reached.runner, view.say)
     return Workshop(
+        home=reached.home,
+        runner=reached.runner,
+        mirrors=reached.mirrors,
+        say=reached.say,
         matrix_file=read.file,
         store=Store.open(paths.store()),
         engine=engine,
         view=view,
-        outside=reached,
         builder=builders.own(engine)
         if builder is None
         else builders.named(builder, engine, reached.runner),

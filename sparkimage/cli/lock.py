@@ -26,7 +26,7 @@ from sparkimage.core.files import write
 
 if TYPE_CHECKING:
     from sparkimage.config.matrix import Matrix
-    from sparkimage.resolve.resolver import Failure
+    from sparkimage.core.errors import SparkError
 
 
 def lock(
@@ -41,7 +41,7 @@ def lock(
         ),
     ] = None,
     outdated: Annotated[
-        bool, typer.Option("--outdated", help="List what is newer outside; change nothing.")
+        bool, typer.Option("--outdated", help="List what has a newer version; change nothing.")
     ] = False,
     mirror: MirrorOption = None,
     as_json: JsonOption = False,
@@ -74,19 +74,19 @@ def _outdated(read: Matrix, *, as_json: bool) -> None:
     held = read_lock(read)
     quiet = outside(read, lambda _: None)
     terminal = console()
-    with console(stderr=True).status("looking outside"):
-        news, fresh = resolver.outdated(read, held, quiet)
+    with console(stderr=True).status("asking registries, repositories and indexes"):
+        pins, fresh = resolver.outdated(read, held, quiet)
     if as_json:
-        print_json([asdict(one) for one in news])
-    elif news:
+        print_json([asdict(pin) for pin in pins])
+    elif pins:
         table = new_table("pin", "what", "locked", "newest")
-        for one in news:
-            table.add_row(one.pin, one.what, one.locked, one.newest)
+        for pin in pins:
+            table.add_row(pin.pin, pin.what, pin.locked, pin.newest)
         terminal.print(table)
         terminal.print("\nto take one: python build.py lock --update NAME", highlight=False)
     else:
         typer.echo("nothing that could be asked is newer than in the lock")
-    _report(fresh.failures, written=False)
+    _report(tuple(fresh.failures.values()), written=False)
 
 
 def _resolve(read: Matrix, update: Sequence[str]) -> None:
@@ -100,27 +100,27 @@ def _resolve(read: Matrix, update: Sequence[str]) -> None:
             held = locking.load(path)
         except LockError:
             held = None  # missing, of an older version or damaged: made anew
-        move = resolver.read_move(read, held, update)
-        outcome = resolver.resolve(read, held, outside(read, typer.echo), move)
+        wanted = resolver.parse_update(read, held, update)
+        outcome = resolver.resolve(read, held, outside(read, typer.echo), wanted)
         made = locking.dump(outcome.lock)
         if path.is_file() and path.read_text() == made:
             typer.echo(f"{path.name} is unchanged")
         else:
             write(path, made.encode())
             typer.echo(f"{path.name} is written; look at `git diff {path.name}`")
-    _report(outcome.failures, written=True)
+    _report(tuple(outcome.failures.values()), written=True)
 
 
-def _report(failures: Sequence[Failure], *, written: bool) -> None:
+def _report(failures: Sequence[SparkError], *, written: bool) -> None:
     """Every pin that could not be resolved, each with what to do; the exit code says so too."""
     if not failures:
         return
     lines = []
     for failure in failures:
-        lines.append(f"✗ {failure.error.message}")
-        lines += [f"    {line}" for line in failure.error.detail.splitlines()[-4:]]
-        lines.append(f"    → {failure.error.hint}")
-    unreachable = all(isinstance(failure.error, NetworkError) for failure in failures)
+        lines.append(f"✗ {failure.message}")
+        lines += [f"    {line}" for line in failure.detail.splitlines()[-4:]]
+        lines.append(f"    → {failure.hint}")
+    unreachable = all(isinstance(failure, NetworkError) for failure in failures)
     kind = NetworkError if unreachable else LockError
     count = f"{len(failures)} pin{'s' * (len(failures) > 1)}"
     raise kind(

@@ -32,6 +32,13 @@ NEEDED_BYTES = 2 * 10**9
 """Free disk for the tree (0.9 GB) and its packages while they are unpacked."""
 HOST_PACKAGES = ("mmdebstrap", "gpg", "ca-certificates", "debian-archive-keyring")
 """What the host needs for making the tree; Ubuntu has Debian's keys in a package of their own."""
+WITHOUT_DOCS = (
+    "--dpkgopt=path-exclude=/usr/share/doc/*",
+    "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+    "--dpkgopt=path-exclude=/usr/share/man/*",
+    "--dpkgopt=path-exclude=/usr/share/locale/*",
+)
+"""Options of mmdebstrap: of the documentation, unpack the licenses only."""
 APT_PATIENCE_S = 300
 """How long another apt-get on the host is waited for."""
 
@@ -72,10 +79,7 @@ def install(place: EnginePlace, runner: Runner, say: Callable[[str], None]) -> N
     run_as_root(runner, ("rm", "-rf", "--one-file-system", str(made), str(place.root)))
     argv = (
         "mmdebstrap", "--quiet", "--variant=extract", f"--include={','.join(PACKAGES)}",
-        "--dpkgopt=path-exclude=/usr/share/doc/*",
-        "--dpkgopt=path-include=/usr/share/doc/*/copyright",
-        "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-        SUITE, str(made),
+        *WITHOUT_DOCS, SUITE, str(made),
     )  # fmt: skip
     try:
         run_as_root(runner, argv)

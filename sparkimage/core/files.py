@@ -47,16 +47,23 @@ def unnamed(folder: Path) -> Iterator[Unnamed]:
             os.unlink(name)
 
 
-def take_place(made: Path, folder: Path) -> None:
-    """Move a finished folder to its name; another process may have been faster, and its one stays.
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, called "new" in a temporary folder of its own, which is renamed to
+    ``folder`` at the end of the context; if another process was faster, that one's stays.
 
     Raises ``OSError``.
     """
-    try:
-        made.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        new = Path(temporary, "new")
+        new.mkdir()
+        yield new
+        try:
+            new.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
 
 
 def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from sparkimage.build.engine.emulation import native_arch
 from sparkimage.core.errors import CommandError, Locked
-from sparkimage.core.files import take_place
+from sparkimage.core.files import new_folder
 from sparkimage.core.process import Runner
 from sparkimage.resolve import apt
 from sparkimage.resolve.context import Outside
@@ -77,17 +76,10 @@ def _usable(name: str, own: str, runner: Runner) -> bool:
 
 def _install(tree: Path, outside: Outside) -> None:
     outside.say(f"fetching skopeo and cosign of Debian {SUITE}")
-    title, place = (
-        Locked.tool("skopeo and cosign"),
-        apt.Place(suite=SUITE, repository=None, arch=native_arch()),
-    )
-    apt.ready(outside.runner, outside.say)
-    listed = apt.resolve(title, place, ("skopeo", "cosign"), outside.runner, outside.mirrors)
+    tools, source = Locked.tool("skopeo and cosign"), apt.Source(suite=SUITE, arch=native_arch())
+    listed = apt.resolve(tools, source, ("skopeo", "cosign"), outside)
     debs = [deb for deb in listed if deb.name in PACKAGES]
-    files = apt.fetch(title, place, debs, outside.home, outside.runner, outside.mirrors)
-    tree.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".registry-", dir=tree.parent) as name:
-        made = Path(name, "made")
+    files = apt.fetch(tools, source, debs, outside)
+    with new_folder(tree) as new:
         for deb in debs:
-            outside.runner.run(["dpkg-deb", "-x", str(files[deb.file]), str(made)])
-        take_place(made, tree)
+            outside.runner.run(["dpkg-deb", "-x", str(files[deb.file]), str(new)])

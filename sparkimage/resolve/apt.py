@@ -1,7 +1,7 @@
-"""Debian packages: which ones a suite or repository has, and those of the lock fetched by hash.
+"""Debian packages: resolved from a suite or repository, and those of the lock fetched by sha256.
 
-mmdebstrap sets apt up for any suite, architecture or repository, and a hook of ours asks it; so
-Debian's own mirror is whatever mmdebstrap knows, and no other package tool is needed.
+mmdebstrap sets up apt for any suite, architecture or repository, and a hook calls that apt; so the
+default mirror is mmdebstrap's, and no other package tool is needed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
@@ -23,8 +23,8 @@ from sparkimage.config.lockfile import Deb
 from sparkimage.config.plan import MORE, ROOT
 from sparkimage.core.debian_tools import HOST_PACKAGES, install_on_host
 from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError, SparkError
-from sparkimage.core.process import Runner
 from sparkimage.core.rights import root_prefix
+from sparkimage.resolve.context import Outside
 from sparkimage.resolve.deb import repacked
 
 MINIMAL = ("?essential", "?priority(required)", "apt")
@@ -40,68 +40,76 @@ GONE = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where packages come from: a Debian ``suite``, or another ``repository`` (a flat one)."""
+class Source:
+    """Where packages come from: a Debian ``suite``, or else a flat ``repository``."""
 
-    suite: str | None
-    repository: str | None
+    suite: str | None = None
+    repository: str | None = None
     arch: str
+
+    def __str__(self) -> str:
+        return f"{self.repository or f'Debian {self.suite}'} ({self.arch})"
 
     def words(self, mirrors: Mirrors) -> tuple[str, ...]:
         """Mmdebstrap's SUITE, TARGET and MIRROR."""
         if self.repository is None:
             mirror = mirrors.client(DEBIAN)
             return (str(self.suite), os.devnull, *((mirror,) if mirror else ()))
-        # Signed or not, what is built is proven by the lock's hash; TLS guards its making.
+        # Unsigned repositories too: each package is checked against the sha256 of the lock.
         address = mirrors.of(self.repository).rstrip("/")
         return ("flat", os.devnull, f"deb [trusted=yes] {address}/ /")
 
 
-def ready(runner: Runner, say: Callable[[str], None]) -> None:
-    """See that mmdebstrap is on this machine; errors as ``install_on_host``."""
-    install_on_host(HOST_PACKAGES, "mmdebstrap", runner, say)
+def mmdebstrap(context: Outside, *arguments: str, **environment: str) -> None:
+    """Run mmdebstrap as root, in a mode that needs no emulation; install it where it is missing.
+
+    Raises ``CommandError``; errors as ``install_on_host``.
+    """
+    install_on_host(HOST_PACKAGES, "mmdebstrap", context.runner, context.say)
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    argv = [*root_prefix(context.runner), "env", *variables, "mmdebstrap", "--mode=chrootless"]
+    context.runner.run([*argv, *arguments])
 
 
 def resolve(
-    locked: Locked, place: Place, packages: Sequence[str], runner: Runner, mirrors: Mirrors
+    locked: Locked, source: Source, packages: Sequence[str], context: Outside
 ) -> tuple[Deb, ...]:
-    """The minimal root and ``packages`` of a suite with all that they need; or of another
-    repository exactly ``packages`` (NAME=VERSION).
+    """Of a suite, the minimal root and ``packages`` with their dependencies; of a flat repository
+    exactly ``packages`` (NAME=VERSION).
 
-    Raises ``NetworkError``, or ``LockError`` for a package that is not there.
+    Raises ``NetworkError``, or ``LockError`` for a package that does not exist.
     """
-    asks: dict[str, Iterable[str]] = {"find": packages}
-    if place.repository is None:
-        asks = {"install-root": MINIMAL, "install-more": (*MINIMAL, *packages)}
     with TemporaryDirectory(prefix="sparkimage-apt-") as name:
         folder = Path(name)
-        _ask(locked, place, asks, folder, runner, mirrors)
-        if place.repository is not None:
-            return _read((folder / "uris-find").read_text(), MORE)
-        root = _read((folder / "uris-install-root").read_text(), ROOT)
-        every = _read((folder / "uris-install-more").read_text(), MORE)
-    held = {deb.file for deb in root}
-    return (*root, *(deb for deb in every if deb.file not in held))
+        if source.repository is not None:
+            _ask_apt(locked, source, {"find": packages}, folder, context)
+            return _parse_uris(folder / "uris-find", MORE)
+        requests = {"install-root": MINIMAL, "install-more": (*MINIMAL, *packages)}
+        _ask_apt(locked, source, requests, folder, context)
+        root = _parse_uris(folder / "uris-install-root", ROOT)
+        files = {deb.file for deb in root}
+        more = _parse_uris(folder / "uris-install-more", MORE)
+        return (*root, *(deb for deb in more if deb.file not in files))
 
 
 def fetch(
-    locked: Locked, place: Place, debs: Sequence[Deb], home: Path, runner: Runner, mirrors: Mirrors
+    locked: Locked, source: Source, debs: Sequence[Deb], context: Outside
 ) -> Mapping[str, Path]:
-    """The files of ``debs`` by their names; what is not in the home yet is fetched and proven.
+    """The files of ``debs`` by their names; those that are not cached are downloaded and checked.
 
-    Raises ``LockError`` for a package that was withdrawn or holds other bytes than the lock says,
+    Raises ``LockError`` for a package that was withdrawn or whose sha256 is not that of the lock,
     ``NetworkError`` when its repository does not answer.
     """
-    cache = home / "debs"
+    cache = context.home / "debs"
     cache.mkdir(parents=True, exist_ok=True)
     missing = [deb for deb in debs if not (cache / deb.sha256).is_file()]
     if missing:
         with TemporaryDirectory(prefix=".fetch-", dir=cache) as name:
             folder = Path(name)
-            wanted = [f"{deb.name}={deb.version}" for deb in missing]
-            _ask(locked, place, {"fetch": wanted}, folder, runner, mirrors)
+            packages = [f"{deb.name}={deb.version}" for deb in missing]
+            _ask_apt(locked, source, {"fetch": packages}, folder, context)
             for deb in missing:
-                _prove(locked, deb, folder / deb.file)
+                _check(locked, deb, folder / deb.file)
                 (folder / deb.file).replace(cache / deb.sha256)
     return {deb.file: cache / deb.sha256 for deb in debs}
 
@@ -110,31 +118,31 @@ def write_repository(
     files: Mapping[str, Path],
     folder: Path,
     suite: str | None,
-    runner: Runner,
+    context: Outside,
     *,
     repack: bool = False,
 ) -> None:
-    """Make ``folder`` a flat repository of these files (by links where that is possible), or of
-    what ``repacked`` makes of them.
+    """Make ``folder`` a flat repository of these files (hard links where that is possible);
+    ``repack`` compresses them anew, see ``repacked``.
 
     https://wiki.debian.org/DebianRepository/Format
     """
     folder.mkdir(parents=True)
 
     def stanza(name: str) -> str:
-        held = files[name]
-        # Its name in the home is its sha256, which was proven when it was fetched.
-        size, sha256 = held.stat().st_size, held.name
+        cached = files[name]
+        # Its name in the cache is its sha256, which was checked when it was fetched.
+        size, sha256 = cached.stat().st_size, cached.name
         if repack:
-            data = repacked(held.read_bytes())
+            data = repacked(cached.read_bytes())
             size, sha256 = len(data), hashlib.sha256(data).hexdigest()
             (folder / name).write_bytes(data)
         else:
             try:
-                os.link(held, folder / name)
+                os.link(cached, folder / name)
             except OSError:
-                shutil.copyfile(held, folder / name)
-        control = runner.run(["dpkg-deb", "--field", str(folder / name)]).stdout.strip()
+                shutil.copyfile(cached, folder / name)
+        control = context.runner.run(["dpkg-deb", "--field", str(folder / name)]).stdout.strip()
         return f"{control}\nFilename: ./{name}\nSize: {size}\nSHA256: {sha256}\n"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -145,103 +153,94 @@ def write_repository(
     (folder / "Release").write_text(f"{named}SHA256:\n {digest} {len(packages)} Packages\n")
 
 
-def default_sources(suite: str, runner: Runner) -> str:
-    """The sources.list that mmdebstrap gives a root of ``suite``; asks no network."""
+def default_sources(suite: str, context: Outside) -> str:
+    """The sources.list that mmdebstrap writes for ``suite``; needs no network."""
     with TemporaryDirectory(prefix="sparkimage-apt-") as name:
-        argv = [
-            *root_prefix(runner), "env", f"SPARKIMAGE_APT={name}",
-            "mmdebstrap", "--quiet", "--mode=chrootless", "--variant=custom", "--skip=update",
-            '--setup-hook=install -m 644 "$1/etc/apt/sources.list" "$SPARKIMAGE_APT/sources"',
-            suite, os.devnull,
-        ]  # fmt: skip
-        runner.run(argv)
+        hook = 'install -m 644 "$1/etc/apt/sources.list" "$SPARKIMAGE_APT/sources"'
+        mmdebstrap(
+            context, "--quiet", "--variant=custom", "--skip=update", f"--setup-hook={hook}",
+            suite, os.devnull, SPARKIMAGE_APT=name,
+        )  # fmt: skip
         return Path(name, "sources").read_text()
 
 
-def _ask(
+def _ask_apt(
     locked: Locked,
-    place: Place,
-    asks: Mapping[str, Iterable[str]],
+    source: Source,
+    requests: Mapping[str, Iterable[str]],
     folder: Path,
-    runner: Runner,
-    mirrors: Mirrors,
+    context: Outside,
 ) -> None:
-    """Let the hook put apt's answers into ``folder``."""
-    for verb, words in asks.items():
-        (folder / verb).write_text("".join(f"{word}\n" for word in words))
-    with resources.as_file(resources.files("sparkimage").joinpath("data", "apt.sh")) as script:
-        hook = folder / "hook"
-        shutil.copyfile(script, hook)
-        hook.chmod(0o755)
-    argv = [
-        *root_prefix(runner), "env", f"SPARKIMAGE_APT={folder}",
-        "mmdebstrap", "--mode=chrootless", "--variant=custom",
-        f"--architectures={place.arch}", f"--customize-hook={hook}", *place.words(mirrors),
-    ]  # fmt: skip
+    """Run the requests of ``data/apt.sh`` by name; apt's answers are files in ``folder`` then."""
+    for request, packages in requests.items():
+        (folder / request).write_text("".join(f"{package}\n" for package in packages))
+    hook = folder / "hook"
+    hook.write_text(resources.files("sparkimage").joinpath("data", "apt.sh").read_text())
+    hook.chmod(0o755)
     try:
-        runner.run(argv)
+        mmdebstrap(
+            context, "--variant=custom", f"--architectures={source.arch}",
+            f"--customize-hook={hook}", *source.words(context.mirrors), SPARKIMAGE_APT=str(folder),
+        )  # fmt: skip
     except CommandError as error:
-        raise _explain(locked, place, error.output) from None
+        raise _explain(locked, source, error.output) from None
 
 
-def _explain(locked: Locked, place: Place, said: str) -> SparkError:
-    where = place.repository or f"Debian {place.suite}"
-    tail = "\n".join(said.splitlines()[-12:])
-    gone = [next(filter(None, match[::-1]), "") for match in GONE.findall(said)]
-    if gone:
-        versions = [f"{name} {version}".strip() for version, name, *_ in GONE.findall(said)]
-        named = ", ".join(v for v in versions if v) or ", ".join(gone)
+def _explain(locked: Locked, source: Source, output: str) -> SparkError:
+    tail = "\n".join(output.splitlines()[-12:])
+    if gone := GONE.findall(output):
+        names = [" ".join(filter(None, match[1::-1])) or match[2] or match[3] for match in gone]
+        packages = ", ".join(name for name in names if name) or "a package"
         return LockError(
-            f"{locked}: {where} ({place.arch}) no longer has {named}: withdrawn, or superseded",
+            f"{locked}: {source} no longer has {packages}: withdrawn, or superseded",
             hint=f"take what it has now: {locked.update}; or name a mirror that keeps old versions",
             detail=tail,
         )
-    if UNREACHABLE.search(said):
+    if UNREACHABLE.search(output):
         return NetworkError(
-            f"{locked}: {where} ({place.arch}) cannot be reached",
+            f"{locked}: {source} cannot be reached",
             hint="check this machine's network and proxy settings, or name a mirror",
             detail=tail,
         )
     return LockError(
-        f"{locked}: apt gives no answer for {where} ({place.arch})",
-        hint="correct this pin in the matrix",
-        detail=tail,
+        f"{locked}: apt failed for {source}", hint="correct this pin in the matrix", detail=tail
     )
 
 
-def _read(said: str, part: str) -> tuple[Deb, ...]:
-    """What ``apt-get --print-uris`` prints: 'ADDRESS' FILE SIZE SHA256:HEX."""
-    found = []
-    for line in said.splitlines():
+def _parse_uris(output: Path, part: str) -> tuple[Deb, ...]:
+    """Parse what ``apt-get --print-uris`` prints: 'ADDRESS' FILE SIZE SHA256:HEX."""
+    debs = []
+    for line in output.read_text().splitlines():
         match = re.fullmatch(r"'[^']+' (\S+) (\d+) SHA256:([0-9a-f]{64})", line.strip())
         if match is None:
             raise LockError(
-                f"apt gives no sha256 for a package: {line!r}",
+                f"apt has no sha256 for a package: {line!r}",
                 hint="its repository must have SHA256 in its Packages",
             )
-        name, version, _ = match[1].removesuffix(".deb").split("_")
-        found.append(
+        file, size, sha256 = match.groups()
+        name, version, _ = file.removesuffix(".deb").split("_")
+        debs.append(
             Deb(
                 name=name,
                 version=unquote(version),
                 part=part,
-                size=int(match[2]),
-                sha256=match[3],
-                file=match[1],
+                size=int(size),
+                sha256=sha256,
+                file=file,
             )
         )
-    return tuple(sorted(found))
+    return tuple(sorted(debs))
 
 
-def _prove(locked: Locked, deb: Deb, path: Path) -> None:
+def _check(locked: Locked, deb: Deb, path: Path) -> None:
     try:
-        with path.open("rb") as source:
-            seen = hashlib.file_digest(source, "sha256").hexdigest()
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        seen = "no file"
-    if seen != deb.sha256:
+        sha256 = "no file"
+    if sha256 != deb.sha256:
         raise LockError(
-            f"{locked}: {deb.file} has sha256 {seen}, and the lock says {deb.sha256}",
-            hint="somebody changed the file under its version; find out who before this: "
+            f"{locked}: {deb.file} has sha256 {sha256}, and the lock says {deb.sha256}",
+            hint="the file was changed under the same version; find out by whom before this: "
             + locked.update,
         )

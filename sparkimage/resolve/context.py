@@ -1,42 +1,47 @@
-"""How this machine reaches what lies elsewhere: registries, repositories, indexes, mirrors."""
+"""How this machine reaches registries, repositories and indexes, and what a build takes of them."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from sparkimage.config.address import Mirrors
+from sparkimage.core import debian_tools
+from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Runner
-from sparkimage.resolve import images
-from sparkimage.resolve.git import Repository
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outside:
-    """How this machine reaches what is elsewhere."""
+    """How this machine reaches registries, repositories and indexes."""
 
     home: Path
+    """The folder of the caches and tools."""
     runner: Runner
     mirrors: Mirrors
     say: Callable[[str], None]
+    """Takes a line for the user."""
 
     @cached_property
     def docker(self) -> tuple[str, ...]:
-        """The docker CLI to ask registries with."""
-        return images.program(self.home, self.runner, self.say)
-
-    def repository(self, title: str, address: str) -> Repository:
-        """A git repository."""
-        return Repository(
-            title=title, address=address, home=self.home, runner=self.runner, mirrors=self.mirrors
-        )
+        """The docker CLI for asking registries: the user's where it has buildx, else the private
+        engine's, which is installed where it is missing."""
+        own = shutil.which("docker")
+        if own and self.runner.run((own, "buildx", "version"), check=False).returncode == 0:
+            return (own,)
+        place = EnginePlace.of(self.home)
+        debian_tools.install(place, self.runner, self.say)
+        if not (place.cli / "cli-plugins").is_dir():
+            debian_tools.link_cli(place)
+        return (str(place.root / "usr" / "bin" / "docker"), "--config", str(place.cli))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Where a build finds on this machine what the plan names."""
+    """Where a build finds its plan's inputs on this machine."""
 
     project: Path
     """The folder with images/."""
@@ -48,4 +53,4 @@ class Inputs:
     """Layer name to the folder with its requirements, packages or patched files."""
     ca_bundle: str | None
     index: str | None
-    """Address of the wheels' index, where a mirror stands in for the default one."""
+    """Address of the wheels' index, where a mirror replaces the default one."""

@@ -1,7 +1,7 @@
-"""Commits of git repositories: found, fetched by their 40 digits, and looked into.
+"""Commits of git repositories: resolved, fetched by their 40 digits, and read.
 
-Only what is needed comes over the wire: one commit without its history, files when they are
-read (https://git-scm.com/docs/partial-clone).
+Only what is needed is transferred: one commit without its history, files when they are read
+(https://git-scm.com/docs/partial-clone).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sparkimage.config.address import Mirrors
 from sparkimage.core import locks
 from sparkimage.core.errors import CommandError, LockError, NetworkError
-from sparkimage.core.process import Runner
+from sparkimage.resolve.context import Outside
 
 ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+FETCH = ("fetch", "--quiet", "--force", "--no-tags")
 GONE = re.compile(
     r"not our ref|couldn't find remote ref|unadvertised object|no such remote ref|bad object"
 )
@@ -28,133 +28,119 @@ NO_REPOSITORY = re.compile(r"epository .*not found|does not appear to be a git|n
 HISTORY_TIMEOUT_S = 900.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Repository:
-    """One repository, as far as it was fetched into the home."""
+    """A git repository, and the bare clone of it in the home."""
 
     title: str
-    """The pin that asks, for messages."""
+    """The pin that needs it, for messages."""
     address: str
-    home: Path
-    runner: Runner
-    mirrors: Mirrors
+    context: Outside
 
     @property
     def folder(self) -> Path:
-        return self.home / "git" / hashlib.sha256(self.address.encode()).hexdigest()[:16]
+        """The bare clone."""
+        name = hashlib.sha256(self.address.encode()).hexdigest()[:16]
+        return self.context.home / "git" / name
 
     def fetch(self, commit: str) -> None:
-        """Have the commit (40 digits) and its trees. Raises ``LockError``, ``NetworkError``."""
-        with self._alone():
-            self._prepare()
-            # A ref of our own says so: asking for the object would fetch it, history and all.
-            held = f"refs/held/{commit}"
-            if not self._said("for-each-ref", held):
-                self._fetch(
-                    "--depth=1", "--filter=blob:none", "--no-tags", "origin", f"{commit}:{held}"
-                )
+        """Fetch the commit (40 digits) and its trees. Raises ``LockError``, ``NetworkError``."""
+        with self._lock():
+            self._init()
+            # The ref tells that it was fetched: asking for the object would fetch its history.
+            ref = f"refs/held/{commit}"
+            if not self._git("for-each-ref", ref):
+                self._remote(*FETCH, "--depth=1", "--filter=blob:none", "origin", f"{commit}:{ref}")
 
     def tree(self, commit: str) -> str:
-        """The tree that a fetched commit names."""
-        return self._said("rev-parse", f"{commit}^{{tree}}")
+        """The tree of a fetched commit."""
+        return self._git("rev-parse", f"{commit}^{{tree}}")
 
-    def whole(self, part: str, branch: str | None) -> str:
+    def full_commit(self, start: str, branch: str | None) -> str:
         """All 40 digits of an abbreviated commit, from the history of every branch and tag.
 
-        Raises ``LockError`` when none, or more than one, begins so.
+        Raises ``LockError`` when none, or more than one, begins with ``start``.
         """
-        with self._alone():
-            return self._whole(part, branch)
-
-    def _whole(self, part: str, branch: str | None) -> str:
-        self._prepare()
-        refs = [f"+refs/{kind}/*:refs/seen/{kind}/*" for kind in ("heads", "tags")]
-        self._fetch("--filter=tree:0", "--no-tags", "origin", *refs)
-        try:
-            found = self._said("rev-parse", "--verify", "--quiet", f"{part}^{{commit}}")
-        except CommandError as error:
-            many = "ambiguous" in error.output
-            raise LockError(
-                f"{self.title}: "
-                + (f"more than one commit of {self.address} begins with {part}" if many else
-                   f"no branch or tag of {self.address} leads to a commit {part}…"),
-                hint="write all 40 digits in the matrix; a commit that was force-pushed away "
-                f"({branch or 'its branch'}) can only be had from somebody who still has it: "
-                "name a mirror",
-            ) from None  # fmt: skip
-        return found
+        with self._lock():
+            self._init()
+            refs = [f"+refs/{kind}/*:refs/seen/{kind}/*" for kind in ("heads", "tags")]
+            self._remote(*FETCH, "--filter=tree:0", "origin", *refs)
+            try:
+                return self._git("rev-parse", "--verify", "--quiet", f"{start}^{{commit}}")
+            except CommandError as error:
+                problem = f"no branch or tag of {self.address} leads to a commit {start}…"
+                if "ambiguous" in error.output:
+                    problem = f"more than one commit of {self.address} begins with {start}"
+                raise LockError(
+                    f"{self.title}: {problem}",
+                    hint="write all 40 digits in the matrix; a commit that was force-pushed away "
+                    f"({branch or 'its branch'}) is only in clones that still have it: name one "
+                    "as a mirror",
+                ) from None
 
     def tip(self, branch: str) -> str | None:
-        """The commit that a branch stands for now; None when there is no such branch."""
-        said = self._outside("ls-remote", self._url, f"refs/heads/{branch}")
-        return said.split()[0] if said else None
+        """The newest commit of a branch; None when there is no such branch."""
+        line = self._remote("ls-remote", self._url, f"refs/heads/{branch}")
+        return line.split()[0] if line else None
 
     def read(self, commit: str, path: str) -> bytes | None:
-        """A file of a fetched commit as a checkout gives it; None when it is not there."""
-        if not self._said("ls-tree", commit, "--", path).startswith("100"):
+        """A file of a fetched commit as a checkout writes it; None when the commit has none."""
+        if not self._git("ls-tree", commit, "--", path).startswith("100"):
             return None
-        with self._alone(), TemporaryDirectory(prefix="sparkimage-git-") as name:
-            # A checkout and not cat-file: what a build's context holds has gone through it too.
-            self._outside(
+        with self._lock(), TemporaryDirectory(prefix="sparkimage-git-") as name:
+            # A checkout and not cat-file, as for a build's context: it applies the attributes.
+            self._remote(
                 f"--work-tree={name}", "-c", "core.autocrlf=false",
                 "checkout", "--force", commit, "--", path,
             )  # fmt: skip
             return Path(name, path).read_bytes()
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One at a time, of all threads and programs: git's own locks fail at once."""
+    def _lock(self) -> Iterator[None]:
+        """One thread or program at a time: git's own locks fail at once."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with locks.exclusive(self.folder.with_suffix(".lock")):
             yield
 
     @property
     def _url(self) -> str:
-        return self.mirrors.of(self.address)
+        return self.context.mirrors.of(self.address)
 
-    def _prepare(self) -> None:
+    def _init(self) -> None:
         if not (self.folder / "HEAD").is_file():
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self.runner.run(["git", "init", "--quiet", "--bare", str(self.folder)])
+            self.context.runner.run(["git", "init", "--quiet", "--bare", str(self.folder)])
         for name, value in (
-            ("remote.origin.url", self._url),
-            ("remote.origin.promisor", "true"),
-            ("remote.origin.partialclonefilter", "blob:none"),
-        ):
-            self._said("config", name, value)
+            ("url", self._url), ("promisor", "true"), ("partialclonefilter", "blob:none")
+        ):  # fmt: skip
+            self._git("config", f"remote.origin.{name}", value)
 
-    def _fetch(self, *words: str) -> None:
-        self._outside("fetch", "--quiet", "--force", *words)
-
-    def _outside(self, *words: str) -> str:
-        """A git command that may ask the server, its failures in a user's words."""
-        argv = ["git", "--git-dir", str(self.folder), *words]
+    def _remote(self, *words: str) -> str:
+        """A git command that may ask the server. Raises ``LockError``, ``NetworkError``."""
         try:
-            done = self.runner.run(argv, env=ENVIRONMENT, timeout_s=HISTORY_TIMEOUT_S)
+            return self._git(*words)
         except CommandError as error:
-            said = error.output
-            if GONE.search(said):
+            if GONE.search(error.output):
+                commit = words[-1].partition(":")[0]
                 raise LockError(
-                    f"{self.title}: {self.address} no longer has the commit "
-                    f"{words[-1].partition(':')[0]}: its "
-                    "branch was force-pushed, or it was removed",
+                    f"{self.title}: {self.address} no longer has the commit {commit}: its branch "
+                    "was force-pushed, or it was removed",
                     hint="pin a commit that is there, or name a mirror that still has this one",
-                    detail=said,
+                    detail=error.output,
                 ) from None
-            if NO_REPOSITORY.search(said):
+            if NO_REPOSITORY.search(error.output):
                 raise LockError(
                     f"{self.title}: there is no repository {self.address}",
                     hint="correct its address in the matrix, or name a mirror",
-                    detail=said,
+                    detail=error.output,
                 ) from None
             raise NetworkError(
                 f"{self.title}: {self.address} cannot be reached",
                 hint="run this where it can be reached, or name a mirror",
-                detail=said,
+                detail=error.output,
             ) from None
-        return done.stdout.strip()
 
-    def _said(self, *words: str) -> str:
+    def _git(self, *words: str) -> str:
         argv = ["git", "--git-dir", str(self.folder), *words]
-        return self.runner.run(argv, env=ENVIRONMENT).stdout.strip()
+        done = self.context.runner.run(argv, env=ENVIRONMENT, timeout_s=HISTORY_TIMEOUT_S)
+        return done.stdout.strip()

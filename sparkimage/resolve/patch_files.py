@@ -1,10 +1,10 @@
-"""The files of patches: fetched by commit, and what they make of a fork's files."""
+"""The files of patches: fetched by commit, and applied to a fork's files."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +12,7 @@ from sparkimage.config.lockfile import MISSING, PatchText, Target
 from sparkimage.config.patch_specs import FILE, Patch
 from sparkimage.core.errors import CommandError, LockError
 from sparkimage.core.process import Runner
+from sparkimage.resolve.context import Outside
 from sparkimage.resolve.git import Repository
 
 CHANGED = re.compile(r"^\+\+\+ b/(.+?)\t?$", re.MULTILINE)
@@ -19,35 +20,30 @@ CHANGED = re.compile(r"^\+\+\+ b/(.+?)\t?$", re.MULTILINE)
 
 
 def read(
-    title: str,
-    address: str | None,
-    commit: str | None,
-    path: str,
-    project: Path,
-    repository: Callable[[str, str], Repository],
+    title: str, address: str | None, commit: str | None, path: str, project: Path, context: Outside
 ) -> bytes:
-    """A patch's own file: of a repository's commit, or else below the project's patches/.
+    """A patch's own file: from a repository's commit, or else from the project's patches/.
 
-    Raises ``LockError`` when it is not there, ``NetworkError``.
+    Raises ``LockError`` when it does not exist, ``NetworkError``.
     """
     if address is None or commit is None:
         local = project / "patches" / path
         if not local.is_file():
             raise LockError(f"{title}: patches/{path} is missing", hint=f"correct {FILE}")
         return local.read_bytes()
-    origin = repository(title, address)
-    origin.fetch(commit)
-    found = origin.read(commit, path)
-    if found is None:
+    repository = Repository(title, address, context)
+    repository.fetch(commit)
+    data = repository.read(commit, path)
+    if data is None:
         raise LockError(
             f"{title}: {path} is not in {address} at {commit[:9]}", hint=f"correct {FILE}"
         )
-    return found
+    return data
 
 
 def summary(data: bytes) -> PatchText:
-    """What the lock keeps of a patch's file."""
-    return PatchText(size=len(data), sha256=_sha256(data))
+    """The size and sha256 of a patch's file, for the lock."""
+    return PatchText(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def targets(
@@ -55,23 +51,20 @@ def targets(
 ) -> tuple[Target, ...]:
     """Every file that the patch changes at the fork's commit, before and after."""
     before = {path: fork.read(commit, path) for path in paths(name, patch, data)}
-    if any(found is None for found in before.values()):
-        after: Mapping[str, bytes] = dict.fromkeys(before, b"")
-    else:
-        after = apply(
-            name, patch.kind, data, {path: found or b"" for path, found in before.items()},
-            fork.runner,
-        )  # fmt: skip
+    existing = {path: content for path, content in before.items() if content is not None}
+    after: Mapping[str, bytes] = dict.fromkeys(before, b"")
+    if len(existing) == len(before):
+        after = apply(name, patch.kind, data, existing, fork.context.runner)
     return tuple(
         sorted(
             Target(
                 commit=commit,
-                before=MISSING if found is None else _sha256(found),
-                after=_sha256(after[path]),
+                before=MISSING if content is None else summary(content).sha256,
+                after=summary(after[path]).sha256,
                 size=len(after[path]),
                 path=path,
             )
-            for path, found in before.items()
+            for path, content in before.items()
         )
     )
 
@@ -80,19 +73,19 @@ def paths(name: str, patch: Patch, data: bytes) -> tuple[str, ...]:
     """The paths, below the patch's root, that it changes."""
     if patch.replaces is not None:
         return (patch.replaces,)
-    found = tuple(CHANGED.findall(data.decode("utf-8", "replace")))
-    if not found:
+    changed = tuple(CHANGED.findall(data.decode("utf-8", "replace")))
+    if not changed:
         raise LockError(
             f"patch {name} is no unified diff: no line begins with `+++ b/`",
             hint="make it with `git diff`, or give it `kind: replace`",
         )
-    return found
+    return changed
 
 
 def apply(
     name: str, kind: str, data: bytes, before: Mapping[str, bytes], runner: Runner
 ) -> Mapping[str, bytes]:
-    """What the patch makes of these files. Raises ``LockError`` when a diff does not apply."""
+    """These files, patched. Raises ``LockError`` when a diff does not apply."""
     if kind == "replace":
         return dict.fromkeys(before, data)
     with TemporaryDirectory(prefix="sparkimage-patch-") as folder:
@@ -116,7 +109,3 @@ def apply(
                 detail=error.detail,
             ) from None
         return {path: (root / path).read_bytes() for path in before}
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -1,16 +1,16 @@
-"""Resolves the matrix's pins, each kind through its own client, and keeps what is locked.
+"""Resolves the matrix's pins, each kind by its own client, and keeps what is locked.
 
-A pin that fits its entry in the lock is left alone; what cannot be resolved is reported and
-stands in the lock as such, beside all that could.
+A pin whose lock entry fits stays as it is; one that cannot be resolved is reported, and is
+``unresolved`` in the lock, beside all that could.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sparkimage.config import lockfile
@@ -27,36 +27,30 @@ from sparkimage.config.lockfile import (
     Wheel,
 )
 from sparkimage.config.patch_specs import PATCHES
-from sparkimage.config.plan import MORE
 from sparkimage.config.schema import DebianPin, DebPin, GitPin, ImagePin, WheelsPin
 from sparkimage.core.errors import Locked, LockError, NetworkError, SparkError, UsageError
 from sparkimage.resolve import apt, images, patch_files, wheels
 from sparkimage.resolve.context import Outside
+from sparkimage.resolve.git import Repository
 
 if TYPE_CHECKING:
     from sparkimage.config.matrix import Matrix
 
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """One pin that could not be resolved, and why."""
-
-    key: Key
-    error: SparkError
+Items = tuple[Item, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The new lock, what in it was resolved now, and what could not be."""
+    """The new lock, the pins that were resolved now, and those that could not be, with why."""
 
     lock: Lock
     moved: tuple[Key, ...]
-    failures: tuple[Failure, ...]
+    failures: Mapping[Key, SparkError]
 
 
 @dataclass(frozen=True, kw_only=True)
-class News:
-    """One thing that is newer outside than in the lock."""
+class OutdatedPin:
+    """Something of which there is a newer version than the locked one."""
 
     pin: str
     what: str
@@ -65,46 +59,59 @@ class News:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Move:
-    """What ``--update`` asks for: pins (NAME or NAME==VALUE, as globs), and projects of wheels
-    with the version to move to, or None for the newest that fits."""
+class Update:
+    """What ``--update`` names: pins to resolve anew, and projects of wheels with the version to
+    move to, or None for the newest that fits."""
 
     pins: tuple[Key, ...] = ()
-    projects: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    projects: Mapping[str, str | None] = field(default_factory=dict)
 
-    def pin(self, key: Key) -> bool:
-        """Whether this pin is to be resolved anew, as a whole."""
-        return key in self.pins
+    def includes(self, key: Key, items: Sequence[Item]) -> bool:
+        """Whether the pin with these locked items is to be resolved anew."""
+        locked = {item.name: item.version for item in items if isinstance(item, Wheel)}
+        return key in self.pins or any(
+            project in locked and locked[project] != version
+            for project, version in self.projects.items()
+        )
+
+    def constraints(self, key: Key, items: Sequence[Item]) -> dict[str, str] | None:
+        """The versions of the projects that are to stay, or to move to; None for no constraint."""
+        locked = {item.name: item.version for item in items if isinstance(item, Wheel)}
+        if key in self.pins or not locked.keys() & self.projects:
+            return None
+        versions = {**locked, **self.projects}
+        return {project: version for project, version in versions.items() if version}
 
 
-def read_move(matrix: Matrix, held: Lock | None, words: Sequence[str]) -> Move:
-    """What the words of ``--update`` mean. Raises ``UsageError`` for one that means nothing."""
+def parse_update(matrix: Matrix, lock: Lock | None, words: Sequence[str]) -> Update:
+    """The pins (NAME or NAME==VALUE, as globs) and projects (NAME or NAME==VERSION) that the words
+    of ``--update`` name. Raises ``UsageError`` for one that names nothing."""
     pins: list[Key] = []
     projects: dict[str, str | None] = {}
     known = lockfile.wanted(matrix)
-    there = {
+    locked_projects = {
         item.name
-        for entry in (held.entries.values() if held is not None else ())
+        for entry in (lock.entries.values() if lock is not None else ())
         for items in entry.platforms.values()
         for item in items
         if isinstance(item, Wheel)
     }
     for word in words:
         name, _, value = word.partition("==")
-        found = [
+        matches = [
             key
             for key in known
             if fnmatch.fnmatchcase(key[0] if key[0] != PATCHES or value else key[1], name)
             and fnmatch.fnmatchcase(key[1], value or "*")
         ]
-        if found:
-            pins += found
-        elif name in there:
+        if matches:
+            pins += matches
+        elif name in locked_projects:
             projects[name] = value or None
-        elif name in {pin for pin, _ in known}:
-            values = ", ".join(v for pin, v in known if pin == name)
+        elif values := [v for pin, v in known if pin == name]:
             raise UsageError(
-                f"pin {name} has no value {value!r} that a variant uses; it has {values}",
+                f"pin {name} has no value {value!r} that a variant uses; it has "
+                + ", ".join(values),
                 hint=f"add `{value}` to pins.{name} in {matrix.file.name} and to a variant; then "
                 "python build.py lock",
             )
@@ -113,100 +120,113 @@ def read_move(matrix: Matrix, held: Lock | None, words: Sequence[str]) -> Move:
                 f"{word!r} is no pin of {matrix.file.name} and no locked project",
                 hint="known are " + ", ".join(sorted({pin for pin, _ in known})),
             )
-    return Move(pins=tuple(dict.fromkeys(pins)), projects=projects)
+    return Update(pins=tuple(dict.fromkeys(pins)), projects=projects)
 
 
-def resolve(matrix: Matrix, held: Lock | None, outside: Outside, move: Move) -> Outcome:
-    """Resolve what the lock lacks, what asks for something else now, and what is to move."""
-    needed = lockfile.wanted(matrix)
-    old = {} if held is None else dict(held.entries)
-    kept: dict[Key, dict[str, tuple[Item, ...]]] = {}
+def resolve(matrix: Matrix, lock: Lock | None, context: Outside, update: Update) -> Outcome:
+    """Resolve what the lock lacks, what the matrix has changed, and what is to be updated."""
+    wanted = lockfile.wanted(matrix)
+    entries = {} if lock is None else dict(lock.entries)
+    resolver = _Resolver(matrix, entries, context, update)
     jobs: list[tuple[Key, str]] = []
-    for key, (ask, platforms) in needed.items():
-        entry = old.get(key)
-        fits = entry is not None and dict(entry.asked) == ask and entry.unresolved is None
+    for key, (request, platforms) in wanted.items():
+        entry = entries.get(key)
+        fits = entry is not None and dict(entry.asked) == request and entry.unresolved is None
         for platform in platforms:
             items = entry.platforms.get(platform) if entry is not None and fits else None
-            if items is not None and not _moves(key, items, move):
-                kept.setdefault(key, {})[platform] = items
+            if items is not None and not update.includes(key, items):
+                resolver.resolved.setdefault(key, {})[platform] = items
             else:
                 jobs.append((key, platform))
-    # Patches come last: they look into the commits that the git pins came to.
-    jobs.sort(key=lambda job: job[0][0] == PATCHES)
-    failures: dict[Key, SparkError] = {}
     moved: list[Key] = []
-
-    def one(job: tuple[Key, str]) -> tuple[Item, ...] | SparkError:
-        key, platform = job
-        try:
-            before = old[key].platforms.get(platform, ()) if key in old else ()
-            return _one(matrix, key, platform, before, kept, outside, move)
-        except SparkError as error:
-            return error
-
-    for batch in ([j for j in jobs if j[0][0] != PATCHES], [j for j in jobs if j[0][0] == PATCHES]):
+    failures: dict[Key, SparkError] = {}
+    # Patches come last: they read the commits that the git pins were resolved to.
+    for patches in (False, True):
+        batch = [job for job in jobs if (job[0][0] == PATCHES) is patches]
         # Each client waits for the network nearly all of the time.
         with ThreadPoolExecutor(max_workers=8) as pool:
-            for (key, platform), found in zip(batch, pool.map(one, batch), strict=True):
-                if isinstance(found, SparkError):
-                    failures.setdefault(key, found)
+            for (key, platform), result in zip(batch, pool.map(resolver.run, batch), strict=True):
+                if isinstance(result, SparkError):
+                    failures.setdefault(key, result)
                     continue
-                kept.setdefault(key, {})[platform] = found
+                resolver.resolved.setdefault(key, {})[platform] = result
                 moved.append(key)
-                outside.say(f"{' '.join(key)} {platform}: {_summary(found)}")
-    entries: dict[Key, Entry] = {}
-    for key, (ask, platforms) in needed.items():
-        entry = old.get(key)
+                context.say(f"{' '.join(key)} {platform}: {_summary(result)}")
+    new: dict[Key, Entry] = {}
+    for key, (request, platforms) in wanted.items():
+        entry = entries.get(key)
         if key not in failures:
-            entries[key] = Entry(asked=ask, platforms={p: kept[key][p] for p in platforms})
+            items_of = {platform: resolver.resolved[key][platform] for platform in platforms}
+            new[key] = Entry(asked=request, platforms=items_of)
         elif (
             entry is not None
-            and dict(entry.asked) == ask
+            and dict(entry.asked) == request
             and set(platforms) <= set(entry.platforms)
         ):
-            entries[key] = entry  # it was to move and could not: it stays
+            new[key] = entry  # it could not be updated: it stays
         else:
-            entries[key] = Entry(asked=ask, unresolved=failures[key].message)
+            new[key] = Entry(asked=request, unresolved=failures[key].message)
     return Outcome(
-        lock=Lock(file="matrix.lock", meaning=lockfile.meaning(matrix), entries=entries),
+        lock=Lock(file="matrix.lock", meaning=lockfile.meaning(matrix), entries=new),
         moved=tuple(dict.fromkeys(key for key in moved if key not in failures)),
-        failures=tuple(Failure(key=key, error=error) for key, error in failures.items()),
+        failures=failures,
     )
 
 
-def outdated(matrix: Matrix, held: Lock, outside: Outside) -> tuple[tuple[News, ...], Outcome]:
-    """What is newer outside than in the lock: everything is resolved anew, and nothing written.
+def outdated(
+    matrix: Matrix, lock: Lock, context: Outside
+) -> tuple[tuple[OutdatedPin, ...], Outcome]:
+    """What is newer than in the lock: everything is resolved anew, and nothing written.
 
-    Tags of images that moved, branches' tips, newer packages and wheels within what is asked.
+    Tags of images that moved, branches' tips, newer packages and wheels within what is requested.
     """
     pins = tuple(lockfile.wanted(matrix))
-    fresh = resolve(matrix, held, outside, Move(pins=pins))
-    news: list[News] = []
+    fresh = resolve(matrix, lock, context, Update(pins=pins))
+    rows: list[OutdatedPin] = []
+
+    def compare(key: Key, locked: Mapping[str, str], newest: Mapping[str, str]) -> None:
+        rows.extend(
+            OutdatedPin(
+                pin=" ".join(key), what=what, locked=locked.get(what, "none"), newest=version
+            )
+            for what, version in newest.items()
+            if locked.get(what) != version
+        )
+
     for key, entry in fresh.lock.entries.items():
-        before = held.entries.get(key)
+        before = lock.entries.get(key)
         if before is not None and entry is not before:
-            news += _news(" ".join(key), before, entry)
-    news += _tips(matrix, held, outside)
-    news += _newer_debs(matrix, held, outside)
-    return tuple(dict.fromkeys(news)), fresh
+            compare(key, _versions(before), _versions(entry))
+    for key, (_, platforms) in lockfile.wanted(matrix).items():
+        pin = matrix.pins[key[0]][key[1]] if key[0] != PATCHES else None
+        for platform in () if lock.unresolved(*key) else platforms:
+            # What cannot be reached was reported when it was resolved anew.
+            with suppress(SparkError):
+                if isinstance(pin, GitPin) and pin.branch is not None:
+                    tip = Repository(_title(key), pin.repository, context).tip(pin.branch)
+                    (commit,) = map(_version, lock.items(*key, platform))
+                    branch = f"branch {pin.branch}"
+                    compare(key, {branch: commit}, {branch: tip[:12]} if tip is not None else {})
+                elif isinstance(pin, DebPin):
+                    # The newest versions of packages that are requested in an exact one.
+                    names = [package.partition("=")[0] for package in pin.packages]
+                    debs = apt.resolve(Locked.pin(*key), _apt_source(pin, platform), names, context)
+                    locked = _named(lock.items(*key, platform))
+                    newest = _named(debs)
+                    compare(key, locked, {n: v for n, v in newest.items() if n in locked})
+    return tuple(dict.fromkeys(rows)), fresh
 
 
-def _news(title: str, before: Entry, now: Entry) -> list[News]:
-    def facts(entry: Entry) -> dict[str, str]:
-        return {
-            _called(item): _version(item) for items in entry.platforms.values() for item in items
-        }
-
-    old, new = facts(before), facts(now)
-    return [
-        News(pin=title, what=name, locked=old.get(name, "none"), newest=version)
-        for name, version in new.items()
-        if old.get(name) != version
-    ]
+def _versions(entry: Entry) -> dict[str, str]:
+    return _named([item for items in entry.platforms.values() for item in items])
 
 
-def _called(item: Item) -> str:
-    """What a user knows the item by."""
+def _named(items: Sequence[Item]) -> dict[str, str]:
+    """The items' versions, by the names that a user knows them by."""
+    return {_name(item): _version(item) for item in items}
+
+
+def _name(item: Item) -> str:
     if isinstance(item, PinnedImage):
         return f"tag of {item.name}"
     if isinstance(item, Wheel | Deb):
@@ -225,163 +245,85 @@ def _version(item: Item) -> str:
     return (item.after if isinstance(item, Target) else item.sha256)[:12]
 
 
-def _tips(matrix: Matrix, held: Lock, outside: Outside) -> list[News]:
-    """Branches whose tip is another commit than the locked one."""
-    found = []
-    for key in lockfile.wanted(matrix):
-        pin = matrix.pins[key[0]][key[1]] if key[0] != PATCHES else None
-        if not isinstance(pin, GitPin) or pin.branch is None or held.unresolved(*key):
-            continue
-        (commit,) = held.items(*key, ANY)
-        assert isinstance(commit, Commit)
+@dataclass(frozen=True)
+class _Resolver:
+    """Resolves one pin for one platform at a time."""
+
+    matrix: Matrix
+    entries: Mapping[Key, Entry]
+    """Of the lock until now."""
+    context: Outside
+    update: Update
+    resolved: dict[Key, dict[str, Items]] = field(default_factory=dict)
+    """What was resolved until now, or stays, by platform."""
+
+    def run(self, job: tuple[Key, str]) -> Items | SparkError:
+        key, platform = job
         try:
-            repository = outside.repository(_title(key), pin.repository)
-            tip = repository.tip(pin.branch)
-        except SparkError:
-            continue  # resolving it anew has reported it
-        if tip is not None and tip != commit.commit:
-            found.append(
-                News(
-                    pin=" ".join(key),
-                    what=f"branch {pin.branch}",
-                    locked=commit.commit[:12],
-                    newest=tip[:12],
+            return self._patch(key[1]) if key[0] == PATCHES else self._pin(key, platform)
+        except SparkError as error:
+            return error
+
+    def _pin(self, key: Key, platform: str) -> Items:
+        pin = self.matrix.pins[key[0]][key[1]]
+        locked, context = Locked.pin(*key), self.context
+        if isinstance(pin, WheelsPin):
+            before = self.entries[key].platforms.get(platform, ()) if key in self.entries else ()
+            keep = self.update.constraints(key, before)
+            links = self.matrix.root / pin.find_links if pin.find_links else None
+            return wheels.resolve(str(locked), platform, pin, links, context, keep)
+        if isinstance(pin, ImagePin):
+            return (images.resolve(locked, pin.image, platform, context),)
+        if isinstance(pin, GitPin):
+            repository = Repository(str(locked), pin.repository, context)
+            commit = pin.commit
+            if len(commit) < 40:
+                commit = repository.full_commit(commit, pin.branch)
+            repository.fetch(commit)
+            return (Commit(commit=commit, tree=repository.tree(commit)),)
+        return apt.resolve(locked, _apt_source(pin, platform), sorted(pin.packages), context)
+
+    def _patch(self, name: str) -> Items:
+        patch = self.matrix.patches[name]
+        text = patch_files.read(f"patch {name}", *patch.place, self.matrix.root, self.context)
+        items: list[Item] = [patch_files.summary(text)]
+        for key in lockfile.forks(self.matrix, name, patch):
+            pin = self.matrix.pins[key[0]][key[1]]
+            assert isinstance(pin, GitPin)
+            if ANY not in self.resolved.get(key, {}):
+                # No failure of its own: why that commit is not resolved is reported beside it.
+                raise NetworkError(
+                    f"patch {name}: the fork commit {' '.join(key)} is not resolved",
+                    hint=f"python build.py lock --update '{'=='.join(key)}' where it can be",
                 )
-            )
-    return found
+            (fork,) = self.resolved[key][ANY]
+            assert isinstance(fork, Commit)
+            repository = Repository(_title(key), pin.repository, self.context)
+            repository.fetch(fork.commit)
+            items += patch_files.targets(name, patch, text, fork.commit, repository)
+        return tuple(items)
 
 
-def _newer_debs(matrix: Matrix, held: Lock, outside: Outside) -> list[News]:
-    """Newer versions of packages that the matrix asks for in an exact one."""
-    found = []
-    for key, (_, platforms) in lockfile.wanted(matrix).items():
-        pin = matrix.pins[key[0]][key[1]] if key[0] != PATCHES else None
-        if not isinstance(pin, DebPin) or held.unresolved(*key):
-            continue
-        for platform in platforms:
-            place = apt.Place(
-                suite=None, repository=_address(pin, platform), arch=platform.split("/")[1]
-            )
-            names = [package.partition("=")[0] for package in pin.packages]
-            try:
-                newest = apt.resolve(
-                    Locked.pin(*key), place, names, outside.runner, outside.mirrors
-                )
-            except SparkError:
-                continue  # resolving it anew has reported it
-            locked = {deb.name: deb.version for deb in held.items(*key, platform)
-                      if isinstance(deb, Deb)}  # fmt: skip
-            found += [
-                News(pin=" ".join(key), what=deb.name, locked=locked[deb.name], newest=deb.version)
-                for deb in newest
-                if locked.get(deb.name, deb.version) != deb.version
-            ]
-    return found
-
-
-def _moves(key: Key, items: Sequence[Item], move: Move) -> bool:
-    names = {item.name for item in items if isinstance(item, Wheel)}
-    return move.pin(key) or any(
-        project in names and not any(
-            isinstance(i, Wheel) and i.name == project and i.version == version for i in items
-        )
-        for project, version in move.projects.items()
-    )  # fmt: skip
-
-
-def _one(
-    matrix: Matrix,
-    key: Key,
-    platform: str,
-    before: Sequence[Item],
-    kept: Mapping[Key, Mapping[str, tuple[Item, ...]]],
-    outside: Outside,
-    move: Move,
-) -> tuple[Item, ...]:
-    """Resolve one pin for one platform."""
-    name, value = key
-    locked, runner, mirrors = Locked.pin(name, value), outside.runner, outside.mirrors
-    if name == PATCHES:
-        return _patch(matrix, value, kept, outside)
-    pin = matrix.pins[name][value]
+def _apt_source(pin: DebianPin | DebPin, platform: str) -> apt.Source:
     arch = platform.rsplit("/", maxsplit=1)[-1]
-    if isinstance(pin, WheelsPin):
-        keep = None
-        if not move.pin(key) and any(isinstance(i, Wheel) and i.name in move.projects
-                                     for i in before):  # fmt: skip
-            keep = {i.name: i.version for i in before if isinstance(i, Wheel)} | {
-                project: version for project, version in move.projects.items() if version
-            }
-            for project, version in move.projects.items():
-                if version is None:
-                    keep.pop(project, None)
-        links = matrix.root / pin.find_links if pin.find_links else None
-        return wheels.resolve(str(locked), platform, pin, links, runner, mirrors, keep=keep)
-    if isinstance(pin, ImagePin):
-        return (images.resolve(locked, pin.image, platform, outside.docker, runner, mirrors),)
-    if isinstance(pin, GitPin):
-        repository = outside.repository(str(locked), pin.repository)
-        commit = pin.commit
-        if len(commit) < 40:
-            commit = repository.whole(commit, pin.branch)
-        repository.fetch(commit)
-        return (Commit(commit=commit, tree=repository.tree(commit)),)
-    apt.ready(runner, outside.say)
     if isinstance(pin, DebianPin):
-        place = apt.Place(suite=pin.suite, repository=None, arch=arch)
-        return apt.resolve(locked, place, sorted(pin.packages), runner, mirrors)
-    place = apt.Place(suite=None, repository=_address(pin, platform), arch=arch)
-    found = apt.resolve(locked, place, sorted(pin.packages), runner, mirrors)
-    return tuple(dataclasses.replace(deb, part=MORE) for deb in found)
-
-
-def _address(pin: DebPin, platform: str) -> str:
-    found = pin.address(platform)
-    if found is None:
+        return apt.Source(suite=pin.suite, arch=arch)
+    address = pin.address(platform)
+    if address is None:
         raise LockError(
             f"the deb pin with {pin.packages[0]} names no repository for {platform}",
             hint="add its address to `repository`, or leave the platform out",
         )
-    return found
-
-
-def _patch(
-    matrix: Matrix,
-    name: str,
-    kept: Mapping[Key, Mapping[str, tuple[Item, ...]]],
-    outside: Outside,
-) -> tuple[Item, ...]:
-    patch = matrix.patches[name]
-    address, commit, path = patch.place
-    text = patch_files.read(f"patch {name}", address, commit, path, matrix.root, outside.repository)
-    found: list[Item] = [patch_files.summary(text)]
-    for pin_name, value in lockfile.forks(matrix, name, patch):
-        pin = matrix.pins[pin_name][value]
-        assert isinstance(pin, GitPin)
-        held = kept.get((pin_name, value), {}).get(ANY)
-        if held is None:
-            # Not an error of its own: what keeps that commit away is reported beside it.
-            raise NetworkError(
-                f"patch {name}: the fork commit {pin_name} {value} is not resolved",
-                hint=f"python build.py lock --update '{pin_name}=={value}' where it can be",
-            )
-        (fork,) = held
-        assert isinstance(fork, Commit)
-        repository = outside.repository(_title((pin_name, value)), pin.repository)
-        repository.fetch(fork.commit)
-        found += patch_files.targets(name, patch, text, fork.commit, repository)
-    return tuple(found)
+    return apt.Source(repository=address, arch=arch)
 
 
 def _title(key: Key) -> str:
-    return " ".join(("patch", key[1]) if key[0] == PATCHES else ("pin", *key))
+    return " ".join(("pin", *key))
 
 
 def _summary(items: Sequence[Item]) -> str:
     if len(items) == 1:
         return _version(items[0])
-    sizes = sum(item.size for item in items if isinstance(item, Wheel | Deb))
+    size = sum(item.size for item in items if isinstance(item, Wheel | Deb))
     kind = "packages" if any(isinstance(item, Deb) for item in items) else "wheels"
-    if not sizes:
-        return f"{len(items)} files"
-    return f"{len(items)} {kind}, {sizes / 1e6:.0f} MB"
+    return f"{len(items)} {kind}, {size / 1e6:.0f} MB" if size else f"{len(items)} files"

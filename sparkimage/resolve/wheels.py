@@ -1,8 +1,8 @@
-"""Resolves wheels: asks uv for the projects, and picks one file for each.
+"""Resolves wheels: uv resolves the projects, and one file is picked for each.
 
 uv resolves for a platform that need not be this machine's, and writes a PEP 751 lock
-(https://peps.python.org/pep-0751/) with every file of every project; of those the first in the
-order of the platform's tags is what an installer takes, and the only one that is kept.
+(https://peps.python.org/pep-0751/) with every file of every project; of those only the first in
+the order of the platform's tags is locked, which is the one that an installer takes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sparkimage.core.errors import CommandError, LockError, NetworkError
 
 if TYPE_CHECKING:
     from sparkimage.config.schema import WheelsPin
-    from sparkimage.core.process import Runner
+    from sparkimage.resolve.context import Outside
 
 
 def resolve(
@@ -32,37 +32,36 @@ def resolve(
     platform: str,
     pin: WheelsPin,
     links: Path | None,
-    runner: Runner,
-    mirrors: Mirrors,
-    *,
+    context: Outside,
     keep: Mapping[str, str] | None = None,
 ) -> tuple[Wheel, ...]:
-    """The wheels that the pin comes to on ``platform``; ``links`` is a folder with local ones.
+    """The wheels of the pin for ``platform``; ``links`` is a folder with local ones.
 
-    ``keep`` holds projects at versions, so that one moves and the rest does not. Raises
-    ``LockError`` where the pin cannot be satisfied, ``NetworkError`` where the index is silent.
+    ``keep`` constrains projects to versions, so that an update moves no other. Raises ``LockError``
+    when the pin cannot be satisfied, ``NetworkError`` when the index does not answer.
     """
     with TemporaryDirectory(prefix="sparkimage-lock-") as name:
         folder = Path(name)
-        wanted, out, held = (folder / f"{one}.txt" for one in ("require", "override", "constraint"))
-        wanted.write_text("".join(f"{line}\n" for line in pin.require))
-        # A marker that never holds takes a project out of the resolution (uv's overrides).
-        out.write_text("".join(f"{name}; sys_platform == 'never'\n" for name in pin.exclude))
-        held.write_text("".join(f"{name}=={version}\n" for name, version in (keep or {}).items()))
+        files = {
+            "requirements": pin.require,
+            # A marker that is never true removes a project from the resolution (uv's overrides).
+            "override": [f"{project}; sys_platform == 'never'" for project in pin.exclude],
+            "constraint": [f"{project}=={version}" for project, version in (keep or {}).items()],
+        }
+        for file, lines in files.items():
+            (folder / file).write_text("".join(f"{line}\n" for line in lines))
         pylock = folder / "pylock.toml"
         argv = [
-            str(Path(sys.executable).with_name("uv")), "pip", "compile", str(wanted),
-            "--override", str(out), "--constraint", str(held),
+            *UV_PIP, "compile", f"{folder}/requirements",
+            "--override", f"{folder}/override", "--constraint", f"{folder}/constraint",
             "--python-platform", ARCHES[platform.split("/")[1]].uv_platform,
-            "--python-version", pin.python, "--only-binary", ":all:", "--no-config", "--quiet",
-            # It resolves for another Python than its own; it need not fetch one for that.
-            "--no-python-downloads",
+            "--python-version", pin.python, "--only-binary", ":all:",
             "--no-annotate", "--no-header", "--format", "pylock.toml", "--output-file", str(pylock),
         ]  # fmt: skip
         if links is not None:
             argv += ["--find-links", str(links)]
         try:
-            runner.run(argv, env=environment(mirrors))
+            context.runner.run(argv, env=environment(context.mirrors))
         except CommandError as error:
             raise _explain(title, platform, error) from None
         packages = tomllib.loads(pylock.read_text())["packages"]
@@ -71,44 +70,69 @@ def resolve(
 
 
 def environment(mirrors: Mirrors) -> dict[str, str]:
-    """What uv and pip are told of the mirror of their index, and of this machine's CA bundle."""
-    bundle, index = ca_bundle(), mirrors.client(WHEELS)
-    found = {"SSL_CERT_FILE": bundle} if bundle else {}
-    if index is not None:
-        # In the environment, not in the arguments: an address may hold a password.
-        found |= {"UV_DEFAULT_INDEX": index, "PIP_INDEX_URL": index}
-    return found
+    """Environment variables for uv and pip: the mirror of their index, this machine's CA bundle."""
+    # In the environment, not in the arguments: an address may contain a password.
+    variables = {
+        "SSL_CERT_FILE": ca_bundle(),
+        "UV_DEFAULT_INDEX": mirrors.client(WHEELS),
+        "PIP_INDEX_URL": mirrors.client(WHEELS),
+    }
+    return {name: value for name, value in variables.items() if value}
 
 
+UV_PIP = (
+    str(Path(sys.executable).with_name("uv")), "pip",
+    # It resolves for another Python than its own, and need not download one for that.
+    "--no-config", "--quiet", "--no-python-downloads",
+)  # fmt: skip
 GONE = re.compile(r"there is no version of ([A-Za-z0-9._-]+?)(?:\[[^\]]*\])?==(\S+?)[\s,]")
-"""What uv says of a version that its index does not have (any more)."""
+"""Uv's words for a version that its index does not have (any more)."""
 NO_PROJECT = re.compile(r"Because (\S+) was not found in the package registry")
-"""And of a project that it does not have at all."""
+"""And for a project that the index does not have at all."""
 
 
-def altered(said: str) -> bool:
-    """Whether uv's or pip's output says that a file has another hash than was asked for."""
-    return "Hash mismatch" in said or "DO NOT MATCH THE HASHES" in said
+def altered(output: str) -> bool:
+    """Whether uv or pip refused a file because of its hash."""
+    return "Hash mismatch" in output or "DO NOT MATCH THE HASHES" in output
 
 
-def withdrawn(said: str) -> tuple[str, ...]:
-    """The wheels, as NAME==VERSION, that uv's output says are not on the index."""
-    flat = " ".join(said.split())
+def withdrawn(output: str) -> tuple[str, ...]:
+    """The wheels, as NAME==VERSION, that the index does not have according to uv's output."""
+    flat = " ".join(output.split())
     gone = [f"{name}=={version}" for name, version in GONE.findall(flat + " ")]
     return tuple(dict.fromkeys([*gone, *NO_PROJECT.findall(flat)]))
 
 
+def refused(subject: str, output: str) -> LockError | None:
+    """The error for a wheel that the index does not have (any more), or with another hash than the
+    lock's, by uv's or pip's output; None for any other failure."""
+    detail = "\n".join(output.splitlines()[-8:])
+    if gone := withdrawn(output):
+        return LockError(
+            f"{subject}: the wheel index has no {', '.join(gone)} any more (yanked or removed)",
+            hint=f"python build.py lock --update {gone[0].partition('==')[0]}, or name a mirror "
+            "that has it",
+            detail=detail,
+        )
+    if altered(output):
+        return LockError(
+            f"{subject}: a wheel has another hash than the lock says",
+            hint="the file was changed under the same version, or the lock was edited; find out by "
+            "whom before you run `python build.py lock --update NAME`",
+            detail=detail,
+        )
+    return None
+
+
 def _explain(title: str, platform: str, error: CommandError) -> Exception:
-    """Tell an index that cannot be reached from a requirement that cannot be satisfied."""
     text = error.output
     if any(sign in text for sign in ("error sending request", "dns error", "Failed to fetch")):
         return NetworkError(
             f"{title} on {platform}: the wheel index cannot be reached",
-            hint="run `python build.py lock` where it can",
+            hint="run `python build.py lock` where it can be reached, or name a mirror",
             detail=text,
         )
-    gone = withdrawn(text)
-    if gone:
+    if gone := withdrawn(text):
         return LockError(
             f"{title} on {platform}: the wheel index has no {', '.join(gone)} (any more)",
             hint="it was yanked, removed or never there: pin another version in the matrix, or "
@@ -117,8 +141,8 @@ def _explain(title: str, platform: str, error: CommandError) -> Exception:
         )
     return LockError(
         f"{title} on {platform} cannot be resolved",
-        hint="correct `require` of this pin in the matrix; of an update, it may ask for other "
-        "versions of what stays",
+        hint="correct `require` of this pin in the matrix; an update may need other versions of "
+        "projects that were not to move",
         detail=text,
     )
 
@@ -144,7 +168,7 @@ def _ranks(platform: str, python: str) -> dict[Any, int]:
 def _pick(
     package: dict[str, Any], ranks: dict[Any, int], title: str, platform: str, links: Path | None
 ) -> Wheel:
-    """The wheel of ``package`` that an installer takes on the platform."""
+    """The wheel of ``package`` that an installer takes on the platform. Raises ``LockError``."""
     from packaging.utils import parse_wheel_filename
 
     best: tuple[int, str, dict[str, Any]] | None = None
@@ -175,11 +199,11 @@ def _pick(
 
 
 def ca_bundle() -> str | None:
-    """The CA bundle that this machine's programs are told to use, or its system's."""
-    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        if (path := os.environ.get(name)) and Path(path).is_file():
-            return path
-    for path in ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"):
-        if Path(path).is_file():
-            return path
-    return None
+    """The CA bundle that the environment names, or else the system's."""
+    variables = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+    paths = [
+        *(os.environ.get(name, "") for name in variables),
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+    ]
+    return next((path for path in paths if path and Path(path).is_file()), None)

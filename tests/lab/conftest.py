@@ -30,7 +30,6 @@ from sparkimage.core.progress import View
 from sparkimage.core.rights import run_as_root
 from sparkimage.image.store import Image, Store
 from sparkimage.resolve import resolver
-from sparkimage.resolve.context import Outside
 from sparkimage.verify import pipeline
 from tests.lab import fleet as fleets
 from tests.lab import recipe as recipes
@@ -137,12 +136,10 @@ class Lab(Project):
             store=Store.open(store),
             engine=engine,
             view=View(Console(file=self.said, width=200)),
-            outside=Outside(
-                home=paths.home(),
-                runner=self.runner,
-                mirrors=Mirrors(rules=self.mirrors),
-                say=lambda _line: None,
-            ),
+            home=paths.home(),
+            runner=self.runner,
+            mirrors=Mirrors(rules=self.mirrors),
+            say=lambda _line: None,
             builder=builders.own(engine),
         )
         self.docker = python_on_whales.DockerClient(client_call=list(engine.docker))
@@ -169,8 +166,8 @@ class Lab(Project):
         read = self.read_matrix()
         file = self.project / "matrix.lock"
         held = lockfile.load(file if file.is_file() else PROJECT / "matrix.lock")
-        made = resolver.resolve(read, held, self.shop.outside, resolver.Move())
-        assert made.failures == ()
+        made = resolver.resolve(read, held, self.shop, resolver.Update())
+        assert made.failures == {}
         file.write_text(lockfile.dump(made.lock))
 
     def build(self, name: str, **options: bool) -> pipeline.Result:

@@ -16,9 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sparkimage.build.engine.engine import Engine
+from sparkimage.core.debian_tools import HOST_PACKAGES, install_on_host
 from sparkimage.core.process import Local
 from sparkimage.core.rights import root_prefix
-from sparkimage.resolve import apt
 from tests.lab.tools import TOOLS, making
 
 NAME = "sparkimage-lab-node"
@@ -131,7 +131,7 @@ def made(name: str, words: Sequence[str], release: Release, target: str | None) 
 
 def _make(folder: Path, words: Sequence[str], release: Release, target: str | None) -> None:
     runner = Local()
-    apt.ready(runner, print)
+    install_on_host(HOST_PACKAGES, "mmdebstrap", runner, print)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         new = Path(temporary, "new")
         new.mkdir()

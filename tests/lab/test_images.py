@@ -227,8 +227,7 @@ def test_an_engine_with_the_classic_store_gives_the_same_layers(
     with spare_engine("classic") as (home, engine):
         assert not engine.containerd_store
         other = Lab(lab.project, tmp_path / "store", engine)
-        outside = dataclasses.replace(other.shop.outside, home=home)
-        other.shop = dataclasses.replace(other.shop, outside=outside)
+        other.shop = dataclasses.replace(other.shop, home=home)
         made = other.build("tiny-amd64")
         assert (
             other.docker.image.inspect(tiny.plan.image).id

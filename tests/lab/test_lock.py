@@ -15,6 +15,7 @@ from sparkimage.core import paths
 from sparkimage.core.errors import Locked, LockError, NetworkError
 from sparkimage.core.process import Local
 from sparkimage.resolve import images
+from sparkimage.resolve.context import Outside
 from tests.lab import cuda_base, servers, standins
 from tests.lab.conftest import PROJECT, REPOSITORY, Lab
 from tests.lab.recipe import TWIN, Recipe
@@ -138,12 +139,14 @@ def test_what_cannot_be_reached_is_reported_pin_by_pin(recipe: Recipe, kept: str
 
 def asked(address: str, path: str) -> LockError | NetworkError:
     """What comes of a pin whose registry is this one."""
-    docker = images.program(paths.home(), Local(), say=lambda _line: None)
-    mirrors = Mirrors(rules={"docker.io": address})
+    context = Outside(
+        home=paths.home(),
+        runner=Local(),
+        mirrors=Mirrors(rules={"docker.io": address}),
+        say=lambda _line: None,
+    )
     with pytest.raises((LockError, NetworkError)) as caught:
-        images.resolve(
-            Locked.pin("x", "1"), f"docker.io/{path}", "linux/amd64", docker, Local(), mirrors
-        )
+        images.resolve(Locked.pin("x", "1"), f"docker.io/{path}", "linux/amd64", context)
     assert isinstance(caught.value, LockError | NetworkError)
     return caught.value
 

@@ -190,13 +190,14 @@ def test_skopeo_copies_it_bit_for_bit(there: Published, tmp_path: Path) -> None:
 
 
 def test_oras_copies_it_bit_for_bit(there: Published, tmp_path: Path) -> None:
-    place = apt.Place(suite="trixie", repository=None, arch=native_arch())
+    source = apt.Source(suite="trixie", arch=native_arch())
+    context = Outside(home=paths.home(), runner=Local(), mirrors=Mirrors(), say=print)
     tool = TOOLS / "oras"
     with making(tool.name):
         if not (tool / "usr/bin/oras").exists():
-            debs = apt.resolve(Locked.tool("oras"), place, ["oras"], Local(), Mirrors())
+            debs = apt.resolve(Locked.tool("oras"), source, ["oras"], context)
             (deb,) = [one for one in debs if one.name == "oras"]
-            files = apt.fetch(Locked.tool("oras"), place, [deb], paths.home(), Local(), Mirrors())
+            files = apt.fetch(Locked.tool("oras"), source, [deb], context)
             subprocess.run(["dpkg-deb", "-x", str(files[deb.file]), str(tool)], check=True)
     oras = str(tool / "usr/bin/oras")
     there.run(oras, "cp", "--to-oci-layout", there.reference, f"{tmp_path}/copy:x")

@@ -154,9 +154,7 @@ def fragile(lab: Lab) -> Iterator[Lab]:
     """The lab with an engine that may be killed."""
     with spare_engine("fragile") as (home, spare):
         made = Lab(lab.project, STORE, spare)
-        made.shop = dataclasses.replace(
-            made.shop, outside=dataclasses.replace(made.shop.outside, home=home)
-        )
+        made.shop = dataclasses.replace(made.shop, home=home)
         yield made
         made.said.close()
 

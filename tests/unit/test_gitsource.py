@@ -23,7 +23,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remote:
 
 @pytest.fixture
 def repository(tmp_path: Path, remote: Remote) -> Repository:
-    return outside(tmp_path / "site", tmp_path / "home").repository("pin fork 1", remote.address)
+    return Repository("pin fork 1", remote.address, outside(tmp_path / "site", tmp_path / "home"))
 
 
 def test_a_commit_its_tree_and_its_files(remote: Remote, repository: Repository) -> None:
@@ -43,13 +43,13 @@ def test_the_digits_that_are_missing_are_found(remote: Remote, repository: Repos
     remote.git("update-ref", "refs/tags/old", side)
     remote.git("update-ref", "-d", "refs/heads/side")
     for commit in (*commits, side):
-        assert repository.whole(commit[:8], "main") == commit
+        assert repository.full_commit(commit[:8], "main") == commit
 
 
 def test_a_beginning_that_nothing_has(remote: Remote, repository: Repository) -> None:
     remote.commit({"a": "1\n"})
     with pytest.raises(LockError, match=r"pin fork 1: no branch or tag of \S+ leads to") as error:
-        repository.whole("0123456789", "topic")
+        repository.full_commit("0123456789", "topic")
     assert "0123456789" in error.value.message
     assert "all 40 digits" in error.value.hint
     assert "topic" in error.value.hint
@@ -64,9 +64,10 @@ def test_a_commit_that_was_pushed_away_is_fetched_while_it_is_there(
     repository.fetch(gone)
     assert repository.read(gone, "a") == b"gone\n"
     # No branch leads to it, so that its beginning finds it nowhere else.
-    other = replace(repository, home=repository.home / "other")
+    context = repository.context
+    other = replace(repository, context=replace(context, home=context.home / "other"))
     with pytest.raises(LockError, match="no branch or tag"):
-        other.whole(gone[:10], "main")
+        other.full_commit(gone[:10], "main")
 
 
 def test_a_commit_that_vanished_is_named(remote: Remote, repository: Repository) -> None:
@@ -111,4 +112,4 @@ def test_no_repository_is_not_no_network(
         say=lambda _: None,
     )
     with pytest.raises(kind, match=f"pin fork 1: {what}"):
-        reached.repository("pin fork 1", f"{SITE}/fork.git").fetch("a" * 40)
+        Repository("pin fork 1", f"{SITE}/fork.git", reached).fetch("a" * 40)

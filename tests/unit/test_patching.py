@@ -16,6 +16,7 @@ from sparkimage.config.patch_specs import PATCHES, Patch, State
 from sparkimage.core.errors import ConfigError, LockError
 from sparkimage.core.process import Local
 from sparkimage.resolve import patch_files
+from sparkimage.resolve.git import Repository
 from tests.unit import project_maker as maker
 from tests.unit.git_maker import Remote, isolate, outside
 
@@ -194,7 +195,7 @@ def test_targets_of_a_patch_at_a_fork_commit(
     tmp_path: Path, remote: Remote, kind: str, text: bytes, after: bytes
 ) -> None:
     commit = remote.commit({"a/b.py": BEFORE.decode(), "c": "other\n"})
-    fork = outside(tmp_path / "site", tmp_path / "home").repository("fork 1", remote.address)
+    fork = Repository("fork 1", remote.address, outside(tmp_path / "site", tmp_path / "home"))
     fork.fetch(commit)
     given = patch(kind=kind, replaces="a/b.py" if kind == "replace" else None)
     (target,) = patch_files.targets("fix", given, text, commit, fork)
@@ -210,7 +211,7 @@ def test_targets_of_a_patch_at_a_fork_commit(
 
 def test_a_file_that_is_not_in_the_fork_is_missing(tmp_path: Path, remote: Remote) -> None:
     commit = remote.commit({"c": "other\n"})
-    fork = outside(tmp_path / "site", tmp_path / "home").repository("fork 1", remote.address)
+    fork = Repository("fork 1", remote.address, outside(tmp_path / "site", tmp_path / "home"))
     fork.fetch(commit)
     (target,) = patch_files.targets("fix", patch(), b"new\n", commit, fork)
     assert (target.before, target.path) == (MISSING, "a/b.py")
@@ -244,8 +245,7 @@ def test_where_a_patch_is_read_from(tmp_path: Path, remote: Remote) -> None:
     (tmp_path / "patches" / "fix.py").write_text("ours\n")
 
     def read(address: str | None, commit: str | None, path: str) -> bytes:
-        ask = reached.repository
-        return patch_files.read("patch fix", address, commit, path, tmp_path, ask)
+        return patch_files.read("patch fix", address, commit, path, tmp_path, reached)
 
     assert read(None, None, "fix.py") == b"ours\n"
     assert read(remote.address, commit, "p/fix.py") == b"fixed\n"

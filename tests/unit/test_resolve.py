@@ -20,7 +20,7 @@ from sparkimage.config.patch_specs import PATCHES
 from sparkimage.core.errors import LockError, NetworkError, UsageError
 from sparkimage.core.process import Completed
 from sparkimage.resolve import resolver
-from sparkimage.resolve.resolver import Move
+from sparkimage.resolve.resolver import Update
 from tests.unit import project_maker as maker
 from tests.unit.git_maker import SITE, Remote, isolate, outside
 
@@ -66,9 +66,9 @@ def test_what_is_locked_is_left_alone_and_starts_no_process(tmp_path: Path) -> N
     read = everything(tmp_path)
     held = maker.locked(read)
     assert {key[0] for key in held.entries} == {*ALL, PATCHES}
-    done = resolver.resolve(read, held, outside(tmp_path, tmp_path, NoProcess()), Move())
+    done = resolver.resolve(read, held, outside(tmp_path, tmp_path, NoProcess()), Update())
     assert done.lock == held
-    assert (done.moved, done.failures) == ((), ())
+    assert (done.moved, done.failures) == ((), {})
     assert not (tmp_path / "git").exists()
 
 
@@ -87,7 +87,7 @@ def test_any_part_that_is_locked_is_left_alone(
         st.sampled_from(list(held.entries.values())),
     ))  # fmt: skip
     wider = replace(held, meaning="0" * 64, entries={**held.entries, **more})
-    done = resolver.resolve(read, wider, outside(folder, folder, NoProcess()), Move())
+    done = resolver.resolve(read, wider, outside(folder, folder, NoProcess()), Update())
     assert lockfile.dump(done.lock) == lockfile.dump(held)
 
 
@@ -111,8 +111,8 @@ def test_what_a_word_of_update_means(
     tmp_path: Path, word: str, pins: list[Key], projects: Mapping[str, str | None]
 ) -> None:
     read = everything(tmp_path)
-    move = resolver.read_move(read, maker.locked(read), [word, word])
-    assert move == Move(pins=tuple(pins), projects=projects)
+    update = resolver.parse_update(read, maker.locked(read), [word, word])
+    assert update == Update(pins=tuple(pins), projects=projects)
 
 
 @pytest.mark.parametrize(
@@ -133,14 +133,14 @@ def test_a_word_of_update_that_means_nothing(
 ) -> None:
     read = everything(tmp_path)
     with pytest.raises(UsageError) as error:
-        resolver.read_move(read, maker.locked(read), ["os", word])
+        resolver.parse_update(read, maker.locked(read), ["os", word])
     assert what in error.value.message
     assert hint in error.value.hint
 
 
 def test_a_project_is_known_from_the_lock_only(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'lib' is no pin"):
-        resolver.read_move(everything(tmp_path), None, ["lib"])
+        resolver.parse_update(everything(tmp_path), None, ["lib"])
 
 
 @pytest.fixture
@@ -190,15 +190,15 @@ def test_commits_are_resolved_whole_and_abbreviated(tmp_path: Path, site: Path) 
     )
     said: list[str] = []
     reached = replace(outside(site, tmp_path / "home"), say=said.append)
-    done = resolver.resolve(read, base_only(read), reached, Move())
-    assert done.failures == ()
+    done = resolver.resolve(read, base_only(read), reached, Update())
+    assert done.failures == {}
     assert lockfile.check(read, done.lock) == []
     for number, (remote, commit) in enumerate(zip(remotes, commits, strict=True)):
         tree = remote.git("rev-parse", f"{commit}^{{tree}}")
         assert done.lock.items(f"fork{number}", "one", ANY) == (Commit(commit=commit, tree=tree),)
     assert done.moved == (("fork0", "one"), ("fork1", "one"))
     assert said == [f"fork{n} one any: {commit[:12]}" for n, commit in enumerate(commits)]
-    again = resolver.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Move())
+    again = resolver.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Update())
     assert lockfile.dump(again.lock) == lockfile.dump(done.lock)
 
 
@@ -206,8 +206,8 @@ def test_many_pins_of_one_repository(tmp_path: Path, site: Path) -> None:
     remote = Remote.make(site, "fork.git")
     commits = [remote.commit({"x": str(number)}) for number in range(8)]
     read = forks(tmp_path / "p", *(maker.git_pin(one, remote.address) for one in commits))
-    done = resolver.resolve(read, base_only(read), outside(site, tmp_path / "home"), Move())
-    assert [failure.error.message for failure in done.failures] == []
+    done = resolver.resolve(read, base_only(read), outside(site, tmp_path / "home"), Update())
+    assert done.failures == {}
 
 
 def test_an_update_moves_one_entry_and_no_other(tmp_path: Path, site: Path) -> None:
@@ -216,8 +216,8 @@ def test_an_update_moves_one_entry_and_no_other(tmp_path: Path, site: Path) -> N
     read = forks(tmp_path / "p", *pins)
     # The trees of both were made up; only the one that is named is looked at.
     held = maker.locked(read)
-    move = resolver.read_move(read, held, ["fork1"])
-    done = resolver.resolve(read, held, outside(site, tmp_path / "home"), move)
+    update = resolver.parse_update(read, held, ["fork1"])
+    done = resolver.resolve(read, held, outside(site, tmp_path / "home"), update)
     commit = pins[1]["commit"]
     old, new = (held.items("fork1", "one", ANY), done.lock.items("fork1", "one", ANY))
     assert old != new
@@ -247,11 +247,11 @@ def test_what_cannot_be_reached_stays_as_it_was(
     held = maker.locked(read)
     rules = {SITE: to.format(tmp_path), "https://here.example": str(site)}
     reached = replace(outside(site, tmp_path / "home"), mirrors=Mirrors(rules=rules))
-    done = resolver.resolve(read, held, reached, resolver.read_move(read, held, ["fork*"]))
-    (failure,) = done.failures
-    assert failure.key == ("fork1", "one")
-    assert isinstance(failure.error, kind)
-    assert what in failure.error.message
+    done = resolver.resolve(read, held, reached, resolver.parse_update(read, held, ["fork*"]))
+    assert list(done.failures) == [("fork1", "one")]
+    failure = done.failures["fork1", "one"]
+    assert isinstance(failure, kind)
+    assert what in failure.message
     assert done.lock.entries["fork1", "one"] == held.entries["fork1", "one"]
     # The other one has moved all the same.
     assert done.lock.entries["fork0", "one"] != held.entries["fork0", "one"]
@@ -272,11 +272,11 @@ def test_what_was_never_reached_stands_as_not_resolved(
     reached = replace(
         outside(site, tmp_path / "home"), mirrors=Mirrors(rules={SITE: to.format(tmp_path)})
     )
-    done = resolver.resolve(read, held, reached, Move())
-    (failure,) = done.failures
-    assert isinstance(failure.error, kind)
+    done = resolver.resolve(read, held, reached, Update())
+    (failure,) = done.failures.values()
+    assert isinstance(failure, kind)
     reason = done.lock.unresolved("fork0", "one")
-    assert reason == failure.error.message
+    assert reason == failure.message
     assert what in reason
     assert lockfile.check(read, done.lock) == []
     (path := tmp_path / "matrix.lock").write_text(lockfile.dump(done.lock))
@@ -299,8 +299,8 @@ def test_a_patch_is_resolved_against_the_forks_commit(tmp_path: Path, site: Path
     commit = remote.commit({"a/b.py": "broken\n"})
     read = patched(tmp_path / "p", commit, remote.address, commit[:8])
     reached = outside(site, tmp_path / "home")
-    done = resolver.resolve(read, base_only(read), reached, Move())
-    assert done.failures == ()
+    done = resolver.resolve(read, base_only(read), reached, Update())
+    assert done.failures == {}
     _, target = done.lock.items(PATCHES, "fix", ANY)
     assert target == Target(
         commit=commit,
@@ -311,18 +311,18 @@ def test_a_patch_is_resolved_against_the_forks_commit(tmp_path: Path, site: Path
     )
     # Its own file has changed: that moves it when it is asked to, and nothing else.
     (read.root / "patches" / "fix.py").write_text("better\n")
-    same = resolver.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Move())
+    same = resolver.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Update())
     assert same.lock == done.lock
-    move = resolver.read_move(read, done.lock, ["fix"])
-    moved = resolver.resolve(read, done.lock, reached, move)
+    update = resolver.parse_update(read, done.lock, ["fix"])
+    moved = resolver.resolve(read, done.lock, reached, update)
     assert moved.moved == ((PATCHES, "fix"),)
     assert {line.split()[2] for line in changed(done.lock, moved.lock)} == {"patch", "target"}
 
 
 def test_a_patch_waits_for_its_fork(tmp_path: Path, site: Path) -> None:
     read = patched(tmp_path / "p", "a" * 40, f"{SITE}/gone.git", "a" * 7)
-    done = resolver.resolve(read, base_only(read), outside(site, tmp_path / "home"), Move())
-    assert {failure.key for failure in done.failures} == {("fork0", "one"), (PATCHES, "fix")}
+    done = resolver.resolve(read, base_only(read), outside(site, tmp_path / "home"), Update())
+    assert set(done.failures) == {("fork0", "one"), (PATCHES, "fix")}
     said = done.lock.unresolved(PATCHES, "fix")
     assert said == "patch fix: the fork commit fork0 one is not resolved"
 
@@ -332,10 +332,10 @@ def test_a_patch_follows_a_fork_that_moves(tmp_path: Path, site: Path) -> None:
     one, two = (remote.commit({"a/b.py": text}) for text in ("broken\n", "still broken\n"))
     reached = outside(site, tmp_path / "home")
     read = patched(tmp_path / "p", one, remote.address, one, two)
-    held = resolver.resolve(read, base_only(read), reached, Move()).lock
+    held = resolver.resolve(read, base_only(read), reached, Update()).lock
     moved = patched(tmp_path / "p", two, remote.address, one, two)
-    done = resolver.resolve(moved, held, reached, Move())
-    assert (done.failures, lockfile.check(moved, done.lock)) == ((), [])
+    done = resolver.resolve(moved, held, reached, Update())
+    assert (done.failures, lockfile.check(moved, done.lock)) == ({}, [])
     items = done.lock.items(PATCHES, "fix", ANY)
     assert [one.commit for one in items if isinstance(one, Target)] == [two]
 
@@ -346,11 +346,11 @@ def test_news_of_a_branch(tmp_path: Path, site: Path) -> None:
     pin = maker.git_pin(first, remote.address, branch="main")
     read = forks(tmp_path / "p", pin)
     # Debian is out of reach of this test: taken as a pin of its own it would ask apt.
-    held = resolver.resolve(read, base_only(read), outside(site, tmp_path / "home"), Move()).lock
+    held = resolver.resolve(read, base_only(read), outside(site, tmp_path / "home"), Update()).lock
     git_only = replace(read, variants=(replace(read.variants[0], pins={"fork0": "one"}),))
     reached = outside(site, tmp_path / "home")
     news, fresh = resolver.outdated(git_only, held, reached)
-    assert (news, fresh.failures) == ((), ())
+    assert (news, fresh.failures) == ((), {})
     tip = remote.commit({"x": "2"})
     (one,), _ = resolver.outdated(git_only, held, reached)
     assert (one.pin, one.what) == ("fork0 one", "branch main")
