@@ -103,51 +103,38 @@ class ImageFiles:
 
         https://github.com/opencontainers/image-spec/blob/main/layer.md#whiteouts
         """
-        tree = _Tree()
-        for layer in self.layers:
+        visible: dict[str, Entry] = {}
+        removed: set[str] = set()
+        """By a layer above, with all below them."""
+        emptied: set[str] = set()
+        """By a layer above."""
+
+        def is_hidden(path: str) -> bool:
+            hidden = path in removed
+            while path and not hidden:
+                path = path.rpartition("/")[0]
+                hidden = path in removed or path in emptied
+            return hidden
+
+        for layer in reversed(self.layers):
+            # A layer's whiteouts hide only what is below the layer.
+            entries = {entry.path: entry for entry in layer if not entry.is_whiteout}
+            new = entries.keys() - visible.keys()
+            visible |= {path: entries[path] for path in new if not is_hidden(path)}
             for entry in layer:
                 folder, _, name = entry.path.rpartition("/")
                 if name == ".wh..wh..opq":
-                    tree.clear(folder, before=entry.layer)
-                elif name.startswith(".wh."):
-                    tree.remove(f"{folder}/{name[4:]}".lstrip("/"), before=entry.layer)
-                else:
-                    if entry.kind != "5":
-                        tree.clear(entry.path, before=entry.layer)
-                    tree.put(entry)
-        return tree.entries
-
-
-class _Tree:
-    """Entries by path, and the names in every folder, so that a folder can be emptied."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, Entry] = {}
-        self.inside: dict[str, set[str]] = {}
-
-    def put(self, entry: Entry) -> None:
-        self.entries[entry.path] = entry
-        path = entry.path
-        # Folders that no layer lists are there all the same.
-        while path and path not in self.inside.setdefault(path.rpartition("/")[0], set()):
-            folder = path.rpartition("/")[0]
-            self.inside[folder].add(path)
-            path = folder
-
-    def remove(self, path: str, *, before: int) -> None:
-        """Remove what layers below ``before`` put at ``path`` and in it."""
-        if path in self.entries and self.entries[path].layer < before:
-            del self.entries[path]
-        self.clear(path, before=before)
-
-    def clear(self, folder: str, *, before: int) -> None:
-        """Remove what layers below ``before`` put into ``folder``."""
-        for path in tuple(self.inside.get(folder, ())):
-            self.remove(path, before=before)
-            if path not in self.entries and path not in self.inside:
-                self.inside[folder].discard(path)
-        if not self.inside.get(folder, True):
-            del self.inside[folder]
+                    emptied.add(folder)
+                elif entry.is_whiteout:
+                    removed.add(f"{folder}/{name[4:]}".lstrip("/"))
+                elif entry.kind != "5":
+                    emptied.add(entry.path)
+        return {
+            entry.path: entry
+            for layer in self.layers
+            for entry in layer
+            if visible.get(entry.path) is entry
+        }
 
 
 def first_own(*, foreign: bool, history: Iterable[Mapping[str, Any]]) -> int:
