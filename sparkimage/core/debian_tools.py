@@ -6,6 +6,7 @@ maintainer script, which takes seconds: https://manpages.debian.org/mmdebstrap.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -15,9 +16,10 @@ from pathlib import Path
 
 from sparkimage.core.errors import CommandError, NetworkError, PreflightError
 from sparkimage.core.paths import EnginePlace
-from sparkimage.core.process import Runner
+from sparkimage.core.process import Completed, Runner
 from sparkimage.core.rights import root_prefix, run_as_root
 
+SCRIPT = Path(__file__).parents[1] / "data" / "engine.sh"
 SUITE = "trixie"
 PACKAGES = (
     # The engine, and what dockerd itself calls: git for contexts by URL, kmod for its modules.
@@ -31,7 +33,7 @@ RECIPE = json.dumps({"suite": SUITE, "packages": PACKAGES, "form": 1})
 NEEDED_BYTES = 2 * 10**9
 """Free disk for the tree (0.9 GB) and its packages while they are unpacked."""
 HOST_PACKAGES = ("mmdebstrap", "gpg", "ca-certificates", "debian-archive-keyring")
-"""What the host needs for making the tree; Ubuntu has Debian's keys in a package of their own."""
+"""The host's packages for making the tree; on Ubuntu, Debian's keys are a package of their own."""
 WITHOUT_DOCS = (
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-include=/usr/share/doc/*/copyright",
@@ -40,11 +42,11 @@ WITHOUT_DOCS = (
 )
 """Options of mmdebstrap: of the documentation, unpack the licenses only."""
 APT_PATIENCE_S = 300
-"""How long another apt-get on the host is waited for."""
+"""Seconds to wait for another apt-get on the host."""
 
 
 def installed(place: EnginePlace) -> bool:
-    """Whether the tree is there, whole, and made by this version's recipe."""
+    """Whether the tree is complete, and made by this version's recipe."""
     try:
         return (place.root / "recipe.json").read_text() == RECIPE
     except OSError:
@@ -52,7 +54,7 @@ def installed(place: EnginePlace) -> bool:
 
 
 def install(place: EnginePlace, runner: Runner, say: Callable[[str], None]) -> None:
-    """Make the tree where it is not; an interrupted one is made anew.
+    """Make the tree unless it is installed; an interrupted one is made anew.
 
     Raises ``PreflightError`` when this machine cannot (rights, disk, no apt), ``NetworkError``
     when the packages cannot be fetched.
@@ -75,11 +77,11 @@ def install(place: EnginePlace, runner: Runner, say: Callable[[str], None]) -> N
         )
     install_on_host(HOST_PACKAGES, "mmdebstrap", runner, say)
     say(f"installing Docker Engine and qemu of Debian {SUITE} into {place.root} (no host package)")
-    made = place.engine / "root.new"
-    run_as_root(runner, ("rm", "-rf", "--one-file-system", str(made), str(place.root)))
+    new = place.engine / "root.new"
+    run_as_root(runner, ("rm", "-rf", "--one-file-system", str(new), str(place.root)))
     argv = (
         "mmdebstrap", "--quiet", "--variant=extract", f"--include={','.join(PACKAGES)}",
-        *WITHOUT_DOCS, SUITE, str(made),
+        *WITHOUT_DOCS, SUITE, str(new),
     )  # fmt: skip
     try:
         run_as_root(runner, argv)
@@ -90,18 +92,25 @@ def install(place: EnginePlace, runner: Runner, say: Callable[[str], None]) -> N
             "the same command",
             detail="\n".join(error.detail.splitlines()[-15:]),
         ) from None
-    _finish(place, runner)
+    engine_script(runner, "finish", str(new), str(os.getuid()))
+    (new / "recipe.json").write_text(RECIPE)
+    new.rename(place.root)
+
+
+def engine_script(runner: Runner, verb: str, *arguments: str) -> Completed:
+    """Run a verb of data/engine.sh as root. Raises ``CommandError``, ``PreflightError``."""
+    return run_as_root(runner, ("sh", str(SCRIPT), verb, *arguments))
 
 
 def link_cli(place: EnginePlace) -> None:
-    """Make the configuration folder of the tree's Docker CLI."""
+    """Make the configuration folder of the private engine's Docker CLI."""
     own = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
     programs = place.root / "usr"
     for link, target in (
         (place.cli / "cli-plugins" / "docker-buildx",
          programs / "libexec" / "docker" / "cli-plugins" / "docker-buildx"),
         (place.cli / "bin" / "docker", programs / "bin" / "docker"),
-        # Logins hold, and no secret is copied. It may come to be later.
+        # The user's logins, without a copy of them. The file may be created later.
         (place.cli / "config.json", own),
     ):  # fmt: skip
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -122,8 +131,7 @@ def install_on_host(
     if shutil.which("apt-get") is None:
         raise PreflightError(
             f"this machine has neither {program} nor apt-get to install it with",
-            hint="install Docker Engine (23 or later) with buildx yourself; it is then used as it "
-            "is",
+            hint="install Docker Engine (23 or later) with buildx yourself; it is then used",
         )
     say(f"installing {', '.join(packages)} with apt-get")
     try:
@@ -138,43 +146,23 @@ def install_on_host(
 
 
 def _apt_get(words: tuple[str, ...], runner: Runner, say: Callable[[str], None]) -> None:
-    """Run apt-get once no other one is at work: a machine that has just started updates itself.
-    Raises ``CommandError``."""
+    """Run apt-get when no other one runs: a machine that has just started updates itself. Raises
+    ``CommandError``."""
     argv = (
         "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "apt-get", "-qq",
         "-o", f"DPkg::Lock::Timeout={APT_PATIENCE_S}", *words,
     )  # fmt: skip
-    deadline = time.monotonic() + APT_PATIENCE_S
-    waits = False
-    while True:
+    start = time.monotonic()
+    for attempt in itertools.count():
         try:
             run_as_root(runner, argv)
+            return
         except CommandError as error:
             # apt 2.6 waits for dpkg's lock, and not for those of its lists and of its archives.
-            if "Could not get lock" not in error.detail or time.monotonic() > deadline:
+            if "Could not get lock" not in error.detail or (
+                time.monotonic() > start + APT_PATIENCE_S
+            ):
                 raise
-            if not waits:
+            if attempt == 0:
                 say("waiting for another apt-get")
-            waits = True
             time.sleep(1)
-        else:
-            return
-
-
-def _finish(place: EnginePlace, runner: Runner) -> None:
-    """What the maintainer scripts would have done; then the recipe, and the name."""
-    made = place.engine / "root.new"
-    steps: list[tuple[str, ...]] = [("mkdir", "-p", str(made / "usr/local/sbin"))]
-    # iptables comes by update-alternatives: https://wiki.debian.org/iptables
-    steps += [
-        ("ln", "-sf", "/usr/sbin/xtables-nft-multi", str(made / "usr/local/sbin" / name))
-        for family in ("iptables", "ip6tables")
-        for name in (family, f"{family}-save", f"{family}-restore")
-    ]
-    # Only usr/ is used; the rest would be half a system.
-    steps += [("rm", "-rf", *(str(made / name) for name in ("etc", "var", "tmp", "dev", "run")))]
-    steps += [("chmod", "0755", str(made)), ("chown", str(os.getuid()), str(made))]
-    for argv in steps:
-        run_as_root(runner, argv)
-    (made / "recipe.json").write_text(RECIPE)
-    made.rename(place.root)

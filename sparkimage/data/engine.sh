@@ -1,6 +1,7 @@
 #!/bin/sh
 # The steps of the private engine that need root, each a verb of its own:
 #
+#   finish ROOT UID                             complete an unpacked tree of packages
 #   start  ENGINE RUN BRIDGE POOL GATEWAY MTU   start dockerd in the background
 #   signal NAME PID...                          send a signal to the processes named
 #   clean  ENGINE RUN BRIDGE CGROUP             remove what a stopped engine left in the kernel
@@ -51,6 +52,20 @@ clean_network() {
 }
 
 case $verb in
+finish)
+    # What the maintainer scripts would have done. iptables comes by update-alternatives:
+    # https://wiki.debian.org/iptables
+    mkdir -p "$1/usr/local/sbin"
+    for family in iptables ip6tables; do
+        for name in "$family" "$family-save" "$family-restore"; do
+            ln -sf /usr/sbin/xtables-nft-multi "$1/usr/local/sbin/$name"
+        done
+    done
+    # Only usr/ is used; the rest would be half a system.
+    rm -rf --one-file-system "$1/etc" "$1/var" "$1/tmp" "$1/dev" "$1/run"
+    chmod 0755 "$1"
+    chown "$2" "$1"
+    ;;
 start)
     mkdir -p "$1/data" "$2"
     rm -f "$2/docker.sock" "$2/docker.pid"

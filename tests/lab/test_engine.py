@@ -16,7 +16,6 @@ import pytest
 from sparkimage.build.engine import emulation, engine, private, processes
 from sparkimage.build.engine.emulation import native_arch, program
 from sparkimage.build.engine.engine import Engine
-from sparkimage.build.engine.processes import SCRIPT
 from sparkimage.core import debian_tools, paths
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.errors import EngineError, EnginePermissionError, NetworkError
@@ -175,7 +174,7 @@ def test_a_dead_engine_is_an_error_and_up_recovers(lab: Lab, tmp_path: Path) -> 
     lab.docker("run", "--detach", "pause:1")
     dead = processes.daemon(lab.place)
     assert dead is not None
-    run_as_root(RUNNER, ("sh", str(SCRIPT), "signal", "KILL", str(dead.pid)))
+    run_as_root(RUNNER, ("kill", "-KILL", str(dead.pid)))
     assert dead.wait(10.0)
     with pytest.raises(EngineError, match="it has died") as caught:
         engine.find(lab.home, RUNNER)
@@ -184,7 +183,7 @@ def test_a_dead_engine_is_an_error_and_up_recovers(lab: Lab, tmp_path: Path) -> 
     assert "pause" in {process.program for process in left}
     said: list[str] = []
     private.up(lab.home, RUNNER, said.append)
-    assert "ended what was left of a private engine that had died" in said
+    assert "stopped what was left of a private engine that had died" in said
     assert not any(process.runs() for process in left)
     assert lab.docker("image", "inspect", "--format", "{{.RepoTags}}", "pause:1") == "[pause:1]"
 
@@ -192,11 +191,12 @@ def test_a_dead_engine_is_an_error_and_up_recovers(lab: Lab, tmp_path: Path) -> 
 def test_another_user_is_told_that_permission_lacks(lab: Lab) -> None:
     lab.up()
     if os.geteuid() != 0:  # then it is this user who gets the wrong socket
-        own = ("sh", str(SCRIPT), "own", str(lab.place.socket))
-        run_as_root(RUNNER, (*own, "0:0"))
-        with pytest.raises(EnginePermissionError, match="may not talk to it"):
+        socket = str(lab.place.socket)
+        debian_tools.engine_script(RUNNER, "own", socket, "0:0")
+        with pytest.raises(EnginePermissionError, match="has no access to it"):
             lab.up()
-        run_as_root(RUNNER, (*own, f"{os.geteuid()}:{os.getegid()}"))
+        owner = f"{os.geteuid()}:{os.getegid()}"
+        debian_tools.engine_script(RUNNER, "own", socket, owner)
         assert lab.up().private
         return
     reader, writer = os.pipe()
@@ -218,7 +218,7 @@ def test_another_user_is_told_that_permission_lacks(lab: Lab) -> None:
     with os.fdopen(reader) as answer:
         said_there = answer.read()
     assert said_there.startswith("EnginePermissionError: ")
-    assert f"(id {NOBODY}) may not talk to it" in said_there
+    assert f"(id {NOBODY}) has no access to it" in said_there
     assert "usermod -aG docker" in said_there
 
 
@@ -240,7 +240,7 @@ def test_no_engine_is_an_error_and_ensure_starts_one(lab: Lab) -> None:
 def test_two_commands_at_once_start_one_engine_that_outlives_them(lab: Lab) -> None:
     private.down(lab.home, RUNNER, purge=False)
     code = (
-        "import sys; from pathlib import Path; from sparkimage.engines import private_engine as p; "
+        "import sys; from pathlib import Path; from sparkimage.build.engine import private as p; "
         "from sparkimage.core.process import Local; p.up(Path(sys.argv[1]), Local(), print)"
     )
     commands = [
@@ -345,7 +345,7 @@ def test_our_emulator_is_registered_works_and_goes_with_the_engine(lab: Lab) -> 
     assert f"linux/{foreign}" in emulation.emulated(RUNNER)
     # Registered again, and needed again: neither disturbs the other.
     emulation.register(lab.home, RUNNER, foreign, print)
-    private.ensure_emulation(lab.home, RUNNER, f"linux/{foreign}", print)
+    emulation.ensure_emulation(lab.home, RUNNER, f"linux/{foreign}", print)
     private.down(lab.home, RUNNER, purge=False)
     after = {entry.name for entry in emulation.entries()}
     assert name not in after

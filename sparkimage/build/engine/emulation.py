@@ -11,17 +11,16 @@ import platform as python_platform
 import re
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sparkimage.build.engine.processes import SCRIPT
 from sparkimage.core import debian_tools
 from sparkimage.core.arch import ARCHES, arch_name
 from sparkimage.core.errors import CommandError, PreflightError, UsageError
 from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Runner
-from sparkimage.core.rights import run_as_root
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 QEMU_MIN = 10
@@ -33,7 +32,7 @@ MASK = b"\xff" * 7 + b"\x00" + b"\xff" * 8 + b"\xfe\xff\xff\xff"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One emulator that the kernel knows."""
+    """An emulator that is registered with the kernel."""
 
     name: str
     enabled: bool
@@ -76,10 +75,10 @@ def parse_entry(name: str, text: str) -> Entry:
 
 
 def suffices(entries: Iterable[Entry], arch: str, major: Callable[[str], int | None]) -> bool:
-    """Whether what the kernel knows emulates ``arch`` well: each fitting entry has flag F and is
-    a qemu of at least ``QEMU_MIN`` (their order cannot be seen, so that one bad one is too many).
+    """Whether the registered emulators run ``arch`` well: each one for it has flag F and is a qemu
+    of at least ``QEMU_MIN`` (the kernel does not show which of several it takes).
 
-    ``major`` gives the major version of a qemu by its path, None when it cannot be asked. Pure.
+    ``major`` returns the major version of the qemu at a path, or None. Pure.
     """
     wanted = magic(arch).hex()
     fitting = [entry for entry in entries if entry.enabled and entry.magic == wanted]
@@ -89,15 +88,13 @@ def suffices(entries: Iterable[Entry], arch: str, major: Callable[[str], int | N
 
 
 def entries() -> tuple[Entry, ...]:
-    """Every emulator that the kernel knows now."""
-    found = []
+    """Every emulator that is registered now."""
+    registered = []
     for path in sorted(BINFMT.glob("*")):
         if path.name not in ("register", "status"):
-            try:
-                found.append(parse_entry(path.name, path.read_text()))
-            except OSError:  # removed meanwhile
-                continue
-    return tuple(found)
+            with suppress(OSError):  # removed meanwhile
+                registered.append(parse_entry(path.name, path.read_text()))
+    return tuple(registered)
 
 
 def emulated(runner: Runner) -> tuple[str, ...]:
@@ -113,9 +110,9 @@ def emulated(runner: Runner) -> tuple[str, ...]:
 def ensure_emulation(home: Path, runner: Runner, platform: str, say: Callable[[str], None]) -> None:
     """Make programs of ``platform`` ("linux/arm64") run on this machine, in containers too.
 
-    Nothing happens when it is the native one, or when a good qemu is registered; else the one of
-    the private engine's tree is (the tree is installed where it is not).
-    Raises ``UsageError`` for an unknown platform, ``PreflightError`` when it is impossible here.
+    Unless it is the native one or a good qemu is registered, this registers the qemu of the private
+    engine's tree, which is installed where it is missing. Raises ``UsageError`` for an unknown
+    platform, ``PreflightError`` when this machine cannot emulate it.
     """
     arch = platform.removeprefix("linux/")
     if arch not in ARCHES or not platform.startswith("linux/"):
@@ -128,9 +125,9 @@ def ensure_emulation(home: Path, runner: Runner, platform: str, say: Callable[[s
 
 
 def register(home: Path, runner: Runner, arch: str, say: Callable[[str], None]) -> None:
-    """Register the tree's qemu for ``arch`` and prove that it works.
+    """Register the tree's qemu for ``arch`` and check that it works.
 
-    Raises ``PreflightError`` when the kernel does not take it.
+    Raises ``PreflightError`` when the kernel refuses it.
     """
     place = EnginePlace.of(home)
     debian_tools.install(place, runner, say)
@@ -138,47 +135,45 @@ def register(home: Path, runner: Runner, arch: str, say: Callable[[str], None]) 
     say(f"registering {interpreter} for linux/{arch}")
     name = entry_name(place, arch)
     try:
-        run_as_root(
-            runner,
-            ("sh", str(SCRIPT), "binfmt", name, _escape(magic(arch)), _escape(MASK), interpreter),
+        debian_tools.engine_script(
+            runner, "binfmt", name, _escape(magic(arch)), _escape(MASK), interpreter
         )
     except CommandError as error:
         raise PreflightError(
-            f"the kernel did not take {interpreter} as emulator of linux/{arch}",
+            f"the kernel refused {interpreter} as emulator of linux/{arch}",
             hint="run `sudo modprobe binfmt_misc`; in a container, run this on its host",
             detail=error.detail,
         ) from None
     if not probe(arch, runner):
         raise PreflightError(
             f"a linux/{arch} program does not run, though {name} is registered",
-            hint=f"look at {BINFMT / name} and at what else is registered beside it",
+            hint=f"look at {BINFMT / name} and at the other entries beside it",
         )
 
 
 def unregister(place: EnginePlace, runner: Runner) -> None:
-    """Remove the emulators that this home registered."""
-    there = {entry.name for entry in entries()}
+    """Unregister the emulators of this home."""
+    names = {entry.name for entry in entries()}
     for arch in ARCHES:
         name = entry_name(place, arch)
-        if name in there:
-            run_as_root(runner, ("sh", str(SCRIPT), "unbinfmt", name))
+        if name in names:
+            debian_tools.engine_script(runner, "unbinfmt", name)
 
 
 def entry_name(place: EnginePlace, arch: str) -> str:
-    """The name that this home registers under; another home's is another."""
+    """The name of this home's entry; every home has its own."""
     return f"sparkimage-{ARCHES[arch].machine}-{place.tag}"
 
 
 def qemu_major(path: str, runner: Runner) -> int | None:
-    """The major version of the qemu at ``path``; None when there is none to ask (an entry may
-    outlive its file, come from a container, or be another user's)."""
+    """The major version of the qemu at ``path``; None when it cannot be run (an entry may outlive
+    its file, come from a container, or be another user's)."""
     if not os.path.isfile(path):
         return None
-    try:
-        said = runner.run((path, "--version"), check=False, timeout_s=20).stdout
-    except (OSError, CommandError, PreflightError):
-        return None
-    match = re.search(r"version (\d+)\.", said)
+    output = ""
+    with suppress(OSError, CommandError, PreflightError):
+        output = runner.run((path, "--version"), check=False, timeout_s=20).stdout
+    match = re.search(r"version (\d+)\.", output)
     return int(match[1]) if match else None
 
 
@@ -188,11 +183,9 @@ def probe(arch: str, runner: Runner) -> bool:
         path = Path(folder, f"probe-{arch}")
         path.write_bytes(program(arch, ARCHES[arch].exit_42))
         path.chmod(0o755)
-        try:
-            done = runner.run((str(path),), check=False, timeout_s=20)
-        except (OSError, CommandError, PreflightError):  # no emulator; or one that hangs
-            return False
-        return done.returncode == PROBE_EXIT
+        with suppress(OSError, CommandError, PreflightError):  # no emulator, or one that hangs
+            return runner.run((str(path),), check=False, timeout_s=20).returncode == PROBE_EXIT
+        return False
 
 
 def program(arch: str, code: bytes) -> bytes:

@@ -12,11 +12,11 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparkimage.core.arch import arch_name
 from sparkimage.core.errors import (
@@ -38,10 +38,8 @@ MIN_MAJOR = 23
 ANSWER_S = 15.0
 """Seconds that an engine has for one answer; one that pulls at full speed may be slow."""
 UP = "python build.py engine up"
-
-
 OWNER = "dev.sparkimage.verify"
-"""The label of a container that one of our commands made to verify an image: ``locks.owner()``."""
+"""Label of a container that verifies an image; its value is the process: ``locks.owner()``."""
 
 
 class Choice(StrEnum):
@@ -58,11 +56,11 @@ class Engine:
 
     host: str
     docker: tuple[str, ...]
-    """The arguments that its CLI begins with."""
+    """The first arguments of its CLI."""
     version: str
     buildx: str
     arch: str
-    """Of the engine's machine: "amd64" or "arm64"."""
+    """The architecture of its machine: "amd64" or "arm64"."""
     private: bool
     containerd_store: bool
     data_root: str
@@ -72,17 +70,17 @@ class Engine:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What programs that call ``docker`` themselves need in their environment."""
-        found = {"DOCKER_HOST": self.host}
+        """The environment variables for programs that call ``docker``."""
+        variables = {"DOCKER_HOST": self.host}
         if self.private:
-            found["DOCKER_CONFIG"] = self.docker[self.docker.index("--config") + 1]
+            variables["DOCKER_CONFIG"] = self.docker[self.docker.index("--config") + 1]
         if self.bin is not None:
-            found["PATH"] = f"{self.bin}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        return found
+            variables["PATH"] = f"{self.bin}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        return variables
 
     @contextmanager
     def cli(self) -> Iterator[whales.DockerClient]:
-        """Its CLI, for commands that end by themselves. Raises ``CommandError`` where one fails."""
+        """Its CLI, for commands without a time limit. Raises ``CommandError`` where one fails."""
         import python_on_whales as whales
         from python_on_whales.exceptions import DockerException
 
@@ -94,55 +92,47 @@ class Engine:
             ) from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """The engine to use, and why it is this one."""
-
-    engine: Engine
-    why: str
-
-
 def find(home: Path, runner: Runner) -> Engine:
     """The engine to use now.
 
-    Raises ``EngineError`` when none answers, ``EnginePermissionError`` when one is there and this
-    user may not talk to it, ``UsageError`` for a wrong $SPARKIMAGE_ENGINE.
+    Raises ``EngineError`` when none answers, ``EnginePermissionError`` when this user has no access
+    to the one there is, ``UsageError`` for a wrong $SPARKIMAGE_ENGINE.
     """
-    return look(home, runner).engine
+    return find_with_reason(home, runner)[0]
 
 
-def look(home: Path, runner: Runner) -> Found:
+def find_with_reason(home: Path, runner: Runner) -> tuple[Engine, str]:
     """As ``find``, with the reason for the choice."""
     wanted = choice()
-    refusal: EngineError | None = None
+    refusals: list[EngineError] = []
     if wanted is not Choice.PRIVATE:
         try:
-            return Found(engine=system_engine(runner), why="it is this machine's own and answers")
+            return system_engine(runner), "it is this machine's own and answers"
         except EngineError as error:
             if wanted is Choice.SYSTEM:
                 raise
-            refusal = error
+            refusals.append(error)
     try:
         engine = private(home, runner)
     except EnginePermissionError:
         raise
     except EngineError as error:
-        if isinstance(refusal, EnginePermissionError):
-            raise refusal from None
-        reasons = [e.message for e in (refusal, error) if e is not None]
-        raise EngineError("no Docker engine answers: " + "; ".join(reasons), hint=UP) from None
-    why = "SPARKIMAGE_ENGINE=private" if refusal is None else refusal.message
-    return Found(engine=engine, why=why)
+        refusals.append(error)
+        if isinstance(refusals[0], EnginePermissionError):
+            raise refusals[0] from None
+        reasons = "; ".join(refusal.message for refusal in refusals)
+        raise EngineError(f"no Docker engine answers: {reasons}", hint=UP) from None
+    return engine, refusals[0].message if refusals else "SPARKIMAGE_ENGINE=private"
 
 
 def choice() -> Choice:
-    """What $SPARKIMAGE_ENGINE says. Raises ``UsageError`` when that is no choice."""
-    said = os.environ.get("SPARKIMAGE_ENGINE", "") or Choice.AUTO
+    """The value of $SPARKIMAGE_ENGINE. Raises ``UsageError`` for an unknown one."""
+    value = os.environ.get("SPARKIMAGE_ENGINE", "") or Choice.AUTO
     try:
-        return Choice(said)
+        return Choice(value)
     except ValueError:
         raise UsageError(
-            f"SPARKIMAGE_ENGINE is {said!r}; it can be auto, system or private",
+            f"SPARKIMAGE_ENGINE is {value!r}; it can be auto, system or private",
             hint="unset SPARKIMAGE_ENGINE",
         ) from None
 
@@ -151,23 +141,23 @@ def system_engine(runner: Runner) -> Engine:
     """The engine that the user's own ``docker`` talks to.
 
     Raises ``EngineError`` (with the reason) when it cannot be used, ``EnginePermissionError``
-    when only the permission lacks.
+    when this user has no access to it.
     """
     program = shutil.which("docker")
     if program is None:
         raise EngineError("this machine has no docker program", hint=UP)
     try:
-        # Knows DOCKER_HOST, DOCKER_CONTEXT and the current context of the user's configuration.
-        said = runner.run((program, "context", "inspect"), timeout_s=ANSWER_S).stdout
-        context = json.loads(said)[0]
+        # By DOCKER_HOST, DOCKER_CONTEXT or the current context of the user's configuration.
+        output = runner.run((program, "context", "inspect"), timeout_s=ANSWER_S).stdout
+        context = json.loads(output)[0]
         name, host = str(context["Name"]), str(context["Endpoints"]["docker"]["Host"])
     except (CommandError, PreflightError, ValueError, LookupError, TypeError) as error:
         raise EngineError(
-            f"`docker context inspect` gives no endpoint: {str(error).splitlines()[0]}",
+            f"`docker context inspect` shows no endpoint: {str(error).splitlines()[0]}",
             hint="docker context ls",
         ) from None
-    # With DOCKER_HOST set, the default context is what DOCKER_HOST says; else name it, so that a
-    # change of the current context in the middle of a build changes nothing.
+    # With DOCKER_HOST set, the default context is that host; else name the context, so that a build
+    # goes on with it when the user switches to another.
     prefix = (program, "--host", host) if name == "default" else (program, "--context", name)
     return describe(host, prefix, runner, is_private=False, folder=None)
 
@@ -185,35 +175,43 @@ def private(home: Path, runner: Runner) -> Engine:
 def describe(
     host: str, prefix: tuple[str, ...], runner: Runner, *, is_private: bool, folder: Path | None
 ) -> Engine:
-    """Ask the engine at ``host`` what it is; ``prefix`` begins the CLI's arguments.
+    """Describe the engine at ``host``; the CLI's arguments begin with ``prefix``.
 
     Raises ``EngineError`` when it does not answer, is too old or has no buildx;
-    ``EnginePermissionError`` when this user may not talk to it.
+    ``EnginePermissionError`` when this user has no access to it.
     """
-    version, info = _ask(host)
+    from docker.errors import DockerException
+
+    with closing(docker_client(host, ANSWER_S)) as client:
+        try:
+            version, info = client.version(), client.info()
+        except (DockerException, OSError) as error:
+            raise EngineError(
+                f"the Docker engine at {host} answers with an error: {error}",
+                hint="look at its log: journalctl -u docker",
+            ) from None
     number = str(version.get("Version", ""))
     components = [str(part.get("Name", "")) for part in version.get("Components") or ()]
     if "Podman Engine" in components:
         raise EngineError(f"{host} is Podman {number}, not Docker Engine", hint=UP)
     if not usable(number):
         raise EngineError(
-            f"the engine at {host} is version {number or 'unknown'}, and {MIN_MAJOR} is needed",
+            f"the engine at {host} has version {number or 'unknown'}; {MIN_MAJOR} is needed",
             hint=f"upgrade it, or `{UP}` for a private one",
         )
     try:
-        said = runner.run((*prefix, "buildx", "version"), timeout_s=ANSWER_S).stdout
+        buildx = runner.run((*prefix, "buildx", "version"), timeout_s=ANSWER_S).stdout
     except (CommandError, PreflightError) as error:
         raise EngineError(
             f"the docker program for {host} has no buildx: {error.message}",
             hint=f"sudo apt-get install docker-buildx, or `{UP}` for a private engine",
         ) from None
-    machine = str(info.get("Architecture", ""))
     return Engine(
         host=host,
         docker=prefix,
         version=number,
-        buildx=parse_buildx(said),
-        arch=arch_name(machine),
+        buildx=parse_buildx(buildx),
+        arch=arch_name(str(info.get("Architecture", ""))),
         private=is_private,
         containerd_store=["driver-type", "io.containerd.snapshotter.v1"]
         in [list(pair) for pair in info.get("DriverStatus") or ()],
@@ -228,10 +226,10 @@ def usable(version: str) -> bool:
     return match is not None and int(match[1]) >= MIN_MAJOR
 
 
-def parse_buildx(said: str) -> str:
-    """The version in what ``docker buildx version`` prints ("… v0.13.1 …"). Pure."""
-    match = re.search(r"\bv?(\d+\.\d+\.\d+\S*)", said)
-    return match[1] if match else said.strip()
+def parse_buildx(output: str) -> str:
+    """The version in the output of ``docker buildx version`` ("… v0.13.1 …"). Pure."""
+    match = re.search(r"\bv?(\d+\.\d+\.\d+\S*)", output)
+    return match[1] if match else output.strip()
 
 
 def docker_client(host: str, timeout_s: float = 600.0) -> DockerClient:
@@ -244,6 +242,11 @@ def docker_client(host: str, timeout_s: float = 600.0) -> DockerClient:
     from docker.utils import kwargs_from_env
 
     try:
+        # The SDK reports the reasons alike, and the socket's own errors tell them apart.
+        if host.startswith("unix://"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(timeout_s)
+                probe.connect(host.removeprefix("unix://"))
         return docker.DockerClient(
             base_url=host,
             version="auto",
@@ -251,40 +254,9 @@ def docker_client(host: str, timeout_s: float = 600.0) -> DockerClient:
             tls=kwargs_from_env().get("tls", False) if host.startswith("tcp://") else False,
             use_ssh_client=host.startswith("ssh://"),
         )
-    except (DockerException, OSError) as error:
-        raise EngineError(
-            f"no Docker engine answers at {host}: {error}", hint=f"docker info, or `{UP}`"
-        ) from None
-
-
-def _ask(host: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    _knock(host)
-    from docker.errors import DockerException
-
-    answering = docker_client(host, ANSWER_S)
-    try:
-        return answering.version(), answering.info()
-    except (DockerException, OSError) as error:
-        raise EngineError(
-            f"the Docker engine at {host} answers with an error: {error}",
-            hint="look at its log: journalctl -u docker",
-        ) from None
-    finally:
-        answering.close()
-
-
-def _knock(host: str) -> None:
-    """Tell the reasons apart, which the SDK reports alike, by opening the socket ourselves."""
-    if not host.startswith("unix://"):
-        return
-    path = host.removeprefix("unix://")
-    knocking = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    knocking.settimeout(ANSWER_S)
-    try:
-        knocking.connect(path)
     except PermissionError:
         raise EnginePermissionError(
-            f"a Docker engine is at {host}, but this user (id {os.geteuid()}) may not talk to it",
+            f"a Docker engine is at {host}, but this user (id {os.geteuid()}) has no access to it",
             hint='sudo usermod -aG docker "$USER" and log in again; or run this with sudo; or '
             "SPARKIMAGE_ENGINE=private for an engine of your own",
         ) from None
@@ -295,7 +267,7 @@ def _knock(host: str) -> None:
             f"no Docker engine listens at {host}, though its socket is there (it has died)",
             hint=UP,
         ) from None
-    except OSError as error:
-        raise EngineError(f"{host} cannot be reached: {error}", hint=UP) from None
-    finally:
-        knocking.close()
+    except (DockerException, OSError) as error:
+        raise EngineError(
+            f"no Docker engine answers at {host}: {error}", hint=f"docker info, or `{UP}`"
+        ) from None

@@ -1,7 +1,7 @@
-"""Finds, watches and ends the processes of one private engine, and no other.
+"""Finds, watches and stops the processes of one private engine, and no others.
 
-There is no trust in a pid file: after a reboot its number may be anybody's. A process is ours
-when its own command line names our data root or run folder, or when it is in our cgroup.
+A pid file is not enough: after a reboot its number may be any process's. A process belongs to the
+engine when its command line has the engine's data root or run folder, or when it is in its cgroup.
 """
 
 from __future__ import annotations
@@ -13,33 +13,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparkimage.core.debian_tools import engine_script
 from sparkimage.core.errors import EngineError
 from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Runner
-from sparkimage.core.rights import run_as_root
 
-SCRIPT = Path(__file__).parents[2] / "data" / "engine.sh"
 STOP_S = 60.0
-"""Seconds that dockerd gets to end its containers; it gives each of them 10 to 15 s."""
+"""Seconds that dockerd gets to stop its containers; it gives each of them 10 to 15 s."""
 KILL_S = 20.0
-"""Seconds after which a killed process that still is there counts as stuck in the kernel."""
+"""Seconds after which a killed process that still runs counts as stuck in the kernel."""
 PROC = Path("/proc")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A running process, told from a later one of the same number by its start (clock ticks)."""
+    """A process, told from a later one with the same id by its start (clock ticks after boot)."""
 
     pid: int
     start: int
     program: str
 
     def runs(self) -> bool:
-        """Whether this very process is there and has not ended (a zombie has)."""
+        """Whether this very process runs (a zombie does not)."""
         return _start(self.pid) == self.start
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until it has ended, at most ``timeout_s`` seconds; says whether it has."""
+        """Wait until it has ended, at most ``timeout_s`` seconds; returns whether it has."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -75,34 +74,35 @@ def processes(place: EnginePlace) -> tuple[Process, ...]:
 
 
 def stop(place: EnginePlace, runner: Runner) -> bool:
-    """End dockerd in good order, then all that it left behind; says whether there was anything.
+    """Stop dockerd, then kill all that it left running; returns whether anything was running.
 
-    Raises ``EngineError`` when something does not end even when killed.
+    Raises ``EngineError`` when a process does not end even when killed.
     """
-    there = processes(place)
+    running = before = processes(place)
     for program, signal, limit_s in (
         ("dockerd", "TERM", STOP_S),
         ("containerd", "TERM", KILL_S),
         ("", "KILL", KILL_S),
     ):
-        chosen = [p for p in processes(place) if program in ("", p.program)]
+        chosen = [p for p in running if program in ("", p.program)]
         if chosen:
-            _signal(signal, chosen, runner)
+            engine_script(runner, "signal", signal, *(str(p.pid) for p in chosen if p.runs()))
             deadline = time.monotonic() + limit_s
             for process in chosen:
                 process.wait(max(0.0, deadline - time.monotonic()))
-    if left := processes(place):
+            running = processes(place)
+    if running:
         raise EngineError(
-            "the private engine does not end: still there are "
-            + ", ".join(f"{p.program} (pid {p.pid})" for p in left),
+            "the private engine does not stop; still running: "
+            + ", ".join(f"{p.program} (pid {p.pid})" for p in running),
             hint=f"look at {place.log}; a process that waits for a disk or a network mount ends "
             "when that answers",
         )
-    return bool(there)
+    return bool(before)
 
 
 def wait_until(ready: Callable[[], bool], process: Process, timeout_s: float) -> bool:
-    """Ask ``ready`` until it says yes, for at most ``timeout_s`` s and while ``process`` runs."""
+    """Poll ``ready`` until it is true, for at most ``timeout_s`` s and while ``process`` runs."""
     deadline = time.monotonic() + timeout_s
     while not ready():
         if process.wait(0.05) or time.monotonic() > deadline:
@@ -139,12 +139,6 @@ def _scan(place: EnginePlace) -> Iterator[Process]:
         program = os.path.basename(argv[0])
         if start is not None and is_ours(program, argv, cgroups, place):
             yield Process(pid=pid, start=start, program=program)
-
-
-def _signal(name: str, chosen: Sequence[Process], runner: Runner) -> None:
-    pids = [str(process.pid) for process in chosen if process.runs()]
-    if pids:
-        run_as_root(runner, ("sh", str(SCRIPT), "signal", name, *pids))
 
 
 def _start(pid: int) -> int | None:
