@@ -1,4 +1,4 @@
-"""From a plan to the definition that ``docker buildx bake`` executes. Pure.
+"""The bake file and the source policy of plans. Pure.
 
 Every layer is a target of its own whose named context ``layer`` is the target below
 (https://docs.docker.com/build/bake/contexts/); only the variant's own target has an output.
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from sparkimage.config.address import Mirrors
 from sparkimage.config.lockfile import PinnedImage
-from sparkimage.config.plan import LayerPlan, Plan, context_name
+from sparkimage.config.plan import LayerPlan, Plan, SourceBuild, context_name
 from sparkimage.resolve.context import Inputs
 
 NO_MIRRORS = Mirrors()
@@ -44,25 +44,25 @@ def definition(
     """
     targets: dict[str, Any] = {}
     for plan in plans:
-        given = inputs[plan.variant]
-        below = _bottom(plan.layers[0], mirrors)
+        files = inputs[plan.variant]
+        lowest = plan.layers[0].image
+        below = "docker-image://scratch" if lowest is None else _reference(lowest, mirrors)
+        common = {
+            "platforms": [plan.platform],
+            # Provenance would make the index differ each time; what is attested is the seal.
+            "attest": ["type=provenance,disabled=true"],
+            "output": ["type=cacheonly"],
+        }
         for layer in plan.layers:
             last = layer is plan.layers[-1]
             name = target_name(plan, None if last else layer.name)
-            if layer.source is not None:
-                targets |= _builders(plan, layer, given, mirrors)
-            targets[name] = {
-                **(
-                    _target(layer, given, below)
-                    if layer.source is None
-                    else _source_target(plan, layer, below, mirrors)
-                ),
-                "args": {**layer.args, "SOURCE_DATE_EPOCH": str(plan.epoch)},
-                "platforms": [plan.platform],
-                # Provenance would make the index differ each time; what is attested is the seal.
-                "attest": ["type=provenance,disabled=true"],
-                "output": ["type=cacheonly"],
-            }
+            if layer.source is None:
+                target = _target(layer, files, below)
+            else:
+                builders, target = _source_targets(plan, layer, files, below, mirrors)
+                targets |= {key: {**builder, **common} for key, builder in builders.items()}
+            args = {**layer.args, "SOURCE_DATE_EPOCH": str(plan.epoch)}
+            targets[name] = {**target, "args": args, **common}
             below = f"target:{name}"
             if last:
                 targets[name] |= {
@@ -84,114 +84,95 @@ def definition(
 
 
 def policy(plans: Sequence[Plan], mirrors: Mirrors = NO_MIRRORS) -> dict[str, Any]:
-    """What BuildKit may read for these plans: nothing but what the lock holds, and local files.
+    """The source policy for these plans: BuildKit may read what is locked, and local files.
 
-    https://docs.docker.com/build/policies/; of two rules that fit, the later one counts.
+    https://docs.docker.com/build/policies/; of two rules that match, the later one counts.
     """
     allowed = set()
     for plan in plans:
         for layer in plan.layers:
             allowed |= {_reference(image, mirrors) for image in layer.images}
             if layer.source is not None:
-                allowed.add(_git_identifier(layer, mirrors))
+                allowed.add(_git_identifier(layer.source, mirrors))
+
+    def rule(action: str, identifier: str, match: str) -> dict[str, Any]:
+        return {"action": action, "selector": {"identifier": identifier, "matchType": match}}
+
     return {
         "rules": [
-            {"action": "DENY", "selector": {"identifier": "*", "matchType": "WILDCARD"}},
-            {"action": "ALLOW", "selector": {"identifier": "local://*", "matchType": "WILDCARD"}},
-            *(
-                {"action": "ALLOW", "selector": {"identifier": one, "matchType": "EXACT"}}
-                for one in sorted(allowed)
-            ),
+            rule("DENY", "*", "WILDCARD"),
+            rule("ALLOW", "local://*", "WILDCARD"),
+            *(rule("ALLOW", identifier, "EXACT") for identifier in sorted(allowed)),
         ]
     }
-
-
-def _bottom(layer: LayerPlan, mirrors: Mirrors) -> str:
-    """The context that the lowest layer stands on."""
-    return "docker-image://scratch" if layer.image is None else _reference(layer.image, mirrors)
 
 
 def _reference(image: PinnedImage, mirrors: Mirrors) -> str:
     return f"docker-image://{mirrors.of(image.name)}@{image.digest}"
 
 
-def _git_context(layer: LayerPlan, mirrors: Mirrors) -> str:
-    assert layer.source is not None
-    return f"{mirrors.of(layer.source.repository)}#{layer.source.commit}"
+def _git_context(source: SourceBuild, mirrors: Mirrors) -> str:
+    return f"{mirrors.of(source.repository)}#{source.commit}"
 
 
-def _git_identifier(layer: LayerPlan, mirrors: Mirrors) -> str:
-    """How BuildKit names a git source: without the address's own scheme and user.
+def _git_identifier(source: SourceBuild, mirrors: Mirrors) -> str:
+    """BuildKit's name of a git source: without the scheme and the user of its address.
 
     https://github.com/moby/buildkit/blob/master/client/llb/source.go (Git)
     """
-    context = urlsplit(_git_context(layer, mirrors))
+    context = urlsplit(_git_context(source, mirrors))
     return f"git://{context.netloc.rpartition('@')[2]}{context.path}#{context.fragment}"
 
 
-def _builders(
-    plan: Plan, layer: LayerPlan, given: Inputs, mirrors: Mirrors
-) -> dict[str, dict[str, Any]]:
-    """The images that a source is compiled in, told the version that it cannot find by itself.
+def _source_targets(
+    plan: Plan, layer: LayerPlan, inputs: Inputs, below: str, mirrors: Mirrors
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The targets of the images that a source is compiled in, by name, and that of the source.
 
-    setuptools_scm dies on the fork's letter-suffixed tags; its Dockerfile takes no argument for
-    that, but its stages inherit the environment of the image that they stand on.
+    setuptools_scm fails on the fork's letter-suffixed tags, and its Dockerfile has no argument for
+    the version; but its stages inherit the environment of their base image, which gets it.
     """
-    assert layer.source is not None
-    return {
-        _builder_name(plan, layer, arg): {
-            "context": str((given.project / "images" / "_builder").resolve()),
-            "contexts": {"layer": _reference(image, mirrors)},
-            "args": {"VERSION": layer.source.version},
-            "platforms": [plan.platform],
-            "attest": ["type=provenance,disabled=true"],
-            "output": ["type=cacheonly"],
-        }
-        for arg, image in layer.source.images.items()
-        if image is not None
-    }
-
-
-def _builder_name(plan: Plan, layer: LayerPlan, arg: str) -> str:
-    return target_name(plan, f"{layer.name}--{arg.lower()}")
-
-
-def _source_target(plan: Plan, layer: LayerPlan, below: str, mirrors: Mirrors) -> dict[str, Any]:
     source = layer.source
     assert source is not None
-    contexts = {
-        context_name(arg, image): below
-        if image is None
-        else f"target:{_builder_name(plan, layer, arg)}"
-        for arg, image in source.images.items()
-    }
-    return {
-        "context": _git_context(layer, mirrors),
+    builders: dict[str, dict[str, Any]] = {}
+    contexts = {}
+    for arg, image in source.images.items():
+        contexts[context_name(arg, image)] = below
+        if image is not None:
+            name = target_name(plan, f"{layer.name}--{arg.lower()}")
+            contexts[context_name(arg, image)] = f"target:{name}"
+            builders[name] = {
+                "context": str((inputs.project / "images" / "_builder").resolve()),
+                "contexts": {"layer": _reference(image, mirrors)},
+                "args": {"VERSION": source.version},
+            }
+    return builders, {
+        "context": _git_context(source, mirrors),
         "dockerfile": source.dockerfile,
         "target": source.target,
         "contexts": contexts,
     }
 
 
-def _target(layer: LayerPlan, given: Inputs, below: str) -> dict[str, Any]:
-    # Resolved: a project may borrow another one's layers by links.
-    dockerfile = (given.project / layer.dockerfile).resolve()
-    tools = (given.project / "images" / "_tools").resolve()
+def _target(layer: LayerPlan, inputs: Inputs, below: str) -> dict[str, Any]:
+    # Resolved: a project may link to the layers of another one.
+    dockerfile = (inputs.project / layer.dockerfile).resolve()
+    tools = (inputs.project / "images" / "_tools").resolve()
     contexts = {"layer": below, "tools": str(tools)}
-    if layer.name in given.layers:
-        contexts["inputs"] = str(given.layers[layer.name])
+    if layer.name in inputs.layers:
+        contexts["inputs"] = str(inputs.layers[layer.name])
     target: dict[str, Any] = {
-        "context": str(dockerfile.parent if layer.root is None else given.root),
+        "context": str(dockerfile.parent if layer.root is None else inputs.root),
         "dockerfile": str(dockerfile),
         "contexts": contexts,
     }
     if not layer.wheels:
         return target
-    contexts["uv"] = str(given.uv)
+    contexts["uv"] = str(inputs.uv)
     secrets = []
-    if given.ca_bundle is not None:
-        secrets.append(f"id=ca,src={given.ca_bundle}")
-    if given.index is not None:
-        # A secret: an address may hold a password, and a mirror must not change the image.
+    if inputs.ca_bundle is not None:
+        secrets.append(f"id=ca,src={inputs.ca_bundle}")
+    if inputs.index is not None:
+        # A secret: an address may contain a password, and a mirror must not change the image.
         secrets.append(f"id=index,env={INDEX_VARIABLE}")
     return {**target, **({"secret": secrets} if secrets else {})}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -17,58 +16,44 @@ import yaml
 
 _SITE_BUNDLE = re.compile(r"^(usr/local/share/ca-certificates/.+|run/.+)$")
 """Where a site's own certificates are; a distribution's are elsewhere."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rule:
-    kind: str
-    pattern: re.Pattern[bytes]
-    literals: tuple[bytes, ...] = ()
-    """Where there are any, the pattern matches only data with one of them."""
-    names: re.Pattern[str] | None = None
-    """The names of the files that are searched; None for every file."""
-
-    def matches(self, data: bytes) -> bool:
-        return (
-            not self.literals or any(literal in data for literal in self.literals)
-        ) and self.pattern.search(data) is not None
-
-
-@cache
-def _rules(table: str) -> tuple[_Rule, ...]:
-    return tuple(
-        _Rule(
-            kind=rule["kind"],
-            pattern=re.compile(rule["pattern"].encode()),
-            literals=tuple(literal.encode() for literal in rule.get("literals", ())),
-            names=re.compile(rule["names"]) if "names" in rule else None,
-        )
-        for rule in _data()[table]
-    )
+Rule = tuple[str, re.Pattern[str], list[bytes], re.Pattern[bytes]]
 
 
 @cache
 def _data() -> Any:
-    return yaml.safe_load(
-        resources.files("sparkimage").joinpath("data", "secrets.yaml").read_text()
-    )
+    file = resources.files("sparkimage").joinpath("data", "secrets.yaml")
+    return yaml.safe_load(file.read_text())
 
 
-def _kinds(data: bytes, *tables: str) -> list[str]:
-    return [rule.kind for table in tables for rule in _rules(table) if rule.matches(data)]
+@cache
+def _rules(table: str) -> list[Rule]:
+    """Kind, file names, literals and pattern of each rule; the empty literal is in all data."""
+    return [
+        (
+            rule["kind"],
+            re.compile(rule.get("names", "")),
+            [literal.encode() for literal in rule.get("literals", [""])],
+            re.compile(rule["pattern"].encode()),
+        )
+        for rule in _data()[table]
+    ]
+
+
+def _kinds(table: str, data: bytes, name: str = "") -> list[str]:
+    return [
+        kind
+        for kind, names, literals, pattern in _rules(table)
+        if names.fullmatch(name)
+        and any(literal in data for literal in literals)
+        and pattern.search(data)
+    ]
 
 
 def in_file(path: str, data: bytes) -> list[str]:
     """The kinds of secret in a file of a layer; ``path`` without a leading slash."""
     kinds = []
     if b"\0" not in data[:8192]:
-        name = path.rpartition("/")[2]
-        kinds = _kinds(data, "tokens")
-        kinds += [
-            rule.kind
-            for rule in _rules("files")
-            if rule.names and rule.names.fullmatch(name) and rule.matches(data)
-        ]
+        kinds = _kinds("tokens", data) + _kinds("files", data, path.rpartition("/")[2])
     if _SITE_BUNDLE.match(path) and b"-----BEGIN CERTIFICATE" in data:
         kinds.append("CA bundle of a site")
     return sorted(set(kinds))
@@ -79,13 +64,14 @@ def in_environment(environment: Iterable[str]) -> list[str]:
     findings = []
     for variable in environment:
         name, _, value = variable.partition("=")
-        kinds = set(in_text(value))
+        kinds = in_text(value)
         if value and re.search(_data()["variables"], name, re.IGNORECASE):
-            kinds.add("by its name")
+            kinds.append("by its name")
         findings += [f"{name}: {kind}" for kind in sorted(kinds)]
     return findings
 
 
 def in_text(text: str) -> list[str]:
     """The kinds of secret in a label or in a line of the history."""
-    return sorted(set(_kinds(text.encode(errors="replace"), "tokens", "lines")))
+    data = text.encode(errors="replace")
+    return sorted({*_kinds("tokens", data), *_kinds("lines", data)})

@@ -88,12 +88,9 @@ class Descriptor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class Layer(Descriptor):
     """One layer of an image; ``diff_id`` is the digest of its uncompressed tar."""
 
-    digest: str
-    size: int
-    media_type: str
     diff_id: str
 
 
@@ -320,7 +317,7 @@ class Store:
                 for layer, diff_id in pairs
             )
         except (KeyError, TypeError, ValueError):
-            raise self.damage(digest, "is not an image manifest, or its config is none") from None
+            raise self.damage(digest, "is not the manifest of an image") from None
         return Image(
             digest=digest,
             manifest=manifest,

@@ -26,7 +26,7 @@ CHECKS_VERSION = 3
 """Of the package's own checks. It goes up with every change that may change a result: all seals
 that were made before are then asked for again. A test compares ``CHECKERS`` with what they were."""
 CHECKERS = (
-    "core/arch.py", "data/static.yaml", "image/elf.py", "image/layerindex.py",
+    "core/arch.py", "data/secrets.yaml", "data/static.yaml", "image/elf.py", "image/layerindex.py",
     "image/layerscan.py", "image/linking.py", "image/secrets.py", "image/settings.py",
     "verify/gpu.py", "verify/gpu_probe.py", "verify/layer_checks.py", "verify/rules.py",
     "verify/run_entrypoint.py", "verify/static.py", "verify/static_nccl.py",

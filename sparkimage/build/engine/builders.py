@@ -23,7 +23,7 @@ class Builder:
     environment: Mapping[str, str]
     remote: bool
     arches: tuple[str, ...]
-    """Native architectures of its nodes; the first one's come first."""
+    """Native architectures of its nodes."""
 
     def native(self, wanted: str) -> str:
         """The architecture of the node that builds for ``wanted`` ("arm64")."""
@@ -52,26 +52,26 @@ def named(name: str, engine: Engine, runner: Runner) -> Builder:
         # Its CLI has a configuration of its own; buildx by itself reads the user's.
         plugins = Path(engine.docker[engine.docker.index("--config") + 1], "cli-plugins")
         buildx = (str(plugins / "docker-buildx"),)
-    listed = runner.run([docker, "context", "ls", "--format", "{{.Name}}"], check=False).stdout
+    contexts = runner.run([docker, "context", "ls", "--format", "{{.Name}}"], check=False).stdout
     options: tuple[str, ...] = ("--builder", name)
     environment: dict[str, str] = {}
-    if name in listed.split() and name != "default":
-        # buildx refuses a context as --builder: it is to be the current one.
+    if name in contexts.split() and name != "default":
+        # buildx refuses a context as --builder: make it the current one.
         options, environment = (), {"DOCKER_CONTEXT": name, "DOCKER_HOST": ""}
     argv = [*buildx, "inspect", "--bootstrap", *options[1:]]
     try:
-        said = runner.run(argv, timeout_s=120, env=environment).stdout
+        output = runner.run(argv, timeout_s=120, env=environment).stdout
     except CommandError as error:
         raise EngineError(
             f"the builder {name!r} cannot be used",
             detail=error.output.strip(),
             hint="docker buildx ls; docker context ls",
         ) from None
-    arches = parse(said)
+    arches = parse(output)
     if not arches:
         raise EngineError(
-            f"no node of the builder {name!r} says what it can build",
-            detail=said,
+            f"no node of the builder {name!r} reports its platforms",
+            detail=output,
             hint=f"docker buildx inspect --bootstrap {name}",
         )
     return Builder(
@@ -83,9 +83,9 @@ def named(name: str, engine: Engine, runner: Runner) -> Builder:
     )
 
 
-def parse(said: str) -> tuple[str, ...]:
-    """The native architecture of each node, from what ``docker buildx inspect`` prints. Pure.
+def parse(output: str) -> tuple[str, ...]:
+    """The native architecture of each node, from the output of ``docker buildx inspect``. Pure.
 
     A node lists its own platform first: "Platforms: linux/arm64, linux/amd64 …".
     """
-    return tuple(re.findall(r"^Platforms:\s+linux/([a-z0-9]+)", said, re.MULTILINE))
+    return tuple(re.findall(r"^Platforms:\s+linux/([a-z0-9]+)", output, re.MULTILINE))
