@@ -32,12 +32,12 @@ from sparkimage.core.errors import (
 )
 from sparkimage.core.progress import View
 from sparkimage.image import archive
-from sparkimage.image.store import Descriptor, Image
+from sparkimage.image.store import Image
 from sparkimage.resolve import fetch, wheels
 
 OWN = "unproven-"
 """Prefix of the tag of an image that a process has not verified yet; its owner follows."""
-POLICY = "policy.json"
+DEFINITION, POLICY = "bake.json", "policy.json"
 ORPHANED = re.compile(r"could not get object info|repository does not contain ref|not our ref")
 """BuildKit's words for a commit that was force-pushed away: it fetches branches and tags."""
 DENIED = re.compile(r'source "([^"]+)" denied by policy')
@@ -135,41 +135,54 @@ def _sweep(plan: Plan, engine: Engine) -> None:
 
 
 def _execute(plan: Plan, own: str, context: Workshop) -> Image:
-    definition = context.definition([plan])
-    target = bake.target_name(plan)
     with TemporaryDirectory(prefix="sparkimage-bake-") as folder:
-        file = Path(folder, "bake.json")
-        file.write_text(json.dumps(definition, indent=1))
-        policy = json.dumps(bake.policy([plan], context.mirrors), indent=1)
-        Path(folder, POLICY).write_text(policy)
+        definition = context.definition([plan])
+        Path(folder, DEFINITION).write_text(json.dumps(definition, indent=1))
+        policy = bake.policy([plan], context.mirrors)
+        Path(folder, POLICY).write_text(json.dumps(policy, indent=1))
         title = f"building {plan.variant}"
         if context.builder.remote or context.engine.containerd_store:
             with context.store.incoming() as incoming:
                 output = f"type=oci,tar=false,dest={incoming},name={plan.image},{bake.COMPRESSION}"
-                _bake(plan, file, {f"{target}.output": output}, context, title)
-                descriptor = context.store.adopt(incoming)
+                _bake(plan, folder, output, context, title)
+                image = context.store.resolve(context.store.adopt(incoming).digest)
             with context.view.busy("loading it into the engine"):
                 if context.builder.remote:
-                    _load(own, context.store.resolve(descriptor.digest), context)
+                    _load(own, image, context)
                 else:
                     output = f"type=image,name={own},{bake.COMPRESSION}"
-                    _bake(plan, file, {f"{target}.output": output}, context, "")
-        else:
-            # BuildKit in an engine with the older image store cannot export an OCI layout.
-            _bake(plan, file, {f"{target}.output": f"type=docker,name={own}"}, context, title)
-            with context.view.busy("saving it into the image store"):
-                descriptor = _save(own, context)
-    return context.store.resolve(descriptor.digest)
+                    _bake(plan, folder, output, context)
+            return image
+        # BuildKit in an engine with the older image store cannot export an OCI layout.
+        _bake(plan, folder, f"type=docker,name={own}", context, title)
+        with (
+            context.view.busy("saving it into the image store"),
+            closing(docker_client(context.engine.host)) as client,
+        ):
+            chunks = client.images.get(own).save(chunk_size=1 << 20, named=False)
+            descriptor = archive.import_docker_archive(Chunks(iter(chunks)), context.store)
+        return context.store.resolve(descriptor.digest)
 
 
-def _bake(plan: Plan, file: Path, overrides: dict[str, str], context: Workshop, title: str) -> None:
+def _bake(plan: Plan, folder: str, output: str, context: Workshop, title: str = "") -> None:
+    """Run bake for the files in ``folder``; without a title its progress is not shown."""
+    target = bake.target_name(plan)
     argv = [
-        *context.builder.buildx, "bake", *context.builder.options, "--file", str(file),
-        "--progress", "rawjson",
+        *context.builder.buildx, "bake", *context.builder.options,
+        "--file", f"{folder}/{DEFINITION}", "--progress", "rawjson",
+        "--set", f"{target}.output={output}", target,
     ]  # fmt: skip
-    for key, value in overrides.items():
-        argv += ["--set", f"{key}={value}"]
-    argv.append(bake.target_name(plan))
+    index = context.mirrors.client(WHEELS)
+    environment = {
+        **context.builder.environment,
+        **({bake.INDEX_VARIABLE: index} if index is not None else {}),
+        # https://docs.docker.com/build/building/variables/#experimental_buildkit_source_policy
+        "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY": f"{folder}/{POLICY}",
+        # Provenance, buildx's default, would make the index differ from run to run.
+        "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
+        # Else the docker driver exports every layer below as an image, too.
+        "BUILDX_NO_DEFAULT_LOAD": "1",
+    }
     source = next((layer.name for layer in plan.layers if layer.source is not None), None)
     state = buildkit.Build([layer.name for layer in plan.layers], foreign=source)
     view = context.view if title else View(context.view.console, quiet=True)
@@ -216,26 +229,9 @@ def _explain(plan: Plan, errors: Sequence[str], returncode: int, context: Worksh
     )
 
 
-def _bake_environment(context: Workshop, policy: Path) -> dict[str, str]:
-    # Provenance, buildx's default, would make the index differ from run to run; without
-    # BUILDX_NO_DEFAULT_LOAD the docker driver also exports every layer below as an image.
-    index = context.mirrors.client(WHEELS)
-    return {
-        **context.builder.environment,
-        **({bake.INDEX_VARIABLE: index} if index is not None else {}),
-        # https://docs.docker.com/build/building/variables/#experimental_buildkit_source_policy
-        "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY": str(policy),
-        "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
-        "BUILDX_NO_DEFAULT_LOAD": "1",
-    }
-
-
 def engine_answers(context: Workshop) -> bool:
     """Whether the engine still answers."""
-    try:
-        return context.runner.run([*context.engine.docker, "version"], check=False).returncode == 0
-    except CommandError:
-        return False
+    return context.runner.run([*context.engine.docker, "version"], check=False).returncode == 0
 
 
 def _load(name: str, image: Image, context: Workshop) -> None:
@@ -251,12 +247,6 @@ def _load(name: str, image: Image, context: Workshop) -> None:
             detail=output,
             hint="look at its log, and at its free disk",
         )
-
-
-def _save(reference: str, context: Workshop) -> Descriptor:
-    with closing(docker_client(context.engine.host)) as client:
-        chunks = client.images.get(reference).save(chunk_size=1 << 20, named=False)
-        return archive.import_docker_archive(Chunks(iter(chunks)), context.store)
 
 
 @dataclass

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from email.parser import Parser
 from typing import IO, Any
+
+from packaging.utils import canonicalize_name
 
 from sparkimage.image import elf, secrets
 
@@ -31,7 +34,6 @@ _STATUS = re.compile(r"^var/lib/dpkg/status(\.d/[^/]+)?$")
 _TORCH = re.compile(r"(^|/)torch/version\.py$")
 _CUDA = re.compile(rb"(?m)^cuda\b[^=\n]*=\s*['\"]?([^'\"\s#]+)")
 _METADATA = re.compile(r"(^|/)[^/]+-packages/[^/]+\.(dist|egg)-info/(METADATA|PKG-INFO)$")
-_FIELD = re.compile(r"(?m)^(Name|Version):\s*(\S+)")
 _CERTIFICATES = re.compile(r"^(etc/ssl/certs|usr/share/ca-certificates)/")
 
 
@@ -96,18 +98,15 @@ def wheel(metadata: str) -> list[str]:
 
     https://packaging.python.org/en/latest/specifications/core-metadata/
     """
-    fields = dict(_FIELD.findall("\n".join(metadata.splitlines()).partition("\n\n")[0]))
-    name = re.sub(r"[-_.]+", "-", fields.get("Name", "")).lower()
-    return [name, fields.get("Version", "")]
+    fields = Parser().parsestr(metadata, headersonly=True)
+    return [canonicalize_name(fields.get("Name", "")), fields.get("Version", "")]
 
 
 def packages(status: str) -> dict[str, str]:
     """Name to version of what dpkg's status file says is installed."""
-    versions = {}
-    for block in status.split("\n\n"):
-        fields = dict(
-            line.split(": ", 1) for line in block.splitlines() if ": " in line and line[0] != " "
-        )
-        if "Package" in fields and fields.get("Status", "").endswith(" installed"):
-            versions[fields["Package"]] = fields.get("Version", "")
-    return versions
+    blocks = (Parser().parsestr(block, headersonly=True) for block in status.split("\n\n"))
+    return {
+        fields["Package"]: fields.get("Version", "")
+        for fields in blocks
+        if "Package" in fields and fields.get("Status", "").endswith(" installed")
+    }

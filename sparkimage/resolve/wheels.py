@@ -11,11 +11,10 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from sparkimage.config.address import WHEELS, Mirrors
 from sparkimage.config.lockfile import Wheel
@@ -23,6 +22,8 @@ from sparkimage.core.arch import ARCHES, GLIBC
 from sparkimage.core.errors import CommandError, LockError, NetworkError
 
 if TYPE_CHECKING:
+    from packaging.tags import Tag
+
     from sparkimage.config.schema import WheelsPin
     from sparkimage.resolve.context import Outside
 
@@ -64,9 +65,8 @@ def resolve(
             context.runner.run(argv, env=environment(context.mirrors))
         except CommandError as error:
             raise _explain(title, platform, error) from None
-        packages = tomllib.loads(pylock.read_text())["packages"]
-    ranks = _ranks(platform, pin.python)
-    return tuple(sorted(_pick(package, ranks, title, platform, links) for package in packages))
+        packages = tomllib.loads(pylock.read_text())
+    return pick(packages, title, platform, pin.python, links)
 
 
 def environment(mirrors: Mirrors) -> dict[str, str]:
@@ -147,7 +147,44 @@ def _explain(title: str, platform: str, error: CommandError) -> Exception:
     )
 
 
-def _ranks(platform: str, python: str) -> dict[Any, int]:
+def pick(
+    pylock: Mapping[str, Any], title: str, platform: str, python: str, links: Path | None
+) -> tuple[Wheel, ...]:
+    """The wheel of each package of a pylock.toml that an installer takes on the platform.
+
+    Raises ``LockError`` for a package without one.
+    """
+    from packaging.pylock import Pylock
+    from packaging.tags import create_compatible_tags_selector
+    from packaging.utils import parse_wheel_filename
+
+    select = create_compatible_tags_selector(_tags(platform, python))
+    picked = []
+    for package in Pylock.from_dict(pylock).packages:
+        wheels = sorted(package.wheels or (), key=lambda wheel: wheel.filename)
+        tagged = [(wheel, parse_wheel_filename(wheel.filename)[-1]) for wheel in wheels]
+        wheel = next(select(tagged), None)
+        if wheel is None:
+            raise LockError(
+                f"{title}: {package.name} {package.version} has no wheel for {platform}",
+                hint="pin another version, or leave the platform out",
+            )
+        size = wheel.size
+        if size is None and links is not None and (links / wheel.filename).is_file():
+            size = (links / wheel.filename).stat().st_size
+        picked.append(
+            Wheel(
+                name=package.name,
+                version=str(package.version),
+                file=wheel.filename,
+                size=size or 0,
+                sha256=wheel.hashes["sha256"],
+            )
+        )
+    return tuple(sorted(picked))
+
+
+def _tags(platform: str, python: str) -> Iterator[Tag]:
     """Every wheel tag that runs on the platform, best first."""
     from packaging import tags
 
@@ -158,44 +195,8 @@ def _ranks(platform: str, python: str) -> dict[Any, int]:
     aliases = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
     systems += [f"{alias}_{machine}" for minor, alias in aliases.items() if minor >= oldest]
     systems.append(f"linux_{machine}")
-    ordered = [
-        *tags.cpython_tags(version, platforms=systems),
-        *tags.compatible_tags(version, f"cp{version[0]}{version[1]}", systems),
-    ]
-    return {tag: rank for rank, tag in reversed(list(enumerate(ordered)))}
-
-
-def _pick(
-    package: dict[str, Any], ranks: dict[Any, int], title: str, platform: str, links: Path | None
-) -> Wheel:
-    """The wheel of ``package`` that an installer takes on the platform. Raises ``LockError``."""
-    from packaging.utils import parse_wheel_filename
-
-    best: tuple[int, str, dict[str, Any]] | None = None
-    for wheel in package.get("wheels", ()):
-        file = wheel.get("name") or unquote(
-            Path(urlsplit(wheel.get("url", "")).path or wheel["path"]).name
-        )
-        _, _, _, file_tags = parse_wheel_filename(file)
-        rank = min((ranks[tag] for tag in file_tags if tag in ranks), default=None)
-        if rank is not None and (best is None or (rank, file) < best[:2]):
-            best = (rank, file, wheel)
-    if best is None:
-        raise LockError(
-            f"{title}: {package['name']} {package.get('version')} has no wheel for {platform}",
-            hint="pin another version, or leave the platform out",
-        )
-    _, file, wheel = best
-    size = wheel.get("size")
-    if size is None and links is not None and (links / file).is_file():
-        size = (links / file).stat().st_size
-    return Wheel(
-        name=package["name"],
-        version=package["version"],
-        file=file,
-        size=int(size or 0),
-        sha256=wheel["hashes"]["sha256"],
-    )
+    yield from tags.cpython_tags(version, platforms=systems)
+    yield from tags.compatible_tags(version, f"cp{version[0]}{version[1]}", systems)
 
 
 def ca_bundle() -> str | None:

@@ -24,9 +24,13 @@ def package(*files: str, **more: Any) -> dict[str, Any]:
     }
 
 
+def pylock(package: dict[str, Any]) -> dict[str, Any]:
+    return {"lock-version": "1.0", "created-by": "uv", "packages": [package]}
+
+
 def pick(platform: str, *files: str, python: str = "3.13") -> str:
-    ranks = wheels._ranks(platform, python)
-    return wheels._pick(package(*files), ranks, "pin 1", platform, None).file
+    (wheel,) = wheels.pick(pylock(package(*files)), "pin 1", platform, python, None)
+    return wheel.file
 
 
 PURE = "x-1.0-py3-none-any.whl"
@@ -72,36 +76,25 @@ def test_what_does_not_run_there_is_not_taken(file: str) -> None:
 
 def test_a_local_wheel_has_a_path_and_its_size_from_the_disk(tmp_path: Path) -> None:
     (tmp_path / "x-1.0+local-py3-none-any.whl").write_bytes(b"12345678")
-    found = wheels._pick(
-        {
-            "name": "x",
-            "version": "1.0+local",
-            "wheels": [
-                {"path": "some/x-1.0+local-py3-none-any.whl", "hashes": {"sha256": "a" * 64}}
-            ],
-        },
-        wheels._ranks("linux/amd64", "3.13"),
-        "pin 1",
-        "linux/amd64",
-        tmp_path,
-    )
-    assert (found.file, found.size) == ("x-1.0+local-py3-none-any.whl", 8)
+    path = "some/x-1.0+local-py3-none-any.whl"
+    local = {
+        "name": "x",
+        "version": "1.0+local",
+        "wheels": [{"path": path, "hashes": {"sha256": "a" * 64}}],
+    }
+    (wheel,) = wheels.pick(pylock(local), "pin 1", "linux/amd64", "3.13", tmp_path)
+    assert (wheel.file, wheel.size) == ("x-1.0+local-py3-none-any.whl", 8)
 
 
 def test_a_quoted_address_is_unquoted() -> None:
     address = "https://files.example.org/x-1.0%2Blocal-py3-none-any.whl#frag"
-    found = wheels._pick(
-        {
-            "name": "x",
-            "version": "1.0+local",
-            "wheels": [{"url": address, "hashes": {"sha256": "a" * 64}}],
-        },
-        wheels._ranks("linux/amd64", "3.13"),
-        "pin 1",
-        "linux/amd64",
-        None,
-    )
-    assert found.file == "x-1.0+local-py3-none-any.whl"
+    local = {
+        "name": "x",
+        "version": "1.0+local",
+        "wheels": [{"url": address, "hashes": {"sha256": "a" * 64}}],
+    }
+    (wheel,) = wheels.pick(pylock(local), "pin 1", "linux/amd64", "3.13", None)
+    assert wheel.file == "x-1.0+local-py3-none-any.whl"
 
 
 @pytest.mark.parametrize(
