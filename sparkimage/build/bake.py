@@ -26,7 +26,7 @@ gzip 125 s, and it is half the bytes in the store and on the wire."""
 
 
 def target_name(plan: Plan, layer: str | None = None) -> str:
-    """The bake target of a variant, or of one of its layers below the last."""
+    """The bake target of a variant, or of a layer of it below the last."""
     # bake's names know no dots: https://docs.docker.com/build/bake/reference/#target
     variant = re.sub(r"[^a-zA-Z0-9_-]", "_", plan.variant)
     return variant if layer is None else f"{variant}--{layer}"

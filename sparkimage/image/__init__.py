@@ -1,1 +1,1 @@
-"""Images by digest: the OCI image store, archives, and what lies in the layers."""
+"""Images by digest: the OCI image store, archives, and the files in the layers."""

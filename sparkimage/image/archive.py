@@ -166,7 +166,7 @@ def import_docker_archive(stream: Readable, store: Store) -> Descriptor:
         listed, blobs = _unpack(stream, store)
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise StoreError(
-            f"this is no archive of an image: {error}", hint="save it again: docker save"
+            f"not an archive of `docker save`: {error}", hint="save it again: docker save"
         ) from None
     try:
         (entry,) = listed

@@ -107,7 +107,7 @@ class _Window:
             return bytes(self.head[start : start + size])
         begin = start - self.position + len(self.tail)
         if size > 0 and begin < 0:
-            raise ValueError(f"{size} bytes at {start} lie further back than {KEPT} bytes")
+            raise ValueError(f"{size} bytes at {start} are further back than {KEPT} bytes")
         return self.tail[begin : begin + size]
 
     def text(self, start: int, size: int) -> str:
@@ -117,7 +117,7 @@ class _Window:
 
 
 def _parse(window: _Window, fields: dict[str, Any]) -> None:
-    """Put into ``fields`` what ``Elf`` holds, one after the other, as far as the file goes."""
+    """Set the fields of ``Elf``, in the order of the file, as far as it goes."""
     head = window.at(0, 64)
     if head[:4] != MAGIC:
         return

@@ -149,7 +149,7 @@ def first_own(*, foreign: bool, history: Iterable[Mapping[str, Any]]) -> int:
 
 
 def image_files(store: Store, image: Image) -> ImageFiles:
-    """Index every layer of ``image``. Raises ``StoreError`` for one that is corrupt."""
+    """Index every layer of ``image``. Raises ``StoreError`` for a corrupt one."""
     # The longest first. Decompression and hashes leave the interpreter to the other threads.
     order = sorted(range(len(image.layers)), key=lambda number: -image.layers[number].size)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

@@ -40,9 +40,10 @@ _CERTIFICATES = re.compile(r"^(etc/ssl/certs|usr/share/ca-certificates)/")
 def learn(path: str, size: int, stream: IO[bytes]) -> dict[str, Any]:
     """Read a regular file of ``size`` bytes to its end.
 
-    ``sha256``; ``elf`` (as ``Elf.to_dict``); ``nccl``: the version that a libnccl says; ``cuda``:
-    what torch/version.py says; ``secrets``: kinds; ``certificates``: how many; ``packages``: name
-    to version, by dpkg; ``wheel``: name and version, by a wheel's METADATA; ``text`` of a few.
+    Returns ``sha256``; ``elf`` (as ``Elf.to_dict``); ``nccl``: the version string in a libnccl;
+    ``cuda``: of torch/version.py; ``secrets``: their kinds; ``certificates``: their count;
+    ``packages``: name to version, by dpkg; ``wheel``: name and version, by a wheel's METADATA;
+    ``text`` of a few files.
     """
     is_nccl = NCCL.search(path) is not None
     digest = hashlib.sha256() if size <= HASHED or is_nccl else None
@@ -103,7 +104,7 @@ def wheel(metadata: str) -> list[str]:
 
 
 def packages(status: str) -> dict[str, str]:
-    """Name to version of what dpkg's status file says is installed."""
+    """Name to version of every installed package of dpkg's status file."""
     blocks = (Parser().parsestr(block, headersonly=True) for block in status.split("\n\n"))
     return {
         fields["Package"]: fields.get("Version", "")

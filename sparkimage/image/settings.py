@@ -1,4 +1,4 @@
-"""What an image's config says of the containers that are made of it. Pure."""
+"""How the containers of an image are started, by its config. Pure."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class Settings:
     entrypoint: tuple[str, ...]
     cmd: tuple[str, ...]
     environment: tuple[str, ...]
-    """``NAME=VALUE`` as they stand there: a name may come twice, and its last value counts."""
+    """``NAME=VALUE`` in its order: of a name that is there twice, the last value counts."""
     labels: Mapping[str, str]
     user: str
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
-        """Those of a whole config."""
-        said: Mapping[str, Any] = config.get("config") or {}
+        """The settings of an image's config, in which they are the field ``config``."""
+        fields: Mapping[str, Any] = config.get("config") or {}
         return cls(
-            entrypoint=tuple(said.get("Entrypoint") or ()),
-            cmd=tuple(said.get("Cmd") or ()),
-            environment=tuple(said.get("Env") or ()),
-            labels=said.get("Labels") or {},
-            user=said.get("User") or "",
+            entrypoint=tuple(fields.get("Entrypoint") or ()),
+            cmd=tuple(fields.get("Cmd") or ()),
+            environment=tuple(fields.get("Env") or ()),
+            labels=fields.get("Labels") or {},
+            user=fields.get("User") or "",
         )
 
     @property

@@ -1,4 +1,4 @@
-"""How this machine reaches registries, repositories and indexes, and what a build takes of them."""
+"""How this machine reaches registries, repositories and indexes, and the inputs of a build."""
 
 from __future__ import annotations
 

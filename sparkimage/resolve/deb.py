@@ -1,7 +1,7 @@
-"""Debian's package files, packed anew so that they unpack fast.
+"""Debian's package files, compressed anew so that they unpack fast.
 
-Debian packs with xz, which takes seconds a package where the program that unpacks is emulated; zstd
-takes a tenth of that. The files in a package stay what they are.
+Debian compresses with xz, which takes seconds a package to unpack under emulation; zstd takes a
+tenth of that. The files in a package are not changed.
 https://manpages.debian.org/deb.5
 """
 
@@ -20,7 +20,7 @@ LEVEL = 1
 
 
 def repacked(package: bytes) -> bytes:
-    """The same package with its members as zstd. Raises ``ValueError`` for what is none."""
+    """The same package with its members as zstd. Raises ``ValueError`` for any other file."""
     parts = [MAGIC]
     for name, head, content in _members(package):
         member, data = name, content
@@ -36,7 +36,7 @@ def repacked(package: bytes) -> bytes:
 def _members(package: bytes) -> Iterator[tuple[str, bytes, bytes]]:
     """Name, header and content of each."""
     if not package.startswith(MAGIC):
-        raise ValueError("no Debian package")
+        raise ValueError("not a Debian package")
     at = len(MAGIC)
     while at < len(package):
         head = package[at : at + HEADER]

@@ -1,4 +1,4 @@
-"""The lock's verbs against real servers: what moved outside is told, nothing moves by itself."""
+"""The lock's verbs against real servers: outdated pins are listed, nothing moves by itself."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_a_daemon_killed_in_mid_build_is_named_and_the_next_run_resumes(
         assert daemon.wait(20)
         _, said = process.communicate(timeout=60)
     assert process.returncode == EngineError.exit_code, said
-    assert "went away during the build of waits" in said
+    assert "stopped during the build of waits" in said
     assert f"{REPOSITORY}:waits" not in fragile.shop.store.names()
     with pytest.raises(EngineError):
         engine.private(home, RUNNER)

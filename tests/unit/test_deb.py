@@ -60,5 +60,5 @@ def test_dpkg_reads_the_same(tmp_path: Path, form: str) -> None:
 
 
 def test_what_is_no_package_is_refused() -> None:
-    with pytest.raises(ValueError, match="no Debian package"):
+    with pytest.raises(ValueError, match="not a Debian package"):
         repacked(b"<html>")

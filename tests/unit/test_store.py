@@ -193,7 +193,7 @@ def test_a_docker_archive_becomes_an_image(store: Store, legacy: bool) -> None:
         ({"a": b"x"}, "no manifest.json"),
         ({"manifest.json": b'[{"Config": "c", "Layers": []}]'}, "lacks c"),
         ({"manifest.json": b"[{}]"}, "no manifest.json with one image"),
-        ({"manifest.json": b"not json"}, "no archive of an image"),
+        ({"manifest.json": b"not json"}, "not an archive of `docker save`"),
     ],
 )
 def test_an_archive_that_is_none_is_refused(store: Store, members: Files, what: str) -> None:
@@ -203,7 +203,7 @@ def test_an_archive_that_is_none_is_refused(store: Store, members: Files, what: 
 
 @pytest.mark.parametrize("stream", [b"", b"no tar" * 200, tar({"a": b"x" * 5000})[:2000]], ids=len)
 def test_what_is_no_tar_is_refused(store: Store, stream: bytes) -> None:
-    with pytest.raises(StoreError, match="no archive of an image"):
+    with pytest.raises(StoreError, match="not an archive of `docker save`"):
         archive.import_docker_archive(io.BytesIO(stream), store)
 
 

@@ -1,7 +1,7 @@
 """Emulation of the other architecture: the kernel's binfmt_misc and qemu.
 
 https://docs.kernel.org/admin-guide/binfmt-misc.html: an entry with flag F holds its interpreter
-open, so that it works in every container; of two entries that fit, the newer one wins.
+open, so that it works in every container; of two entries that match, the newer one wins.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def qemu_major(path: str, runner: Runner) -> int | None:
 
 
 def probe(arch: str, runner: Runner) -> bool:
-    """Whether a program of ``arch`` runs here, shown by running one."""
+    """Whether a program of ``arch`` runs here, by running one."""
     with TemporaryDirectory(prefix="sparkimage-") as folder:
         path = Path(folder, f"probe-{arch}")
         path.write_bytes(program(arch, ARCHES[arch].exit_42))

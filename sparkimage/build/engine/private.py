@@ -35,7 +35,7 @@ POOLS = tuple(
     for prefix, numbers in ((172, range(31, 17, -1)), (10, range(213, 253)))
     for n in numbers
 )
-"""Private address ranges (RFC 1918), those first that dockerd itself takes last."""
+"""Private address ranges (RFC 1918); first those that another dockerd would take last."""
 
 
 @dataclass(frozen=True, kw_only=True)
