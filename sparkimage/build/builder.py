@@ -187,7 +187,6 @@ def _bake(plan: Plan, folder: str, output: str, context: Workshop, title: str = 
     state = buildkit.Build([layer.name for layer in plan.layers], foreign=source)
     view = context.view if title else View(context.view.console, quiet=True)
     with buildkit.show(view, state, title) as feed:
-        environment = _bake_environment(context, file.with_name(POLICY))
         done = context.runner.run(argv, on_stderr=feed, check=False, env=environment)
     if done.returncode != 0:
         raise _explain(plan, state.errors, done.returncode, context)

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from sparkimage.config import yamlfile
-from sparkimage.config.strict import Strict
+from sparkimage.config.validation import Strict
 from sparkimage.core.errors import CommandError, ProbeError, UsageError
 from sparkimage.core.process import Local
 from sparkimage.nodes.ssh import Remote

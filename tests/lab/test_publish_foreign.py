@@ -20,6 +20,7 @@ from sparkimage.core.process import Local
 from sparkimage.image.store import Image
 from sparkimage.registry import sbom
 from sparkimage.resolve import apt
+from sparkimage.resolve.context import Outside
 from sparkimage.verify import seal
 from tests.lab import hostile, servers
 from tests.lab.press import Press, name
