@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +20,8 @@ from sparkimage.core.errors import MixedFleetError, NodeError, SparkError
 from sparkimage.core.process import start_bytes
 from sparkimage.nodes import ssh
 from sparkimage.nodes.concurrent import Errors, together
+from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import Station
-from sparkimage.nodes.ssh import Watch
 
 PREVIOUS = "-previous"
 """What is added to a name for the image that had it before."""
@@ -180,8 +179,7 @@ class _Armed:
             f"{receipt['digest'][7:]}.json" if receipt is not None else "",
             json.dumps(receipt, separators=(",", ":")) if receipt is not None else "",
         )  # fmt: skip
-        self.process: subprocess.Popen[bytes] = move.station.remote.start(words)
-        self.watch = Watch(self.process)
+        self.script = RemoteScript(move.station.remote, words)
 
     @property
     def name(self) -> str:
@@ -190,15 +188,13 @@ class _Armed:
     @property
     def input(self) -> int:
         """The number of the file that the word goes to."""
-        assert self.process.stdin is not None
-        return self.process.stdin.fileno()
+        return self.script.input.fileno()
 
     def wait(self) -> None:
         """Until it waits for the word. Raises ``NodeError`` when it does not."""
         station = self.move.station
-        assert self.process.stdout is not None
-        with self.watch.limit(station.remote.patience_s):
-            line = self.process.stdout.readline().decode("utf-8", "replace").strip()
+        with self.script.limit():
+            line = next(self.script.lines(), "")
         if line == "@@ armed":
             return
         if line.startswith("@@ changed"):
@@ -212,15 +208,15 @@ class _Armed:
                 f"{station.name}: the image was removed there meanwhile",
                 hint="run the same command again",
             )
-        raise self._failure(f"{line}\n{self._rest()}")
+        raise self._failure(f"{line}\n{self.script.rest()}")
 
     def stop(self) -> None:
         """End it at once."""
-        self.process.kill()
+        self.script.process.kill()
 
     def moved(self) -> None:
         """Until it has moved the name. Raises ``NodeError`` when it has not, or is unheard of."""
-        said = self._rest()
+        said = self.script.rest()
         if "@@ moved" not in said.splitlines():
             raise self._failure(said)
         if "@@ noreceipt" in said:
@@ -239,25 +235,9 @@ class _Armed:
 
     def close(self) -> None:
         """End it."""
-        if self.process.poll() is None:
-            self._rest()
-        self.watch.close()
-
-    def _rest(self) -> str:
-        with contextlib.suppress(OSError):
-            assert self.process.stdin is not None
-            self.process.stdin.close()
-        self.process.stdin = None
-        with self.watch.limit(self.move.station.remote.patience_s):
-            stdout, stderr = self.process.communicate()
-        return (stdout + stderr).decode("utf-8", "replace")
+        if not self.script.ended:
+            self.script.rest()
+        self.script.kill()
 
     def _failure(self, said: str) -> SparkError:
-        station = self.move.station
-        if self.watch.hung:
-            return NodeError(
-                f"{station.name}: no answer while the name was moved",
-                hint=f"look there: {station.remote.ssh} {station.remote.docker} info",
-            )
-        broken = station.remote.failure(self.process, said)
-        return broken or station.refusal(self.process.returncode, said)
+        return self.script.lost() or self.move.station.refusal(self.script.code, said)

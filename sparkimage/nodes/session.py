@@ -20,8 +20,9 @@ from sparkimage.image.store import Image, Store
 from sparkimage.nodes import delta, fabric, reading, refusals, snapshot, ssh
 from sparkimage.nodes.concurrent import together
 from sparkimage.nodes.delta import Whole
+from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.snapshot import SKEW_S, TELLS_UNPACKED, NodeImage, NodeSnapshot
-from sparkimage.nodes.ssh import IMAGES, Loan, Remote, Watch
+from sparkimage.nodes.ssh import IMAGES, Loan, Remote
 
 if TYPE_CHECKING:
     from sparkimage.nodes.pull_server import Serving
@@ -207,7 +208,7 @@ class Station:
                 current = Loading(self, step, earlier, prove=step is steps[-1], followers=followers)
                 body, end = archive.partial(step, store)
                 for piece in body:
-                    if before is not None and before.ended:
+                    if before is not None and before.script.ended:
                         before.finish()
                         before = None
                     current.write(piece)
@@ -231,7 +232,7 @@ class Station:
             # The children end with us, whatever the reason.
             for one in (before, current):
                 if one is not None:
-                    one.kill()
+                    one.script.kill()
             raise
 
     def pulls(self, whole: Whole, lacking: Sequence[int]) -> bool:
@@ -297,43 +298,29 @@ class Station:
             )),
         )  # fmt: skip
         left = sum(step.size for step in steps)
-        process = self.remote.start(words)
-        watch = Watch(process, needs=loan.connection)
+        script = RemoteScript(self.remote, words, loan=loan)
 
         def went(count: int, waits: bool) -> None:
             self._count(count, moved)
             # What has all arrived may still be unpacked.
-            watch.extend(patience + (0 if waits else left / UNPACK_RATE))
+            script.watch.extend(patience + (0 if waits else left / UNPACK_RATE))
 
         guest = serving.admit(went)
         said = []
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
         try:
-            with watch.limit(patience):
+            with script.limit():
                 with contextlib.suppress(OSError):
-                    process.stdin.write(f"{guest.config(registry)}\n".encode())
-                    process.stdin.flush()
+                    script.write(f"{guest.config(registry)}\n".encode())
                 # Its input stays open: where that ends, the pull does.
-                for raw in process.stdout:
-                    line = raw.decode("utf-8", "replace").rstrip("\n")
+                for line in script.lines():
                     said.append(line)
                     left -= sum(s.size for s in steps if line == f"@@ kept {s.part.name}")
-                said.append(process.stderr.read().decode("utf-8", "replace"))
-                code = process.wait()
+            said.append(script.rest())
         finally:
-            watch.close()
-            ssh.kill(process)
-        if code != 0:
-            if watch.hung:
-                raise self.remote.hangs("progress", patience)
-            if watch.cut:
-                raise self.remote.cut(loan)
-            broken = self.remote.failure(process, "\n".join(said))
-            if broken is not None:
-                raise broken
-        return code, "\n".join(said)
+            script.kill()
+        if script.code != 0 and (lost := script.lost()) is not None:
+            raise lost
+        return script.code, "\n".join(said)
 
     def _count(self, count: int, moved: Moved) -> None:
         self.sent += count
@@ -452,50 +439,29 @@ class Loading:
                 "sh", "-c", texts[0], "relay", *texts, step.part.name, earlier, last,
                 station.name, docker, *hops,
             ]  # fmt: skip
-        self.process = station.remote.start(words, bulk=True)
-        self.watch = Watch(self.process)
-
-    @property
-    def ended(self) -> bool:
-        return self.process.poll() is not None
+        self.script = RemoteScript(station.remote, words, bulk=True)
 
     def write(self, piece: bytes) -> None:
         """Send a piece. Raises ``NodeError`` when it is not taken."""
-        assert self.process.stdin is not None
         try:
-            with self.watch.limit(self.station.remote.patience_s):
-                self.process.stdin.write(piece)
-                self.process.stdin.flush()
+            with self.script.limit():
+                self.script.write(piece)
         except (BrokenPipeError, ValueError):
             self.finish()
             raise NodeError(f"{self.station.name}: it ended before all was sent") from None
 
     def finish(self) -> str:
         """Wait for its end; returns what it said. Raises ``NodeError``."""
-        station, patience = self.station, self.station.remote.patience_s
-        with contextlib.suppress(OSError):
-            assert self.process.stdin is not None
-            self.process.stdin.close()
-        self.process.stdin = None
-        with self.watch.limit(patience + self.size / UNPACK_RATE):
-            stdout, stderr = self.process.communicate()
-        said = (stdout + stderr).decode("utf-8", "replace")
-        if self.watch.hung:
-            raise station.remote.hangs("progress", patience)
-        broken = station.remote.failure(self.process, stderr.decode("utf-8", "replace"), bulk=True)
-        if broken is not None:
-            raise broken
-        code, words = self.process.returncode, said
+        station, script = self.station, self.script
+        said = script.rest(station.remote.patience_s + self.size / UNPACK_RATE)
+        if (lost := script.lost()) is not None:
+            raise lost
+        code, words = script.code, said
         if code == 0 and self.relayed:
             code, words = _section(said, station)
         if code != 0:
             raise station.refusal(code, words)
         return said
-
-    def kill(self) -> None:
-        """End it at once."""
-        self.watch.close()
-        ssh.kill(self.process)
 
 
 def _section(said: str, station: Station) -> tuple[int, str]:

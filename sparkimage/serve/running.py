@@ -306,15 +306,10 @@ def _following(
     started = []
 
     def one(member: Member) -> None:
-        station = by_name[member.node]
-        words = ssh.script(
-            "logs", station.remote.docker, member.id, "--follow", *options
-        )  # fmt: skip
-        process = station.remote.start(words)
-        started.append(process)
-        assert process.stdout is not None
-        for raw in process.stdout:
-            lines.put((member.node, raw.decode("utf-8", "replace").rstrip("\n")))
+        script = sets.follow(by_name[member.node], member.id, *options)
+        started.append(script)
+        for line in script.lines():
+            lines.put((member.node, line))
         lines.put((member.node, "(its log ends here)"))
         lines.put(None)
 
@@ -330,5 +325,5 @@ def _following(
             else:
                 yield found
     finally:
-        for process in started:
-            ssh.kill(process)
+        for script in started:
+            script.kill()

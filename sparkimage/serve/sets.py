@@ -11,6 +11,7 @@ from typing import Any
 from sparkimage.core.errors import NodeError, SparkError
 from sparkimage.nodes import ssh
 from sparkimage.nodes.retag import lines
+from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import Station
 from sparkimage.nodes.snapshot import NodeSnapshot
 from sparkimage.serve.command import LABEL
@@ -201,6 +202,12 @@ def end(station: Station, ids: Sequence[str], *, grace_s: int = GRACE_S) -> None
     done = station.remote.run(words, check=False, timeout_s=grace_s + station.remote.patience_s)
     if done.returncode != 0:
         raise station.refusal(done.returncode, done.stdout + done.stderr)
+
+
+def follow(station: Station, id: str, *options: str) -> RemoteScript:
+    """A container's log, line by line until it ends, with these options of ``docker logs``."""
+    words = ssh.script("logs", station.remote.docker, id, "--follow", *options)
+    return RemoteScript(station.remote, words)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import queue
-import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from sparkimage.core.errors import LaunchError, NodeError, SparkError
 from sparkimage.core.progress import Board
 from sparkimage.nodes import ssh
 from sparkimage.nodes.concurrent import together
+from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import Station
 from sparkimage.serve import readiness, sets
 from sparkimage.serve.explain import knowledge
@@ -83,7 +83,7 @@ class Waiting:
     readings: dict[int, knowledge.Reading] = field(default_factory=dict)
     _events: queue.Queue[tuple[int, str | Ended | int]] = field(default_factory=queue.Queue)
     _over: threading.Event = field(default_factory=threading.Event)
-    _following: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _following: list[RemoteScript] = field(default_factory=list)
     _asking: threading.Thread | None = None
     _healthy: bool = False
     _answer: int | None = None
@@ -113,14 +113,12 @@ class Waiting:
             return self.found()
         finally:
             self._over.set()
-            for process in self._following:
-                process.kill()
+            for script in self._following:
+                script.process.kill()
             for thread in threads:
                 thread.join(ssh.CONNECT_S)
-            for process in self._following:
-                for pipe in (process.stdin, process.stdout, process.stderr):
-                    if pipe is not None:
-                        pipe.close()
+            for script in self._following:
+                script.kill()
 
     def _may_come(self) -> bool:
         """Something is not there yet, and nothing is wrong for good."""
@@ -180,25 +178,18 @@ class Waiting:
 
     def _follow(self, one: Rank) -> None:
         since = ["--since", one.since] if one.since else []
-        words = ssh.script(
-            "logs", one.station.remote.docker, one.container, "--follow", *since
-        )  # fmt: skip
         try:
-            process = one.station.remote.start(words)
-            self._following.append(process)
+            script = sets.follow(one.station, one.container, *since)
+            self._following.append(script)
             if self._over.is_set():
                 # Whoever ends those that follow may not have seen this one.
-                process.kill()
-            assert process.stdout is not None
-            for raw in process.stdout:
-                self._events.put((one.rank, raw.decode("utf-8", "replace")))
+                script.process.kill()
+            for line in script.lines():
+                self._events.put((one.rank, line))
             if self._over.is_set():
                 return
-            assert process.stderr is not None
-            said = process.stderr.read().decode("utf-8", "replace")
-            process.wait()
-            lost = one.station.remote.failure(process, said)
-            if lost is not None:
+            script.rest()
+            if (lost := script.lost()) is not None:
                 raise lost
             state = sets.state_of(one.station, one.container)
             self._events.put((one.rank, Ended(state=state)))

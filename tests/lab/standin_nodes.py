@@ -242,7 +242,7 @@ class Process:
         self.over = threading.Event()
         self.follows = False
         """It has said what a log holds, and waits for more."""
-        self.stdin = self
+        self.stdin: Process | None = self
         self._lock = threading.Lock()
         self._out, self._err = os.pipe(), os.pipe()
         self.stdout: BinaryIO = os.fdopen(self._out[0], "rb")
@@ -288,6 +288,10 @@ class Process:
             raise subprocess.TimeoutExpired("ssh", timeout or 0)
         assert self.returncode is not None
         return self.returncode
+
+    def communicate(self) -> tuple[bytes, bytes]:
+        self.wait()
+        return self.stdout.read(), self.stderr.read()
 
     # As its standard input
 
