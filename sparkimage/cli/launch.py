@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sparkimage.serve.command import Container
-    from sparkimage.serve.launch import Ready
     from sparkimage.serve.readiness import Finding
     from sparkimage.serve.running import Standing
+    from sparkimage.serve.waiting import Ready
 
 NAME = "vllm"
 NEEDED_CACHES = {"/root/.cache/vllm": "vllm", "/root/.triton/cache": "triton"}
@@ -105,7 +105,8 @@ def launch(
     from sparkimage.image.store import Store
     from sparkimage.serve import choices
     from sparkimage.serve.command import Request
-    from sparkimage.serve.launch import Launch, Options, ProofError
+    from sparkimage.serve.launch import Launch, Options
+    from sparkimage.serve.waiting import ProofError
 
     if not model.startswith("/") or re.search(r"[\x00-\x1f]", model):
         raise UsageError(
@@ -189,10 +190,11 @@ def _show_ready(ready: Ready, *, as_json: bool) -> None:
         print_json(ready.to_dict())
         return
     _show_findings(ready.findings, as_json=False)
-    where = ", ".join(node for _, node, _ in ready.ranks)
+    spec = ready.spec
+    where = ", ".join(one.name for one in ready.ranks)
     typer.echo(
-        f"{ready.name} serves {ready.variant} ({ready.digest[7:19]}) on {where}: ready after "
-        f"{clock(ready.seconds)}\n{ready.url}"
+        f"{spec.name} serves {spec.variant} ({spec.digest[7:19]}) on {where}: ready after "
+        f"{clock(ready.seconds)}\n{spec.url}"
     )
 
 
@@ -339,7 +341,7 @@ def restart(
     """Start a set again: the same containers, so the same commands and the same image."""
     from sparkimage.core.progress import View
     from sparkimage.serve import running
-    from sparkimage.serve.launch import ProofError
+    from sparkimage.serve.waiting import ProofError
 
     try:
         ready = running.restart(

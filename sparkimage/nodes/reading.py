@@ -167,8 +167,13 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _match(pattern: str, lines: Sequence[str]) -> str:
+    return next((str(one[1]) for one in _matches(pattern, lines)), "")
+
+
+def _matches(pattern: str, lines: Sequence[str]) -> Iterator[re.Match[str]]:
+    """Of the lines that are of this form from their beginning."""
     found = (re.match(pattern, line) for line in lines)
-    return next((str(one[1]) for one in found if one), "")
+    return (one for one in found if one is not None)
 
 
 def _int(word: str) -> int | None:
@@ -182,8 +187,8 @@ def _count(value: object) -> int:
 
 def _float(word: str) -> float | None:
     # Without GNU's date there is no fraction.
-    found = re.match(r"[0-9]{1,12}(\.[0-9]{1,9})?", word)
-    return float(found[0]) if found else None
+    found = _match(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)", [word])
+    return float(found) if found else None
 
 
 def _limit(word: str, unit: int) -> int | None:
@@ -248,59 +253,41 @@ def _image(said: Mapping[str, Any]) -> NodeImage:
 
 
 def _memory(lines: Sequence[str]) -> dict[str, int]:
-    found = {}
-    for line in lines:
-        words = line.split()
-        size = _int(words[1]) if len(words) > 1 else None
-        if size is not None:
-            found[words[0].rstrip(":")] = size * KIB
-    return found
+    return {one[1]: int(one[2]) * KIB for one in _matches(r"(\w+): *([0-9]{1,18}) kB", lines)}
 
 
 def _interfaces(lines: Sequence[str]) -> tuple[Interface, ...]:
     addresses: dict[str, dict[str, str]] = {}
-    for line in lines:
-        words = line.split()
-        if words[0] == "@" and len(words) == 3 and (found_one := _address(words[2])):
-            addresses.setdefault(words[1].partition("@")[0], {}).update([found_one])
-    found = []
-    for line in lines:
-        name, *words = line.split(" ")
-        if name in ("@", "lo", "") or len(words) != 3:
-            continue
-        found.append(
-            Interface(
-                name=name,
-                addresses=tuple(addresses.get(name, ())),
-                networks=tuple(addresses.get(name, {}).values()),
-                # It says -1, or 2^32-1, when it knows none.
-                speed=(speed if (speed := _int(words[0])) and speed < 2**31 else None),
-                mtu=_int(words[1]),
-                state=words[2],
-            )
+    for one in _matches(r"@ ([^ @]+)\S* (\S+)$", lines):
+        if found := _address(one[2]):
+            addresses.setdefault(one[1], {}).update([found])
+    return tuple(
+        Interface(
+            name=one[1],
+            addresses=tuple(addresses.get(one[1], ())),
+            networks=tuple(addresses.get(one[1], {}).values()),
+            # It says -1, or 2^32-1, when it knows none.
+            speed=(speed if (speed := _int(one[2])) and speed < 2**31 else None),
+            mtu=_int(one[3]),
+            state=one[4],
         )
-    return tuple(found)
+        for one in _matches(r"(?!@ |lo )([^ ]+) ([^ ]*) ([^ ]*) ([^ ]*)$", lines)
+    )
 
 
 def _rdma(lines: Sequence[str]) -> tuple[Rdma, ...]:
-    found = []
-    for line in lines:
-        words = line.split("|")
-        port = _int(words[1]) if len(words) == 6 else None
-        if port is None:
-            continue
-        rate = re.match(r"([0-9]{1,6})(\.[0-9]+)? *Gb", words[4])
-        found.append(
-            Rdma(
-                device=words[0],
-                port=port,
-                state=words[2].rpartition(":")[2].strip(),
-                layer=words[3],
-                rate=int(rate[1]) if rate else None,
-                interface=words[5],
-            )
+    form = r"([^|]*)\|([0-9]{1,18})\|(?:[^|]*: *)?([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)$"
+    return tuple(
+        Rdma(
+            device=one[1],
+            port=int(one[2]),
+            state=one[3].strip(),
+            layer=one[4],
+            rate=_int(_match(r"([0-9]{1,6})(?:\.[0-9]+)? *Gb", [one[5]])),
+            interface=one[6],
         )
-    return tuple(found)
+        for one in _matches(form, lines)
+    )
 
 
 def _gpus(lines: Sequence[str]) -> tuple[tuple[Gpu, ...], str, str]:
@@ -324,25 +311,18 @@ def _gpus(lines: Sequence[str]) -> tuple[tuple[Gpu, ...], str, str]:
 
 
 def _cdi(lines: Sequence[str]) -> tuple[Cdi, ...]:
-    rows = [line.split("|") for line in lines]
     return tuple(
-        Cdi(file=words[0], kind=words[1].strip(), driver=words[2])
-        for words in rows
-        if len(words) == 3
+        Cdi(file=one[1], kind=one[2].strip(), driver=one[3])
+        for one in _matches(r"([^|]*)\|([^|]*)\|([^|]*)$", lines)
     )
 
 
 def _disks(lines: Sequence[str]) -> tuple[Disk, ...]:
-    found = []
-    for line in lines:
-        words = line.split()
-        if len(words) < 7:
-            continue
-        total, free = _int(words[2]), _int(words[4])
-        if total is not None and free is not None:
-            at = " ".join(words[6:])
-            found.append(Disk(of=words[0], at=at, free=free * KIB, total=total * KIB))
-    return tuple(found)
+    form = r"(\w+) +\S+ +([0-9]{1,18}) +\S+ +([0-9]{1,18}) +\S+ +(.+)"
+    return tuple(
+        Disk(of=one[1], at=one[4], free=int(one[3]) * KIB, total=int(one[2]) * KIB)
+        for one in _matches(form, lines)
+    )
 
 
 def _listening(lines: Sequence[str]) -> tuple[tuple[str, int], ...]:
@@ -351,28 +331,19 @@ def _listening(lines: Sequence[str]) -> tuple[tuple[str, int], ...]:
     https://docs.kernel.org/networking/proc_net_tcp.html
     """
     found: dict[tuple[str, int], None] = {}
-    for line in lines:
-        match = re.fullmatch(r"([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4})", line)
-        if match:
-            raw = bytes.fromhex(match[1])
-            # All machines that are known here are little-endian.
-            raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
-            found[str(ipaddress.ip_address(raw)), int(match[2], 16)] = None
+    for one in _matches(r"([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4})$", lines):
+        raw = bytes.fromhex(one[1])
+        # All machines that are known here are little-endian.
+        raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
+        found[str(ipaddress.ip_address(raw)), int(one[2], 16)] = None
     return tuple(found)
 
 
 def _folder(lines: Sequence[str]) -> Folder:
-    files: dict[str, int] = {}
-    named: dict[str, None] = {}
-    for line in lines:
-        match = re.fullmatch(r"([0-9]{1,18}) \./(.+)", line)
-        if match:
-            files[match[2]] = int(match[1])
-        elif re.fullmatch(r'"[^"]+"', line):
-            named[line[1:-1]] = None
+    files = {one[2]: int(one[1]) for one in _matches(r"([0-9]{1,18}) \./(.+)", lines)}
     return Folder(
-        state=next((line[1:] for line in lines if line in ("@folder", "@missing", "@closed")), ""),
+        state=_match(r"@(folder|missing|closed)$", lines),
         files=dict(sorted(files.items())),
-        named=tuple(sorted(named)),
+        named=tuple(sorted({one[1] for one in _matches(r'"([^"]+)"$', lines)})),
         late=LATE in lines,
     )

@@ -13,14 +13,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from sparkimage.config.inventory import Fleet
-from sparkimage.core.errors import ImageMissingError, LaunchError, MixedFleetError, SparkError
+from sparkimage.core.errors import ImageMissingError, LaunchError, MixedFleetError
 from sparkimage.core.progress import View
 from sparkimage.image.store import Image
 from sparkimage.nodes import fabric
-from sparkimage.nodes.concurrent import Errors, together
+from sparkimage.nodes.concurrent import together
 from sparkimage.nodes.retag import lines
 from sparkimage.nodes.session import NodeReport, Station, stations
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
@@ -32,9 +31,8 @@ from sparkimage.serve.doctor import rules_model as model
 from sparkimage.serve.doctor import rules_network as network
 from sparkimage.serve.doctor.checks import FAIL, Check, ClusterReport
 from sparkimage.serve.explain import knowledge
-from sparkimage.serve.readiness import PHASES, Finding
-from sparkimage.serve.sets import HEAD, Judged, Member
-from sparkimage.serve.waiting import Expected, Rank, Waiting
+from sparkimage.serve.sets import HEAD, Judged
+from sparkimage.serve.waiting import Rank, Ready, ServerSpec
 
 PORTS = machine.ports
 PREFLIGHT: tuple[Check, ...] = (
@@ -58,36 +56,6 @@ class Options:
     replace: bool = False
     """A set of this name that runs gives way."""
     patience_s: float = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ready:
-    """A set that serves, and what was proven of it."""
-
-    name: str
-    variant: str
-    profile: str
-    digest: str
-    url: str
-    ranks: tuple[tuple[int, str, str], ...]
-    """Rank, node, container."""
-    findings: tuple[Finding, ...]
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return {
-            "name": self.name,
-            "variant": self.variant,
-            "profile": self.profile,
-            "digest": self.digest,
-            "url": self.url,
-            "seconds": round(self.seconds, 3),
-            "ranks": [
-                {"rank": rank, "node": node, "container": id} for rank, node, id in self.ranks
-            ],
-            "proof": [one.to_dict() for one in self.findings],
-        }
 
 
 @dataclass(kw_only=True)
@@ -124,20 +92,22 @@ class Launch:
             self._make_room(all_, there)
             with self._all_or_none(all_):
                 self._start(all_, planned)
-                findings = self._wait(all_)
-            return Ready(
-                name=self.request.name,
-                variant=self.request.variant,
-                profile=self.request.profile_name,
-                digest=self.request.digest,
-                url=url(self._place(all_[HEAD]).address, self.request.profile.port),
-                ranks=tuple(
-                    (rank, one.name, self._started[one.name][0][:12])
+                ranks = [
+                    Rank(rank=rank, station=one, container=self._started[one.name][0])
                     for rank, one in enumerate(all_)
-                ),
-                findings=findings,
-                seconds=time.monotonic() - began,
-            )
+                ]
+                return waiting.until_ready(
+                    self._spec(all_[HEAD]), ranks, began=began, timeout_s=self.options.timeout_s,
+                    view=self.view,
+                )  # fmt: skip
+
+    def _spec(self, head: Station) -> ServerSpec:
+        request, profile = self.request, self.request.profile
+        return ServerSpec(
+            name=request.name, variant=request.variant, profile=request.profile_name,
+            digest=request.digest, head=self._place(head).address, port=profile.port,
+            nccl=request.nccl, rdma=request.rdma, gpus=profile.gpus,
+        )  # fmt: skip
 
     # Look and decide
 
@@ -233,7 +203,7 @@ class Launch:
         if there is None:
             return
         self.view.say(f"removing {there.name} from {len(there.members)} nodes")
-        errors = _end(all_, there.members, grace_s=sets.GRACE_S if there.lives else 0)
+        errors = sets.end_all(all_, there.members, grace_s=sets.GRACE_S if there.lives else 0)
         if errors:
             raise sets.failure(errors, len(all_), "could not remove it; nothing was started")
         head = all_[HEAD]
@@ -287,22 +257,6 @@ class Launch:
             hint=matches[0].entry.fix if matches else f"look there: {station.remote.ssh}",
         )
 
-    def _wait(self, all_: Sequence[Station]) -> tuple[Finding, ...]:
-        ranks = [
-            Rank(rank=rank, station=one, container=self._started[one.name][0])
-            for rank, one in enumerate(all_)
-        ]
-        return wait(
-            ranks,
-            title=f"{self.request.name}: {self.request.variant}, {self.request.profile_name}",
-            port=self.request.profile.port,
-            expected=Expected(
-                nccl=self.request.nccl, rdma=self.request.rdma, gpus=self.request.profile.gpus
-            ),
-            timeout_s=self.options.timeout_s,
-            view=self.view,
-        )
-
     @contextmanager
     def _all_or_none(self, all_: Sequence[Station]) -> Iterator[None]:
         """What is begun within stands as a whole, or is undone."""
@@ -311,13 +265,13 @@ class Launch:
         except BaseException as error:
             # Not handled, only undone.
             if self.options.keep:
-                _note(error, "what was started was kept; python build.py stop ends it")
+                waiting.note(error, "what was started was kept; python build.py stop ends it")
                 raise
             left = self._undo(all_)
             what = "what was started has been stopped"
             if left:
                 what = f"what was started may still run on {', '.join(left)}: python build.py stop"
-            _note(error, what)
+            waiting.note(error, what)
             raise
 
     def _undo(self, all_: Sequence[Station]) -> list[str]:
@@ -329,63 +283,3 @@ class Launch:
             mine, lambda one: sets.end(one, self._started[one.name], grace_s=QUICK_S)
         )  # fmt: skip
         return sorted(errors)
-
-
-def url(address: str, port: int) -> str:
-    """Where the API is."""
-    host = f"[{address}]" if ":" in address else address
-    return f"http://{host}:{port}/v1"
-
-
-def wait(
-    ranks: Sequence[Rank],
-    *,
-    title: str,
-    port: int,
-    expected: Expected,
-    timeout_s: float,
-    view: View,
-) -> tuple[Finding, ...]:
-    """Until the set serves; what was proven. Raises ``LaunchError``, also for a failed proof."""
-    with view.states([one.title for one in ranks], title, PHASES[0]) as board:
-        one = Waiting(ranks=ranks, port=port, expected=expected, timeout_s=timeout_s, board=board)
-        findings = one.run()
-    failed = [one for one in findings if not one.ok]
-    if failed:
-        raise ProofError(findings, known=one.known())
-    return findings
-
-
-class ProofError(LaunchError):
-    """The set serves, but its logs do not show what they must: it is not what was asked for."""
-
-    def __init__(self, findings: Sequence[Finding], *, known: Sequence[str] = ()) -> None:
-        failed = [one for one in findings if not one.ok]
-        super().__init__(
-            f"the proof failed: {len(failed)} of {len(findings)} findings in the ranks' logs",
-            detail="\n".join(
-                [
-                    *(
-                        f"✗ {one.node} (rank {one.rank}): looked for: {one.what}; seen: {one.seen}"
-                        for one in failed
-                    ),
-                    *known,
-                ]
-            ),
-        )
-        self.findings = tuple(findings)
-
-
-def _note(error: BaseException, what: str) -> None:
-    if isinstance(error, SparkError):
-        error.message = f"{error.message}; {what}"
-    else:
-        error.add_note(what)
-
-
-def _end(all_: Sequence[Station], members: Sequence[Member], *, grace_s: int) -> Errors:
-    mine: dict[str, list[str]] = {}
-    for one in members:
-        mine.setdefault(one.node, []).append(one.id)
-    concerned = [one for one in all_ if one.name in mine]
-    return together(concerned, lambda one: sets.end(one, mine[one.name], grace_s=grace_s))

@@ -19,10 +19,9 @@ from sparkimage.nodes import ssh
 from sparkimage.nodes.concurrent import Errors, together
 from sparkimage.nodes.session import Station, stations
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES
-from sparkimage.serve import readiness, sets
-from sparkimage.serve.launch import Ready, url, wait
+from sparkimage.serve import readiness, sets, waiting
 from sparkimage.serve.sets import HEAD, Judged, Member
-from sparkimage.serve.waiting import Expected, Rank
+from sparkimage.serve.waiting import Rank, Ready, ServerSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,23 +122,8 @@ def stop(
     with _asked(fleet, patience_s) as (there, members, errors):
         one = chosen(sets.judge(members, sorted(errors)), name)
         if one is not None:
-            mine = _by_node(one)
-            concerned = [station for station in there if station.name in mine]
-            failed = together(
-                concerned,
-                lambda station: sets.end(
-                    station, [member.id for member in mine[station.name]], grace_s=grace_s
-                ),
-            )
-            return one, {**errors, **failed}
+            errors.update(sets.end_all(there, one.members, grace_s=grace_s))
         return one, errors
-
-
-def _by_node(one: Judged) -> dict[str, list[Member]]:
-    found: dict[str, list[Member]] = {}
-    for member in one.members:
-        found.setdefault(member.node, []).append(member)
-    return found
 
 
 def restart(
@@ -175,7 +159,11 @@ def restart(
             view.say(f"starting {one.name}")
             _all(one.members[:1], by_name, "start")
             _all(one.members[1:], by_name, "start")
-            findings = wait(
+            return waiting.until_ready(
+                ServerSpec(
+                    name=one.name, variant=head.variant, profile=head.profile, digest=head.digest,
+                    head=head.head, port=head.port, nccl=head.nccl, rdma=head.rdma, gpus=head.gpus,
+                ),
                 [
                     Rank(
                         rank=member.rank, station=by_name[member.node], container=member.id,
@@ -183,32 +171,15 @@ def restart(
                     )
                     for member in one.members
                 ],
-                title=f"{one.name}: {head.variant}, {head.profile}",
-                port=head.port,
-                expected=Expected(nccl=head.nccl, rdma=head.rdma, gpus=head.gpus),
-                timeout_s=timeout_s,
-                view=view,
+                began=began, timeout_s=timeout_s, view=view,
             )  # fmt: skip
         except BaseException as error:
             # Not handled, only ended.
             if not keep:
                 with contextlib.suppress(SparkError):
                     _all(one.members, by_name, "stop", "--time", "5")
-                if isinstance(error, SparkError):
-                    error.message += "; the set was stopped, its containers stay"
-                else:
-                    error.add_note("the set was stopped, its containers stay")
+                waiting.note(error, "the set was stopped, its containers stay")
             raise
-        return Ready(
-            name=one.name,
-            variant=head.variant,
-            profile=head.profile,
-            digest=head.digest,
-            url=url(head.head, head.port),
-            ranks=tuple((member.rank, member.node, member.id[:12]) for member in one.members),
-            findings=findings,
-            seconds=time.monotonic() - began,
-        )
 
 
 def _all(members: Sequence[Member], by_name: dict[str, Station], *words: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sparkimage.core.errors import NodeError, SparkError
 from sparkimage.nodes import ssh
+from sparkimage.nodes.concurrent import Errors, together
 from sparkimage.nodes.retag import lines
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import Station
@@ -202,6 +203,15 @@ def end(station: Station, ids: Sequence[str], *, grace_s: int = GRACE_S) -> None
     done = station.remote.run(words, check=False, timeout_s=grace_s + station.remote.patience_s)
     if done.returncode != 0:
         raise station.refusal(done.returncode, done.stdout + done.stderr)
+
+
+def end_all(all_: Sequence[Station], some: Sequence[Member], *, grace_s: int) -> Errors:
+    """Stop and remove these containers, each on its node of these; returns every error."""
+    mine: dict[str, list[str]] = {}
+    for one in some:
+        mine.setdefault(one.node, []).append(one.id)
+    concerned = [one for one in all_ if one.name in mine]
+    return together(concerned, lambda one: end(one, mine[one.name], grace_s=grace_s))
 
 
 def follow(station: Station, id: str, *options: str) -> RemoteScript:

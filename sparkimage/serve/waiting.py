@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sparkimage.core.errors import LaunchError, NodeError, SparkError
-from sparkimage.core.progress import Board
+from sparkimage.core.progress import Board, View
 from sparkimage.nodes import ssh
 from sparkimage.nodes.concurrent import together
 from sparkimage.nodes.script import RemoteScript
@@ -62,12 +63,98 @@ class Ended:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
-    """What the logs must show."""
+class ServerSpec:
+    """A set that was started, and what the logs of its ranks must show."""
 
+    name: str
+    variant: str
+    profile: str
+    digest: str
+    head: str
+    """The head's address."""
+    port: int
+    """Of the API."""
     nccl: str
+    """The version that every rank must show, or nothing."""
     rdma: bool
     gpus: int
+    """Of each node."""
+
+    @property
+    def url(self) -> str:
+        """Where the API is."""
+        host = f"[{self.head}]" if ":" in self.head else self.head
+        return f"http://{host}:{self.port}/v1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A set that serves, and what was proven of it."""
+
+    spec: ServerSpec
+    ranks: Sequence[Rank]
+    findings: tuple[Finding, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "name": self.spec.name,
+            "variant": self.spec.variant,
+            "profile": self.spec.profile,
+            "digest": self.spec.digest,
+            "url": self.spec.url,
+            "seconds": round(self.seconds, 3),
+            "ranks": [
+                {"rank": one.rank, "node": one.name, "container": one.container[:12]}
+                for one in self.ranks
+            ],
+            "proof": [one.to_dict() for one in self.findings],
+        }
+
+
+class ProofError(LaunchError):
+    """The set serves, but its logs do not show what they must: it is not what was asked for."""
+
+    def __init__(self, findings: Sequence[Finding], *, known: Sequence[str] = ()) -> None:
+        failed = [one for one in findings if not one.ok]
+        super().__init__(
+            f"the proof failed: {len(failed)} of {len(findings)} findings in the ranks' logs",
+            detail="\n".join(
+                [
+                    *(
+                        f"✗ {one.node} (rank {one.rank}): looked for: {one.what}; seen: {one.seen}"
+                        for one in failed
+                    ),
+                    *known,
+                ]
+            ),
+        )
+        self.findings = tuple(findings)
+
+
+def until_ready(
+    spec: ServerSpec, ranks: Sequence[Rank], *, began: float, timeout_s: float, view: View
+) -> Ready:
+    """Wait until the set serves and is proven; ``began``: when, by ``time.monotonic``.
+
+    Raises ``LaunchError``, ``ProofError``.
+    """
+    title = f"{spec.name}: {spec.variant}, {spec.profile}"
+    with view.states([one.title for one in ranks], title, PHASES[0]) as board:
+        one = Waiting(ranks=ranks, spec=spec, timeout_s=timeout_s, board=board)
+        findings = one.run()
+    if not all(finding.ok for finding in findings):
+        raise ProofError(findings, known=one.known())
+    return Ready(spec=spec, ranks=ranks, findings=findings, seconds=time.monotonic() - began)
+
+
+def note(error: BaseException, what: str) -> None:
+    """Let an error, or an interrupt, say what became of the set."""
+    if isinstance(error, SparkError):
+        error.message = f"{error.message}; {what}"
+    else:
+        error.add_note(what)
 
 
 @dataclass(kw_only=True)
@@ -75,8 +162,7 @@ class Waiting:
     """One wait for one set."""
 
     ranks: Sequence[Rank]
-    port: int
-    expected: Expected
+    spec: ServerSpec
     timeout_s: float
     board: Board
     logs: dict[int, Log] = field(default_factory=dict)
@@ -130,9 +216,9 @@ class Waiting:
         return readiness.prove(
             self.logs,
             [one.name for one in self.ranks],
-            nccl=self.expected.nccl,
-            rdma=self.expected.rdma,
-            gpus=self.expected.gpus,
+            nccl=self.spec.nccl,
+            rdma=self.spec.rdma,
+            gpus=self.spec.gpus,
         )
 
     def _step(self, until: float, *, wait_s: float = 1.0) -> None:
@@ -203,7 +289,7 @@ class Waiting:
     def _ask(self) -> None:
         head = self.ranks[HEAD].station.remote
         try:
-            path = head.forward_port(self.port)
+            path = head.forward_port(self.spec.port)
             while not self._over.is_set():
                 status = readiness.ask_health(path)
                 self._events.put((HEAD, status or 0))
