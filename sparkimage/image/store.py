@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from sparkimage.core import locks
-from sparkimage.core.errors import ImageMissingError, StoreError
+from sparkimage.core.errors import ImageMissingError, SparkError, StoreError
 from sparkimage.core.files import unnamed
 from sparkimage.core.locks import Say
 from sparkimage.image.settings import Settings
@@ -256,6 +256,15 @@ class Store:
             for entry in self._index()
             if REF_NAME in entry.get("annotations", {})
         }
+
+    def images(self) -> Iterator[Image]:
+        """Every image that has a name; damaged ones are left out."""
+        for digest in set(self.names().values()):
+            try:
+                image = self.resolve(digest)
+            except SparkError:
+                continue
+            yield image
 
     def name(self, ref: str, descriptor: Descriptor) -> None:
         """Let the name ``ref`` point to this image, and to no other."""

@@ -182,7 +182,7 @@ class Distribution:
     @cached_property
     def known(self) -> Mapping[str, list[str]]:
         """The layers of every image of ours, by its manifest; read when a node lacks something."""
-        return _known(self.store)
+        return {one.digest: [layer.digest for layer in one.layers] for one in self.store.images()}
 
     # Phases
 
@@ -477,14 +477,3 @@ class Distribution:
     def _document(self, digest: str) -> Document:
         with self.store.open_blob(digest) as blob:
             return Document(digest=digest, data=blob.read())
-
-
-def _known(store: Store) -> Mapping[str, list[str]]:
-    """The layers of every image of ours, by its manifest."""
-    found = {}
-    for digest in set(store.names().values()):
-        try:
-            found[digest] = [layer.digest for layer in store.resolve(digest).layers]
-        except SparkError:
-            continue
-    return found

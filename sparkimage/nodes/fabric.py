@@ -19,8 +19,12 @@ class DataLink:
     """What a node's ranks talk over."""
 
     interface: Interface
-    address: str
+    """One without a name where the node has no such interface."""
+    address: str = ""
     """The node's own address there, or nothing where the interface has none."""
+
+    def __bool__(self) -> bool:
+        return bool(self.interface.name)
 
     @property
     def network(self) -> str:
@@ -29,36 +33,37 @@ class DataLink:
         return next((one for one in (pairs.get(self.address), *pairs.values()) if one), "")
 
 
-def data_link(snapshot: NodeSnapshot) -> DataLink | None:
+NONE = DataLink(interface=Interface(name=""))
+
+
+def data_link(snapshot: NodeSnapshot) -> DataLink:
     """The interface of the fleet file; else that of the data address, by number or as the node
-    itself resolves its name; without a data address that of the address which commands came to.
-    None where the node has no such interface."""
+    itself resolves its name; without a data address that of the address which commands came to."""
     node = snapshot.node
-    named = (*snapshot.resolved, node.data or node.control)
+    # A name of the node's own may resolve to any of its addresses, Docker's bridge included.
+    came_to = () if node.data else (snapshot.used_address,)
+    named = (node.data or node.control, *came_to, *snapshot.resolved)
     if node.interface is not None:
         found = snapshot.interface(node.interface)
         if found is None:
-            return None
-        own = [one for one in (*named, *usable(found.addresses)) if one in found.addresses]
-        return DataLink(interface=found, address=own[0] if own else "")
-    for one in (*named, *(() if node.data else (snapshot.used_address,))):
+            return NONE
+        own = (one for one in (*named, *usable(found.addresses)) if one in found.addresses)
+        return DataLink(interface=found, address=next(own, ""))
+    for one in named:
         found = snapshot.interface_of(one)
         if found is not None:
             return DataLink(interface=found, address=one.partition("%")[0])
-    return None
+    return NONE
 
 
 def hcas(snapshot: NodeSnapshot) -> tuple[str, ...]:
     """The RDMA devices for NCCL: those that the fleet file names, else the data interface's."""
-    link = data_link(snapshot)
-    if snapshot.node.hca or link is None:
-        return snapshot.node.hca
-    return devices(snapshot, link.interface)
+    return snapshot.node.hca or devices(snapshot, data_link(snapshot).interface)
 
 
 def devices(snapshot: NodeSnapshot, interface: Interface) -> tuple[str, ...]:
     """The RDMA devices that belong to a network interface, as ``NCCL_IB_HCA`` names them."""
-    ports = (port for port in snapshot.rdma if port.interface == interface.name)
+    ports = (port for port in snapshot.rdma if port.interface == interface.name != "")
     return tuple(dict.fromkeys(port.device for port in ports))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sparkimage.config.inventory import Fleet
 from sparkimage.config.plan import LABEL
-from sparkimage.core.errors import NodeError, SparkError
+from sparkimage.core.errors import NodeError
 from sparkimage.image.store import Store
 from sparkimage.nodes import receipts as keeping
 from sparkimage.nodes import retag, snapshot, ssh
@@ -107,7 +107,12 @@ def look(
     """Every node with its images of the repository, or (``only``) those of one name and its
     former one. Errors stand with their nodes."""
     reports = survey(fleet, IMAGES, patience_s=patience_s)
-    digests = _digests(store)
+    # By what either store calls them.
+    digests = {
+        id: one.digest
+        for one in store.images()
+        for id in (one.digest, one.manifest["config"]["digest"])
+    }
 
     def images(snapshot: NodeSnapshot | None) -> Iterator[Held]:
         for held in _held(snapshot, repository, digests) if snapshot is not None else ():
@@ -138,18 +143,6 @@ def _held(snapshot: NodeSnapshot, repository: str, digests: Mapping[str, str]) -
                     )
                 )  # fmt: skip
     return tuple(sorted(found, key=lambda held: held.name))
-
-
-def _digests(store: Store) -> dict[str, str]:
-    """Our images' manifest digests, by what either store calls them."""
-    found: dict[str, str] = {}
-    for digest in set(store.names().values()):
-        try:
-            config = store.resolve(digest).manifest["config"]["digest"]
-        except SparkError:
-            continue
-        found |= {digest: digest, config: digest}
-    return found
 
 
 def receipts(fleet: Fleet, *, patience_s: float) -> tuple[list[Mapping[str, Any]], Errors]:

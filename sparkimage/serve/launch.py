@@ -154,9 +154,9 @@ class Launch:
         return Place(
             node=station.name,
             docker=tuple(station.remote.docker.split()),
-            address=link.address if link is not None else station.remote.node.control,
+            address=link.address or station.remote.node.control,
             # Alone nobody else calls it.
-            interface=link.interface.name if link is not None and several else "",
+            interface=link.interface.name if several else "",
             hcas=fabric.hcas(now),
             image=held.id,
             caches=now.caches,

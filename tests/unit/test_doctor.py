@@ -214,7 +214,6 @@ def test_a_data_address_that_is_a_name() -> None:
     known = patient(1, named, names="192.168.100.1")
     assert known.snapshot is not None
     link = data_link(known.snapshot)
-    assert link is not None
     assert (link.interface.name, link.network) == ("enp1s0f1np1", "192.168.100.0/24")
     unknown = examined("interface", patient(2), patient(1, named, names="127.0.1.1"))
     assert "no interface has the data address spark1-fast" in said(unknown)
@@ -260,6 +259,14 @@ def test_without_rdma_on_purpose() -> None:
 
 def test_a_node_that_is_meant_to_have_no_gpu() -> None:
     assert examined("gpu", patient(1, {"gpus": 0}, gpus=None)).worst is OK
+
+
+def test_fewer_gpus_than_a_profile_wants() -> None:
+    assert examined("gpu", patient(1), patient(2), gpus=1).worst is OK
+    few = examined("gpu", patient(1), gpus=2)
+    assert "nvidia-smi finds 1 GPUs, the profile wants 2" in said(few)
+    # A node that is meant to have none.
+    assert examined("gpu", patient(1, {"gpus": 0}, gpus=None), gpus=1).worst is FAIL
 
 
 def test_what_is_held_everywhere_is_only_said() -> None:

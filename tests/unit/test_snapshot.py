@@ -64,7 +64,7 @@ def test_the_devices_of_an_interface_and_its_twin(
 ) -> None:
     one = spark(Node(name="n", control="n", interface=interface))
     link = fabric.data_link(one)
-    assert link is not None
+    assert link
     assert (fabric.hcas(one), fabric.plug(one, link.interface)) == (own, plug)
 
 
@@ -204,6 +204,8 @@ RANKS = {
         ({"data": "spark-fast"}, "10.2.0.1", "10.2.0.1", "fast"),
         ({}, "", "10.1.0.1", "eth0"),
         ({"control": "10.2.0.1"}, "", "10.2.0.1", "fast"),
+        # Its own name may be any of its addresses.
+        ({"control": "n"}, "10.2.0.1", "10.1.0.1", "eth0"),
         # The client's way to it is not the node's own address: nothing is guessed.
         ({"data": "127.0.0.2"}, "127.0.0.2", "", ""),
         ({"interface": "fast"}, "10.1.0.1", "10.2.0.1", "fast"),
@@ -217,7 +219,7 @@ def test_the_address_for_the_others(
 ) -> None:
     one = spark(Node(**{"name": "n", "control": "n", **node}), names=resolved, **RANKS)
     link = fabric.data_link(one)
-    assert ((link.address, link.interface.name) if link else ("", "")) == (address, interface)
+    assert (link.address, link.interface.name) == (address, interface)
     assert fabric.hcas(one) == {"fast": ("r0",), "eth0": ("r1",)}.get(interface, ())
     named = Node(**{"name": "n", "control": "n", **node, "hca": ("r7", "r8")})
     assert fabric.hcas(spark(named, **RANKS)) == ("r7", "r8")

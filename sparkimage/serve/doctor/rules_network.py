@@ -35,25 +35,12 @@ def by_rdma(cluster: ClusterReport) -> bool:
 def rate(node: NodeSnapshot) -> str:
     """The speed of its data interface in words."""
     link = data_link(node)
-    return link.interface.rate if link is not None else "?"
+    return link.interface.rate if link else "?"
 
 
 def mtu_of(node: NodeSnapshot) -> str:
     """The MTU of its data interface in words."""
-    link = data_link(node)
-    return str(link.interface.mtu) if link is not None and link.interface.mtu is not None else "?"
-
-
-def network_of(node: NodeSnapshot) -> str:
-    """The network that its data interface lies in."""
-    link = data_link(node)
-    return link.network if link is not None else ""
-
-
-def interface_of(node: NodeSnapshot) -> str:
-    """The name of its data interface."""
-    link = data_link(node)
-    return link.interface.name if link is not None else "none"
+    return str(data_link(node).interface.mtu or "?")
 
 
 def ports_of(node: NodeSnapshot) -> str:
@@ -83,7 +70,7 @@ def rdma(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
             FAIL, f"none of its RDMA devices is up: {ports_of(node)}",
             "there: ibdev2netdev; sudo ip link set INTERFACE up; the cable, the switch",
         )  # fmt: skip
-    elif link is not None and not fabric.hcas(node):
+    elif link and not fabric.hcas(node):
         yield found(
             FAIL,
             f"{link.interface.name}, for its data, is no RDMA device's; there are: "
@@ -133,12 +120,12 @@ def hca(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
             )  # fmt: skip
 
 
-@check("interface", seen=interface_of, applies=several)
+@check("interface", seen=lambda node: data_link(node).interface.name or "none", applies=several)
 @each
 def interface(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A data interface that is not there, down, or without an address."""
     link, entry = data_link(node), node.node
-    if link is None:
+    if not link:
         there = (str(one) for one in node.interfaces if fabric.usable(one.addresses))
         address = entry.data or node.used_address or entry.control
         lacks = f"there is no interface {entry.interface}"
@@ -161,11 +148,13 @@ def interface(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
         )  # fmt: skip
 
 
-@check("network", seen=network_of, applies=several, knows=data_link)
+@check("network", seen=lambda node: data_link(node).network, applies=several, knows=data_link)
 def one_network(cluster: ClusterReport) -> Findings:
     """Nodes whose data addresses are not in one network."""
     mend = "correct `data` in the fleet file, or the addresses there (netplan)"
-    yield from differing(cluster, network_of, WARN, "not in one network", mend)
+    yield from differing(
+        cluster, lambda node: data_link(node).network, WARN, "not in one network", mend
+    )
 
 
 @check("subnets", applies=several)
@@ -175,7 +164,7 @@ def subnets(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
     A cable and a WLAN in the house's network are none of our business.
     """
-    ours = {port.interface for port in node.rdma} | {interface_of(node)}
+    ours = {port.interface for port in node.rdma} | {data_link(node).interface.name}
     pairs = [
         (one.name, network)
         for one in node.interfaces
@@ -200,7 +189,7 @@ def speed(cluster: ClusterReport) -> Findings:
 
 def _slow(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     link = data_link(node)
-    if link is None or link.interface.speed is None:
+    if link.interface.speed is None:
         return
     if better := fabric.faster(node, link.interface):
         fastest, address = better
@@ -225,9 +214,8 @@ def mtu(cluster: ClusterReport) -> Findings:
 
 
 def _small(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    link = data_link(node)
-    one = link.interface if link is not None else None
-    if one is not None and one.mtu and one.speed and one.speed >= FAST and one.mtu < JUMBO:
+    one = data_link(node).interface
+    if one.mtu and one.speed and one.speed >= FAST and one.mtu < JUMBO:
         yield found(
             WARN, f"{one.name} has {one.rate} and an MTU of {one.mtu}",
             f"there: sudo ip link set {one.name} mtu {JUMBO}; for good in netplan, and on the "
