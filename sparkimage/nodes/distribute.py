@@ -22,7 +22,7 @@ from sparkimage.core.units import human
 from sparkimage.image import layerindex
 from sparkimage.image.archive import Document, Step
 from sparkimage.image.store import Image, Store
-from sparkimage.nodes import delta, receipts, retag, ssh
+from sparkimage.nodes import delta, receipts, retag
 from sparkimage.nodes.concurrent import Errors, together
 from sparkimage.nodes.delta import Whole
 from sparkimage.nodes.retag import PREVIOUS, Move
@@ -161,14 +161,8 @@ class Distribution:
         errors |= self._stage(todo)
         self._decide(all_, errors, "no name was moved: every node keeps what it had")
         ready = [one for one in todo if one.name not in errors]
-        came = retag.move(
-            [self._move(one) for one in ready],
-            partial=self.options.partial,
-            say=self.view.say,
-        )
-        errors |= came.failed
-        if came.stuck:
-            raise retag.mixed(self.name, came.stuck, errors)
+        moves = [self._move(one) for one in ready]
+        retag.move(moves, errors, partial=self.options.partial, say=self.view.say)
         self._decide(all_, errors, "what was moved has been undone: every node has what it had")
         self._clean([one for one in well if one.name not in errors])
         self._keep_receipts([one for one in ready if one.name not in errors])
@@ -388,8 +382,7 @@ class Distribution:
         def one(station: Station) -> None:
             stale = station.stale(keep=self.part.name)
             if stale or station.now.docker.stopped:
-                words = ssh.script("clean", station.remote.docker, station.now.docker.root, *stale)
-                station.remote.run(words, check=False)
+                station.clean(stale)
 
         together(well, one, stop=Station.abandon)
 

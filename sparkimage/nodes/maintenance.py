@@ -13,7 +13,7 @@ from sparkimage.config.plan import LABEL
 from sparkimage.core.errors import NodeError
 from sparkimage.image.store import Store
 from sparkimage.nodes import receipts as keeping
-from sparkimage.nodes import retag, snapshot, ssh
+from sparkimage.nodes import retag, snapshot
 from sparkimage.nodes.concurrent import Errors, together
 from sparkimage.nodes.retag import PREVIOUS, Move
 from sparkimage.nodes.session import NodeReport, Station, stations, survey
@@ -188,10 +188,7 @@ def rollback(
                     f"{station.name}: it has no {previous}",
                     hint="distribute the image that you want: python build.py distribute DIGEST",
                 )
-            words = ssh.script("prove", station.remote.docker, former.id)
-            done = station.remote.run(words, check=False)
-            if done.returncode != 0:
-                raise station.refusal(done.returncode, done.stdout + done.stderr)
+            station.call("prove", former.id)
             station.target = former.id
 
         say(f"looking at {retag.nodes(all_)}")
@@ -215,10 +212,7 @@ def rollback(
                     before=one.target,
                 )
             )  # fmt: skip
-        came = retag.move(moves, partial=partial, say=say)
-        errors |= came.failed
-        if came.stuck:
-            raise retag.mixed(name, came.stuck, errors)
+        retag.move(moves, errors, partial=partial, say=say)
         retag.decide(
             name, len(all_), errors, "what was moved has been moved back", partial=partial,
             again=again,
@@ -291,8 +285,7 @@ def collect(
                 node=station.name, removed=tuple(wanted), freed=_at_most(station.now, wanted, sizes)
             )
             return
-        words = ssh.script("clean", station.remote.docker, station.now.docker.root, *wanted)
-        done = station.remote.run(words, check=False, timeout_s=CLEAN_S)
+        done = station.clean(wanted, timeout_s=CLEAN_S)
         said = done.stdout.splitlines()
         if "@@ free after" not in said:
             raise station.refusal(done.returncode, done.stdout + done.stderr)

@@ -12,13 +12,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sparkimage.core import interrupts
 from sparkimage.core.errors import MixedFleetError, NodeError, SparkError
 from sparkimage.core.process import start_bytes
-from sparkimage.nodes import ssh
 from sparkimage.nodes.concurrent import Errors, together
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import Station
@@ -45,14 +44,6 @@ class Move:
     receipt: Mapping[str, Any] | None = None
 
 
-@dataclass(kw_only=True)
-class Moved:
-    """What came of it: errors by node; ``stuck`` are those that could not be undone."""
-
-    failed: Errors = field(default_factory=dict)
-    stuck: Errors = field(default_factory=dict)
-
-
 def nodes(some: Sequence[object]) -> str:
     """How many they are, in words."""
     return f"{len(some)} node{'s' if len(some) != 1 else ''}"
@@ -60,20 +51,21 @@ def nodes(some: Sequence[object]) -> str:
 
 def move(
     moves: Sequence[Move],
+    errors: Errors,
     *,
     partial: bool = False,
     say: Callable[[str], None] = lambda _line: None,
-) -> Moved:
+) -> None:
     """Do all of these, or none. With ``partial`` those that can, whatever the others do.
 
-    ``say`` takes a line about what begins now.
+    What fails comes to ``errors``; ``say`` takes a line about what begins now.
+    Raises ``MixedFleetError`` where what failed could not be undone.
     """
-    came = Moved()
     if not moves:
-        return came
+        return
     name = moves[0].name
     armed: list[_Armed] = []
-    ready: list[_Armed] = []
+    stuck: Errors = {}
     with contextlib.ExitStack() as stack:
         say(f"asking {nodes(moves)} whether {name} can be moved")
         for one in moves:
@@ -82,21 +74,22 @@ def move(
             stack.callback(armed[-1].close)
         word = _Word(armed)
         stack.callback(word.close)
-        came.failed = together(armed, _Armed.wait, stop=_Armed.stop)
-        ready = [one for one in armed if one.name not in came.failed]
+        errors |= together(armed, _Armed.wait, stop=_Armed.stop)
+        ready = [one for one in armed if one.name not in errors]
         if not ready or (len(ready) < len(armed) and not partial):
-            return came
+            return
         # An interrupt waits until every node has answered.
         with interrupts.deferred() as interrupt:
             say(f"moving {name} on {nodes(ready)}")
             word.give(ready)
-            came.failed |= together(ready, _Armed.moved)
-            failed = [one for one in ready if one.name in came.failed]
+            errors |= together(ready, _Armed.moved)
+            failed = [one for one in ready if one.name in errors]
             if failed:
-                came.stuck = together(failed if partial else ready, _Armed.undo)
+                stuck = together(failed if partial else ready, _Armed.undo)
             if not failed or partial:
                 interrupt.notes.append(f"{name} has been moved by then")
-    return came
+    if stuck:
+        raise _mixed(name, stuck, errors)
 
 
 def decide(name: str, count: int, errors: Errors, what: str, *, partial: bool, again: str) -> None:
@@ -111,7 +104,7 @@ def decide(name: str, count: int, errors: Errors, what: str, *, partial: bool, a
     raise NodeError(f"{name}: {who} failed; {what}", detail="\n".join(lines(errors)), hint=again)
 
 
-def mixed(name: str, stuck: Errors, errors: Errors) -> MixedFleetError:
+def _mixed(name: str, stuck: Errors, errors: Errors) -> MixedFleetError:
     """The error for nodes that could not be brought back to what the others have."""
     return MixedFleetError(
         f"{name}: {', '.join(sorted(stuck))} could not be brought back to what the other nodes "
@@ -173,8 +166,8 @@ class _Armed:
     def __init__(self, move: Move) -> None:
         self.move = move
         receipt = move.receipt
-        words = ssh.script(
-            "move", move.station.remote.docker, move.name, move.previous, move.target,
+        words = move.station.remote.script(
+            "move", move.name, move.previous, move.target,
             move.former, move.staging,
             f"{receipt['digest'][7:]}.json" if receipt is not None else "",
             json.dumps(receipt, separators=(",", ":")) if receipt is not None else "",
@@ -227,8 +220,8 @@ class _Armed:
         """Give the names back to what had them."""
         one = self.move
         kept = (one.staging, one.target) if one.staging else ()
-        words = ssh.script(
-            "undo", one.station.remote.docker, *kept, one.name, one.former, one.previous,
+        words = one.station.remote.script(
+            "undo", *kept, one.name, one.former, one.previous,
             one.before,
         )  # fmt: skip
         one.station.remote.run(words)

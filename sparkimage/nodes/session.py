@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sparkimage.config.inventory import Fleet, Node
 from sparkimage.core.errors import CommandError, NodeError, SparkError, UnreachableError
+from sparkimage.core.process import Completed
 from sparkimage.core.progress import Moved
 from sparkimage.core.units import human
 from sparkimage.image import archive
@@ -176,9 +177,24 @@ class Station:
         names = [one for one in listed if snapshot.is_staging(one)]
         if not names:
             return
-        words = ssh.script("clean", self.remote.docker, self.now.docker.root, *names)
-        self.remote.run(words, check=False)
+        self.clean(names)
         self.mended.append(f"{self.name}: what was there of the image was damaged: removed")
+
+    def clean(self, references: Sequence[str], *, timeout_s: float | None = None) -> Completed:
+        """Remove these images there, and the containers of proofs that were killed."""
+        words = self.now.docker.root, *references
+        return self.call("clean", *words, timeout_s=timeout_s, check=False)
+
+    def call(
+        self, script: str, *words: str, timeout_s: float | None = None, check: bool = True
+    ) -> Completed:
+        """Run one of our scripts there to its end. Raises as ``refusal`` when ``check`` and it
+        failed."""
+        argv = self.remote.script(script, *words)
+        done = self.remote.run(argv, check=False, timeout_s=timeout_s)
+        if check and done.returncode != 0:
+            raise self.refusal(done.returncode, done.stdout + done.stderr)
+        return done
 
     def abandon(self) -> None:
         """Make an end of what is going on with it."""
@@ -290,8 +306,8 @@ class Station:
         """
         patience, registry = self.remote.patience_s, f"127.0.0.1:{loan.port}"
         parts = [step.part for step in steps]
-        words = ssh.script(
-            "pull", self.remote.docker, f"{registry}/{snapshot.STAGING}",
+        words = self.remote.script(
+            "pull", f"{registry}/{snapshot.STAGING}",
             "whole" if self._tells else "parts", parts[-1].manifest.digest,
             *(word for part in parts for word in (
                 part.name, part.manifest.digest, part.layers[-1].digest[7:19],
@@ -329,9 +345,8 @@ class Station:
     def adopt(self, origin: str, part: Part, *, size: int = 0) -> None:
         """Give an image that is there (its id), or that the node is to pull (NAME@DIGEST, of
         ``size`` bytes), the staging name and prove it. Raises as ``load``."""
-        words = ssh.script("stage", self.remote.docker, part.name, origin, "", "prove")
         limit = self.remote.patience_s + size / UNPACK_RATE
-        done = self.remote.run(words, check=False, timeout_s=limit)
+        done = self.call("stage", part.name, origin, "", "prove", timeout_s=limit, check=False)
         said = done.stdout + done.stderr
         if done.returncode == refusals.NOT_PULLED and not refusals.of_the_engine(said):
             raise NodeError(
@@ -431,7 +446,7 @@ class Loading:
         self.relayed = bool(followers)
         last = "prove" if prove else ""
         docker = station.remote.docker
-        words = ssh.script("stage", docker, step.part.name, "-", earlier, last)
+        words = station.remote.script("stage", step.part.name, "-", earlier, last)
         if followers:
             texts = ssh.text("relay"), ssh.text("stage")
             hops = [w for one in followers for w in (one.remote.hop, one.name, one.remote.docker)]

@@ -153,8 +153,13 @@ class Remote:
     ) -> list[str]:
         """The command that takes these parts of its snapshot, and locks it against other runs for
         as long as it holds the connection. ``owner`` is what others are told."""
-        words = [" ".join(parts), "lock" if lock else "", owner]
-        return script("snapshot", self.docker, *words, self.node.data or self.node.control, model)
+        address = self.node.data or self.node.control
+        wanted = " ".join(parts), "lock" if lock else "", owner
+        return self.script("snapshot", *wanted, address, model)
+
+    def script(self, name: str, *words: str) -> list[str]:
+        """The command that runs one of our scripts there, with its arguments."""
+        return script(name, self.docker, *words)
 
     def begin(self, words: Sequence[str]) -> None:
         """Begin to open the connection that all commands share, with the command that holds it.

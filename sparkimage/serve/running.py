@@ -15,7 +15,6 @@ from sparkimage.config.inventory import Fleet
 from sparkimage.config.validation import nearest
 from sparkimage.core.errors import LaunchError, SparkError, UsageError
 from sparkimage.core.progress import View
-from sparkimage.nodes import ssh
 from sparkimage.nodes.concurrent import Errors, together
 from sparkimage.nodes.session import Station, stations
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES
@@ -255,9 +254,7 @@ def _merged(
 
     def one(member: Member) -> None:
         station = by_name[member.node]
-        words = ssh.script(
-            "logs", station.remote.docker, member.id, "--timestamps", *options
-        )  # fmt: skip
+        words = station.remote.script("logs", member.id, "--timestamps", *options)
         for line in station.remote.run(words, timeout_s=600.0).stdout.splitlines():
             stamp, _, text = line.partition(" ")
             said.append((stamp, member.node, text))

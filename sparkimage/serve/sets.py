@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparkimage.core.errors import NodeError, SparkError
-from sparkimage.nodes import ssh
 from sparkimage.nodes.concurrent import Errors, together
 from sparkimage.nodes.retag import lines
 from sparkimage.nodes.script import RemoteScript
@@ -199,10 +198,7 @@ def end(station: Station, ids: Sequence[str], *, grace_s: int = GRACE_S) -> None
     """Stop these containers and remove them. Raises ``NodeError`` and its kin."""
     if not ids:
         return
-    words = ssh.script("end", station.remote.docker, str(grace_s), *ids)
-    done = station.remote.run(words, check=False, timeout_s=grace_s + station.remote.patience_s)
-    if done.returncode != 0:
-        raise station.refusal(done.returncode, done.stdout + done.stderr)
+    station.call("end", str(grace_s), *ids, timeout_s=grace_s + station.remote.patience_s)
 
 
 def end_all(all_: Sequence[Station], some: Sequence[Member], *, grace_s: int) -> Errors:
@@ -216,8 +212,8 @@ def end_all(all_: Sequence[Station], some: Sequence[Member], *, grace_s: int) ->
 
 def follow(station: Station, id: str, *options: str) -> RemoteScript:
     """A container's log, line by line until it ends, with these options of ``docker logs``."""
-    words = ssh.script("logs", station.remote.docker, id, "--follow", *options)
-    return RemoteScript(station.remote, words)
+    remote = station.remote
+    return RemoteScript(remote, remote.script("logs", id, "--follow", *options))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,17 +118,13 @@ class ProofError(LaunchError):
 
     def __init__(self, findings: Sequence[Finding], *, known: Sequence[str] = ()) -> None:
         failed = [one for one in findings if not one.ok]
+        lines = (
+            f"✗ {one.node} (rank {one.rank}): looked for: {one.what}; seen: {one.seen}"
+            for one in failed
+        )
         super().__init__(
             f"the proof failed: {len(failed)} of {len(findings)} findings in the ranks' logs",
-            detail="\n".join(
-                [
-                    *(
-                        f"✗ {one.node} (rank {one.rank}): looked for: {one.what}; seen: {one.seen}"
-                        for one in failed
-                    ),
-                    *known,
-                ]
-            ),
+            detail="\n".join([*lines, *known]),
         )
         self.findings = tuple(findings)
 

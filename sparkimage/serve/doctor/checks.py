@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from importlib import resources
 from typing import Any
@@ -244,17 +244,7 @@ class Diagnosis:
             "failed": self.count(FAIL),
             "warnings": self.count(WARN),
             "checks": [one.to_dict() for one in self.results],
-            "findings": [
-                {
-                    "check": one.check,
-                    "severity": one.severity.value,
-                    "nodes": one.nodes,
-                    "what": one.what,
-                    "why": one.why,
-                    "mend": one.mend,
-                }
-                for one in self.findings
-            ],
+            "findings": [asdict(one) for one in self.findings],
             "nodes": {
                 one.name: one.snapshot.to_dict() if one.snapshot is not None else None
                 for one in self.cluster.nodes
