@@ -177,7 +177,7 @@ def _told(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("NCCL", version + (f" on {named}" if named else "")))
     if facts.via:
         rows.append(("over", ", ".join(f"{via} {count}x" for via, count in facts.via.items())))
-    reached = [name for name, _ in PHASES if name in facts.phases]
+    reached = [one.name for one in PHASES if one.name in facts.phases]
     if reached:
         rows.append(("came to", ", ".join(reached)))
     return rows

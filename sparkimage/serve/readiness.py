@@ -13,24 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparkimage.serve.explain.logfacts import BANNER
+from sparkimage.serve.explain.logfacts import BANNER, PHASES
 from sparkimage.serve.explain.loglines import plain
 
 KEPT = 400
 """Last lines that are kept of a rank."""
-PHASES = ("start", "ranks joined", "weights", "compile", "graph capture", "ready")
-SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    # https://github.com/vllm-project/vllm/blob/main/vllm/distributed/parallel_state.py
-    ("ranks joined", re.compile(r"rank \d+ in world size \d+ is assigned as")),
-    # https://github.com/vllm-project/vllm/blob/main/vllm/v1/worker/gpu_model_runner.py
-    ("weights", re.compile(r"Starting to load model|Loading safetensors checkpoint shards")),
-    # https://github.com/vllm-project/vllm/blob/main/vllm/compilation/backends.py
-    ("compile", re.compile(r"for vLLM's torch\.compile|Dynamo bytecode transform|Compiling a gr")),
-    ("graph capture", re.compile(r"Capturing CUDA graph|Graph capturing finished")),
-    ("ready", re.compile(r"Application startup complete")),
-)
-SHARDS = re.compile(r"checkpoint shards:\s*\d+% Completed \| (\d+)/(\d+)")
-GRAPHS = re.compile(r"Capturing CUDA graphs?[^:]*:\s*\d+%.*?(\d+)/(\d+)")
+START, READY = "start", "ready"
+"""The first phase, before a rank has said anything, and the last one."""
 INFINIBAND = re.compile(r"\bvia NET/IB\b")
 SOCKET = re.compile(r"\bNET/Socket\b|\bUsing network Socket\b")
 """The second is what NCCL says where it found no other network."""
@@ -41,7 +30,7 @@ IGNORED = re.compile(r"ld\.so: object '(.*?)' from LD_PRELOAD cannot be preloade
 class Log:
     """What is known of a rank from its log so far."""
 
-    phase: str = PHASES[0]
+    phase: str = START
     detail: str = ""
     """How far the phase is: ``3/46``."""
     banners: set[str] = field(default_factory=set)
@@ -67,14 +56,14 @@ class Log:
         return before != (self.phase, self.detail)
 
     def _part(self, line: str) -> None:
-        for phase, sign in SIGNS:
-            if PHASES.index(phase) > PHASES.index(self.phase) and sign.search(line):
-                self.phase, self.detail = phase, ""
-        self.complete = self.complete or self.phase == "ready"
-        for phase, count in (("weights", SHARDS), ("graph capture", GRAPHS)):
-            found = count.search(line) if self.phase == phase else None
-            if found:
+        order = [START, *(one.name for one in PHASES)]
+        for phase in PHASES:
+            later = order.index(phase.name) > order.index(self.phase)
+            if later and re.search(phase.begins, line):
+                self.phase, self.detail = phase.name, ""
+            if phase.name == self.phase and (found := re.search(phase.detail, line)):
                 self.detail = f"{found[1]}/{found[2]}"
+        self.complete = self.complete or self.phase == READY
         banner = BANNER.search(line)
         if banner:
             self.banners.add(banner["version"])

@@ -23,7 +23,7 @@ from sparkimage.nodes.session import Station
 from sparkimage.serve import readiness, sets
 from sparkimage.serve.explain import knowledge
 from sparkimage.serve.explain.knowledge import Match
-from sparkimage.serve.readiness import PHASES, Finding, Log
+from sparkimage.serve.readiness import READY, START, Finding, Log
 from sparkimage.serve.sets import HEAD, State
 
 PROOF_S = 10.0
@@ -137,7 +137,7 @@ def until_ready(
     Raises ``LaunchError``, ``ProofError``.
     """
     title = f"{spec.name}: {spec.variant}, {spec.profile}"
-    with view.states([one.title for one in ranks], title, PHASES[0]) as board:
+    with view.states([one.title for one in ranks], title, START) as board:
         one = Waiting(ranks=ranks, spec=spec, timeout_s=timeout_s, board=board)
         findings = one.run()
     if not all(finding.ok for finding in findings):
@@ -191,7 +191,7 @@ class Waiting:
             while time.monotonic() < latest and self._may_come():
                 self._step(until, wait_s=latest - time.monotonic())
             for one in self.ranks:
-                self.board.state(one.title, PHASES[-1])
+                self.board.state(one.title, READY)
             return self.found()
         finally:
             self._over.set()

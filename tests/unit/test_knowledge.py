@@ -71,7 +71,7 @@ def test_nothing_is_found_in_a_healthy_log() -> None:
     assert facts.vllm == "0.9.0.1"
     assert facts.releases == {"2.30.4": ["", "spark-1"]}
     assert facts.via == {"NET/IB": 2}
-    assert list(facts.phases) == ["weights", "model loaded", "compiled", "graphs captured", "ready"]
+    assert list(facts.phases) == ["weights", "compile", "graph capture", "ready"]
     assert facts.to_dict()["nccl"] == {"2.30.4": [], "2.30.4+cuda13.2": ["spark-1"]}
 
 

@@ -16,15 +16,45 @@ _VLLM = re.compile(r"vLLM API server version (?P<version>\S+)|LLM engine \(v(?P<
 _CACHE = re.compile(r"Using cache directory: (?P<folder>\S+) for vLLM's torch\.compile")
 _VIA = re.compile(r"via (?P<via>NET/[A-Za-z]+|P2P|SHM)")
 
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A phase of vLLM's start."""
+
+    name: str
+    begins: str
+    """A regular expression of what a rank says as it begins."""
+    ends: tuple[str, ...] = ()
+    """What a rank says at its end, literally."""
+    detail: str = "(?!)"
+    """A regular expression of how far it is: so much of so much."""
+
+
 PHASES = (
-    ("weights", "Loading weights took"),
-    ("model loaded", "Model loading took"),
-    ("compiled", "torch.compile takes"),
-    ("graphs captured", "Graph capturing finished"),
-    ("ready", "Application startup complete"),
-)
-"""Phases in their order, with vLLM's words for each one's end."""
-UP = ("graphs captured", "ready")
+    # https://github.com/vllm-project/vllm/blob/main/vllm/distributed/parallel_state.py
+    Phase(name="ranks joined", begins=r"rank \d+ in world size \d+ is assigned as"),
+    # https://github.com/vllm-project/vllm/blob/main/vllm/v1/worker/gpu_model_runner.py
+    Phase(
+        name="weights", begins=r"Starting to load model|Loading safetensors checkpoint shards",
+        ends=("Loading weights took", "Model loading took"),
+        detail=r"checkpoint shards:\s*\d+% Completed \| (\d+)/(\d+)",
+    ),
+    # https://github.com/vllm-project/vllm/blob/main/vllm/compilation/backends.py
+    Phase(
+        name="compile", ends=("torch.compile takes",),
+        begins=r"for vLLM's torch\.compile|Dynamo bytecode transform|Compiling a gr",
+    ),
+    Phase(
+        name="graph capture", begins=r"Capturing CUDA graph|Graph capturing finished",
+        ends=("Graph capturing finished",),
+        detail=r"Capturing CUDA graphs?[^:]*:\s*\d+%.*?(\d+)/(\d+)",
+    ),
+    Phase(
+        name="ready", begins="Application startup complete", ends=("Application startup complete",)
+    ),
+)  # fmt: skip
+"""Phases in their order."""
+UP = ("graph capture", "ready")
 """A worker without an API never says that it is ready."""
 
 
@@ -42,9 +72,9 @@ class Facts:
     ib_off: bool = False
     """NCCL_IB_DISABLE=1 was set: sockets are what was asked for."""
     phases: dict[str, int] = field(default_factory=dict)
-    """Phase reached → the first line that says so."""
+    """Phase → the first line that says that it was done."""
     progress: int = 0
-    """The last line that says that a phase was reached."""
+    """The last line that says that a phase was done."""
     up: bool = False
     """Whether the start that is under way has come so far that only serving is left."""
     rebuilt: dict[str, list[int]] = field(default_factory=dict)
@@ -56,10 +86,10 @@ class Facts:
         for literal, taken in _READERS:
             if literal in line:
                 taken(self, number, line, node)
-        for phase, words in PHASES:
-            if words in line:
-                self.phases.setdefault(phase, number)
-                self.progress, self.up = number, phase in UP
+        for phase in PHASES:
+            if any(words in line for words in phase.ends):
+                self.phases.setdefault(phase.name, number)
+                self.progress, self.up = number, phase.name in UP
 
     @property
     def releases(self) -> dict[str, list[str]]:
@@ -77,7 +107,7 @@ class Facts:
             "nccl": {version: [n for n in nodes if n] for version, nodes in self.nccl.items()},
             "via": self.via,
             "ib_disabled": self.ib_off,
-            "phases": [name for name, _ in PHASES if name in self.phases],
+            "phases": [one.name for one in PHASES if one.name in self.phases],
         }
 
     def _start(self, _number: int, line: str, node: str) -> None:
