@@ -16,11 +16,11 @@ from sparkimage.cli.launch import NameOption
 from sparkimage.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from rich.table import Table
 
-    from sparkimage.serve.measure import Bench, Comparison, Result, Row
+    from sparkimage.serve.measure import Bench, Ratios, Result, Row
     from sparkimage.serve.openai_api import Server
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
@@ -98,13 +98,13 @@ def probe(
     result.marks.extend(marks)
     if save is not None:
         measure.save(result, save)
-    ratios, warnings = measure.compare(result, before) if before is not None else ([], [])
+    ratios, warnings = measure.compare(result, before) if before is not None else ({}, [])
     if as_json:
         said = result.to_dict()
         if before is not None:
             said["compared"] = {
                 "with": before.when,
-                "ratios": [one.model_dump() for one in ratios],
+                "ratios": [{"streams": one, **figures} for one, figures in ratios.items()],
                 "warnings": warnings,
             }
         print_json(said)
@@ -198,8 +198,7 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-def _table(result: Result, ratios: Sequence[Comparison]) -> Table:
-    beside = {one.streams: one for one in ratios}
+def _table(result: Result, ratios: Mapping[int, Ratios]) -> Table:
     drafts = any(row.acceptance is not None for row in result.rows)
     columns = ["streams", "tok/s each", "tok/s all", "first token", "p95", "requests"]
     columns += ["drafts"] if drafts else []
@@ -207,12 +206,12 @@ def _table(result: Result, ratios: Sequence[Comparison]) -> Table:
     table = new_table(*columns, right=columns, title=_plain(title))
     star = "*" if result.marks else ""
     for row in result.rows:
-        one = beside.get(row.streams)
+        beside = ratios.get(row.streams, {})
         table.add_row(
             str(row.streams),
-            _rate(row.rate, star) + _times(one.rate if one else None),
-            _rate(row.total, star) + _times(one.total if one else None),
-            _wait(row.ttft) + _times(one.ttft if one else None),
+            _rate(row.rate, star) + _times(beside.get("rate")),
+            _rate(row.total, star) + _times(beside.get("total")),
+            _wait(row.ttft) + _times(beside.get("ttft")),
             _wait(row.ttft_p95),
             str(row.requests),
             *([_drafts(row)] if drafts else []),

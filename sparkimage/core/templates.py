@@ -20,6 +20,7 @@ def render(name: str, **values: object) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"human": human, "as_text": as_text}
     return environment.get_template(f"{name}.j2").render(values)

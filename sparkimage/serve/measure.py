@@ -320,32 +320,25 @@ def _run(server: Server, bench: Bench, settings: Settings, say: Callable[[str], 
     )
 
 
-class Comparison(Strict):
-    """A measurement beside an earlier one: ratios, 1 for as before; None: one is unknown."""
-
-    streams: int
-    rate: float | None
-    total: float | None
-    ttft: float | None
+Ratios = dict[str, float | None]
+"""Figures beside those of an earlier measurement, 1 for as before; None: one is unknown."""
 
 
-def compare(now: Result, before: Result) -> tuple[list[Comparison], list[str]]:
-    """The ratios of the rows that both have, and why they may not compare."""
+def compare(now: Result, before: Result) -> tuple[dict[int, Ratios], list[str]]:
+    """The ratios of the rows that both have, by their streams, and why they may not compare."""
 
     def ratio(new: float | None, old: float | None) -> float | None:
         return new / old if new is not None and old else None
 
     old = {row.streams: row for row in before.rows}
-    ratios = [
-        Comparison(
-            streams=row.streams,
-            rate=ratio(row.rate, old[row.streams].rate),
-            total=ratio(row.total, old[row.streams].total),
-            ttft=ratio(row.ttft, old[row.streams].ttft),
-        )
+    ratios = {
+        row.streams: {
+            name: ratio(getattr(row, name), getattr(old[row.streams], name))
+            for name in ("rate", "total", "ttft")
+        }
         for row in now.rows
         if row.streams in old
-    ]
+    }
     warnings = []
     for what, mine, theirs in (
         ("model", now.model, before.model),

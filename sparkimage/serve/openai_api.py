@@ -23,6 +23,14 @@ KEY_VARIABLE = "SPARKIMAGE_API_KEY"
 """Only from the environment: what stands in a command line, everybody on the machine can read."""
 CHAT = "/v1/chat/completions"
 CONNECT_S = 10.0
+HINTS = {
+    401: f"give its key in the environment variable {KEY_VARIABLE}",
+    403: f"give its key in the environment variable {KEY_VARIABLE}",
+    404: "--model names one that it serves; --url is http://HOST:PORT",
+    429: "fewer --streams, or wait",
+    503: "is it loading still? python build.py status",
+}
+"""What to do, by the status of a refusal."""
 ANSWER_S = 120.0
 """Seconds without an answer until the server counts as hung."""
 NO_THINKING = {"enable_thinking": False, "thinking": False}
@@ -54,12 +62,13 @@ class Granted:
     """Thinking came although it was turned off."""
 
 
-@dataclass(kw_only=True)
-class Refusal(Exception):  # noqa: N818
+class RefusalError(ProbeError):
     """The server refuses what was asked, with a status."""
 
-    status: int
-    said: str
+    def __init__(self, url: str, status: int, said: str) -> None:
+        self.status, self.said = status, said
+        hint = HINTS.get(status, "look into the server's log: python build.py explain FILE")
+        super().__init__(f"{url} refuses with status {status}", detail=said[:500], hint=hint)
 
 
 @dataclass(kw_only=True)
@@ -85,10 +94,7 @@ class Server:
 
     def models(self) -> list[str]:
         """The models that it serves. Raises ``ProbeError``."""
-        try:
-            said = self._json("GET", "/v1/models")
-        except Refusal as refusal:
-            raise self._refused(refusal, "/v1/models") from refusal
+        said = self._json("GET", "/v1/models")
         found = said.get("data")
         if not isinstance(found, list):
             raise self._strange(json.dumps(said))
@@ -108,10 +114,10 @@ class Server:
             try:
                 said = self._chat(prompt, tokens, extras)
                 break
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 named = [name for name in extras if name in refusal.said]
                 if refusal.status not in (400, 422) or not named:
-                    raise self._refused(refusal, CHAT) from refusal
+                    raise
                 refused += named
                 extras = {name: value for name, value in extras.items() if name not in named}
         try:
@@ -125,11 +131,10 @@ class Server:
         """Tokens that vLLM looked up in its prefix cache, and those that were there, up to now;
         None where it does not say (https://docs.vllm.ai/en/latest/usage/metrics.html)."""
         try:
-            with self._send("GET", "/metrics") as answer:
-                text = answer.text
-        except (Refusal, ProbeError):
+            text = self._send("GET", "/metrics").text
+        except ProbeError:
             return None
-        found = re.findall(r"(?m)^vllm:prefix_cache_(queries|hits)_total\S* (\S+)$", text)
+        found = re.findall(r"(?m)^vllm:prefix_cache_(queries|hits)_total\S* ([\d.e+]+)$", text)
         counts = {"queries": 0.0, "hits": 0.0}
         for name, value in found:
             counts[name] += float(value)
@@ -140,7 +145,7 @@ class Server:
         more = {name: value for name, value in extras.items() if name != "ignore_eos"}
         try:
             said = self._chat(TOOL_QUESTION, 512, {**more, "tools": [TOOL], "tool_choice": "auto"})
-        except Refusal as refusal:
+        except RefusalError as refusal:
             return False, f"refused with {refusal.status}: {refusal.said[:200]}"
         except ProbeError as error:
             # What was measured before stands.
@@ -167,7 +172,7 @@ class Server:
         except requests.RequestException as error:
             raise self._lost(error) from error
         if answer.status_code != 200:
-            raise Refusal(status=answer.status_code, said=_said(answer))
+            raise RefusalError(f"{self.url}{path}", answer.status_code, _said(answer))
         return answer
 
     def _json(
@@ -183,45 +188,19 @@ class Server:
         return said
 
     def _lost(self, error: requests.RequestException) -> ProbeError:
+        what, hint = f"{self.url} cannot be reached, or broke off", "is the server ready?"
         if isinstance(error, requests.exceptions.SSLError):
-            return ProbeError(
-                f"the certificate of {self.url} is not trusted here",
-                detail=str(error),
-                hint="REQUESTS_CA_BUNDLE=FILE names the CA to trust",
-            )
-        if isinstance(error, requests.Timeout):
-            return ProbeError(
-                f"{self.url} did not answer within {ANSWER_S:g} s",
-                detail=str(error),
-                hint="does it hang? python build.py status; python build.py logs",
-            )
-        return ProbeError(
-            f"{self.url} cannot be reached, or broke off",
-            detail=str(error),
-            hint="is the server ready? python build.py status",
-        )
+            what = f"the certificate of {self.url} is not trusted here"
+            hint = "REQUESTS_CA_BUNDLE=FILE names the CA to trust;"
+        elif isinstance(error, requests.Timeout):
+            what, hint = f"{self.url} did not answer within {ANSWER_S:g} s", "does it hang?"
+        return ProbeError(what, detail=str(error), hint=f"{hint} python build.py status")
 
     def _strange(self, text: str) -> ProbeError:
         return ProbeError(
             f"{self.url} does not answer as an OpenAI-compatible server does",
             detail=text[:500],
             hint="--url is the server's address, as http://HOST:8000",
-        )
-
-    def _refused(self, refusal: Refusal, path: str) -> ProbeError:
-        hints = {
-            401: f"give its key in the environment variable {KEY_VARIABLE}",
-            403: f"give its key in the environment variable {KEY_VARIABLE}",
-            404: "--model names one that it serves; --url is http://HOST:PORT",
-            429: "fewer --streams, or wait",
-            503: "is it loading still? python build.py status",
-        }
-        return ProbeError(
-            f"{self.url}{path} refuses with status {refusal.status}",
-            detail=refusal.said[:500],
-            hint=hints.get(
-                refusal.status, "look into the server's log: python build.py explain FILE"
-            ),
         )
 
 

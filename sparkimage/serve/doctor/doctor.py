@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from importlib import resources
 
 from sparkimage.config.inventory import Node
+from sparkimage.core import templates
 from sparkimage.core.errors import SparkError
 from sparkimage.core.process import Local
 from sparkimage.nodes import reading, ssh
@@ -44,10 +44,5 @@ def this_machine(model: str, *, patience_s: float) -> tuple[NodeReport, ...]:
 
 
 def page() -> str:
-    """docs/doctor.md: its text, with the table of the checks, made of ``CHECKS``."""
-    rows = ["| check | what is true | at worst | why it matters |", "| --- | --- | --- | --- |"]
-    for check in CHECKS:
-        links = "".join(f" [[{number}]]({link})" for number, link in enumerate(check.sources, 1))
-        rows.append(f"| `{check.id}` | {check.title} | {check.worst} | {check.why}{links} |")
-    text = resources.files("sparkimage").joinpath("data", "doctor.md").read_text()
-    return text.replace("@checks", "\n".join(rows))
+    """docs/doctor.md, with the table of the checks."""
+    return templates.render("doctor.md", checks=CHECKS)
