@@ -144,7 +144,7 @@ class Bench:
         self, server: Server, settings: Settings, streams: int, texts: Sequence[str],
         extras: Mapping[str, Any],
     ) -> dict[str, Any]:  # fmt: skip
-        """VLLM's result for these prompts, so many at a time. Raises ``ProbeError``."""
+        """The result of vLLM for these prompts, so many at a time. Raises ``ProbeError``."""
         body = {name: value for name, value in extras.items() if name != "ignore_eos"}
         options = [
             "--backend", "openai-chat", "--base-url", self.url, "--endpoint", CHAT,
