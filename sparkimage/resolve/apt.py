@@ -22,9 +22,9 @@ from sparkimage.config.address import DEBIAN, Mirrors
 from sparkimage.config.lockfile import Deb
 from sparkimage.config.plan import MORE, ROOT
 from sparkimage.core.debian_tools import HOST_PACKAGES, install_on_host
-from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError, SparkError
+from sparkimage.core.errors import CommandError, Locked, LockError, SparkError
 from sparkimage.core.rights import root_prefix
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import Outside, unreachable
 from sparkimage.resolve.deb import repacked
 
 MINIMAL = ("?essential", "?priority(required)", "apt")
@@ -197,11 +197,7 @@ def _explain(locked: Locked, source: Source, output: str) -> SparkError:
             detail=tail,
         )
     if UNREACHABLE.search(output):
-        return NetworkError(
-            f"{locked}: {source} cannot be reached",
-            hint="check this machine's network and proxy settings, or name a mirror",
-            detail=tail,
-        )
+        return unreachable(locked, source, tail)
     return LockError(
         f"{locked}: apt failed for {source}", hint="correct this pin in the matrix", detail=tail
     )

@@ -10,8 +10,19 @@ from pathlib import Path
 
 from sparkimage.config.address import Mirrors
 from sparkimage.core import debian_tools
+from sparkimage.core.errors import NetworkError
 from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Runner
+
+
+def unreachable(title: object, place: object, detail: str) -> NetworkError:
+    """The error for a place that the pin ``title`` is fetched from."""
+    return NetworkError(
+        f"{title}: {place} cannot be reached",
+        hint="check this machine's network and proxy settings, run this where it can be reached, "
+        "or name a mirror",
+        detail=detail,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

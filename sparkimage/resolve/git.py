@@ -16,8 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sparkimage.core import locks
-from sparkimage.core.errors import CommandError, LockError, NetworkError
-from sparkimage.resolve.context import Outside
+from sparkimage.core.errors import CommandError, LockError
+from sparkimage.resolve.context import Outside, unreachable
 
 ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 FETCH = ("fetch", "--quiet", "--force", "--no-tags")
@@ -134,11 +134,7 @@ class Repository:
                     hint="correct its address in the matrix, or name a mirror",
                     detail=error.output,
                 ) from None
-            raise NetworkError(
-                f"{self.title}: {self.address} cannot be reached",
-                hint="run this where it can be reached, or name a mirror",
-                detail=error.output,
-            ) from None
+            raise unreachable(self.title, self.address, error.output) from None
 
     def _git(self, *words: str) -> str:
         argv = ["git", "--git-dir", str(self.folder), *words]

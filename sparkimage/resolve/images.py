@@ -11,8 +11,8 @@ from typing import Any
 
 from sparkimage.config.address import ImageName, image_name
 from sparkimage.config.lockfile import PinnedImage
-from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError
-from sparkimage.resolve.context import Outside
+from sparkimage.core.errors import CommandError, Locked, LockError
+from sparkimage.resolve.context import Outside, unreachable
 
 TIMEOUT_S = 60.0
 MISSING = re.compile("not found|manifest unknown|name unknown")
@@ -89,9 +89,5 @@ def _inspect(locked: Locked, name: ImageName, template: str, context: Outside) -
                 hint=f"docker login {mirrored.repository.partition('/')[0]}",
                 detail=detail,
             ) from None
-        raise NetworkError(
-            f"{locked}: the registry of {name} cannot be reached",
-            hint="run this where it can be reached, or name a mirror",
-            detail=detail,
-        ) from None
+        raise unreachable(locked, f"the registry of {name}", detail) from None
     return dict(json.loads(output)) if output.lstrip().startswith("{") else {}

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from sparkimage.config.address import WHEELS, Mirrors
 from sparkimage.config.lockfile import Wheel
 from sparkimage.core.arch import ARCHES, GLIBC
-from sparkimage.core.errors import CommandError, LockError, NetworkError
+from sparkimage.core.errors import CommandError, LockError
+from sparkimage.resolve.context import Outside, unreachable
 
 if TYPE_CHECKING:
     from packaging.tags import Tag
 
     from sparkimage.config.schema import WheelsPin
-    from sparkimage.resolve.context import Outside
 
 
 def resolve(
@@ -127,11 +127,7 @@ def refused(subject: str, output: str) -> LockError | None:
 def _explain(title: str, platform: str, error: CommandError) -> Exception:
     text = error.output
     if any(sign in text for sign in ("error sending request", "dns error", "Failed to fetch")):
-        return NetworkError(
-            f"{title} on {platform}: the wheel index cannot be reached",
-            hint="run `python build.py lock` where it can be reached, or name a mirror",
-            detail=text,
-        )
+        return unreachable(f"{title} on {platform}", "the wheel index", text)
     if gone := withdrawn(text):
         return LockError(
             f"{title} on {platform}: the wheel index has no {', '.join(gone)} (any more)",

@@ -66,11 +66,8 @@ def daemon(place: EnginePlace) -> Process | None:
 
 
 def processes(place: EnginePlace) -> tuple[Process, ...]:
-    """Every running process of the engine, dockerd first, then containerd, then the rest."""
-    order = ("dockerd", "containerd")
-    return tuple(
-        sorted(_scan(place), key=lambda p: (*(p.program != name for name in order), p.pid))
-    )
+    """Every running process of the engine."""
+    return tuple(_scan(place))
 
 
 def stop(place: EnginePlace, runner: Runner) -> bool:
