@@ -256,14 +256,14 @@ lines: dict[str, st.SearchStrategy[tuple[Item, ...]]] = {
 
 
 def entries(kind: str) -> st.SearchStrategy[Entry]:
-    asked = st.dictionaries(names, names | st.lists(names) | st.none(), max_size=3).map(
+    request = st.dictionaries(names, names | st.lists(names) | st.none(), max_size=3).map(
         lambda more: {**more, "kind": kind}
     )
     platforms = st.dictionaries(
         st.sampled_from(["linux/arm64", "linux/amd64", ANY]), lines[kind], min_size=1
     )
-    resolved = st.builds(Entry, asked=asked, platforms=platforms)
-    return resolved | st.builds(Entry, asked=asked, unresolved=readable)
+    resolved = st.builds(Entry, asked=request, platforms=platforms)
+    return resolved | st.builds(Entry, asked=request, unresolved=readable)
 
 
 def test_every_kind_has_its_strategy() -> None:

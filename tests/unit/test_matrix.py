@@ -543,9 +543,9 @@ DEB = Deb(name="apt", version="3.0", part="root", size=1, sha256="1" * 64, file=
 def locked(read: matrix.Matrix, *wheels: Wheel) -> Lock:
     """A lock of all that the matrix wants, its wheels pins with these wheels."""
     entries = {}
-    for (pin, value), (asked, platforms) in lockfile.wanted(read).items():
+    for (pin, value), (request, platforms) in lockfile.wanted(read).items():
         items: tuple[Item, ...] = wheels if pin == "nccl" else (DEB,)
-        entries[pin, value] = Entry(asked=asked, platforms=dict.fromkeys(platforms, items))
+        entries[pin, value] = Entry(asked=request, platforms=dict.fromkeys(platforms, items))
     return Lock(file="matrix.lock", meaning=lockfile.meaning(read), entries=entries)
 
 

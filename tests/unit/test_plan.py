@@ -69,11 +69,11 @@ ROOT = Deb(name="apt", version="3", part="root", size=7, sha256="1" * 64, file="
 
 def locked(read: Matrix, names: tuple[str, ...] = ("app", "cuda-x", "cuda-y", "other")) -> Lock:
     entries = {}
-    for (pin, value), (asked, platforms) in lockfile.wanted(read).items():
+    for (pin, value), (request, platforms) in lockfile.wanted(read).items():
         items: tuple[Item, ...] = (ROOT,)
         if pin != "debian":
             items = tuple(wheel(name, value) for name in (names if pin == "app" else ("lib",)))
-        entries[pin, value] = Entry(asked=asked, platforms=dict.fromkeys(platforms, items))
+        entries[pin, value] = Entry(asked=request, platforms=dict.fromkeys(platforms, items))
     return Lock(file="matrix.lock", meaning=lockfile.meaning(read), entries=entries)
 
 
