@@ -160,7 +160,7 @@ class LayerSpec(Strict):
     wheels: WheelsUse | None = None
     source: SourceUse | None = None
     patches: list[Name] = Field(default=[], description="names in patches/patches.yaml")
-    checks: list[Name] = Field(default=[], description="layers whose checks hold here too")
+    checks: list[Name] = Field(default=[], description="layers whose checks apply here too")
     pins: list[Name] = Field(default=[], description="pins whose version alone is needed")
     platforms: list[Platform] = Field(default=list(PLATFORMS), min_length=1)
     args: dict[str, str] = Field(default={}, description="build arguments")
