@@ -179,7 +179,7 @@ def schema(
     """Print the JSON schema of a file, for editors."""
     from sparkimage.config import inventory, schema
 
-    made = schema.schema() if kind is Kind.MATRIX else inventory.schema()
+    made = (schema.MatrixFile if kind is Kind.MATRIX else inventory.FleetFile).json_schema()
     typer.echo(json.dumps(made, indent=2))
 
 

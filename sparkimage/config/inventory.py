@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -146,14 +146,6 @@ def load(path: Path) -> Fleet:
     report.extend(("nodes",), _check(nodes))
     report.close()
     return Fleet(nodes=nodes, file=path.name)
-
-
-def schema() -> dict[str, Any]:
-    """The JSON schema of fleet.yaml, for editors."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **FleetFile.model_json_schema(),
-    }
 
 
 def _node(name: str, spec: NodeSpec) -> Node:

@@ -268,11 +268,3 @@ class MirrorsFile(Strict):
     """The user's own mirrors.yaml"""
 
     mirrors: dict[str, Annotated[str, Field(min_length=1)]]
-
-
-def schema() -> dict[str, Any]:
-    """The JSON schema of matrix.yaml, for editors."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **MatrixFile.model_json_schema(),
-    }

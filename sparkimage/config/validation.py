@@ -55,6 +55,12 @@ class Strict(BaseModel):
     # Each command builds the validators of only those models that it uses.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON schema of the file, for editors."""
+        dialect = "https://json-schema.org/draft/2020-12/schema"
+        return {"$schema": dialect, **cls.model_json_schema()}
+
 
 @dataclass
 class Report:
