@@ -383,7 +383,7 @@ def _parse(line: str) -> Item:
     parts: dict[str, Any] = dict(zip(names, rest.split(" ", len(names) - 1), strict=False))
     text = shown(line, quote=True)
     if kind is None or len(parts) < len(names):
-        raise ValueError(f"{text} is no line of a lock ({', '.join(WORDS)}, each with its parts)")
+        raise ValueError(f"{text} is not a lock line ({', '.join(WORDS)}, each with its parts)")
     for name, part in parts.items():
         if not re.fullmatch(FORMS.get(name, r"[^\x00-\x1f\x7f]+"), part):
             raise ValueError(f"{text} has an invalid {name}")

@@ -178,8 +178,8 @@ def test_all_damage_is_in_one_report(tmp_path: Path) -> None:
     (tmp_path / "matrix.lock").write_text(text)
     with pytest.raises(LockError) as error:
         lockfile.load(tmp_path / "matrix.lock")
-    assert "pin p 1: 'a' is no line of a lock" in error.value.message
-    assert "pin p 1: 'b' is no line of a lock" in error.value.detail
+    assert "pin p 1: 'a' is not a lock line" in error.value.message
+    assert "pin p 1: 'b' is not a lock line" in error.value.detail
 
 
 def test_a_lock_may_be_larger_than_what_people_write(tmp_path: Path) -> None:
