@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -34,19 +35,31 @@ class Speculative(Strict):
     model: Word | None = Field(default=None, description="the draft model, for methods with one")
 
 
+FLAGS: Mapping[str, str] = {
+    "tensor_parallel": "--tensor-parallel-size",
+    "pipeline_parallel": "--pipeline-parallel-size",
+    "expert_parallel": "--enable-expert-parallel",
+    "prefix_caching": "--enable-prefix-caching",
+    "compilation": "--compilation-config",
+    "speculative": "--speculative-config",
+    "flashinfer_autotune": "--enable-flashinfer-autotune",
+}
+"""vLLM's names of the arguments that have another name here."""
+
+
 class Serve(Strict):
-    """vLLM's arguments; default: vLLM's own defaults."""
+    """vLLM's arguments, in the order of its command line; default: vLLM's own defaults."""
 
     tensor_parallel: Positive = 1
     pipeline_parallel: Positive = 1
     expert_parallel: bool = False
+    kv_cache_dtype: Word | None = None
+    block_size: Positive | None = None
+    prefix_caching: bool | None = None
     max_model_len: Positive | None = Field(default=None, description="tokens of context")
     max_num_seqs: Positive | None = None
     max_num_batched_tokens: Positive | None = None
-    kv_cache_dtype: Word | None = None
-    block_size: Positive | None = None
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
-    prefix_caching: bool | None = None
     compilation: dict[str, JsonValue] = Field(default={}, description="--compilation-config")
     speculative: Speculative | None = None
     reasoning_parser: Word | None = None
@@ -55,12 +68,44 @@ class Serve(Strict):
     )
     load_format: Word | None = None
     tokenizer_mode: Word | None = None
-    trust_remote_code: bool = False
     flashinfer_autotune: bool | None = None
+    trust_remote_code: bool = False
     served_model_name: list[Word] = Field(default=[])
     more: list[Word] = Field(
         default=[], description="arguments without a key here, as vLLM takes them"
     )
+
+    def arguments(self) -> Iterator[tuple[str, ...]]:
+        """The command line of all but ``more``: an option with its values at a time."""
+        for name, value in self:
+            flag = _flag(name)
+            if name == "more" or value in (None, [], {}):
+                continue
+            match value:
+                case True:
+                    yield (flag,)
+                case False:
+                    # One that is off by default needs no word.
+                    if Serve.model_fields[name].default is None:
+                        yield (flag.replace("--enable-", "--no-enable-"),)
+                case dict():
+                    yield flag, _compact(value)
+                case Speculative():
+                    yield flag, _compact(value.model_dump(exclude_none=True))
+                case list():
+                    yield flag, *value
+                case _:
+                    yield flag, str(value)
+            if name == "tool_call_parser":
+                yield ("--enable-auto-tool-choice",)
+
+
+def _flag(field: str) -> str:
+    return FLAGS.get(field, f"--{field.replace('_', '-')}")
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 class Profile(Strict):
@@ -95,22 +140,18 @@ class Profile(Strict):
         return self.nodes > 1 if self.rdma is None else self.rdma
 
 
-FIELDS: Mapping[str, str] = {
-    **{f"--{name.replace('_', '-')}": f"serve.{name}" for name in Serve.model_fields},
-    "--tensor-parallel-size": "serve.tensor_parallel",
+KEYS: Mapping[str, str] = {
+    **{_flag(field): f"serve.{field}" for field in Serve.model_fields},
     "-tp": "serve.tensor_parallel",
-    "--pipeline-parallel-size": "serve.pipeline_parallel",
     "-pp": "serve.pipeline_parallel",
-    "--compilation-config": "serve.compilation",
     "-O": "serve.compilation",
     "-cc": "serve.compilation",
-    "--speculative-config": "serve.speculative",
     "-sc": "serve.speculative",
     "--enable-auto-tool-choice": "serve.tool_call_parser",
     "--port": "port",
     "--master-port": "master_port",
 }
-"""vLLM's arguments that a profile has a key for. `--enable-X` and `--no-X` are as `--X`."""
+"""The profile's keys by the arguments of vLLM that they set."""
 DERIVED = (
     "serve", "--model", "--host", "--headless", "--nnodes", "-n", "--node-rank", "-r",
     "--master-addr", "--distributed-executor-backend",
@@ -131,7 +172,7 @@ def flag(word: str) -> str:
     name = name.replace("_", "-")
     plain = name[2:].removeprefix("no-").removeprefix("enable-").partition(".")[0]
     spellings = (f"--{plain}", f"--enable-{plain}")
-    return next((known for known in (*FIELDS, *DERIVED) if known in spellings), name)
+    return next((known for known in (*KEYS, *DERIVED) if known in spellings), name)
 
 
 def problems(profile: Profile, variants: Iterable[str]) -> Iterator[Finding]:
@@ -163,8 +204,8 @@ def problems(profile: Profile, variants: Iterable[str]) -> Iterator[Finding]:
 def _more(words: Sequence[str]) -> Iterator[Finding]:
     for i, word in enumerate(words):
         name, key = flag(word), ("serve", "more", i)
-        if name in FIELDS:
-            yield key, f"{word} has a key of its own", f"set `{FIELDS[name]}` of the profile"
+        if name in KEYS:
+            yield key, f"{word} has a key of its own", f"set `{KEYS[name]}` of the profile"
         elif name in DERIVED and (word.startswith("-") or i == 0):
             yield key, f"{word} is derived from the fleet and the image", "remove it"
         elif i == 0 and not word.startswith("-"):

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import posixpath
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sparkimage.config.profiles import Profile, Serve
+from sparkimage.config.profiles import Profile
 from sparkimage.core.errors import UsageError
 
 LABEL = "dev.sparkimage.launch"
@@ -214,9 +213,8 @@ def _container(request: Request, places: Sequence[Place], rank: int) -> Containe
         for name, target in profile.caches.items()
     }
     arguments = (
-        *_parallel(profile.serve),
         *_ranks(request, places, rank),
-        *_serving(profile.serve),
+        *profile.serve.arguments(),
         *_more(profile.serve.more),
     )
     return Container(
@@ -287,62 +285,6 @@ def _ranks(request: Request, places: Sequence[Place], rank: int) -> Iterator[Wor
         yield "--port", str(profile.port)
     else:
         yield ("--headless",)
-
-
-def _parallel(serve: Serve) -> Iterator[Words]:
-    """How the model is cut."""
-    yield "--tensor-parallel-size", str(serve.tensor_parallel)
-    yield "--pipeline-parallel-size", str(serve.pipeline_parallel)
-    if serve.expert_parallel:
-        yield ("--enable-expert-parallel",)
-
-
-def _serving(serve: Serve) -> list[Words]:
-    """What else a profile says, in vLLM's own words."""
-
-    def text(value: object) -> str:
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-    def either(name: str, value: bool | None) -> list[Words]:
-        if value is None:
-            return []
-        return [(f"--{name}" if value else f"--no-{name}",)]
-
-    valued: list[tuple[str, object]] = [
-        ("--kv-cache-dtype", serve.kv_cache_dtype),
-        ("--block-size", serve.block_size),
-    ]
-    limits: list[tuple[str, object]] = [
-        ("--max-model-len", serve.max_model_len),
-        ("--max-num-seqs", serve.max_num_seqs),
-        ("--max-num-batched-tokens", serve.max_num_batched_tokens),
-        ("--gpu-memory-utilization", serve.gpu_memory_utilization),
-        ("--compilation-config", text(serve.compilation) if serve.compilation else None),
-        (
-            "--speculative-config",
-            text(serve.speculative.model_dump(exclude_none=True)) if serve.speculative else None,
-        ),
-        ("--reasoning-parser", serve.reasoning_parser),
-        ("--tool-call-parser", serve.tool_call_parser),
-    ]
-    last: list[tuple[str, object]] = [
-        ("--load-format", serve.load_format),
-        ("--tokenizer-mode", serve.tokenizer_mode),
-    ]
-
-    def said(pairs: Sequence[tuple[str, object]]) -> list[Words]:
-        return [(name, str(value)) for name, value in pairs if value is not None]
-
-    return [
-        *said(valued),
-        *either("enable-prefix-caching", serve.prefix_caching),
-        *said(limits),
-        *([("--enable-auto-tool-choice",)] if serve.tool_call_parser is not None else []),
-        *said(last),
-        *either("enable-flashinfer-autotune", serve.flashinfer_autotune),
-        *([("--trust-remote-code",)] if serve.trust_remote_code else []),
-        *([("--served-model-name", *serve.served_model_name)] if serve.served_model_name else []),
-    ]
 
 
 def _more(words: Sequence[str]) -> list[Words]:

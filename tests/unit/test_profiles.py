@@ -157,7 +157,7 @@ def test_the_profiles_of_the_project() -> None:
     assert {profile.nodes for profile in read.profiles.values()} == {1, 4}
 
 
-@given(st.lists(st.sampled_from([*profiles.FIELDS, *profiles.DERIVED]), min_size=1), st.booleans())
+@given(st.lists(st.sampled_from([*profiles.KEYS, *profiles.DERIVED]), min_size=1), st.booleans())
 def test_no_argument_with_a_key_passes_as_another(words: list[str], assigned: bool) -> None:
     more = [f"{word}=1" if assigned and word.startswith("--") else word for word in words]
     reported = {key[-1] for key, _, _ in profiles._more(more)}
