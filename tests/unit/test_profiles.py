@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sparkimage.config import lockfile, matrix, planning, profiles
 from sparkimage.config.matrix import Matrix
-from sparkimage.config.profiles import Profile
+from sparkimage.config.profiles import Profile, Serve, Speculative
 from sparkimage.core.errors import ConfigError
 from sparkimage.verify import plan_record
 from tests.unit import project_maker as maker
@@ -148,6 +148,35 @@ def test_profiles_change_neither_plan_nor_seal_nor_lock(tmp_path: Path) -> None:
         for plan, read in zip(plans, matrices, strict=True)
     }
     assert len(seals) == 1
+
+
+def test_a_profile_as_vllm_takes_it() -> None:
+    assert [*Serve().arguments()] == [
+        ("--tensor-parallel-size", "1"),
+        ("--pipeline-parallel-size", "1"),
+    ]
+    serve = Serve(
+        expert_parallel=True,
+        prefix_caching=False,
+        flashinfer_autotune=True,
+        gpu_memory_utilization=0.5,
+        compilation={"level": 3},
+        speculative=Speculative(method="dspark", num_speculative_tokens=5),
+        tool_call_parser="hermes",
+        served_model_name=["a", "b"],
+        more=["--seed", "7"],
+    )
+    assert [*serve.arguments()][2:] == [
+        ("--enable-expert-parallel",),
+        ("--no-enable-prefix-caching",),
+        ("--gpu-memory-utilization", "0.5"),
+        ("--compilation-config", '{"level":3}'),
+        ("--speculative-config", '{"method":"dspark","num_speculative_tokens":5}'),
+        ("--tool-call-parser", "hermes"),
+        ("--enable-auto-tool-choice",),
+        ("--enable-flashinfer-autotune",),
+        ("--served-model-name", "a", "b"),
+    ]
 
 
 def test_the_profiles_of_the_project() -> None:
