@@ -183,7 +183,8 @@ def _ask_the_registry(
     from sparkimage.registry.tools import Tools
 
     key = key or os.environ.get("SPARKIMAGE_PUBLIC_KEY")
-    trust = Trust.of(key, None, None, Tools(outside=outside(None, say)))
+    tools = Tools(outside=outside(None, say))
+    trust = Trust(tools=tools) if allow_unverified and not key else Trust.of(key, None, None, tools)
     try:
         remote.verify(
             f"{via}@{held.digest}",

@@ -105,11 +105,7 @@ class Facts:
 
     reading: Reading
     verdict: Verdict
-    provenance: Mapping[str, Any]
     measured: Measured
-    sbom: Mapping[str, Any]
-    tags: tuple[str, ...]
-    """Those that it was signed for."""
 
 
 def read(reference: Reference, repository: Repository, trust: Trust) -> Whole:
@@ -236,7 +232,7 @@ def _facts(one: Reading, reference: Reference, required: Required, lock: str | N
             )
     verdict = _verdict(one, required)
     source = _only(one, provenance.PREDICATE)
-    bill = _only(one, sbom.PREDICATE)
+    _only(one, sbom.PREDICATE)
     try:
         said = source["buildDefinition"]["internalParameters"]["lock"]["sha256"]
         measured = provenance.measured_of(source)
@@ -245,9 +241,7 @@ def _facts(one: Reading, reference: Reference, required: Required, lock: str | N
             f"the provenance of {short} says no lock or no versions",
             hint="publish it again",
         ) from None
-    sealed = _locks(verdict)
-    seen = {"its label": one.lock, "its provenance": str(said)}
-    seen |= {"its seal": sealed} if len(sealed) == 64 else {"its seal": sealed or "none"}
+    seen = {"its label": one.lock, "its provenance": str(said), "its seal": _locks(verdict)}
     if lock is not None:
         seen["the lock here"] = lock
     if len(set(seen.values())) > 1:
@@ -256,11 +250,7 @@ def _facts(one: Reading, reference: Reference, required: Required, lock: str | N
             detail="\n".join(f"{where}: {value[:16]}" for where, value in seen.items()),
             hint="it was built from another lock: publish what is locked now",
         )
-    tags = {tag for sign in one.signatures or () for tag in sign.tags}
-    return Facts(
-        reading=one, verdict=verdict, provenance=source, measured=measured, sbom=bill,
-        tags=tuple(sorted(tags)),
-    )  # fmt: skip
+    return Facts(reading=one, verdict=verdict, measured=measured)
 
 
 def results(one: Reading) -> tuple[Result, ...]:
@@ -307,17 +297,13 @@ def _only(one: Reading, kind: str) -> Mapping[str, Any]:
     if len(found) != 1:
         what = NAMES[kind].removeprefix("the ")
         why = f"{one.digest[:19]} has {len(found) or 'no'} {what} that is believed"
-        raise (
-            _absent(one, kind, why)
-            if not found
-            else PublishedError(why, hint="publish the image again")
-        )
+        raise _absent(one, kind, why)
     return found[0].predicate
 
 
 def _absent(one: Reading, kind: str, why: str) -> PublishedError:
-    """The error for a kind of which no statement counts."""
-    if not one.of(kind):
+    """The error for a kind of which not one statement counts."""
+    if any(said.verified for said in one.of(kind)) or not one.of(kind):
         return PublishedError(why, hint="publish the image again")
     return PublishedError(
         f"{NAMES[kind]} of {one.digest[:19]} is signed by a key that is not trusted here, or was "
@@ -333,7 +319,7 @@ def _locks(verdict: Verdict) -> str:
         for entry in one.statement["predicate"]["configuration"]
         if entry["name"] == "lock"
     }
-    return next(iter(found)) if len(found) == 1 else ", ".join(sorted(found))
+    return ", ".join(sorted(found)) or "none"
 
 
 def version_tag(facts: Sequence[Facts]) -> str:

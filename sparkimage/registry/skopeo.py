@@ -37,15 +37,36 @@ READ = 1 << 20
 REPLY_MAX = 1 << 16
 """Bytes of a reply of the image proxy."""
 ABSENT = re.compile(r"manifest unknown|name unknown|repository name not known|not found|NAME_UNKN")
-UNTRUSTED = re.compile(r"x509|failed to verify certificate")
-UNAUTHORIZED = re.compile(r"unauthorized|authentication required|invalid username/password|\b401\b",
-                          re.IGNORECASE)  # fmt: skip
-DENIED = re.compile(r"denied|\b403\b|Forbidden")
-FULL = re.compile(r"no space left|disk quota|\b507\b", re.IGNORECASE)
-PASSING = re.compile(
-    r"connection re(?:fused|set)|no such host|timeout|timed out|EOF|broken pipe|i/o|unreachable"
-    r"|closed network|server misbehaving|\b5\d\d\b|\b429\b|[Tt]oo ?[Mm]any ?[Rr]equests"
+UNAUTHORIZED = r"(?i)unauthorized|authentication required|invalid username/password|\b401\b"
+PASSING = (
+    r"(?i)connection re(?:fused|set)|no such host|timeout|timed out|EOF|broken pipe|i/o"
+    r"|unreachable|closed network|server misbehaving|\b5\d\d\b|\b429\b|too ?many ?requests"
 )
+FAILURES: Sequence[tuple[str, type[SparkError], str, str]] = (
+    (
+        r"x509|failed to verify certificate", RegistryError,
+        "the certificate of {registry} is not trusted here",
+        "put its CA into {certificates}/ca.crt, or name a bundle with SSL_CERT_FILE",
+    ),
+    (
+        r"(?i)no space left|disk quota|\b507\b", RegistryError,
+        "{registry} has no room left ({what})",
+        "its operator must free some; what has arrived stays, and no tag was moved",
+    ),
+    (UNAUTHORIZED, RegistryError, "{registry} {login}", "docker login {registry}"),
+    (
+        r"denied|\b403\b|Forbidden", RegistryError,
+        "{registry} does not let this login write to {repository} ({what})",
+        "docker login {registry} with an account that may, or ask its operator",
+    ),
+    (
+        PASSING, NetworkError, "{registry} does not answer, or breaks off ({what})",
+        "run the same command again when it is well: what has arrived there stays",
+    ),
+    ("", RegistryError, "{registry} refuses {what}", "look at what it says below"),
+)  # fmt: skip
+"""What skopeo and cosign say when they fail: the first that fits, the error, its message and hint.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +147,7 @@ class Repository:
             done = self.runner.run(argv, env=self.access.environment, check=False)
             if done.returncode == 0:
                 return Document(data=done.stdout.encode())
-            if ABSENT.search(done.stderr) and not UNAUTHORIZED.search(done.stderr):
+            if ABSENT.search(done.stderr) and not re.search(UNAUTHORIZED, done.stderr):
                 return None
             raise self.failure(done.stderr, f"the manifest {reference}")
 
@@ -263,41 +284,14 @@ class Repository:
         said = said.removeprefix("Error: ")
         # The state of an upload in its address says nothing to people.
         said = re.sub(r"\?[^\s\"]*", "", said)
-        if UNTRUSTED.search(said):
-            return RegistryError(
-                f"the certificate of {registry} is not trusted here",
-                hint=f"put its CA into {CERTIFICATES[0] / registry}/ca.crt, or name a bundle with "
-                "SSL_CERT_FILE",
-                detail=said,
-            )
-        if FULL.search(said):
-            return RegistryError(
-                f"{registry} has no room left ({what})",
-                hint="its operator must free some; what has arrived stays, and no tag was moved",
-                detail=said,
-            )
-        if UNAUTHORIZED.search(said):
-            user = self.access.user
-            return RegistryError(
-                f"{registry} refuses the login of {user}" if user else f"{registry} wants a login",
-                hint=f"docker login {registry}",
-                detail=said,
-            )
-        if DENIED.search(said):
-            return RegistryError(
-                f"{registry} does not let this login write to {self.place.repository} ({what})",
-                hint=f"docker login {registry} with an account that may, or ask its operator",
-                detail=said,
-            )
-        if PASSING.search(said):
-            return NetworkError(
-                f"{registry} does not answer, or breaks off ({what})",
-                hint="run the same command again when it is well: what has arrived there stays",
-                detail=said,
-            )
-        return RegistryError(
-            f"{registry} refuses {what}", hint="look at what it says below", detail=said
-        )
+        user = self.access.user
+        facts = {
+            "registry": registry, "repository": self.place.repository, "what": what,
+            "certificates": CERTIFICATES[0] / registry,
+            "login": f"refuses the login of {user}" if user else "wants a login",
+        }  # fmt: skip
+        _, kind, message, hint = next(one for one in FAILURES if re.search(one[0], said))
+        return kind(message.format(**facts), hint=hint.format(**facts), detail=said)
 
     def damaged(self, digest: str, seen: int, size: int) -> PublishedError:
         """The error for a blob that is not what its digest says."""
