@@ -171,8 +171,12 @@ class Publication:
         measured = agree((one.plan.variant, one.measured) for one in self.items)
         checksum = joint_checksum({one.plan.platform: one.plan.lock_checksum for one in self.items})
         tags = [version_tag(measured, checksum), *self.channels]
-        self.to.ready()
-        copied = {item.plan.platform: (item.image.digest, self._copy(item)) for item in self.items}
+        old = self.to.ready()
+        copied = {}
+        for item in self.items:
+            copied[item.plan.platform] = (item.image.digest, self._copy(item, old))
+            # Its first image makes it one that can be read.
+            old = True
         digest = self.items[0].image.digest
         if len(self.items) > 1:
             index = self.store.put_bytes(index_of(self.items, self.store), INDEX)
@@ -197,11 +201,11 @@ class Publication:
 
     # Images
 
-    def _copy(self, item: Item) -> Copied:
+    def _copy(self, item: Item, old: bool) -> Copied:
         """Bring an image's missing blobs and its manifest, and read that back."""
         digest = item.image.digest
         sizes = dict(item.image.blobs())
-        was_there = self._is_there(digest)
+        was_there = old and self._is_there(digest)
         title = f"publishing {item.plan.variant} to {self.to.place}"
         with self.view.transfer(title, sum(sizes.values())) as moved:
             copied = self.to.copy(

@@ -36,7 +36,11 @@ RETRIES = 4
 READ = 1 << 20
 REPLY_MAX = 1 << 16
 """Bytes of a reply of the image proxy."""
-ABSENT = re.compile(r"manifest unknown|name unknown|repository name not known|not found|NAME_UNKN")
+ABSENT = re.compile(
+    r"manifest unknown|name unknown|not known to registry|unknown: .*not found|\b404\b",
+    re.IGNORECASE,
+)
+DENIED = r"denied|\b403\b|Forbidden"
 UNAUTHORIZED = r"(?i)unauthorized|authentication required|invalid username/password|\b401\b"
 PASSING = (
     r"(?i)connection re(?:fused|set)|no such host|timeout|timed out|EOF|broken pipe|i/o"
@@ -55,7 +59,7 @@ FAILURES: Sequence[tuple[str, type[SparkError], str, str]] = (
     ),
     (UNAUTHORIZED, RegistryError, "{registry} {login}", "docker login {registry}"),
     (
-        r"denied|\b403\b|Forbidden", RegistryError,
+        DENIED, RegistryError,
         "{registry} does not let this login write to {repository} ({what})",
         "docker login {registry} with an account that may, or ask its operator",
     ),
@@ -131,9 +135,18 @@ class Repository:
 
     # Manifests
 
-    def ready(self) -> None:
-        """See that the registry answers and takes the login. Raises as ``manifest``."""
-        self.manifest("latest")
+    def ready(self) -> bool:
+        """See that the registry answers and takes the login; whether the repository can be read.
+
+        Some registries deny to read what does not exist yet. Raises as ``manifest``.
+        """
+        try:
+            self.manifest("latest")
+        except RegistryError as error:
+            if not (self.access.user and re.search(DENIED, error.detail)):
+                raise
+            return False
+        return True
 
     def manifest(self, reference: str) -> Document | None:
         """What a tag or a digest stands for; None where there is nothing.

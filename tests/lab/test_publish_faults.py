@@ -4,6 +4,7 @@ that names less than it says."""
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 import subprocess
 import threading
@@ -95,6 +96,26 @@ def test_403_is_definite(press: Press, proxy: Proxy, registry: Registry, way: Wa
     assert "docker login" in caught.value.hint
     assert way.waits == []
     no_tag(registry, way)
+
+
+def test_a_new_repository_that_cannot_be_read_yet(
+    press: Press, proxy: Proxy, registry: Registry, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As Docker Hub answers.
+    config = press.docker_config(proxy.address, servers.USER, servers.PASSWORD)
+    monkeypatch.setenv("DOCKER_CONFIG", str(config))
+    denied = {"code": "DENIED", "message": "requested access to the resource is denied"}
+
+    def rule(asked: Asked) -> Fault:
+        made = any(a.method == "PUT" and "/manifests/" in a.path for a in proxy.seen)
+        if made or "/manifests/" not in asked.path or asked.method == "PUT":
+            return None
+        return Answer(status=401, body=json.dumps({"errors": [denied]}).encode())
+
+    proxy.rule = rule
+    image = press.image()
+    way.publish(press, image)
+    is_whole(press, registry, way, image)
 
 
 def test_429_is_waited_for(press: Press, proxy: Proxy, registry: Registry, way: Way) -> None:
