@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -96,10 +97,27 @@ def engine_id(reference: str, engine: Engine) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
-    """An image that is in the store by digest and in the engine by id, without a name yet."""
+    """An image that is in the store by digest, without a name yet."""
 
     image: Image
-    id: str
+    engine: Engine
+    own: str
+    """The name of this process under which the engine keeps it."""
+    load: Callable[[], object]
+    """Loads it into the engine."""
+
+    @cached_property
+    def id(self) -> str:
+        """The engine's id of the image, which is loaded when this is read first: its layers can be
+        read from the store meanwhile. Raises ``EngineError``."""
+        self.load()
+        image_id = engine_id(self.own, self.engine)
+        if image_id not in ids(self.image):
+            raise EngineError(
+                f"the engine at {self.engine.host} has {image_id} instead of {self.image.digest}",
+                hint=f"run the same command again, when nobody else uses the tag {OWN}…",
+            )
+        return image_id
 
 
 @contextmanager
@@ -107,17 +125,12 @@ def execute(plan: Plan, context: Workshop) -> Iterator[Staged]:
     """Run bake. Within the context the engine keeps the image under a name of this process."""
     _sweep(plan, context.engine)
     own = f"{plan.image.rpartition(':')[0]}:{OWN}{locks.owner()}"
-    try:
-        image = _execute(plan, own, context)
-        image_id = engine_id(own, context.engine)
-        if image_id not in ids(image):
-            raise EngineError(
-                f"the engine at {context.engine.host} has {image_id} instead of {image.digest}",
-                hint=f"run the same command again, when nobody else uses the tag {OWN}…",
-            )
-        yield Staged(image=image, id=image_id)
-    finally:
-        untag(own, context.engine)
+    with TemporaryDirectory(prefix="sparkimage-bake-") as folder:
+        try:
+            image, load = _execute(plan, own, folder, context)
+            yield Staged(image=image, engine=context.engine, own=own, load=load)
+        finally:
+            untag(own, context.engine)
 
 
 def _sweep(plan: Plan, engine: Engine) -> None:
@@ -134,34 +147,38 @@ def _sweep(plan: Plan, engine: Engine) -> None:
                 untag(name, engine)
 
 
-def _execute(plan: Plan, own: str, context: Workshop) -> Image:
-    with TemporaryDirectory(prefix="sparkimage-bake-") as folder:
-        definition = context.definition([plan])
-        Path(folder, DEFINITION).write_text(json.dumps(definition, indent=1))
-        policy = bake.policy([plan], context.mirrors)
-        Path(folder, POLICY).write_text(json.dumps(policy, indent=1))
-        title = f"building {plan.variant}"
-        if context.builder.remote or context.engine.containerd_store:
-            with context.store.incoming() as incoming:
-                output = f"type=oci,tar=false,dest={incoming},name={plan.image},{bake.COMPRESSION}"
-                _bake(plan, folder, output, context, title)
-                image = context.store.resolve(context.store.adopt(incoming).digest)
-            with context.view.busy("loading it into the engine"):
-                if context.builder.remote:
-                    _load(own, image, context)
-                else:
-                    output = f"type=image,name={own},{bake.COMPRESSION}"
-                    _bake(plan, folder, output, context)
-            return image
-        # BuildKit in an engine with the older image store cannot export an OCI layout.
-        _bake(plan, folder, f"type=docker,name={own}", context, title)
-        with (
-            context.view.busy("saving it into the image store"),
-            closing(docker_client(context.engine.host)) as client,
-        ):
-            chunks = client.images.get(own).save(chunk_size=1 << 20, named=False)
-            descriptor = archive.import_docker_archive(Chunks(iter(chunks)), context.store)
-        return context.store.resolve(descriptor.digest)
+def _execute(
+    plan: Plan, own: str, folder: str, context: Workshop
+) -> tuple[Image, Callable[[], object]]:
+    """The image in the store, and what loads it into the engine as ``own``."""
+    definition = context.definition([plan])
+    Path(folder, DEFINITION).write_text(json.dumps(definition, indent=1))
+    policy = bake.policy([plan], context.mirrors)
+    Path(folder, POLICY).write_text(json.dumps(policy, indent=1))
+    title = f"building {plan.variant}"
+    if context.builder.remote or context.engine.containerd_store:
+        with context.store.incoming() as incoming:
+            output = f"type=oci,tar=false,dest={incoming},name={plan.image},{bake.COMPRESSION}"
+            _bake(plan, folder, output, context, title)
+            image = context.store.resolve(context.store.adopt(incoming).digest)
+
+        def load() -> None:
+            context.view.say("loading it into the engine")
+            if context.builder.remote:
+                _load(own, image, context)
+            else:
+                _bake(plan, folder, f"type=image,name={own},{bake.COMPRESSION}", context)
+
+        return image, load
+    # BuildKit in an engine with the older image store cannot export an OCI layout.
+    _bake(plan, folder, f"type=docker,name={own}", context, title)
+    with (
+        context.view.busy("saving it into the image store"),
+        closing(docker_client(context.engine.host)) as client,
+    ):
+        chunks = client.images.get(own).save(chunk_size=1 << 20, named=False)
+        descriptor = archive.import_docker_archive(Chunks(iter(chunks)), context.store)
+    return context.store.resolve(descriptor.digest), lambda: None
 
 
 def _bake(plan: Plan, folder: str, output: str, context: Workshop, title: str = "") -> None:

@@ -104,7 +104,8 @@ def test_two_builds_of_one_name_go_one_after_the_other(lab: Lab, waiting: Waitin
         wait(lambda: waiting.begun or first.poll() is not None, "the check did not begin")
         assert waiting.begun, first.communicate()
         # Not proven yet, so that it has no name; nor is it one that the other one could take.
-        assert unproven(lab) == [f"{REPOSITORY}:unproven-{os.uname().nodename}-{first.pid}"]
+        own = f"{REPOSITORY}:unproven-{os.uname().nodename}-{first.pid}"
+        wait(lambda: unproven(lab) == [own], "the image did not come into the engine")
         assert lab.shop.store.names().get(NAME) is None
         with started(lab, "--rebuild") as second:
             assert second.stderr is not None
@@ -138,9 +139,11 @@ def test_what_a_killed_build_left_unproven_is_removed_by_the_next(
 ) -> None:
     with started(waiting.lab) as killed:
         wait(lambda: waiting.begun or killed.poll() is not None, "the check did not begin")
+        own = f"{REPOSITORY}:unproven-{os.uname().nodename}-{killed.pid}"
+        wait(lambda: unproven(lab) == [own], "the image did not come into the engine")
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait()
-    assert unproven(lab) == [f"{REPOSITORY}:unproven-{os.uname().nodename}-{killed.pid}"]
+    assert unproven(lab) == [own]
     waiting.go()
     waiting.lab.build("tiny-amd64", rebuild=True)
     proven(lab, layers=2)
