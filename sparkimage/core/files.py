@@ -1,5 +1,4 @@
-"""Files and folders that have their name only when all of them is on the disk: the old one or the
-new one, whatever happens in between."""
+"""Atomic writes: a path always has the complete old or the complete new file or folder."""
 
 from __future__ import annotations
 
@@ -14,34 +13,31 @@ from typing import IO
 
 
 @dataclass(frozen=True)
-class Unnamed:
-    """A file that is being written, under a name that nobody looks for."""
+class AtomicFile:
+    """A file that is being written, under a temporary name."""
 
     sink: IO[bytes]
-    at: Path
+    temporary: Path
 
-    def name(self, path: Path, *, mode: int = 0o644, fresh: bool = False) -> None:
-        """Give it its name, in the same folder or below; ``mode`` are its permissions.
+    def rename_to(self, path: Path, *, mode: int = 0o644) -> None:
+        """Flush it to the disk and rename it to ``path``, in the same folder or below.
 
-        Raises ``FileExistsError`` when ``fresh`` and the name is taken; ``OSError``.
+        ``mode`` are its permissions. Raises ``OSError``.
         """
         self.sink.flush()
         os.fsync(self.sink.fileno())
-        os.chmod(self.at, mode)
-        if fresh:
-            os.link(self.at, path)
-        else:
-            os.replace(self.at, path)
+        os.chmod(self.temporary, mode)
+        os.replace(self.temporary, path)
 
 
 @contextmanager
-def unnamed(folder: Path) -> Iterator[Unnamed]:
-    """A file to write in ``folder``, which goes unless it gets a name. Until then nobody else
-    may read it. Raises ``OSError``."""
+def atomic_file(folder: Path) -> Iterator[AtomicFile]:
+    """A file to write in ``folder``, which only its owner can read, and which is removed at the end
+    of the context unless it was renamed. Raises ``OSError``."""
     handle, name = tempfile.mkstemp(prefix=".new-", dir=folder)
     try:
         with os.fdopen(handle, "wb") as sink:
-            yield Unnamed(sink, Path(name))
+            yield AtomicFile(sink, Path(name))
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
@@ -67,7 +63,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write ``path``, whole. Raises ``OSError``."""
-    with unnamed(path.absolute().parent) as file:
+    """Write ``path`` atomically. Raises ``OSError``."""
+    with atomic_file(path.absolute().parent) as file:
         file.sink.write(data)
-        file.name(path, mode=mode)
+        file.rename_to(path, mode=mode)

@@ -23,7 +23,7 @@ from typing import IO, Any, Protocol
 
 from sparkimage.core import locks
 from sparkimage.core.errors import ImageMissingError, SparkError, StoreError
-from sparkimage.core.files import unnamed
+from sparkimage.core.files import atomic_file
 from sparkimage.core.locks import Say
 from sparkimage.image.settings import Settings
 
@@ -165,11 +165,11 @@ class Store:
     def put_stream(self, source: Readable, media_type: str) -> Descriptor:
         """Store all that ``source`` yields, in constant memory."""
         reader = HashingReader(source)
-        with unnamed(self.root) as file:
+        with atomic_file(self.root) as file:
             while chunk := reader.read(CHUNK):
                 file.sink.write(chunk)
             size = file.sink.tell()
-            file.name(self.path(reader.digest), mode=0o444)
+            file.rename_to(self.path(reader.digest), mode=0o444)
         return Descriptor(media_type=media_type, digest=reader.digest, size=size)
 
     @contextmanager
@@ -449,9 +449,9 @@ class Store:
         self._write(self.root / "index.json", json.dumps(data, indent=1).encode())
 
     def _write(self, path: Path, data: bytes) -> None:
-        with unnamed(self.root) as file:
+        with atomic_file(self.root) as file:
             file.sink.write(data)
-            file.name(path)
+            file.rename_to(path)
 
     @contextmanager
     def in_use(self, say: Say = locks.silent) -> Iterator[None]:

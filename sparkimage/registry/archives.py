@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import GateError, StoreError, UsageError
-from sparkimage.core.files import unnamed
+from sparkimage.core.files import atomic_file
 from sparkimage.core.units import human
 from sparkimage.image import archive
 from sparkimage.image.store import TAR, Image, Readable, Store
@@ -99,9 +99,9 @@ def written(path: Path) -> Iterator[IO[bytes]]:
     """
     refuse_target(path)
     try:
-        with unnamed(path.absolute().parent) as file:
+        with atomic_file(path.absolute().parent) as file:
             yield file.sink
-            file.name(path)
+            file.rename_to(path)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written: {error}", hint="free some disk, or write it elsewhere"
