@@ -57,13 +57,6 @@ def parse_ip(host: str) -> IPv4Address | IPv6Address | None:
     return None
 
 
-def is_loopback(authority: str) -> bool:
-    """Whether ``authority``, HOST[:PORT], is on this machine."""
-    host = urlsplit(f"//{authority}").hostname or ""
-    ip = parse_ip(host)
-    return ip.is_loopback if ip is not None else host == "localhost"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """A repository of a registry: ``registry.example:5000`` and ``team/image``."""
@@ -83,7 +76,9 @@ class Place:
     @property
     def is_loopback(self) -> bool:
         """Whether it is on this machine: only there plain HTTP is used."""
-        return is_loopback(self.registry)
+        host = urlsplit(f"//{self.registry}").hostname or ""
+        ip = parse_ip(host)
+        return ip.is_loopback if ip is not None else host == "localhost"
 
 
 @dataclass(frozen=True, kw_only=True)

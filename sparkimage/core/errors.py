@@ -151,16 +151,13 @@ class CommandError(SparkError):
 
     exit_code = 12
 
-    def __init__(
-        self, argv: Sequence[str], returncode: int, output: str, *, hint: str = ""
-    ) -> None:
+    def __init__(self, argv: Sequence[str], returncode: int, output: str) -> None:
         self.argv = tuple(argv)
         self.returncode = returncode
         self.output = output
         super().__init__(
             f"command failed with exit code {returncode}: {shlex.join(argv)}",
             detail=output.strip(),
-            hint=hint,
         )
 
 

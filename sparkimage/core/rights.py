@@ -17,15 +17,13 @@ KEPT = (
 """Variables that sudo keeps, by name: a proxy's password must not be on a command line."""
 
 
-def run_as_root(
-    runner: Runner, argv: Sequence[str], *, check: bool = True, timeout_s: float | None = None
-) -> Completed:
+def run_as_root(runner: Runner, argv: Sequence[str]) -> Completed:
     """Run ``argv`` as root.
 
     Raises ``PreflightError`` when this user is not root and cannot use sudo, ``CommandError``
-    when ``check`` and the command fails.
+    when the command fails.
     """
-    return runner.run((*root_prefix(runner), *argv), check=check, timeout_s=timeout_s)
+    return runner.run((*root_prefix(runner), *argv))
 
 
 def root_prefix(runner: Runner, *, ask: bool = True) -> tuple[str, ...]:
