@@ -77,7 +77,15 @@ class Local:
         on_stdout: Callable[[str], None] | None = None,
     ) -> Completed:
         """See ``Runner.run``."""
-        process = self.start(argv, env=env, cwd=cwd, pipe_stdin=stdin is not None)
+        process: subprocess.Popen[str] = _start(
+            argv,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            env={**os.environ, **env} if env is not None else None,
+            cwd=cwd,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
         try:
             if on_stderr is not None or on_stdout is not None:
                 stdout, stderr = _stream(process, on_stdout, on_stderr)
@@ -96,25 +104,6 @@ class Local:
         if check and done.returncode != 0:
             raise CommandError(argv, done.returncode, f"{stdout}{stderr}")
         return done
-
-    def start(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        pipe_stdin: bool = False,
-    ) -> subprocess.Popen[str]:
-        """Start ``argv`` with its output piped, and return the running process."""
-        return _start(
-            argv,
-            stdin=subprocess.PIPE if pipe_stdin else subprocess.DEVNULL,
-            env={**os.environ, **env} if env is not None else None,
-            cwd=cwd,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        )
 
 
 def start_bytes(argv: Sequence[str], *, keep: Sequence[int] = ()) -> subprocess.Popen[bytes]:

@@ -29,7 +29,7 @@ from sparkimage.core.errors import (
     UsageError,
 )
 from sparkimage.core.paths import EnginePlace
-from sparkimage.core.process import Local
+from sparkimage.core.process import Local, start_bytes
 
 ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
 eth0\t00000000\t010200C0\t0003\t0\t0\t100\t00000000\t0\t0\t0
@@ -233,7 +233,7 @@ def test_only_the_engines_own_processes_are_ours() -> None:
 
 
 def test_a_process_is_known_by_its_start_and_seen_to_end() -> None:
-    running = Local().start([sys.executable, "-c", "input()"], pipe_stdin=True)
+    running = start_bytes([sys.executable, "-c", "input()"])
     process = processes.of_pid(running.pid)
     assert process is not None
     assert process.runs()
@@ -242,7 +242,7 @@ def test_a_process_is_known_by_its_start_and_seen_to_end() -> None:
     assert not later.runs()
     assert later.wait(0.0)
     assert not processes.wait_until(lambda: False, process, 0.0)
-    running.communicate("\n")
+    running.communicate(b"\n")
     assert process.wait(5.0)
     assert processes.of_pid(running.pid) is None
 
