@@ -10,9 +10,9 @@ from sparkimage.core.units import human
 
 
 def render(name: str, **values: object) -> str:
-    """The template ``data/<name>.j2`` with these values; what goes into HTML is escaped.
+    """The template ``data/<name>.j2`` with these values; those in HTML are escaped.
 
-    Raises ``jinja2.TemplateError`` for a template that is wrong, or wants a value that is not here.
+    Raises ``jinja2.TemplateError`` for an invalid template, or one that needs another value.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sparkimage", "data"),
