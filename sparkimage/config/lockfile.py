@@ -249,7 +249,7 @@ def load(path: Path) -> Lock:
         document = yamlfile.load(path, max_bytes=MAX_BYTES)
         if not isinstance(document.data, dict) or document.data.get("version") != VERSION:
             raise LockError(f"{path.name} is not a lock of version {VERSION}", hint=REMEDY)
-        text = validation.parse(document, _LockText, _title)
+        text = validation.parse(document, _LockText)
         report = Report(document)
         entries = {
             (pin, value): _entry(report, (pin, value), entry)
@@ -267,21 +267,13 @@ def load(path: Path) -> Lock:
     return Lock(file=path.name, meaning=text.matrix, entries=entries)
 
 
-def _title(key: yamlfile.Key) -> str:
-    """A key of the lock for messages."""
-    if key[:1] != ("pins",) or len(key) < 3:
-        return validation.dotted(key)
-    pin = f"pin {shown(key[1])} {shown(key[2])}"
-    return f"{pin}, {validation.dotted(key[3:])}" if key[3:] else pin
-
-
 def _entry(report: Report, key: Key, text: _EntryText) -> Entry:
     """The entry of a pin; its problems are added to the report."""
     platforms: dict[str, tuple[Item, ...]] = {}
     kinds = HOLDS.get(str(text.asked.get("kind")), ())
 
     def wrong(below: yamlfile.Key, what: str) -> None:
-        report.add(("pins", *key, *below), f"{_title(('pins', *key))}: {what}", REMEDY)
+        report.add(("pins", *key, *below), f"{validation.dotted(('pins', *key))}: {what}", REMEDY)
 
     if not kinds:
         wrong(("asked",), "asked is of no known kind")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -99,16 +99,13 @@ def dotted(key: Key) -> str:
     return ".".join(shown(part) for part in key) or "the file"
 
 
-def parse(document: Document, model: type[Model], title: Callable[[Key], str] = dotted) -> Model:
-    """The document as ``model``; ``title`` is what messages call a key.
-
-    Raises ``ConfigError`` with every problem.
-    """
+def parse(document: Document, model: type[Model]) -> Model:
+    """The document as ``model``. Raises ``ConfigError`` with every problem."""
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        raise ConfigError([_problem(document, model, e, title) for e in errors]) from None
+        raise ConfigError([_problem(document, model, e) for e in errors]) from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -176,13 +173,11 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def _problem(
-    document: Document, model: type[Strict], error: Any, title: Callable[[Key], str]
-) -> Problem:
+def _problem(document: Document, model: type[Strict], error: Any) -> Problem:
     """One pydantic error in a user's words."""
     place = _place(model, error["loc"])
     key, kind, value = place.key, error["type"], error["input"]
-    where, last = title(key), shown(str(key[-1])) if key else ""
+    where, last = dotted(key), shown(str(key[-1])) if key else ""
     text = TYPE_NAMES.get(type(value)) or shown(value, quote=True)
     if key in document.literals and value is not None and not isinstance(value, str):
         # As it is in the file, not as Python writes it: 3.10 is the number 3.1.
@@ -190,7 +185,7 @@ def _problem(
     about = f" ({place.about})" if place.about else ""
     what, todo = f"{where} cannot be {text}", f"write something else{about}"
     if kind == "extra_forbidden":
-        what = f"unknown key {shown(last, quote=True)} in {title(key[:-1])}"
+        what = f"unknown key {shown(last, quote=True)} in {dotted(key[:-1])}"
         todo = nearest(last, [name for around in place.around for name in _fields(around)])
     elif kind == "missing":
         what, todo = f"{where} is missing", f"add `{last}:`{about}"

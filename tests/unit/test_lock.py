@@ -130,30 +130,30 @@ GOOD = lockfile.dump(lock_of({("p", "1"): entry("linux/arm64")}))
         ("a" * 64, "g" * 64, "is damaged"),
         ("a 1.0 3", "a 1.0 three", "is damaged"),
         ("a 1.0 3", "a 1.0", "is damaged"),
-        ("asked:", "axed:", "is damaged: pin p 1, asked is missing .line 13.$"),
+        ("asked:", "axed:", "is damaged: pins.p.1.asked is missing .line 13.$"),
         (
             "asked: {",
             "asked: x #",
-            "is damaged: pin p 1, asked must be a mapping, but is 'x' .line",
+            "is damaged: pins.p.1.asked must be a mapping, but is 'x' .line",
         ),
-        ('"kind": "wheels"', '"kind": "wheel"', "is damaged: pin p 1: asked is of no known kind"),
-        ('"kind": "wheels"', '"kind": []', "is damaged: pin p 1: asked is of no known kind"),
-        ('"kind": "wheels"', '"kind": "git"', "is damaged: pin p 1: 'wheel a .* of another kind"),
-        ("3 a", f"{'9' * 16} a", "is damaged: pin p 1: 'wheel a .* has an invalid size .line"),
+        ('"kind": "wheels"', '"kind": "wheel"', "is damaged: pins.p.1: asked is of no known kind"),
+        ('"kind": "wheels"', '"kind": []', "is damaged: pins.p.1: asked is of no known kind"),
+        ('"kind": "wheels"', '"kind": "git"', "is damaged: pins.p.1: 'wheel a .* of another kind"),
+        ("3 a", f"{'9' * 16} a", "is damaged: pins.p.1: 'wheel a .* has an invalid size .line"),
         ("platforms:", "platforms: x #", "is damaged"),
-        ("linux/arm64:", "linux/riscv64:", "is damaged: pin p 1, platforms.linux/riscv64"),
-        ("- wheel", "wheel", "is damaged: pin p 1, platforms.linux/arm64 must be a list"),
+        ("linux/arm64:", "linux/riscv64:", "is damaged: pins.p.1.platforms.linux/riscv64"),
+        ("- wheel", "wheel", "is damaged: pins.p.1.platforms.linux/arm64 must be a list"),
         (
             "- wheel",
             "- [x]\n          - wheel",
-            "is damaged: pin p 1, platforms.linux/arm64.0 must",
+            "is damaged: pins.p.1.platforms.linux/arm64.0 must",
         ),
         (
             "asked:",
             "unresolved: !!bool x\n      asked:",
             "is damaged: unknown tag `!!bool`",
         ),
-        ("asked:", "unresolved: 3\n      asked:", "is damaged: pin p 1, unresolved must be text"),
+        ("asked:", "unresolved: 3\n      asked:", "is damaged: pins.p.1.unresolved must be text"),
         ("asked:", "asked: {}\n      asked:", "is damaged: duplicate key 'asked'"),
         ('"p":', "[p]:", "is damaged: a key must be a plain word"),
         ("linux/arm64:\n", "linux/arm64: [\n", "is damaged: invalid YAML"),
@@ -178,8 +178,8 @@ def test_all_damage_is_in_one_report(tmp_path: Path) -> None:
     (tmp_path / "matrix.lock").write_text(text)
     with pytest.raises(LockError) as error:
         lockfile.load(tmp_path / "matrix.lock")
-    assert "pin p 1: 'a' is not a lock line" in error.value.message
-    assert "pin p 1: 'b' is not a lock line" in error.value.detail
+    assert "pins.p.1: 'a' is not a lock line" in error.value.message
+    assert "pins.p.1: 'b' is not a lock line" in error.value.detail
 
 
 def test_a_lock_may_be_larger_than_what_people_write(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_an_image_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "matrix.lock").write_text(
             text.replace("arm64:", "arm64:" + " []" * (not items))
         )
-        with pytest.raises(LockError, match="pin p 1: linux/arm64 must have one `image` line"):
+        with pytest.raises(LockError, match=r"pins.p.1: linux/arm64 must have one `image` line"):
             lockfile.load(tmp_path / "matrix.lock")
 
 
