@@ -29,7 +29,7 @@ EXPORT = "export"
 
 @dataclass
 class Row:
-    """What is known of one layer (or of the export): its state, times in seconds, and bytes."""
+    """The state of one layer (or of the export), its times in seconds, and its bytes."""
 
     name: str
     state: str = "waiting"
@@ -57,13 +57,13 @@ class Build:
     logs: dict[str, list[str]] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     foreign: str | None = None
-    """The layer whose Dockerfile is not ours: it has every stage that is not a layer's name."""
+    """The layer with a source's own Dockerfile: it has every stage that is not a layer's name."""
 
     def __post_init__(self) -> None:
         self.rows = {name: Row(name) for name in (*self.layers, EXPORT)}
 
     def event(self, event: dict[str, Any]) -> list[Row]:
-        """Take in one ``SolveStatus``; returns the rows whose state changed."""
+        """Apply one ``SolveStatus``; returns the rows whose state changed."""
         changed = []
         # An error is explained by the log before it, which may come in the same document.
         for vertex in event.get("vertexes") or ():
@@ -79,10 +79,10 @@ class Build:
         return changed
 
     def _exporting(self) -> None:
-        """Once the export runs, a layer that has shown no step has none to show."""
+        """Once the export runs, a layer without a step is in the cache as a whole."""
         for name in self.layers:
             if self.rows[name].state == "waiting":
-                self.rows[name].state = "no step"
+                self.rows[name].state = "cached"
 
     def _row(self, vertex: dict[str, Any]) -> Row | None:
         name = vertex.get("name", "")
@@ -144,21 +144,21 @@ class Build:
 
 
 class Events:
-    """Cuts a stream of lines into the JSON documents that it is made of."""
+    """Splits a stream of lines into JSON documents."""
 
     def __init__(self) -> None:
-        self.held: list[str] = []
+        self.lines: list[str] = []
         self.other: list[str] = []
 
     def feed(self, line: str) -> Iterator[dict[str, Any]]:
         """Yield the document that ends with ``line``, if one does."""
-        if not self.held and not line.startswith("{"):
+        if not self.lines and not line.startswith("{"):
             self.other.append(line)
             return
-        self.held.append(line)
-        if line.startswith("}") or (len(self.held) == 1 and line.rstrip().endswith("}")):
-            text = "\n".join(self.held)
-            self.held = []
+        self.lines.append(line)
+        if line.startswith("}") or (len(self.lines) == 1 and line.rstrip().endswith("}")):
+            text = "\n".join(self.lines)
+            self.lines = []
             try:
                 yield json.loads(text)
             except ValueError:
@@ -167,7 +167,7 @@ class Events:
 
 @contextmanager
 def show(view: View, build: Build, title: str) -> Iterator[Callable[[str], None]]:
-    """Show ``build`` while it runs; yields what takes in the stream's lines."""
+    """Show ``build`` while it runs; yields a function that takes the lines of the event stream."""
     events = Events()
 
     def take(line: str) -> None:
@@ -201,7 +201,6 @@ def _plain(row: Row, now: float) -> str:
 
 MARKS = {
     "waiting": "[dim]·[/]",
-    "no step": "[dim]·[/]",
     "running": "[cyan]⧗[/]",
     "done": "[green]✓[/]",
     "cached": "[green]=[/]",

@@ -234,11 +234,11 @@ def test_a_build_is_shown_by_layers(terminal: bool) -> None:
                 feed(line)
     states = {row.name: row.state for row in build.rows.values()}
     assert states == {
-        "root": "done", "low": "done", "high": "failed", "empty": "no step", "export": "running",
+        "root": "done", "low": "done", "high": "failed", "empty": "cached", "export": "running",
     }  # fmt: skip
     assert build.rows["low"].current == 1500
     assert build.rows["root"].state == "done"
-    assert build.rows["empty"].state == "no step"
+    assert build.rows["empty"].state == "cached"
     assert "no such file" in build.errors[0]
     assert build.errors[-1].startswith("ERROR")
     text = said.getvalue()
