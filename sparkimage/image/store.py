@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -157,10 +158,7 @@ class Store:
 
     def put_bytes(self, data: bytes, media_type: str) -> Descriptor:
         """Store ``data``."""
-        digest = digest_of(data)
-        if not self.path(digest).exists():
-            self._write(self.path(digest), data)
-        return Descriptor(media_type=media_type, digest=digest, size=len(data))
+        return self.put_stream(io.BytesIO(data), media_type)
 
     def put_stream(self, source: Readable, media_type: str) -> Descriptor:
         """Store all that ``source`` yields, in constant memory."""

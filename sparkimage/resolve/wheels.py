@@ -109,9 +109,9 @@ def refused(subject: str, output: str) -> LockError | None:
     detail = "\n".join(output.splitlines()[-8:])
     if gone := withdrawn(output):
         return LockError(
-            f"{subject}: the wheel index has no {', '.join(gone)} any more (yanked or removed)",
-            hint=f"python build.py lock --update {gone[0].partition('==')[0]}, or name a mirror "
-            "that has it",
+            f"{subject}: the wheel index has no {', '.join(gone)}: yanked, removed or never there",
+            hint=f"python build.py lock --update {gone[0].partition('==')[0]}, pin another version "
+            "in the matrix, or name a mirror that has it",
             detail=detail,
         )
     if altered(output):
@@ -128,14 +128,7 @@ def _explain(title: str, platform: str, error: CommandError) -> Exception:
     text = error.output
     if any(sign in text for sign in ("error sending request", "dns error", "Failed to fetch")):
         return unreachable(f"{title} on {platform}", "the wheel index", text)
-    if gone := withdrawn(text):
-        return LockError(
-            f"{title} on {platform}: the wheel index has no {', '.join(gone)} (any more)",
-            hint="it was yanked, removed or never there: pin another version in the matrix, or "
-            "name a mirror that has it",
-            detail=text,
-        )
-    return LockError(
+    return refused(f"{title} on {platform}", text) or LockError(
         f"{title} on {platform} cannot be resolved",
         hint="correct `require` of this pin in the matrix; an update may need other versions of "
         "projects that were not to move",
