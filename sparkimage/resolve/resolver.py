@@ -41,10 +41,9 @@ Items = tuple[Item, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The new lock, the pins that were resolved now, and those that could not be, with why."""
+    """The new lock, and the pins that could not be resolved, with why."""
 
     lock: Lock
-    moved: tuple[Key, ...]
     failures: Mapping[Key, SparkError]
 
 
@@ -127,18 +126,20 @@ def resolve(matrix: Matrix, lock: Lock | None, context: Outside, update: Update)
     """Resolve what the lock lacks, what the matrix has changed, and what is to be updated."""
     wanted = lockfile.wanted(matrix)
     entries = {} if lock is None else dict(lock.entries)
+    fitting = {
+        key: entries[key]
+        for key, (request, _) in wanted.items()
+        if key in entries and dict(entries[key].asked) == request
+    }
     resolver = _Resolver(matrix, entries, context, update)
     jobs: list[tuple[Key, str]] = []
-    for key, (request, platforms) in wanted.items():
-        entry = entries.get(key)
-        fits = entry is not None and dict(entry.asked) == request and entry.unresolved is None
+    for key, (_, platforms) in wanted.items():
         for platform in platforms:
-            items = entry.platforms.get(platform) if entry is not None and fits else None
+            items = fitting[key].platforms.get(platform) if key in fitting else None
             if items is not None and not update.includes(key, items):
                 resolver.resolved.setdefault(key, {})[platform] = items
             else:
                 jobs.append((key, platform))
-    moved: list[Key] = []
     failures: dict[Key, SparkError] = {}
     # Patches come last: they read the commits that the git pins were resolved to.
     for patches in (False, True):
@@ -150,25 +151,18 @@ def resolve(matrix: Matrix, lock: Lock | None, context: Outside, update: Update)
                     failures.setdefault(key, result)
                     continue
                 resolver.resolved.setdefault(key, {})[platform] = result
-                moved.append(key)
                 context.say(f"{' '.join(key)} {platform}: {_summary(result)}")
     new: dict[Key, Entry] = {}
     for key, (request, platforms) in wanted.items():
-        entry = entries.get(key)
         if key not in failures:
             items_of = {platform: resolver.resolved[key][platform] for platform in platforms}
             new[key] = Entry(asked=request, platforms=items_of)
-        elif (
-            entry is not None
-            and dict(entry.asked) == request
-            and set(platforms) <= set(entry.platforms)
-        ):
-            new[key] = entry  # it could not be updated: it stays
+        elif key in fitting and set(platforms) <= set(fitting[key].platforms):
+            new[key] = fitting[key]  # it could not be updated: it stays
         else:
             new[key] = Entry(asked=request, unresolved=failures[key].message)
     return Outcome(
         lock=Lock(file="matrix.lock", meaning=lockfile.meaning(matrix), entries=new),
-        moved=tuple(dict.fromkeys(key for key in moved if key not in failures)),
         failures=failures,
     )
 

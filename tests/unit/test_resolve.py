@@ -68,7 +68,7 @@ def test_what_is_locked_is_left_alone_and_starts_no_process(tmp_path: Path) -> N
     assert {key[0] for key in held.entries} == {*ALL, PATCHES}
     done = resolver.resolve(read, held, outside(tmp_path, tmp_path, NoProcess()), Update())
     assert done.lock == held
-    assert (done.moved, done.failures) == ((), {})
+    assert done.failures == {}
     assert not (tmp_path / "git").exists()
 
 
@@ -196,7 +196,6 @@ def test_commits_are_resolved_whole_and_abbreviated(tmp_path: Path, site: Path) 
     for number, (remote, commit) in enumerate(zip(remotes, commits, strict=True)):
         tree = remote.git("rev-parse", f"{commit}^{{tree}}")
         assert done.lock.items(f"fork{number}", "one", ANY) == (Commit(commit=commit, tree=tree),)
-    assert done.moved == (("fork0", "one"), ("fork1", "one"))
     assert said == [f"fork{n} one any: {commit[:12]}" for n, commit in enumerate(commits)]
     again = resolver.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Update())
     assert lockfile.dump(again.lock) == lockfile.dump(done.lock)
@@ -225,7 +224,6 @@ def test_an_update_moves_one_entry_and_no_other(tmp_path: Path, site: Path) -> N
         f"+           - commit {commit} {remotes[1].git('rev-parse', 'main^{tree}')}",
         f"-           - commit {commit} {maker.sha256('fork1 one')[:40]}",
     ]
-    assert done.moved == (("fork1", "one"),)
 
 
 UNREACHABLE = [
@@ -314,9 +312,8 @@ def test_a_patch_is_resolved_against_the_forks_commit(tmp_path: Path, site: Path
     same = resolver.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Update())
     assert same.lock == done.lock
     update = resolver.parse_update(read, done.lock, ["fix"])
-    moved = resolver.resolve(read, done.lock, reached, update)
-    assert moved.moved == ((PATCHES, "fix"),)
-    assert {line.split()[2] for line in changed(done.lock, moved.lock)} == {"patch", "target"}
+    updated = resolver.resolve(read, done.lock, reached, update).lock
+    assert {line.split()[2] for line in changed(done.lock, updated)} == {"patch", "target"}
 
 
 def test_a_patch_waits_for_its_fork(tmp_path: Path, site: Path) -> None:
