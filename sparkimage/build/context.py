@@ -14,7 +14,7 @@ from sparkimage.config.plan import Plan
 from sparkimage.core.progress import View
 from sparkimage.image.store import Store
 from sparkimage.resolve import fetch
-from sparkimage.resolve.context import Inputs, Outside
+from sparkimage.resolve.context import Outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,10 @@ class Workshop(Outside):
         """The folder of the matrix, with images/ in it."""
         return self.matrix_file.parent
 
-    def inputs(self, plan: Plan) -> Inputs:
-        """Fetch all inputs of the build of ``plan``; errors as ``fetch.ready``."""
-        arch = self.builder.native(plan.arch)
-        return fetch.ready(plan, project=self.project, context=self, builder_arch=arch)
-
     def definition(self, plans: Sequence[Plan]) -> dict[str, Any]:
-        """The bake file for these plans, whose inputs are fetched."""
-        inputs = {plan.variant: self.inputs(plan) for plan in plans}
+        """Fetch all inputs of these plans; returns their bake file. Errors as ``fetch.ready``."""
+        inputs = {
+            plan.variant: fetch.ready(plan, self.project, self, self.builder.native(plan.arch))
+            for plan in plans
+        }
         return bake.definition(plans, inputs, self.mirrors, self.cache)

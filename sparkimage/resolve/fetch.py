@@ -31,7 +31,7 @@ ROOT_EPOCH = 946684800
 """The newest date of a file in a Debian root: 2000-01-01."""
 
 
-def ready(plan: Plan, *, project: Path, context: Outside, builder_arch: str) -> Inputs:
+def ready(plan: Plan, project: Path, context: Outside, builder_arch: str) -> Inputs:
     """Fetch or make all inputs of the build of ``plan``, each checked against the lock.
 
     ``builder_arch`` is of the machine that builds. Raises ``NetworkError`` for what cannot be

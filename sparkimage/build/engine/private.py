@@ -49,8 +49,6 @@ class Status:
     """Whether the private engine's daemon runs."""
     bridge: str | None
     """Of the private engine, while there is one."""
-    installed: bool
-    """Whether the private engine's packages are there."""
     size_bytes: int
     """Of all files of the private engine."""
     free_bytes: int
@@ -144,7 +142,6 @@ def status(home: Path, runner: Runner) -> Status:
         why=why,
         running=processes.daemon(place) is not None,
         bridge=place.bridge if Path("/sys/class/net", place.bridge).exists() else None,
-        installed=debian_tools.installed(place),
         size_bytes=_size(place.engine, runner),
         free_bytes=shutil.disk_usage(next(path for path in roots if os.path.exists(path))).free,
         platforms=emulation.emulated(runner),
