@@ -28,34 +28,49 @@ first() { # FILE: its first line
     [ ! -r "$1" ] || { read -r line <"$1" && printf '%s' "$line"; } 2>/dev/null
 }
 
-disk() { # WHAT FOLDER
-    [ ! -e "$2" ] || printf '%s %s\n' "$1" "$(bounded 5 df -Pk "$2" | tail -n 1)"
+disk() { # WHAT FOLDER COMMAND...: the command is df
+    what=$1
+    folder=$2
+    shift 2
+    [ ! -e "$folder" ] || printf '%s %s\n' "$what" "$("$@" -Pk "$folder" | tail -n 1)"
 }
 
 part machine
-printf 'kernel=%s\narch=%s\nuser=%s\ngroups=%s\n' "$(uname -r)" "$(uname -m)" "$(id -un)" "$(id -Gn)"
-printf 'host=%s\nboot=%s\n' "$(uname -n)" "$(first /proc/sys/kernel/random/boot_id)"
-printf 'os=%s\n' "$(sed -n 's/^PRETTY_NAME="\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' /etc/os-release 2>/dev/null)"
-printf 'product=%s\n' "$(first /sys/class/dmi/id/product_name)"
+printf 'arch=%s\nuser=%s\ngroups=%s\n' "$(uname -m)" "$(id -un)" "$(id -Gn)"
 printf 'connection=%s\n' "${SSH_CONNECTION:-}"
+if wanted machine; then
+    printf 'kernel=%s\nhost=%s\n' "$(uname -r)" "$(uname -n)"
+    printf 'boot=%s\n' "$(first /proc/sys/kernel/random/boot_id)"
+    printf 'os=%s\n' "$(sed -n 's/^PRETTY_NAME="\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' /etc/os-release 2>/dev/null)"
+    printf 'product=%s\n' "$(first /sys/class/dmi/id/product_name)"
+fi
 
 part docker
 # shellcheck disable=SC2086 # it may be several words
 info=$(bounded 20 $docker info --format '{{json .}}')
 printf '%s\n' "$info"
-root=$(printf '%s\n' "$info" | sed -n 's/.*"DockerRootDir":"\([^"]*\)".*/@root \1/p')
-root=${root#@root }
+root=
+case $info in
+*'"DockerRootDir":"'*)
+    root=${info#*\"DockerRootDir\":\"}
+    root=${root%%\"*}
+    ;;
+esac
 
 part disk
-[ -z "$root" ] || disk docker "$root"
-[ ! -d /var/lib/containerd ] || disk containerd /var/lib/containerd
-[ -z "$model" ] || disk model "$model"
+[ -z "$root" ] || disk docker "$root" df
+[ ! -d /var/lib/containerd ] || disk containerd /var/lib/containerd df
+# It may lie on another machine's disk.
+[ -z "$model" ] || disk model "$model" bounded 5 df
 
 part links
 for link in /sys/class/net/*; do
-    [ ! -d "$link" ] || printf '%s %s %s %s\n' "${link##*/}" \
-        "$(cat "$link/speed" 2>/dev/null || echo -1)" "$(first "$link/mtu")" \
-        "$(first "$link/operstate")"
+    [ -d "$link" ] || continue
+    # One that is down, or has no speed, cannot be read.
+    { read -r speed <"$link/speed"; } 2>/dev/null || speed=-1
+    { read -r mtu <"$link/mtu"; } 2>/dev/null || mtu=
+    { read -r state <"$link/operstate"; } 2>/dev/null || state=
+    printf '%s %s %s %s\n' "${link##*/}" "$speed" "$mtu" "$state"
 done
 ip -o addr show 2>/dev/null | sed -n 's/^[0-9]*: *\([^ ]*\) *inet6* \([^ ]*\).*/@ \1 \2/p'
 
