@@ -332,7 +332,7 @@ def test_servers_are_on_the_loopback_only(fleet: Fleet) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from sparkimage import paths
+from sparkimage.core import paths
 from sparkimage.build.engine.private import ensure
 from sparkimage.core.process import Local
 from tests.lab.fleet import fleet
