@@ -36,9 +36,10 @@ def examine(plan: Plan, settings: Settings, root: Root, project: Path) -> Iterat
             yield _run(id, function, arguments)
 
 
-def count_of_run(plan: Plan, project: Path) -> int:
-    """How many checks of ``plan`` need a container."""
-    return sum(needs_container(function) for _, function in _functions(plan, project))
+def count(plan: Plan, project: Path, *, in_container: bool) -> int:
+    """How many checks of the layers of ``plan`` need a container, or need none; runs none."""
+    functions = (function for _, function in _functions(plan, project))
+    return sum(needs_container(function) is in_container for function in functions)
 
 
 def _functions(plan: Plan, project: Path) -> Iterator[tuple[str, Callable[..., None]]]:

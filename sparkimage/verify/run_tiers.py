@@ -142,7 +142,8 @@ def run(
     if Tier.STATIC in tiers:
         total += static.count(plan, image, store, project)
     if Tier.RUN in tiers:
-        total += layer_checks.count_of_run(plan, project) + (plan.answer is not None)
+        total += layer_checks.count(plan, project, in_container=True)
+        total += plan.answer is not None
     tally = _Tally(progress, total)
     with ThreadPoolExecutor(1, "static") as beside:
         layers = None

@@ -88,19 +88,27 @@ def examine(
     ``project`` has the layers' own checks, and may have rules of its own. Raises ``StoreError``
     for a damaged layer and ``ConfigError`` for rules that are none.
     """
-    return _examine(plan, image, store, image_files(store, image), project, limits or Limits())
+    target = _target(plan, image, store, image_files(store, image), project, limits or Limits())
+    checks = [
+        Check.compare(f"{TIER}/{name}", *rest, tier=TIER) for name, *rest in _comparisons(target)
+    ]
+    if project is not None:
+        checks += layer_checks.examine(plan, target.settings, target.root, project)
+    return tuple(checks)
 
 
-def count(plan: Plan, image: Image, store: Store, project: Path | None) -> int:
-    """How many checks ``examine`` makes: as many as of an image without a file."""
-    return len(_examine(plan, image, store, ImageFiles(layers=()), project, Limits()))
+def count(plan: Plan, image: Image, store: Store, project: Path) -> int:
+    """How many checks ``examine`` makes: of its own as many as for an image without a file."""
+    target = _target(plan, image, store, ImageFiles(layers=()), project, Limits())
+    own = sum(1 for _ in _comparisons(target))
+    return own + layer_checks.count(plan, project, in_container=False)
 
 
-def _examine(
+def _target(
     plan: Plan, image: Image, store: Store, files: ImageFiles, project: Path | None, limits: Limits
-) -> tuple[Check, ...]:
+) -> _Target:
     foreign = any(layer.image or layer.source for layer in plan.layers)
-    target = _Target(
+    return _Target(
         plan=plan,
         image=image,
         store=store,
@@ -110,21 +118,17 @@ def _examine(
         rules=rule_file.load(project),
         limits=limits,
     )
-    comparisons = (
-        *_config(target),
-        *_programs(target),
-        *static_nccl.checks(plan, files, target.root, target.first_own),
-        *_preloads(target),
-        *_contents(target),
-        *_origin(target),
-        *_secrets(target),
-        *_layers(target),
-    )
-    own = layer_checks.examine(plan, target.settings, target.root, project) if project else ()
-    return (
-        *(Check.compare(f"{TIER}/{name}", *rest, tier=TIER) for name, *rest in comparisons),
-        *own,
-    )
+
+
+def _comparisons(target: _Target) -> Iterator[Compared]:
+    yield from _config(target)
+    yield from _programs(target)
+    yield from static_nccl.checks(target.plan, target.files, target.root, target.first_own)
+    yield from _preloads(target)
+    yield from _contents(target)
+    yield from _origin(target)
+    yield from _secrets(target)
+    yield from _layers(target)
 
 
 def _config(s: _Target) -> Iterator[Compared]:
