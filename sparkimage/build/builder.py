@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sparkimage.build import bake, buildkit
-from sparkimage.build.context import Workshop
+from sparkimage.build.context import BuildContext
 from sparkimage.build.engine.engine import OWNER, Engine, docker_client
 from sparkimage.config.address import WHEELS
 from sparkimage.config.plan import Plan
@@ -121,7 +121,7 @@ class Staged:
 
 
 @contextmanager
-def execute(plan: Plan, context: Workshop) -> Iterator[Staged]:
+def execute(plan: Plan, context: BuildContext) -> Iterator[Staged]:
     """Run bake. Within the context the engine keeps the image under a name of this process."""
     _sweep(plan, context.engine)
     own = f"{plan.image.rpartition(':')[0]}:{OWN}{locks.owner()}"
@@ -148,7 +148,7 @@ def _sweep(plan: Plan, engine: Engine) -> None:
 
 
 def _execute(
-    plan: Plan, own: str, folder: str, context: Workshop
+    plan: Plan, own: str, folder: str, context: BuildContext
 ) -> tuple[Image, Callable[[], object]]:
     """The image in the store, and what loads it into the engine as ``own``."""
     definition = context.definition([plan])
@@ -181,7 +181,7 @@ def _execute(
     return context.store.resolve(descriptor.digest), lambda: None
 
 
-def _bake(plan: Plan, folder: str, output: str, context: Workshop, title: str = "") -> None:
+def _bake(plan: Plan, folder: str, output: str, context: BuildContext, title: str = "") -> None:
     """Run bake for the files in ``folder``; without a title its progress is not shown."""
     target = bake.target_name(plan)
     argv = [
@@ -209,7 +209,9 @@ def _bake(plan: Plan, folder: str, output: str, context: Workshop, title: str = 
         raise _explain(plan, state.errors, done.returncode, context)
 
 
-def _explain(plan: Plan, errors: Sequence[str], returncode: int, context: Workshop) -> SparkError:
+def _explain(
+    plan: Plan, errors: Sequence[str], returncode: int, context: BuildContext
+) -> SparkError:
     """The error for a build that failed, by BuildKit's own errors."""
     if not engine_answers(context):
         return EngineError(
@@ -245,12 +247,12 @@ def _explain(plan: Plan, errors: Sequence[str], returncode: int, context: Worksh
     )
 
 
-def engine_answers(context: Workshop) -> bool:
+def engine_answers(context: BuildContext) -> bool:
     """Whether the engine still answers."""
     return context.runner.run([*context.engine.docker, "version"], check=False).returncode == 0
 
 
-def _load(name: str, image: Image, context: Workshop) -> None:
+def _load(name: str, image: Image, context: BuildContext) -> None:
     """Load an image from the store into the engine, as ``name``."""
     with closing(docker_client(context.engine.host)) as client:
         answers = client.api.load_image(  # type: ignore[no-untyped-call]

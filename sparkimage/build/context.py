@@ -14,11 +14,11 @@ from sparkimage.config.plan import Plan
 from sparkimage.core.progress import View
 from sparkimage.image.store import Store
 from sparkimage.resolve import fetch
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import ResolveContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workshop(Outside):
+class BuildContext(ResolveContext):
     """An engine, a store and a builder, and how this machine fetches what goes into a build."""
 
     matrix_file: Path

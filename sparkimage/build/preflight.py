@@ -17,7 +17,7 @@ from sparkimage.core.units import human
 from sparkimage.resolve import fetch
 
 if TYPE_CHECKING:
-    from sparkimage.build.context import Workshop
+    from sparkimage.build.context import BuildContext
 
 UNPACKED_PER_BYTE = 6.5
 """Bytes of disk for each byte of wheels: 2.1 in BuildKit's snapshots, 2.1 unpacked for running,
@@ -25,7 +25,7 @@ UNPACKED_PER_BYTE = 6.5
 BASE_BYTES = 2_000_000_000
 
 
-def check(plan: Plan, context: Workshop) -> None:
+def check(plan: Plan, context: BuildContext) -> None:
     """Check disk and emulation before anything long starts. Raises ``PreflightError``."""
     need = int(plan.download_bytes * UNPACKED_PER_BYTE) + BASE_BYTES
     data_root = Path(context.engine.data_root)
@@ -85,7 +85,7 @@ def fetch_key(layer: LayerPlan) -> str | None:
     return hashlib.sha256(fetched.encode()).hexdigest()
 
 
-def reachable(plan: Plan, context: Workshop) -> None:
+def reachable(plan: Plan, context: BuildContext) -> None:
     """Check that what no earlier build has fetched can be fetched, before anything long starts.
 
     Images and commits are looked up; of wheels the smallest is downloaded, which shows whether the

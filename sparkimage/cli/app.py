@@ -30,14 +30,14 @@ from sparkimage.cli.base import (
     JsonOption,
     MirrorOption,
     Settings,
+    build_context,
     console,
     new_table,
-    outside,
     plans_of,
     print_json,
     read_matrix,
+    resolve_context,
     use_mirrors,
-    workshop,
 )
 from sparkimage.core import interrupts
 from sparkimage.core.errors import ConfigError, GateError, SparkError, UsageError
@@ -242,8 +242,8 @@ def _build(
     from sparkimage.verify import pipeline
 
     refuse_unresolved(plans)
-    shop = workshop(read, quiet=as_json, builder=builder_name)
-    results = [pipeline.build(plan, shop, rebuild=rebuild, repair=repair) for plan in plans]
+    context = build_context(read, quiet=as_json, builder=builder_name)
+    results = [pipeline.build(plan, context, rebuild=rebuild, repair=repair) for plan in plans]
     if as_json:
         print_json([show.facts(result) for result in results])
         return
@@ -267,8 +267,8 @@ def _print(read: Matrix, plans: Sequence[Plan], form: Form) -> None:
     printers: dict[Form, Callable[[], str]] = {
         Form.JSON: lambda: show.as_json(plans),
         Form.GITHUB: lambda: show.as_github(plans, read),
-        Form.POLICY: lambda: show.as_policy(plans, outside(read, lambda _: None).mirrors),
-        Form.BAKE: lambda: show.as_bake(plans, workshop(read, quiet=True)),
+        Form.POLICY: lambda: show.as_policy(plans, resolve_context(read, lambda _: None).mirrors),
+        Form.BAKE: lambda: show.as_bake(plans, build_context(read, quiet=True)),
     }
     if form is Form.TABLE:
         console().print(show.as_table(plans))

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from sparkimage.build.context import Workshop
+    from sparkimage.build.context import BuildContext
     from sparkimage.config.inventory import Fleet
     from sparkimage.config.lockfile import Lock
     from sparkimage.config.matrix import Matrix, Variant
     from sparkimage.config.plan import Plan
-    from sparkimage.resolve.context import Outside
+    from sparkimage.resolve.context import ResolveContext
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Say the same as JSON, on stdout.")]
 MirrorOption = Annotated[
@@ -165,30 +165,30 @@ def plans_of(read: Matrix, variants: Sequence[Variant]) -> list[Plan]:
     return list(planning.make_all(read, variants, read_lock(read), where))
 
 
-def outside(read: Matrix | None, say: Callable[[str], None]) -> Outside:
+def resolve_context(read: Matrix | None, say: Callable[[str], None]) -> ResolveContext:
     """How this machine reaches what is elsewhere: ``--mirror`` goes before the user's own file,
     and that before the matrix."""
     from sparkimage.config.address import Mirrors, parse_rules, read_rules
     from sparkimage.core import paths
     from sparkimage.core.process import Local
-    from sparkimage.resolve.context import Outside
+    from sparkimage.resolve.context import ResolveContext
 
     rules = {
         **(read.mirrors if read is not None else {}),
         **read_rules(paths.mirrors()),
         **parse_rules(Settings.mirrors).rules,
     }
-    return Outside(home=paths.home(), runner=Local(), mirrors=Mirrors(rules=rules), say=say)
+    return ResolveContext(home=paths.home(), runner=Local(), mirrors=Mirrors(rules=rules), say=say)
 
 
-def workshop(
+def build_context(
     read: Matrix,
     *,
     quiet: bool = False,
     builder: str | None = None,
-) -> Workshop:
+) -> BuildContext:
     """What a build works with, the engine started where none answers."""
-    from sparkimage.build.context import Workshop
+    from sparkimage.build.context import BuildContext
     from sparkimage.build.engine import builders
     from sparkimage.build.engine.private import ensure
     from sparkimage.core import paths
@@ -196,9 +196,9 @@ def workshop(
     from sparkimage.image.store import Store
 
     view = View(console(stderr=True), quiet=quiet)
-    reached = outside(read, view.say)
+    reached = resolve_context(read, view.say)
     engine = ensure(reached.home, reached.runner, view.say)
-    return Workshop(
+    return BuildContext(
         home=reached.home,
         runner=reached.runner,
         mirrors=reached.mirrors,

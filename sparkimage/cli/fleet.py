@@ -13,11 +13,11 @@ from sparkimage.cli.base import (
     JsonOption,
     console,
     new_table,
-    outside,
     print_json,
     project_folder,
     read_fleet,
     read_matrix,
+    resolve_context,
     say,
 )
 from sparkimage.cli.verify import Reference, tiers_of, to_ship
@@ -183,7 +183,7 @@ def _ask_the_registry(
     from sparkimage.registry.tools import Tools
 
     key = key or os.environ.get("SPARKIMAGE_PUBLIC_KEY")
-    tools = Tools(outside=outside(None, say))
+    tools = Tools(outside=resolve_context(None, say))
     trust = Trust(tools=tools) if allow_unverified and not key else Trust.of(key, None, None, tools)
     try:
         remote.verify(

@@ -13,10 +13,10 @@ from sparkimage.cli.base import (
     MirrorOption,
     console,
     new_table,
-    outside,
     print_json,
     read_lock,
     read_matrix,
+    resolve_context,
     say,
     use_mirrors,
 )
@@ -72,7 +72,7 @@ def _outdated(read: Matrix, *, as_json: bool) -> None:
     from sparkimage.resolve import resolver
 
     held = read_lock(read)
-    quiet = outside(read, lambda _: None)
+    quiet = resolve_context(read, lambda _: None)
     terminal = console()
     with console(stderr=True).status("asking registries, repositories and indexes"):
         pins, fresh = resolver.outdated(read, held, quiet)
@@ -101,7 +101,7 @@ def _resolve(read: Matrix, update: Sequence[str]) -> None:
         except LockError:
             held = None  # missing, of an older version or damaged: made anew
         wanted = resolver.parse_update(read, held, update)
-        outcome = resolver.resolve(read, held, outside(read, typer.echo), wanted)
+        outcome = resolver.resolve(read, held, resolve_context(read, typer.echo), wanted)
         made = locking.dump(outcome.lock)
         if path.is_file() and path.read_text() == made:
             typer.echo(f"{path.name} is unchanged")

@@ -12,11 +12,11 @@ from sparkimage.cli.base import (
     MirrorOption,
     console,
     new_table,
-    outside,
     plans_of,
     print_json,
     read_lock,
     read_matrix,
+    resolve_context,
     say,
     use_mirrors,
 )
@@ -89,7 +89,7 @@ def export(
         )
     plans = plans_of(read, chosen)
     refuse_unresolved(plans)
-    reached = outside(read, say)
+    reached = resolve_context(read, say)
     mounts = []
     for path, content in inputs.patched(plans[0], read.root, reached).items():
         made = folder.absolute() / Path(path).name

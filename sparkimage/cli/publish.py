@@ -14,9 +14,9 @@ from sparkimage.cli.base import (
     TrustKeyOption,
     console,
     new_table,
-    outside,
     print_json,
     read_matrix,
+    resolve_context,
     say,
     use_mirrors,
 )
@@ -78,7 +78,7 @@ def publish(
     read = read_matrix() if Settings.matrix_file.is_file() else None
     store = Store.open(paths.store())
     view = View(console(stderr=True), quiet=as_json)
-    tools = Tools(outside=outside(read, view.say))
+    tools = Tools(outside=resolve_context(read, view.say))
     repository = Repository(place=Place.parse(to), tools=tools)
     with store.in_use(view.say), cosign.signer(key, identity, issuer, tools) as signer:
         asked = [to_ship(store, one, allow_unverified=False, read=read) for one in variant]
@@ -252,7 +252,7 @@ def _trust(key: str | None, identity: str | None, issuer: str | None) -> Trust:
 def _tools() -> Tools:
     from sparkimage.registry.tools import Tools
 
-    return Tools(outside=outside(None, say))
+    return Tools(outside=resolve_context(None, say))
 
 
 def requirement(given: str | None) -> Callable[[Reading], Required]:

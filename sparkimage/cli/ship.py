@@ -15,8 +15,8 @@ from sparkimage.cli.base import (
     SignKeyOption,
     TrustKeyOption,
     console,
-    outside,
     read_matrix,
+    resolve_context,
 )
 from sparkimage.cli.verify import Reference, to_ship
 from sparkimage.core.errors import StoreError, UsageError
@@ -57,7 +57,7 @@ def save(
         stack.enter_context(store.in_use(view.say))
         signer = None
         if key is not None:
-            tools = Tools(outside=outside(None, view.say))
+            tools = Tools(outside=resolve_context(None, view.say))
             signer = stack.enter_context(cosign.signer(key, None, None, tools))
         moved = stack.enter_context(view.transfer(f"saving {record.plan.variant}", held.size))
         if output == "-":
@@ -87,7 +87,7 @@ def load(
     store, view = Store.open(paths.store()), View(console(stderr=True))
     trust = None
     if key is not None:
-        trust = Trust.of(key, None, None, Tools(outside=outside(None, view.say)))
+        trust = Trust.of(key, None, None, Tools(outside=resolve_context(None, view.say)))
     path = Path(file)
     if file != "-" and not path.is_file():
         raise StoreError(f"{file} is no file", hint="give what `python build.py save` wrote")

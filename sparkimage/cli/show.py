@@ -17,7 +17,7 @@ from sparkimage.core.units import clock, human
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sparkimage.build.context import Workshop
+    from sparkimage.build.context import BuildContext
     from sparkimage.config.matrix import Matrix, Variant
     from sparkimage.verify.pipeline import Result
 
@@ -89,9 +89,9 @@ def as_policy(plans: Sequence[Plan], mirrors: Mirrors) -> str:
     return json.dumps(bake.policy(plans, mirrors), indent=1)
 
 
-def as_bake(plans: Sequence[Plan], shop: Workshop) -> str:
+def as_bake(plans: Sequence[Plan], context: BuildContext) -> str:
     """The bake file, with everything that it names made ready, so that it can be run by hand."""
-    return json.dumps(shop.definition(plans), indent=1)
+    return json.dumps(context.definition(plans), indent=1)
 
 
 def results_table(results: Sequence[Result]) -> Table:

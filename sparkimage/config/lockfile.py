@@ -140,7 +140,7 @@ Key = tuple[str, str]
 class Entry:
     """What the matrix requested, and the items by platform; or why there are none."""
 
-    asked: Mapping[str, Any]
+    requested: Mapping[str, Any]
     platforms: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
     unresolved: str | None = None
 
@@ -150,7 +150,7 @@ class Lock:
     """The whole lock, with the digest of all that the matrix requests."""
 
     file: str
-    meaning: str
+    request_digest: str
     entries: Mapping[Key, Entry]
 
     def find(self, pin: str, value: str, platform: str) -> tuple[Item, ...] | None:
@@ -201,7 +201,7 @@ def forks(matrix: Matrix, name: str, patch: Patch) -> tuple[Key, ...]:
     return tuple(sorted(keys))
 
 
-def wanted(matrix: Matrix) -> dict[Key, tuple[dict[str, Any], tuple[str, ...]]]:
+def requests(matrix: Matrix) -> dict[Key, tuple[dict[str, Any], tuple[str, ...]]]:
     """What the variants need of the lock: the request and the platforms of each pin and patch."""
     platforms: dict[Key, set[str]] = {}
     for variant in matrix.variants:
@@ -220,9 +220,9 @@ def wanted(matrix: Matrix) -> dict[Key, tuple[dict[str, Any], tuple[str, ...]]]:
     }
 
 
-def meaning(matrix: Matrix) -> str:
+def request_digest(matrix: Matrix) -> str:
     """sha256 over all requests: comments and order in the matrix do not change it."""
-    needed = [[*key, *request] for key, request in wanted(matrix).items()]
+    needed = [[*key, *request] for key, request in requests(matrix).items()]
     return hashlib.sha256(json.dumps(needed, sort_keys=True).encode()).hexdigest()
 
 
@@ -264,7 +264,7 @@ def load(path: Path) -> Lock:
             detail="\n".join(f"{p.file}:{p.line}: {p.what}" for p in others[: error.SHOWN]),
             hint=REMEDY,
         ) from None
-    return Lock(file=path.name, meaning=text.matrix, entries=entries)
+    return Lock(file=path.name, request_digest=text.matrix, entries=entries)
 
 
 def _entry(report: Report, key: Key, text: _EntryText) -> Entry:
@@ -294,19 +294,19 @@ def _entry(report: Report, key: Key, text: _EntryText) -> Entry:
             what = f"{platform} must have one `{word}` line, not {count}"
             wrong(("platforms", platform), what)
         platforms[platform] = tuple(items)
-    return Entry(asked=text.asked, platforms=platforms, unresolved=text.unresolved)
+    return Entry(requested=text.asked, platforms=platforms, unresolved=text.unresolved)
 
 
 def check(matrix: Matrix, lock: Lock) -> list[str]:
     """Every difference between lock and matrix, as sentences; empty when they agree. No I/O."""
     problems = []
-    needed = wanted(matrix)
+    needed = requests(matrix)
     for (pin, value), (request, platforms) in needed.items():
         entry = lock.entries.get((pin, value))
         if entry is None:
             problems.append(f"pin {pin} {value} is not locked")
             continue
-        if dict(entry.asked) != request:
+        if dict(entry.requested) != request:
             problems.append(f"pin {pin} {value} has changed since it was locked")
         if entry.unresolved is None:
             problems += [
@@ -319,7 +319,7 @@ def check(matrix: Matrix, lock: Lock) -> list[str]:
         for pin, value in lock.entries
         if (pin, value) not in needed
     ]
-    if not problems and lock.meaning != meaning(matrix):
+    if not problems and lock.request_digest != request_digest(matrix):
         problems.append("its checksum is not the matrix's: it was edited, or made elsewhere")
     return problems
 
@@ -331,13 +331,13 @@ def dump(lock: Lock) -> str:
         *(f"# {word}: {' '.join(f.name for f in fields(kind))}" for word, kind in WORDS.items()),
         f"version: {VERSION}",
         "# Digest of what the matrix requests: comments and order do not change it.",
-        f'matrix: "{lock.meaning}"',
+        f'matrix: "{lock.request_digest}"',
         "pins:" if lock.entries else "pins: {}",
     ]
     last = None
     for (pin, value), entry in sorted(lock.entries.items(), key=lambda item: item[0]):
         lines += [f"  {json.dumps(pin)}:"] if pin != last else []
-        lines += [f"    {json.dumps(value)}:", f"      asked: {_quoted(entry.asked)}"]
+        lines += [f"    {json.dumps(value)}:", f"      asked: {_quoted(entry.requested)}"]
         last = pin
         if entry.unresolved is not None:
             lines.append(f"      unresolved: {_quoted(entry.unresolved)}")

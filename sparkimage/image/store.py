@@ -184,7 +184,7 @@ class Store:
         except FileNotFoundError:
             raise self.damage(digest, "is missing") from None
         if reader.digest != digest:
-            raise self.damage(digest, f"holds other bytes: {reader.digest}")
+            raise self.damage(digest, f"is corrupt: {reader.digest}")
 
     def pieces(self, digest: str) -> Iterator[bytes]:
         """The bytes of a blob, of which the last ones come only when all are proven: what was
@@ -307,7 +307,7 @@ class Store:
         if digest is None:
             near = difflib.get_close_matches(reference, names, n=3, cutoff=0.3)
             raise ImageMissingError(
-                f"the image store holds no {reference}",
+                f"the image store has no {reference}",
                 hint=f"did you mean {' or '.join(near)}?" if near else "python build.py image",
             )
         manifest = self.read_json(digest)

@@ -277,9 +277,7 @@ def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, store: Store) -> None:
     assert content is not None
     found = store.put_stream(content, TAR).digest
     if found != wanted:
-        raise StoreError(
-            f"the archive's blob {wanted} holds other bytes: {found}", hint="copy it again"
-        )
+        raise StoreError(f"the archive's blob {wanted} is corrupt: {found}", hint="copy it again")
 
 
 def _with_ours(

@@ -148,7 +148,7 @@ class Trust:
         try:
             said = _run(self.tools, "download", repository, (), digest, "attestation")
         except CommandError as error:
-            why = "holds other bytes" if "checksum" in error.output else "cannot be read"
+            why = "is corrupt" if "checksum" in error.output else "cannot be read"
             raise PublishedError(
                 f"what is attached to {digest[:19]} is damaged in {repository.place}: it {why}",
                 hint="publish the image again",

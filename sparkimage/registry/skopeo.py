@@ -214,7 +214,7 @@ class Repository:
                 if match is None:
                     raise
                 digest = f"sha256:{match[1].strip(',:').removeprefix('sha256:')}"
-                raise store.damage(digest, "is missing or holds other bytes") from None
+                raise store.damage(digest, "is missing or is corrupt") from None
         return copied
 
     def tag(self, digest: str, tag: str) -> None:
@@ -311,7 +311,7 @@ class Repository:
         return PublishedError(
             f"the blob {digest[:19]} is damaged in {self.place}: {seen} bytes of {size}"
             if seen != size
-            else f"the blob {digest[:19]} is damaged in {self.place}: it holds other bytes",
+            else f"the blob {digest[:19]} is damaged in {self.place}: it is corrupt",
             hint="its operator must remove that blob from its storage; then publish again",
         )
 

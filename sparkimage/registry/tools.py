@@ -18,7 +18,7 @@ from sparkimage.core.errors import CommandError, Locked
 from sparkimage.core.files import new_folder
 from sparkimage.core.process import Runner
 from sparkimage.resolve import apt
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import ResolveContext
 
 SUITE = "trixie"
 PACKAGES = (
@@ -37,7 +37,7 @@ USABLE: Mapping[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
 class Tools:
     """Both programs. What starts them raises as ``apt.resolve`` and ``apt.fetch``."""
 
-    outside: Outside
+    outside: ResolveContext
 
     @cached_property
     def skopeo(self) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ class Tools:
         return self.outside.runner
 
 
-def _program(name: str, outside: Outside) -> tuple[str, ...]:
+def _program(name: str, outside: ResolveContext) -> tuple[str, ...]:
     own = shutil.which(name)
     if own is not None and _usable(name, own, outside.runner):
         return (own,)
@@ -74,7 +74,7 @@ def _usable(name: str, own: str, runner: Runner) -> bool:
         return False
 
 
-def _install(tree: Path, outside: Outside) -> None:
+def _install(tree: Path, outside: ResolveContext) -> None:
     outside.say(f"fetching skopeo and cosign of Debian {SUITE}")
     tools, source = Locked.tool("skopeo and cosign"), apt.Source(suite=SUITE, arch=native_arch())
     listed = apt.resolve(tools, source, ("skopeo", "cosign"), outside)

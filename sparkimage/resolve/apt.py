@@ -24,7 +24,7 @@ from sparkimage.config.plan import MORE, ROOT
 from sparkimage.core.debian_tools import HOST_PACKAGES, install_on_host
 from sparkimage.core.errors import CommandError, Locked, LockError, SparkError
 from sparkimage.core.rights import root_prefix
-from sparkimage.resolve.context import Outside, unreachable
+from sparkimage.resolve.context import ResolveContext, unreachable
 from sparkimage.resolve.deb import repacked
 
 MINIMAL = ("?essential", "?priority(required)", "apt")
@@ -60,7 +60,7 @@ class Source:
         return ("flat", os.devnull, f"deb [trusted=yes] {address}/ /")
 
 
-def mmdebstrap(context: Outside, *arguments: str, **environment: str) -> None:
+def mmdebstrap(context: ResolveContext, *arguments: str, **environment: str) -> None:
     """Run mmdebstrap as root, in a mode that needs no emulation; install it where it is missing.
 
     Raises ``CommandError``; errors as ``install_on_host``.
@@ -72,7 +72,7 @@ def mmdebstrap(context: Outside, *arguments: str, **environment: str) -> None:
 
 
 def resolve(
-    locked: Locked, source: Source, packages: Sequence[str], context: Outside
+    locked: Locked, source: Source, packages: Sequence[str], context: ResolveContext
 ) -> tuple[Deb, ...]:
     """Of a suite, the minimal root and ``packages`` with their dependencies; of a flat repository
     exactly ``packages`` (NAME=VERSION).
@@ -93,7 +93,7 @@ def resolve(
 
 
 def fetch(
-    locked: Locked, source: Source, debs: Sequence[Deb], context: Outside
+    locked: Locked, source: Source, debs: Sequence[Deb], context: ResolveContext
 ) -> Mapping[str, Path]:
     """The files of ``debs`` by their names; those that are not cached are downloaded and checked.
 
@@ -118,7 +118,7 @@ def write_repository(
     files: Mapping[str, Path],
     folder: Path,
     suite: str | None,
-    context: Outside,
+    context: ResolveContext,
     *,
     repack: bool = False,
 ) -> None:
@@ -153,7 +153,7 @@ def write_repository(
     (folder / "Release").write_text(f"{named}SHA256:\n {digest} {len(packages)} Packages\n")
 
 
-def default_sources(suite: str, context: Outside) -> str:
+def default_sources(suite: str, context: ResolveContext) -> str:
     """The sources.list that mmdebstrap writes for ``suite``; needs no network."""
     with TemporaryDirectory(prefix="sparkimage-apt-") as name:
         hook = 'install -m 644 "$1/etc/apt/sources.list" "$SPARKIMAGE_APT/sources"'
@@ -169,7 +169,7 @@ def _ask_apt(
     source: Source,
     requests: Mapping[str, Iterable[str]],
     folder: Path,
-    context: Outside,
+    context: ResolveContext,
 ) -> None:
     """Run the requests of ``data/apt.sh`` by name; apt's answers are files in ``folder`` then."""
     for request, packages in requests.items():

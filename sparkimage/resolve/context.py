@@ -26,7 +26,7 @@ def unreachable(title: object, place: object, detail: str) -> NetworkError:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outside:
+class ResolveContext:
     """How this machine reaches registries, repositories and indexes."""
 
     home: Path

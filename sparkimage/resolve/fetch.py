@@ -23,7 +23,7 @@ from sparkimage.core.debian_tools import WITHOUT_DOCS
 from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError
 from sparkimage.core.files import new_folder
 from sparkimage.resolve import apt, images, patch_files, wheels
-from sparkimage.resolve.context import Inputs, Outside
+from sparkimage.resolve.context import Inputs, ResolveContext
 from sparkimage.resolve.git import Repository
 from sparkimage.resolve.wheels import ca_bundle
 
@@ -31,7 +31,7 @@ ROOT_EPOCH = 946684800
 """The newest date of a file in a Debian root: 2000-01-01."""
 
 
-def ready(plan: Plan, project: Path, context: Outside, builder_arch: str) -> Inputs:
+def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str) -> Inputs:
     """Fetch or make all inputs of the build of ``plan``, each checked against the lock.
 
     ``builder_arch`` is of the machine that builds. Raises ``NetworkError`` for what cannot be
@@ -53,7 +53,7 @@ def ready(plan: Plan, project: Path, context: Outside, builder_arch: str) -> Inp
     )
 
 
-def available(layer: LayerPlan, context: Outside) -> None:
+def available(layer: LayerPlan, context: ResolveContext) -> None:
     """Check that a layer's images and its commit can still be fetched. Errors as ``ready``."""
     source = layer.source
     for image in layer.images:
@@ -79,7 +79,7 @@ def uv_pins() -> str:
     return resources.files("sparkimage").joinpath("data", "uv.txt").read_text()
 
 
-def static_uv(arch: str, context: Outside) -> Path:
+def static_uv(arch: str, context: ResolveContext) -> Path:
     """The folder with the pinned, statically linked ``uv`` for ``arch``, fetched once.
 
     A static binary needs nothing of the image: it runs natively in the RUN steps of an image of
@@ -107,7 +107,7 @@ def static_uv(arch: str, context: Outside) -> Path:
     return folder
 
 
-def probe(wheel: Wheel, layer: LayerPlan, plan: Plan, context: Outside) -> None:
+def probe(wheel: Wheel, layer: LayerPlan, plan: Plan, context: ResolveContext) -> None:
     """Download one small wheel as the build will, and discard it. Raises ``NetworkError``, or
     ``LockError`` when the index no longer has it."""
     with TemporaryDirectory(prefix="sparkimage-probe-") as folder:
@@ -122,7 +122,7 @@ def probe(wheel: Wheel, layer: LayerPlan, plan: Plan, context: Outside) -> None:
 
 
 def _fetch_wheel(
-    argv: Sequence[str], pin: str, subject: str, context: Outside, **variables: str
+    argv: Sequence[str], pin: str, subject: str, context: ResolveContext, **variables: str
 ) -> None:
     """Run uv or pip for the requirement ``pin``. Raises ``LockError``, ``NetworkError``."""
     environment = {**variables, **wheels.environment(context.mirrors)}
@@ -147,7 +147,7 @@ def local_wheels(layer: LayerPlan, project: Path) -> dict[str, Path]:
     return {path.name: path for path in files if path.is_file()}
 
 
-def patched(plan: Plan, project: Path, context: Outside) -> Mapping[str, bytes]:
+def patched(plan: Plan, project: Path, context: ResolveContext) -> Mapping[str, bytes]:
     """Every file that the patches of ``plan`` write, by its path in the image. Errors as
     ``ready``."""
     files: dict[str, bytes] = {}
@@ -157,7 +157,7 @@ def patched(plan: Plan, project: Path, context: Outside) -> Mapping[str, bytes]:
     return files
 
 
-def _layer_inputs(layer: LayerPlan, project: Path, context: Outside) -> Path:
+def _layer_inputs(layer: LayerPlan, project: Path, context: ResolveContext) -> Path:
     """The folder that a layer's RUN step sees as /run/inputs."""
     patched = {patch.name: _apply(patch, project, context) for patch in layer.patches}
     digest = hashlib.sha256(layer.requirements.encode())
@@ -181,7 +181,7 @@ def _layer_inputs(layer: LayerPlan, project: Path, context: Outside) -> Path:
     return folder
 
 
-def _write_debs(debs: Debs, folder: Path, context: Outside) -> None:
+def _write_debs(debs: Debs, folder: Path, context: ResolveContext) -> None:
     """The layer's packages as a repository, and the names to install."""
     source = apt.Source(suite=debs.suite, repository=debs.repository, arch=debs.arch)
     files = apt.fetch(Locked.pin(debs.pin, debs.value), source, debs.debs, context)
@@ -189,7 +189,7 @@ def _write_debs(debs: Debs, folder: Path, context: Outside) -> None:
     (folder / "packages").write_text("".join(f"{name}\n" for name in debs.names))
 
 
-def _apply(patch: PatchPlan, project: Path, context: Outside) -> Mapping[str, bytes]:
+def _apply(patch: PatchPlan, project: Path, context: ResolveContext) -> Mapping[str, bytes]:
     """The files of a patch, patched, by their paths in the image. Raises ``LockError`` where they
     are not as the lock says."""
     title, update = f"patch {patch.name}", f"python build.py lock --update '{patch.name}'"
@@ -240,7 +240,7 @@ def _write_patches(
         (folder / f"{name}.sha256").write_text("".join(lines))
 
 
-def _debian_root(root: DebianRoot, context: Outside) -> Path:
+def _debian_root(root: DebianRoot, context: ResolveContext) -> Path:
     """The folder with the Debian root's root.tar, made by mmdebstrap once."""
     content = hashlib.sha256(repr(root).encode()).hexdigest()[:12]
     folder = context.home / "roots" / f"{root.suite}-{root.arch}-{content}"

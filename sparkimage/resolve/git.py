@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from sparkimage.core import locks
 from sparkimage.core.errors import CommandError, LockError
-from sparkimage.resolve.context import Outside, unreachable
+from sparkimage.resolve.context import ResolveContext, unreachable
 
 ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 FETCH = ("fetch", "--quiet", "--force", "--no-tags")
@@ -35,7 +35,7 @@ class Repository:
     title: str
     """The pin that needs it, for messages."""
     address: str
-    context: Outside
+    context: ResolveContext
 
     @property
     def folder(self) -> Path:

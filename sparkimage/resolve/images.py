@@ -12,7 +12,7 @@ from typing import Any
 from sparkimage.config.address import ImageName, image_name
 from sparkimage.config.lockfile import PinnedImage
 from sparkimage.core.errors import CommandError, Locked, LockError
-from sparkimage.resolve.context import Outside, unreachable
+from sparkimage.resolve.context import ResolveContext, unreachable
 
 TIMEOUT_S = 60.0
 MISSING = re.compile("not found|manifest unknown|name unknown")
@@ -23,7 +23,7 @@ REFUSED = re.compile(
 in the same text has."""
 
 
-def resolve(locked: Locked, image: str, platform: str, context: Outside) -> PinnedImage:
+def resolve(locked: Locked, image: str, platform: str, context: ResolveContext) -> PinnedImage:
     """The manifest of ``image`` (NAME:TAG, or with a digest) for ``platform``.
 
     Raises ``LockError`` when the registry has no such image or platform, ``NetworkError`` when it
@@ -55,13 +55,15 @@ def resolve(locked: Locked, image: str, platform: str, context: Outside) -> Pinn
     return PinnedImage(name=name.repository, digest=digests[platform], tagged=tagged)
 
 
-def exists(locked: Locked, image: PinnedImage, context: Outside) -> None:
+def exists(locked: Locked, image: PinnedImage, context: ResolveContext) -> None:
     """Check that the registry still has the pinned manifest. Errors as ``resolve``."""
     name = ImageName(repository=image.name, digest=image.digest)
     _inspect(locked, name, "{{.Manifest.Digest}}", context)
 
 
-def _inspect(locked: Locked, name: ImageName, template: str, context: Outside) -> dict[str, Any]:
+def _inspect(
+    locked: Locked, name: ImageName, template: str, context: ResolveContext
+) -> dict[str, Any]:
     mirrored = replace(
         name,
         repository=context.mirrors.of(name.repository),

@@ -12,7 +12,7 @@ from sparkimage.config.lockfile import MISSING, PatchText, Target
 from sparkimage.config.patch_specs import FILE, Patch
 from sparkimage.core.errors import CommandError, LockError
 from sparkimage.core.process import Runner
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.git import Repository
 
 CHANGED = re.compile(r"^\+\+\+ b/(.+?)\t?$", re.MULTILINE)
@@ -20,7 +20,12 @@ CHANGED = re.compile(r"^\+\+\+ b/(.+?)\t?$", re.MULTILINE)
 
 
 def read(
-    title: str, address: str | None, commit: str | None, path: str, project: Path, context: Outside
+    title: str,
+    address: str | None,
+    commit: str | None,
+    path: str,
+    project: Path,
+    context: ResolveContext,
 ) -> bytes:
     """A patch's own file: from a repository's commit, or else from the project's patches/.
 

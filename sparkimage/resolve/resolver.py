@@ -30,7 +30,7 @@ from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.schema import DebianPin, DebPin, GitPin, ImagePin, WheelsPin
 from sparkimage.core.errors import Locked, LockError, NetworkError, SparkError, UsageError
 from sparkimage.resolve import apt, images, patch_files, wheels
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.git import Repository
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def parse_update(matrix: Matrix, lock: Lock | None, words: Sequence[str]) -> Upd
     of ``--update`` name. Raises ``UsageError`` for one that names nothing."""
     pins: list[Key] = []
     projects: dict[str, str | None] = {}
-    known = lockfile.wanted(matrix)
+    known = lockfile.requests(matrix)
     locked_projects = {
         item.name
         for entry in (lock.entries.values() if lock is not None else ())
@@ -122,14 +122,14 @@ def parse_update(matrix: Matrix, lock: Lock | None, words: Sequence[str]) -> Upd
     return Update(pins=tuple(dict.fromkeys(pins)), projects=projects)
 
 
-def resolve(matrix: Matrix, lock: Lock | None, context: Outside, update: Update) -> Outcome:
+def resolve(matrix: Matrix, lock: Lock | None, context: ResolveContext, update: Update) -> Outcome:
     """Resolve what the lock lacks, what the matrix has changed, and what is to be updated."""
-    wanted = lockfile.wanted(matrix)
+    wanted = lockfile.requests(matrix)
     entries = {} if lock is None else dict(lock.entries)
     fitting = {
         key: entries[key]
         for key, (request, _) in wanted.items()
-        if key in entries and dict(entries[key].asked) == request
+        if key in entries and dict(entries[key].requested) == request
     }
     resolver = _Resolver(matrix, entries, context, update)
     jobs: list[tuple[Key, str]] = []
@@ -156,25 +156,25 @@ def resolve(matrix: Matrix, lock: Lock | None, context: Outside, update: Update)
     for key, (request, platforms) in wanted.items():
         if key not in failures:
             items_of = {platform: resolver.resolved[key][platform] for platform in platforms}
-            new[key] = Entry(asked=request, platforms=items_of)
+            new[key] = Entry(requested=request, platforms=items_of)
         elif key in fitting and set(platforms) <= set(fitting[key].platforms):
             new[key] = fitting[key]  # it could not be updated: it stays
         else:
-            new[key] = Entry(asked=request, unresolved=failures[key].message)
+            new[key] = Entry(requested=request, unresolved=failures[key].message)
     return Outcome(
-        lock=Lock(file="matrix.lock", meaning=lockfile.meaning(matrix), entries=new),
+        lock=Lock(file="matrix.lock", request_digest=lockfile.request_digest(matrix), entries=new),
         failures=failures,
     )
 
 
 def outdated(
-    matrix: Matrix, lock: Lock, context: Outside
+    matrix: Matrix, lock: Lock, context: ResolveContext
 ) -> tuple[tuple[OutdatedPin, ...], Outcome]:
     """What is newer than in the lock: everything is resolved anew, and nothing written.
 
     Tags of images that moved, branches' tips, newer packages and wheels within what is requested.
     """
-    pins = tuple(lockfile.wanted(matrix))
+    pins = tuple(lockfile.requests(matrix))
     fresh = resolve(matrix, lock, context, Update(pins=pins))
     rows: list[OutdatedPin] = []
 
@@ -191,7 +191,7 @@ def outdated(
         before = lock.entries.get(key)
         if before is not None and entry is not before:
             compare(key, _versions(before), _versions(entry))
-    for key, (_, platforms) in lockfile.wanted(matrix).items():
+    for key, (_, platforms) in lockfile.requests(matrix).items():
         pin = matrix.pins[key[0]][key[1]] if key[0] != PATCHES else None
         for platform in () if lock.unresolved(*key) else platforms:
             # What cannot be reached was reported when it was resolved anew.
@@ -246,7 +246,7 @@ class _Resolver:
     matrix: Matrix
     entries: Mapping[Key, Entry]
     """Of the lock until now."""
-    context: Outside
+    context: ResolveContext
     update: Update
     resolved: dict[Key, dict[str, Items]] = field(default_factory=dict)
     """What was resolved until now, or stays, by platform."""

@@ -20,7 +20,7 @@ from sparkimage.config.address import WHEELS, Mirrors
 from sparkimage.config.lockfile import Wheel
 from sparkimage.core.arch import ARCHES, GLIBC
 from sparkimage.core.errors import CommandError, LockError
-from sparkimage.resolve.context import Outside, unreachable
+from sparkimage.resolve.context import ResolveContext, unreachable
 
 if TYPE_CHECKING:
     from packaging.tags import Tag
@@ -33,7 +33,7 @@ def resolve(
     platform: str,
     pin: WheelsPin,
     links: Path | None,
-    context: Outside,
+    context: ResolveContext,
     keep: Mapping[str, str] | None = None,
 ) -> tuple[Wheel, ...]:
     """The wheels of the pin for ``platform``; ``links`` is a folder with local ones.

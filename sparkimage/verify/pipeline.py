@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sparkimage.build import builder, preflight
 from sparkimage.build.builder import Staged, execute, fingerprint
-from sparkimage.build.context import Workshop
+from sparkimage.build.context import BuildContext
 from sparkimage.build.engine.engine import OWNER
 from sparkimage.config.plan import Plan
 from sparkimage.config.tier import DEFAULT
@@ -40,7 +40,9 @@ class Result:
     """Checks that could not run here, and why."""
 
 
-def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = False) -> Result:
+def build(
+    plan: Plan, context: BuildContext, *, rebuild: bool = False, repair: bool = False
+) -> Result:
     """Build ``plan``, prove the image, and give it its name.
 
     An image that is there, proven and unchanged is left alone unless ``rebuild``. ``repair`` first
@@ -48,43 +50,45 @@ def build(plan: Plan, shop: Workshop, *, rebuild: bool = False, repair: bool = F
     Raises ``BuildError``, ``VerifyError``, ``PreflightError``, ``NetworkError``, ``StoreError``.
     """
     preflight.refuse_unresolved([plan])
-    preflight.refuse_open_steps(plan, shop.project)
-    say = shop.view.say
-    with shop.store.naming(plan.image, say), shop.store.in_use(say):
-        return _build(plan, shop, rebuild=rebuild, repair=repair)
+    preflight.refuse_open_steps(plan, context.project)
+    say = context.view.say
+    with context.store.naming(plan.image, say), context.store.in_use(say):
+        return _build(plan, context, rebuild=rebuild, repair=repair)
 
 
-def _build(plan: Plan, shop: Workshop, *, rebuild: bool, repair: bool) -> Result:
+def _build(plan: Plan, context: BuildContext, *, rebuild: bool, repair: bool) -> Result:
     began = time.monotonic()
-    key = fingerprint(plan, shop.project)
-    record = plan_record.record(plan, shop.project, plan_record.sources_checksum(shop.matrix_file))
+    key = fingerprint(plan, context.project)
+    record = plan_record.record(
+        plan, context.project, plan_record.sources_checksum(context.matrix_file)
+    )
     if repair:
-        _repair(plan, shop)
-    elif not rebuild and (image := _unchanged(plan, shop, key)) is not None:
-        verdict = _sealed(record, image, shop)
+        _repair(plan, context)
+    elif not rebuild and (image := _unchanged(plan, context, key)) is not None:
+        verdict = _sealed(record, image, context)
         if verdict is not None:
-            plan_record.keep(shop.store, image.digest, record)
+            plan_record.keep(context.store, image.digest, record)
             return Result(
                 plan=plan, image=image, checks=tuple(verdict.checks),
                 seconds=time.monotonic() - began, unchanged=True, not_run=verdict.not_run,
             )  # fmt: skip
-    preflight.check(plan, shop)
-    preflight.reachable(plan, shop)
-    with execute(plan, shop) as staged:
+    preflight.check(plan, context)
+    preflight.reachable(plan, context)
+    with execute(plan, context) as staged:
         try:
-            outcome = _prove(record, staged, shop)
+            outcome = _prove(record, staged, context)
         except VerifyError:
-            builder.tag(staged.id, plan.image + REFUSED, shop.engine)
+            builder.tag(staged.id, plan.image + REFUSED, context.engine)
             raise
-        _name(plan, staged, shop)
+        _name(plan, staged, context)
     for layer in plan.layers:
         if (fetched := preflight.fetch_key(layer)) is not None:
-            shop.store.put_fact("fetched", fetched, {"variant": plan.variant})
+            context.store.put_fact("fetched", fetched, {"variant": plan.variant})
     digest = staged.image.digest
-    shop.store.put_fact("built", key, {"digest": digest, "variant": plan.variant})
+    context.store.put_fact("built", key, {"digest": digest, "variant": plan.variant})
     return Result(
         plan=plan,
-        image=shop.store.resolve(digest),
+        image=context.store.resolve(digest),
         checks=outcome.checks,
         seconds=time.monotonic() - began,
         unchanged=False,
@@ -92,11 +96,11 @@ def _build(plan: Plan, shop: Workshop, *, rebuild: bool, repair: bool) -> Result
     )
 
 
-def _sealed(record: PlanRecord, image: Image, shop: Workshop) -> seal.Verdict | None:
+def _sealed(record: PlanRecord, image: Image, context: BuildContext) -> seal.Verdict | None:
     """The seal of an image that was built and proven, where the gate would let it ship."""
     try:
         decision = policy.ask(
-            shop.store,
+            context.store,
             image.digest,
             plan_checksum=record.checksum,
             # What only a node can prove is not proven by building again.
@@ -107,60 +111,59 @@ def _sealed(record: PlanRecord, image: Image, shop: Workshop) -> seal.Verdict | 
     return decision.verdict
 
 
-def _unchanged(plan: Plan, shop: Workshop, key: str) -> Image | None:
+def _unchanged(plan: Plan, context: BuildContext, key: str) -> Image | None:
     """The image of an earlier build of the very same inputs, if store and engine still hold it."""
-    fact = shop.store.get_fact("built", key)
-    if fact is None or shop.store.names().get(plan.image) != fact.get("digest"):
+    fact = context.store.get_fact("built", key)
+    if fact is None or context.store.names().get(plan.image) != fact.get("digest"):
         return None
-    if not shop.store.holds(fact["digest"]):
+    if not context.store.holds(fact["digest"]):
         return None
-    image = shop.store.resolve(fact["digest"])
-    held = builder.engine_id(plan.image, shop.engine)
+    image = context.store.resolve(fact["digest"])
+    held = builder.engine_id(plan.image, context.engine)
     return image if held in builder.ids(image) else None
 
 
-def _repair(plan: Plan, shop: Workshop) -> None:
-    digest = shop.store.names().get(plan.image)
+def _repair(plan: Plan, context: BuildContext) -> None:
+    digest = context.store.names().get(plan.image)
     if digest is None:
         return
-    for damaged in shop.store.damaged(digest):
-        shop.view.say(f"removing the damaged blob {damaged}")
-        shop.store.discard(damaged)
+    for damaged in context.store.damaged(digest):
+        context.view.say(f"removing the damaged blob {damaged}")
+        context.store.discard(damaged)
 
 
-def _prove(record: PlanRecord, staged: Staged, shop: Workshop) -> run_tiers.Outcome:
+def _prove(record: PlanRecord, staged: Staged, context: BuildContext) -> run_tiers.Outcome:
     def live() -> run_tiers.Live:
         # The containerd store unpacks with the first container. This one is never started; an
         # image without a command of its own asks for one.
-        with shop.engine.cli() as docker:
+        with context.engine.cli() as docker:
             docker.container.create(
                 staged.id, entrypoint="none", platform=record.plan.platform, pull="never",
                 labels={OWNER: owner()},
             ).remove()  # fmt: skip
-        return run_tiers.Live(engine=shop.engine, reference=staged.id)
+        return run_tiers.Live(engine=context.engine, reference=staged.id)
 
-    with shop.view.counted("verifying") as progress:
+    with context.view.counted("verifying") as progress:
         return run_tiers.verify(
             record,
             staged.image,
             live=live,
-            project=shop.project,
-            store=shop.store,
-            runner=shop.runner,
+            project=context.project,
+            store=context.store,
+            runner=context.runner,
             progress=progress,
         )
 
 
-def _name(plan: Plan, staged: Staged, shop: Workshop) -> None:
+def _name(plan: Plan, staged: Staged, context: BuildContext) -> None:
     """Let the name stand for what was proven, in the engine and in the store."""
     digest = staged.image.digest
-    builder.tag(staged.id, plan.image, shop.engine)
-    shop.store.name(plan.image, shop.store.descriptor(digest))
-    builder.untag(plan.image + REFUSED, shop.engine)
-    if builder.engine_id(plan.image, shop.engine) != staged.id:
+    builder.tag(staged.id, plan.image, context.engine)
+    context.store.name(plan.image, context.store.descriptor(digest))
+    builder.untag(plan.image + REFUSED, context.engine)
+    if builder.engine_id(plan.image, context.engine) != staged.id:
         raise EngineError(
-            f"{plan.image} was moved to another image in the engine at {shop.engine.host} while it "
-            "was named",
-            hint=f"run it by its id, {staged.id[:19]}; or the same command again, when nobody else "
-            "tags it",
+            f"{plan.image} in the engine at {context.engine.host} was tagged by somebody else, too",
+            hint=f"run the image by its id, {staged.id[:19]}, or run the same command again when "
+            "nobody else tags it",
         )

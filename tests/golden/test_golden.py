@@ -75,9 +75,9 @@ def made_up(read: Matrix, held: Lock) -> Lock:
     for variant in matrix.select(read, names=RESOLVED):
         names = {patch for layer in variant.layers for patch in read.layers[layer].patches}
         for key in (*variant.pins.items(), *((PATCHES, name) for name in names)):
-            ask, platforms = lockfile.wanted(read)[key]
+            ask, platforms = lockfile.requests(read)[key]
             found = items(read, key)
-            entries[key] = Entry(asked=ask, platforms=dict.fromkeys(platforms, found))
+            entries[key] = Entry(requested=ask, platforms=dict.fromkeys(platforms, found))
     return replace(held, entries=entries)
 
 

@@ -80,7 +80,7 @@ def test_builds(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
         assert made.image.layers[:-1] == good.image.layers[:-1]
         blobs, before = dict(made.image.blobs()), dict(good.image.blobs())
         new = sum(size for digest, size in blobs.items() if digest not in before)
-        manifest = Path(lab.shop.store.path(made.image.digest)).stat().st_size
+        manifest = Path(lab.context.store.path(made.image.digest)).stat().st_size
         say(capsys, "bytes that the patch change adds", f"{new + manifest} in all")
         say(capsys, "of them its layer", f"{made.image.layers[-1].size}")
         say(capsys, "bytes of the whole image", f"{made.image.size}")

@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from sparkimage.build import builder, preflight
-from sparkimage.build.context import Workshop
+from sparkimage.build.context import BuildContext
 from sparkimage.build.engine import builders, private
 from sparkimage.build.engine.engine import Engine
 from sparkimage.build.engine.private import ensure
@@ -131,7 +131,7 @@ class Lab(Project):
         self.engine = engine
         self.runner = Local()
         self.said = (project / "said").open("a+")
-        self.shop = Workshop(
+        self.context = BuildContext(
             matrix_file=project / "matrix.yaml",
             store=Store.open(store),
             engine=engine,
@@ -159,25 +159,25 @@ class Lab(Project):
 
     @property
     def store(self) -> Store:
-        return self.shop.store
+        return self.context.store
 
     def lock(self) -> None:
         """Resolve what the lock lacks; the real one's Debian packages hold here too."""
         read = self.read_matrix()
         file = self.project / "matrix.lock"
         held = lockfile.load(file if file.is_file() else PROJECT / "matrix.lock")
-        made = resolver.resolve(read, held, self.shop, resolver.Update())
+        made = resolver.resolve(read, held, self.context, resolver.Update())
         assert made.failures == {}
         file.write_text(lockfile.dump(made.lock))
 
     def build(self, name: str, **options: bool) -> pipeline.Result:
-        return pipeline.build(self.plan(name), self.shop, **options)
+        return pipeline.build(self.plan(name), self.context, **options)
 
     def unproven(self, name: str) -> Image:
         """Build it and prove nothing: no name moves."""
         plan = self.plan(name)
-        preflight.check(plan, self.shop)
-        with builder.execute(plan, self.shop) as staged:
+        preflight.check(plan, self.context)
+        with builder.execute(plan, self.context) as staged:
             return staged.image
 
     def plain(self, arch: str) -> str:
@@ -185,8 +185,8 @@ class Lab(Project):
         plan = self.plan(f"plain-{arch}")
         names = (plan.image + pipeline.REFUSED, plan.image)
         if not any(self.docker.image.exists(name) for name in names):
-            preflight.check(plan, self.shop)
-            with builder.execute(plan, self.shop) as staged:
+            preflight.check(plan, self.context)
+            with builder.execute(plan, self.context) as staged:
                 self.docker.image.tag(staged.id, plan.image + pipeline.REFUSED)
         return next(name for name in names if self.docker.image.exists(name))
 
@@ -196,7 +196,7 @@ class Lab(Project):
         file.write_text(json.dumps({"mirrors": self.mirrors}))
         return {
             **os.environ,
-            "SPARKIMAGE_STORE": str(self.shop.store.root),
+            "SPARKIMAGE_STORE": str(self.context.store.root),
             "SPARKIMAGE_MIRRORS": str(file),
             **more,
         }
@@ -205,7 +205,7 @@ class Lab(Project):
         """Forget what this lab named."""
         for name in self.images():
             self.docker.image.remove(name, force=True)
-        store = self.shop.store
+        store = self.context.store
         for name in [n for n in store.names() if n.startswith(f"{REPOSITORY}:")]:
             store.unname(name)
         store.gc()

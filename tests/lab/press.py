@@ -19,7 +19,7 @@ from sparkimage.registry.cosign import Trust
 from sparkimage.registry.publish import Outcome, Publication
 from sparkimage.registry.skopeo import Repository
 from sparkimage.registry.tools import Tools
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import ResolveContext
 from sparkimage.verify import seal
 from sparkimage.verify.policy import Required
 from tests.lab import hostile
@@ -123,7 +123,9 @@ class Press(Project):
     def tools(self) -> Tools:
         """Of the machine's home: fetched once for all tests."""
         home = paths.home()
-        return Tools(outside=Outside(home=home, runner=Local(), mirrors=Mirrors(), say=print))
+        return Tools(
+            outside=ResolveContext(home=home, runner=Local(), mirrors=Mirrors(), say=print)
+        )
 
     @property
     def trust(self) -> Trust:

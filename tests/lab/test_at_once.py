@@ -82,7 +82,7 @@ def waiting(lab: Lab, tmp_path: Path) -> Iterator[Waiting]:
 
 def proven(lab: Lab, layers: int) -> str:
     """The digest that the name stands for in engine and store, with a seal of its own plan."""
-    store = lab.shop.store
+    store = lab.context.store
     digest = store.names()[NAME]
     image = store.resolve(digest)
     known = (digest, image.manifest["config"]["digest"])
@@ -106,7 +106,7 @@ def test_two_builds_of_one_name_go_one_after_the_other(lab: Lab, waiting: Waitin
         # Not proven yet, so that it has no name; nor is it one that the other one could take.
         own = f"{REPOSITORY}:unproven-{os.uname().nodename}-{first.pid}"
         wait(lambda: unproven(lab) == [own], "the image did not come into the engine")
-        assert lab.shop.store.names().get(NAME) is None
+        assert lab.context.store.names().get(NAME) is None
         with started(lab, "--rebuild") as second:
             assert second.stderr is not None
             said = second.stderr.readline()

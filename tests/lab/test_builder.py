@@ -46,7 +46,7 @@ def test_a_nodes_engine_builds_and_the_image_is_proven_here(
     done = lab.run("image", "tiny-amd64", "--builder", CONTEXT, "--rebuild", **environment)
     assert done.returncode == 0, done.stderr
     assert f"{REPOSITORY}:tiny-amd64" in lab.images()
-    held = lab.shop.store.resolve(f"{REPOSITORY}:tiny-amd64")
+    held = lab.context.store.resolve(f"{REPOSITORY}:tiny-amd64")
     assert lab.docker.image.inspect(f"{REPOSITORY}:tiny-amd64").id == held.digest
     # What was built there left its layers there.
     cached = remote[NODE].docker("system", "df", "--format", "{{.Type}} {{.Size}}")
@@ -54,7 +54,7 @@ def test_a_nodes_engine_builds_and_the_image_is_proven_here(
 
 
 def test_the_same_layers_come_of_both(lab: Lab, environment: dict[str, str]) -> None:
-    there = lab.shop.store.resolve(f"{REPOSITORY}:tiny-amd64")
+    there = lab.context.store.resolve(f"{REPOSITORY}:tiny-amd64")
     here = lab.build("tiny-amd64", rebuild=True)
     assert [la.diff_id for la in here.image.layers] == [la.diff_id for la in there.layers]
     again = lab.run("image", "tiny-amd64", "--builder", CONTEXT, **environment)

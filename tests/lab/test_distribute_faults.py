@@ -237,7 +237,7 @@ def test_a_bit_that_flipped_in_the_store(voyage: Voyage, way: Way) -> None:
     path.write_bytes(good[:-1000] + bytes([good[-1000] ^ 1]) + good[-999:])
     with voyage.run() as running:
         assert running.end() != 0
-    assert f"the stored blob {top.digest} holds other bytes" in running.said
+    assert f"the stored blob {top.digest} is corrupt" in running.said
     assert "python build.py image payload --repair" in running.said
     voyage.kept(new)
     path.write_bytes(good)

@@ -32,7 +32,7 @@ def layout(lab: Lab, good: pipeline.Result, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("foreign")
     file = folder / "image.tar"
     with file.open("wb") as sink:
-        for chunk in archive.stream(good.image, NAME, lab.shop.store):
+        for chunk in archive.stream(good.image, NAME, lab.context.store):
             sink.write(chunk)
     with tarfile.open(file) as saved:
         saved.extractall(folder / "layout", filter="data")

@@ -33,7 +33,7 @@ def container(lab: Lab, made: pipeline.Result) -> AbstractContextManager[str]:
 
 def test_a_good_image_is_proven_sealed_and_named(lab: Lab, good: pipeline.Result) -> None:
     name = f"{REPOSITORY}:good-amd64"
-    store = lab.shop.store
+    store = lab.context.store
     assert store.names()[name] == good.image.digest
     assert name in lab.images()
     assert f"{name}{pipeline.REFUSED}" not in lab.images()
@@ -65,7 +65,7 @@ def test_nothing_is_done_when_nothing_changed(lab: Lab, good: pipeline.Result) -
 def test_another_architecture_is_proven_under_emulation(lab: Lab) -> None:
     made = lab.build("good-arm64")
     assert made.image.platform == "linux/arm64"
-    verdict = seal.verdict(lab.shop.store, made.image.digest)
+    verdict = seal.verdict(lab.context.store, made.image.digest)
     assert verdict is not None
     assert verdict.result == "PASSED"
     seen = {check.id: check.seen for check in verdict.checks}
@@ -76,7 +76,7 @@ def test_another_architecture_is_proven_under_emulation(lab: Lab) -> None:
 def test_a_wrong_image_is_refused(lab: Lab, good: pipeline.Result) -> None:
     # What the field shipped: 2.28.9 under a 2.30.4 name.
     (wrong,) = WRONG
-    before = lab.images(), lab.shop.store.names()
+    before = lab.images(), lab.context.store.names()
     with pytest.raises(VerifyError) as refusal:
         lab.build(f"wrong-{wrong.name}")
     refused_by = re.findall(r"^✗ ([^:]+):", refusal.value.detail, re.MULTILINE)
@@ -84,8 +84,8 @@ def test_a_wrong_image_is_refused(lab: Lab, good: pipeline.Result) -> None:
     # Refused means: no name anywhere, and a seal that says FAILED.
     staged = f"{REPOSITORY}:wrong-{wrong.name}{pipeline.REFUSED}"
     assert lab.images() - {staged} == before[0]
-    assert lab.shop.store.names() == before[1]
-    store = lab.shop.store
+    assert lab.context.store.names() == before[1]
+    store = lab.context.store
     short = refusal.value.message.split("sha256:")[1].split(")")[0]
     (manifest,) = (store.root / "blobs" / "sha256").glob(f"{short}*")
     made = store.resolve(f"sha256:{manifest.name}")
@@ -153,7 +153,7 @@ def test_what_answers_with_a_gpu_only_has_not_passed(lab: Lab) -> None:
     made = lab.build(f"wrong-{NEEDS_GPU.name}")
     said = made.not_run["run/entrypoint-answers"]
     assert said.startswith("not run: it answers with a GPU only (exit code 1: RuntimeError")
-    verdict = seal.verdict(lab.shop.store, made.image.digest)
+    verdict = seal.verdict(lab.context.store, made.image.digest)
     assert verdict is not None
     assert verdict.result == "PASSED"
     assert "run/entrypoint-answers" not in {check.id for check in verdict.checks}
@@ -170,7 +170,7 @@ def test_verify_proves_again_and_names_what_is_wrong(lab: Lab, good: pipeline.Re
     assert json.loads(by_digest.stdout)["result"] == "PASSED"
     missing = lab.run("verify", "0123456789ab")
     assert missing.returncode == 5
-    assert "the image store holds no 0123456789ab" in missing.stderr
+    assert "the image store has no 0123456789ab" in missing.stderr
 
 
 LOSES = """#!/bin/sh
@@ -204,7 +204,7 @@ def test_a_command_that_the_engine_did_not_begin_is_begun_once_more(
     plan = dataclasses.replace(good.plan, layers=good.plan.layers[:1], answer=None)
     came = run_tiers.run(
         plan, good.image, live=lambda: run_tiers.Live(engine=engine, reference=good.plan.image),
-        project=lab.project, store=lab.shop.store, runner=lab.runner, tiers=[Tier.RUN],
+        project=lab.project, store=lab.context.store, runner=lab.runner, tiers=[Tier.RUN],
     )  # fmt: skip
     assert len((tmp_path / "lost").read_text().splitlines()) == times
     assert len(came.failed) == failed
@@ -227,7 +227,7 @@ def test_an_engine_with_the_classic_store_gives_the_same_layers(
     with spare_engine("classic") as (home, engine):
         assert not engine.containerd_store
         other = Lab(lab.project, tmp_path / "store", engine)
-        other.shop = dataclasses.replace(other.shop, home=home)
+        other.context = dataclasses.replace(other.context, home=home)
         made = other.build("tiny-amd64")
         assert (
             other.docker.image.inspect(tiny.plan.image).id
@@ -239,7 +239,7 @@ def test_an_engine_with_the_classic_store_gives_the_same_layers(
 
 
 def test_a_flipped_bit_is_found_named_and_mended(lab: Lab, tiny: pipeline.Result) -> None:
-    store = lab.shop.store
+    store = lab.context.store
     layer = tiny.image.layers[-1]
     path = store.path(layer.digest)
     data = bytearray(path.read_bytes())

@@ -15,7 +15,7 @@ from sparkimage.core import paths
 from sparkimage.core.errors import Locked, LockError, NetworkError
 from sparkimage.core.process import Local
 from sparkimage.resolve import images
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import ResolveContext
 from tests.lab import cuda_base, servers, standins
 from tests.lab.conftest import PROJECT, REPOSITORY, Lab
 from tests.lab.recipe import TWIN, Recipe
@@ -139,7 +139,7 @@ def test_what_cannot_be_reached_is_reported_pin_by_pin(recipe: Recipe, kept: str
 
 def asked(address: str, path: str) -> LockError | NetworkError:
     """What comes of a pin whose registry is this one."""
-    context = Outside(
+    context = ResolveContext(
         home=paths.home(),
         runner=Local(),
         mirrors=Mirrors(rules={"docker.io": address}),
@@ -201,7 +201,9 @@ def test_an_index_mirror_serves_lock_and_build(lab: Lab, tmp_path: Path) -> None
     )  # fmt: skip
     try:
         address = str(lab.docker.container.inspect(server).network_settings.ip_address)
-        mine = Lab(project, lab.shop.store.root, lab.engine, {"wheels": f"http://{address}/simple"})
+        mine = Lab(
+            project, lab.context.store.root, lab.engine, {"wheels": f"http://{address}/simple"}
+        )
         data = lab.data | {"include": []}
         data["axes"] = {}
         data["pins"] = {
@@ -242,7 +244,7 @@ def test_an_index_mirror_serves_lock_and_build(lab: Lab, tmp_path: Path) -> None
         lab.docker.container.remove(server, force=True)
         shutil.rmtree(folder)
     with servers.http_folder(tmp_path) as web:
-        gone = Lab(project, lab.shop.store.root, lab.engine, {"wheels": f"{web.url}/none"})
+        gone = Lab(project, lab.context.store.root, lab.engine, {"wheels": f"{web.url}/none"})
         refused = gone.run("lock", "--update", "tool")
         assert refused.returncode in (10, 11)
         assert "pin tool 1.2.3" in refused.stderr

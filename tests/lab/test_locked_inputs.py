@@ -163,12 +163,12 @@ WHEELS = (
 
 
 def refuse(lab: Lab, name: str, case: Case) -> None:
-    before = lab.shop.store.names()
+    before = lab.context.store.names()
     with pytest.raises(case.error) as refusal:
-        pipeline.build(case.change(lab.plan(name)), lab.shop)
+        pipeline.build(case.change(lab.plan(name)), lab.context)
     assert case.says in refusal.value.message
     assert refusal.value.hint
-    assert lab.shop.store.names() == before
+    assert lab.context.store.names() == before
 
 
 @pytest.mark.parametrize("case", RECIPE, ids=lambda case: case.change.__name__)
@@ -186,7 +186,7 @@ def test_an_altered_build_tool_fails_the_build(lab: Lab, monkeypatch: pytest.Mon
     monkeypatch.setattr(inputs, "uv_pins", lambda: pins)
     plan = dataclasses.replace(lab.plan("good-amd64"), variant="other")
     with pytest.raises(LockError, match="another hash than the lock says"):
-        pipeline.build(plan, lab.shop)
+        pipeline.build(plan, lab.context)
 
 
 UNPINNED = {
@@ -211,7 +211,7 @@ def test_what_a_dockerfile_reaches_for_itself_is_denied(recipe: Recipe, kind: st
     }
     lab.add_layer("unpinned", UNPINNED[kind].format(**places))
     with pytest.raises(BuildError) as refusal:
-        pipeline.build(with_layer(lab), lab.shop)
+        pipeline.build(with_layer(lab), lab.context)
     assert "which is not locked" in refusal.value.message
     assert "source.images" in refusal.value.hint
 
@@ -221,7 +221,7 @@ def test_a_step_has_no_network(recipe: Recipe) -> None:
     update = "apt-get -o APT::Update::Error-Mode=any -o Acquire::Retries=0 update"
     recipe.lab.add_layer("unpinned", f"FROM layer AS unpinned\nRUN {update}\n")
     with pytest.raises(BuildError) as refusal:
-        pipeline.build(with_layer(recipe.lab), recipe.lab.shop)
+        pipeline.build(with_layer(recipe.lab), recipe.lab.context)
     assert "Failed to fetch" in refusal.value.detail
 
 
@@ -230,7 +230,7 @@ def test_a_step_that_would_have_one_is_refused(recipe: Recipe) -> None:
     recipe.lab.add_layer("unpinned", "FROM layer AS unpinned\n")
     file.write_text("FROM layer AS unpinned\nRUN apt-get update && \\\n    apt-get install curl\n")
     with pytest.raises(BuildError, match="a step has network access") as refusal:
-        pipeline.build(with_layer(recipe.lab), recipe.lab.shop)
+        pipeline.build(with_layer(recipe.lab), recipe.lab.context)
     assert refusal.value.detail == "RUN apt-get update && apt-get install curl"
 
 

@@ -21,7 +21,7 @@ def test_mutants_of_a_made_image(tmp_path: Path) -> None:
 
 def test_mutants_of_the_labs_image(lab: Lab, tmp_path: Path) -> None:
     made = lab.build("good-amd64")
-    _proven(made.plan, made.image, lab.shop.store, tmp_path / "work", "good-amd64 of the lab")
+    _proven(made.plan, made.image, lab.context.store, tmp_path / "work", "good-amd64 of the lab")
 
 
 def test_every_check_has_a_mutant(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sparkimage.core.process import Local
 from sparkimage.image.store import Image
 from sparkimage.registry import sbom
 from sparkimage.resolve import apt
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import ResolveContext
 from sparkimage.verify import seal
 from tests.lab import hostile, servers
 from tests.lab.press import Press, name
@@ -192,7 +192,7 @@ def test_skopeo_copies_it_bit_for_bit(there: Published, tmp_path: Path) -> None:
 
 def test_oras_copies_it_bit_for_bit(there: Published, tmp_path: Path) -> None:
     source = apt.Source(suite="trixie", arch=native_arch())
-    context = Outside(home=paths.home(), runner=Local(), mirrors=Mirrors(), say=print)
+    context = ResolveContext(home=paths.home(), runner=Local(), mirrors=Mirrors(), say=print)
     tool = TOOLS / "oras"
     with making(tool.name):
         if not (tool / "usr/bin/oras").exists():

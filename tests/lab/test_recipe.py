@@ -39,7 +39,7 @@ def test_the_recipe_builds_for_its_own_platform(recipe: Recipe) -> None:
     assert seen["nccl-pip/test_mapped_nccl_answers_the_pin"] == 23004
     # The letter-suffixed tag notwithstanding, and not the guess that setuptools_scm would make.
     assert seen["vllm/test_version"] == "20260613.dev297+ga93b9098b"
-    verdict = seal.verdict(recipe.lab.shop.store, made.image.digest)
+    verdict = seal.verdict(recipe.lab.context.store, made.image.digest)
     assert verdict is not None
     assert verdict.result == "PASSED"
 
@@ -49,7 +49,7 @@ def test_the_abbreviated_commit_became_whole(recipe: Recipe) -> None:
     (commit,) = held.items("vllm", "20260613", lockfile.ANY)
     assert isinstance(commit, lockfile.Commit)
     assert commit.commit == recipe.fork.recipe
-    assert held.entries[("vllm", "20260613")].asked["commit"] == recipe.fork.recipe[:10]
+    assert held.entries[("vllm", "20260613")].requested["commit"] == recipe.fork.recipe[:10]
 
 
 def test_the_fork_got_its_arguments(recipe: Recipe, good: pipeline.Result) -> None:
@@ -94,7 +94,7 @@ OURS = [one for one in mutants.MUTANTS if one.check in MEANT]
 def test_mutants_of_the_twin(
     recipe: Recipe, good: pipeline.Result, tmp_path: Path, of: list[mutants.Mutant]
 ) -> None:
-    store = recipe.lab.shop.store
+    store = recipe.lab.context.store
     results = list(mutants.run(good.plan, good.image, store, tmp_path / "work", of))
     assert {one.mutant.check for one in results} >= {
         "packages", "patches", "patches-parse", "entrypoint", "apt-lists", "nccl-root",
@@ -113,7 +113,7 @@ def test_a_trap_is_refused(recipe: Recipe, fault: Fault) -> None:
         recipe.lab.build(f"fault-{fault.name}")
     refused_by = set(re.findall(r"^✗ ([^:]+):", refusal.value.detail, re.MULTILINE))
     assert set(fault.checks) <= refused_by
-    assert f"{REPOSITORY}:fault-{fault.name}" not in recipe.lab.shop.store.names()
+    assert f"{REPOSITORY}:fault-{fault.name}" not in recipe.lab.context.store.names()
 
 
 @pytest.mark.thorough

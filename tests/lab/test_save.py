@@ -195,7 +195,7 @@ def test_the_static_tier_starts_no_engine(lab: Lab, tiny: pipeline.Result, tmp_p
     done = lab.run(
         "verify", tiny.plan.variant, "--tier", "static", "--json",
         SPARKIMAGE_HOME=str(home), SPARKIMAGE_ENGINE="system", DOCKER_HOST="unix:///nowhere",
-        SPARKIMAGE_STORE=str(lab.shop.store.root),
+        SPARKIMAGE_STORE=str(lab.context.store.root),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

@@ -294,10 +294,10 @@ CASES: dict[Callable[[Scene], None], str] = {
     no_sbom: "has no SBOM that is believed",
     two_provenances: "has 2 provenance that is believed",
     sbom_edited: "the SBOM of .* is signed by a key that is not trusted here, or was edited",
-    sbom_edited_on_the_disk: "is damaged in .*: it holds other bytes",
+    sbom_edited_on_the_disk: "is damaged in .*: it is corrupt",
     blob_truncated: r"is damaged in .*: \d+ bytes of \d+",
     blob_gone: "lacks the blob",
-    config_damaged: "is damaged in .*: it holds other bytes",
+    config_damaged: "is damaged in .*: it is corrupt",
     another_lock: "the lock's checksum of .* is not the same everywhere",
 }
 
@@ -325,7 +325,7 @@ def test_a_damaged_manifest_is_refused_by_its_digest(scene: Scene) -> None:
 def test_the_same_size_with_other_bytes_is_found_by_whole(scene: Scene) -> None:
     flip(scene.file(scene.first.image.layers[2].digest))
     ask(scene)
-    with pytest.raises(PublishedError, match="it holds other bytes"):
+    with pytest.raises(PublishedError, match="it is corrupt"):
         ask(scene, deep=True)
 
 

@@ -76,7 +76,7 @@ def children(pid: int) -> list[int]:
 
 
 def test_an_interrupt_leaves_nothing_half_named(lab: Lab, slow: str) -> None:
-    before = lab.images(), lab.shop.store.names()
+    before = lab.images(), lab.context.store.names()
     with start(lab, "image", slow) as process:
         wait_for(process, "layer waits: running")
         (buildx,) = children(process.pid)
@@ -86,8 +86,8 @@ def test_an_interrupt_leaves_nothing_half_named(lab: Lab, slow: str) -> None:
     assert "interrupted" in said
     assert "Traceback" not in said
     assert not Path(f"/proc/{buildx}").exists()
-    assert (lab.images(), lab.shop.store.names()) == before
-    assert list(lab.shop.store.root.glob("incoming-*")) == []
+    assert (lab.images(), lab.context.store.names()) == before
+    assert list(lab.context.store.root.glob("incoming-*")) == []
 
 
 def test_a_build_error_shows_the_step_and_its_output(lab: Lab, slow: str) -> None:
@@ -154,7 +154,7 @@ def fragile(lab: Lab) -> Iterator[Lab]:
     """The lab with an engine that may be killed."""
     with spare_engine("fragile") as (home, spare):
         made = Lab(lab.project, STORE, spare)
-        made.shop = dataclasses.replace(made.shop, home=home)
+        made.context = dataclasses.replace(made.context, home=home)
         yield made
         made.said.close()
 
@@ -162,7 +162,7 @@ def fragile(lab: Lab) -> Iterator[Lab]:
 def test_a_daemon_killed_in_mid_build_is_named_and_the_next_run_resumes(
     fragile: Lab, slow: str
 ) -> None:
-    home = fragile.shop.home
+    home = fragile.context.home
     environment = {"SPARKIMAGE_HOME": str(home), "SPARKIMAGE_ENGINE": "private"}
     fragile.add_layer("waits", "FROM layer AS waits\nRUN sleep 601\n")
     with start(fragile, "image", slow, **environment) as process:
@@ -174,13 +174,13 @@ def test_a_daemon_killed_in_mid_build_is_named_and_the_next_run_resumes(
         _, said = process.communicate(timeout=60)
     assert process.returncode == EngineError.exit_code, said
     assert "stopped during the build of waits" in said
-    assert f"{REPOSITORY}:waits" not in fragile.shop.store.names()
+    assert f"{REPOSITORY}:waits" not in fragile.context.store.names()
     with pytest.raises(EngineError):
         engine.private(home, RUNNER)
     # What it built before is cached; the layer that waited is built now.
     again = private.up(home, RUNNER, print)
-    fragile.shop = dataclasses.replace(fragile.shop, engine=again)
+    fragile.context = dataclasses.replace(fragile.context, engine=again)
     fragile.add_layer("waits", "FROM layer AS waits\nRUN true\n")
     plan = fragile.plan(slow)
-    with builder.execute(plan, fragile.shop) as staged:
+    with builder.execute(plan, fragile.context) as staged:
         assert len(staged.image.layers) == 2

@@ -10,7 +10,7 @@ import pytest
 
 from sparkimage.config.address import Mirrors
 from sparkimage.core.process import Local, Runner
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import ResolveContext
 
 SITE = "https://git.example"
 """Stands for a forge; a mirror leads to a folder of bare repositories."""
@@ -73,7 +73,7 @@ def git(*words: str, stdin: str | None = None) -> str:
     return Local().run(["git", *words], stdin=stdin).stdout.strip()
 
 
-def outside(site: Path, home: Path, runner: Runner | None = None) -> Outside:
+def resolve_context(site: Path, home: Path, runner: Runner | None = None) -> ResolveContext:
     """What reaches ``SITE`` as the folder ``site``, and nothing else."""
     mirrors = Mirrors(rules={SITE: str(site)})
-    return Outside(home=home, runner=runner or Local(), mirrors=mirrors, say=lambda _: None)
+    return ResolveContext(home=home, runner=runner or Local(), mirrors=mirrors, say=lambda _: None)

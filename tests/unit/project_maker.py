@@ -129,9 +129,9 @@ def locked(read: Matrix) -> Lock:
     """A lock that fits, with made-up items."""
     return Lock(
         file="matrix.lock",
-        meaning=lockfile.meaning(read),
+        request_digest=lockfile.request_digest(read),
         entries={
-            key: Entry(asked=ask, platforms=dict.fromkeys(platforms, items(read, key)))
-            for key, (ask, platforms) in lockfile.wanted(read).items()
+            key: Entry(requested=ask, platforms=dict.fromkeys(platforms, items(read, key)))
+            for key, (ask, platforms) in lockfile.requests(read).items()
         },
     )

@@ -54,9 +54,9 @@ def texts() -> dict[str, str]:
             platform: tuple(i for i in items if not isinstance(i, Wheel) or i.name in KEPT)[:6]
             for platform, items in entry.platforms.items()
         }
-        for platform in lockfile.wanted(read)[key][1]:
+        for platform in lockfile.requests(read)[key][1]:
             platforms.setdefault(platform, maker.items(read, key))
-        entries[key] = Entry(asked=entry.asked, platforms=platforms)
+        entries[key] = Entry(requested=entry.requested, platforms=platforms)
     return {
         "matrix.yaml": (PROJECT / "matrix.yaml").read_text(),
         "patches/patches.yaml": (PROJECT / "patches" / "patches.yaml").read_text(),

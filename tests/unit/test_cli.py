@@ -261,9 +261,9 @@ def test_units() -> None:
 
 def test_what_ships_and_verifies_without_an_engine(tmp_path: Path) -> None:
     asked = {
-        ("verify", "0123456789ab", "--tier", "moon"): (5, "the image store holds no"),
-        ("report", "nowhere", "-o", "x"): (5, "the image store holds no nowhere"),
-        ("save", "0123456789ab", "-o", str(tmp_path / "x")): (5, "the image store holds no"),
+        ("verify", "0123456789ab", "--tier", "moon"): (5, "the image store has no"),
+        ("report", "nowhere", "-o", "x"): (5, "the image store has no nowhere"),
+        ("save", "0123456789ab", "-o", str(tmp_path / "x")): (5, "the image store has no"),
         ("load", str(tmp_path / "none.tar")): (8, "none.tar is no file"),
     }
     for words, (code, said) in asked.items():

@@ -270,7 +270,7 @@ AT_LOAD: dict[str, tuple[Callable[[World], bytes], type[Exception], str]] = {
     ),
     "a blob with a flipped bit": (
         lambda w: blob(w, lambda data: data[:-1] + bytes([data[-1] ^ 1])), StoreError,
-        "holds other bytes",
+        "is corrupt",
     ),
     "a blob missing": (
         lambda w: without(w, "blobs/" + w.image.layers[0].digest.replace(":", "/")), StoreError,

@@ -10,9 +10,9 @@ import pytest
 from sparkimage.config.address import Mirrors
 from sparkimage.core.errors import LockError, NetworkError
 from sparkimage.core.process import Local
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.git import Repository
-from tests.unit.git_maker import SITE, Remote, isolate, outside
+from tests.unit.git_maker import SITE, Remote, isolate, resolve_context
 
 
 @pytest.fixture
@@ -23,7 +23,9 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remote:
 
 @pytest.fixture
 def repository(tmp_path: Path, remote: Remote) -> Repository:
-    return Repository("pin fork 1", remote.address, outside(tmp_path / "site", tmp_path / "home"))
+    return Repository(
+        "pin fork 1", remote.address, resolve_context(tmp_path / "site", tmp_path / "home")
+    )
 
 
 def test_a_commit_its_tree_and_its_files(remote: Remote, repository: Repository) -> None:
@@ -105,7 +107,7 @@ def test_no_repository_is_not_no_network(
     isolate(monkeypatch)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    reached = Outside(
+    reached = ResolveContext(
         home=tmp_path / "home",
         runner=Local(),
         mirrors=Mirrors(rules={SITE: to.format(tmp_path)}),

@@ -40,11 +40,11 @@ ONE = Wheel(name="a", version="1.0", file="a-1.0-py3-none-any.whl", size=3, sha2
 
 
 def lock_of(entries: Mapping[Key, Entry], digest: str = "f" * 64) -> Lock:
-    return Lock(file="matrix.lock", meaning=digest, entries=entries)
+    return Lock(file="matrix.lock", request_digest=digest, entries=entries)
 
 
 def entry(*platforms: str) -> Entry:
-    return Entry(asked=ASKED, platforms=dict.fromkeys(platforms, (ONE,)))
+    return Entry(requested=ASKED, platforms=dict.fromkeys(platforms, (ONE,)))
 
 
 @pytest.mark.parametrize("pin", ["no", "on", "null", "y", "1", "2e3"])
@@ -65,14 +65,14 @@ def test_the_order_of_entries_does_not_change_the_file() -> None:
     two = Wheel(name="b", version="1.0", file="b.whl", size=3, sha256="b" * 64)
     entries = {
         ("p", "1"): Entry(
-            asked=ASKED, platforms={"linux/arm64": (ONE, two), "linux/amd64": (ONE,)}
+            requested=ASKED, platforms={"linux/arm64": (ONE, two), "linux/amd64": (ONE,)}
         ),
         ("a", "1"): entry("linux/amd64"),
     }
     turned = {
         ("a", "1"): entry("linux/amd64"),
         ("p", "1"): Entry(
-            asked=dict(reversed(ASKED.items())),
+            requested=dict(reversed(ASKED.items())),
             platforms={"linux/amd64": (ONE,), "linux/arm64": (ONE, two)},
         ),
     }
@@ -82,7 +82,7 @@ def test_the_order_of_entries_does_not_change_the_file() -> None:
 def test_the_order_of_items_does_not_change_the_file() -> None:
     two = Wheel(name="b", version="1.0", file="b.whl", size=3, sha256="b" * 64)
     one_way, other_way = (
-        lock_of({("p", "1"): Entry(asked=ASKED, platforms={"linux/arm64": items})})
+        lock_of({("p", "1"): Entry(requested=ASKED, platforms={"linux/arm64": items})})
         for items in ((ONE, two), (two, ONE))
     )
     assert lockfile.dump(one_way) == lockfile.dump(other_way)
@@ -93,7 +93,7 @@ def test_the_real_lock_without_one_platform() -> None:
     lock = lockfile.load(PROJECT / "matrix.lock")
     vllm = lock.entries["vllm", "0.32.0"]
     lacking = Entry(
-        asked=vllm.asked,
+        requested=vllm.requested,
         platforms={p: w for p, w in vllm.platforms.items() if p != "linux/amd64"},
     )
     entries = {**lock.entries, ("vllm", "0.32.0"): lacking}
@@ -184,7 +184,7 @@ def test_all_damage_is_in_one_report(tmp_path: Path) -> None:
 
 def test_a_lock_may_be_larger_than_what_people_write(tmp_path: Path) -> None:
     items = tuple(replace(ONE, version=f"1.{n:05}") for n in range(9000))
-    lock = lock_of({("p", "1"): Entry(asked=ASKED, platforms={"linux/arm64": items})})
+    lock = lock_of({("p", "1"): Entry(requested=ASKED, platforms={"linux/arm64": items})})
     (tmp_path / "matrix.lock").write_text(lockfile.dump(lock))
     assert (tmp_path / "matrix.lock").stat().st_size > yamlfile.MAX_BYTES
     assert lockfile.load(tmp_path / "matrix.lock") == lock
@@ -193,7 +193,7 @@ def test_a_lock_may_be_larger_than_what_people_write(tmp_path: Path) -> None:
 def test_an_image_is_one_line(tmp_path: Path) -> None:
     image = PinnedImage(name="a", digest="sha256:" + "a" * 64, tagged="sha256:" + "b" * 64)
     for items in ((), (image, replace(image, name="b"))):
-        resolved = Entry(asked={"kind": "image"}, platforms={"linux/arm64": items})
+        resolved = Entry(requested={"kind": "image"}, platforms={"linux/arm64": items})
         text = lockfile.dump(lock_of({("p", "1"): resolved}))
         (tmp_path / "matrix.lock").write_text(
             text.replace("arm64:", "arm64:" + " []" * (not items))
@@ -262,8 +262,8 @@ def entries(kind: str) -> st.SearchStrategy[Entry]:
     platforms = st.dictionaries(
         st.sampled_from(["linux/arm64", "linux/amd64", ANY]), lines[kind], min_size=1
     )
-    resolved = st.builds(Entry, asked=request, platforms=platforms)
-    return resolved | st.builds(Entry, asked=request, unresolved=readable)
+    resolved = st.builds(Entry, requested=request, platforms=platforms)
+    return resolved | st.builds(Entry, requested=request, unresolved=readable)
 
 
 def test_every_kind_has_its_strategy() -> None:
@@ -293,13 +293,13 @@ def test_a_lock_reads_as_it_was_written(
 def unordered(entry: Entry) -> tuple[object, ...]:
     """The entry, but for the order of its items, which the file has its own way with."""
     platforms = {platform: frozenset(items) for platform, items in entry.platforms.items()}
-    return dict(entry.asked), platforms, entry.unresolved
+    return dict(entry.requested), platforms, entry.unresolved
 
 
 def patching(path: str) -> Lock:
     target = Target(commit="a" * 40, before=MISSING, after="b" * 64, size=1, path=path)
     text = PatchText(size=1, sha256="c" * 64)
-    entry = Entry(asked={"kind": "replace"}, platforms={ANY: (target, text)})
+    entry = Entry(requested={"kind": "replace"}, platforms={ANY: (target, text)})
     return lock_of({(PATCHES, "x"): entry})
 
 
@@ -308,7 +308,7 @@ UNQUOTED = {
     "a path with a comment's sign": patching("a #b"),
     "a path with a colon": patching("a: b"),
     "a reason beyond the basic plane": lock_of(
-        {("x", "1"): Entry(asked={"kind": "git"}, unresolved="\N{COLLISION SYMBOL}")}
+        {("x", "1"): Entry(requested={"kind": "git"}, unresolved="\N{COLLISION SYMBOL}")}
     ),
 }
 
@@ -403,7 +403,7 @@ def test_only_a_changed_request_makes_a_lock_stale(project: Path, data: st.DataO
     lock = maker.locked(read)
     assert lockfile.check(read, lock) == []
     again = read_as(project, data.draw(written(given_matrix)))
-    assert lockfile.meaning(again) == lock.meaning
+    assert lockfile.request_digest(again) == lock.request_digest
     assert lockfile.check(again, lock) == []
     # One pin of one variant has changed, and nothing else is reported.
     pin = data.draw(st.sampled_from(list(CHANGES)))
@@ -412,7 +412,7 @@ def test_only_a_changed_request_makes_a_lock_stale(project: Path, data: st.DataO
     asks = {**PINS[pin], value: {**PINS[pin][value], **change}}
     other = {**given_matrix, "pins": {**PINS, pin: asks}}
     moved = read_as(project, data.draw(written(other)))
-    assert lockfile.meaning(moved) != lock.meaning
+    assert lockfile.request_digest(moved) != lock.request_digest
     assert lockfile.check(moved, lock) == [f"pin {pin} {value} has changed since it was locked"]
 
 
@@ -423,14 +423,14 @@ def test_an_unused_value_does_not_make_a_lock_stale(project: Path, data: st.Data
     read = read_as(project, yaml.safe_dump(given_matrix))
     more = {**PINS, "cuda": {**PINS["cuda"], "14.0.0": {**maker.CUDA, "image": "nvidia/cuda:14"}}}
     wider = read_as(project, yaml.safe_dump({**given_matrix, "pins": more}))
-    assert lockfile.meaning(wider) == lockfile.meaning(read)
+    assert lockfile.request_digest(wider) == lockfile.request_digest(read)
     assert lockfile.check(wider, maker.locked(read)) == []
 
 
 def test_a_lock_that_was_edited_by_hand_is_reported(project: Path) -> None:
     variants = [maker.include("v", *LAYERS, **{pin: next(iter(v)) for pin, v in PINS.items()})]
     read = read_as(project, yaml.safe_dump(maker.document(PINS, LAYERS, variants)))
-    lock = replace(maker.locked(read), meaning="0" * 64)
+    lock = replace(maker.locked(read), request_digest="0" * 64)
     (problem,) = lockfile.check(read, lock)
     assert "its checksum is not the matrix's" in problem
 
@@ -440,7 +440,7 @@ def test_an_unresolved_pin_fits_until_its_request_changes(project: Path) -> None
     read = read_as(project, yaml.safe_dump(maker.document(PINS, LAYERS, variants)))
     lock = maker.locked(read)
     key = ("fork", "one")
-    unresolved = Entry(asked=lock.entries[key].asked, unresolved="its server is silent")
+    unresolved = Entry(requested=lock.entries[key].requested, unresolved="its server is silent")
     lock = replace(lock, entries={**lock.entries, key: unresolved})
     assert lockfile.check(read, lock) == []
     assert lock.unresolved(*key) == "its server is silent"

@@ -204,7 +204,7 @@ def test_a_matrix_of_every_kind_of_pin_and_layer(tmp_path: Path) -> None:
     # What a source builds has no Dockerfile of ours.
     assert not (tmp_path / "images" / "made").exists()
     assert read.variants[0].pins == {"os": "13.0.0", "fork": "one", "nccl": "2.30.0"}
-    assert set(lockfile.wanted(read)) == set(read.variants[0].pins.items())
+    assert set(lockfile.requests(read)) == set(read.variants[0].pins.items())
     # One value of a pin suits a layer, and another one does not.
     bad = {**good, "pins": {**good["pins"], "os": "trixie"}}
     with pytest.raises(ConfigError) as error:
@@ -295,7 +295,7 @@ def test_a_pin_called_patches_does_not_hide_the_patches(tmp_path: Path) -> None:
         read = maker.write(tmp_path, data)
     except ConfigError:
         return
-    assert set(lockfile.wanted(read)) == {("patches", "trixie")}
+    assert set(lockfile.requests(read)) == {("patches", "trixie")}
 
 
 def test_a_variant_has_a_layer_once(tmp_path: Path) -> None:
@@ -543,10 +543,10 @@ DEB = Deb(name="apt", version="3.0", part="root", size=1, sha256="1" * 64, file=
 def locked(read: matrix.Matrix, *wheels: Wheel) -> Lock:
     """A lock of all that the matrix wants, its wheels pins with these wheels."""
     entries = {}
-    for (pin, value), (request, platforms) in lockfile.wanted(read).items():
+    for (pin, value), (request, platforms) in lockfile.requests(read).items():
         items: tuple[Item, ...] = wheels if pin == "nccl" else (DEB,)
-        entries[pin, value] = Entry(asked=request, platforms=dict.fromkeys(platforms, items))
-    return Lock(file="matrix.lock", meaning=lockfile.meaning(read), entries=entries)
+        entries[pin, value] = Entry(requested=request, platforms=dict.fromkeys(platforms, items))
+    return Lock(file="matrix.lock", request_digest=lockfile.request_digest(read), entries=entries)
 
 
 def test_every_wheel_goes_to_exactly_one_layer(project: Path) -> None:
@@ -572,7 +572,7 @@ def test_a_project_of_two_pins_is_an_error(tmp_path: Path) -> None:
 
     def entries(*wheels: Wheel) -> Lock:
         entry = lock.entries["b", "2.0.0"]
-        other = Entry(asked=entry.asked, platforms=dict.fromkeys(entry.platforms, wheels))
+        other = Entry(requested=entry.requested, platforms=dict.fromkeys(entry.platforms, wheels))
         return replace(lock, entries={**lock.entries, ("b", "2.0.0"): other})
 
     message = r"^variant v: pins a 1.0.0 and b 2.0.0 both bring lib \(1.0 and 2.0\)$"

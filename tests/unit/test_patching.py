@@ -18,7 +18,7 @@ from sparkimage.core.process import Local
 from sparkimage.resolve import patch_files
 from sparkimage.resolve.git import Repository
 from tests.unit import project_maker as maker
-from tests.unit.git_maker import Remote, isolate, outside
+from tests.unit.git_maker import Remote, isolate, resolve_context
 
 NEEDS, NATIVE, MOVED, OTHER = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
 SHA = "1" * 64
@@ -195,7 +195,9 @@ def test_targets_of_a_patch_at_a_fork_commit(
     tmp_path: Path, remote: Remote, kind: str, text: bytes, after: bytes
 ) -> None:
     commit = remote.commit({"a/b.py": BEFORE.decode(), "c": "other\n"})
-    fork = Repository("fork 1", remote.address, outside(tmp_path / "site", tmp_path / "home"))
+    fork = Repository(
+        "fork 1", remote.address, resolve_context(tmp_path / "site", tmp_path / "home")
+    )
     fork.fetch(commit)
     given = patch(kind=kind, replaces="a/b.py" if kind == "replace" else None)
     (target,) = patch_files.targets("fix", given, text, commit, fork)
@@ -211,7 +213,9 @@ def test_targets_of_a_patch_at_a_fork_commit(
 
 def test_a_file_that_is_not_in_the_fork_is_missing(tmp_path: Path, remote: Remote) -> None:
     commit = remote.commit({"c": "other\n"})
-    fork = Repository("fork 1", remote.address, outside(tmp_path / "site", tmp_path / "home"))
+    fork = Repository(
+        "fork 1", remote.address, resolve_context(tmp_path / "site", tmp_path / "home")
+    )
     fork.fetch(commit)
     (target,) = patch_files.targets("fix", patch(), b"new\n", commit, fork)
     assert (target.before, target.path) == (MISSING, "a/b.py")
@@ -240,7 +244,7 @@ def test_a_diff_without_files() -> None:
 
 def test_where_a_patch_is_read_from(tmp_path: Path, remote: Remote) -> None:
     commit = remote.commit({"p/fix.py": "fixed\n"})
-    reached = outside(tmp_path / "site", tmp_path / "home")
+    reached = resolve_context(tmp_path / "site", tmp_path / "home")
     (tmp_path / "patches").mkdir()
     (tmp_path / "patches" / "fix.py").write_text("ours\n")
 
@@ -266,7 +270,7 @@ def with_targets(read: Matrix, *targets: Target) -> Lock:
     lock = maker.locked(read)
     entry = lock.entries[PATCHES, "fix"]
     text = next(item for item in entry.platforms[ANY] if isinstance(item, PatchText))
-    resolved = Entry(asked=entry.asked, platforms={ANY: (text, *targets)})
+    resolved = Entry(requested=entry.requested, platforms={ANY: (text, *targets)})
     return replace(lock, entries={**lock.entries, (PATCHES, "fix"): resolved})
 
 

@@ -69,12 +69,12 @@ ROOT = Deb(name="apt", version="3", part="root", size=7, sha256="1" * 64, file="
 
 def locked(read: Matrix, names: tuple[str, ...] = ("app", "cuda-x", "cuda-y", "other")) -> Lock:
     entries = {}
-    for (pin, value), (request, platforms) in lockfile.wanted(read).items():
+    for (pin, value), (request, platforms) in lockfile.requests(read).items():
         items: tuple[Item, ...] = (ROOT,)
         if pin != "debian":
             items = tuple(wheel(name, value) for name in (names if pin == "app" else ("lib",)))
-        entries[pin, value] = Entry(asked=request, platforms=dict.fromkeys(platforms, items))
-    return Lock(file="matrix.lock", meaning=lockfile.meaning(read), entries=entries)
+        entries[pin, value] = Entry(requested=request, platforms=dict.fromkeys(platforms, items))
+    return Lock(file="matrix.lock", request_digest=lockfile.request_digest(read), entries=entries)
 
 
 def test_a_thousand_variants(tmp_path: Path) -> None:

@@ -16,14 +16,16 @@ from sparkimage.registry.cosign import Statement, Trust, signer
 from sparkimage.registry.remote import Reference
 from sparkimage.registry.skopeo import Document, Repository
 from sparkimage.registry.tools import USABLE, Tools
-from sparkimage.resolve.context import Outside
+from sparkimage.resolve.context import ResolveContext
 
 DIGEST = f"sha256:{'a' * 64}"
 
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Tools:
-    return Tools(outside=Outside(home=tmp_path, runner=Local(), mirrors=Mirrors(), say=print))
+    return Tools(
+        outside=ResolveContext(home=tmp_path, runner=Local(), mirrors=Mirrors(), say=print)
+    )
 
 
 def configured(folder: Path, data: object, monkeypatch: pytest.MonkeyPatch) -> None:

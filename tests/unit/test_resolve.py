@@ -22,7 +22,7 @@ from sparkimage.core.process import Completed
 from sparkimage.resolve import resolver
 from sparkimage.resolve.resolver import Update
 from tests.unit import project_maker as maker
-from tests.unit.git_maker import SITE, Remote, isolate, outside
+from tests.unit.git_maker import SITE, Remote, isolate, resolve_context
 
 
 class NoProcess:
@@ -66,7 +66,7 @@ def test_what_is_locked_is_left_alone_and_starts_no_process(tmp_path: Path) -> N
     read = everything(tmp_path)
     held = maker.locked(read)
     assert {key[0] for key in held.entries} == {*ALL, PATCHES}
-    done = resolver.resolve(read, held, outside(tmp_path, tmp_path, NoProcess()), Update())
+    done = resolver.resolve(read, held, resolve_context(tmp_path, tmp_path, NoProcess()), Update())
     assert done.lock == held
     assert done.failures == {}
     assert not (tmp_path / "git").exists()
@@ -86,8 +86,8 @@ def test_any_part_that_is_locked_is_left_alone(
         st.tuples(st.sampled_from(["old", *ALL, PATCHES]), st.sampled_from(["x", "y"])),
         st.sampled_from(list(held.entries.values())),
     ))  # fmt: skip
-    wider = replace(held, meaning="0" * 64, entries={**held.entries, **more})
-    done = resolver.resolve(read, wider, outside(folder, folder, NoProcess()), Update())
+    wider = replace(held, request_digest="0" * 64, entries={**held.entries, **more})
+    done = resolver.resolve(read, wider, resolve_context(folder, folder, NoProcess()), Update())
     assert lockfile.dump(done.lock) == lockfile.dump(held)
 
 
@@ -189,7 +189,7 @@ def test_commits_are_resolved_whole_and_abbreviated(tmp_path: Path, site: Path) 
         maker.git_pin(commits[1][:9], remotes[1].address),
     )
     said: list[str] = []
-    reached = replace(outside(site, tmp_path / "home"), say=said.append)
+    reached = replace(resolve_context(site, tmp_path / "home"), say=said.append)
     done = resolver.resolve(read, base_only(read), reached, Update())
     assert done.failures == {}
     assert lockfile.check(read, done.lock) == []
@@ -197,7 +197,9 @@ def test_commits_are_resolved_whole_and_abbreviated(tmp_path: Path, site: Path) 
         tree = remote.git("rev-parse", f"{commit}^{{tree}}")
         assert done.lock.items(f"fork{number}", "one", ANY) == (Commit(commit=commit, tree=tree),)
     assert said == [f"fork{n} one any: {commit[:12]}" for n, commit in enumerate(commits)]
-    again = resolver.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Update())
+    again = resolver.resolve(
+        read, done.lock, resolve_context(site, tmp_path, NoProcess()), Update()
+    )
     assert lockfile.dump(again.lock) == lockfile.dump(done.lock)
 
 
@@ -205,7 +207,9 @@ def test_many_pins_of_one_repository(tmp_path: Path, site: Path) -> None:
     remote = Remote.make(site, "fork.git")
     commits = [remote.commit({"x": str(number)}) for number in range(8)]
     read = forks(tmp_path / "p", *(maker.git_pin(one, remote.address) for one in commits))
-    done = resolver.resolve(read, base_only(read), outside(site, tmp_path / "home"), Update())
+    done = resolver.resolve(
+        read, base_only(read), resolve_context(site, tmp_path / "home"), Update()
+    )
     assert done.failures == {}
 
 
@@ -216,7 +220,7 @@ def test_an_update_moves_one_entry_and_no_other(tmp_path: Path, site: Path) -> N
     # The trees of both were made up; only the one that is named is looked at.
     held = maker.locked(read)
     update = resolver.parse_update(read, held, ["fork1"])
-    done = resolver.resolve(read, held, outside(site, tmp_path / "home"), update)
+    done = resolver.resolve(read, held, resolve_context(site, tmp_path / "home"), update)
     commit = pins[1]["commit"]
     old, new = (held.items("fork1", "one", ANY), done.lock.items("fork1", "one", ANY))
     assert old != new
@@ -244,7 +248,7 @@ def test_what_cannot_be_reached_stays_as_it_was(
     read = forks(tmp_path / "p", *pins)
     held = maker.locked(read)
     rules = {SITE: to.format(tmp_path), "https://here.example": str(site)}
-    reached = replace(outside(site, tmp_path / "home"), mirrors=Mirrors(rules=rules))
+    reached = replace(resolve_context(site, tmp_path / "home"), mirrors=Mirrors(rules=rules))
     done = resolver.resolve(read, held, reached, resolver.parse_update(read, held, ["fork*"]))
     assert list(done.failures) == [("fork1", "one")]
     failure = done.failures["fork1", "one"]
@@ -265,10 +269,10 @@ def test_what_was_never_reached_stands_as_not_resolved(
     held = base_only(read)
     if stale:
         # What it asked for before counts for nothing.
-        entry = Entry(asked={"kind": "git"}, platforms={ANY: (Commit(commit="a", tree="a"),)})
+        entry = Entry(requested={"kind": "git"}, platforms={ANY: (Commit(commit="a", tree="a"),)})
         held = replace(held, entries={**held.entries, ("fork0", "one"): entry})
     reached = replace(
-        outside(site, tmp_path / "home"), mirrors=Mirrors(rules={SITE: to.format(tmp_path)})
+        resolve_context(site, tmp_path / "home"), mirrors=Mirrors(rules={SITE: to.format(tmp_path)})
     )
     done = resolver.resolve(read, held, reached, Update())
     (failure,) = done.failures.values()
@@ -296,7 +300,7 @@ def test_a_patch_is_resolved_against_the_forks_commit(tmp_path: Path, site: Path
     remote = Remote.make(site, "fork.git")
     commit = remote.commit({"a/b.py": "broken\n"})
     read = patched(tmp_path / "p", commit, remote.address, commit[:8])
-    reached = outside(site, tmp_path / "home")
+    reached = resolve_context(site, tmp_path / "home")
     done = resolver.resolve(read, base_only(read), reached, Update())
     assert done.failures == {}
     _, target = done.lock.items(PATCHES, "fix", ANY)
@@ -309,7 +313,7 @@ def test_a_patch_is_resolved_against_the_forks_commit(tmp_path: Path, site: Path
     )
     # Its own file has changed: that moves it when it is asked to, and nothing else.
     (read.root / "patches" / "fix.py").write_text("better\n")
-    same = resolver.resolve(read, done.lock, outside(site, tmp_path, NoProcess()), Update())
+    same = resolver.resolve(read, done.lock, resolve_context(site, tmp_path, NoProcess()), Update())
     assert same.lock == done.lock
     update = resolver.parse_update(read, done.lock, ["fix"])
     updated = resolver.resolve(read, done.lock, reached, update).lock
@@ -318,7 +322,9 @@ def test_a_patch_is_resolved_against_the_forks_commit(tmp_path: Path, site: Path
 
 def test_a_patch_waits_for_its_fork(tmp_path: Path, site: Path) -> None:
     read = patched(tmp_path / "p", "a" * 40, f"{SITE}/gone.git", "a" * 7)
-    done = resolver.resolve(read, base_only(read), outside(site, tmp_path / "home"), Update())
+    done = resolver.resolve(
+        read, base_only(read), resolve_context(site, tmp_path / "home"), Update()
+    )
     assert set(done.failures) == {("fork0", "one"), (PATCHES, "fix")}
     said = done.lock.unresolved(PATCHES, "fix")
     assert said == "patch fix: the fork commit fork0 one is not resolved"
@@ -327,7 +333,7 @@ def test_a_patch_waits_for_its_fork(tmp_path: Path, site: Path) -> None:
 def test_a_patch_follows_a_fork_that_moves(tmp_path: Path, site: Path) -> None:
     remote = Remote.make(site, "fork.git")
     one, two = (remote.commit({"a/b.py": text}) for text in ("broken\n", "still broken\n"))
-    reached = outside(site, tmp_path / "home")
+    reached = resolve_context(site, tmp_path / "home")
     read = patched(tmp_path / "p", one, remote.address, one, two)
     held = resolver.resolve(read, base_only(read), reached, Update()).lock
     moved = patched(tmp_path / "p", two, remote.address, one, two)
@@ -343,9 +349,11 @@ def test_news_of_a_branch(tmp_path: Path, site: Path) -> None:
     pin = maker.git_pin(first, remote.address, branch="main")
     read = forks(tmp_path / "p", pin)
     # Debian is out of reach of this test: taken as a pin of its own it would ask apt.
-    held = resolver.resolve(read, base_only(read), outside(site, tmp_path / "home"), Update()).lock
+    held = resolver.resolve(
+        read, base_only(read), resolve_context(site, tmp_path / "home"), Update()
+    ).lock
     git_only = replace(read, variants=(replace(read.variants[0], pins={"fork0": "one"}),))
-    reached = outside(site, tmp_path / "home")
+    reached = resolve_context(site, tmp_path / "home")
     news, fresh = resolver.outdated(git_only, held, reached)
     assert (news, fresh.failures) == ((), {})
     tip = remote.commit({"x": "2"})
