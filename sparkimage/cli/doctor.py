@@ -99,7 +99,7 @@ def doctor(
         if strict:
             what += f" and {_many(warned, 'warning')}"
         raise DoctorError(
-            f"{what} on {where}", hint="mend what the findings say and run the same command again"
+            f"{what} on {where}", hint="fix what the findings say and run the same command again"
         )
 
 
@@ -127,8 +127,8 @@ def _show(found: Diagnosis, seconds: float) -> None:
     for finding in found.findings:
         terminal.print("")
         terminal.print(_headline(finding, found.cluster), highlight=False)
-        mend = finding.mend if several else finding.mend.removeprefix("there: ")
-        for word, text in (("why", finding.why), ("mend", mend)):
+        fix = finding.fix if several else finding.fix.removeprefix("there: ")
+        for word, text in (("why", finding.why), ("fix", fix)):
             if text and not (word == "why" and finding.severity is INFO):
                 terminal.print(Padding(_line(word, text), (0, 0, 0, 2)), highlight=False)
     counts = ", ".join(

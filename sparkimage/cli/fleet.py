@@ -164,7 +164,7 @@ def distribute(
             detail="\n".join(
                 f"✗ {one.error.message}" for one in outcome.failed if one.error is not None
             ),
-            hint="mend these nodes and run the same command again, without --partial",
+            hint="fix these nodes and run the same command again, without --partial",
         )
 
 
@@ -436,7 +436,7 @@ def _images_table(views: Sequence[NodeView], differ: Sequence[str]) -> Table:
     table = new_table(*columns, whole=["digest", "since (UTC)"])
     for name in maintenance.names(views):
         mark, label = "[red]≠[/]" if name in differ else "[green]=[/]", name
-        for one in maintenance.standings(views, name):
+        for one in maintenance.tag_states(views, name):
             digest = (
                 "[yellow]none[/]"
                 if one.identity is None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sparkimage.serve.command import Container
     from sparkimage.serve.readiness import Finding
-    from sparkimage.serve.running import Standing
+    from sparkimage.serve.running import DeploymentStatus
     from sparkimage.serve.waiting import Ready
 
 NAME = "vllm"
@@ -256,7 +256,7 @@ def status(
         )
 
 
-def _status_table(one: Standing) -> Table:
+def _status_table(one: DeploymentStatus) -> Table:
     from rich.markup import escape
 
     first = one.set.members[0]

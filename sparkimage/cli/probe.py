@@ -133,13 +133,13 @@ def _deployment(
     from sparkimage.serve.measure import Bench
     from sparkimage.serve.openai_api import Server
 
-    with running.head(read_fleet(nodes), name=name, patience_s=patience_s) as (station, head):
-        docker = station.remote.docker.split()
+    with running.head(read_fleet(nodes), name=name, patience_s=patience_s) as (session, head):
+        docker = session.remote.docker.split()
         server = Server(
-            url=f"http://{head.head}:{head.port}", socket=station.remote.forward_port(head.port)
+            url=f"http://{head.head}:{head.port}", socket=session.remote.forward_port(head.port)
         )
         bench = Bench(
-            runner=station.remote,
+            runner=session.remote,
             command=(*docker, "exec", "--interactive", head.id, "sh"),
             kill=(*docker, "exec", head.id, "sh"),
             url=f"http://127.0.0.1:{head.port}",

@@ -26,7 +26,7 @@ Moved = Callable[[int], None]
 """Takes the number of bytes that have moved since the last call."""
 
 
-class Board:
+class TransferProgress:
     """What goes on at once, a row each: its state, and the bytes that move. It shows nothing."""
 
     def total(self, name: str, count: int) -> None:
@@ -39,7 +39,7 @@ class Board:
         """What ``name`` is doing now, and how far it is with that."""
 
 
-class LiveBoard(Board):
+class LiveProgress(TransferProgress):
     """A line for each name on a terminal, and one for all where bytes move to several."""
 
     def __init__(self, shown: Progress, names: Sequence[str], state: str = "") -> None:
@@ -68,7 +68,7 @@ class LiveBoard(Board):
             self.shown.update(self.all, state=f"{proven} of {len(self.states)} proven")
 
 
-class LineBoard(Board):
+class LineProgress(TransferProgress):
     """A line for each change of a state, and now and then one for the bytes of all."""
 
     def __init__(self, say: Callable[[str], None], title: str, total: int = 0) -> None:
@@ -151,38 +151,38 @@ class View:
         """Show bytes that move, of ``total`` (0: not known); yields what takes their number."""
         if self.is_live:
             with self._rows(moving=True) as shown:
-                live = LiveBoard(shown, [text])
+                live = LiveProgress(shown, [text])
                 if total:
                     live.total(text, total)
                 yield lambda count: live.moved(text, count)
             return
         self.say(f"{text}: {human(total)}" if total else text)
-        board = LineBoard(self.say, text, total)
+        board = LineProgress(self.say, text, total)
         yield lambda count: board.moved(text, count)
         self.say(f"{text}: {human(board.done)} in {clock(time.monotonic() - board.began)}")
 
     @contextmanager
-    def board(self, names: Sequence[str], title: str) -> Iterator[Board]:
+    def board(self, names: Sequence[str], title: str) -> Iterator[TransferProgress]:
         """Show how far each of ``names`` is with the bytes that move to it, and all of them."""
         if self.is_live:
             self.console.print(title, style="bold", markup=False, highlight=False)
             with self._rows(moving=True) as shown:
-                yield LiveBoard(shown, names)
+                yield LiveProgress(shown, names)
         else:
-            yield Board() if self.quiet else LineBoard(self.say, title)
+            yield TransferProgress() if self.quiet else LineProgress(self.say, title)
 
     @contextmanager
-    def states(self, names: Sequence[str], title: str, first: str) -> Iterator[Board]:
+    def states(self, names: Sequence[str], title: str, first: str) -> Iterator[TransferProgress]:
         """Show the state of each of ``names``, which is ``first`` now, with its time."""
         if self.is_live:
             self.console.print(title, style="bold", markup=False, highlight=False)
             with self._rows(transient=True) as shown:
-                board = LiveBoard(shown, names, first)
+                board = LiveProgress(shown, names, first)
                 shown.update(board.all, visible=False)
                 yield board
         else:
             self.say(title)
-            yield Board() if self.quiet else LineBoard(self.say, title)
+            yield TransferProgress() if self.quiet else LineProgress(self.say, title)
 
     def _rows(self, *, moving: bool = False, transient: bool = False) -> Progress:
         """Rows on the terminal; ``moving``: with bars, bytes and rates."""

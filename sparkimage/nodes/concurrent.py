@@ -13,7 +13,7 @@ from sparkimage.core.errors import SparkError
 
 STOP_S = 10.0
 """Seconds that threads get to end after an interrupt. They end with the process in any case, and
-what a killed process leaves on a node is what the next run mends."""
+what a killed process leaves on a node is what the next run fixes."""
 WAKE_S = 0.5
 """Seconds after which the main thread looks up from its wait. A signal that comes just before a
 thread blocks on a lock does not wake it, and Python's handler runs when it next does anything:
@@ -23,7 +23,7 @@ Errors = dict[str, SparkError]
 Item = TypeVar("Item")
 
 
-def together(
+def run_on_all(
     items: Sequence[Item],
     act: Callable[[Item], None],
     *,

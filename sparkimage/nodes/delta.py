@@ -21,7 +21,7 @@ STEP = 512_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole:
+class ImageManifest:
     """An image with the exact bytes of its manifest and config."""
 
     image: Image
@@ -41,7 +41,7 @@ def missing(image: Image, *, chains: Collection[str] | None, blobs: Collection[s
     return [place for place, layer in enumerate(image.layers) if layer.digest not in blobs]
 
 
-def steps(whole: Whole, lacking: Collection[int], *, size: int = STEP) -> tuple[Step, ...]:
+def steps(whole: ImageManifest, lacking: Collection[int], *, size: int = STEP) -> tuple[Step, ...]:
     """The steps that bring the layers at these places; the last one is the image itself."""
     layers = whole.image.layers
     made: list[Step] = []
@@ -56,7 +56,7 @@ def steps(whole: Whole, lacking: Collection[int], *, size: int = STEP) -> tuple[
     return tuple(made)
 
 
-def part(whole: Whole, count: int) -> Part:
+def part(whole: ImageManifest, count: int) -> Part:
     """The image of the lowest ``count`` layers."""
     image = whole.image
     name = f"{STAGING}:{image.digest[7:19]}"
@@ -82,7 +82,7 @@ def part(whole: Whole, count: int) -> Part:
     return Part(name=f"{name}-{count}", manifest=manifest, config=config, layers=layers)
 
 
-def parts(whole: Whole) -> tuple[Part, ...]:
+def parts(whole: ImageManifest) -> tuple[Part, ...]:
     """Every part that a step may have been."""
     return tuple(part(whole, count) for count in range(1, len(whole.image.layers) + 1))
 

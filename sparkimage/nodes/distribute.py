@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.core.errors import DamagedError, SparkError, UnreachableError
-from sparkimage.core.progress import Board, Moved, View
+from sparkimage.core.progress import Moved, TransferProgress, View
 from sparkimage.core.units import human
 from sparkimage.image import layerindex
 from sparkimage.image.archive import Document, Step
 from sparkimage.image.store import Image, Store
 from sparkimage.nodes import delta, receipts, retag
-from sparkimage.nodes.concurrent import Errors, together
-from sparkimage.nodes.delta import Whole
-from sparkimage.nodes.retag import PREVIOUS, Move
-from sparkimage.nodes.session import ATTEMPTS, Station
+from sparkimage.nodes.concurrent import Errors, run_on_all
+from sparkimage.nodes.delta import ImageManifest
+from sparkimage.nodes.retag import PREVIOUS, Retag
+from sparkimage.nodes.session import ATTEMPTS, NodeSession
 from sparkimage.nodes.ssh import IMAGES, Remote
 from sparkimage.verify.policy import PolicyDecision
 
@@ -122,11 +122,11 @@ class Distribution:
     options: Options = field(default_factory=Options)
     receipts_folder: Path | None = None
     """The folder of our own receipts; None to keep none."""
-    examine: Callable[[Station, str], Sequence[str]] | None = None
+    examine: Callable[[NodeSession, str], Sequence[str]] | None = None
     """Proves the image of this name on a node further, before any name is moved; says how."""
 
     def __post_init__(self) -> None:
-        self.whole = Whole(
+        self.whole = ImageManifest(
             image=self.image,
             manifest=self._document(self.image.digest),
             config=self._document(self.image.manifest["config"]["digest"]),
@@ -135,7 +135,7 @@ class Distribution:
         self.lacking: dict[str, list[int]] = {}
         self.expected: dict[str, int] = {}
         self.warnings: list[str] = []
-        self.stations = [Station(remote=one) for one in self.remotes]
+        self.sessions = [NodeSession(remote=one) for one in self.remotes]
         self.proven: dict[str, Sequence[str]] = {}
 
     def run(self) -> Outcome:
@@ -143,9 +143,9 @@ class Distribution:
         (``partial``) only the others' names. ``MixedFleetError`` when what failed in the last
         phase could not be undone everywhere."""
         began = time.monotonic()
-        all_ = self.stations
+        all_ = self.sessions
         self.view.say(f"looking at {retag.nodes(all_)}")
-        errors = together(all_, self._look, stop=Station.abandon)
+        errors = run_on_all(all_, self._look, stop=NodeSession.abandon)
         self._decide(all_, errors, "nothing was sent", "run the same command again")
         well = [one for one in all_ if one.name not in errors]
         there = {one.name for one in well if self._is_there(one)}
@@ -170,7 +170,7 @@ class Distribution:
 
     def warned(self) -> tuple[str, ...]:
         """What a user should know so far, of the run and of every node; however it ends."""
-        of_nodes = (said for one in self.stations for said in (*one.warnings, *one.mended))
+        of_nodes = (said for one in self.sessions for said in (*one.warnings, *one.repaired))
         return (*self.warnings, *of_nodes)
 
     @cached_property
@@ -180,29 +180,29 @@ class Distribution:
 
     # Phases
 
-    def _look(self, station: Station) -> None:
-        station.open(IMAGES, lock=not self.options.dry_run, owner=self.owner)
-        station.check(self.image)
-        lacking = self.lacking[station.name] = (
-            [] if station.has(self.image) else station.lacking(self.whole, self.known)
+    def _look(self, session: NodeSession) -> None:
+        session.open(IMAGES, lock=not self.options.dry_run, owner=self.owner)
+        session.check(self.image)
+        lacking = self.lacking[session.name] = (
+            [] if session.has(self.image) else session.lacking(self.whole, self.known)
         )
         layers = [self.image.layers[place] for place in lacking]
         if layers:
             steps = self._steps(lacking)
-            station.room(
+            session.room(
                 sum(layer.size for layer in layers),
                 sum(layerindex.unpacked_size(self.store, layer) for layer in layers),
                 max(step.size for step in steps),
             )
 
-    def _is_there(self, station: Station) -> bool:
-        held, named = station.has(self.image), station.now.by_tag(self.name)
+    def _is_there(self, session: NodeSession) -> bool:
+        held, named = session.has(self.image), session.now.by_tag(self.name)
         return held is not None and named is not None and held.id == named.id
 
-    def _was_proven(self, station: Station) -> bool:
-        return bool(station.now.receipt(self.image.digest).get("proven"))
+    def _was_proven(self, session: NodeSession) -> bool:
+        return bool(session.now.receipt(self.image.digest).get("proven"))
 
-    def _stage(self, todo: Sequence[Station]) -> Errors:
+    def _stage(self, todo: Sequence[NodeSession]) -> Errors:
         if not todo:
             return {}
         text = f"{self.name} to {retag.nodes(todo)}"
@@ -214,12 +214,12 @@ class Distribution:
                 self._relay(todo, board)
             left = [one for one in todo if not one.target or self.examine is not None]
             with self._serving(left) as serving:
-                return together(
-                    left, lambda one: self._bring(one, board, serving), stop=Station.abandon
+                return run_on_all(
+                    left, lambda one: self._bring(one, board, serving), stop=NodeSession.abandon
                 )
 
     @contextmanager
-    def _serving(self, some: Sequence[Station]) -> Iterator[Serving | None]:
+    def _serving(self, some: Sequence[NodeSession]) -> Iterator[Serving | None]:
         """What those that pull from here pull from; None when nobody does."""
         if self.options.via or not any(self._pulls(one) for one in some):
             yield None
@@ -237,18 +237,18 @@ class Distribution:
         finally:
             serving.close()
 
-    def _pulls(self, station: Station) -> bool:
-        return station.pulls(self.whole, self.lacking[station.name])
+    def _pulls(self, session: NodeSession) -> bool:
+        return session.pulls(self.whole, self.lacking[session.name])
 
-    def _relay(self, todo: Sequence[Station], board: Board) -> None:
+    def _relay(self, todo: Sequence[NodeSession], board: TransferProgress) -> None:
         """Chains of nodes that lack the same; what it does not bring is brought from here."""
-        groups: dict[tuple[int, ...], list[Station]] = {}
+        groups: dict[tuple[int, ...], list[NodeSession]] = {}
         for one in todo:
             if not one.has(self.image):
                 groups.setdefault(tuple(self.lacking[one.name]), []).append(one)
 
-        def chain(stations: list[Station]) -> None:
-            first, *others = stations
+        def chain(sessions: list[NodeSession]) -> None:
+            first, *others = sessions
             for one in others:
                 board.state(one.name, f"by relay from {first.name}")
                 self._expect(one, board, 0)
@@ -260,7 +260,7 @@ class Distribution:
                 why = error.message
                 raise
             finally:
-                for one in stations:
+                for one in sessions:
                     if one.target:
                         one.layers_sent = sum(len(step.send) for step in steps)
                         one.source = first.name if one is not first else ""
@@ -272,130 +272,132 @@ class Distribution:
                         )
 
         # What went wrong is seen again, and told, when it is brought from here.
-        together(
+        run_on_all(
             [g for g in groups.values() if len(g) > 1], chain, name=lambda g: g[0].name,
             stop=lambda g: g[0].abandon(),
         )  # fmt: skip
 
-    def _bring(self, station: Station, board: Board, serving: Serving | None) -> None:
+    def _bring(
+        self, session: NodeSession, board: TransferProgress, serving: Serving | None
+    ) -> None:
         """Load and prove it there; what can pass is tried again, what is damaged brought anew."""
         if self.options.relay and not self.options.via:
-            self._again(station, board)
+            self._again(session, board)
         dropped = False
         for attempt in range(ATTEMPTS):
             try:
-                held = station.has(self.image)
+                held = session.has(self.image)
                 if held is not None:
-                    station.adopt(held.id, self.part)
+                    session.adopt(held.id, self.part)
                 elif self.options.via:
                     pulled = f"{self.options.via}@{self.image.digest}"
-                    board.state(station.name, f"pulls from {self.options.via}")
-                    station.adopt(pulled, self.part, size=self._bytes(station))
-                    station.source = self.options.via
-                    station.layers_sent = len(self.lacking[station.name])
+                    board.state(session.name, f"pulls from {self.options.via}")
+                    session.adopt(pulled, self.part, size=self._bytes(session))
+                    session.source = self.options.via
+                    session.layers_sent = len(self.lacking[session.name])
                 else:
-                    self._send(station, board, serving)
+                    self._send(session, board, serving)
                 if self.examine is not None:
-                    board.state(station.name, "being examined")
-                    self.proven[station.name] = self.examine(station, self.part.name)
-                board.state(station.name, "proven")
+                    board.state(session.name, "being examined")
+                    self.proven[session.name] = self.examine(session, self.part.name)
+                board.state(session.name, "proven")
                 return
             except DamagedError:
                 # Layers that an earlier run left, and a crash of the node or its disk cut short.
                 if dropped or attempt == ATTEMPTS - 1:
-                    board.state(station.name, "failed")
+                    board.state(session.name, "failed")
                     raise
                 dropped = True
-                board.state(station.name, "again: it is damaged there")
-                station.drop()
-                self._again(station, board)
+                board.state(session.name, "again: it is damaged there")
+                session.drop()
+                self._again(session, board)
             except UnreachableError as error:
-                if error.definite or attempt == ATTEMPTS - 1 or station.remote.given_up.is_set():
-                    board.state(station.name, "failed")
+                if error.definite or attempt == ATTEMPTS - 1 or session.remote.given_up.is_set():
+                    board.state(session.name, "failed")
                     raise
-                why = error.message.removeprefix(f"{station.name}").lstrip(": ")
-                board.state(station.name, f"again: {why}")
-                station.remote.given_up.wait(WAIT_S[attempt])
-                self._again(station, board)
+                why = error.message.removeprefix(f"{session.name}").lstrip(": ")
+                board.state(session.name, f"again: {why}")
+                session.remote.given_up.wait(WAIT_S[attempt])
+                self._again(session, board)
             except SparkError:
-                board.state(station.name, "failed")
+                board.state(session.name, "failed")
                 raise
 
-    def _send(self, station: Station, board: Board, serving: Serving | None) -> None:
+    def _send(self, session: NodeSession, board: TransferProgress, serving: Serving | None) -> None:
         """The layers from here: its engine pulls them, or loads them where it cannot."""
-        steps, moved = self._steps(self.lacking[station.name]), self._moving(station, board)
-        if serving is not None and self._pulls(station):
-            board.state(station.name, "pulls")
-            why = station.pull(steps, serving, moved)
+        steps, moved = self._steps(self.lacking[session.name]), self._moving(session, board)
+        if serving is not None and self._pulls(session):
+            board.state(session.name, "pulls")
+            why = session.pull(steps, serving, moved)
             if not why:
                 return
-            board.state(station.name, f"cannot pull, loads: {why}")
-            self._expect(station, board, self._bytes(station))
-        station.load(steps, self.store, moved)
+            board.state(session.name, f"cannot pull, loads: {why}")
+            self._expect(session, board, self._bytes(session))
+        session.load(steps, self.store, moved)
 
-    def _again(self, station: Station, board: Board) -> None:
-        station.remote.close()
-        self._look(station)
-        self._expect(station, board, 0 if self.options.via else self._bytes(station))
-        board.state(station.name, self._reused(station))
+    def _again(self, session: NodeSession, board: TransferProgress) -> None:
+        session.remote.close()
+        self._look(session)
+        self._expect(session, board, 0 if self.options.via else self._bytes(session))
+        board.state(session.name, self._reused(session))
 
-    def _expect(self, station: Station, board: Board, count: int) -> None:
+    def _expect(self, session: NodeSession, board: TransferProgress, count: int) -> None:
         """So many bytes are still to go to it from here."""
-        total = station.sent + count
-        board.total(station.name, total - self.expected.get(station.name, 0))
-        self.expected[station.name] = total
+        total = session.sent + count
+        board.total(session.name, total - self.expected.get(session.name, 0))
+        self.expected[session.name] = total
 
-    def _moving(self, station: Station, board: Board) -> Moved:
+    def _moving(self, session: NodeSession, board: TransferProgress) -> Moved:
         """Counts on the board what goes to it, and says when all has gone."""
 
         def moved(count: int) -> None:
-            before = station.sent - count
-            board.moved(station.name, count)
-            if before < self.expected[station.name] <= station.sent:
-                board.state(station.name, "unpacking")
+            before = session.sent - count
+            board.moved(session.name, count)
+            if before < self.expected[session.name] <= session.sent:
+                board.state(session.name, "unpacking")
 
         return moved
 
-    def _reused(self, station: Station) -> str:
-        layers, count = len(self.image.layers), len(self.lacking[station.name])
-        size = f", {human(self._bytes(station))} to send" if not self.options.via else ""
+    def _reused(self, session: NodeSession) -> str:
+        layers, count = len(self.image.layers), len(self.lacking[session.name])
+        size = f", {human(self._bytes(session))} to send" if not self.options.via else ""
         return f"{layers - count} of {layers} layers are there{size}"
 
-    def _move(self, station: Station) -> Move:
-        named = station.now.by_tag(self.name)
-        before = station.now.by_tag(self.name + PREVIOUS)
-        return Move(
-            station=station,
+    def _move(self, session: NodeSession) -> Retag:
+        named = session.now.by_tag(self.name)
+        before = session.now.by_tag(self.name + PREVIOUS)
+        return Retag(
+            session=session,
             name=self.name,
             previous=self.name + PREVIOUS,
-            target=station.target,
+            target=session.target,
             former=named.id if named is not None else "",
             before=before.id if before is not None else "",
             staging=self.part.name,
-            receipt=self._receipt(station),
+            receipt=self._receipt(session),
         )
 
-    def _clean(self, well: Sequence[Station]) -> None:
+    def _clean(self, well: Sequence[NodeSession]) -> None:
         """Remove what killed runs left: staging names and the containers of their proofs; a
         failure is no one's trouble."""
 
-        def one(station: Station) -> None:
-            stale = station.stale(keep=self.part.name)
-            if stale or station.now.docker.stopped:
-                station.clean(stale)
+        def one(session: NodeSession) -> None:
+            stale = session.stale(keep=self.part.name)
+            if stale or session.now.docker.stopped:
+                session.clean(stale)
 
-        together(well, one, stop=Station.abandon)
+        run_on_all(well, one, stop=NodeSession.abandon)
 
-    def _keep_receipts(self, moved: Sequence[Station]) -> None:
+    def _keep_receipts(self, moved: Sequence[NodeSession]) -> None:
         if self.receipts_folder is not None:
-            for station in moved:
-                receipts.keep(self.receipts_folder, self._receipt(station))
+            for session in moved:
+                receipts.keep(self.receipts_folder, self._receipt(session))
 
     # Words
 
     def _decide(
         self,
-        all_: Sequence[Station],
+        all_: Sequence[NodeSession],
         errors: Errors,
         what: str,
         again: str = "run the same command again: what has arrived stays there",
@@ -405,13 +407,13 @@ class Distribution:
 
     def _outcome(
         self,
-        all_: Sequence[Station],
+        all_: Sequence[NodeSession],
         errors: Errors,
         there: Collection[str],
         began: float,
         state: str,
     ) -> Outcome:
-        def result(one: Station) -> NodeResult:
+        def result(one: NodeSession) -> NodeResult:
             lacking = self.lacking.get(one.name, [])
             return NodeResult(
                 name=one.name,
@@ -435,11 +437,11 @@ class Distribution:
             warnings=self.warned(),
         )
 
-    def _receipt(self, station: Station) -> dict[str, Any]:
+    def _receipt(self, session: NodeSession) -> dict[str, Any]:
         verdict = self.decision.verdict
         return {
             "version": 1,
-            "node": station.name,
+            "node": session.name,
             "name": self.name,
             "digest": self.image.digest,
             "platform": self.image.platform,
@@ -447,8 +449,8 @@ class Distribution:
             "layers": [layer.digest for layer in self.image.layers],
             "when": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "by": self.owner,
-            "engine": f"{station.now.docker.version} {station.now.docker.store}",
-            "proven": [*PROVEN, *self.proven.get(station.name, ())],
+            "engine": f"{session.now.docker.version} {session.now.docker.store}",
+            "proven": [*PROVEN, *self.proven.get(session.name, ())],
             "seal": {
                 "result": verdict.result,
                 "when": verdict.when,
@@ -463,8 +465,8 @@ class Distribution:
     def _steps(self, lacking: Sequence[int]) -> tuple[Step, ...]:
         return delta.steps(self.whole, lacking, size=self.options.step)
 
-    def _bytes(self, station: Station) -> int:
-        places = self.lacking.get(station.name, ())
+    def _bytes(self, session: NodeSession) -> int:
+        places = self.lacking.get(session.name, ())
         return sum(self.image.layers[place].size for place in places)
 
     def _document(self, digest: str) -> Document:

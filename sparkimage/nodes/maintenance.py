@@ -14,9 +14,9 @@ from sparkimage.core.errors import NodeError
 from sparkimage.image.store import Store
 from sparkimage.nodes import receipts as keeping
 from sparkimage.nodes import retag, snapshot
-from sparkimage.nodes.concurrent import Errors, together
-from sparkimage.nodes.retag import PREVIOUS, Move
-from sparkimage.nodes.session import NodeReport, Station, stations, survey
+from sparkimage.nodes.concurrent import Errors, run_on_all
+from sparkimage.nodes.retag import PREVIOUS, Retag
+from sparkimage.nodes.session import NodeReport, NodeSession, sessions, survey
 from sparkimage.nodes.snapshot import NodeImage, NodeSnapshot
 from sparkimage.nodes.ssh import IMAGES
 
@@ -61,7 +61,7 @@ class NodeView(NodeReport):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class TagState:
     """An image that a name stands for, and where; without an identity: where for none."""
 
     identity: str | None
@@ -76,7 +76,7 @@ def names(views: Sequence[NodeView]) -> list[str]:
     return sorted({held.name for view in views for held in view.images})
 
 
-def standings(views: Sequence[NodeView], name: str) -> list[Standing]:
+def tag_states(views: Sequence[NodeView], name: str) -> list[TagState]:
     """What a name stands for on the nodes that could be asked, the commonest first."""
     groups: dict[str | None, list[tuple[str, Held | None]]] = {}
     for view in views:
@@ -85,7 +85,7 @@ def standings(views: Sequence[NodeView], name: str) -> list[Standing]:
             identity = held.identity if held is not None else None
             groups.setdefault(identity, []).append((view.name, held))
     found = [
-        Standing(
+        TagState(
             identity=identity,
             digest=next((held.digest for _, held in group if held and held.digest), None),
             when=max((held.when for _, held in group if held and held.when), default=None),
@@ -98,7 +98,7 @@ def standings(views: Sequence[NodeView], name: str) -> list[Standing]:
 
 def differing(views: Sequence[NodeView]) -> list[str]:
     """The names that do not stand for one and the same image on all nodes."""
-    return [name for name in names(views) if len(standings(views, name)) > 1]
+    return [name for name in names(views) if len(tag_states(views, name)) > 1]
 
 
 def look(
@@ -178,21 +178,21 @@ def rollback(
     Raises ``NodeError`` when nothing was moved, or all was moved back.
     """
     previous = name + PREVIOUS
-    with stations(fleet, patience_s) as all_:
+    with sessions(fleet, patience_s) as all_:
 
-        def prepare(station: Station) -> None:
-            station.open(IMAGES, lock=True, owner=owner)
-            former = station.now.by_tag(previous)
+        def prepare(session: NodeSession) -> None:
+            session.open(IMAGES, lock=True, owner=owner)
+            former = session.now.by_tag(previous)
             if former is None:
                 raise NodeError(
-                    f"{station.name}: it has no {previous}",
+                    f"{session.name}: it has no {previous}",
                     hint="distribute the image that you want: python build.py distribute DIGEST",
                 )
-            station.call("prove", former.id)
-            station.target = former.id
+            session.call("prove", former.id)
+            session.target = former.id
 
         say(f"looking at {retag.nodes(all_)}")
-        errors = together(all_, prepare, stop=Station.abandon)
+        errors = run_on_all(all_, prepare, stop=NodeSession.abandon)
         ready = [one for one in all_ if one.name not in errors]
         formers = [one.now.by_id(one.target) for one in ready]
         if len({one.identity for one in formers if one is not None}) > 1 and not partial:
@@ -207,8 +207,8 @@ def rollback(
             named = one.now.by_tag(name)
             now = named.id if named is not None else ""
             moves.append(
-                Move(
-                    station=one, name=name, previous=previous, target=one.target, former=now,
+                Retag(
+                    session=one, name=name, previous=previous, target=one.target, former=now,
                     before=one.target,
                 )
             )  # fmt: skip
@@ -275,29 +275,29 @@ def collect(
     """Remove from every node what it can do without; never what a container uses."""
     came: dict[str, Collected] = {}
 
-    def one(station: Station) -> None:
-        station.open(IMAGES, lock=not dry_run, owner=owner)
-        wanted = plan_removal(station.now, keep)
+    def one(session: NodeSession) -> None:
+        session.open(IMAGES, lock=not dry_run, owner=owner)
+        wanted = plan_removal(session.now, keep)
         if dry_run:
-            words = [*station.remote.docker.split(), *SIZES]
-            sizes = read_sizes(station.remote.run(words).stdout)
-            came[station.name] = Collected(
-                node=station.name, removed=tuple(wanted), freed=_at_most(station.now, wanted, sizes)
+            words = [*session.remote.docker.split(), *SIZES]
+            sizes = read_sizes(session.remote.run(words).stdout)
+            came[session.name] = Collected(
+                node=session.name, removed=tuple(wanted), freed=_at_most(session.now, wanted, sizes)
             )
             return
-        done = station.clean(wanted, timeout_s=CLEAN_S)
+        done = session.clean(wanted, timeout_s=CLEAN_S)
         said = done.stdout.splitlines()
         if "@@ free after" not in said:
-            raise station.refusal(done.returncode, done.stdout + done.stderr)
-        came[station.name] = Collected(
-            node=station.name,
+            raise session.refusal(done.returncode, done.stdout + done.stderr)
+        came[session.name] = Collected(
+            node=session.name,
             removed=tuple(line[11:] for line in said if line.startswith("@@ removed ")),
             kept=tuple(line[8:] for line in said if line.startswith("@@ kept ")),
             freed=max(0, _free(said, "after") - _free(said, "before")),
         )
 
-    with stations(fleet, patience_s) as all_:
-        errors = together(all_, one, stop=Station.abandon)
+    with sessions(fleet, patience_s) as all_:
+        errors = run_on_all(all_, one, stop=NodeSession.abandon)
     return tuple(came[one.name] for one in all_ if one.name in came), errors
 
 

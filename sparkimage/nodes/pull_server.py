@@ -39,7 +39,7 @@ Moved = Callable[[int, bool], None]
 
 
 @dataclass(kw_only=True)
-class Guest:
+class PullClient:
     """A node that may pull."""
 
     moved: Moved
@@ -98,13 +98,13 @@ class Serving:
             layer.digest: (place, store.path(layer.digest), layer.size)
             for place, layer in enumerate(layers)
         }
-        self.guests: dict[str, Guest] = {}
+        self.guests: dict[str, PullClient] = {}
         self._server = _Server(str(socket), type("Handler", (_Handler,), {"serving": self}))
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
 
-    def admit(self, moved: Moved) -> Guest:
+    def admit(self, moved: Moved) -> PullClient:
         """One more that may pull."""
-        guest = Guest(moved=moved)
+        guest = PullClient(moved=moved)
         self.guests[guest.word] = guest
         return guest
 
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def _layer(self, guest: Guest, place: int, path: Path, size: int) -> None:
+    def _layer(self, guest: PullClient, place: int, path: Path, size: int) -> None:
         wanted = FROM.match(self.headers["Range"] or "")
         begin = int(wanted.group(1)) if wanted is not None else 0
         try:

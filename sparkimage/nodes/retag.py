@@ -18,19 +18,19 @@ from typing import Any
 from sparkimage.core import interrupts
 from sparkimage.core.errors import MixedFleetError, NodeError, SparkError
 from sparkimage.core.process import start_bytes
-from sparkimage.nodes.concurrent import Errors, together
+from sparkimage.nodes.concurrent import Errors, run_on_all
 from sparkimage.nodes.script import RemoteScript
-from sparkimage.nodes.session import Station
+from sparkimage.nodes.session import NodeSession
 
 PREVIOUS = "-previous"
 """What is added to a name for the image that had it before."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Move:
+class Retag:
     """What a node is to do: ids of its own; an empty one stands for none."""
 
-    station: Station
+    session: NodeSession
     name: str
     previous: str
     """The name that the former image is to have."""
@@ -50,7 +50,7 @@ def nodes(some: Sequence[object]) -> str:
 
 
 def move(
-    moves: Sequence[Move],
+    moves: Sequence[Retag],
     errors: Errors,
     *,
     partial: bool = False,
@@ -64,17 +64,17 @@ def move(
     if not moves:
         return
     name = moves[0].name
-    armed: list[_Armed] = []
+    armed: list[PreparedRetag] = []
     stuck: Errors = {}
     with contextlib.ExitStack() as stack:
         say(f"asking {nodes(moves)} whether {name} can be moved")
         for one in moves:
-            armed.append(_Armed(one))
+            armed.append(PreparedRetag(one))
             # Without the word it changes nothing.
             stack.callback(armed[-1].close)
         word = _Word(armed)
         stack.callback(word.close)
-        errors |= together(armed, _Armed.wait, stop=_Armed.stop)
+        errors |= run_on_all(armed, PreparedRetag.wait, stop=PreparedRetag.stop)
         ready = [one for one in armed if one.name not in errors]
         if not ready or (len(ready) < len(armed) and not partial):
             return
@@ -82,10 +82,10 @@ def move(
         with interrupts.deferred() as interrupt:
             say(f"moving {name} on {nodes(ready)}")
             word.give(ready)
-            errors |= together(ready, _Armed.moved)
+            errors |= run_on_all(ready, PreparedRetag.moved)
             failed = [one for one in ready if one.name in errors]
             if failed:
-                stuck = together(failed if partial else ready, _Armed.undo)
+                stuck = run_on_all(failed if partial else ready, PreparedRetag.undo)
             if not failed or partial:
                 interrupt.notes.append(f"{name} has been moved by then")
     if stuck:
@@ -142,11 +142,11 @@ for one in sys.stdin.readline().split():
 class _Word:
     """The word for all of these: it is given with one write, or it is not."""
 
-    def __init__(self, armed: Sequence[_Armed]) -> None:
+    def __init__(self, armed: Sequence[PreparedRetag]) -> None:
         keep = [one.input for one in armed]
         self.process = start_bytes([sys.executable, "-I", "-S", "-c", GIVE], keep=keep)
 
-    def give(self, ready: Sequence[_Armed]) -> None:
+    def give(self, ready: Sequence[PreparedRetag]) -> None:
         """To these of them."""
         assert self.process.stdin is not None
         # Without a helper nobody gets it, and each says so when it is asked what came of it.
@@ -160,23 +160,23 @@ class _Word:
         self.process.communicate()
 
 
-class _Armed:
+class PreparedRetag:
     """A node's script, and the way to give it the word."""
 
-    def __init__(self, move: Move) -> None:
+    def __init__(self, move: Retag) -> None:
         self.move = move
         receipt = move.receipt
-        words = move.station.remote.script(
+        words = move.session.remote.script(
             "move", move.name, move.previous, move.target,
             move.former, move.staging,
             f"{receipt['digest'][7:]}.json" if receipt is not None else "",
             json.dumps(receipt, separators=(",", ":")) if receipt is not None else "",
         )  # fmt: skip
-        self.script = RemoteScript(move.station.remote, words)
+        self.script = RemoteScript(move.session.remote, words)
 
     @property
     def name(self) -> str:
-        return self.move.station.name
+        return self.move.session.name
 
     @property
     def input(self) -> int:
@@ -185,20 +185,20 @@ class _Armed:
 
     def wait(self) -> None:
         """Until it waits for the word. Raises ``NodeError`` when it does not."""
-        station = self.move.station
+        session = self.move.session
         with self.script.limit():
             line = next(self.script.lines(), "")
         if line == "@@ armed":
             return
         if line.startswith("@@ changed"):
             raise NodeError(
-                f"{station.name}: {self.move.name} was moved there by somebody else meanwhile",
+                f"{session.name}: {self.move.name} was moved there by somebody else meanwhile",
                 detail=f"it stands for {line[11:30] or 'nothing'} now",
                 hint="run the same command again",
             )
         if line.startswith("@@ gone"):
             raise NodeError(
-                f"{station.name}: the image was removed there meanwhile",
+                f"{session.name}: the image was removed there meanwhile",
                 hint="run the same command again",
             )
         raise self._failure(f"{line}\n{self.script.rest()}")
@@ -213,18 +213,18 @@ class _Armed:
         if "@@ moved" not in said.splitlines():
             raise self._failure(said)
         if "@@ noreceipt" in said:
-            station = self.move.station
-            station.warnings.append(f"{station.name}: its receipt could not be written there")
+            session = self.move.session
+            session.warnings.append(f"{session.name}: its receipt could not be written there")
 
     def undo(self) -> None:
         """Give the names back to what had them."""
         one = self.move
         kept = (one.staging, one.target) if one.staging else ()
-        words = one.station.remote.script(
+        words = one.session.remote.script(
             "undo", *kept, one.name, one.former, one.previous,
             one.before,
         )  # fmt: skip
-        one.station.remote.run(words)
+        one.session.remote.run(words)
 
     def close(self) -> None:
         """End it."""
@@ -233,4 +233,4 @@ class _Armed:
         self.script.kill()
 
     def _failure(self, said: str) -> SparkError:
-        return self.script.lost() or self.move.station.refusal(self.script.code, said)
+        return self.script.lost() or self.move.session.refusal(self.script.code, said)

@@ -9,20 +9,25 @@ from typing import IO
 
 from sparkimage.core.errors import NodeError
 from sparkimage.nodes import ssh
-from sparkimage.nodes.ssh import Loan, Remote, Watch
+from sparkimage.nodes.ssh import Remote, RemoteForward, Watch
 
 
 class RemoteScript:
     """It is ended when a step of the talk with it takes longer than its limit, or when the
-    connection ends that a lent port (``loan``) hangs on."""
+    connection ends that a lent port (``forward``) hangs on."""
 
     def __init__(
-        self, remote: Remote, words: Sequence[str], *, bulk: bool = False, loan: Loan | None = None
+        self,
+        remote: Remote,
+        words: Sequence[str],
+        *,
+        bulk: bool = False,
+        forward: RemoteForward | None = None,
     ) -> None:
-        self.remote, self.bulk, self.loan = remote, bulk, loan
+        self.remote, self.bulk, self.forward = remote, bulk, forward
         self._complaint = ""
         self.process = remote.start(words, bulk=bulk)
-        self.watch = Watch(self.process, needs=loan.connection if loan is not None else None)
+        self.watch = Watch(self.process, needs=forward.connection if forward is not None else None)
 
     @property
     def input(self) -> IO[bytes]:
@@ -71,8 +76,8 @@ class RemoteScript:
         """Why it did not come to its own end: it hung, or a connection ended."""
         if self.watch.hung:
             return self.remote.hangs("progress", self.remote.patience_s)
-        if self.code != 0 and self.loan is not None and self.watch.cut:
-            return self.remote.cut(self.loan)
+        if self.code != 0 and self.forward is not None and self.watch.cut:
+            return self.remote.cut(self.forward)
         return self.remote.failure(self.process, self._complaint, bulk=self.bulk)
 
     def kill(self) -> None:

@@ -19,11 +19,11 @@ from sparkimage.image import archive
 from sparkimage.image.archive import Part, Step
 from sparkimage.image.store import Image, Store
 from sparkimage.nodes import delta, fabric, reading, refusals, snapshot, ssh
-from sparkimage.nodes.concurrent import together
-from sparkimage.nodes.delta import Whole
+from sparkimage.nodes.concurrent import run_on_all
+from sparkimage.nodes.delta import ImageManifest
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.snapshot import SKEW_S, TELLS_UNPACKED, NodeImage, NodeSnapshot
-from sparkimage.nodes.ssh import IMAGES, Loan, Remote
+from sparkimage.nodes.ssh import IMAGES, Remote, RemoteForward
 
 if TYPE_CHECKING:
     from sparkimage.nodes.pull_server import Serving
@@ -40,14 +40,14 @@ NEARLY_ALL = 0.9
 
 
 @dataclass(kw_only=True)
-class Station:
+class NodeSession:
     """A node, and how far it is."""
 
     remote: Remote
     seen: NodeSnapshot | None = None
     warnings: list[str] = field(default_factory=list)
     """Of what was seen when it was looked at last."""
-    mended: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
     """What was changed there that nobody had asked for."""
     target: str = ""
     """The image's id on this node, once it is there and proven."""
@@ -131,7 +131,7 @@ class Station:
         whole = tuple(layer.diff_id for layer in image.layers)
         return held if held is not None and held.diff_ids == whole else None
 
-    def lacking(self, whole: Whole, known: Mapping[str, Iterable[str]]) -> list[int]:
+    def lacking(self, whole: ImageManifest, known: Mapping[str, Iterable[str]]) -> list[int]:
         """The places of the layers that it lacks."""
         if not self.now.docker.containerd:
             return delta.missing(whole.image, chains=self.now.chains(), blobs=())
@@ -178,7 +178,7 @@ class Station:
         if not names:
             return
         self.clean(names)
-        self.mended.append(f"{self.name}: what was there of the image was damaged: removed")
+        self.repaired.append(f"{self.name}: what was there of the image was damaged: removed")
 
     def clean(self, references: Sequence[str], *, timeout_s: float | None = None) -> Completed:
         """Remove these images there, and the containers of proofs that were killed."""
@@ -208,7 +208,7 @@ class Station:
         store: Store,
         moved: Moved,
         *,
-        followers: Sequence[Station] = (),
+        followers: Sequence[NodeSession] = (),
     ) -> None:
         """Load these steps one behind the other and prove the last one.
 
@@ -251,7 +251,7 @@ class Station:
                     one.script.kill()
             raise
 
-    def pulls(self, whole: Whole, lacking: Sequence[int]) -> bool:
+    def pulls(self, whole: ImageManifest, lacking: Sequence[int]) -> bool:
         """Whether its engine gets these layers sooner by pulling them than by ``load``.
 
         It unpacks what it pulls without writing an archive first: docs/benchmarks.md. But overlay2
@@ -285,8 +285,8 @@ class Station:
         layers are unpacked, which keeps them; one after the other where nothing tells when.
         """
         try:
-            with self.remote.lend(serving.socket) as loan:
-                code, said = self._pulled(steps, serving, loan, moved)
+            with self.remote.remote_forward(serving.socket) as forward:
+                code, said = self._pulled(steps, serving, forward, moved)
         except CommandError:
             return "its sshd forwards no port to here (AllowTcpForwarding)"
         if code != 0:
@@ -298,13 +298,13 @@ class Station:
         return ""
 
     def _pulled(
-        self, steps: tuple[Step, ...], serving: Serving, loan: Loan, moved: Moved
+        self, steps: tuple[Step, ...], serving: Serving, forward: RemoteForward, moved: Moved
     ) -> tuple[int, str]:
         """Have its engine pull through a lent port; its script's exit code, and what it said.
 
         Raises ``NodeError`` and its kin when it hangs or a connection ends.
         """
-        patience, registry = self.remote.patience_s, f"127.0.0.1:{loan.port}"
+        patience, registry = self.remote.patience_s, f"127.0.0.1:{forward.port}"
         parts = [step.part for step in steps]
         words = self.remote.script(
             "pull", f"{registry}/{snapshot.STAGING}",
@@ -314,7 +314,7 @@ class Station:
             )),
         )  # fmt: skip
         left = sum(step.size for step in steps)
-        script = RemoteScript(self.remote, words, loan=loan)
+        script = RemoteScript(self.remote, words, forward=forward)
 
         def went(count: int, waits: bool) -> None:
             self._count(count, moved)
@@ -375,7 +375,7 @@ class Station:
         self.target = id
 
     def refusal(self, code: int, said: str) -> NodeError:
-        """What a script's exit code and words mean; mends what it may."""
+        """What a script's exit code and words mean; fixes what it may."""
         self.forgets |= refusals.BLOB_LOST.search(said) is not None
         error, record = refusals.meaning(self.remote, code, said), refusals.left_over(said)
         if not record:
@@ -386,15 +386,15 @@ class Station:
             error.detail = refusals.last(done.stderr)
             return error
         found = f"{self.name}: {refusals.RECORD_LEFT}"
-        self.mended.append(f"{found}: removed ({record})")
+        self.repaired.append(f"{found}: removed ({record})")
         return UnreachableError(f"{found}; it is removed", definite=False)
 
 
 @contextmanager
-def stations(fleet: Fleet, patience_s: float) -> Iterator[list[Station]]:
+def sessions(fleet: Fleet, patience_s: float) -> Iterator[list[NodeSession]]:
     """The fleet's nodes, not yet connected; their connections end with the context."""
     with ssh.remotes(fleet.nodes, patience_s) as made:
-        yield [Station(remote=one) for one in made]
+        yield [NodeSession(remote=one) for one in made]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -413,12 +413,12 @@ class NodeReport:
 def survey(fleet: Fleet, *parts: str, patience_s: float, model: str = "") -> tuple[NodeReport, ...]:
     """These parts of every node's snapshot, asked of all at once, one connection each; a Docker
     that cannot be used is an error where its images are asked for."""
-    with stations(fleet, patience_s) as all_:
+    with sessions(fleet, patience_s) as all_:
 
-        def ask(station: Station) -> None:
-            (station.open if IMAGES in parts else station.connect)(*parts, model=model)
+        def ask(session: NodeSession) -> None:
+            (session.open if IMAGES in parts else session.connect)(*parts, model=model)
 
-        errors = together(all_, ask, stop=Station.abandon)
+        errors = run_on_all(all_, ask, stop=NodeSession.abandon)
     return tuple(
         NodeReport(
             node=one.remote.node,
@@ -434,27 +434,27 @@ class Loading:
 
     def __init__(
         self,
-        station: Station,
+        session: NodeSession,
         step: Step,
         earlier: str,
         *,
         prove: bool,
-        followers: Sequence[Station] = (),
+        followers: Sequence[NodeSession] = (),
     ) -> None:
-        self.station, self.part = station, step.part
+        self.session, self.part = session, step.part
         self.size = step.size
         self.relayed = bool(followers)
         last = "prove" if prove else ""
-        docker = station.remote.docker
-        words = station.remote.script("stage", step.part.name, "-", earlier, last)
+        docker = session.remote.docker
+        words = session.remote.script("stage", step.part.name, "-", earlier, last)
         if followers:
             texts = ssh.text("relay"), ssh.text("stage")
             hops = [w for one in followers for w in (one.remote.hop, one.name, one.remote.docker)]
             words = [
                 "sh", "-c", texts[0], "relay", *texts, step.part.name, earlier, last,
-                station.name, docker, *hops,
+                session.name, docker, *hops,
             ]  # fmt: skip
-        self.script = RemoteScript(station.remote, words, bulk=True)
+        self.script = RemoteScript(session.remote, words, bulk=True)
 
     def write(self, piece: bytes) -> None:
         """Send a piece. Raises ``NodeError`` when it is not taken."""
@@ -463,30 +463,30 @@ class Loading:
                 self.script.write(piece)
         except (BrokenPipeError, ValueError):
             self.finish()
-            raise NodeError(f"{self.station.name}: it ended before all was sent") from None
+            raise NodeError(f"{self.session.name}: it ended before all was sent") from None
 
     def finish(self) -> str:
         """Wait for its end; returns what it said. Raises ``NodeError``."""
-        station, script = self.station, self.script
-        said = script.rest(station.remote.patience_s + self.size / UNPACK_RATE)
+        session, script = self.session, self.script
+        said = script.rest(session.remote.patience_s + self.size / UNPACK_RATE)
         if (lost := script.lost()) is not None:
             raise lost
         code, words = script.code, said
         if code == 0 and self.relayed:
-            code, words = _section(said, station)
+            code, words = _section(said, session)
         if code != 0:
-            raise station.refusal(code, words)
+            raise session.refusal(code, words)
         return said
 
 
-def _section(said: str, station: Station) -> tuple[int, str]:
+def _section(said: str, session: NodeSession) -> tuple[int, str]:
     """What a relay says of one node: the exit code of its load, and its words."""
     code, mine = ssh.TRANSPORT, False
     lines: list[str] = []
     for line in said.splitlines():
         if line.startswith("@@ of "):
             words = line.split()
-            mine = words[2] == station.name
+            mine = words[2] == session.name
             if mine:
                 code = int(words[3])
         elif mine:

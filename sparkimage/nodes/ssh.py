@@ -26,12 +26,12 @@ from pathlib import Path
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import CommandError, NodeError, UnreachableError
 from sparkimage.core.process import Completed, Local, start_bytes
-from sparkimage.nodes.concurrent import together
+from sparkimage.nodes.concurrent import run_on_all
 
 TRANSPORT = 255
 """ssh's own exit code: the connection failed, not the command."""
 CONNECT_S = 10
-BEAT_S = 15.0
+KEEPALIVE_S = 15.0
 """Seconds between two signs of life to a node; it waits for four of them."""
 LINGER_S = 1.0
 """Seconds that a connection may take to end by itself."""
@@ -78,7 +78,7 @@ def remotes(nodes: Sequence[Node], patience_s: float) -> Iterator[list[Remote]]:
         try:
             yield made
         finally:
-            together(made, Remote.close)
+            run_on_all(made, Remote.close)
 
 
 def lock_owner() -> str:
@@ -101,7 +101,7 @@ def text(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loan:
+class RemoteForward:
     """A port of a node's loopback that leads here, and the connection that it hangs on."""
 
     port: int
@@ -193,7 +193,7 @@ class Remote:
         return said
 
     @contextmanager
-    def lend(self, socket: Path) -> Iterator[Loan]:
+    def remote_forward(self, socket: Path) -> Iterator[RemoteForward]:
         """A port of the loopback there that leads to ``socket`` here, over the data address.
 
         Raises ``UnreachableError`` or ``NodeError``, and ``CommandError`` where sshd there forbids
@@ -212,7 +212,7 @@ class Remote:
             forward = ["-O", "forward", "-R", f"127.0.0.1:0:{socket}"]
             argv = ["ssh", "-S", str(path), *forward, *to]
             said = Local().run(argv, timeout_s=self.patience_s).stdout
-            yield Loan(port=int(said), connection=process)
+            yield RemoteForward(port=int(said), connection=process)
         finally:
             if process is not self._master:
                 _close(process)
@@ -288,10 +288,10 @@ class Remote:
             return None
         return self._unreachable(said, self.node.data if bulk else None)
 
-    def cut(self, loan: Loan) -> UnreachableError:
+    def cut(self, forward: RemoteForward) -> UnreachableError:
         """Why the connection that a port hung on has ended."""
-        assert loan.connection.stderr is not None
-        said = loan.connection.stderr.read().decode("utf-8", "replace")
+        assert forward.connection.stderr is not None
+        said = forward.connection.stderr.read().decode("utf-8", "replace")
         return self._unreachable(said, self.node.data)
 
     def hangs(self, what: str, seconds: float) -> NodeError:
@@ -397,7 +397,7 @@ class Remote:
     def _beat(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
         with contextlib.suppress(OSError, ValueError):
-            while not self._beating.wait(BEAT_S):
+            while not self._beating.wait(KEEPALIVE_S):
                 process.stdin.write(b".")
                 process.stdin.flush()
 

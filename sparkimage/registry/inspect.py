@@ -9,12 +9,12 @@ from sparkimage.config.plan import LABEL
 from sparkimage.core.errors import PublishedError
 from sparkimage.registry import provenance, remote, sbom
 from sparkimage.registry.cosign import Statement
-from sparkimage.registry.remote import Reading, Whole
+from sparkimage.registry.remote import Reading, RemoteImage
 from sparkimage.verify import seal
 from sparkimage.verify.policy import Required
 
 
-def describe(whole: Whole, required: Callable[[Reading], Required]) -> dict[str, Any]:
+def describe(whole: RemoteImage, required: Callable[[Reading], Required]) -> dict[str, Any]:
     """All that is known of what a reference stands for, and whether it may be believed."""
     try:
         remote.judge(whole, required)
@@ -80,7 +80,7 @@ def _result(statement: Statement) -> dict[str, Any]:
     }
 
 
-def _signature(whole: Whole) -> dict[str, Any]:
+def _signature(whole: RemoteImage) -> dict[str, Any]:
     mine = [one for one in whole.signatures or () if one.digest == whole.digest]
     if whole.signatures is None:
         state = "unsigned"

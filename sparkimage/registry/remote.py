@@ -84,7 +84,7 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole:
+class RemoteImage:
     """What a reference stands for: the images of an index, or the one manifest."""
 
     reference: Reference
@@ -108,7 +108,7 @@ class Facts:
     measured: Measured
 
 
-def read(reference: Reference, repository: Repository, trust: Trust) -> Whole:
+def read(reference: Reference, repository: Repository, trust: Trust) -> RemoteImage:
     """Read what ``reference`` stands for, each document proven against its digest.
 
     Raises ``PublishedError`` for what is missing or damaged.
@@ -122,7 +122,7 @@ def read(reference: Reference, repository: Repository, trust: Trust) -> Whole:
         )
     if not document.is_index:
         one = _image(repository, document, trust)
-        return Whole(
+        return RemoteImage(
             reference=reference, digest=document.digest, document=document,
             signatures=one.signatures, images=(one,),
         )  # fmt: skip
@@ -150,7 +150,7 @@ def read(reference: Reference, repository: Repository, trust: Trust) -> Whole:
             f"the index {document.digest[:19]} of {repository.place} is empty",
             hint="publish its platforms again",
         )
-    return Whole(
+    return RemoteImage(
         reference=reference, digest=document.digest, document=document,
         signatures=trust.signatures(repository, document.digest), images=tuple(images),
     )  # fmt: skip
@@ -186,7 +186,7 @@ def _shown(tags: Sequence[str]) -> list[str]:
 
 
 def judge(
-    whole: Whole, required: Callable[[Reading], Required], *, lock: str | None = None
+    whole: RemoteImage, required: Callable[[Reading], Required], *, lock: str | None = None
 ) -> tuple[Facts, ...]:
     """What may be believed of each platform. Raises ``PublishedError`` with the reason.
 
@@ -329,7 +329,7 @@ def version_tag(facts: Sequence[Facts]) -> str:
     return tags.version_tag(measured, tags.joint_checksum(locks))
 
 
-def _right_tag(tag: str, whole: Whole, facts: Sequence[Facts]) -> None:
+def _right_tag(tag: str, whole: RemoteImage, facts: Sequence[Facts]) -> None:
     signed = {
         name for one in whole.signatures or () if one.digest == whole.digest for name in one.tags
     }  # fmt: skip
@@ -343,7 +343,7 @@ def _right_tag(tag: str, whole: Whole, facts: Sequence[Facts]) -> None:
 
 
 def whole_blobs(
-    whole: Whole, repository: Repository, *, deep: bool, moved: Moved = lambda _: None
+    whole: RemoteImage, repository: Repository, *, deep: bool, moved: Moved = lambda _: None
 ) -> None:
     """See that every blob is there in its size; ``deep`` reads and proves them all.
 
@@ -373,7 +373,7 @@ def verify(
     lock: str | None = None,
     deep: bool = False,
     moved: Moved = lambda _: None,
-) -> tuple[Whole, tuple[Facts, ...]]:
+) -> tuple[RemoteImage, tuple[Facts, ...]]:
     """The one question before anything of a registry is used. Raises ``PublishedError``.
 
     ``digest`` is of an image that must be among those that ``text`` stands for.

@@ -19,9 +19,9 @@ from sparkimage.core.errors import ImageMissingError, LaunchError, MixedFleetErr
 from sparkimage.core.progress import View
 from sparkimage.image.store import Image
 from sparkimage.nodes import fabric
-from sparkimage.nodes.concurrent import together
+from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.retag import lines
-from sparkimage.nodes.session import NodeReport, Station, stations
+from sparkimage.nodes.session import NodeReport, NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
 from sparkimage.serve import command, sets, waiting
 from sparkimage.serve.command import Container, Place, Request
@@ -31,7 +31,7 @@ from sparkimage.serve.doctor import rules_model as model
 from sparkimage.serve.doctor import rules_network as network
 from sparkimage.serve.doctor.checks import FAIL, Check, ClusterReport
 from sparkimage.serve.explain import knowledge
-from sparkimage.serve.sets import HEAD, Judged
+from sparkimage.serve.sets import HEAD, Deployment
 from sparkimage.serve.waiting import Rank, Ready, ServerSpec
 
 PORTS = machine.ports
@@ -77,14 +77,14 @@ class Launch:
 
         Raises ``NodeError`` and its kin, ``LaunchError``, ``MixedFleetError``.
         """
-        with stations(self.fleet, self.options.patience_s) as all_:
+        with sessions(self.fleet, self.options.patience_s) as all_:
             return self._plan(all_)
 
     def run(self) -> Ready:
         """Start it, and wait until it serves and is proven. Raises ``LaunchError``, ``NodeError``
         and their kin; then nothing that was started is left, unless ``keep``."""
         began = time.monotonic()
-        with stations(self.fleet, self.options.patience_s) as all_:
+        with sessions(self.fleet, self.options.patience_s) as all_:
             planned = self._plan(all_)
             there = self._there(all_)
             # What a set of this name uses now is free when it has given way.
@@ -93,7 +93,7 @@ class Launch:
             with self._all_or_none(all_):
                 self._start(all_, planned)
                 ranks = [
-                    Rank(rank=rank, station=one, container=self._started[one.name][0])
+                    Rank(rank=rank, session=one, container=self._started[one.name][0])
                     for rank, one in enumerate(all_)
                 ]
                 return waiting.until_ready(
@@ -101,7 +101,7 @@ class Launch:
                     view=self.view,
                 )  # fmt: skip
 
-    def _spec(self, head: Station) -> ServerSpec:
+    def _spec(self, head: NodeSession) -> ServerSpec:
         request, profile = self.request, self.request.profile
         return ServerSpec(
             name=request.name, variant=request.variant, profile=request.profile_name,
@@ -111,27 +111,27 @@ class Launch:
 
     # Look and decide
 
-    def _plan(self, all_: Sequence[Station]) -> tuple[Container, ...]:
+    def _plan(self, all_: Sequence[NodeSession]) -> tuple[Container, ...]:
         with self.view.busy("looking at the nodes"):
-            errors = together(all_, self._look, stop=Station.abandon)
+            errors = run_on_all(all_, self._look, stop=NodeSession.abandon)
         if errors:
             raise sets.failure(errors, len(all_), "cannot be asked; nothing was started")
         self._equal(all_)
         self._require(all_, [network.interface])
-        return command.containers(self.request, [self._place(station) for station in all_])
+        return command.containers(self.request, [self._place(session) for session in all_])
 
-    def _look(self, station: Station) -> None:
-        station.open(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
+    def _look(self, session: NodeSession) -> None:
+        session.open(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
 
-    def _equal(self, all_: Sequence[Station]) -> None:
+    def _equal(self, all_: Sequence[NodeSession]) -> None:
         """Every node has the image itself: asked of it, not assumed."""
         lacking = {}
-        for station in all_:
-            if station.has(self.image) is not None:
+        for session in all_:
+            if session.has(self.image) is not None:
                 continue
-            other = station.now.by_tag(self.image_name)
+            other = session.now.by_tag(self.image_name)
             what = f"has another image as {self.image_name}" if other else "does not have it"
-            lacking[station.name] = f"✗ {station.name} {what}"
+            lacking[session.name] = f"✗ {session.name} {what}"
         if lacking:
             kind = ImageMissingError if len(lacking) == len(all_) else MixedFleetError
             raise kind(
@@ -147,14 +147,14 @@ class Launch:
                 hint=f"bring one everywhere: python build.py distribute {self.request.variant}",
             )
 
-    def _place(self, station: Station) -> Place:
-        now, link, held = station.now, fabric.data_link(station.now), station.has(self.image)
+    def _place(self, session: NodeSession) -> Place:
+        now, link, held = session.now, fabric.data_link(session.now), session.has(self.image)
         assert held is not None
         several = self.request.profile.nodes > 1
         return Place(
-            node=station.name,
-            docker=tuple(station.remote.docker.split()),
-            address=link.address or station.remote.node.control,
+            node=session.name,
+            docker=tuple(session.remote.docker.split()),
+            address=link.address or session.remote.node.control,
             # Alone nobody else calls it.
             interface=link.interface.name if several else "",
             hcas=fabric.hcas(now),
@@ -162,7 +162,7 @@ class Launch:
             caches=now.caches,
         )
 
-    def _require(self, all_: Sequence[Station], checks: Sequence[Check]) -> None:
+    def _require(self, all_: Sequence[NodeSession], checks: Sequence[Check]) -> None:
         """These checks of the doctor's hold on all nodes. Raises ``LaunchError`` with all that is
         wrong at once."""
         request, profile = self.request, self.request.profile
@@ -177,16 +177,16 @@ class Launch:
             raise LaunchError(
                 f"{len(names)} of {len(all_)} nodes cannot run it; nothing was started",
                 detail="\n".join(
-                    f"✗ {', '.join(one.nodes)}: {one.what} ({one.check})\n    → {one.mend}"
+                    f"✗ {', '.join(one.nodes)}: {one.what} ({one.check})\n    → {one.fix}"
                     for one in failed
                 ),
                 hint="more about the nodes: python build.py doctor --model "
                 + shlex.quote(request.model),
             )
 
-    def _there(self, all_: Sequence[Station]) -> Judged | None:
+    def _there(self, all_: Sequence[NodeSession]) -> Deployment | None:
         """A set of this name. Raises ``LaunchError`` where it runs and is not to give way."""
-        there = sets.judge(one for station in all_ for one in sets.members(station.now))
+        there = sets.judge(one for session in all_ for one in sets.members(session.now))
         found = next((one for one in there if one.name == self.request.name), None)
         if found is not None and found.lives and not self.options.replace:
             where = ", ".join(one.node for one in found.members if one.lives)
@@ -198,7 +198,7 @@ class Launch:
             )
         return found
 
-    def _make_room(self, all_: Sequence[Station], there: Judged | None) -> None:
+    def _make_room(self, all_: Sequence[NodeSession], there: Deployment | None) -> None:
         """Let a set of this name give way, or what is left of one."""
         if there is None:
             return
@@ -212,53 +212,53 @@ class Launch:
 
     # Start
 
-    def _start(self, all_: Sequence[Station], planned: Sequence[Container]) -> None:
+    def _start(self, all_: Sequence[NodeSession], planned: Sequence[Container]) -> None:
         by_node = {one.node: one for one in planned}
 
-        def folders(station: Station) -> None:
-            caches = by_node[station.name].caches
+        def folders(session: NodeSession) -> None:
+            caches = by_node[session.name].caches
             if caches:
-                station.remote.run(["mkdir", "-p", "--", *caches])
+                session.remote.run(["mkdir", "-p", "--", *caches])
 
-        def start(station: Station) -> None:
-            self._run(station, by_node[station.name])
+        def start(session: NodeSession) -> None:
+            self._run(session, by_node[session.name])
 
-        errors = together(all_, folders)
+        errors = run_on_all(all_, folders)
         if errors:
             raise sets.failure(errors, len(all_), "cannot have folders for caches")
         self.view.say(f"starting the head on {all_[HEAD].name}")
-        errors = together(all_[:1], start)
+        errors = run_on_all(all_[:1], start)
         if not errors and len(all_) > 1:
             self.view.say(f"starting {len(all_) - 1} workers")
-            errors = together(all_[1:], start)
+            errors = run_on_all(all_[1:], start)
         if errors:
             raise LaunchError(
                 f"{len(errors)} of {len(all_)} nodes could not start it",
                 detail="\n".join(lines(errors)),
             )
 
-    def _run(self, station: Station, container: Container) -> None:
-        done = station.remote.run(container.argv, check=False, timeout_s=START_S)
+    def _run(self, session: NodeSession, container: Container) -> None:
+        done = session.remote.run(container.argv, check=False, timeout_s=START_S)
         if done.returncode == 0:
-            self._started.setdefault(station.name, []).append(done.stdout.split()[-1])
+            self._started.setdefault(session.name, []).append(done.stdout.split()[-1])
             return
         # `docker run` leaves what it made and could not start.
         made = [
             one.id
-            for one in sets.members(station.look(CONTAINERS))
+            for one in sets.members(session.look(CONTAINERS))
             if one.set == container.name and one.state == "created"
         ]
-        self._started.setdefault(station.name, []).extend(made)
+        self._started.setdefault(session.name, []).extend(made)
         said = done.stderr.strip()
         matches = knowledge.read(said.splitlines())
         raise LaunchError(
-            f"{station.name} (rank {container.rank}): docker run failed",
+            f"{session.name} (rank {container.rank}): docker run failed",
             detail="\n".join([said, *waiting.tell(matches)]),
-            hint=matches[0].entry.fix if matches else f"look there: {station.remote.ssh}",
+            hint=matches[0].entry.fix if matches else f"look there: {session.remote.ssh}",
         )
 
     @contextmanager
-    def _all_or_none(self, all_: Sequence[Station]) -> Iterator[None]:
+    def _all_or_none(self, all_: Sequence[NodeSession]) -> Iterator[None]:
         """What is begun within stands as a whole, or is undone."""
         try:
             yield
@@ -274,12 +274,12 @@ class Launch:
             waiting.note(error, what)
             raise
 
-    def _undo(self, all_: Sequence[Station]) -> list[str]:
+    def _undo(self, all_: Sequence[NodeSession]) -> list[str]:
         """Stop what this launch started; the nodes where that did not work."""
         mine = [one for one in all_ if self._started.get(one.name)]
         if mine:
             self.view.say(f"stopping what was started on {', '.join(one.name for one in mine)}")
-        errors = together(
+        errors = run_on_all(
             mine, lambda one: sets.end(one, self._started[one.name], grace_s=QUICK_S)
         )  # fmt: skip
         return sorted(errors)

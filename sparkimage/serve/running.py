@@ -15,19 +15,19 @@ from sparkimage.config.inventory import Fleet
 from sparkimage.config.validation import nearest
 from sparkimage.core.errors import LaunchError, SparkError, UsageError
 from sparkimage.core.progress import View
-from sparkimage.nodes.concurrent import Errors, together
-from sparkimage.nodes.session import Station, stations
+from sparkimage.nodes.concurrent import Errors, run_on_all
+from sparkimage.nodes.session import NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES
 from sparkimage.serve import readiness, sets, waiting
-from sparkimage.serve.sets import HEAD, Judged, Member
+from sparkimage.serve.sets import HEAD, Deployment, Member
 from sparkimage.serve.waiting import Rank, Ready, ServerSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class DeploymentStatus:
     """A set, and what its head answers."""
 
-    set: Judged
+    set: Deployment
     health: str
     """``ok``, ``HTTP 503``, ``no answer``, or nothing where there is no head to ask."""
 
@@ -48,40 +48,46 @@ class Standing:
 
 
 @contextmanager
-def _asked(fleet: Fleet, patience_s: float) -> Iterator[tuple[list[Station], list[Member], Errors]]:
+def _asked(
+    fleet: Fleet, patience_s: float
+) -> Iterator[tuple[list[NodeSession], list[Member], Errors]]:
     """The nodes that answer, their containers, and the errors of the other ones."""
     found: dict[str, tuple[Member, ...]] = {}
 
-    def one(station: Station) -> None:
-        found[station.name] = sets.members(station.open(IMAGES, CONTAINERS))
+    def one(session: NodeSession) -> None:
+        found[session.name] = sets.members(session.open(IMAGES, CONTAINERS))
 
-    with stations(fleet, patience_s) as all_:
-        errors = together(all_, one, stop=Station.abandon)
-        there = [station for station in all_ if station.name not in errors]
+    with sessions(fleet, patience_s) as all_:
+        errors = run_on_all(all_, one, stop=NodeSession.abandon)
+        there = [session for session in all_ if session.name not in errors]
         yield there, [member for members in found.values() for member in members], errors
 
 
-def look(fleet: Fleet, *, name: str | None, patience_s: float) -> tuple[list[Standing], Errors]:
+def look(
+    fleet: Fleet, *, name: str | None, patience_s: float
+) -> tuple[list[DeploymentStatus], Errors]:
     """Every set (or ``name``) with its head's health. Errors stand with their nodes."""
     with _asked(fleet, patience_s) as (there, members, errors):
         judged = [
             one for one in sets.judge(members, sorted(errors)) if name is None or one.name == name
         ]
-        by_name = {station.name: station for station in there}
+        by_name = {session.name: session for session in there}
         answers: dict[str, str] = {}
 
-        def ask(one: Judged) -> None:
+        def ask(one: Deployment) -> None:
             head = one.head
             if head is not None and head.lives:
                 path = by_name[head.node].remote.forward_port(head.port)
                 answers[one.name] = readiness.health_words(readiness.ask_health(path))
 
-        lost = together(judged, ask)
+        lost = run_on_all(judged, ask)
         answers |= {name: f"cannot be asked: {error.message}" for name, error in lost.items()}
-        return [Standing(set=one, health=answers.get(one.name, "")) for one in judged], errors
+        return [
+            DeploymentStatus(set=one, health=answers.get(one.name, "")) for one in judged
+        ], errors
 
 
-def chosen(judged: Sequence[Judged], name: str | None) -> Judged | None:
+def chosen(judged: Sequence[Deployment], name: str | None) -> Deployment | None:
     """The set that is meant: of this name, or the only one. Raises ``UsageError``."""
     names = [one.name for one in judged]
     if name is not None:
@@ -94,7 +100,9 @@ def chosen(judged: Sequence[Judged], name: str | None) -> Judged | None:
 
 
 @contextmanager
-def head(fleet: Fleet, *, name: str | None, patience_s: float) -> Iterator[tuple[Station, Member]]:
+def head(
+    fleet: Fleet, *, name: str | None, patience_s: float
+) -> Iterator[tuple[NodeSession, Member]]:
     """The node of a deployment's head, connected, and the container there.
 
     Raises ``LaunchError`` where none runs, ``UsageError``.
@@ -107,12 +115,12 @@ def head(fleet: Fleet, *, name: str | None, patience_s: float) -> Iterator[tuple
                 hint="what runs: python build.py status",
             )
         found = one.head
-        yield next(station for station in there if station.name == found.node), found
+        yield next(session for session in there if session.name == found.node), found
 
 
 def stop(
     fleet: Fleet, *, name: str | None, patience_s: float, grace_s: int = sets.GRACE_S
-) -> tuple[Judged | None, Errors]:
+) -> tuple[Deployment | None, Errors]:
     """End a set on all nodes, its zombies too, and remove its containers.
 
     Returns what there was; None when there was nothing. Errors stand with their nodes.
@@ -151,7 +159,7 @@ def restart(
                 f"{head.nodes}",
                 hint="start it anew: python build.py launch VARIANT --replace",
             )
-        by_name = {station.name: station for station in there}
+        by_name = {session.name: session for session in there}
         view.say(f"stopping {one.name}")
         _all(one.members, by_name, "stop", "--time", str(sets.GRACE_S))
         try:
@@ -165,7 +173,7 @@ def restart(
                 ),
                 [
                     Rank(
-                        rank=member.rank, station=by_name[member.node], container=member.id,
+                        rank=member.rank, session=by_name[member.node], container=member.id,
                         since=_started(by_name[member.node], member.id),
                     )
                     for member in one.members
@@ -181,25 +189,25 @@ def restart(
             raise
 
 
-def _all(members: Sequence[Member], by_name: dict[str, Station], *words: str) -> None:
+def _all(members: Sequence[Member], by_name: dict[str, NodeSession], *words: str) -> None:
     """The same command of docker for each of these. Raises ``NodeError`` with all that failed."""
 
     def act(one: Member) -> None:
         _docker(by_name[one.node], *words, one.id)
 
-    errors = together(members, act, name=lambda one: one.node)
+    errors = run_on_all(members, act, name=lambda one: one.node)
     if errors:
         raise sets.failure(errors, len(members), f"failed at docker {words[0]}")
 
 
-def _docker(station: Station, *words: str) -> str:
-    argv = [*station.remote.docker.split(), *words]
-    limit = sets.GRACE_S + station.remote.patience_s
-    return station.remote.run(argv, timeout_s=limit).stdout.strip()
+def _docker(session: NodeSession, *words: str) -> str:
+    argv = [*session.remote.docker.split(), *words]
+    limit = sets.GRACE_S + session.remote.patience_s
+    return session.remote.run(argv, timeout_s=limit).stdout.strip()
 
 
-def _started(station: Station, id: str) -> str:
-    return _docker(station, "container", "inspect", "--format", "{{.State.StartedAt}}", id)
+def _started(session: NodeSession, id: str) -> str:
+    return _docker(session, "container", "inspect", "--format", "{{.State.StartedAt}}", id)
 
 
 # Logs
@@ -237,7 +245,7 @@ def logs(
                 "there are no such logs: " + (f"the set is on {known}" if known else "no set"),
                 hint="what runs: python build.py status",
             )
-        by_name = {station.name: station for station in there}
+        by_name = {session.name: session for session in there}
         options = ["--tail", "all" if tail is None else str(tail)]
         read = _following if follow else _merged
         yield (
@@ -248,18 +256,18 @@ def logs(
 
 
 def _merged(
-    wanted: Sequence[Member], by_name: dict[str, Station], options: Sequence[str]
+    wanted: Sequence[Member], by_name: dict[str, NodeSession], options: Sequence[str]
 ) -> Iterator[Line]:
     said: list[tuple[str, str, str]] = []
 
     def one(member: Member) -> None:
-        station = by_name[member.node]
-        words = station.remote.script("logs", member.id, "--timestamps", *options)
-        for line in station.remote.run(words, timeout_s=600.0).stdout.splitlines():
+        session = by_name[member.node]
+        words = session.remote.script("logs", member.id, "--timestamps", *options)
+        for line in session.remote.run(words, timeout_s=600.0).stdout.splitlines():
             stamp, _, text = line.partition(" ")
             said.append((stamp, member.node, text))
 
-    errors = together(wanted, one, name=lambda member: member.node)
+    errors = run_on_all(wanted, one, name=lambda member: member.node)
     if errors:
         raise sets.failure(errors, len(wanted), "did not give their logs")
     # Lines of one moment keep their order.
@@ -268,7 +276,7 @@ def _merged(
 
 
 def _following(
-    wanted: Sequence[Member], by_name: dict[str, Station], options: Sequence[str]
+    wanted: Sequence[Member], by_name: dict[str, NodeSession], options: Sequence[str]
 ) -> Iterator[Line]:
     lines: queue.Queue[Line | None] = queue.Queue()
     started = []

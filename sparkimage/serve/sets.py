@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparkimage.core.errors import NodeError, SparkError
-from sparkimage.nodes.concurrent import Errors, together
+from sparkimage.nodes.concurrent import Errors, run_on_all
 from sparkimage.nodes.retag import lines
 from sparkimage.nodes.script import RemoteScript
-from sparkimage.nodes.session import Station
+from sparkimage.nodes.session import NodeSession
 from sparkimage.nodes.snapshot import NodeSnapshot
 from sparkimage.serve.command import LABEL
 
@@ -123,7 +123,7 @@ def _member(node: str, said: Mapping[str, Any], identities: Mapping[str, str]) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Deployment:
     """A set as a whole: ``problems`` are what is broken, in words."""
 
     name: str
@@ -147,7 +147,7 @@ class Judged:
         return tuple(one for one in self.members if one.rank != HEAD and one.lives)
 
 
-def judge(members: Iterable[Member], unknown: Sequence[str] = ()) -> tuple[Judged, ...]:
+def judge(members: Iterable[Member], unknown: Sequence[str] = ()) -> tuple[Deployment, ...]:
     """The sets that there are, and what is broken in each. Pure.
 
     ``unknown``: nodes that could not be asked; what may be there is not called missing.
@@ -156,7 +156,7 @@ def judge(members: Iterable[Member], unknown: Sequence[str] = ()) -> tuple[Judge
     for one in members:
         sets.setdefault(one.set, []).append(one)
     return tuple(
-        Judged(
+        Deployment(
             name=name,
             members=tuple(sorted(ones, key=lambda one: (one.rank, one.node))),
             problems=tuple(_problems(sorted(ones, key=lambda one: one.rank), unknown)),
@@ -194,25 +194,25 @@ def _problems(members: Sequence[Member], unknown: Sequence[str]) -> Iterable[str
             yield f"rank {one.rank} on {one.node} starts again and again ({one.restarts} times)"
 
 
-def end(station: Station, ids: Sequence[str], *, grace_s: int = GRACE_S) -> None:
+def end(session: NodeSession, ids: Sequence[str], *, grace_s: int = GRACE_S) -> None:
     """Stop these containers and remove them. Raises ``NodeError`` and its kin."""
     if not ids:
         return
-    station.call("end", str(grace_s), *ids, timeout_s=grace_s + station.remote.patience_s)
+    session.call("end", str(grace_s), *ids, timeout_s=grace_s + session.remote.patience_s)
 
 
-def end_all(all_: Sequence[Station], some: Sequence[Member], *, grace_s: int) -> Errors:
+def end_all(all_: Sequence[NodeSession], some: Sequence[Member], *, grace_s: int) -> Errors:
     """Stop and remove these containers, each on its node of these; returns every error."""
     mine: dict[str, list[str]] = {}
     for one in some:
         mine.setdefault(one.node, []).append(one.id)
     concerned = [one for one in all_ if one.name in mine]
-    return together(concerned, lambda one: end(one, mine[one.name], grace_s=grace_s))
+    return run_on_all(concerned, lambda one: end(one, mine[one.name], grace_s=grace_s))
 
 
-def follow(station: Station, id: str, *options: str) -> RemoteScript:
+def follow(session: NodeSession, id: str, *options: str) -> RemoteScript:
     """A container's log, line by line until it ends, with these options of ``docker logs``."""
-    remote = station.remote
+    remote = session.remote
     return RemoteScript(remote, remote.script("logs", id, "--follow", *options))
 
 
@@ -228,11 +228,11 @@ class State:
     """When it ended last, by its node's clock."""
 
 
-def state_of(station: Station, id: str) -> State:
+def state_of(session: NodeSession, id: str) -> State:
     """A container's state now. Raises ``UnreachableError``, ``NodeError``."""
     form = "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}} {{json .State.FinishedAt}}"
-    argv = [*station.remote.docker.split(), "container", "inspect", "--format", form, id]
-    done = station.remote.run(argv, check=False)
+    argv = [*session.remote.docker.split(), "container", "inspect", "--format", form, id]
+    done = session.remote.run(argv, check=False)
     found = re.fullmatch(r"(\w+) (-?\d+) (true|false) \"(.*)\"", done.stdout.strip())
     if found is None:
         return State(status="gone")

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparkimage.core.errors import LaunchError, NodeError, SparkError
-from sparkimage.core.progress import Board, View
+from sparkimage.core.progress import TransferProgress, View
 from sparkimage.nodes import ssh
-from sparkimage.nodes.concurrent import together
+from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.script import RemoteScript
-from sparkimage.nodes.session import Station
+from sparkimage.nodes.session import NodeSession
 from sparkimage.serve import readiness, sets
 from sparkimage.serve.explain import knowledge
 from sparkimage.serve.explain.knowledge import Match
@@ -40,13 +40,13 @@ class Rank:
     """A container whose log is followed; ``since``: from when on, or nothing for all."""
 
     rank: int
-    station: Station
+    session: NodeSession
     container: str
     since: str = ""
 
     @property
     def name(self) -> str:
-        return self.station.name
+        return self.session.name
 
     @property
     def title(self) -> str:
@@ -160,7 +160,7 @@ class Waiting:
     ranks: Sequence[Rank]
     spec: ServerSpec
     timeout_s: float
-    board: Board
+    board: TransferProgress
     logs: dict[int, Log] = field(default_factory=dict)
     readings: dict[int, knowledge.Reading] = field(default_factory=dict)
     _events: queue.Queue[tuple[int, str | Ended | int]] = field(default_factory=queue.Queue)
@@ -261,7 +261,7 @@ class Waiting:
     def _follow(self, one: Rank) -> None:
         since = ["--since", one.since] if one.since else []
         try:
-            script = sets.follow(one.station, one.container, *since)
+            script = sets.follow(one.session, one.container, *since)
             self._following.append(script)
             if self._over.is_set():
                 # Whoever ends those that follow may not have seen this one.
@@ -273,7 +273,7 @@ class Waiting:
             script.rest()
             if (lost := script.lost()) is not None:
                 raise lost
-            state = sets.state_of(one.station, one.container)
+            state = sets.state_of(one.session, one.container)
             self._events.put((one.rank, Ended(state=state)))
         except SparkError as error:
             if not self._over.is_set():
@@ -283,7 +283,7 @@ class Waiting:
             return
 
     def _ask(self) -> None:
-        head = self.ranks[HEAD].station.remote
+        head = self.ranks[HEAD].session.remote
         try:
             path = head.forward_port(self.spec.port)
             while not self._over.is_set():
@@ -345,10 +345,10 @@ class Waiting:
 
         def ask(other: Rank) -> None:
             if other is not one:
-                states[other.rank] = sets.state_of(other.station, other.container)
+                states[other.rank] = sets.state_of(other.session, other.container)
 
         # Of one that cannot be asked nothing is known.
-        together(self.ranks, ask)
+        run_on_all(self.ranks, ask)
         ended = [
             (rank, states[rank.rank])
             for rank in self.ranks

@@ -144,21 +144,21 @@ def run(
     if Tier.RUN in tiers:
         total += layer_checks.count(plan, project, in_container=True)
         total += plan.answer is not None
-    tally = _Tally(progress, total)
+    counter = _Counter(progress, total)
     with ThreadPoolExecutor(1, "static") as beside:
         layers = None
         if Tier.STATIC in tiers:
-            layers = beside.submit(_static_tier, plan, image, store, project, tally)
+            layers = beside.submit(_static_tier, plan, image, store, project, counter)
         refused = None
         try:
             if set(tiers) - {Tier.STATIC}:
                 at = live()
                 tools["docker"] = at.engine.version
                 if Tier.RUN in tiers:
-                    checks += _run_tier(plan, at, project, runner, not_run, tally)
+                    checks += _run_tier(plan, at, project, runner, not_run, counter)
                 if Tier.NODE in tiers:
                     came = gpu.examine(plan, at.engine, at.reference, runner)
-                    tally.done(len(came.checks))
+                    counter.done(len(came.checks))
                     checks += came.checks
                     not_run |= came.not_run
         except SparkError as error:
@@ -179,7 +179,7 @@ def run(
     return Outcome(checks=tuple(checks), seconds=time.time() - began, not_run=not_run, tools=tools)
 
 
-class _Tally:
+class _Counter:
     """How many checks are done, of how many; told from more than one thread."""
 
     def __init__(self, progress: Progress, total: int) -> None:
@@ -198,28 +198,28 @@ class _Tally:
 
 
 def _static_tier(
-    plan: Plan, image: Image, store: Store, project: Path, tally: _Tally
+    plan: Plan, image: Image, store: Store, project: Path, counter: _Counter
 ) -> tuple[seal.Check, ...]:
     """Starts no engine. Raises ``StoreError`` for a damaged image."""
     found = static.examine(plan, image, store, project)
-    tally.done(len(found))
+    counter.done(len(found))
     return found
 
 
 def _run_tier(
-    plan: Plan, at: Live, project: Path, runner: Runner, not_run: dict[str, str], tally: _Tally
+    plan: Plan, at: Live, project: Path, runner: Runner, not_run: dict[str, str], counter: _Counter
 ) -> list[seal.Check]:
     with (
         container(at.engine, runner, at.reference, plan.platform) as started,
         run_entrypoint.begun(plan, at.engine, at.reference, runner) as entrypoint,
     ):
         found = examine(
-            plan, started, project=project, engine=at.engine, runner=runner, done=tally.done
+            plan, started, project=project, engine=at.engine, runner=runner, done=counter.done
         )
         checks = [*found]
         if entrypoint is not None:
             entrypoint.add(checks, not_run)
-            tally.done()
+            counter.done()
     return checks
 
 

@@ -11,19 +11,19 @@ from sparkimage.build.engine.engine import Engine
 from sparkimage.image import archive
 from tests.lab import servers
 from tests.lab.payload import Payload
-from tests.lab.press import Press, name
+from tests.lab.publisher import Publisher, name
 
 MIB = 1 << 20
 PAYLOAD = Payload.of(64 * MIB, 64 * MIB, 48 * MIB, 16 * MIB, MIB)
 
 
-def push(engine: Engine, press: Press, reference: str) -> float:
+def push(engine: Engine, publisher: Publisher, reference: str) -> float:
     """Load the image into the engine, and time its push."""
-    image = press.store.resolve(press.plan(name("amd64")).image)
+    image = publisher.store.resolve(publisher.plan(name("amd64")).image)
     process = subprocess.Popen([*engine.docker, "load", "--quiet"], stdin=subprocess.PIPE,
                                stdout=subprocess.DEVNULL)  # fmt: skip
     assert process.stdin is not None
-    for chunk in archive.stream(image, reference, press.store):
+    for chunk in archive.stream(image, reference, publisher.store):
         process.stdin.write(chunk)
     process.stdin.close()
     assert process.wait() == 0
@@ -32,9 +32,9 @@ def push(engine: Engine, press: Press, reference: str) -> float:
     return time.monotonic() - began
 
 
-def publish(press: Press, to: str) -> tuple[float, dict[str, int]]:
+def publish(publisher: Publisher, to: str) -> tuple[float, dict[str, int]]:
     began = time.monotonic()
-    done = press.run("publish", name("amd64"), "--to", to, "--json")
+    done = publisher.run("publish", name("amd64"), "--to", to, "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     whole = time.monotonic() - began
@@ -43,15 +43,15 @@ def publish(press: Press, to: str) -> tuple[float, dict[str, int]]:
 
 
 def test_publish_beside_docker_push(engine: Engine, tmp_path: Path) -> None:
-    press = Press.make(tmp_path)
+    publisher = Publisher.make(tmp_path)
     with servers.registry(tmp_path / "registry") as registry:
         at = registry.address
         for turn, payload in (("cold", PAYLOAD), ("one top layer changed", PAYLOAD.changed(-1))):
-            image = press.image(payload=payload)
+            image = publisher.image(payload=payload)
             print(f"\n{turn}: {image.size / 1e6:.0f} MB in {len(image.layers)} layers")
-            ours, blobs = publish(press, f"{at}/bench/ours")
-            again, _ = publish(press, f"{at}/bench/ours")
-            theirs = push(engine, press, f"{at}/bench/theirs:x")
+            ours, blobs = publish(publisher, f"{at}/bench/ours")
+            again, _ = publish(publisher, f"{at}/bench/ours")
+            theirs = push(engine, publisher, f"{at}/bench/theirs:x")
             print(
                 f"  publish {ours:.1f} s {blobs}; again {again:.1f} s; docker push {theirs:.1f} s"
             )

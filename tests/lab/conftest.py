@@ -34,12 +34,12 @@ from sparkimage.verify import pipeline
 from tests.lab import fleet as fleets
 from tests.lab import recipe as recipes
 from tests.lab import sampling, standins
+from tests.lab.distribution import Distribution
 from tests.lab.fleet import Fleet
 from tests.lab.project import Project
 from tests.lab.recipe import Recipe
 from tests.lab.shipment import Shipment
 from tests.lab.tools import WORKER, making
-from tests.lab.voyage import Voyage
 
 PROJECT = Path(__file__).resolve().parents[2]
 REPOSITORY = f"sparkimage-lab-{WORKER}"
@@ -338,12 +338,12 @@ def small_shipment(tmp_path: Path, two: Fleet) -> Shipment:
 
 
 @pytest.fixture(scope="session")
-def trip(pair: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Voyage:
+def trip(pair: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Distribution:
     """One image after the other on its way to two nodes."""
-    return Voyage(Shipment.make(tmp_path_factory.mktemp("voyage"), pair))
+    return Distribution(Shipment.make(tmp_path_factory.mktemp("distribution"), pair))
 
 
 @pytest.fixture
-def voyage(trip: Voyage) -> Iterator[Voyage]:
+def distribution(trip: Distribution) -> Iterator[Distribution]:
     """Two nodes with one image everywhere."""
     yield from trip.prepared()

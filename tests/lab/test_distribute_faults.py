@@ -16,6 +16,17 @@ import pytest
 
 from sparkimage.image import archive
 from sparkimage.serve.explain import knowledge
+from tests.lab.distribution import (
+    BUSY,
+    PATIENCES,
+    STORES,
+    Distribution,
+    Way,
+    cases,
+    lying,
+    stores,
+    ways,
+)
 from tests.lab.node_image import Release
 from tests.lab.shipment import (
     MB,
@@ -28,7 +39,6 @@ from tests.lab.shipment import (
     ok,
     standing,
 )
-from tests.lab.voyage import BUSY, PATIENCES, STORES, Voyage, Way, cases, lying, stores, ways
 
 USAGE, MIXED = 2, 15
 
@@ -94,8 +104,10 @@ def test_an_engine_that_is_down_hangs_or_has_no_room(shipment: Shipment) -> None
 MARKER = "a-shell-ran"
 
 
-def test_no_word_of_the_fleet_file_reaches_a_shell(voyage: Voyage, tmp_path: Path) -> None:
-    shipment, marker = voyage.shipment, tmp_path / MARKER
+def test_no_word_of_the_fleet_file_reaches_a_shell(
+    distribution: Distribution, tmp_path: Path
+) -> None:
+    shipment, marker = distribution.shipment, tmp_path / MARKER
     data = shipment.fleet.data()
     evil = (f"$(touch {marker})", f"a;touch {marker}", f"-oProxyCommand=touch {marker}")
     wrong = {
@@ -114,7 +126,7 @@ def test_no_word_of_the_fleet_file_reaches_a_shell(voyage: Voyage, tmp_path: Pat
         assert "is not a node name" in done.stderr
     assert not marker.exists()
     shipment.nodes(data)
-    voyage.complete(voyage.next())
+    distribution.complete(distribution.next())
 
 
 # Users
@@ -124,104 +136,106 @@ USERS = {"worker": "sudoer", "sudoer": "worker"}
 
 
 @cases("every kind of user", "first", ("worker",), ("sudoer",))
-def test_every_kind_of_user_that_may(voyage: Voyage, first: str) -> None:
-    data = voyage.fleet.data()
+def test_every_kind_of_user_that_may(distribution: Distribution, first: str) -> None:
+    data = distribution.fleet.data()
     for store, user in zip(STORES, (first, USERS[first]), strict=True):
-        name = voyage.node(store).name
+        name = distribution.node(store).name
         data["nodes"][name] |= {"user": user, "sudo": user == "sudoer"}
-    voyage.shipment.nodes(data)
-    voyage.complete(voyage.next())
+    distribution.shipment.nodes(data)
+    distribution.complete(distribution.next())
     # worker may not ask containerd, but the node has his receipt by now.
-    came = voyage.complete(voyage.next())
+    came = distribution.complete(distribution.next())
     assert {one["layers_sent"] for one in came.values()} == {1}
-    again = json.loads(voyage.shipment.distribute("--json").stdout)
+    again = json.loads(distribution.shipment.distribute("--json").stdout)
     assert {one["state"] for one in again["nodes"]} == {"unchanged"}
 
 
 @cases("two at once", "first, second", ("root", "worker"), ("worker", "sudoer"))
-def test_two_at_once(voyage: Voyage, first: str, second: str) -> None:
-    node, new = voyage.nodes[0], voyage.next()
-    voyage.shipment.nodes(voyage.fleet.data(first))
-    with voyage.held(node) as running:
-        data = voyage.fleet.data(second)
+def test_two_at_once(distribution: Distribution, first: str, second: str) -> None:
+    node, new = distribution.nodes[0], distribution.next()
+    distribution.shipment.nodes(distribution.fleet.data(first))
+    with distribution.held(node) as running:
+        data = distribution.fleet.data(second)
         for one in data["nodes"].values():
             one["sudo"] = second == "sudoer"
-        voyage.shipment.nodes(data)
-        other = voyage.shipment.distribute()
+        distribution.shipment.nodes(data)
+        other = distribution.shipment.distribute()
         assert other.returncode == NODE_FAILED
-        for name in voyage.names:
+        for name in distribution.names:
             assert f"{name}: {BUSY}: " in other.stderr
         assert f"(process {running.process.pid})" in other.stderr
         node.data.restore()
         assert running.end() == 0, running.said
-    voyage.complete(new)
+    distribution.complete(new)
 
 
 # Between the phases
 
 
 @stores("an engine killed between the phases")
-def test_an_engine_killed_between_the_phases(voyage: Voyage, store: str) -> None:
-    node, new = voyage.node(store), voyage.next()
-    other = voyage.other(node)
-    with voyage.held(other) as running:
-        running.until(*voyage.others(other))
+def test_an_engine_killed_between_the_phases(distribution: Distribution, store: str) -> None:
+    node, new = distribution.node(store), distribution.next()
+    other = distribution.other(node)
+    with distribution.held(other) as running:
+        running.until(*distribution.others(other))
         node.kill_dockerd()
         other.data.restore()
         assert running.end() == NODE_FAILED
     assert f"{node.name}: its Docker went away" in running.said
     assert "every node " in running.said
     node.start_dockerd()
-    voyage.kept(new)
-    voyage.complete(new)
+    distribution.kept(new)
+    distribution.complete(new)
 
 
 @pytest.mark.thorough
 @stores("an image removed between the phases")
-def test_an_image_removed_between_the_phases(voyage: Voyage, store: str) -> None:
-    node, new = voyage.node(store), voyage.next()
-    other = voyage.other(node)
-    with voyage.held(other) as running:
-        running.until(*voyage.others(other))
+def test_an_image_removed_between_the_phases(distribution: Distribution, store: str) -> None:
+    node, new = distribution.node(store), distribution.next()
+    other = distribution.other(node)
+    with distribution.held(other) as running:
+        running.until(*distribution.others(other))
         node.docker("rmi", *(tag for tag in node.images() if "staging" in tag))
         other.data.restore()
         assert running.end() == NODE_FAILED
     assert f"{node.name}: the image was removed there meanwhile" in running.said
-    voyage.kept(new)
-    voyage.complete(new)
+    distribution.kept(new)
+    distribution.complete(new)
 
 
 @stores("a name moved by somebody else")
-def test_a_name_moved_by_somebody_else_between_the_phases(voyage: Voyage, store: str) -> None:
-    node, new, old = voyage.node(store), voyage.next(), voyage.old
-    other = voyage.other(node)
+def test_a_name_moved_by_somebody_else_between_the_phases(
+    distribution: Distribution, store: str
+) -> None:
+    node, new, old = distribution.node(store), distribution.next(), distribution.old
+    other = distribution.other(node)
     assert old is not None
-    with voyage.held(other) as running:
-        running.until(*voyage.others(other))
+    with distribution.held(other) as running:
+        running.until(*distribution.others(other))
         node.docker("tag", f"{NAME}-previous", NAME)
         other.data.restore()
         assert running.end() == NODE_FAILED
     assert f"{node.name}: {NAME} was moved there by somebody else meanwhile" in running.said
-    shown = {name: one.name for name, one in voyage.looks().items()}
+    shown = {name: one.name for name, one in distribution.looks().items()}
     assert shown[other.name] == layers(old)
     assert shown[node.name] not in (layers(old), layers(new))
     # The fleet that he left is as good as any to begin from.
-    voyage.complete(new)
+    distribution.complete(new)
 
 
 @pytest.mark.thorough
-def test_a_link_that_is_cut_before_the_move(voyage: Voyage) -> None:
-    node, other = voyage.nodes
-    new = voyage.next()
-    with voyage.held(other) as running:
-        running.until(*voyage.others(other))
+def test_a_link_that_is_cut_before_the_move(distribution: Distribution) -> None:
+    node, other = distribution.nodes
+    new = distribution.next()
+    with distribution.held(other) as running:
+        running.until(*distribution.others(other))
         node.control.cut()
         other.data.restore()
         assert running.end() == NODE_FAILED
     assert f"{node.name} cannot be reached" in running.said
-    voyage.kept(new)
+    distribution.kept(new)
     node.control.restore()
-    came = voyage.complete(new)
+    came = distribution.complete(new)
     assert {one["sent"] for one in came.values()} == {0}
 
 
@@ -229,43 +243,43 @@ def test_a_link_that_is_cut_before_the_move(voyage: Voyage) -> None:
 
 
 @ways("a bit that flipped in the store")
-def test_a_bit_that_flipped_in_the_store(voyage: Voyage, way: Way) -> None:
-    new = way.image(voyage)
+def test_a_bit_that_flipped_in_the_store(distribution: Distribution, way: Way) -> None:
+    new = way.image(distribution)
     top = new.layers[-1]
-    path = voyage.shipment.store.path(top.digest)
+    path = distribution.shipment.store.path(top.digest)
     good = path.read_bytes()
     path.write_bytes(good[:-1000] + bytes([good[-1000] ^ 1]) + good[-999:])
-    with voyage.run() as running:
+    with distribution.run() as running:
         assert running.end() != 0
     assert f"the stored blob {top.digest} is corrupt" in running.said
     assert "python build.py image payload --repair" in running.said
-    voyage.kept(new)
+    distribution.kept(new)
     path.write_bytes(good)
-    voyage.complete(new)
+    distribution.complete(new)
 
 
 @pytest.mark.thorough
 @ways("a layer that is gone from the store")
-def test_a_layer_that_is_gone_from_the_store(voyage: Voyage, way: Way) -> None:
-    new = way.image(voyage)
+def test_a_layer_that_is_gone_from_the_store(distribution: Distribution, way: Way) -> None:
+    new = way.image(distribution)
     top = new.layers[-1]
-    path = voyage.shipment.store.path(top.digest)
+    path = distribution.shipment.store.path(top.digest)
     good = path.read_bytes()
     path.unlink()
-    with voyage.run() as running:
+    with distribution.run() as running:
         assert running.end() != 0
     assert f"the stored blob {top.digest} is missing" in running.said
-    voyage.kept(new)
+    distribution.kept(new)
     path.write_bytes(good)
-    voyage.complete(new)
+    distribution.complete(new)
 
 
-def test_a_success_that_is_none(voyage: Voyage) -> None:
-    shipment = voyage.shipment
+def test_a_success_that_is_none(distribution: Distribution) -> None:
+    shipment = distribution.shipment
     image = lying(shipment)
     shipment.seal(image)
     liars = [
-        one for one in voyage.nodes
+        one for one in distribution.nodes
         if one.store == "containerd" and one.spec.release is Release.TESTING
     ]  # fmt: skip
     for node in liars:
@@ -275,36 +289,36 @@ def test_a_success_that_is_none(voyage: Voyage) -> None:
         assert "Error unpacking" in said
         assert [m.entry.id for m in knowledge.read(said.splitlines())] == ["unpack-failed"]
         node.docker("rmi", "lab/lie:1")
-    with voyage.run() as running:
+    with distribution.run() as running:
         assert running.end() == NODE_FAILED
     assert "2 of 2 nodes failed; no name was moved" in running.said
-    for node in voyage.nodes:
+    for node in distribution.nodes:
         lied = "its engine could not unpack the image, and called it a success"
         refused = "docker there refused the image (code 91)"
         assert f"{node.name}: {lied if node in liars else refused}" in running.said
-    voyage.kept(image)
-    voyage.complete(voyage.next())
+    distribution.kept(image)
+    distribution.complete(distribution.next())
 
 
 # All that a mixed fleet needs
 
 
-def test_partial_leaves_a_mixed_fleet_loudly(voyage: Voyage) -> None:
-    (node, other), new = voyage.nodes, voyage.next()
-    assert voyage.old is not None
+def test_partial_leaves_a_mixed_fleet_loudly(distribution: Distribution) -> None:
+    (node, other), new = distribution.nodes, distribution.next()
+    assert distribution.old is not None
     for wire in node.wires:
         wire.cut()
-    with voyage.run("--partial") as running:
+    with distribution.run("--partial") as running:
         assert running.end() == NODE_FAILED
     assert f"MIXED FLEET, as --partial allows: {node.name} did not get" in running.said
     for wire in node.wires:
         wire.restore()
-    shown = {name: one.name for name, one in voyage.looks().items()}
-    assert shown == {node.name: layers(voyage.old), other.name: layers(new)}
-    with voyage.run(command="nodes") as running:
+    shown = {name: one.name for name, one in distribution.looks().items()}
+    assert shown == {node.name: layers(distribution.old), other.name: layers(new)}
+    with distribution.run(command="nodes") as running:
         assert running.end() == MIXED
     assert f"not the same on all nodes: {NAME}" in running.said
-    came = voyage.complete(new)
+    came = distribution.complete(new)
     assert {name: one["state"] for name, one in came.items()} == {
         node.name: "moved", other.name: "unchanged",
     }  # fmt: skip

@@ -44,13 +44,13 @@ class Surgery(Project):
         return self.run("doctor", "--model", "/models/m", *words)
 
     def findings(self, check: str, *words: str) -> dict[str, str]:
-        """What a check says of each node, and how to mend it."""
+        """What a check says of each node, and how to fix it."""
         done = self.doctor("--json", *words)
         assert done.returncode in (0, 19), done.stderr
         found: dict[str, str] = {}
         for one in json.loads(done.stdout)["findings"]:
             for node in one["nodes"] if one["check"] == check else ():
-                line = f"{one['severity']}: {one['what']} → {one['mend']}\n"
+                line = f"{one['severity']}: {one['what']} → {one['fix']}\n"
                 found[node] = found.get(node, "") + line
         return found
 
@@ -131,7 +131,7 @@ def test_what_is_wrong_with_one_node_is_said_of_it(surgery: Surgery) -> None:
     found: dict[str, dict[str, str]] = {}
     for one in json.loads(done.stdout)["findings"]:
         for name in one["nodes"] if one["severity"] == "fail" else ():
-            found.setdefault(one["check"], {})[name] = f"{one['what']} → {one['mend']}"
+            found.setdefault(one["check"], {})[name] = f"{one['what']} → {one['fix']}"
     assert {check: set(names) for check, names in found.items()} == {
         "verbs": {"node2"}, "ports": {"node1"}, "clock": {"node3"}, "shards": {"node4"},
         "model-equal": {"node3", "node4"}, "gpus-flag": {"node4"},
@@ -187,7 +187,7 @@ def test_nodes_that_cannot_be_asked_hold_up_nobody(surgery: Surgery) -> None:
     assert done.returncode == 19
     made = json.loads(done.stdout)
     said = {
-        (node, one["check"]): f"{one['what']} → {one['mend']}"
+        (node, one["check"]): f"{one['what']} → {one['fix']}"
         for one in made["findings"]
         for node in one["nodes"]
     }

@@ -14,7 +14,7 @@ from sparkimage.registry import auth
 from sparkimage.registry.skopeo import Repository
 from tests.lab import servers, tokens
 from tests.lab.hostile import Client
-from tests.lab.press import Press, name
+from tests.lab.publisher import Publisher, name
 from tests.lab.servers import Registry
 
 
@@ -34,8 +34,8 @@ def closed_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regist
 
 
 @pytest.fixture
-def press(tmp_path: Path) -> Press:
-    return Press.make(tmp_path)
+def publisher(tmp_path: Path) -> Publisher:
+    return Publisher.make(tmp_path)
 
 
 def there(registry: Registry, repository: str) -> Client:
@@ -43,105 +43,105 @@ def there(registry: Registry, repository: str) -> Client:
 
 
 def test_one_image_is_published_bit_for_bit_and_again_changes_nothing(
-    press: Press, open_registry: Registry
+    publisher: Publisher, open_registry: Registry
 ) -> None:
-    image = press.image()
+    image = publisher.image()
     to = f"{open_registry.address}/first/image"
-    done = press.run("publish", name("amd64"), "--to", to, "--json")
+    done = publisher.run("publish", name("amd64"), "--to", to, "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["digest"] == image.digest
     assert said["changed"] is True
-    lock = press.plan(name("amd64")).lock_checksum[:8]
+    lock = publisher.plan(name("amd64")).lock_checksum[:8]
     tag = f"0.32.0-cu130-nccl2.30.4-{lock}"
     assert said["tags"] == {tag: "new"}
     held = there(open_registry, "first/image").manifest(tag)
     assert held is not None
-    assert held == press.store.path(image.digest).read_bytes()
+    assert held == publisher.store.path(image.digest).read_bytes()
     assert said["platforms"]["linux/amd64"]["uploaded"] == len(dict(image.blobs()))
-    again = press.run("publish", name("amd64"), "--to", to, "--json")
+    again = publisher.run("publish", name("amd64"), "--to", to, "--json")
     assert json.loads(again.stdout)["changed"] is False
     assert json.loads(again.stdout)["sent"] == 0
-    assert "nothing changed" in press.run("publish", name("amd64"), "--to", to).stdout
+    assert "nothing changed" in publisher.run("publish", name("amd64"), "--to", to).stdout
 
 
 def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(
-    press: Press, open_registry: Registry
+    publisher: Publisher, open_registry: Registry
 ) -> None:
-    press.image()
+    publisher.image()
     dead = f"http://127.0.0.1:{servers.free_port()}"
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), dead)
     to = f"{open_registry.address}/proxy/image"
-    done = press.run("publish", name("amd64"), "--to", to, **proxies, NO_PROXY="", no_proxy="")
+    done = publisher.run("publish", name("amd64"), "--to", to, **proxies, NO_PROXY="", no_proxy="")
     assert done.returncode == 0, done.stderr
 
 
 def test_only_what_is_missing_travels_and_other_repositories_give_theirs(
-    press: Press, open_registry: Registry
+    publisher: Publisher, open_registry: Registry
 ) -> None:
-    from tests.lab.press import SMALL
+    from tests.lab.publisher import SMALL
 
-    press.image()
+    publisher.image()
     at = open_registry.address
-    press.run("publish", name("amd64"), "--to", f"{at}/second/a")
-    press.image(payload=SMALL.changed(-1), created="2001-01-01T00:00:00Z")
-    done = press.run("publish", name("amd64"), "--to", f"{at}/second/b", "--json")
+    publisher.run("publish", name("amd64"), "--to", f"{at}/second/a")
+    publisher.image(payload=SMALL.changed(-1), created="2001-01-01T00:00:00Z")
+    done = publisher.run("publish", name("amd64"), "--to", f"{at}/second/b", "--json")
     said = json.loads(done.stdout)["platforms"]["linux/amd64"]
     # The changed layer, and the config that names it.
     assert (said["uploaded"], said["mounted"]) == (2, 3)
 
 
 def test_a_login_and_a_private_ca_are_used_and_shown_nowhere(
-    press: Press, closed_registry: Registry
+    publisher: Publisher, closed_registry: Registry
 ) -> None:
-    press.image()
+    publisher.image()
     to = f"{closed_registry.address}/closed/image"
     words = ("publish", name("amd64"), "--to", to)
     ca = str(closed_registry.ca)
-    nobody = str(press.folder / "nobody")
-    (press.folder / "nobody").mkdir()
+    nobody = str(publisher.folder / "nobody")
+    (publisher.folder / "nobody").mkdir()
     # curl and requests would take this one; Docker does not.
-    netrc = press.folder / "nobody" / ".netrc"
+    netrc = publisher.folder / "nobody" / ".netrc"
     netrc.write_text(f"machine 127.0.0.1 login {servers.USER} password {servers.PASSWORD}\n")
     netrc.chmod(0o600)
-    untrusted = press.run(*words, DOCKER_CONFIG=nobody, HOME=nobody)
+    untrusted = publisher.run(*words, DOCKER_CONFIG=nobody, HOME=nobody)
     assert untrusted.returncode == 17
     assert "is not trusted here" in untrusted.stderr
-    unknown = press.run(*words, SSL_CERT_FILE=ca, DOCKER_CONFIG=nobody, HOME=nobody)
+    unknown = publisher.run(*words, SSL_CERT_FILE=ca, DOCKER_CONFIG=nobody, HOME=nobody)
     assert unknown.returncode == 17
     assert f"docker login {closed_registry.address}" in unknown.stderr
-    wrong = press.docker_config(closed_registry.address, servers.USER, "wrong")
-    refused = press.run(*words, SSL_CERT_FILE=ca, DOCKER_CONFIG=str(wrong))
+    wrong = publisher.docker_config(closed_registry.address, servers.USER, "wrong")
+    refused = publisher.run(*words, SSL_CERT_FILE=ca, DOCKER_CONFIG=str(wrong))
     assert refused.returncode == 17
     assert "refuses the login of lab" in refused.stderr
     # Said before the minutes that an image of gigabytes takes.
     for early in (untrusted, unknown, refused):
         assert "measuring" not in early.stderr
         assert "SBOM" not in early.stderr
-    right = press.docker_config(closed_registry.address, servers.USER, servers.PASSWORD)
-    done = press.run(*words, SSL_CERT_FILE=ca, DOCKER_CONFIG=str(right))
+    right = publisher.docker_config(closed_registry.address, servers.USER, servers.PASSWORD)
+    done = publisher.run(*words, SSL_CERT_FILE=ca, DOCKER_CONFIG=str(right))
     assert done.returncode == 0, done.stderr
     for said in (done, refused, unknown):
         assert servers.PASSWORD not in said.stdout + said.stderr
-    held = [path.read_bytes() for path in (press.folder / "home").rglob("*") if path.is_file()]
+    held = [path.read_bytes() for path in (publisher.folder / "home").rglob("*") if path.is_file()]
     assert not any(servers.PASSWORD.encode() in data for data in held)
 
 
 def test_a_damaged_blob_of_the_store_never_becomes_one_of_the_registry(
-    press: Press, open_registry: Registry
+    publisher: Publisher, open_registry: Registry
 ) -> None:
     from tests.unit.oci_maker import flip
 
-    image = press.image()
+    image = publisher.image()
     layer = image.layers[-1]
-    flip(press.store.path(layer.digest))
-    done = press.run("publish", name("amd64"), "--to", f"{open_registry.address}/damaged/here")
+    flip(publisher.store.path(layer.digest))
+    done = publisher.run("publish", name("amd64"), "--to", f"{open_registry.address}/damaged/here")
     assert done.returncode == 8
     assert layer.digest in done.stderr
     repository = there(open_registry, "damaged/here")
     assert repository.blob(layer.digest) is None
     assert repository.tags() == []
-    assert hashlib.sha256(press.store.path(layer.digest).read_bytes()).hexdigest()
+    assert hashlib.sha256(publisher.store.path(layer.digest).read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -161,64 +161,70 @@ def with_tokens(
 
 
 def test_tokens_are_asked_for_what_is_done(
-    press: Press, with_tokens: tuple[Registry, tokens.Tokens], monkeypatch: pytest.MonkeyPatch
+    publisher: Publisher,
+    with_tokens: tuple[Registry, tokens.Tokens],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     registry, service = with_tokens
-    item = press.item(press.image())
-    config = press.docker_config(registry.address, servers.USER, servers.PASSWORD)
+    item = publisher.item(publisher.image())
+    config = publisher.docker_config(registry.address, servers.USER, servers.PASSWORD)
     monkeypatch.setenv("DOCKER_CONFIG", str(config))
 
     def to(repository: str) -> Repository:
-        return press.repository(f"{registry.address}/{repository}", retries=0)
+        return publisher.repository(f"{registry.address}/{repository}", retries=0)
 
-    press.publish(to("tokens/a"), item)
+    publisher.publish(to("tokens/a"), item)
     assert ["repository:tokens/a:pull,push"] in service.scopes
     # Taking over blobs needs a token for the other repository, too.
-    taken = press.publish(to("tokens/b"), item)
+    taken = publisher.publish(to("tokens/b"), item)
     ((_, blobs),) = taken.platforms.values()
     assert (blobs.mounted, blobs.uploaded) == (len(item.image.layers), 1)
     assert any("repository:tokens/a:pull" in scopes for scopes in service.scopes)
     # A token that never begins is refused.
     service.seconds = -3600
     with pytest.raises(RegistryError, match="refuses the login of lab"):
-        press.publish(to("tokens/d"), item)
+        publisher.publish(to("tokens/d"), item)
     service.seconds = 300
     # One that may not write is told so, with what to do.
     service.writes = False
     with pytest.raises(RegistryError, match="does not let this login write to tokens/d"):
-        press.publish(to("tokens/d"), item)
+        publisher.publish(to("tokens/d"), item)
     service.writes = True
 
 
 def test_an_identity_token_is_a_login(
-    press: Press, with_tokens: tuple[Registry, tokens.Tokens], monkeypatch: pytest.MonkeyPatch
+    publisher: Publisher,
+    with_tokens: tuple[Registry, tokens.Tokens],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     registry, _ = with_tokens
-    item = press.item(press.image())
+    item = publisher.item(publisher.image())
     for token, good in ((tokens.IDENTITY, True), ("another", False)):
         entry = {"auths": {registry.address: {"identitytoken": token}}}
-        (press.folder / "config.json").write_text(json.dumps(entry))
-        monkeypatch.setenv("DOCKER_CONFIG", str(press.folder))
-        to = press.repository(f"{registry.address}/tokens/identity", retries=0)
+        (publisher.folder / "config.json").write_text(json.dumps(entry))
+        monkeypatch.setenv("DOCKER_CONFIG", str(publisher.folder))
+        to = publisher.repository(f"{registry.address}/tokens/identity", retries=0)
         if good:
-            assert press.publish(to, item).changed
+            assert publisher.publish(to, item).changed
         else:
             with pytest.raises(RegistryError, match="refuses the login of the token"):
-                press.publish(to, item)
+                publisher.publish(to, item)
 
 
 def test_a_private_ca_of_docker_is_believed(
-    press: Press, closed_registry: Registry, monkeypatch: pytest.MonkeyPatch
+    publisher: Publisher, closed_registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert closed_registry.ca is not None
-    config = press.docker_config(closed_registry.address, servers.USER, servers.PASSWORD)
+    config = publisher.docker_config(closed_registry.address, servers.USER, servers.PASSWORD)
     monkeypatch.setenv("DOCKER_CONFIG", str(config))
-    monkeypatch.setattr(auth, "CERTIFICATES", (press.folder / "certs.d",))
-    item = press.item(press.image())
+    monkeypatch.setattr(auth, "CERTIFICATES", (publisher.folder / "certs.d",))
+    item = publisher.item(publisher.image())
     with pytest.raises(RegistryError, match="is not trusted here"):
-        press.repository(f"{closed_registry.address}/closed/ca").ready()
-    own = press.folder / "certs.d" / closed_registry.address
+        publisher.repository(f"{closed_registry.address}/closed/ca").ready()
+    own = publisher.folder / "certs.d" / closed_registry.address
     own.mkdir(parents=True)
     (own / "ca.crt").write_bytes(closed_registry.ca.read_bytes())
     # skopeo and cosign both.
-    assert press.publish(press.repository(f"{closed_registry.address}/closed/ca"), item).changed
+    assert publisher.publish(
+        publisher.repository(f"{closed_registry.address}/closed/ca"), item
+    ).changed

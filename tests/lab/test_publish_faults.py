@@ -22,7 +22,7 @@ from tests.lab import faulty, sampling, servers
 from tests.lab.faulty import Answer, Asked, Cut, Fault, Proxy, once
 from tests.lab.hostile import Client
 from tests.lab.payload import PLAIN, Payload
-from tests.lab.press import Press
+from tests.lab.publisher import Publisher
 from tests.lab.servers import Registry
 
 BIG = Payload.of(3_000_000, packed=PLAIN)
@@ -41,33 +41,33 @@ def proxy(registry: Registry) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def press(tmp_path: Path) -> Press:
-    return Press.make(tmp_path)
+def publisher(tmp_path: Path) -> Publisher:
+    return Publisher.make(tmp_path)
 
 
 class Way:
     """To one repository, through the proxy; it waits for nothing and says for how long it would."""
 
-    def __init__(self, press: Press, address: str, name: str) -> None:
+    def __init__(self, publisher: Publisher, address: str, name: str) -> None:
         self.waits: list[float] = []
-        self.to = press.repository(f"{address}/faults/{name}", pause=self.waits.append)
+        self.to = publisher.repository(f"{address}/faults/{name}", pause=self.waits.append)
 
-    def publish(self, press: Press, image: Image) -> Outcome:
-        return press.publish(self.to, press.item(image))
+    def publish(self, publisher: Publisher, image: Image) -> Outcome:
+        return publisher.publish(self.to, publisher.item(image))
 
 
 @pytest.fixture
-def way(press: Press, proxy: Proxy, request: pytest.FixtureRequest) -> Way:
+def way(publisher: Publisher, proxy: Proxy, request: pytest.FixtureRequest) -> Way:
     name = hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
-    return Way(press, proxy.address, name)
+    return Way(publisher, proxy.address, name)
 
 
-def is_whole(press: Press, registry: Registry, way: Way, image: Image) -> None:
+def is_whole(publisher: Publisher, registry: Registry, way: Way, image: Image) -> None:
     """What the registry has is what a stranger believes, every byte of it."""
     raw = Client(address=registry.address, repository=way.to.place.repository)
     (tag,) = raw.tags()
     found, _ = remote.verify(
-        f"{registry.address}/{raw.repository}:{tag}", press.trust, lambda _: Required(),
+        f"{registry.address}/{raw.repository}:{tag}", publisher.trust, lambda _: Required(),
         deep=True, digest=image.digest,
     )  # fmt: skip
     assert found.digest == image.digest
@@ -81,28 +81,32 @@ def brings_a_blob(asked: Asked) -> bool:
     return asked.method in ("PATCH", "PUT") and "/blobs/uploads/" in asked.path
 
 
-def test_a_registry_that_is_down(press: Press) -> None:
-    way = Way(press, f"{servers.LOOPBACK}:{servers.free_port()}", "down")
+def test_a_registry_that_is_down(publisher: Publisher) -> None:
+    way = Way(publisher, f"{servers.LOOPBACK}:{servers.free_port()}", "down")
     with pytest.raises(NetworkError, match="does not answer") as caught:
-        way.publish(press, press.image())
+        way.publish(publisher, publisher.image())
     assert "refused" in caught.value.detail
     assert way.waits == [1, 2, 4, 8]
 
 
-def test_403_is_definite(press: Press, proxy: Proxy, registry: Registry, way: Way) -> None:
+def test_403_is_definite(publisher: Publisher, proxy: Proxy, registry: Registry, way: Way) -> None:
     proxy.rule = lambda asked: Answer(status=403) if asked.method == "POST" else None
     with pytest.raises(RegistryError, match="does not let this login write to") as caught:
-        way.publish(press, press.image())
+        way.publish(publisher, publisher.image())
     assert "docker login" in caught.value.hint
     assert way.waits == []
     no_tag(registry, way)
 
 
 def test_a_new_repository_that_cannot_be_read_yet(
-    press: Press, proxy: Proxy, registry: Registry, way: Way, monkeypatch: pytest.MonkeyPatch
+    publisher: Publisher,
+    proxy: Proxy,
+    registry: Registry,
+    way: Way,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # As Docker Hub answers.
-    config = press.docker_config(proxy.address, servers.USER, servers.PASSWORD)
+    config = publisher.docker_config(proxy.address, servers.USER, servers.PASSWORD)
     monkeypatch.setenv("DOCKER_CONFIG", str(config))
     denied = {"code": "DENIED", "message": "requested access to the resource is denied"}
 
@@ -113,60 +117,62 @@ def test_a_new_repository_that_cannot_be_read_yet(
         return Answer(status=401, body=json.dumps({"errors": [denied]}).encode())
 
     proxy.rule = rule
-    image = press.image()
-    way.publish(press, image)
-    is_whole(press, registry, way, image)
+    image = publisher.image()
+    way.publish(publisher, image)
+    is_whole(publisher, registry, way, image)
 
 
-def test_429_is_waited_for(press: Press, proxy: Proxy, registry: Registry, way: Way) -> None:
+def test_429_is_waited_for(
+    publisher: Publisher, proxy: Proxy, registry: Registry, way: Way
+) -> None:
     busy = Answer(status=429, headers={"Retry-After": "1"})
     proxy.rule = once(lambda asked: busy if asked.method == "PUT" else None)
-    image = press.image()
-    way.publish(press, image)
+    image = publisher.image()
+    way.publish(publisher, image)
     assert any(asked.method == "PUT" for asked in proxy.seen)
-    is_whole(press, registry, way, image)
+    is_whole(publisher, registry, way, image)
 
 
 @pytest.mark.parametrize("status", sampling.params("publish-status", [500, 502, 503]))
 def test_5xx_in_the_middle(
-    press: Press, proxy: Proxy, registry: Registry, way: Way, status: int
+    publisher: Publisher, proxy: Proxy, registry: Registry, way: Way, status: int
 ) -> None:
-    image = press.image(payload=BIG)
+    image = publisher.image(payload=BIG)
     proxy.rule = once(lambda asked: Answer(status=status) if brings_a_blob(asked) else None)
-    way.publish(press, image)
-    is_whole(press, registry, way, image)
+    way.publish(publisher, image)
+    is_whole(publisher, registry, way, image)
 
 
-def test_5xx_for_ever(press: Press, proxy: Proxy, registry: Registry, way: Way) -> None:
-    image = press.image(payload=BIG)
+def test_5xx_for_ever(publisher: Publisher, proxy: Proxy, registry: Registry, way: Way) -> None:
+    image = publisher.image(payload=BIG)
     proxy.rule = lambda asked: Answer(status=502) if brings_a_blob(asked) else None
     with pytest.raises(NetworkError, match="does not answer") as caught:
-        way.publish(press, image)
+        way.publish(publisher, image)
     assert "502" in caught.value.detail
     no_tag(registry, way)
 
 
 @pytest.mark.parametrize("passed_on", [False, True])
 def test_a_cut_in_a_blob_sends_it_again(
-    press: Press, proxy: Proxy, registry: Registry, way: Way, passed_on: bool
+    publisher: Publisher, proxy: Proxy, registry: Registry, way: Way, passed_on: bool
 ) -> None:
-    image = press.image(payload=BIG)
+    image = publisher.image(payload=BIG)
     cut = Cut(after=1 << 18, passed_on=passed_on)
     proxy.rule = once(lambda asked: cut if brings_a_blob(asked) else None)
-    way.publish(press, image)
-    is_whole(press, registry, way, image)
+    way.publish(publisher, image)
+    is_whole(publisher, registry, way, image)
 
 
 @pytest.mark.parametrize(
     "method", sampling.params("publish-method", ["PATCH", "PUT", "HEAD", "GET", "POST"])
 )
 def test_a_lost_answer(
-    press: Press, proxy: Proxy, registry: Registry, way: Way, method: str
+    publisher: Publisher, proxy: Proxy, registry: Registry, way: Way, method: str
 ) -> None:
-    image = press.image(payload=BIG)
+    image = publisher.image(payload=BIG)
     proxy.rule = once(lambda asked: Cut(answered=True) if asked.method == method else None)
-    way.publish(press, image)
-    is_whole(press, registry, way, image)
+    way.publish(publisher, image)
+    is_whole(publisher, registry, way, image)
 
 
 @pytest.mark.parametrize(
@@ -176,31 +182,31 @@ def test_a_lost_answer(
     ),
 )
 def test_a_refused_manifest_leaves_no_tag(
-    press: Press, proxy: Proxy, registry: Registry, way: Way, part: str
+    publisher: Publisher, proxy: Proxy, registry: Registry, way: Way, part: str
 ) -> None:
     proxy.rule = lambda asked: (
         Answer(status=500) if asked.method == "PUT" and part in asked.path else None
     )
-    image = press.image()
+    image = publisher.image()
     with pytest.raises(NetworkError, match="does not answer"):
-        way.publish(press, image)
+        way.publish(publisher, image)
     no_tag(registry, way)
     # And the next run goes on.
     proxy.rule = lambda _: None
-    way.publish(press, image)
-    is_whole(press, registry, way, image)
+    way.publish(publisher, image)
+    is_whole(publisher, registry, way, image)
 
 
-def test_a_full_disk(press: Press, tmp_path: Path) -> None:
+def test_a_full_disk(publisher: Publisher, tmp_path: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "lab-small", str(folder)], check=True)
     try:
         with servers.registry(folder) as full:
-            way = Way(press, full.address, "full")
+            way = Way(publisher, full.address, "full")
             # skopeo shows the status of the answer alone, and not what the registry says of it.
             with pytest.raises(NetworkError, match="does not answer") as caught:
-                way.publish(press, press.image(payload=BIG))
+                way.publish(publisher, publisher.image(payload=BIG))
             assert "500" in caught.value.detail
             assert Client(address=full.address, repository="faults/full").tags() == []
     finally:
@@ -208,39 +214,39 @@ def test_a_full_disk(press: Press, tmp_path: Path) -> None:
 
 
 def test_two_publishers_of_one_tag(
-    press: Press, proxy: Proxy, registry: Registry, way: Way
+    publisher: Publisher, proxy: Proxy, registry: Registry, way: Way
 ) -> None:
-    older, newer = press.image(), press.image(created="2002-01-01T00:00:00Z")
-    first, second = press.item(older), press.item(newer)
+    older, newer = publisher.image(), publisher.image(created="2002-01-01T00:00:00Z")
+    first, second = publisher.item(older), publisher.item(newer)
     # Between the first one's PUT of the tag and its reading back, the second one publishes.
     done: list[Outcome] = []
-    straight = press.repository(f"{registry.address}/{way.to.place.repository}")
+    straight = publisher.repository(f"{registry.address}/{way.to.place.repository}")
 
     def rule(asked: Asked) -> Fault:
         put = any(a.method == "PUT" and "/manifests/0.32" in a.path for a in proxy.seen)
         if put and asked.method == "GET" and "/manifests/0.32" in asked.path and not done:
-            done.append(press.publish(straight, second))
+            done.append(publisher.publish(straight, second))
         return None
 
     proxy.rule = rule
     with pytest.raises(RegistryError, match="by somebody else"):
-        press.publish(way.to, first)
-    is_whole(press, registry, way, newer)
+        publisher.publish(way.to, first)
+    is_whole(publisher, registry, way, newer)
     # Nor does it go back when the first one tries again.
     with pytest.raises(RegistryError, match="would go backwards"):
-        press.publish(way.to, first)
-    is_whole(press, registry, way, newer)
+        publisher.publish(way.to, first)
+    is_whole(publisher, registry, way, newer)
 
 
-def test_two_publishers_at_once(press: Press, registry: Registry) -> None:
-    images = [press.image(), press.image(created="2002-01-01T00:00:00Z")]
-    items = [press.item(image) for image in images]
-    ways = [Way(press, registry.address, "at-once") for _ in images]
+def test_two_publishers_at_once(publisher: Publisher, registry: Registry) -> None:
+    images = [publisher.image(), publisher.image(created="2002-01-01T00:00:00Z")]
+    items = [publisher.item(image) for image in images]
+    ways = [Way(publisher, registry.address, "at-once") for _ in images]
     errors: list[SparkError] = []
 
     def one(n: int) -> None:
         try:
-            press.publish(ways[n].to, items[n])
+            publisher.publish(ways[n].to, items[n])
         except SparkError as error:
             errors.append(error)
 
@@ -253,30 +259,30 @@ def test_two_publishers_at_once(press: Press, registry: Registry) -> None:
     (tag,) = Client(address=registry.address, repository="faults/at-once").tags()
     now = ways[0].to.digest_of(tag)
     assert now in [image.digest for image in images]
-    is_whole(press, registry, ways[0], next(i for i in images if i.digest == now))
+    is_whole(publisher, registry, ways[0], next(i for i in images if i.digest == now))
 
 
 def test_the_next_run_sends_only_what_is_missing(
-    press: Press, proxy: Proxy, registry: Registry, way: Way
+    publisher: Publisher, proxy: Proxy, registry: Registry, way: Way
 ) -> None:
-    image = press.image(payload=BIG)
+    image = publisher.image(payload=BIG)
     # All blobs arrive, and no manifest does.
     proxy.rule = lambda asked: (
         Answer(status=403) if asked.method == "PUT" and "/manifests/" in asked.path else None
     )
     with pytest.raises(RegistryError):
-        way.publish(press, image)
+        way.publish(publisher, image)
     no_tag(registry, way)
     proxy.rule = lambda _: None
-    ((_, blobs),) = way.publish(press, image).platforms.values()
+    ((_, blobs),) = way.publish(publisher, image).platforms.values()
     assert (blobs.uploaded, blobs.there) == (0, len(dict(image.blobs())))
-    is_whole(press, registry, way, image)
+    is_whole(publisher, registry, way, image)
 
 
 def test_a_command_that_is_interrupted_leaves_no_tag_and_waits_for_no_registry(
-    press: Press, proxy: Proxy, registry: Registry, way: Way
+    publisher: Publisher, proxy: Proxy, registry: Registry, way: Way
 ) -> None:
-    image = press.image(payload=BIG)
+    image = publisher.image(payload=BIG)
     stopped, ended = threading.Event(), threading.Event()
 
     def rule(asked: Asked) -> Fault:
@@ -288,8 +294,8 @@ def test_a_command_that_is_interrupted_leaves_no_tag_and_waits_for_no_registry(
 
     proxy.rule = rule
     process = subprocess.Popen(
-        press.argv("publish", "small-amd64", "--to", str(way.to.place)),
-        env=press.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        publisher.argv("publish", "small-amd64", "--to", str(way.to.place)),
+        env=publisher.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert stopped.wait(60)
@@ -300,5 +306,5 @@ def test_a_command_that_is_interrupted_leaves_no_tag_and_waits_for_no_registry(
     assert process.returncode == 130, said
     no_tag(registry, way)
     proxy.rule = lambda _: None
-    way.publish(press, image)
-    is_whole(press, registry, way, image)
+    way.publish(publisher, image)
+    is_whole(publisher, registry, way, image)

@@ -12,7 +12,7 @@ import pytest
 from tests.lab.fleet import Fleet
 from tests.lab.mirror import REPOSITORY, Mirror, mirror
 from tests.lab.payload import Payload
-from tests.lab.press import Press, name
+from tests.lab.publisher import Publisher, name
 
 VARIANT = name("amd64")
 NAME = f"r:{VARIANT}"
@@ -21,8 +21,8 @@ REFUSED = 16
 
 
 @pytest.fixture
-def press(tmp_path: Path, fleet: Fleet) -> Press:
-    made = Press.make(tmp_path)
+def publisher(tmp_path: Path, fleet: Fleet) -> Publisher:
+    made = Publisher.make(tmp_path)
     (tmp_path / "fleet.yaml").write_text(json.dumps(fleet.data()))
     return made
 
@@ -34,15 +34,15 @@ def registry(tmp_path: Path, fleet: Fleet) -> Iterator[Mirror]:
 
 
 def test_what_is_published_reaches_every_node_and_nothing_else_does(
-    press: Press, fleet: Fleet, registry: Mirror
+    publisher: Publisher, fleet: Fleet, registry: Mirror
 ) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return press.run(*words, SSL_CERT_FILE=str(registry.authority), **fleet.environment)
+        return publisher.run(*words, SSL_CERT_FILE=str(registry.authority), **fleet.environment)
 
     def there() -> set[tuple[str, ...]]:
         return {node.diff_ids(NAME) if NAME in node.images() else () for node in fleet}
 
-    first = press.image(payload=PAYLOAD)
+    first = publisher.image(payload=PAYLOAD)
     before = run("distribute", VARIANT, "--via", registry.repository)
     assert before.returncode == REFUSED, before.stderr
     assert there() == {()}
@@ -58,8 +58,8 @@ def test_what_is_published_reaches_every_node_and_nothing_else_does(
     assert there() == {layers}
 
     # What lies there without a signature is not pulled.
-    second = press.image(payload=PAYLOAD.changed(-1))
-    registry.push(press.store, second)
+    second = publisher.image(payload=PAYLOAD.changed(-1))
+    registry.push(publisher.store, second)
     done = run("distribute", VARIANT, "--via", registry.repository)
     assert done.returncode == REFUSED, done.stderr
     assert there() == {layers}

@@ -23,7 +23,7 @@ from sparkimage.resolve import apt
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.verify import seal
 from tests.lab import hostile, servers
-from tests.lab.press import Press, name
+from tests.lab.publisher import Publisher, name
 from tests.lab.servers import Registry
 from tests.lab.tools import TOOLS, making
 
@@ -35,7 +35,7 @@ SLSA = "slsaprovenance1"
 class Published:
     """An image in a registry with a login and TLS of a private CA."""
 
-    press: Press
+    publisher: Publisher
     registry: Registry
     image: Image
     reference: str
@@ -54,12 +54,12 @@ class Published:
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     folder = tmp_path_factory.mktemp("foreign")
-    (folder / "press").mkdir()
-    press = Press.make(folder / "press")
-    image = press.image()
-    cosign = press.tools.cosign
+    (folder / "publisher").mkdir()
+    publisher = Publisher.make(folder / "publisher")
+    image = publisher.image()
+    cosign = publisher.tools.cosign
     with servers.registry(folder / "data", login=True, tls=folder / "tls") as registry:
-        config = press.docker_config(registry.address, servers.USER, servers.PASSWORD)
+        config = publisher.docker_config(registry.address, servers.USER, servers.PASSWORD)
         environment = {
             "DOCKER_CONFIG": str(config),
             "SSL_CERT_FILE": str(registry.ca),
@@ -67,17 +67,17 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
             "COSIGN_PASSWORD": PASSPHRASE,
         }
         to = f"{registry.address}/foreign/image"
-        done = press.run("publish", name("amd64"), "--to", to, "--json", **environment)
+        done = publisher.run("publish", name("amd64"), "--to", to, "--json", **environment)
         assert done.returncode == 0, done.stderr
         (tag,) = json.loads(done.stdout)["tags"]
         yield Published(
-            press=press, registry=registry, image=image, reference=f"{to}:{tag}", cosign=cosign,
-            environment=environment,
+            publisher=publisher, registry=registry, image=image, reference=f"{to}:{tag}",
+            cosign=cosign, environment=environment,
         )  # fmt: skip
 
 
 def public(there: Published) -> str:
-    return str(hostile.public(there.press.key))
+    return str(hostile.public(there.publisher.key))
 
 
 def test_cosign_verifies_the_signature(there: Published) -> None:
@@ -111,17 +111,17 @@ def test_a_key_of_cosign_signs_and_both_believe_it(there: Published, tmp_path: P
     key, pub = str(tmp_path / "own.key"), str(tmp_path / "own.pub")
     to = f"{there.registry.address}/foreign/cosign"
     words = ("publish", name("amd64"), "--to", to, "--key", key, "--json")
-    done = there.press.run(*words, **there.environment)
+    done = there.publisher.run(*words, **there.environment)
     assert done.returncode == 0, done.stderr
     (tag,) = json.loads(done.stdout)["tags"]
-    ours = there.press.run("verify-published", f"{to}:{tag}", "--key", pub, **there.environment)
+    ours = there.publisher.run("verify-published", f"{to}:{tag}", "--key", pub, **there.environment)
     assert ours.returncode == 0, ours.stderr
     for verb in (["verify"], ["verify-attestation", "--type", SLSA]):
         there.run(*there.cosign, *verb, "--key", pub, "--insecure-ignore-tlog", f"{to}:{tag}")
     # ECDSA signs differently each time: what is there is kept.
-    again = there.press.run(*words, **there.environment)
+    again = there.publisher.run(*words, **there.environment)
     assert json.loads(again.stdout)["changed"] is False
-    wrong = there.press.run(*words, **{**there.environment, "COSIGN_PASSWORD": "another"})
+    wrong = there.publisher.run(*words, **{**there.environment, "COSIGN_PASSWORD": "another"})
     assert wrong.returncode == 9
     assert "COSIGN_PASSWORD" in wrong.stderr
     assert PASSPHRASE not in done.stdout + done.stderr + wrong.stderr
@@ -165,25 +165,26 @@ def test_without_a_key_cosign_brings_and_believes(there: Published, tmp_path: Pa
     to = f"{there.registry.address}/foreign/keyless"
     who = ("--identity", "^job$", "--issuer", "https://issuer.example")
     words = ("publish", name("amd64"), "--to", to, *who, "--json")
-    done = there.press.run(*words, **environment)
+    done = there.publisher.run(*words, **environment)
     assert done.returncode == 0, done.stderr
     (tag,) = json.loads(done.stdout)["tags"]
-    again = there.press.run(*words, **environment)
+    again = there.publisher.run(*words, **environment)
     assert json.loads(again.stdout)["changed"] is False
-    good = there.press.run("verify-published", f"{to}:{tag}", *who, **environment)
+    good = there.publisher.run("verify-published", f"{to}:{tag}", *who, **environment)
     assert good.returncode == 0, good.stderr
     # Nobody else is believed.
     there.run(*there.cosign, "generate-key-pair", "--output-key-prefix", str(tmp_path / "other"))
     other = {**environment, "OWN": str(tmp_path / "other")}
-    bad = there.press.run("verify-published", f"{to}:{tag}", *who, **other)
+    bad = there.publisher.run("verify-published", f"{to}:{tag}", *who, **other)
     assert (bad.returncode, "not trusted here" in bad.stderr) == (16, True)
-    half = there.press.run("verify-published", f"{to}:{tag}", *who[:2], **environment)
+    half = there.publisher.run("verify-published", f"{to}:{tag}", *who[:2], **environment)
     assert (half.returncode, "belong together" in half.stderr) == (2, True)
 
 
 def test_skopeo_copies_it_bit_for_bit(there: Published, tmp_path: Path) -> None:
     there.run(
-        *there.press.tools.skopeo, "--insecure-policy", "copy", "--quiet", "--preserve-digests", f"docker://{there.reference}",
+        *there.publisher.tools.skopeo, "--insecure-policy", "copy", "--quiet",
+        "--preserve-digests", f"docker://{there.reference}",
         f"oci:{tmp_path}/copy:x",
     )  # fmt: skip
     (one,) = json.loads((tmp_path / "copy" / "index.json").read_text())["manifests"]
@@ -231,7 +232,7 @@ def test_docker_pulls_and_runs_it(engine: Engine, there: Published) -> None:
 
 
 def test_the_sbom_is_spdx_for_others_too(there: Published, tmp_path: Path) -> None:
-    bill = there.press.item(there.image, real_sbom=True).bill
+    bill = there.publisher.item(there.image, real_sbom=True).bill
     file = tmp_path / "bill.spdx.json"
     file.write_text(json.dumps(bill))
     # syft reads it as it reads anybody's.

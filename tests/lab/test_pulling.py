@@ -10,10 +10,10 @@ from functools import partial
 
 import pytest
 
+from tests.lab.distribution import PULLED, SIZE, TRACES, Distribution, Running, cases, lying, stores
 from tests.lab.node import READY_S, Node, wait
 from tests.lab.payload import Part, Payload
 from tests.lab.shipment import MB, NODE_FAILED, spread
-from tests.lab.voyage import PULLED, SIZE, TRACES, Running, Voyage, cases, lying, stores
 
 
 def pulls(running: Running, *names: str) -> None:
@@ -27,31 +27,31 @@ def clean(node: Node) -> bool:
     return node.exec("sh", "-c", f"{TRACES}; true") == ""
 
 
-def test_engines_pull_and_each_byte_goes_once(voyage: Voyage) -> None:
-    new = voyage.fresh()
-    before = spread(voyage.fleet)
-    with voyage.run("--step", "10") as running:
+def test_engines_pull_and_each_byte_goes_once(distribution: Distribution) -> None:
+    new = distribution.fresh()
+    before = spread(distribution.fleet)
+    with distribution.run("--step", "10") as running:
         assert running.end() == 0, running.said
-    pulls(running, *voyage.fleet.nodes)
-    voyage.arrived(new)
+    pulls(running, *distribution.fleet.nodes)
+    distribution.arrived(new)
     sent = sum(layer.size for layer in new.layers[1:])
-    for node in voyage.nodes:
+    for node in distribution.nodes:
         assert sent < node.data.up - before[node.name] < 1.02 * sent + MB
 
 
 @pytest.mark.thorough
-def test_a_change_is_pulled_where_the_engine_knows_what_it_has(voyage: Voyage) -> None:
+def test_a_change_is_pulled_where_the_engine_knows_what_it_has(distribution: Distribution) -> None:
     """containerd knows every blob; overlay2 would pull again what it has, so it loads."""
-    voyage.seed += 1
-    parts = tuple(Part(size=5 * SIZE, seed=voyage.seed * 1000 + n) for n in range(2))
-    voyage.complete(voyage.next(Payload(parts=parts)))
-    new = voyage.next(Payload(parts=(parts[0], replace(parts[1], seed=7))))
-    before = spread(voyage.fleet)
-    with voyage.run() as running:
+    distribution.seed += 1
+    parts = tuple(Part(size=5 * SIZE, seed=distribution.seed * 1000 + n) for n in range(2))
+    distribution.complete(distribution.next(Payload(parts=parts)))
+    new = distribution.next(Payload(parts=(parts[0], replace(parts[1], seed=7))))
+    before = spread(distribution.fleet)
+    with distribution.run() as running:
         assert running.end() == 0, running.said
-    pulls(running, voyage.node("containerd").name)
-    voyage.arrived(new)
-    for node in voyage.nodes:
+    pulls(running, distribution.node("containerd").name)
+    distribution.arrived(new)
+    for node in distribution.nodes:
         assert node.data.up - before[node.name] < 1.02 * new.layers[-1].size
 
 
@@ -62,50 +62,50 @@ ctr --namespace moby content active
 """
 
 
-def test_what_a_broken_pull_left_in_part_is_pulled_to_its_end(voyage: Voyage) -> None:
+def test_what_a_broken_pull_left_in_part_is_pulled_to_its_end(distribution: Distribution) -> None:
     """However little it is: containerd keeps it for hours, and a load would not make use of it."""
-    new, node = voyage.next(), voyage.node("containerd")
+    new, node = distribution.next(), distribution.node("containerd")
     top = new.layers[-1]
-    with voyage.shipment.store.open_blob(top.digest) as blob:
+    with distribution.shipment.store.open_blob(top.digest) as blob:
         left = node.exec("sh", "-c", INGEST.format(top.digest), given=blob.read())
     assert f"layer-{top.digest}" in left
-    with voyage.run() as running:
+    with distribution.run() as running:
         assert running.end() == 0, running.said
     pulls(running, node.name)
     assert "layer-" not in node.exec("ctr", "--namespace", "moby", "content", "active")
-    voyage.arrived(new)
+    distribution.arrived(new)
 
 
 @pytest.mark.thorough
 @stores("users that may pull")
-def test_users_that_may(voyage: Voyage, store: str) -> None:
-    node, data = voyage.node(store), voyage.fleet.data("worker")
+def test_users_that_may(distribution: Distribution, store: str) -> None:
+    node, data = distribution.node(store), distribution.fleet.data("worker")
     # One that is reached at one address only.
     data["nodes"][node.name] |= {"user": "sudoer", "sudo": True}
     del data["nodes"][node.name]["data"]
-    voyage.shipment.nodes(data)
-    new = voyage.fresh()
-    with voyage.run() as running:
+    distribution.shipment.nodes(data)
+    new = distribution.fresh()
+    with distribution.run() as running:
         assert running.end() == 0, running.said
-    pulls(running, *voyage.fleet.nodes)
-    voyage.arrived(new)
+    pulls(running, *distribution.fleet.nodes)
+    distribution.arrived(new)
 
 
 @stores("a node that forbids the way back")
-def test_a_node_that_forbids_the_way_back_loads(voyage: Voyage, store: str) -> None:
-    node, new = voyage.node(store), voyage.fresh()
-    with node.without_forwarding(), voyage.run() as running:
+def test_a_node_that_forbids_the_way_back_loads(distribution: Distribution, store: str) -> None:
+    node, new = distribution.node(store), distribution.fresh()
+    with node.without_forwarding(), distribution.run() as running:
         assert running.end() == 0, running.said
     running.until(f"{node.name}: cannot pull, loads: its sshd forwards no port to here")
-    voyage.arrived(new)
+    distribution.arrived(new)
 
 
 @pytest.mark.thorough
 @stores("only who was admitted may pull")
-def test_only_who_was_admitted_may_pull(voyage: Voyage, store: str) -> None:
+def test_only_who_was_admitted_may_pull(distribution: Distribution, store: str) -> None:
     """Others on the node reach the port, and are told nothing; they do not see the password."""
-    node, new = voyage.node(store), voyage.fresh(size=PULLED.size)
-    with voyage.held(node) as running:
+    node, new = distribution.node(store), distribution.fresh(size=PULLED.size)
+    with distribution.held(node) as running:
         said = node.exec("ps", "-eo", "args")
         found = re.search(r"127\.0\.0\.1:(\d+)/sparkimage-staging@(\S+)", said)
         assert found is not None
@@ -122,19 +122,19 @@ def test_only_who_was_admitted_may_pull(voyage: Voyage, store: str) -> None:
         node.data.restore()
         assert '"auth"' not in said
         assert running.end() == 0, running.said
-    voyage.arrived(new)
+    distribution.arrived(new)
 
 
 @pytest.mark.thorough
-def test_an_image_that_is_not_what_it_says(voyage: Voyage) -> None:
+def test_an_image_that_is_not_what_it_says(distribution: Distribution) -> None:
     payload = Payload(parts=tuple(Part(size=SIZE, seed=4000 + n) for n in range(5)))
-    image = lying(voyage.shipment, payload)
-    voyage.shipment.seal(image)
-    with voyage.run() as running:
+    image = lying(distribution.shipment, payload)
+    distribution.shipment.seal(image)
+    with distribution.run() as running:
         assert running.end() == NODE_FAILED
     assert "2 of 2 nodes failed; no name was moved" in running.said
-    voyage.kept(image)
-    voyage.complete(voyage.fresh())
+    distribution.kept(image)
+    distribution.complete(distribution.fresh())
 
 
 # The command
@@ -145,18 +145,18 @@ def test_an_image_that_is_not_what_it_says(voyage: Voyage) -> None:
     ("root", signal.SIGKILL), ("sudoer", signal.SIGKILL), ("root", signal.SIGINT),
 )  # fmt: skip
 def test_an_end_in_mid_pull_leaves_nothing_running(
-    voyage: Voyage, user: str, number: signal.Signals
+    distribution: Distribution, user: str, number: signal.Signals
 ) -> None:
-    data = voyage.fleet.data(user)
+    data = distribution.fleet.data(user)
     for node in data["nodes"].values():
         node["sudo"] = user == "sudoer"
-    voyage.shipment.nodes(data)
-    new = voyage.fresh()
-    with voyage.held(voyage.nodes[0], after=PULLED.midway) as running:
+    distribution.shipment.nodes(data)
+    new = distribution.fresh()
+    with distribution.held(distribution.nodes[0], after=PULLED.midway) as running:
         assert running.kill(number) == (130 if number is signal.SIGINT else -number)
-    voyage.kept(new)
-    voyage.nodes[0].data.restore()
-    voyage.quiet()
-    for node in voyage.nodes:
+    distribution.kept(new)
+    distribution.nodes[0].data.restore()
+    distribution.quiet()
+    for node in distribution.nodes:
         wait(partial(clean, node), f"{node.name}: a pull goes on")
-    voyage.complete(new)
+    distribution.complete(new)

@@ -17,56 +17,58 @@ from sparkimage.core.errors import PreflightError
 from sparkimage.registry import archives, cosign
 from sparkimage.registry.cosign import Trust
 from tests.lab import hostile
-from tests.lab.press import Press, name
+from tests.lab.publisher import Publisher, name
 
 REFUSED = 14
 
 
 @pytest.fixture
-def press(tmp_path: Path) -> Press:
-    (tmp_path / "press").mkdir()
-    return Press.make(tmp_path / "press")
+def publisher(tmp_path: Path) -> Publisher:
+    (tmp_path / "publisher").mkdir()
+    return Publisher.make(tmp_path / "publisher")
 
 
 @pytest.mark.parametrize("content", [None, "no key"])
-def test_what_is_no_key_is_refused(press: Press, tmp_path: Path, content: str | None) -> None:
+def test_what_is_no_key_is_refused(
+    publisher: Publisher, tmp_path: Path, content: str | None
+) -> None:
     file = tmp_path / "file"
     if content is not None:
         file.write_text(content)
     with (
         pytest.raises(PreflightError, match="is no key to sign with"),
-        cosign.signer(str(file), None, None, press.tools),
+        cosign.signer(str(file), None, None, publisher.tools),
     ):
         pass
     with pytest.raises(PreflightError, match="is no public key"):
-        Trust.of(str(file), None, None, press.tools)
+        Trust.of(str(file), None, None, publisher.tools)
 
 
-def saved(press: Press, *words: str) -> Path:
-    file = press.folder / "image.tar"
-    done = press.run("save", name("amd64"), "-o", str(file), *words, SPARKIMAGE_KEY="")
+def saved(publisher: Publisher, *words: str) -> Path:
+    file = publisher.folder / "image.tar"
+    done = publisher.run("save", name("amd64"), "-o", str(file), *words, SPARKIMAGE_KEY="")
     assert done.returncode == 0, done.stderr
     return file
 
 
-def load(press: Press, file: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    more = {"SPARKIMAGE_PUBLIC_KEY": "", "SPARKIMAGE_STORE": str(press.folder / "elsewhere")}
-    return press.run("load", str(file), *words, **more)
+def load(publisher: Publisher, file: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    more = {"SPARKIMAGE_PUBLIC_KEY": "", "SPARKIMAGE_STORE": str(publisher.folder / "elsewhere")}
+    return publisher.run("load", str(file), *words, **more)
 
 
-def test_a_signed_seal_is_of_its_key(press: Press, tmp_path: Path) -> None:
-    press.image()
+def test_a_signed_seal_is_of_its_key(publisher: Publisher, tmp_path: Path) -> None:
+    publisher.image()
     thief = hostile.make_key(tmp_path / "thief.pem")
-    unsigned = saved(press)
-    public = str(hostile.public(press.key))
-    refused = load(press, unsigned, "--key", public)
+    unsigned = saved(publisher)
+    public = str(hostile.public(publisher.key))
+    refused = load(publisher, unsigned, "--key", public)
     assert (refused.returncode, "is not signed" in refused.stderr) == (REFUSED, True)
-    assert load(press, unsigned).returncode == 0
-    signed = saved(press, "--key", str(press.key))
-    other = load(press, signed, "--key", str(hostile.public(thief)))
+    assert load(publisher, unsigned).returncode == 0
+    signed = saved(publisher, "--key", str(publisher.key))
+    other = load(publisher, signed, "--key", str(hostile.public(thief)))
     assert (other.returncode, "is not signed by" in other.stderr) == (REFUSED, True)
-    assert load(press, signed, "--key", public).returncode == 0
-    assert load(press, signed).returncode == 0
+    assert load(publisher, signed, "--key", public).returncode == 0
+    assert load(publisher, signed).returncode == 0
 
 
 def other_result(said: dict[str, Any]) -> None:
@@ -78,9 +80,11 @@ def other_digest(said: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("edit", [other_result, other_digest])
-def test_an_edited_seal_is_refused(press: Press, edit: Callable[[dict[str, Any]], None]) -> None:
-    press.image()
-    file = saved(press, "--key", str(press.key))
+def test_an_edited_seal_is_refused(
+    publisher: Publisher, edit: Callable[[dict[str, Any]], None]
+) -> None:
+    publisher.image()
+    file = saved(publisher, "--key", str(publisher.key))
     with tarfile.open(file) as tar:
         members = [(one, tar.extractfile(one)) for one in tar.getmembers()]
         found = [(one, content.read() if content else b"") for one, content in members]
@@ -96,5 +100,5 @@ def test_an_edited_seal_is_refused(press: Press, edit: Callable[[dict[str, Any]]
                 data = json.dumps(shipped).encode()
                 member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    refused = load(press, file, "--key", str(hostile.public(press.key)))
+    refused = load(publisher, file, "--key", str(hostile.public(publisher.key)))
     assert (refused.returncode, "or was edited" in refused.stderr) == (REFUSED, True)

@@ -25,7 +25,7 @@ from sparkimage.verify import seal
 from sparkimage.verify.policy import Required
 from tests.lab import hostile, servers
 from tests.lab.hostile import Client, Layer
-from tests.lab.press import SMALL, Press, name
+from tests.lab.publisher import SMALL, Publisher, name
 from tests.lab.servers import Registry
 from tests.unit import seal_maker
 from tests.unit.oci_maker import flip
@@ -38,15 +38,15 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 
 @pytest.fixture(scope="module")
-def press(tmp_path_factory: pytest.TempPathFactory) -> Press:
-    return Press.make(tmp_path_factory.mktemp("press"))
+def publisher(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
+    return Publisher.make(tmp_path_factory.mktemp("publisher"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """Two images of one platform that were published well, and the means to do harm."""
 
-    press: Press
+    publisher: Publisher
     registry: Registry
     to: Repository
     first: Item
@@ -60,14 +60,14 @@ class Scene:
 
     @property
     def thief(self) -> Path:
-        return hostile.make_key(self.press.folder / "thief.pem")
+        return hostile.make_key(self.publisher.folder / "thief.pem")
 
     @property
     def tag(self) -> str:
         return next(iter(self.outcome.tags))
 
     def document(self, item: Item) -> bytes:
-        return self.press.store.path(item.image.digest).read_bytes()
+        return self.publisher.store.path(item.image.digest).read_bytes()
 
     def attached(self, item: Item, kind: str) -> list[Layer]:
         return self.raw.attached(item.image.digest, kind)
@@ -81,7 +81,7 @@ class Scene:
             *checks, digest=self.first.image.digest, plan=self.first.verdict.statements[-1].plan,
             lock=lock or self.first.plan.lock_checksum, finished=2,
         )  # fmt: skip
-        return hostile.attestation(made, self.press.key)
+        return hostile.attestation(made, self.publisher.key)
 
     def beside(self, kind: str) -> list[Layer]:
         """What is attached to the first image but of this kind."""
@@ -127,9 +127,9 @@ def files(registry: Registry) -> dict[Path, bytes | None]:
 
 
 @pytest.fixture(scope="module")
-def well(press: Press, registry: Registry) -> Published:
+def well(publisher: Publisher, registry: Registry) -> Published:
     return Published(
-        scene=_scene(press, registry), two=_two(press, registry), files=files(registry)
+        scene=_scene(publisher, registry), two=_two(publisher, registry), files=files(registry)
     )
 
 
@@ -143,15 +143,15 @@ def two(well: Published) -> Scene:
     return well.restored(well.two)
 
 
-def _scene(press: Press, registry: Registry) -> Scene:
-    to = press.repository(f"{registry.address}/hostile/one")
-    first = press.item(press.image())
-    outcome = press.publish(to, first)
+def _scene(publisher: Publisher, registry: Registry) -> Scene:
+    to = publisher.repository(f"{registry.address}/hostile/one")
+    first = publisher.item(publisher.image())
+    outcome = publisher.publish(to, first)
     # Content of its own: the registry keeps one copy of equal blobs.
-    second = press.item(press.image(payload=SMALL.changed(0), vllm="0.33.0"))
-    other = press.publish(to, second)
+    second = publisher.item(publisher.image(payload=SMALL.changed(0), vllm="0.33.0"))
+    other = publisher.publish(to, second)
     return Scene(
-        press=press, registry=registry, to=to, first=first, second=second, outcome=outcome,
+        publisher=publisher, registry=registry, to=to, first=first, second=second, outcome=outcome,
         other=other,
     )  # fmt: skip
 
@@ -159,7 +159,7 @@ def _scene(press: Press, registry: Registry) -> Scene:
 def ask(scene: Scene, reference: str | None = None, *, trust: Trust | None = None,
         deep: bool = False, tiers: tuple[Tier, ...] = (Tier.STATIC, Tier.RUN)) -> None:  # fmt: skip
     remote.verify(
-        f"{scene.to.place}:{reference or scene.tag}", trust or scene.press.trust,
+        f"{scene.to.place}:{reference or scene.tag}", trust or scene.publisher.trust,
         lambda _: Required(tiers=tiers), deep=deep,
     )  # fmt: skip
 
@@ -230,7 +230,7 @@ def no_sbom(scene: Scene) -> None:
 
 def two_provenances(scene: Scene) -> None:
     made = provenance.statement(provenance.PREDICATE, "x", scene.outcome.digest, {})
-    more = hostile.attestation(made, scene.press.key)
+    more = hostile.attestation(made, scene.publisher.key)
     scene.attach(scene.first, "att", [*scene.attached(scene.first, "att"), more])
 
 
@@ -317,7 +317,7 @@ def test_a_damaged_manifest_is_refused_by_its_digest(scene: Scene) -> None:
     manifest_damaged(scene)
     with pytest.raises(PublishedError, match=r"answers .* for the manifest"):
         remote.verify(
-            f"{scene.to.place}@{scene.outcome.digest}", scene.press.trust,
+            f"{scene.to.place}@{scene.outcome.digest}", scene.publisher.trust,
             lambda _: Required(),
         )  # fmt: skip
 
@@ -331,12 +331,12 @@ def test_the_same_size_with_other_bytes_is_found_by_whole(scene: Scene) -> None:
 
 def test_the_command_line_refuses_with_its_own_exit_code(scene: Scene) -> None:
     reference = f"{scene.to.place}:{scene.tag}"
-    assert scene.press.run("verify-published", reference).returncode == 0
-    key = str(hostile.public(scene.press.key))
-    assert scene.press.run("verify-published", reference, "--key", key).returncode == 0
-    node = scene.press.run("verify-published", reference, "--requires", "node")
+    assert scene.publisher.run("verify-published", reference).returncode == 0
+    key = str(hostile.public(scene.publisher.key))
+    assert scene.publisher.run("verify-published", reference, "--key", key).returncode == 0
+    node = scene.publisher.run("verify-published", reference, "--requires", "node")
     assert (node.returncode, "lacks the required tier node" in node.stderr) == (16, True)
-    none = scene.press.run("verify-published", f"{scene.to.place}:none")
+    none = scene.publisher.run("verify-published", f"{scene.to.place}:none")
     assert none.returncode == 16
     assert scene.tag in none.stderr
 
@@ -344,14 +344,14 @@ def test_the_command_line_refuses_with_its_own_exit_code(scene: Scene) -> None:
 # Several platforms
 
 
-def _two(press: Press, registry: Registry) -> Scene:
-    to = press.repository(f"{registry.address}/hostile/two")
+def _two(publisher: Publisher, registry: Registry) -> Scene:
+    to = publisher.repository(f"{registry.address}/hostile/two")
     payload = SMALL.changed(0, seed=9000)
-    items = [press.item(press.image(arch, payload), arch) for arch in ("amd64", "arm64")]
-    outcome = press.publish(to, *items, channels=["stable"])
+    items = [publisher.item(publisher.image(arch, payload), arch) for arch in ("amd64", "arm64")]
+    outcome = publisher.publish(to, *items, channels=["stable"])
     return Scene(
-        press=press, registry=registry, to=to, first=items[0], second=items[1], outcome=outcome,
-        other=outcome,
+        publisher=publisher, registry=registry, to=to, first=items[0], second=items[1],
+        outcome=outcome, other=outcome,
     )  # fmt: skip
 
 
@@ -360,8 +360,8 @@ def test_an_index_of_two_platforms_is_believed(two: Scene) -> None:
     ask(two, "stable")
     held = two.to.manifest(two.tag)
     assert held is not None
-    assert held.data == index_of([two.first, two.second], two.press.store)
-    again = two.press.publish(two.to, two.first, two.second, channels=["stable"])
+    assert held.data == index_of([two.first, two.second], two.publisher.store)
+    again = two.publisher.publish(two.to, two.first, two.second, channels=["stable"])
     assert again.changed is False
 
 
@@ -372,11 +372,11 @@ def test_an_index_that_names_an_absent_platform(two: Scene) -> None:
 
 
 def test_an_index_that_calls_a_platform_by_another_name(two: Scene) -> None:
-    made = json.loads(index_of([two.first, two.second], two.press.store))
+    made = json.loads(index_of([two.first, two.second], two.publisher.store))
     made["manifests"][0]["platform"] = {"architecture": "riscv64", "os": "linux"}
     data = json.dumps(made).encode()
     two.raw.put_manifest("other", data, INDEX)
-    layer = hostile.signature(digest_of(data), ["other"], two.press.key)
+    layer = hostile.signature(digest_of(data), ["other"], two.publisher.key)
     two.raw.attach(digest_of(data), "sig", [layer])
     with pytest.raises(PublishedError, match="names linux/riscv64, and its image is for"):
         ask(two, "other")
@@ -389,7 +389,7 @@ def test_a_tag_that_names_one_platform_of_two(two: Scene) -> None:
 
 
 def test_an_unsigned_index_of_signed_platforms(two: Scene) -> None:
-    made = json.loads(index_of([two.first, two.second], two.press.store))
+    made = json.loads(index_of([two.first, two.second], two.publisher.store))
     two.raw.put_manifest("stable", json.dumps(made, indent=1).encode(), INDEX)
     with pytest.raises(PublishedError, match="is unsigned"):
         ask(two, "stable")
@@ -398,29 +398,31 @@ def test_an_unsigned_index_of_signed_platforms(two: Scene) -> None:
 # Channels
 
 
-def test_a_channel_moves_on_and_never_back(press: Press, registry: Registry) -> None:
+def test_a_channel_moves_on_and_never_back(publisher: Publisher, registry: Registry) -> None:
     from sparkimage.core.errors import RegistryError
 
-    to = press.repository(f"{registry.address}/hostile/channel")
+    to = publisher.repository(f"{registry.address}/hostile/channel")
     raw = Client(address=registry.address, repository="hostile/channel")
-    old, new = (press.item(press.image(vllm=version)) for version in ("0.32.0", "0.33.0rc1"))
-    first = press.publish(to, old, channels=["stable"])
-    second = press.publish(to, new, channels=["stable"])
+    old, new = (
+        publisher.item(publisher.image(vllm=version)) for version in ("0.32.0", "0.33.0rc1")
+    )
+    first = publisher.publish(to, old, channels=["stable"])
+    second = publisher.publish(to, new, channels=["stable"])
     assert (str(first.tags["stable"]), str(second.tags["stable"])) == ("new", "moved")
     with pytest.raises(RegistryError, match="would go backwards"):
-        press.publish(to, old, channels=["stable"])
+        publisher.publish(to, old, channels=["stable"])
     assert to.digest_of("stable") == new.image.digest
     # What is not ours is not moved at all.
     empty = {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
     raw.put_manifest("other", json.dumps(empty).encode(), INDEX)
     with pytest.raises(RegistryError, match="not known to be ours"):
-        press.publish(to, new, channels=["other"])
+        publisher.publish(to, new, channels=["other"])
 
 
 def test_a_failed_result_of_our_key_is_not_published_over(scene: Scene) -> None:
     failed_beside_passed(scene)
     with pytest.raises(PublishedError, match="says FAILED"):
-        scene.press.publish(scene.to, scene.first)
+        scene.publisher.publish(scene.to, scene.first)
 
 
 def test_what_others_attached_stays(scene: Scene) -> None:
@@ -430,7 +432,7 @@ def test_what_others_attached_stays(scene: Scene) -> None:
     )
     scene.attach(scene.first, "att", [scan, *scene.attached(scene.first, "att")])
     ask(scene)
-    again = scene.press.publish(scene.to, scene.first)
+    again = scene.publisher.publish(scene.to, scene.first)
     assert again.changed is False
     assert scan[1] in [data for _, data in scene.attached(scene.first, "att")]
 
@@ -439,8 +441,8 @@ def test_the_sbom_is_the_same_each_time_and_knows_nccl(scene: Scene) -> None:
     from sparkimage.core.process import Local
     from sparkimage.image.layerindex import image_files
 
-    store = scene.press.store
-    item = scene.press.item(scene.first.image, real_sbom=True)
+    store = scene.publisher.store
+    item = scene.publisher.item(scene.first.image, real_sbom=True)
     again = sbom.normal(sbom.scan(item.image, store, Local()), item.image)
     files = image_files(store, item.image)
     assert sbom.with_more(again, [*sbom.nccl(item.plan, files)]) == item.bill
@@ -453,12 +455,12 @@ def test_the_sbom_is_the_same_each_time_and_knows_nccl(scene: Scene) -> None:
 def test_inspect_says_what_it_is_from_the_registry_alone(scene: Scene) -> None:
     # A machine that has neither the project nor its store.
     reference = f"{scene.to.place}:{scene.tag}"
-    home = scene.press.folder / "elsewhere"
+    home = scene.publisher.folder / "elsewhere"
     home.mkdir()
     (home / "tools").symlink_to(paths.home() / "tools")
     nothing = {"SPARKIMAGE_HOME": str(home)}
-    key = str(hostile.public(scene.press.key))
-    argv = scene.press.argv("inspect", reference)
+    key = str(hostile.public(scene.publisher.key))
+    argv = scene.publisher.argv("inspect", reference)
     argv[argv.index("--matrix-file") + 1] = "none.yaml"
     said = subprocess.run(
         [*argv, "--key", key, "--json"], env={**os.environ, **nothing}, capture_output=True,
@@ -479,26 +481,26 @@ def test_inspect_says_what_it_is_from_the_registry_alone(scene: Scene) -> None:
 
 
 def test_distribute_via_asks_before_any_node(scene: Scene) -> None:
-    press = scene.press
-    first = press.plan(name("amd64")).image
-    press.store.name(first, press.store.descriptor(scene.first.image.digest))
+    publisher = scene.publisher
+    first = publisher.plan(name("amd64")).image
+    publisher.store.name(first, publisher.store.descriptor(scene.first.image.digest))
     # The node does not exist: exit code 13 says that the registry was believed.
     words = ("distribute", "small-amd64", "--nodes", "no-such-node.invalid", "--dry-run", "--via")
-    good = press.run(*words, str(scene.to.place))
+    good = publisher.run(*words, str(scene.to.place))
     assert good.returncode == 13, good.stderr
     unsigned(scene)
-    refused = press.run(*words, str(scene.to.place))
+    refused = publisher.run(*words, str(scene.to.place))
     assert (refused.returncode, "is unsigned" in refused.stderr) == (16, True)
-    absent = press.run(*words, f"{scene.registry.address}/hostile/nothing")
+    absent = publisher.run(*words, f"{scene.registry.address}/hostile/nothing")
     assert absent.returncode == 16
 
 
-def test_only_what_says_passed_is_published(press: Press, registry: Registry) -> None:
-    image = press.image(payload=SMALL.changed(0, seed=20_000))
-    plan, store = press.plan(name("amd64")), press.store
+def test_only_what_says_passed_is_published(publisher: Publisher, registry: Registry) -> None:
+    image = publisher.image(payload=SMALL.changed(0, seed=20_000))
+    plan, store = publisher.plan(name("amd64")), publisher.store
     about: dict[str, Any] = {
         "digest": image.digest, "lock": plan.lock_checksum,
-        "plan": press.item(image).verdict.statements[-1].plan,
+        "plan": publisher.item(image).verdict.statements[-1].plan,
     }  # fmt: skip
     static = seal_maker.check("static/payload", tier=Tier.STATIC)
     run = [seal_maker.check("payload/test_runs", result) for result in ("FAILED", "PASSED")]
@@ -508,18 +510,18 @@ def test_only_what_says_passed_is_published(press: Press, registry: Registry) ->
         for one in made:
             seal.save(store, one)
 
-    to = press.repository(f"{registry.address}/hostile/passed")
+    to = publisher.repository(f"{registry.address}/hostile/passed")
     # The static tier passed in a run that failed otherwise: a stranger would have to weigh that.
     history(
         seal_maker.made(static, run[0], finished=1, **about),
         seal_maker.made(run[1], finished=2, **about),
     )
     with pytest.raises(GateError, match="lacks the required tier static"):
-        press.publish(to, press.item(image))
+        publisher.publish(to, publisher.item(image))
     assert [tag for tag in to.tags() if not tag.startswith("sha256-")] == []
     # Both proven anew.
     seal.save(store, seal_maker.made(static, run[1], finished=3, **about))
-    press.publish(to, press.item(image))
+    publisher.publish(to, publisher.item(image))
     at = remote.Reference.parse(f"{to.place}@{image.digest}")
-    (one,) = remote.read(at, to, press.trust).images
+    (one,) = remote.read(at, to, publisher.trust).images
     assert [s.statement["predicate"]["result"] for s in remote.results(one)] == ["PASSED"] * 2

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sparkimage.config.inventory import Node
 from sparkimage.core import progress
-from sparkimage.core.progress import Board, LiveBoard, View
+from sparkimage.core.progress import LiveProgress, TransferProgress, View
 from sparkimage.nodes import maintenance, receipts
 from sparkimage.nodes.maintenance import Held, NodeView
 
@@ -22,9 +22,9 @@ def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
     return Console(file=said, width=80, force_terminal=terminal, color_system=None), said
 
 
-def shown(board: Board) -> list[str]:
+def shown(board: TransferProgress) -> list[str]:
     """What is on the terminal now."""
-    assert isinstance(board, LiveBoard)
+    assert isinstance(board, LiveProgress)
     plain = io.StringIO()
     Console(file=plain, width=80).print(*board.shown.get_renderables())
     return plain.getvalue().splitlines()
@@ -133,11 +133,15 @@ def test_a_digest_that_one_node_knows_holds_for_the_same_image_elsewhere() -> No
         return NodeView(node=Node(name=name, control=name), images=(held,))
 
     same = [view("a", "1", None), view("b", "1", "sha256:1")]
-    (one,) = maintenance.standings(same, "r:x")
+    (one,) = maintenance.tag_states(same, "r:x")
     assert (one.digest, one.nodes) == ("sha256:1", ("a", "b"))
     assert maintenance.differing(same) == []
     more = [*same, view("c", "2", None), NodeView(node=Node(name="d", control="d"))]
-    assert [one.nodes for one in maintenance.standings(more, "r:x")] == [("a", "b"), ("c",), ("d",)]
+    assert [one.nodes for one in maintenance.tag_states(more, "r:x")] == [
+        ("a", "b"),
+        ("c",),
+        ("d",),
+    ]
     assert maintenance.differing(more) == ["r:x"]
 
 

@@ -16,7 +16,7 @@ from sparkimage.image import archive
 from sparkimage.image.archive import Document
 from sparkimage.image.store import CHUNK, Image, Layer, Store
 from sparkimage.nodes import delta
-from sparkimage.nodes.delta import Whole
+from sparkimage.nodes.delta import ImageManifest
 from sparkimage.nodes.snapshot import STAGING, chain_ids
 from tests.unit.oci_maker import Files, digest, flip, make_image
 
@@ -34,12 +34,12 @@ def image(store: Store) -> Image:
 
 
 @pytest.fixture(scope="module")
-def whole(store: Store, image: Image) -> Whole:
+def whole(store: Store, image: Image) -> ImageManifest:
     config = image.manifest["config"]["digest"]
     documents = [
         Document(digest=d, data=store.path(d).read_bytes()) for d in (image.digest, config)
     ]
-    return Whole(image=image, manifest=documents[0], config=documents[1])
+    return ImageManifest(image=image, manifest=documents[0], config=documents[1])
 
 
 def test_a_chain_id_stands_for_all_below_it() -> None:
@@ -59,7 +59,7 @@ def test_a_changed_middle_layer_costs_what_lies_above_it_in_one_store_only(image
 
 @given(lacking=st.sets(st.integers(0, 4)), size=st.integers(1, 30_000))
 def test_steps_bring_each_lacking_layer_once_and_end_with_the_image(
-    whole: Whole, lacking: set[int], size: int
+    whole: ImageManifest, lacking: set[int], size: int
 ) -> None:
     steps = delta.steps(whole, lacking, size=size)
     layers = whole.image.layers
@@ -78,7 +78,7 @@ def test_steps_bring_each_lacking_layer_once_and_end_with_the_image(
     assert all(step.size >= size for step in steps[:-1])
 
 
-def test_a_part_is_the_image_cut(whole: Whole) -> None:
+def test_a_part_is_the_image_cut(whole: ImageManifest) -> None:
     part = delta.part(whole, 2)
     config, manifest = json.loads(part.config.data), json.loads(part.manifest.data)
     assert config["rootfs"]["diff_ids"] == [layer.diff_id for layer in whole.image.layers[:2]]
@@ -89,7 +89,7 @@ def test_a_part_is_the_image_cut(whole: Whole) -> None:
     assert part.name == f"{STAGING}:{whole.image.digest[7:19]}-2"
 
 
-def test_an_archive_holds_what_is_sent_and_names_all(whole: Whole, store: Store) -> None:
+def test_an_archive_holds_what_is_sent_and_names_all(whole: ImageManifest, store: Store) -> None:
     step = delta.steps(whole, {1, 4})[-1]
     body, end = archive.partial(step, store)
     with tarfile.open(fileobj=io.BytesIO(b"".join(body) + end)) as tar:

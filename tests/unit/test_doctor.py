@@ -64,7 +64,7 @@ def examined(id: str, *patients: NodeReport, **more: Any) -> Result:
 
 
 def said(result: Result) -> str:
-    return "\n".join(f"{one.what} → {one.mend}" for one in result.findings)
+    return "\n".join(f"{one.what} → {one.fix}" for one in result.findings)
 
 
 def unreachable(number: int) -> NodeReport:
@@ -188,7 +188,7 @@ def test_what_is_wrong_on_one_node_is_found(
     assert words in said(result)
     assert result.worst in (severity, result.check.worst)
     assert all(one.check == id and one.why == result.check.why for one in result.findings)
-    assert all(one.mend or one.severity is INFO for one in result.findings)
+    assert all(one.fix or one.severity is INFO for one in result.findings)
 
 
 def test_every_check_was_seen_to_fail() -> None:
@@ -204,7 +204,7 @@ def test_a_node_that_cannot_be_reached_is_a_finding_and_the_others_are_examined(
     assert by_id["reach"].nodes == {"spark1": OK, "spark2": FAIL, "spark3": OK}
     assert by_id["gpu"].nodes == {"spark1": OK, "spark2": Severity.UNKNOWN, "spark3": FAIL}
     first = found.findings[0]
-    assert (first.what, first.mend) == (
+    assert (first.what, first.fix) == (
         "its host key is not known here", "connect once: ssh spark2",
     )  # fmt: skip
 
@@ -310,7 +310,7 @@ def test_as_json() -> None:
     assert made["nodes"]["spark3"] is None
     assert made["nodes"]["spark1"]["gpus"][0]["name"] == "NVIDIA GB10"
     assert {one["check"] for one in made["checks"]} == {one.id for one in doctor.CHECKS}
-    assert made["findings"][0].keys() == {"check", "severity", "nodes", "what", "why", "mend"}
+    assert made["findings"][0].keys() == {"check", "severity", "nodes", "what", "why", "fix"}
 
 
 WORDS = st.lists(

@@ -14,7 +14,7 @@ from sparkimage.core import interrupts
 from sparkimage.core.errors import NodeError
 from sparkimage.core.interrupts import Interrupted
 from sparkimage.nodes import concurrent
-from sparkimage.nodes.concurrent import together
+from sparkimage.nodes.concurrent import run_on_all
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_a_block_ends_before_it_is_interrupted() -> None:
 def test_an_interrupt_stops_all_that_goes_on() -> None:
     works = [Work("a"), Work("b", hangs=True), Work("c", hangs=True)]
     with pytest.raises(Interrupted):
-        together(works, Work.act, stop=Work.stop)
+        run_on_all(works, Work.act, stop=Work.stop)
     assert all(work.stopped.is_set() for work in works)
 
 
@@ -83,7 +83,7 @@ def test_an_interrupt_waits_for_no_thread_that_does_not_stop(
     monkeypatch.setattr(concurrent, "STOP_S", 0.01)
     deaf = Work("b", hangs=True, deaf=True)
     with pytest.raises(Interrupted):
-        together([Work("a"), deaf], Work.act, stop=Work.stop)
+        run_on_all([Work("a"), deaf], Work.act, stop=Work.stop)
     assert not deaf.stopped.is_set()
     deaf.stopped.set()
 
@@ -95,13 +95,13 @@ def test_every_error_is_returned_and_a_defect_is_raised() -> None:
         if work.name == "defect":
             raise ZeroDivisionError
 
-    errors = together([Work("a"), Work("b")], act)
+    errors = run_on_all([Work("a"), Work("b")], act)
     assert {name: error.message for name, error in errors.items()} == {
         "a": "a: no space left on device"
     }
     other = Work("other")
     with pytest.raises(ZeroDivisionError):
-        together([Work("defect"), other], act, stop=Work.stop)
+        run_on_all([Work("defect"), other], act, stop=Work.stop)
 
 
 def test_a_block_of_another_thread_defers_nothing() -> None:

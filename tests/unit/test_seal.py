@@ -56,7 +56,7 @@ def test_a_later_failed_outweighs_an_earlier_passed(store: Store) -> None:
     found = verdict(store)
     assert (found.result, found.tiers) == ("FAILED", (Tier.STATIC,))
     assert [one.id for one in found.failed] == ["l/a"]
-    # The other tier's success does not mend it; its own does.
+    # The other tier's success does not fix it; its own does.
     seal.save(store, made(STATIC, finished=3))
     assert verdict(store).result == "FAILED"
     seal.save(store, made(check("l/a"), finished=4))

@@ -14,7 +14,7 @@ import pytest
 
 from sparkimage.image.archive import Document
 from sparkimage.image.store import Image, Store
-from sparkimage.nodes.pull_server import Guest, Serving
+from sparkimage.nodes.pull_server import PullClient, Serving
 from sparkimage.nodes.snapshot import STAGING
 from tests.unit.oci_maker import Files, make_image
 
@@ -44,7 +44,7 @@ class Registry:
     serving: Serving
     image: Image
     store: Store
-    guest: Guest
+    guest: PullClient
     moved: list[tuple[int, bool]]
     change: threading.Condition
 

@@ -67,12 +67,12 @@ class ClusterReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What is to be said of these nodes: what was seen, and the command that mends it."""
+    """What is to be said of these nodes: what was seen, and the command that fixes it."""
 
     nodes: tuple[str, ...] = ()
     severity: Severity
     what: str
-    mend: str = ""
+    fix: str = ""
     check: str = ""
     """Filled in by ``Check.examine``, as is ``why``."""
     why: str = ""
@@ -87,9 +87,9 @@ Rule = Callable[[ClusterReport], Findings]
 NodeRule = Callable[[ClusterReport, NodeSnapshot], Findings]
 
 
-def found(severity: Severity, what: str, mend: str = "") -> Finding:
+def found(severity: Severity, what: str, fix: str = "") -> Finding:
     """A finding of the node that is examined."""
-    return Finding(severity=severity, what=what, mend=mend)
+    return Finding(severity=severity, what=what, fix=fix)
 
 
 def several(cluster: ClusterReport) -> bool:
@@ -187,13 +187,13 @@ def differing(
     value: Callable[[NodeSnapshot], str],
     severity: Severity,
     what: str,
-    mend: str = "",
+    fix: str = "",
 ) -> Findings:
     """A finding where ``value`` is not the same on all nodes."""
     groups = grouped((one.name, value(one)) for one in cluster.known)
     if len(groups) > 1:
         said = f"{what}: {in_words(groups)}"
-        yield Finding(nodes=odd(groups), severity=severity, what=said, mend=mend)
+        yield Finding(nodes=odd(groups), severity=severity, what=said, fix=fix)
 
 
 @dataclass(frozen=True, kw_only=True)

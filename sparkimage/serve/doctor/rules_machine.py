@@ -58,7 +58,7 @@ def reach(cluster: ClusterReport) -> Findings:
     for one in cluster.nodes:
         if one.error is not None:
             what = one.error.message.removeprefix(one.name).lstrip(": ")
-            yield Finding(nodes=(one.name,), severity=FAIL, what=what, mend=one.error.hint)
+            yield Finding(nodes=(one.name,), severity=FAIL, what=what, fix=one.error.hint)
 
 
 @check("distinct", applies=several, knows=lambda node: node.host and node.boot)
@@ -69,7 +69,7 @@ def distinct(cluster: ClusterReport) -> Findings:
             yield Finding(
                 nodes=tuple(names), severity=FAIL,
                 what=f"they are one machine, {machine.split()[0]}",
-                mend="correct `control` of these nodes in the fleet file",
+                fix="correct `control` of these nodes in the fleet file",
             )  # fmt: skip
 
 
@@ -106,9 +106,9 @@ def docker(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 )
 def engines(cluster: ClusterReport) -> Findings:
     """Engines that differ."""
-    mend = "there: sudo apt-get install --only-upgrade docker-ce docker.io"
+    fix = "there: sudo apt-get install --only-upgrade docker-ce docker.io"
     what = "several versions of Docker"
-    yield from differing(cluster, lambda node: node.docker.version, INFO, what, mend)
+    yield from differing(cluster, lambda node: node.docker.version, INFO, what, fix)
     yield from differing(cluster, lambda node: node.docker.store, INFO, "several image stores")
 
 
@@ -226,8 +226,8 @@ def driver(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 )
 def drivers_equal(cluster: ClusterReport) -> Findings:
     """Several drivers."""
-    what, mend = "not the same driver everywhere", f"{UPGRADE} && sudo reboot"
-    yield from differing(cluster, lambda node: node.driver, WARN, what, mend)
+    what, fix = "not the same driver everywhere", f"{UPGRADE} && sudo reboot"
+    yield from differing(cluster, lambda node: node.driver, WARN, what, fix)
 
 
 @check(
@@ -370,15 +370,15 @@ def disk(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 @each
 def clock(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Clocks that are wrong, or apart."""
-    mend = "there: timedatectl; sudo timedatectl set-ntp true"
+    fix = "there: timedatectl; sudo timedatectl set-ntp true"
     skew = node.skew_s or 0.0
     # This machine's counts as one of them.
     right = sorted([0.0, *(s for one in cluster.known if abs(s := one.skew_s or 0.0) <= SKEW_S)])
     middle = right[len(right) // 2]
     if abs(skew) > SKEW_S:
-        yield found(FAIL, f"its clock is {skew:+.0f} s off this machine's", mend)
+        yield found(FAIL, f"its clock is {skew:+.0f} s off this machine's", fix)
     elif abs(skew - middle) > APART_S:
-        yield found(WARN, f"its clock is {skew - middle:+.1f} s off the others'", mend)
+        yield found(WARN, f"its clock is {skew - middle:+.1f} s off the others'", fix)
 
 
 @check(

@@ -48,8 +48,8 @@ def folder(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     if node.model.late:
         yield found(FAIL, f"{model} could not be read in time", f"there: ls -l {path}")
     elif node.model.state == "missing":
-        mend = f"there: hf download MODEL --local-dir {path}"
-        yield found(FAIL, f"{model} is not there", mend)
+        fix = f"there: hf download MODEL --local-dir {path}"
+        yield found(FAIL, f"{model} is not there", fix)
     elif node.model.state == "closed":
         what = f"{model} cannot be read by {node.user}, or is no folder"
         yield found(FAIL, what, f"there: ls -ld {path}")
@@ -107,7 +107,7 @@ def equal(cluster: ClusterReport) -> Findings:
     yield Finding(
         nodes=odd(groups), severity=FAIL,
         what=f"not the same model everywhere{sums}; they differ in {some(difference(norm, other))}",
-        mend=f"from a node that has it whole: rsync -a {path} NODE:{path}",
+        fix=f"from a node that has it whole: rsync -a {path} NODE:{path}",
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def fit(cluster: ClusterReport) -> Findings:
             nodes=tuple(one.name for one in cluster.known), severity=FAIL,
             what=f"the model has {human(size)}; {cluster.utilization:.0%} of the GPUs' memory "
             f"together are {human(room)}",
-            mend="more nodes, or a model with smaller weights",
+            fix="more nodes, or a model with smaller weights",
         )  # fmt: skip
 
 

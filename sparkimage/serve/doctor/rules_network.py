@@ -151,9 +151,9 @@ def interface(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 @check("network", seen=lambda node: data_link(node).network, applies=several, knows=data_link)
 def one_network(cluster: ClusterReport) -> Findings:
     """Nodes whose data addresses are not in one network."""
-    mend = "correct `data` in the fleet file, or the addresses there (netplan)"
+    fix = "correct `data` in the fleet file, or the addresses there (netplan)"
     yield from differing(
-        cluster, lambda node: data_link(node).network, WARN, "not in one network", mend
+        cluster, lambda node: data_link(node).network, WARN, "not in one network", fix
     )
 
 
@@ -183,8 +183,8 @@ def subnets(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 def speed(cluster: ClusterReport) -> Findings:
     """Ranks that talk over a slow interface."""
     yield from each(_slow)(cluster)
-    mend = "there: ethtool INTERFACE; the slowest one decides for all"
-    yield from differing(cluster, rate, WARN, "not the same speed everywhere", mend)
+    fix = "there: ethtool INTERFACE; the slowest one decides for all"
+    yield from differing(cluster, rate, WARN, "not the same speed everywhere", fix)
 
 
 def _slow(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
@@ -208,8 +208,8 @@ def _slow(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 @check("mtu", seen=mtu_of, applies=several, knows=data_link)
 def mtu(cluster: ClusterReport) -> Findings:
     """Frames of several sizes, or small ones on a fast network."""
-    mend = f"there: sudo ip link set INTERFACE mtu {JUMBO}; for good in netplan"
-    yield from differing(cluster, mtu_of, WARN, "not the same MTU everywhere", mend)
+    fix = f"there: sudo ip link set INTERFACE mtu {JUMBO}; for good in netplan"
+    yield from differing(cluster, mtu_of, WARN, "not the same MTU everywhere", fix)
     yield from each(_small)(cluster)
 
 

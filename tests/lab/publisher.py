@@ -39,11 +39,11 @@ def name(arch: str) -> str:
     return f"small-{arch}"
 
 
-class Press(Project):
+class Publisher(Project):
     """The project, with a variant for each platform."""
 
     @classmethod
-    def make(cls, folder: Path, *, channels: bool = False) -> Press:
+    def make(cls, folder: Path, *, channels: bool = False) -> Publisher:
         data = maker.document(
             {"os": {"trixie": maker.OS}},
             {"os": {"base": "os"}},

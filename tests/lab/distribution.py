@@ -137,7 +137,7 @@ class Running:
 
 
 @dataclass
-class Voyage:
+class Distribution:
     """A fleet that has one image everywhere, and the next ones on their way to it."""
 
     shipment: Shipment
@@ -266,7 +266,7 @@ class Voyage:
             found[node.name] = look(node)
         return found[node.name].used < most
 
-    def prepared(self) -> Iterator[Voyage]:
+    def prepared(self) -> Iterator[Distribution]:
         """For a test: all nodes have one image. What it breaks is mended after it."""
         many = self.seed - self.begun > MANY
         if not self.at_rest or self.resets != self.fleet.resets or many:
@@ -302,7 +302,7 @@ class Way:
     name: str
     midway: int
     """Bytes that have passed when a run with ``image`` is in mid-stream."""
-    image: Callable[[Voyage], Image]
+    image: Callable[[Distribution], Image]
     """The next one on its way, which the nodes lack as far as it takes to go this way."""
     size: int
     """Of each of five layers that go this way."""
@@ -313,8 +313,8 @@ class Way:
         return self.name
 
 
-LOADED = Way(name="loaded", midway=MIDWAY, image=Voyage.next, size=5 * MB // 2, rate=4 * MB)
-PULLED = Way(name="pulled", midway=20 * MB, image=Voyage.fresh, size=2 * SIZE, rate=40 * MB)
+LOADED = Way(name="loaded", midway=MIDWAY, image=Distribution.next, size=5 * MB // 2, rate=4 * MB)
+PULLED = Way(name="pulled", midway=20 * MB, image=Distribution.fresh, size=2 * SIZE, rate=40 * MB)
 
 
 STORES = ("overlay2", "containerd")
