@@ -62,7 +62,7 @@ finish)
         done
     done
     # Only usr/ is used; the rest would be half a system.
-    rm -rf --one-file-system "$1/etc" "$1/var" "$1/tmp" "$1/dev" "$1/run"
+    rm -rf --one-file-system "${1:?}/etc" "${1:?}/var" "${1:?}/tmp" "${1:?}/dev" "${1:?}/run"
     chmod 0755 "$1"
     chown "$2" "$1"
     ;;
