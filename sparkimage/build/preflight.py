@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparkimage.build.engine.emulation import ensure_emulation
-from sparkimage.config import dockerfile
 from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.core.errors import BuildError, CommandError, LockError, PreflightError
 from sparkimage.core.units import human
@@ -23,6 +24,10 @@ UNPACKED_PER_BYTE = 6.5
 """Bytes of disk for each byte of wheels: 2.1 in BuildKit's snapshots, 2.1 unpacked for running,
 1.0 compressed in the engine, 1.0 in the store, and the temporary files of one step."""
 BASE_BYTES = 2_000_000_000
+CLOSED = "--network=none"
+"""Flag of a RUN step: https://docs.docker.com/reference/dockerfile/#run---networknone"""
+WHEELS = re.compile(r"--mount=\S*\bfrom=uv(,|$)")
+"""Mount of the step that installs the locked wheels, by hash."""
 
 
 def check(plan: Plan, context: BuildContext) -> None:
@@ -53,13 +58,11 @@ def check(plan: Plan, context: BuildContext) -> None:
 def refuse_open_steps(plan: Plan, project: Path) -> None:
     """Raises ``BuildError`` for a step of a layer that could fetch what is not locked."""
     for layer in plan.layers:
-        if layer.source is None and (
-            steps := dockerfile.open_steps((project / layer.dockerfile).read_text())
-        ):
+        if layer.source is None and (steps := open_steps((project / layer.dockerfile).read_text())):
             raise BuildError(
                 f"{layer.dockerfile}: a step has network access, and what it fetches is not locked",
                 detail="\n".join(steps),
-                hint=f"write `RUN {dockerfile.CLOSED} …`, and take what it needs from pins of the "
+                hint=f"write `RUN {CLOSED} …`, and take what it needs from pins of the "
                 "matrix (`debs`, `wheels`, `patches`)",
             )
 
@@ -110,3 +113,17 @@ def free_bytes(place: Path) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
+
+
+def open_steps(text: str) -> tuple[str, ...]:
+    """The RUN steps that have a network and do not install the locked wheels."""
+    joined = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE))
+    steps = [
+        line.split() for line in joined.splitlines() if re.match(r"\s*RUN\s", line, re.IGNORECASE)
+    ]
+    return tuple(" ".join(words) for words in steps if not _closed(words[1:]))
+
+
+def _closed(words: list[str]) -> bool:
+    flags = list(itertools.takewhile(lambda word: word.startswith("--"), words))
+    return CLOSED in flags or any(WHEELS.match(flag) for flag in flags)

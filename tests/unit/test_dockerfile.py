@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.config.dockerfile import open_steps
+from sparkimage.build.preflight import open_steps
 
 IMAGES = Path(__file__).resolve().parents[2] / "images"
 
