@@ -170,7 +170,9 @@ class NodeError(SparkError):
 class UnreachableError(NodeError):
     """The connection to a node failed or was lost. Worth a retry unless ``definite``."""
 
-    def __init__(self, message: str, *, definite: bool, hint: str = "", detail: str = "") -> None:
+    def __init__(
+        self, message: str, *, definite: bool = False, hint: str = "", detail: str = ""
+    ) -> None:
         super().__init__(message, hint=hint, detail=detail)
         self.definite = definite
 

@@ -1,4 +1,4 @@
-"""One action on many nodes, connections or groups of them, each in a thread of its own."""
+"""Runs one function for many nodes at once, each in a thread of its own."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sparkimage.core.errors import SparkError
 
 STOP_S = 10.0
 """Seconds that threads get to end after an interrupt. They end with the process in any case, and
-what a killed process leaves on a node is what the next run fixes."""
+the next run cleans up what it left on a node."""
 WAKE_S = 0.5
-"""Seconds after which the main thread looks up from its wait. A signal that comes just before a
-thread blocks on a lock does not wake it, and Python's handler runs when it next does anything:
+"""Seconds after which the main thread interrupts its wait. A signal just before a thread blocks on
+a lock does not wake it, and Python's handler runs only when the thread does:
 https://docs.python.org/3/library/signal.html#execution-of-python-signal-handlers."""
 Errors = dict[str, SparkError]
-"""What went wrong, by node."""
+"""Errors by node."""
 Item = TypeVar("Item")
 
 
@@ -30,17 +30,17 @@ def run_on_all(
     name: Callable[[Item], str] = attrgetter("name"),
     stop: Callable[[Item], None] = lambda _item: None,
 ) -> Errors:
-    """Do ``act`` for all items at once and to the end; returns every error.
+    """Run ``act`` for all items at once, each to its end; returns every error by ``name``.
 
-    On an interrupt, or an exception that is no ``SparkError``, ``stop`` ends what goes on with
-    each item, and after at most ``STOP_S`` the interrupt or the exception is raised.
+    On an interrupt, or an exception other than ``SparkError``, ``stop`` is called for each item,
+    and after at most ``STOP_S`` the interrupt or the exception is raised.
     """
     errors: Errors = {}
     if not items:
         return errors
-    # Futures that have ended, and None for an interrupt.
+    # Finished futures, and None for an interrupt.
     events: SimpleQueue[Future[None] | None] = SimpleQueue()
-    # Not as a context, whose end would wait for threads that hang.
+    # Not as a context manager, which would wait for threads that hang.
     pool = ThreadPoolExecutor(len(items))
     with interrupts.deferred(lambda: events.put(None)):
         names: dict[Future[None], str] = {}
@@ -56,7 +56,9 @@ def run_on_all(
                     continue
                 if ended is None:
                     break
-                if (error := _failure(ended)) is not None:
+                try:
+                    ended.result()
+                except SparkError as error:
                     errors[names[ended]] = error
                 del names[ended]
         finally:
@@ -66,12 +68,3 @@ def run_on_all(
                 wait(names, STOP_S)
             pool.shutdown(wait=False)
     return errors
-
-
-def _failure(ended: Future[None]) -> SparkError | None:
-    """What went wrong in a thread; what was not expected to is raised."""
-    try:
-        ended.result()
-    except SparkError as error:
-        return error
-    return None

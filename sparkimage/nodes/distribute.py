@@ -1,16 +1,16 @@
-"""An image on every node of a fleet, or on none.
+"""Brings an image to every node of a fleet, or to none.
 
-Look at all nodes; bring each the layers that it lacks, under a staging name; prove it there; and
-only when it is proven everywhere, move the name, everywhere. What a failed run has brought stays
-under the staging names, for the next one to go on from.
+Look at all nodes; send each the layers that it lacks, under a staging name; prove the image there;
+and only when it is proven everywhere, move the name, everywhere. What a failed run has sent stays
+under the staging names, and the next one goes on from there.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -20,18 +20,17 @@ from sparkimage.core.errors import DamagedError, SparkError, UnreachableError
 from sparkimage.core.progress import Moved, TransferProgress, View
 from sparkimage.core.units import human
 from sparkimage.image import layerindex
-from sparkimage.image.archive import Document, Step
+from sparkimage.image.archive import Step
 from sparkimage.image.store import Image, Store
-from sparkimage.nodes import delta, receipts, retag
+from sparkimage.nodes import delta, receipts
 from sparkimage.nodes.concurrent import Errors, run_on_all
-from sparkimage.nodes.delta import ImageManifest
-from sparkimage.nodes.retag import PREVIOUS, Retag
+from sparkimage.nodes.retag import AGAIN, FleetUpdate, Retag, count_nodes
 from sparkimage.nodes.session import ATTEMPTS, NodeSession
 from sparkimage.nodes.ssh import IMAGES, Remote
 from sparkimage.verify.policy import PolicyDecision
 
 if TYPE_CHECKING:
-    from sparkimage.nodes.pull_server import Serving
+    from sparkimage.nodes.pull_server import PullServer
 
 PROVEN = ("layers", "config", "platform", "container")
 """What every node proves of an image before its name is moved."""
@@ -41,38 +40,38 @@ WAIT_S = (1.0, 3.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to go about it."""
+    """The options of ``distribute``."""
 
     partial: bool = False
     """Leave a mixed fleet when some nodes fail."""
     dry_run: bool = False
     relay: bool = False
-    """Nodes that lack the same layers pass them on; only one of them gets them from here."""
+    """Nodes that lack the same layers pass them on; only the first one gets them from here."""
     via: str = ""
-    """A repository of a registry that the nodes pull from; empty: the layers go out from here."""
+    """A registry's repository that the nodes pull from; empty: the layers are sent from here."""
     step: int = delta.STEP
-    """Bytes after which a node keeps what has arrived, whatever becomes of the rest."""
+    """Bytes after which a node keeps what has arrived, even when the rest does not arrive."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeResult:
-    """What came of a node."""
+    """The outcome for one node."""
 
-    name: str
+    node: str
     state: str
     """``moved``, ``unchanged``, ``planned`` or ``failed``."""
-    sent: int = 0
-    """Bytes that went to it from here; with ``planned`` those that would."""
-    source: str = ""
-    """Where else it got the layers from: another node's name, or the registry's repository."""
-    layers_sent: int = 0
-    layers_kept: int = 0
-    error: SparkError | None = None
+    sent: int
+    """Bytes sent to it from here; with ``planned`` those to send."""
+    source: str | None
+    """What else it got the layers from: another node's name, or the registry's repository."""
+    layers_sent: int
+    layers_kept: int
+    error: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of it all."""
+    """The outcome of a distribution."""
 
     name: str
     digest: str
@@ -86,97 +85,95 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {
-            "name": self.name,
-            "digest": self.digest,
-            "seconds": round(self.seconds, 3),
-            "warnings": list(self.warnings),
-            "nodes": [
-                {
-                    "node": one.name,
-                    "state": one.state,
-                    "sent": one.sent,
-                    "source": one.source or None,
-                    "layers_sent": one.layers_sent,
-                    "layers_kept": one.layers_kept,
-                    "error": one.error.message if one.error is not None else None,
-                }
-                for one in self.nodes
-            ],
-        }
+        return {**asdict(self), "seconds": round(self.seconds, 3)}
 
 
 @dataclass(kw_only=True)
 class Distribution:
-    """One image on its way to a fleet."""
+    """The distribution of one image to a fleet."""
 
     image: Image
     name: str
     decision: PolicyDecision
     store: Store
     remotes: Sequence[Remote]
-    """Its nodes, not connected, or begun with ``Remote.snapshot``; closed by whoever made them."""
+    """Its nodes, not connected, or begun with ``Remote.snapshot``; the caller closes them."""
     owner: str
-    """Who brings it, as ``ssh.lock_owner`` says."""
+    """Who distributes, as ``ssh.lock_owner`` says."""
     view: View
     options: Options = field(default_factory=Options)
     receipts_folder: Path | None = None
-    """The folder of our own receipts; None to keep none."""
+    """The folder for this machine's receipts; None to keep none."""
     examine: Callable[[NodeSession, str], Sequence[str]] | None = None
-    """Proves the image of this name on a node further, before any name is moved; says how."""
+    """Proves more of the image of this name on a node, before any name is moved; returns what."""
 
     def __post_init__(self) -> None:
-        self.whole = ImageManifest(
-            image=self.image,
-            manifest=self._document(self.image.digest),
-            config=self._document(self.image.manifest["config"]["digest"]),
-        )
-        self.part = delta.part(self.whole, len(self.image.layers))
+        self.parts = delta.parts(self.store, self.image)
+        self.whole = self.parts[-1]
         self.lacking: dict[str, list[int]] = {}
         self.expected: dict[str, int] = {}
         self.warnings: list[str] = []
-        self.sessions = [NodeSession(remote=one) for one in self.remotes]
         self.proven: dict[str, Sequence[str]] = {}
+        self.update = FleetUpdate(
+            name=self.name,
+            sessions=[NodeSession(remote=remote) for remote in self.remotes],
+            partial=self.options.partial,
+            say=self.view.say,
+        )
 
     def run(self) -> Outcome:
-        """Do it. Raises ``NodeError`` with every node that failed; then nothing was moved, or
-        (``partial``) only the others' names. ``MixedFleetError`` when what failed in the last
-        phase could not be undone everywhere."""
-        began = time.monotonic()
-        all_ = self.sessions
-        self.view.say(f"looking at {retag.nodes(all_)}")
-        errors = run_on_all(all_, self._look, stop=NodeSession.abandon)
-        self._decide(all_, errors, "nothing was sent", "run the same command again")
-        well = [one for one in all_ if one.name not in errors]
-        there = {one.name for one in well if self._is_there(one)}
-        # One that has it already is proven all the same, where it has not been or there is
-        # more to prove.
+        """Run it. Raises ``NodeError`` with every node that failed; then no name was moved, or
+        (``partial``) only the other nodes'. ``MixedFleetError`` when a failed move could not be
+        undone everywhere."""
+        began, update = time.monotonic(), self.update
+        update.look(self._look, "nothing was sent")
+        connected = update.ready
+        unchanged = [one.name for one in connected if self._is_named(one)]
+        # An image that is there already is proven, too, unless a receipt says that it was and there
+        # is no more to prove.
         todo = [
-            one
-            for one in well
-            if one.name not in there or self.examine or not self._was_proven(one)
+            session
+            for session in connected
+            if session.name not in unchanged or self.examine or not self._was_proven(session)
         ]
         if self.options.dry_run:
-            return self._outcome(all_, errors, there, began, "planned")
-        errors |= self._stage(todo)
-        self._decide(all_, errors, "no name was moved: every node keeps what it had")
-        ready = [one for one in todo if one.name not in errors]
-        moves = [self._move(one) for one in ready]
-        retag.move(moves, errors, partial=self.options.partial, say=self.view.say)
-        self._decide(all_, errors, "what was moved has been undone: every node has what it had")
-        self._clean([one for one in well if one.name not in errors])
-        self._keep_receipts([one for one in ready if one.name not in errors])
-        return self._outcome(all_, errors, there, began, "moved")
+            return self._outcome(unchanged, began, "planned")
+        update.errors |= self._stage(todo)
+        again = f"{AGAIN}: what has arrived stays there"
+        update.check("no name was moved: every node keeps what it had", again)
+        ready = [session for session in todo if session in update.ready]
+        update.move(
+            [
+                Retag(
+                    session=session, tag=self.name, staging=self.whole.name,
+                    receipt=self._receipt(session),
+                )
+                for session in ready
+            ]
+        )  # fmt: skip
+        update.check("the move was undone: every node has what it had", again)
+        self._clean([session for session in connected if session in update.ready])
+        if self.receipts_folder is not None:
+            for session in ready:
+                if session in update.ready:
+                    receipts.keep(self.receipts_folder, self._receipt(session))
+        return self._outcome(unchanged, began, "moved")
 
     def warned(self) -> tuple[str, ...]:
-        """What a user should know so far, of the run and of every node; however it ends."""
-        of_nodes = (said for one in self.sessions for said in (*one.warnings, *one.repaired))
+        """All warnings so far, also those about single nodes."""
+        of_nodes = (
+            warning
+            for session in self.update.sessions
+            for warning in (*session.warnings, *session.repaired)
+        )
         return (*self.warnings, *of_nodes)
 
     @cached_property
     def known(self) -> Mapping[str, list[str]]:
-        """The layers of every image of ours, by its manifest; read when a node lacks something."""
-        return {one.digest: [layer.digest for layer in one.layers] for one in self.store.images()}
+        """The layers of every image in the store, by its manifest."""
+        return {
+            image.digest: [layer.digest for layer in image.layers] for image in self.store.images()
+        }
 
     # Phases
 
@@ -184,20 +181,20 @@ class Distribution:
         session.open(IMAGES, lock=not self.options.dry_run, owner=self.owner)
         session.check(self.image)
         lacking = self.lacking[session.name] = (
-            [] if session.has(self.image) else session.lacking(self.whole, self.known)
+            [] if session.has(self.image) else session.lacking(self.parts, self.known)
         )
-        layers = [self.image.layers[place] for place in lacking]
+        layers = [self.image.layers[index] for index in lacking]
         if layers:
-            steps = self._steps(lacking)
-            session.room(
+            session.check_space(
                 sum(layer.size for layer in layers),
                 sum(layerindex.unpacked_size(self.store, layer) for layer in layers),
-                max(step.size for step in steps),
+                max(step.size for step in self._steps(session)),
             )
 
-    def _is_there(self, session: NodeSession) -> bool:
-        held, named = session.has(self.image), session.now.by_tag(self.name)
-        return held is not None and named is not None and held.id == named.id
+    def _is_named(self, session: NodeSession) -> bool:
+        """Whether the image has its name there already."""
+        image = session.has(self.image)
+        return image is not None and image.id == session.now.id_of(self.name)
 
     def _was_proven(self, session: NodeSession) -> bool:
         return bool(session.now.receipt(self.image.digest).get("proven"))
@@ -205,150 +202,176 @@ class Distribution:
     def _stage(self, todo: Sequence[NodeSession]) -> Errors:
         if not todo:
             return {}
-        text = f"{self.name} to {retag.nodes(todo)}"
-        with self.view.board([one.name for one in todo], text) as board:
-            for one in todo:
-                self._expect(one, board, 0 if self.options.via else self._bytes(one))
-                board.state(one.name, self._reused(one))
-            if self.options.relay and not self.options.via:
+        title = f"{self.name} to {count_nodes(todo)}"
+        with self.view.board([session.name for session in todo], title) as board:
+            for session in todo:
+                self._show(session, board)
+            relay = self.options.relay and not self.options.via
+            if relay:
                 self._relay(todo, board)
-            left = [one for one in todo if not one.target or self.examine is not None]
-            with self._serving(left) as serving:
-                return run_on_all(
-                    left, lambda one: self._bring(one, board, serving), stop=NodeSession.abandon
-                )
+            left = [session for session in todo if not session.target or self.examine is not None]
+            with self._server(left) as server:
+
+                def send(session: NodeSession) -> None:
+                    if relay:
+                        self._reconnect(session, board)
+                    try:
+                        self._send(session, board, server)
+                    except SparkError:
+                        board.state(session.name, "failed")
+                        raise
+
+                return run_on_all(left, send, stop=NodeSession.abandon)
 
     @contextmanager
-    def _serving(self, some: Sequence[NodeSession]) -> Iterator[Serving | None]:
-        """What those that pull from here pull from; None when nobody does."""
-        if self.options.via or not any(self._pulls(one) for one in some):
+    def _server(self, sessions: Sequence[NodeSession]) -> Iterator[PullServer | None]:
+        """The registry that these pull from; None when none of them pulls."""
+        if self.options.via or not any(self._pulls(session) for session in sessions):
             yield None
             return
-        # An HTTP server takes time to import, which a run that sends nothing should not pay.
-        from sparkimage.nodes.pull_server import Serving
+        # An HTTP server takes time to import, which a run that sends nothing saves.
+        from sparkimage.nodes.pull_server import PullServer
 
-        documents = (
-            document for one in delta.parts(self.whole) for document in (one.manifest, one.config)
-        )
-        socket = some[0].remote.sockets / "serving"
-        serving = Serving(socket, self.store, documents, self.image.layers)
+        documents = (document for part in self.parts for document in (part.manifest, part.config))
+        socket = sessions[0].remote.sockets / "serving"
+        server = PullServer(socket, self.store, documents, self.image.layers)
         try:
-            yield serving
+            yield server
         finally:
-            serving.close()
+            server.close()
 
     def _pulls(self, session: NodeSession) -> bool:
-        return session.pulls(self.whole, self.lacking[session.name])
+        return session.pulls(self.parts, self.lacking[session.name])
 
     def _relay(self, todo: Sequence[NodeSession], board: TransferProgress) -> None:
-        """Chains of nodes that lack the same; what it does not bring is brought from here."""
+        """Relay chains of nodes that lack the same layers; nodes that it does not reach get them
+        from here afterwards."""
         groups: dict[tuple[int, ...], list[NodeSession]] = {}
-        for one in todo:
-            if not one.has(self.image):
-                groups.setdefault(tuple(self.lacking[one.name]), []).append(one)
+        for session in todo:
+            if not session.has(self.image):
+                groups.setdefault(tuple(self.lacking[session.name]), []).append(session)
 
         def chain(sessions: list[NodeSession]) -> None:
             first, *others = sessions
-            for one in others:
-                board.state(one.name, f"by relay from {first.name}")
-                self._expect(one, board, 0)
-            steps = self._steps(self.lacking[first.name])
-            why = "it ended before its time"
+            for session in others:
+                board.state(session.name, f"by relay from {first.name}")
+                self._expect(session, board, 0)
+            steps = self._steps(first)
+            why = "the relay was interrupted"
             try:
                 first.load(steps, self.store, self._moving(first, board), followers=others)
             except SparkError as error:
                 why = error.message
                 raise
             finally:
-                for one in sessions:
-                    if one.target:
-                        one.layers_sent = sum(len(step.send) for step in steps)
-                        one.source = first.name if one is not first else ""
-                        board.state(one.name, "proven")
+                for session in sessions:
+                    if session.target:
+                        session.layers_sent = sum(len(step.send) for step in steps)
+                        session.source = first.name if session is not first else None
+                        board.state(session.name, "proven")
                     else:
                         self.warnings.append(
-                            f"{one.name}: not reached by relay, its layers go out from here: "
-                            f"{one.unrelayed or why}"
+                            f"{session.name}: not reached by relay, its layers are sent from here: "
+                            f"{session.relay_error or why}"
                         )
 
-        # What went wrong is seen again, and told, when it is brought from here.
+        # An error shows again, and is reported, when the layers are sent from here.
         run_on_all(
-            [g for g in groups.values() if len(g) > 1], chain, name=lambda g: g[0].name,
-            stop=lambda g: g[0].abandon(),
+            [group for group in groups.values() if len(group) > 1], chain,
+            name=lambda group: group[0].name, stop=lambda group: group[0].abandon(),
         )  # fmt: skip
 
-    def _bring(
-        self, session: NodeSession, board: TransferProgress, serving: Serving | None
+    def _send(
+        self, session: NodeSession, board: TransferProgress, server: PullServer | None
     ) -> None:
-        """Load and prove it there; what can pass is tried again, what is damaged brought anew."""
-        if self.options.relay and not self.options.via:
-            self._again(session, board)
-        dropped = False
+        """Bring the image to a node and prove it there; retried after what may be transient, and
+        once from nothing where the staged layers are damaged."""
+        removed = False
         for attempt in range(ATTEMPTS):
+            is_last = attempt == ATTEMPTS - 1
             try:
-                held = session.has(self.image)
-                if held is not None:
-                    session.adopt(held.id, self.part)
-                elif self.options.via:
-                    pulled = f"{self.options.via}@{self.image.digest}"
-                    board.state(session.name, f"pulls from {self.options.via}")
-                    session.adopt(pulled, self.part, size=self._bytes(session))
-                    session.source = self.options.via
-                    session.layers_sent = len(self.lacking[session.name])
-                else:
-                    self._send(session, board, serving)
+                self._transfer(session, board, server)
                 if self.examine is not None:
-                    board.state(session.name, "being examined")
-                    self.proven[session.name] = self.examine(session, self.part.name)
+                    board.state(session.name, "verifying")
+                    self.proven[session.name] = self.examine(session, self.whole.name)
                 board.state(session.name, "proven")
                 return
             except DamagedError:
-                # Layers that an earlier run left, and a crash of the node or its disk cut short.
-                if dropped or attempt == ATTEMPTS - 1:
-                    board.state(session.name, "failed")
+                # Layers of an earlier run that a crash of the node or its disk cut short.
+                if removed or is_last:
                     raise
-                dropped = True
-                board.state(session.name, "again: it is damaged there")
-                session.drop()
-                self._again(session, board)
+                removed = True
+                board.state(session.name, "again: its layers are damaged")
+                session.remove_staged()
             except UnreachableError as error:
-                if error.definite or attempt == ATTEMPTS - 1 or session.remote.given_up.is_set():
-                    board.state(session.name, "failed")
+                abandoned = session.remote.abandoned
+                if error.definite or is_last or abandoned.is_set():
                     raise
                 why = error.message.removeprefix(f"{session.name}").lstrip(": ")
                 board.state(session.name, f"again: {why}")
-                session.remote.given_up.wait(WAIT_S[attempt])
-                self._again(session, board)
-            except SparkError:
-                board.state(session.name, "failed")
-                raise
+                abandoned.wait(WAIT_S[attempt])
+            self._reconnect(session, board)
 
-    def _send(self, session: NodeSession, board: TransferProgress, serving: Serving | None) -> None:
-        """The layers from here: its engine pulls them, or loads them where it cannot."""
-        steps, moved = self._steps(self.lacking[session.name]), self._moving(session, board)
-        if serving is not None and self._pulls(session):
+    def _transfer(
+        self, session: NodeSession, board: TransferProgress, server: PullServer | None
+    ) -> None:
+        """Get the image there under the staging name: it has it, pulls it, or loads it."""
+        via, image = self.options.via, session.has(self.image)
+        if image is not None:
+            session.adopt(image.id, self.whole)
+            return
+        if via:
+            board.state(session.name, f"pulls from {via}")
+            origin = f"{via}@{self.image.digest}"
+            session.adopt(origin, self.whole, size=self._bytes(session))
+            session.source, session.layers_sent = via, len(self.lacking[session.name])
+            return
+        steps, moved = self._steps(session), self._moving(session, board)
+        if server is not None and self._pulls(session):
             board.state(session.name, "pulls")
-            why = session.pull(steps, serving, moved)
+            why = session.pull(steps, server, moved)
             if not why:
                 return
             board.state(session.name, f"cannot pull, loads: {why}")
             self._expect(session, board, self._bytes(session))
         session.load(steps, self.store, moved)
 
-    def _again(self, session: NodeSession, board: TransferProgress) -> None:
+    def _reconnect(self, session: NodeSession, board: TransferProgress) -> None:
         session.remote.close()
         self._look(session)
-        self._expect(session, board, 0 if self.options.via else self._bytes(session))
-        board.state(session.name, self._reused(session))
+        self._show(session, board)
+
+    def _clean(self, sessions: Sequence[NodeSession]) -> None:
+        """Remove what killed runs left: staging names and the containers of their proofs. Failures
+        are ignored."""
+
+        def clean(session: NodeSession) -> None:
+            staged = [name for name in session.now.staged() if name != self.whole.name]
+            if staged or session.now.docker.stopped:
+                session.clean(staged)
+
+        run_on_all(sessions, clean, stop=NodeSession.abandon)
+
+    # Progress
+
+    def _show(self, session: NodeSession, board: TransferProgress) -> None:
+        """Show what a node has and what will be sent to it."""
+        layers, count, size = len(self.image.layers), len(self.lacking[session.name]), ""
+        if self.options.via:
+            self._expect(session, board, 0)
+        else:
+            self._expect(session, board, self._bytes(session))
+            size = f", {human(self._bytes(session))} to send"
+        board.state(session.name, f"{layers - count} of {layers} layers are there{size}")
 
     def _expect(self, session: NodeSession, board: TransferProgress, count: int) -> None:
-        """So many bytes are still to go to it from here."""
+        """So many more bytes will be sent to it from here."""
         total = session.sent + count
         board.total(session.name, total - self.expected.get(session.name, 0))
         self.expected[session.name] = total
 
     def _moving(self, session: NodeSession, board: TransferProgress) -> Moved:
-        """Counts on the board what goes to it, and says when all has gone."""
+        """Counts on the board what is sent to it, and shows when all has been."""
 
         def moved(count: int) -> None:
             before = session.sent - count
@@ -358,81 +381,36 @@ class Distribution:
 
         return moved
 
-    def _reused(self, session: NodeSession) -> str:
-        layers, count = len(self.image.layers), len(self.lacking[session.name])
-        size = f", {human(self._bytes(session))} to send" if not self.options.via else ""
-        return f"{layers - count} of {layers} layers are there{size}"
+    def _steps(self, session: NodeSession) -> tuple[Step, ...]:
+        return delta.steps(self.parts, self.lacking[session.name], size=self.options.step)
 
-    def _move(self, session: NodeSession) -> Retag:
-        named = session.now.by_tag(self.name)
-        before = session.now.by_tag(self.name + PREVIOUS)
-        return Retag(
-            session=session,
-            name=self.name,
-            previous=self.name + PREVIOUS,
-            target=session.target,
-            former=named.id if named is not None else "",
-            before=before.id if before is not None else "",
-            staging=self.part.name,
-            receipt=self._receipt(session),
-        )
+    def _bytes(self, session: NodeSession) -> int:
+        """Bytes of the layers that it lacks."""
+        indexes = self.lacking.get(session.name, ())
+        return sum(self.image.layers[index].size for index in indexes)
 
-    def _clean(self, well: Sequence[NodeSession]) -> None:
-        """Remove what killed runs left: staging names and the containers of their proofs; a
-        failure is no one's trouble."""
+    # Results
 
-        def one(session: NodeSession) -> None:
-            stale = session.stale(keep=self.part.name)
-            if stale or session.now.docker.stopped:
-                session.clean(stale)
-
-        run_on_all(well, one, stop=NodeSession.abandon)
-
-    def _keep_receipts(self, moved: Sequence[NodeSession]) -> None:
-        if self.receipts_folder is not None:
-            for session in moved:
-                receipts.keep(self.receipts_folder, self._receipt(session))
-
-    # Words
-
-    def _decide(
-        self,
-        all_: Sequence[NodeSession],
-        errors: Errors,
-        what: str,
-        again: str = "run the same command again: what has arrived stays there",
-    ) -> None:
-        partial = self.options.partial
-        retag.decide(self.name, len(all_), errors, what, partial=partial, again=again)
-
-    def _outcome(
-        self,
-        all_: Sequence[NodeSession],
-        errors: Errors,
-        there: Collection[str],
-        began: float,
-        state: str,
-    ) -> Outcome:
-        def result(one: NodeSession) -> NodeResult:
-            lacking = self.lacking.get(one.name, [])
+    def _outcome(self, unchanged: Sequence[str], began: float, state: str) -> Outcome:
+        def result(session: NodeSession) -> NodeResult:
+            lacking = len(self.lacking.get(session.name, ()))
+            error = self.update.errors.get(session.name)
+            is_planned = state == "planned"
+            own = "unchanged" if session.name in unchanged else state
             return NodeResult(
-                name=one.name,
-                state="failed"
-                if one.name in errors
-                else "unchanged"
-                if one.name in there
-                else state,
-                sent=one.sent if state != "planned" else self._bytes(one),
-                source=one.source,
-                layers_sent=one.layers_sent if state != "planned" else len(lacking),
-                layers_kept=len(self.image.layers) - len(lacking),
-                error=errors.get(one.name),
+                node=session.name,
+                state="failed" if error is not None else own,
+                sent=self._bytes(session) if is_planned else session.sent,
+                source=session.source,
+                layers_sent=lacking if is_planned else session.layers_sent,
+                layers_kept=len(self.image.layers) - lacking,
+                error=error.message if error is not None else None,
             )
 
         return Outcome(
             name=self.name,
             digest=self.image.digest,
-            nodes=tuple(result(one) for one in all_),
+            nodes=tuple(result(session) for session in self.update.sessions),
             seconds=time.monotonic() - began,
             warnings=self.warned(),
         )
@@ -461,14 +439,3 @@ class Distribution:
             else None,
             "unverified": self.decision.unverified or None,
         }
-
-    def _steps(self, lacking: Sequence[int]) -> tuple[Step, ...]:
-        return delta.steps(self.whole, lacking, size=self.options.step)
-
-    def _bytes(self, session: NodeSession) -> int:
-        places = self.lacking.get(session.name, ())
-        return sum(self.image.layers[place].size for place in places)
-
-    def _document(self, digest: str) -> Document:
-        with self.store.open_blob(digest) as blob:
-            return Document(digest=digest, data=blob.read())

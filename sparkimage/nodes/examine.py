@@ -1,4 +1,4 @@
-"""The run and node tiers on a node of the fleet, through its own engine."""
+"""Verifies an image on a node of the fleet, in the run and node tiers, through its own engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sparkimage.build.engine import engine
+from sparkimage.build.engine import engine as engines
 from sparkimage.build.engine.engine import Engine
 from sparkimage.config.tier import Tier
 from sparkimage.core import paths
@@ -24,20 +24,19 @@ SOCKET = "/var/run/docker.sock"
 def examiner(
     record: PlanRecord, image: Image, project: Path, store: Store, tiers: Sequence[Tier]
 ) -> Callable[[NodeSession, str], Sequence[str]]:
-    """What proves an image on a node by these tiers, and names them.
+    """A function that verifies an image on a node in these tiers, and returns those that ran.
 
-    What it finds is about the node as much as about the image (a disk may be damaged), so that it
-    goes into the node's receipt and not into the image's seal. Raises ``UsageError`` where the
-    checks are not in ``project``.
+    A failure may be the node's (a damaged disk): the result goes into the node's receipt and not
+    into the image's seal. Raises ``UsageError`` where the checks are not in ``project``.
     """
     plan = plan_record.again(record, project).plan
 
     def examine(session: NodeSession, reference: str) -> Sequence[str]:
-        at = _engine(session)
+        engine = _engine(session)
         hint = "fix the node, or leave that tier out of --prove"
         try:
             outcome = run_tiers.run(
-                plan, image, live=lambda: Live(engine=at, reference=reference), project=project,
+                plan, image, live=lambda: Live(engine=engine, reference=reference), project=project,
                 store=store, runner=Local(), tiers=tiers,
             )  # fmt: skip
             if outcome.failed:
@@ -49,7 +48,7 @@ def examiner(
                 f"{session.name}: {error.message}", detail=error.detail, hint=hint
             ) from None
         if outcome.not_run:
-            # It was asked for: what did not run has proven nothing.
+            # A tier that was requested and did not run proves nothing.
             why = "; ".join(f"{tier}: {why}" for tier, why in outcome.not_run.items())
             raise NodeError(f"{session.name}: {why}", hint=hint)
         ran = {check.tier for check in outcome.checks}
@@ -59,19 +58,19 @@ def examiner(
 
 
 def _engine(session: NodeSession) -> Engine:
-    """The node's engine, through our connection, with the docker program that is here."""
+    """The node's engine, through the ssh connection, with this machine's docker program."""
     if session.remote.node.sudo:
         raise NodeError(
-            f"{session.name}: --prove needs its Docker's socket, which `sudo: true` hides",
+            f"{session.name}: --prove needs its Docker's socket, which `sudo: true` does not open",
             hint="there: sudo usermod -aG docker USER, and leave out `sudo: true`",
         )
     runner = Local()
-    here = engine.find(paths.home(), runner)
+    local = engines.find(paths.home(), runner)
     socket = session.remote.forward(SOCKET)
-    program, *_ = here.docker
-    config = here.docker[1:3] if here.docker[1:2] == ("--config",) else ()
-    there = engine.describe(
+    program, *_ = local.docker
+    config = local.docker[1:3] if local.docker[1:2] == ("--config",) else ()
+    remote = engines.describe(
         f"unix://{socket}", (program, *config, "--host", f"unix://{socket}"), runner,
-        is_private=here.private, folder=here.bin,
+        is_private=local.private, folder=local.bin,
     )  # fmt: skip
-    return replace(there, private=here.private)
+    return replace(remote, private=local.private)

@@ -1,5 +1,5 @@
-"""How a node's ranks reach the others: its interface, address and RDMA devices, chosen here alone,
-and what of the node would be faster. Pure."""
+"""How a node's ranks reach the others: its interface, address and RDMA devices, chosen only here;
+and whether it has a faster interface. Pure."""
 
 from __future__ import annotations
 
@@ -16,48 +16,49 @@ DOMAIN = re.compile(r"P[0-9]+(?=p[0-9])")
 
 @dataclass(frozen=True, kw_only=True)
 class DataLink:
-    """What a node's ranks talk over."""
+    """The interface that a node's ranks use."""
 
     interface: Interface
-    """One without a name where the node has no such interface."""
+    """Without a name where the node has no such interface."""
     address: str = ""
-    """The node's own address there, or nothing where the interface has none."""
+    """The node's own address on it, or nothing where the interface has none."""
 
     def __bool__(self) -> bool:
         return bool(self.interface.name)
 
     @property
     def network(self) -> str:
-        """The network that it lies in; nothing where it is in none."""
+        """The network of the address, or nothing."""
         pairs = dict(zip(self.interface.addresses, self.interface.networks, strict=True))
-        return next((one for one in (pairs.get(self.address), *pairs.values()) if one), "")
+        return next(filter(None, (pairs.get(self.address), *pairs.values())), "")
 
 
 NONE = DataLink(interface=Interface(name=""))
 
 
 def data_link(snapshot: NodeSnapshot) -> DataLink:
-    """The interface of the fleet file; else that of the data address, by number or as the node
-    itself resolves its name; without a data address that of the address which commands came to."""
+    """The interface that the fleet file names; else that of the data address, which the node itself
+    resolves when it is a name; without a data address that of the ssh connection."""
     node = snapshot.node
     # A name of the node's own may resolve to any of its addresses, Docker's bridge included.
-    came_to = () if node.data else (snapshot.used_address,)
-    named = (node.data or node.control, *came_to, *snapshot.resolved)
+    used = () if node.data else (snapshot.used_address,)
+    addresses = (node.data or node.control, *used, *snapshot.resolved)
     if node.interface is not None:
-        found = snapshot.interface(node.interface)
-        if found is None:
+        interface = snapshot.interface(node.interface)
+        if interface is None:
             return NONE
-        own = (one for one in (*named, *usable(found.addresses)) if one in found.addresses)
-        return DataLink(interface=found, address=next(own, ""))
-    for one in named:
-        found = snapshot.interface_of(one)
-        if found is not None:
-            return DataLink(interface=found, address=one.partition("%")[0])
+        candidates = (*addresses, *usable(interface.addresses))
+        own = (address for address in candidates if address in interface.addresses)
+        return DataLink(interface=interface, address=next(own, ""))
+    for address in addresses:
+        interface = snapshot.interface_of(address)
+        if interface is not None:
+            return DataLink(interface=interface, address=address.partition("%")[0])
     return NONE
 
 
 def hcas(snapshot: NodeSnapshot) -> tuple[str, ...]:
-    """The RDMA devices for NCCL: those that the fleet file names, else the data interface's."""
+    """The RDMA devices for NCCL: those of the fleet file, else those of the data interface."""
     return snapshot.node.hca or devices(snapshot, data_link(snapshot).interface)
 
 
@@ -68,16 +69,16 @@ def devices(snapshot: NodeSnapshot, interface: Interface) -> tuple[str, ...]:
 
 
 def plug(snapshot: NodeSnapshot, interface: Interface) -> tuple[str, ...]:
-    """The active RDMA devices behind the same plug as this interface, its own ones first.
+    """The active RDMA devices behind the same port as this interface, its own ones first.
 
-    A DGX Spark shows each of its two plugs as two devices that differ in the PCI domain only
-    (``rocep1s0f1`` and ``roceP2p1s0f1``), each of them good for half of the rate.
+    A DGX Spark shows each of its two QSFP ports as two devices that differ in the PCI domain only
+    (``rocep1s0f1`` and ``roceP2p1s0f1``), each with half of the rate.
     https://github.com/eugr/spark-vllm-docker/blob/main/docs/NETWORKING.md
     """
     own = devices(snapshot, interface)
-    plugs = {DOMAIN.sub("", one) for one in own}
+    plugs = {DOMAIN.sub("", device) for device in own}
     active = (port.device for port in snapshot.rdma if port.active)
-    more = (one for one in active if one not in own and DOMAIN.sub("", one) in plugs)
+    more = (name for name in active if name not in own and DOMAIN.sub("", name) in plugs)
     return (*own, *dict.fromkeys(more))
 
 
@@ -86,37 +87,35 @@ def usable(addresses: Sequence[str]) -> list[str]:
 
     NVIDIA's own setup of two Sparks gives the fast interface 169.254.x.x.
     """
-    parsed = [(ipaddress.ip_address(one), one) for one in addresses]
-    ranked = [
-        ((found.is_link_local, found.version), one)
-        for found, one in parsed
-        if not found.is_loopback and (found.version == 4 or not found.is_link_local)
+    parsed = [ipaddress.ip_address(address) for address in addresses]
+    usable = [
+        ip for ip in parsed if not ip.is_loopback and (ip.version == 4 or not ip.is_link_local)
     ]
-    return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
+    return [str(ip) for ip in sorted(usable, key=lambda ip: (ip.is_link_local, ip.version))]
 
 
 def faster(snapshot: NodeSnapshot, than: Interface) -> tuple[Interface, str] | None:
     """The node's fastest interface, and its address, where it is faster than this one."""
     better = [
-        (one.speed, one.name, one)
-        for one in snapshot.interfaces
-        if one.speed and than.speed and one.speed > than.speed
-        if one.state != "down" and usable(one.addresses)
+        each
+        for each in snapshot.interfaces
+        if each.speed and than.speed and each.speed > than.speed
+        if each.state != "down" and usable(each.addresses)
     ]
     if not better:
         return None
-    *_, found = max(better, key=lambda pair: pair[:2])
-    return found, usable(found.addresses)[0]
+    fastest = max(better, key=lambda each: (each.speed, each.name))
+    return fastest, usable(fastest.addresses)[0]
 
 
 def slow(snapshot: NodeSnapshot) -> str | None:
-    """What to say when the layers go over a slower interface than the node has."""
+    """A warning for a node whose layers go over a slower interface than its fastest one."""
     used = snapshot.interface_of(snapshot.node.data or snapshot.used_address)
     better = faster(snapshot, used) if used is not None else None
     if used is None or better is None:
         return None
-    found, address = better
+    fastest, address = better
     return (
-        f"{snapshot.name}: layers go over {used}, but {found.name} has {found.rate}: set "
+        f"{snapshot.name}: layers go over {used}, but {fastest.name} has {fastest.rate}: set "
         f"`data: {address}` in the fleet file"
     )

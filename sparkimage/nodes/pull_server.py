@@ -1,8 +1,8 @@
-"""An image for the engines of nodes to pull: a registry that only gives.
+"""A read-only registry of one image, for the engines of nodes to pull from.
 
-It listens on a socket in a folder of ours; ssh leads a port of a node's loopback to it. Each node
-has a password of its own. The kernel sends a blob from its page cache, where it is when another
-node has just had it.
+It listens on a Unix socket; ssh forwards a port of a node's loopback to it. Each node has a
+password of its own. Blobs go out by sendfile, from the page cache where another node has just
+pulled them.
 https://github.com/opencontainers/distribution-spec/blob/main/spec.md
 """
 
@@ -27,89 +27,89 @@ from sparkimage.nodes.snapshot import STAGING
 
 USER = "node"
 HANDSHAKE = b"\x16"
-"""The first byte of TLS, which engines try first."""
+"""The first byte of a TLS handshake, which engines try first."""
 NO_TLS = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-"""What tells them to go without: https://pkg.go.dev/net/http#ErrSchemeMismatch"""
+"""Makes them use plain HTTP: https://pkg.go.dev/net/http#ErrSchemeMismatch"""
 BASE = "/v2/"
-ASKED = re.compile(rf"{BASE}{STAGING}/(?:manifests|blobs)/(sha256:[0-9a-f]{{64}})")
-FROM = re.compile(r"bytes=(\d+)-")
+PATH = re.compile(rf"{BASE}{STAGING}/(?:manifests|blobs)/(sha256:[0-9a-f]{{64}})")
+RANGE = re.compile(r"bytes=(\d+)-")
 
-Moved = Callable[[int, bool], None]
-"""Takes the bytes that went to a node, and whether it still waits for some."""
+Sent = Callable[[int, bool], None]
+"""Gets the bytes that were sent to a node, and whether it waits for more."""
 
 
 @dataclass(kw_only=True)
 class PullClient:
     """A node that may pull."""
 
-    moved: Moved
-    word: str = field(
+    sent: Sent
+    credentials: str = field(
         default_factory=lambda: base64.b64encode(
             f"{USER}:{secrets.token_urlsafe(24)}".encode()
         ).decode()
     )
-    """User and password as HTTP has them."""
-    _wanted: list[int] = field(default_factory=list)
-    """The places of the layers that it has asked for and has not got."""
+    """User and password of HTTP Basic authentication."""
+    _requested: list[int] = field(default_factory=list)
+    """The indexes of the layers that are on their way to it."""
     _change: threading.Condition = field(default_factory=threading.Condition)
 
     def config(self, registry: str) -> str:
-        """What its docker command's config.json must say to pull from this address."""
-        return json.dumps({"auths": {registry: {"auth": self.word}}})
+        """The config.json with which its docker command can pull from this address."""
+        return json.dumps({"auths": {registry: {"auth": self.credentials}}})
 
     @contextmanager
-    def wanting(self, place: int) -> Iterator[None]:
-        """It asks for the layer at this place."""
+    def request(self, index: int) -> Iterator[None]:
+        """A request for the layer with this index, as long as the block."""
         with self._change:
-            self._wanted.append(place)
-            self.moved(0, True)
+            self._requested.append(index)
+            self.sent(0, True)
         try:
             yield
         finally:
             with self._change:
-                self._wanted.remove(place)
+                self._requested.remove(index)
                 self._change.notify_all()
-                self.moved(0, bool(self._wanted))
+                self.sent(0, bool(self._requested))
 
-    def turn(self, place: int) -> None:
-        """Until it is this layer's turn to go on.
+    def wait_turn(self, index: int) -> None:
+        """Until this is the lowest layer that it has requested.
 
-        An engine asks for many layers at once, and unpacks them from the lowest up: it gets them
-        in this order, so that it can begin, and has whole ones should the link be cut.
+        An engine requests many layers at once, and unpacks them from the lowest up: in this order
+        it can begin sooner, and has complete ones when the link is cut.
         """
         with self._change:
-            self._change.wait_for(lambda: place == min(self._wanted))
+            self._change.wait_for(lambda: index == min(self._requested))
 
-    def went(self, count: int) -> None:
-        """So many bytes went to it."""
+    def count(self, count: int) -> None:
+        """So many bytes were sent to it."""
         with self._change:
-            self.moved(count, True)
+            self.sent(count, True)
 
 
-class Serving:
-    """Gives these documents, and these layers of a store, to those that it has admitted."""
+class PullServer:
+    """Serves these documents, and these layers of a store, to the clients that it has admitted."""
 
     def __init__(
         self, socket: Path, store: Store, documents: Iterable[Document], layers: Iterable[Layer]
     ) -> None:
         self.socket = socket
-        self.documents = {one.digest: one.data for one in documents}
+        self.documents = {document.digest: document.data for document in documents}
         self.layers = {
-            layer.digest: (place, store.path(layer.digest), layer.size)
-            for place, layer in enumerate(layers)
+            layer.digest: (index, store.path(layer.digest), layer.size)
+            for index, layer in enumerate(layers)
         }
-        self.guests: dict[str, PullClient] = {}
-        self._server = _Server(str(socket), type("Handler", (_Handler,), {"serving": self}))
+        self.clients: dict[str, PullClient] = {}
+        self._server = _Server(str(socket), type("Handler", (_Handler,), {"registry": self}))
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
 
-    def admit(self, moved: Moved) -> PullClient:
-        """One more that may pull."""
-        guest = PullClient(moved=moved)
-        self.guests[guest.word] = guest
-        return guest
+    def admit(self, sent: Sent) -> PullClient:
+        """A new client, with a password of its own."""
+        client = PullClient(sent=sent)
+        self.clients[client.credentials] = client
+        return client
 
     def close(self) -> None:
-        """No more."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self.socket.unlink(missing_ok=True)
@@ -123,10 +123,10 @@ class _Server(ThreadingMixIn, UnixStreamServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    serving: Serving
+    registry: PullServer
 
     def handle(self) -> None:
-        # Whoever hangs up is no error of ours; why he does is seen where he was asked to pull.
+        # A client that hangs up is no error here; pull.sh reports why it did.
         with suppress(OSError):
             if self.rfile.peek(1)[:1] == HANDSHAKE:  # type: ignore[attr-defined]
                 self.wfile.write(NO_TLS)
@@ -134,53 +134,55 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self) -> None:
-        word = (self.headers["Authorization"] or "").removeprefix("Basic ")
-        guest = self.serving.guests.get(word)
-        asked = ASKED.fullmatch(self.path)
-        digest = asked.group(1) if asked is not None else ""
-        if guest is None:
-            self._say(401, {"WWW-Authenticate": 'Basic realm="sparkimage"'})
+        credentials = (self.headers["Authorization"] or "").removeprefix("Basic ")
+        client = self.registry.clients.get(credentials)
+        path = PATH.fullmatch(self.path)
+        digest = path.group(1) if path is not None else ""
+        if client is None:
+            self._answer(401, {"WWW-Authenticate": 'Basic realm="sparkimage"'})
         elif self.path == BASE:
-            self._say(200)
-        elif digest in self.serving.documents:
-            data = self.serving.documents[digest]
-            self._say(200, {"Content-Type": _type(data), "Docker-Content-Digest": digest}, data)
-        elif digest in self.serving.layers:
-            self._layer(guest, *self.serving.layers[digest])
+            self._answer(200)
+        elif digest in self.registry.documents:
+            data = self.registry.documents[digest]
+            self._answer(200, {"Content-Type": _type(data), "Docker-Content-Digest": digest}, data)
+        elif digest in self.registry.layers:
+            self._send_layer(client, *self.registry.layers[digest])
         else:
-            self._say(404)
+            self._answer(404)
 
     do_HEAD = do_GET  # noqa: N815
 
-    def _layer(self, guest: PullClient, place: int, path: Path, size: int) -> None:
-        wanted = FROM.match(self.headers["Range"] or "")
-        begin = int(wanted.group(1)) if wanted is not None else 0
+    def _send_layer(self, client: PullClient, index: int, path: Path, size: int) -> None:
+        requested = RANGE.match(self.headers["Range"] or "")
+        begin = int(requested.group(1)) if requested is not None else 0
         try:
             file = path.open("rb")
         except OSError:
-            self._say(404)
+            self._answer(404)
             return
         with file:
             if os.fstat(file.fileno()).st_size != size or begin > size:
-                self._say(404)
+                self._answer(404)
                 return
             rest = {"Content-Range": f"bytes {begin}-{size - 1}/{size}"} if begin else {}
-            self._say(206 if begin else 200, {"Content-Length": str(size - begin), **rest})
+            self._answer(206 if begin else 200, {"Content-Length": str(size - begin), **rest})
             if self.command == "HEAD":
                 return
-            with guest.wanting(place):
+            with client.request(index):
                 while begin < size:
-                    guest.turn(place)
+                    client.wait_turn(index)
                     count = os.sendfile(self.connection.fileno(), file.fileno(), begin, CHUNK)
                     if count == 0:
-                        # It shrank meanwhile: the engine sees that something is missing.
+                        # The file shrank meanwhile: the engine sees that the blob is incomplete.
                         return
                     begin += count
-                    guest.went(count)
+                    client.count(count)
 
-    def _say(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+    def _answer(
+        self, status: int, headers: dict[str, str] | None = None, body: bytes = b""
+    ) -> None:
         self.send_response_only(status)
-        # An engine that kept it open would keep the way here open, too.
+        # A connection that an engine keeps open would keep the forwarded port open, too.
         headers = {"Content-Length": str(len(body)), "Connection": "close", **(headers or {})}
         for name, value in headers.items():
             self.send_header(name, value)

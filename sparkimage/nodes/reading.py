@@ -1,6 +1,6 @@
-"""A node's snapshot, read from what ``data/node/snapshot.sh`` says there. Pure.
+"""Parses the output of ``data/node/snapshot.sh`` into a node's snapshot. Pure.
 
-No text of a node makes ``parse`` fail.
+No output makes ``parse`` fail.
 """
 
 from __future__ import annotations
@@ -30,66 +30,74 @@ from sparkimage.nodes.snapshot import (
 
 KIB = 1024
 LATE = "@late"
-"""A command of the script's that gave no answer in its time."""
+"""Stands for the output of a command that timed out."""
 CONTAINERD = "io.containerd.snapshotter"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What a terminal would obey."""
+"""Control characters, which a terminal would execute."""
 CONFIG = (
     "Cmd", "Entrypoint", "Env", "ExposedPorts", "Healthcheck", "Labels", "OnBuild", "Shell",
     "StopSignal", "User", "Volumes", "WorkingDir",
 )  # fmt: skip
 
 
-def read(said: str, node: Node, *, now: float) -> NodeSnapshot:
-    """Make sense of what the script said; ``now``: our clock when its end came.
+def read(output: str, node: Node, *, now: float) -> NodeSnapshot:
+    """The snapshot that the script printed; ``now``: our clock when its output was complete.
 
     Raises ``NodeError`` where the script did not run to its end.
     """
-    if "\n@@ clock\n" not in said:
+    if "\n@@ clock\n" not in output:
         raise NodeError(
-            f"{node.name}: its shell did not run the script", detail=said[-2000:],
-            hint="its login shell must run `sh -c` quietly",
+            f"{node.name}: its shell did not run the script", detail=output[-2000:],
+            hint="its login shell must run `sh -c` and print nothing else",
         )  # fmt: skip
-    return parse(said, node, now=now)
+    return parse(output, node, now=now)
 
 
-def parse(said: str, node: Node, *, now: float) -> NodeSnapshot:
-    """What can be read of it, whatever it is. Never raises."""
-    parts = parts_of(_clean(said))
+def parse(output: str, node: Node, *, now: float) -> NodeSnapshot:
+    """As ``read``, of any output. Never raises."""
+    parts = parts_of(_clean(output))
 
     def part(name: str) -> list[str]:
         return parts.get(name, [])
 
     machine, limits, clock = (_pairs(part(name)) for name in ("machine", "limits", "clock"))
-    memory = _memory(part("memory"))
-    there = _float(clock.get("now", ""))
+    memory = {
+        match[1]: int(match[2]) * KIB
+        for match in _matches(r"(\w+): *([0-9]{1,18}) kB", part("memory"))
+    }
+    # Without GNU's date there is no fraction.
+    time = _match(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)", [clock.get("now", "")])
     connection = machine.get("connection", "").split()
-    gpus, driver, complaint = _gpus(part("gpus"))
+    gpus, driver, smi_error = _gpus(part("gpus"))
     content = part("content")
-    begun = re.findall(r"^layer-(sha256:\w+)", "\n".join(content), re.MULTILINE)
     failed = next((line[8:] for line in part("containers") if line.startswith("@failed ")), "")
     return NodeSnapshot(
         node=node,
         host=machine.get("host", ""),
         boot=machine.get("boot", ""),
         user=machine.get("user", ""),
-        groups=tuple(machine.get("groups", "").split()),
         kernel=machine.get("kernel", ""),
         os=machine.get("os", ""),
+        groups=tuple(machine.get("groups", "").split()),
         arch=arch_name(machine.get("arch", "")),
         product=machine.get("product", "").strip(),
         used_address=connection[2] if len(connection) > 2 else "",
         docker=_engine(part("docker")),
-        disks=_disks(part("disk")),
+        disks=tuple(
+            Disk(of=match[1], at=match[4], free=int(match[3]) * KIB, total=int(match[2]) * KIB)
+            for match in _matches(
+                r"(\w+) +\S+ +([0-9]{1,18}) +\S+ +([0-9]{1,18}) +\S+ +(.+)", part("disk")
+            )
+        ),
         interfaces=_interfaces(part("links")),
         lock="\n".join(part("lock")),
-        clock=there,
-        skew_s=there - now if there is not None else None,
-        images=tuple(_image(one) for one in _documents(part("images"))),
+        clock=float(time) if time else None,
+        skew_s=float(time) - now if time else None,
+        images=tuple(_image(document) for document in _documents(part("images"))),
         content=frozenset(line for line in content if line.startswith("sha256:"))
         if "@whole" in content
         else None,
-        begun=frozenset(begun),
+        incomplete=frozenset(match[1] for match in _matches(r"layer-(sha256:\w+)", content)),
         receipts=tuple(_documents(part("receipts"))),
         caches=next(iter(part("cache")), ""),
         containers=failed or tuple(_documents(part("containers"))),
@@ -101,12 +109,15 @@ def parse(said: str, node: Node, *, now: float) -> NodeSnapshot:
             line[9:].strip() for line in part("gpus") if line.startswith("@process ")
         ),
         smi="@smi" in part("gpus"),
-        smi_error=complaint,
+        smi_error=smi_error,
         module=_match(r"@module .*?\b(\d+\.\d+(?:\.\d+)?)\b", part("gpus")),
         driver=driver,
         cuda=_match(r"@CUDA Version *: *([0-9.]+)", part("gpus")),
         hooks=tuple(line for line in part("hooks") if line.startswith("/")),
-        cdi=_cdi(part("cdi")),
+        cdi=tuple(
+            Cdi(file=match[1], kind=match[2].strip(), driver=match[3])
+            for match in _matches(r"([^|]*)\|([^|]*)\|([^|]*)$", part("cdi"))
+        ),
         memlock=_limit(limits.get("memlock", ""), KIB),
         docker_memlock=_limit(limits.get("docker", ""), 1),
         memory=memory.get("MemTotal"),
@@ -120,11 +131,11 @@ def parse(said: str, node: Node, *, now: float) -> NodeSnapshot:
     )  # fmt: skip
 
 
-def parts_of(said: str) -> dict[str, list[str]]:
-    """The lines of each part of what a script says, by the part's name."""
+def parts_of(output: str) -> dict[str, list[str]]:
+    """The lines of each part of the output, by the part's name."""
     parts: dict[str, list[str]] = {}
     lines: list[str] = []
-    for line in said.split("\n"):
+    for line in output.split("\n"):
         if line.startswith("@@ "):
             lines = parts.setdefault(line[3:], [])
         elif line.strip():
@@ -132,11 +143,11 @@ def parts_of(said: str) -> dict[str, list[str]]:
     return parts
 
 
-# Words
+# Values
 
 
-def _clean(said: object) -> str:
-    return CONTROL.sub("", str(said))
+def _clean(value: object) -> str:
+    return CONTROL.sub("", str(value))
 
 
 def _pairs(lines: Sequence[str]) -> dict[str, str]:
@@ -144,14 +155,14 @@ def _pairs(lines: Sequence[str]) -> dict[str, str]:
 
 
 def _documents(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """The JSON documents, one a line; what is none is left out."""
+    """The JSON objects, one a line; other lines are left out."""
     for line in lines:
         try:
-            one = json.loads(line)
+            document = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(one, dict):
-            yield one
+        if isinstance(document, dict):
+            yield document
 
 
 def _map(value: object) -> Mapping[str, Any]:
@@ -163,21 +174,20 @@ def _list(value: object) -> list[Any]:
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    return tuple(_clean(one) for one in _list(value))
-
-
-def _match(pattern: str, lines: Sequence[str]) -> str:
-    return next((str(one[1]) for one in _matches(pattern, lines)), "")
+    return tuple(_clean(item) for item in _list(value))
 
 
 def _matches(pattern: str, lines: Sequence[str]) -> Iterator[re.Match[str]]:
-    """Of the lines that are of this form from their beginning."""
-    found = (re.match(pattern, line) for line in lines)
-    return (one for one in found if one is not None)
+    """The matches of the lines that begin with the pattern."""
+    return (match for line in lines if (match := re.match(pattern, line)) is not None)
+
+
+def _match(pattern: str, lines: Sequence[str]) -> str:
+    return next((str(match[1]) for match in _matches(pattern, lines)), "")
 
 
 def _int(word: str) -> int | None:
-    """A number as the kernel writes one, of a length that it may have."""
+    """A number of the kernel's, of a sane length."""
     return int(word) if re.fullmatch(r"[0-9]{1,18}", word) else None
 
 
@@ -185,14 +195,8 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _float(word: str) -> float | None:
-    # Without GNU's date there is no fraction.
-    found = _match(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)", [word])
-    return float(found) if found else None
-
-
 def _limit(word: str, unit: int) -> int | None:
-    # systemd writes 2^64-1 for no limit in places.
+    # systemd prints 2^64-1 for no limit in places.
     if word in ("unlimited", "infinity", "18446744073709551615"):
         return UNLIMITED
     count = _int(word)
@@ -202,148 +206,131 @@ def _limit(word: str, unit: int) -> int | None:
 def _address(word: str) -> tuple[str, str] | None:
     """An address of ``ADDRESS/PREFIX``, and its network."""
     try:
-        found = ipaddress.ip_interface(word)
+        interface = ipaddress.ip_interface(word)
     except ValueError:
         return None
-    alone = found.network.num_addresses == 1 or (found.version == 6 and found.is_link_local)
-    return str(found.ip), "" if alone else str(found.network)
+    network = interface.network
+    alone = network.num_addresses == 1 or (interface.version == 6 and interface.is_link_local)
+    return str(interface.ip), "" if alone else str(network)
 
 
 # Parts
 
 
 def _engine(lines: Sequence[str]) -> Engine:
-    found = next(_documents([line for line in lines if line.startswith("{")]), {})
-    words = [line for line in lines if not line.startswith("{") and line != LATE]
-    errors = list(dict.fromkeys([*words, *_texts(found.get("ServerErrors"))]))
-    version, root = found.get("ServerVersion"), found.get("DockerRootDir")
-    late = LATE in lines
+    info = next(_documents([line for line in lines if line.startswith("{")]), {})
+    messages = [line for line in lines if not line.startswith("{") and line != LATE]
+    errors = list(dict.fromkeys([*messages, *_texts(info.get("ServerErrors"))]))
+    version, root, late = info.get("ServerVersion"), info.get("DockerRootDir"), LATE in lines
     if not version or not root:
-        return Engine(error="\n".join(errors).strip()[:2000] or "it says nothing", late=late)
-    pairs = [word for pair in _list(found.get("DriverStatus")) for word in _texts(pair)]
-    devices = [_map(one) for one in _list(found.get("DiscoveredDevices"))]
+        return Engine(error="\n".join(errors).strip()[:2000] or "no output", late=late)
+    status = [word for pair in _list(info.get("DriverStatus")) for word in _texts(pair)]
+    devices = [_map(device) for device in _list(info.get("DiscoveredDevices"))]
     return Engine(
         version=_clean(version),
         root=_clean(root),
-        containerd=any(CONTAINERD in word for word in pairs),
-        stopped=_count(found.get("ContainersStopped")),
-        runtimes=tuple(sorted(map(_clean, _map(found.get("Runtimes"))))),
-        default_runtime=_clean(found.get("DefaultRuntime") or ""),
-        cdi_folders=_texts(found.get("CDISpecDirs")),
-        cdi_devices=tuple(_clean(one.get("ID")) for one in devices if one.get("Source") == "cdi"),
-        rootless=any("rootless" in one for one in _texts(found.get("SecurityOptions"))),
+        containerd=any(CONTAINERD in word for word in status),
+        stopped=_count(info.get("ContainersStopped")),
+        runtimes=tuple(sorted(map(_clean, _map(info.get("Runtimes"))))),
+        default_runtime=_clean(info.get("DefaultRuntime") or ""),
+        cdi_folders=_texts(info.get("CDISpecDirs")),
+        cdi_devices=tuple(
+            _clean(device.get("ID")) for device in devices if device.get("Source") == "cdi"
+        ),
+        rootless=any("rootless" in option for option in _texts(info.get("SecurityOptions"))),
         late=late,
     )
 
 
-def _image(said: Mapping[str, Any]) -> NodeImage:
-    """What is missing in one that was made elsewhere is left empty."""
-    config = {key: value for key in CONFIG if (value := _map(said.get("Config")).get(key))}
-    pulled = [name for name in _texts(said.get("RepoDigests")) if PULLED.match(name)]
+def _image(document: Mapping[str, Any]) -> NodeImage:
+    """An image of ``docker image inspect``; fields that it lacks are empty."""
+    config = {key: value for key in CONFIG if (value := _map(document.get("Config")).get(key))}
+    pulled = [name for name in _texts(document.get("RepoDigests")) if PULLED.match(name)]
     return NodeImage(
-        id=str(said.get("Id")),
-        tags=(*_texts(said.get("RepoTags")), *pulled),
-        platform=f"{said.get('Os')}/{said.get('Architecture')}",
-        diff_ids=_texts(_map(said.get("RootFS")).get("Layers")),
-        size=_count(said.get("Size")),
-        created=str(said.get("Created") or ""),
+        id=str(document.get("Id")),
+        tags=(*_texts(document.get("RepoTags")), *pulled),
+        platform=f"{document.get('Os')}/{document.get('Architecture')}",
+        diff_ids=_texts(_map(document.get("RootFS")).get("Layers")),
+        size=_count(document.get("Size")),
+        created=str(document.get("Created") or ""),
         labels=_map(config.get("Labels")),
         config=config,
     )
 
 
-def _memory(lines: Sequence[str]) -> dict[str, int]:
-    return {one[1]: int(one[2]) * KIB for one in _matches(r"(\w+): *([0-9]{1,18}) kB", lines)}
-
-
 def _interfaces(lines: Sequence[str]) -> tuple[Interface, ...]:
     addresses: dict[str, dict[str, str]] = {}
-    for one in _matches(r"@ ([^ @]+)\S* (\S+)$", lines):
-        if found := _address(one[2]):
-            addresses.setdefault(one[1], {}).update([found])
+    for match in _matches(r"@ ([^ @]+)\S* (\S+)$", lines):
+        if address := _address(match[2]):
+            addresses.setdefault(match[1], {}).update([address])
     return tuple(
         Interface(
-            name=one[1],
-            addresses=tuple(addresses.get(one[1], ())),
-            networks=tuple(addresses.get(one[1], {}).values()),
-            # It says -1, or 2^32-1, when it knows none.
-            speed=(speed if (speed := _int(one[2])) and speed < 2**31 else None),
-            mtu=_int(one[3]),
-            state=one[4],
+            name=match[1],
+            addresses=tuple(addresses.get(match[1], ())),
+            networks=tuple(addresses.get(match[1], {}).values()),
+            # An unknown speed is -1, or 2^32-1.
+            speed=(speed if (speed := _int(match[2])) and speed < 2**31 else None),
+            mtu=_int(match[3]),
+            state=match[4],
         )
-        for one in _matches(r"(?!@ |lo )([^ ]+) ([^ ]*) ([^ ]*) ([^ ]*)$", lines)
+        for match in _matches(r"(?!@ |lo )([^ ]+) ([^ ]*) ([^ ]*) ([^ ]*)$", lines)
     )
 
 
 def _rdma(lines: Sequence[str]) -> tuple[Rdma, ...]:
-    form = r"([^|]*)\|([0-9]{1,18})\|(?:[^|]*: *)?([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)$"
+    pattern = r"([^|]*)\|([0-9]{1,18})\|(?:[^|]*: *)?([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)$"
     return tuple(
         Rdma(
-            device=one[1],
-            port=int(one[2]),
-            state=one[3].strip(),
-            layer=one[4],
-            rate=_int(_match(r"([0-9]{1,6})(?:\.[0-9]+)? *Gb", [one[5]])),
-            interface=one[6],
+            device=match[1],
+            port=int(match[2]),
+            state=match[3].strip(),
+            layer=match[4],
+            rate=_int(_match(r"([0-9]{1,6})(?:\.[0-9]+)? *Gb", [match[5]])),
+            interface=match[6],
         )
-        for one in _matches(form, lines)
+        for match in _matches(pattern, lines)
     )
 
 
 def _gpus(lines: Sequence[str]) -> tuple[tuple[Gpu, ...], str, str]:
-    """The GPUs, their driver, and what was said instead."""
-    found: list[Gpu] = []
-    driver, complaint = "", []
+    """The GPUs, their driver, and the error of nvidia-smi."""
+    gpus: list[Gpu] = []
+    driver, errors = "", []
     for line in lines:
         words = [word.strip() for word in line.split(",")]
         index = _int(words[0])
         if len(words) == 5 and index is not None:
-            # "[N/A]" where the memory is the machine's own, as on GB10.
+            # "[N/A]" where the GPU shares the machine's memory, as on GB10.
             size = _int(words[3])
             memory = size * KIB * KIB if size is not None else None
-            found.append(Gpu(index=index, name=words[1], memory=memory, uuid=words[4]))
+            gpus.append(Gpu(index=index, name=words[1], memory=memory, uuid=words[4]))
             driver = words[2]
         elif line == LATE:
-            complaint.append("no answer in time")
+            errors.append("no answer in time")
         elif not line.startswith("@"):
-            complaint.append(line.strip())
-    return tuple(found), driver, "\n".join(complaint[:5])
-
-
-def _cdi(lines: Sequence[str]) -> tuple[Cdi, ...]:
-    return tuple(
-        Cdi(file=one[1], kind=one[2].strip(), driver=one[3])
-        for one in _matches(r"([^|]*)\|([^|]*)\|([^|]*)$", lines)
-    )
-
-
-def _disks(lines: Sequence[str]) -> tuple[Disk, ...]:
-    form = r"(\w+) +\S+ +([0-9]{1,18}) +\S+ +([0-9]{1,18}) +\S+ +(.+)"
-    return tuple(
-        Disk(of=one[1], at=one[4], free=int(one[3]) * KIB, total=int(one[2]) * KIB)
-        for one in _matches(form, lines)
-    )
+            errors.append(line.strip())
+    return tuple(gpus), driver, "\n".join(errors[:5])
 
 
 def _listening(lines: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    """Of /proc/net/tcp: the address as hexadecimal words in the machine's order of bytes.
+    """From /proc/net/tcp, where an address is hexadecimal words in the machine's byte order.
 
     https://docs.kernel.org/networking/proc_net_tcp.html
     """
-    found: dict[tuple[str, int], None] = {}
-    for one in _matches(r"([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4})$", lines):
-        raw = bytes.fromhex(one[1])
-        # All machines that are known here are little-endian.
+    listening: dict[tuple[str, int], None] = {}
+    for match in _matches(r"([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4})$", lines):
+        raw = bytes.fromhex(match[1])
+        # arm64 and amd64 are little-endian.
         raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
-        found[str(ipaddress.ip_address(raw)), int(one[2], 16)] = None
-    return tuple(found)
+        listening[str(ipaddress.ip_address(raw)), int(match[2], 16)] = None
+    return tuple(listening)
 
 
 def _folder(lines: Sequence[str]) -> Folder:
-    files = {one[2]: int(one[1]) for one in _matches(r"([0-9]{1,18}) \./(.+)", lines)}
+    files = {match[2]: int(match[1]) for match in _matches(r"([0-9]{1,18}) \./(.+)", lines)}
     return Folder(
         state=_match(r"@(folder|missing|closed)$", lines),
         files=dict(sorted(files.items())),
-        named=tuple(sorted({one[1] for one in _matches(r'"([^"]+)"$', lines)})),
+        named=tuple(sorted({match[1] for match in _matches(r'"([^"]+)"$', lines)})),
         late=LATE in lines,
     )

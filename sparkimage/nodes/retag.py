@@ -1,18 +1,19 @@
-"""Moves a name to another image on many nodes as one act, or on none.
+"""Moves a name to another image on all nodes of a fleet, or on none.
 
-Each node gets its script first, which looks whether all is as expected and then waits for one
-word. Only when all wait is the word given, with one write to a helper that passes it on to all of
-them; helper and scripts go on by themselves from there, whatever becomes of this process. What
-failed is undone everywhere.
+Each node gets its script first, which checks that everything is as expected and then waits for a
+line on its input. Only when all wait is that line sent, with one write to a helper that passes it
+on to all of them; helper and scripts run to their end by themselves, even when this process dies.
+What failed is undone everywhere.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sparkimage.core import interrupts
@@ -24,213 +25,201 @@ from sparkimage.nodes.session import NodeSession
 
 PREVIOUS = "-previous"
 """What is added to a name for the image that had it before."""
+AGAIN = "run the same command again"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retag:
-    """What a node is to do: ids of its own; an empty one stands for none."""
-
-    session: NodeSession
-    name: str
-    previous: str
-    """The name that the former image is to have."""
-    target: str
-    former: str
-    """The image that has ``name`` now."""
-    before: str
-    """The image that has ``previous`` now."""
-    staging: str = ""
-    """A name of the target to give up."""
-    receipt: Mapping[str, Any] | None = None
-
-
-def nodes(some: Sequence[object]) -> str:
-    """How many they are, in words."""
-    return f"{len(some)} node{'s' if len(some) != 1 else ''}"
-
-
-def move(
-    moves: Sequence[Retag],
-    errors: Errors,
-    *,
-    partial: bool = False,
-    say: Callable[[str], None] = lambda _line: None,
-) -> None:
-    """Do all of these, or none. With ``partial`` those that can, whatever the others do.
-
-    What fails comes to ``errors``; ``say`` takes a line about what begins now.
-    Raises ``MixedFleetError`` where what failed could not be undone.
-    """
-    if not moves:
-        return
-    name = moves[0].name
-    armed: list[PreparedRetag] = []
-    stuck: Errors = {}
-    with contextlib.ExitStack() as stack:
-        say(f"asking {nodes(moves)} whether {name} can be moved")
-        for one in moves:
-            armed.append(PreparedRetag(one))
-            # Without the word it changes nothing.
-            stack.callback(armed[-1].close)
-        word = _Word(armed)
-        stack.callback(word.close)
-        errors |= run_on_all(armed, PreparedRetag.wait, stop=PreparedRetag.stop)
-        ready = [one for one in armed if one.name not in errors]
-        if not ready or (len(ready) < len(armed) and not partial):
-            return
-        # An interrupt waits until every node has answered.
-        with interrupts.deferred() as interrupt:
-            say(f"moving {name} on {nodes(ready)}")
-            word.give(ready)
-            errors |= run_on_all(ready, PreparedRetag.moved)
-            failed = [one for one in ready if one.name in errors]
-            if failed:
-                stuck = run_on_all(failed if partial else ready, PreparedRetag.undo)
-            if not failed or partial:
-                interrupt.notes.append(f"{name} has been moved by then")
-    if stuck:
-        raise _mixed(name, stuck, errors)
-
-
-def decide(name: str, count: int, errors: Errors, what: str, *, partial: bool, again: str) -> None:
-    """Go on where no node failed, or (``partial``) not all of ``count``.
-
-    Raises ``NodeError`` with what became of every node that failed; ``what`` says what that means
-    for the fleet.
-    """
-    if not errors or (partial and len(errors) < count):
-        return
-    who = f"{len(errors)} of {count} nodes" if count > 1 else "the node"
-    raise NodeError(f"{name}: {who} failed; {what}", detail="\n".join(lines(errors)), hint=again)
-
-
-def _mixed(name: str, stuck: Errors, errors: Errors) -> MixedFleetError:
-    """The error for nodes that could not be brought back to what the others have."""
-    return MixedFleetError(
-        f"{name}: {', '.join(sorted(stuck))} could not be brought back to what the other nodes "
-        "have: THE FLEET IS MIXED",
-        detail="\n".join(lines(errors) + lines(stuck)),
-        hint="see who has what: python build.py nodes; then run the same command again",
-    )
+def count_nodes(nodes: Sequence[object]) -> str:
+    """Their number, in words."""
+    return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}"
 
 
 def lines(errors: Errors) -> list[str]:
-    """What went wrong, node by node, as people read it; what all of them say, once."""
-    found: dict[tuple[str, str, str], None] = {}
-    for _, error in sorted(errors.items()):
-        found[(error.message, error.detail, error.hint)] = None
-    said = []
-    for message, detail, hint in found:
-        said.append(f"✗ {message}")
-        said += [f"    {line}" for line in detail.splitlines()[-6:]]
+    """All errors for the terminal, by node; one that several nodes share is listed once."""
+    distinct = dict.fromkeys(
+        (error.message, error.detail, error.hint) for _, error in sorted(errors.items())
+    )
+    shown = []
+    for message, detail, hint in distinct:
+        shown.append(f"✗ {message}")
+        shown += [f"    {line}" for line in detail.splitlines()[-6:]]
         if hint:
-            said.append(f"    → {hint}")
-    return said
+            shown.append(f"    → {hint}")
+    return shown
 
 
-GIVE = """
+@dataclass(kw_only=True)
+class FleetUpdate:
+    """A change of what a name refers to on all nodes, or on none; with ``partial`` on those that
+    can."""
+
+    name: str
+    sessions: Sequence[NodeSession]
+    partial: bool = False
+    say: Callable[[str], None] = lambda _line: None
+    """Gets a line about each phase as it begins."""
+    errors: Errors = field(default_factory=dict)
+
+    @property
+    def ready(self) -> list[NodeSession]:
+        """The nodes that have not failed."""
+        return [session for session in self.sessions if session.name not in self.errors]
+
+    def look(self, look: Callable[[NodeSession], None], outcome: str, hint: str = AGAIN) -> None:
+        """Connect to all nodes, with ``look``. Raises as ``check``."""
+        self.say(f"looking at {count_nodes(self.sessions)}")
+        self.errors |= run_on_all(self.sessions, look, stop=NodeSession.abandon)
+        self.check(outcome, hint)
+
+    def check(self, outcome: str, hint: str = AGAIN) -> None:
+        """Go on when no node failed, or (``partial``) not all did.
+
+        Raises ``NodeError`` with every error; ``outcome`` says what it means for the fleet.
+        """
+        count = len(self.sessions)
+        if not self.errors or (self.partial and len(self.errors) < count):
+            return
+        failed = f"{len(self.errors)} of {count} nodes" if count > 1 else "the node"
+        raise NodeError(
+            f"{self.name}: {failed} failed; {outcome}",
+            detail="\n".join(lines(self.errors)),
+            hint=hint,
+        )
+
+    def move(self, retags: Sequence[Retag]) -> None:
+        """Do all of these, or none; with ``partial`` those that can. Failures go to ``errors``.
+
+        Raises ``MixedFleetError`` where what failed could not be undone.
+        """
+        if not retags:
+            return
+        stuck: Errors = {}
+        with contextlib.ExitStack() as stack:
+            self.say(f"asking {count_nodes(retags)} whether {self.name} can be moved")
+            for retag in retags:
+                retag.start()
+                # Without its line on the input it changes nothing.
+                stack.callback(retag.close)
+            inputs = [retag.input for retag in retags]
+            helper = start_bytes([sys.executable, "-I", "-S", "-c", TRIGGER], keep=inputs)
+            # Ends the helper, which holds their inputs open.
+            stack.callback(helper.communicate)
+            self.errors |= run_on_all(retags, Retag.wait, stop=Retag.stop)
+            ready = [retag for retag in retags if retag.name not in self.errors]
+            if not ready or (len(ready) < len(retags) and not self.partial):
+                return
+            # An interrupt waits until every node has answered.
+            with interrupts.deferred() as interrupt:
+                self.say(f"moving {self.name} on {count_nodes(ready)}")
+                _trigger(helper, ready)
+                self.errors |= run_on_all(ready, Retag.confirm)
+                failed = [retag for retag in ready if retag.name in self.errors]
+                if failed:
+                    stuck = run_on_all(failed if self.partial else ready, Retag.undo)
+                if not failed or self.partial:
+                    interrupt.notes.append(f"{self.name} has been moved by then")
+        if stuck:
+            raise MixedFleetError(
+                f"{self.name}: the move could not be undone on {', '.join(sorted(stuck))}: "
+                "THE FLEET IS MIXED",
+                detail="\n".join(lines(self.errors) + lines(stuck)),
+                hint=f"see who has what: python build.py nodes; then {AGAIN}",
+            )
+
+
+TRIGGER = """
 import os, sys
-for one in sys.stdin.readline().split():
+for number in sys.stdin.readline().split():
     try:
-        os.write(int(one), b"go\\n")
+        os.write(int(number), b"go\\n")
     except OSError:
         pass
 """
-"""What the helper does: one that is gone by then does not keep the word from the others."""
+"""The helper: a script that has ended does not keep the line from the others."""
 
 
-class _Word:
-    """The word for all of these: it is given with one write, or it is not."""
-
-    def __init__(self, armed: Sequence[PreparedRetag]) -> None:
-        keep = [one.input for one in armed]
-        self.process = start_bytes([sys.executable, "-I", "-S", "-c", GIVE], keep=keep)
-
-    def give(self, ready: Sequence[PreparedRetag]) -> None:
-        """To these of them."""
-        assert self.process.stdin is not None
-        # Without a helper nobody gets it, and each says so when it is asked what came of it.
-        with contextlib.suppress(OSError):
-            self.process.stdin.write(f"{' '.join(str(one.input) for one in ready)}\n".encode())
-            self.process.stdin.flush()
-        self.process.wait()
-
-    def close(self) -> None:
-        """End the helper, and with it its hold of their inputs."""
-        self.process.communicate()
+def _trigger(helper: subprocess.Popen[bytes], retags: Sequence[Retag]) -> None:
+    """Let these go on, with one write."""
+    assert helper.stdin is not None
+    # When the helper is dead no script gets its line, and each reports it when it is confirmed.
+    with contextlib.suppress(OSError):
+        helper.stdin.write(f"{' '.join(str(retag.input) for retag in retags)}\n".encode())
+        helper.stdin.flush()
+    helper.wait()
 
 
-class PreparedRetag:
-    """A node's script, and the way to give it the word."""
+@dataclass(kw_only=True)
+class Retag:
+    """Lets ``tag`` refer to the session's ``target`` on its node; the image that has it now becomes
+    the previous one."""
 
-    def __init__(self, move: Retag) -> None:
-        self.move = move
-        receipt = move.receipt
-        words = move.session.remote.script(
-            "move", move.name, move.previous, move.target,
-            move.former, move.staging,
-            f"{receipt['digest'][7:]}.json" if receipt is not None else "",
-            json.dumps(receipt, separators=(",", ":")) if receipt is not None else "",
-        )  # fmt: skip
-        self.script = RemoteScript(move.session.remote, words)
+    session: NodeSession
+    tag: str
+    staging: str = ""
+    """A name of the target to remove, or nothing."""
+    receipt: Mapping[str, Any] | None = None
+    script: RemoteScript = field(init=False)
 
     @property
     def name(self) -> str:
-        return self.move.session.name
+        return self.session.name
 
     @property
     def input(self) -> int:
-        """The number of the file that the word goes to."""
+        """The file descriptor of the script's input."""
         return self.script.input.fileno()
 
+    def start(self) -> None:
+        """Start its script, which waits before it changes anything."""
+        remote, receipt = self.session.remote, self.receipt
+        kept = ("", "")
+        if receipt is not None:
+            kept = f"{receipt['digest'][7:]}.json", json.dumps(receipt, separators=(",", ":"))
+        words = remote.script(
+            "move", self.tag, self.tag + PREVIOUS, self.session.target,
+            self.session.now.id_of(self.tag), self.staging, *kept,
+        )  # fmt: skip
+        self.script = RemoteScript(remote, words)
+
     def wait(self) -> None:
-        """Until it waits for the word. Raises ``NodeError`` when it does not."""
-        session = self.move.session
+        """Until the script is ready. Raises ``NodeError`` when it refuses."""
         with self.script.limit():
             line = next(self.script.lines(), "")
         if line == "@@ armed":
             return
         if line.startswith("@@ changed"):
             raise NodeError(
-                f"{session.name}: {self.move.name} was moved there by somebody else meanwhile",
-                detail=f"it stands for {line[11:30] or 'nothing'} now",
-                hint="run the same command again",
-            )
+                f"{self.name}: another process moved {self.tag} there meanwhile",
+                detail=f"it refers to {line[11:30] or 'nothing'} now", hint=AGAIN,
+            )  # fmt: skip
         if line.startswith("@@ gone"):
-            raise NodeError(
-                f"{session.name}: the image was removed there meanwhile",
-                hint="run the same command again",
-            )
+            raise NodeError(f"{self.name}: the image was removed there meanwhile", hint=AGAIN)
         raise self._failure(f"{line}\n{self.script.rest()}")
 
     def stop(self) -> None:
-        """End it at once."""
+        """Kill the script."""
         self.script.process.kill()
 
-    def moved(self) -> None:
-        """Until it has moved the name. Raises ``NodeError`` when it has not, or is unheard of."""
-        said = self.script.rest()
-        if "@@ moved" not in said.splitlines():
-            raise self._failure(said)
-        if "@@ noreceipt" in said:
-            session = self.move.session
-            session.warnings.append(f"{session.name}: its receipt could not be written there")
+    def confirm(self) -> None:
+        """Until the name has moved. Raises ``NodeError`` when it has not, or no answer came."""
+        output = self.script.rest()
+        if "@@ moved" not in output.splitlines():
+            raise self._failure(output)
+        if "@@ noreceipt" in output:
+            self.session.warnings.append(f"{self.name}: could not write its receipt there")
 
     def undo(self) -> None:
-        """Give the names back to what had them."""
-        one = self.move
-        kept = (one.staging, one.target) if one.staging else ()
-        words = one.session.remote.script(
-            "undo", *kept, one.name, one.former, one.previous,
-            one.before,
-        )  # fmt: skip
-        one.session.remote.run(words)
+        """Give the names back to the images that had them."""
+        previous, before = self.tag + PREVIOUS, self.session.now.id_of
+        staging = (self.staging, self.session.target) if self.staging else ()
+        names = self.tag, before(self.tag), previous, before(previous)
+        remote = self.session.remote
+        remote.run(remote.script("undo", *staging, *names))
 
     def close(self) -> None:
-        """End it."""
+        """End the script."""
         if not self.script.ended:
             self.script.rest()
         self.script.kill()
 
-    def _failure(self, said: str) -> SparkError:
-        return self.script.lost() or self.move.session.refusal(self.script.code, said)
+    def _failure(self, output: str) -> SparkError:
+        return self.script.lost() or self.session.refusal(self.script.code, output)

@@ -1,20 +1,33 @@
-"""A script that goes on on a node while it is fed and read from here."""
+"""A command that runs on a node while this process writes to it and reads from it."""
 
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import IO
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
 
 from sparkimage.core.errors import NodeError
-from sparkimage.nodes import ssh
-from sparkimage.nodes.ssh import Remote, RemoteForward, Watch
+
+if TYPE_CHECKING:
+    from sparkimage.nodes.ssh import Remote, RemoteForward
+
+POLL_S = 0.5
+"""Seconds between two looks whether a command has timed out."""
+CLOSE_S = 5.0
+"""Seconds that a command gets to end when its streams are closed."""
 
 
 class RemoteScript:
-    """It is ended when a step of the talk with it takes longer than its limit, or when the
-    connection ends that a lent port (``forward``) hangs on."""
+    """It is killed when a step takes longer than its limit, or when the connection ends that the
+    forwarded port (``forward``) belongs to.
+
+    ``bulk``: over the data address, where there is one. ``master``: the connection that others
+    share (ssh's ControlMaster).
+    """
 
     def __init__(
         self,
@@ -22,12 +35,16 @@ class RemoteScript:
         words: Sequence[str],
         *,
         bulk: bool = False,
+        master: bool = False,
         forward: RemoteForward | None = None,
     ) -> None:
-        self.remote, self.bulk, self.forward = remote, bulk, forward
-        self._complaint = ""
-        self.process = remote.start(words, bulk=bulk)
-        self.watch = Watch(self.process, needs=forward.connection if forward is not None else None)
+        self.remote, self.bulk, self.master, self.forward = remote, bulk, master, forward
+        self.timed_out = False
+        self._stderr = ""
+        self._deadline: float | None = None
+        self._unwatched = threading.Event()
+        self.process = remote.start(words, bulk=bulk, master=master)
+        threading.Thread(target=self._watch, daemon=True).start()
 
     @property
     def input(self) -> IO[bytes]:
@@ -39,48 +56,94 @@ class RemoteScript:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def limit(self, seconds: float | None = None) -> AbstractContextManager[None]:
-        """What happens within may take so many seconds; default: the node's patience."""
-        return self.watch.limit(self.remote.patience_s if seconds is None else seconds)
+    @property
+    def code(self) -> int:
+        """Its exit code."""
+        return int(self.process.returncode)
+
+    @contextmanager
+    def limit(self, seconds: float | None = None) -> Iterator[None]:
+        """Kill it when the block takes more seconds; default: the node's ``patience_s``."""
+        self.extend(self.remote.patience_s if seconds is None else seconds)
+        try:
+            yield
+        finally:
+            self._deadline = None
+
+    def extend(self, seconds: float) -> None:
+        """Set the limit to so many seconds from now."""
+        self._deadline = time.monotonic() + seconds
 
     def write(self, data: bytes) -> None:
-        """Give it something. Raises ``BrokenPipeError`` or ``ValueError`` when it has ended."""
+        """Write to its standard input. Raises ``BrokenPipeError`` or ``ValueError`` when it has
+        ended."""
         self.input.write(data)
         self.input.flush()
 
     def lines(self) -> Iterator[str]:
-        """What it says, line by line, to its end."""
+        """The lines of its standard output, until it ends."""
         assert self.process.stdout is not None
-        for raw in self.process.stdout:
-            yield raw.decode("utf-8", "replace").rstrip("\n")
+        for line in self.process.stdout:
+            yield line.decode("utf-8", "replace").rstrip("\n")
 
     def rest(self, seconds: float | None = None) -> str:
-        """End its input and wait for its end; the rest of what it says. Whether it came to its own
-        end, ``lost`` says."""
+        """Close its input and wait until it ends; the rest of its output, with its errors.
+
+        ``lost`` says whether it was killed or cut off.
+        """
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
             self.process.stdin = None
         with self.limit(seconds):
             stdout, stderr = self.process.communicate()
-        self.watch.close()
-        self._complaint = stderr.decode("utf-8", "replace")
-        return stdout.decode("utf-8", "replace") + self._complaint
-
-    @property
-    def code(self) -> int:
-        """Its exit code."""
-        return int(self.process.returncode)
+        self.unwatch()
+        self._stderr = stderr.decode("utf-8", "replace")
+        return stdout.decode("utf-8", "replace") + self._stderr
 
     def lost(self) -> NodeError | None:
-        """Why it did not come to its own end: it hung, or a connection ended."""
-        if self.watch.hung:
-            return self.remote.hangs("progress", self.remote.patience_s)
-        if self.code != 0 and self.forward is not None and self.watch.cut:
+        """Why it did not run to its end: it timed out, or a connection failed; else None."""
+        if self.timed_out:
+            return self.remote.timed_out("answer" if self.master else "progress")
+        if self.code != 0 and self.forward is not None and self._is_cut():
             return self.remote.cut(self.forward)
-        return self.remote.failure(self.process, self._complaint, bulk=self.bulk)
+        return self.remote.failure(self.process, self._stderr, bulk=self.bulk)
+
+    def unwatch(self) -> None:
+        """Let it run without a limit."""
+        self._unwatched.set()
 
     def kill(self) -> None:
-        """End it at once."""
-        self.watch.close()
-        ssh.kill(self.process)
+        """Kill it and close its streams."""
+        self.unwatch()
+        if not self.ended:
+            self.process.kill()
+        self.process.wait()
+        self._close_streams()
+
+    def close(self, seconds: float = CLOSE_S) -> None:
+        """Close its streams, wait so many seconds until it ends, and kill it then."""
+        self._close_streams()
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _close_streams(self) -> None:
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _is_cut(self) -> bool:
+        """Whether the connection of the forwarded port has ended."""
+        return self.forward is not None and self.forward.connection.ended
+
+    def _watch(self) -> None:
+        while not self._unwatched.wait(POLL_S) and not self.ended:
+            deadline = self._deadline
+            self.timed_out = deadline is not None and time.monotonic() > deadline
+            if self.timed_out or self._is_cut():
+                self.process.kill()
+                return

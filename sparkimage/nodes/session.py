@@ -1,4 +1,4 @@
-"""One node on its way to an image: what it has, what it gets, and how it goes wrong."""
+"""One node that gets an image: what it has, what is sent to it, and what may go wrong."""
 
 from __future__ import annotations
 
@@ -20,46 +20,44 @@ from sparkimage.image.archive import Part, Step
 from sparkimage.image.store import Image, Store
 from sparkimage.nodes import delta, fabric, reading, refusals, snapshot, ssh
 from sparkimage.nodes.concurrent import run_on_all
-from sparkimage.nodes.delta import ImageManifest
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.snapshot import SKEW_S, TELLS_UNPACKED, NodeImage, NodeSnapshot
 from sparkimage.nodes.ssh import IMAGES, Remote, RemoteForward
 
 if TYPE_CHECKING:
-    from sparkimage.nodes.pull_server import Serving
+    from sparkimage.nodes.pull_server import PullServer
 
 UNPACK_RATE = 10_000_000
-"""Bytes of blobs a second that an engine at least unpacks; below it counts as hung."""
+"""Bytes of blobs a second that an engine unpacks at least; a slower one counts as hung."""
 SPARE = 500_000_000
-"""Bytes that a node's disk keeps free beside what the image needs."""
+"""Bytes that stay free on a node's disk beside what the image needs."""
 ATTEMPTS = 3
 PULL_FROM = 32_000_000
-"""Bytes from which on a pull is worth another connection."""
+"""Bytes from which on a pull is worth a connection of its own."""
 NEARLY_ALL = 0.9
-"""The part of an image's bytes that an overlay2 node lacks at least when it is to pull them."""
+"""An overlay2 node pulls when it lacks this part of an image's bytes or more."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class NodeSession:
-    """A node, and how far it is."""
+    """A node, its latest snapshot, and what it has got of an image."""
 
     remote: Remote
-    seen: NodeSnapshot | None = None
+    latest: NodeSnapshot | None = None
     warnings: list[str] = field(default_factory=list)
-    """Of what was seen when it was looked at last."""
+    """From the latest snapshot."""
     repaired: list[str] = field(default_factory=list)
-    """What was changed there that nobody had asked for."""
+    """What was repaired there without being asked for."""
     target: str = ""
     """The image's id on this node, once it is there and proven."""
     sent: int = 0
-    """Bytes that went to it."""
+    """Bytes sent to it."""
     layers_sent: int = 0
-    source: str = ""
-    """Where else it got them from."""
-    forgets: bool = False
-    """containerd had listed blobs that it did not have later: only what its images are made of
-    counts."""
-    unrelayed: str = ""
+    source: str | None = None
+    """What else it got them from: a node, or a registry's repository."""
+    distrusts_content: bool = False
+    """containerd listed blobs that it had lost: only those of its images count."""
+    relay_error: str = ""
     """Why a relay did not bring it the image."""
 
     @property
@@ -68,85 +66,79 @@ class NodeSession:
 
     @property
     def now(self) -> NodeSnapshot:
-        assert self.seen is not None
-        return self.seen
+        """The latest snapshot."""
+        assert self.latest is not None
+        return self.latest
 
-    def connect(
+    def open(
         self, *parts: str, lock: bool = False, owner: str = "", model: str = ""
     ) -> NodeSnapshot:
-        """Open its connection with the script that takes its snapshot, of these parts; ``lock``
-        keeps other runs away for as long as the connection holds, and tells them of ``owner``.
+        """Connect with the script that takes a snapshot with these parts. ``lock`` keeps other
+        runs away until the connection ends, and tells them ``owner``.
 
-        Raises ``UnreachableError`` or ``NodeError``.
+        Raises ``UnreachableError`` or ``NodeError``; with ``IMAGES`` among the parts also
+        ``EngineError`` when its Docker cannot be used.
         """
-        words = self.remote.snapshot(*parts, lock=lock, owner=owner, model=model)
-        said = self.remote.open(words)
-        self.seen = reading.read(said, self.remote.node, now=self.remote.heard_at)
-        busy = self.now.lock.removeprefix("busy: ")
-        if self.now.lock.startswith("busy") and busy != owner:
+        output = self.remote.open(self.remote.snapshot(*parts, lock=lock, owner=owner, model=model))
+        self.latest = reading.read(output, self.remote.node, now=self.remote.answered_at)
+        holder = self.now.lock.removeprefix("busy: ")
+        if self.now.lock.startswith("busy") and holder != owner:
             raise NodeError(
-                f"{self.name}: another run changes its images: {busy or 'of an unknown user'}",
-                hint="wait for it; a run that was killed lets go within a minute",
+                f"{self.name}: another run changes its images: {holder or 'of an unknown user'}",
+                hint="wait for it; the lock of a run that was killed ends within a minute",
             )
-        self.warnings = [said for said in (fabric.slow(self.now),) if said]
+        slow = fabric.slow(self.now)
+        self.warnings = [slow] if slow is not None else []
         if abs(self.now.skew_s or 0) > SKEW_S:
             self.warnings.append(
                 f"{self.name}: its clock is {self.now.skew_s:+.0f} s off: there, timedatectl"
             )
         if self.now.lock.startswith("none"):
             self.warnings.append(f"{self.name}: not locked: {self.now.lock[6:]}")
-        return self.now
-
-    def open(
-        self, *parts: str, lock: bool = False, owner: str = "", model: str = ""
-    ) -> NodeSnapshot:
-        """As ``connect``, of a node whose Docker is needed. Raises ``EngineError``, too."""
-        error = self.connect(*parts, lock=lock, owner=owner, model=model).docker_error()
-        if error is not None:
+        if IMAGES in parts and (error := self.now.docker_error()) is not None:
             raise error
         return self.now
 
     def look(self, *parts: str, model: str = "") -> NodeSnapshot:
-        """A snapshot now, of a node that is connected; the one before stays what it was.
+        """A new snapshot of a connected node; ``now`` stays as it is.
 
         Raises ``UnreachableError`` or ``NodeError``.
         """
-        said = self.remote.run(self.remote.snapshot(*parts, model=model)).stdout
-        return reading.read(said, self.remote.node, now=time.time())
+        output = self.remote.run(self.remote.snapshot(*parts, model=model)).stdout
+        return reading.read(output, self.remote.node, now=time.time())
 
     def check(self, image: Image) -> None:
-        """Whether it can take the image at all. Raises ``NodeError``."""
+        """Whether the image is for its architecture. Raises ``NodeError``."""
         arch = image.platform.partition("/")[2]
         if self.now.arch != arch:
             raise NodeError(
                 f"{self.name}: the image is for {arch}, the node is {self.now.arch}",
-                hint="build a variant of the node's platform, or leave the node out",
+                hint="build a variant for the node's platform, or leave the node out",
             )
 
     def has(self, image: Image) -> NodeImage | None:
-        """The image itself, under whatever name it is there, if it is whole."""
+        """The image itself, under whatever name, if it is complete there."""
         config = image.manifest["config"]["digest"]
-        held = self.now.by_id(image.digest if self.now.docker.containerd else config)
+        local = self.now.by_id(image.digest if self.now.docker.containerd else config)
         # containerd's store names an image before it has unpacked it.
-        whole = tuple(layer.diff_id for layer in image.layers)
-        return held if held is not None and held.diff_ids == whole else None
+        diff_ids = tuple(layer.diff_id for layer in image.layers)
+        return local if local is not None and local.diff_ids == diff_ids else None
 
-    def lacking(self, whole: ImageManifest, known: Mapping[str, Iterable[str]]) -> list[int]:
-        """The places of the layers that it lacks."""
+    def lacking(self, parts: Sequence[Part], known: Mapping[str, Iterable[str]]) -> list[int]:
+        """The indexes of the layers that it lacks of the last of ``parts``; ``known`` are the
+        layers of other images by their manifests."""
+        layers = parts[-1].layers
         if not self.now.docker.containerd:
-            return delta.missing(whole.image, chains=self.now.chains(), blobs=())
-        own = {
-            one.manifest.digest: [layer.digest for layer in one.layers]
-            for one in delta.parts(whole)
-        }
-        seen = replace(self.now, content=None) if self.forgets else self.now
-        return delta.missing(whole.image, chains=None, blobs=seen.blobs({**known, **own}))
+            return delta.missing(layers, chains=self.now.chains(), blobs=())
+        own = {part.manifest.digest: [layer.digest for layer in part.layers] for part in parts}
+        now = replace(self.now, content=None) if self.distrusts_content else self.now
+        return delta.missing(layers, chains=None, blobs=now.blobs({**known, **own}))
 
-    def room(self, blobs: int, unpacked: int, largest: int) -> None:
+    def check_space(self, blobs: int, unpacked: int, largest: int) -> None:
         """Whether so many bytes fit: of blobs, of their files, of the largest step's blobs.
 
-        Both stores keep the files; containerd's keeps the blobs as well, the other one has up to
-        two steps' in its tmp folder. Raises ``NodeError``.
+        Both stores keep the files; containerd's keeps the blobs as well, overlay2 has up to two
+        steps' in its tmp folder. Raises ``NodeError``.
         """
         need = unpacked + (blobs if self.now.docker.containerd else min(blobs, 2 * largest)) + SPARE
         tight = min(self.now.image_disks, key=lambda disk: disk.free, default=None)
@@ -157,28 +149,18 @@ class NodeSession:
                 hint="free some: python build.py gc; there: docker system df",
             )
 
-    def stale(self, keep: str = "") -> list[str]:
-        """Staging names that earlier runs left."""
-        return [
-            tag
-            for image in self.now.images
-            for tag in image.tags
-            if snapshot.is_staging(tag) and tag != keep
-        ]
+    def remove_staged(self) -> None:
+        """Remove all that is under staging names there, so that all layers are sent again.
 
-    def drop(self) -> None:
-        """Remove what is under staging names there: what is brought next is all new.
-
-        What it was seen to have does not say: it leaves out what is damaged.
+        Asks docker itself: a snapshot leaves out damaged images.
         """
         form = "{{.Repository}}:{{.Tag}}\n{{.Repository}}@{{.Digest}}"
         words = [*self.remote.docker.split(), "image", "ls", "--digests", "--format", form]
         listed = self.remote.run(words, check=False).stdout.split()
-        names = [one for one in listed if snapshot.is_staging(one)]
-        if not names:
-            return
-        self.clean(names)
-        self.repaired.append(f"{self.name}: what was there of the image was damaged: removed")
+        staged = [name for name in listed if snapshot.is_staging(name)]
+        if staged:
+            self.clean(staged)
+            self.repaired.append(f"{self.name}: removed staged layers that were damaged")
 
     def clean(self, references: Sequence[str], *, timeout_s: float | None = None) -> Completed:
         """Remove these images there, and the containers of proofs that were killed."""
@@ -188,8 +170,8 @@ class NodeSession:
     def call(
         self, script: str, *words: str, timeout_s: float | None = None, check: bool = True
     ) -> Completed:
-        """Run one of our scripts there to its end. Raises as ``refusal`` when ``check`` and it
-        failed."""
+        """Run a script of ``data/node`` there to its end. Raises as ``refusal`` when ``check`` and
+        it failed."""
         argv = self.remote.script(script, *words)
         done = self.remote.run(argv, check=False, timeout_s=timeout_s)
         if check and done.returncode != 0:
@@ -197,7 +179,7 @@ class NodeSession:
         return done
 
     def abandon(self) -> None:
-        """Make an end of what is going on with it."""
+        """Kill what runs with this node."""
         self.remote.abandon()
 
     # Staging
@@ -210,105 +192,95 @@ class NodeSession:
         *,
         followers: Sequence[NodeSession] = (),
     ) -> None:
-        """Load these steps one behind the other and prove the last one.
+        """Load these steps one after the other and prove the last one.
 
-        While one is being unpacked the next one is on its way already, but for its end. The node
-        passes all of it on to the first of ``followers``, and that to the next one; those that
-        it came to have their ``target`` afterwards, the others do not.
+        While a step is unpacked the next one is sent already, but for its end. The node relays it
+        all to the first of ``followers``, and that one to the next; those that got the image have
+        a ``target`` afterwards, the others a ``relay_error``.
         """
-        before: Loading | None = None
-        current: Loading | None = None
-        try:
+        with contextlib.ExitStack() as loads:
+            before: Load | None = None
             for step in steps:
-                earlier = before.part.name if before is not None else ""
-                current = Loading(self, step, earlier, prove=step is steps[-1], followers=followers)
+                load = Load(
+                    self, step, before.part.name if before is not None else "",
+                    prove=step is steps[-1], followers=followers,
+                )  # fmt: skip
+                loads.callback(load.kill)
                 body, end = archive.partial(step, store)
                 for piece in body:
-                    if before is not None and before.script.ended:
+                    if before is not None and before.ended:
                         before.finish()
                         before = None
-                    current.write(piece)
+                    load.send(piece)
                     self._count(len(piece), moved)
                 if before is not None:
                     before.finish()
-                current.write(end)
+                load.send(end)
                 self._count(len(end), moved)
                 self.layers_sent += len(step.send)
-                before = current
-            assert before is not None
-            said = before.finish()
+                before = load
+            output = load.finish()
             for follower in followers:
-                _, words = _section(said, follower)
+                _, section = _section(output, follower)
                 try:
-                    follower.prove(words, steps[-1].part)
+                    follower.prove(section, steps[-1].part)
                 except NodeError as error:
-                    follower.unrelayed = words.strip().splitlines()[-1] if words else error.message
-            self.prove(_section(said, self)[1] if followers else said, steps[-1].part)
-        except BaseException:
-            # The children end with us, whatever the reason.
-            for one in (before, current):
-                if one is not None:
-                    one.script.kill()
-            raise
+                    follower.relay_error = refusals.last_line(section) or error.message
+            self.prove(_section(output, self)[1] if followers else output, steps[-1].part)
 
-    def pulls(self, whole: ImageManifest, lacking: Sequence[int]) -> bool:
+    def pulls(self, parts: Sequence[Part], lacking: Sequence[int]) -> bool:
         """Whether its engine gets these layers sooner by pulling them than by ``load``.
 
         It unpacks what it pulls without writing an archive first: docs/benchmarks.md. But overlay2
         would pull the layers again that came by load, which it does not know by their blobs; and
         what containerd's store still holds of a broken pull, layers or parts of them (for 8 hours:
-        https://github.com/moby/moby/pull/48910), only a pull goes on with.
+        https://github.com/moby/moby/pull/48910), only a pull can use.
         """
-        layers = whole.image.layers
-        lacks = sum(layers[place].size for place in lacking)
+        layers = parts[-1].layers
+        size = sum(layers[index].size for index in lacking)
         if not self.now.docker.containerd:
-            return lacks >= max(PULL_FROM, NEARLY_ALL * sum(layer.size for layer in layers))
+            return size >= max(PULL_FROM, NEARLY_ALL * sum(layer.size for layer in layers))
         unpacked = {diff_id for image in self.now.images for diff_id in image.diff_ids}
-        broken = any(
-            place not in lacking and layer.diff_id not in unpacked
-            for place, layer in enumerate(layers)
+        left = any(
+            index not in lacking and layer.diff_id not in unpacked
+            for index, layer in enumerate(layers)
         )
-        begun = any(layers[place].digest in self.now.begun for place in lacking)
-        return lacks >= PULL_FROM or broken or begun
+        partly = any(layers[index].digest in self.now.incomplete for index in lacking)
+        return size >= PULL_FROM or left or partly
 
-    @property
-    def _tells(self) -> bool:
-        """Whether its engine says when it has unpacked a layer that it pulls."""
-        docker = self.now.docker
-        return not docker.containerd or docker.numbers >= TELLS_UNPACKED
+    def pull(self, steps: tuple[Step, ...], server: PullServer, moved: Moved) -> str:
+        """Let its engine pull these steps from here, and prove the last one. Returns why it cannot
+        pull, for a reason that does not concern ``load``, else nothing. Raises as ``load``.
 
-    def pull(self, steps: tuple[Step, ...], serving: Serving, moved: Moved) -> str:
-        """Let its engine pull these steps from here, and prove the last one; why it cannot, for a
-        reason that ``load`` may do without, else nothing. Raises as ``load``.
-
-        Engines keep nothing of a pull that was broken off: each step is pulled as soon as its
-        layers are unpacked, which keeps them; one after the other where nothing tells when.
+        Engines keep nothing of a pull that breaks off: each step is pulled as soon as its layers
+        are unpacked, which keeps them; one after the other where the engine does not report that.
         """
         try:
-            with self.remote.remote_forward(serving.socket) as forward:
-                code, said = self._pulled(steps, serving, forward, moved)
+            with self.remote.remote_forward(server.socket) as forward:
+                code, output = self._pull_through(forward, steps, server, moved)
         except CommandError:
             return "its sshd forwards no port to here (AllowTcpForwarding)"
         if code != 0:
-            if refusals.of_the_engine(said):
-                raise self.refusal(code, said)
-            return refusals.last(said)
+            if refusals.is_engine_fault(output):
+                raise self.refusal(code, output)
+            return refusals.last_line(output)
         self.adopt(steps[-1].part.name, steps[-1].part)
-        self.layers_sent = sum(len(one.send) for one in steps)
+        self.layers_sent = sum(len(step.send) for step in steps)
         return ""
 
-    def _pulled(
-        self, steps: tuple[Step, ...], serving: Serving, forward: RemoteForward, moved: Moved
+    def _pull_through(
+        self, forward: RemoteForward, steps: tuple[Step, ...], server: PullServer, moved: Moved
     ) -> tuple[int, str]:
-        """Have its engine pull through a lent port; its script's exit code, and what it said.
+        """Let its engine pull through a forwarded port; the exit code and output of pull.sh.
 
         Raises ``NodeError`` and its kin when it hangs or a connection ends.
         """
         patience, registry = self.remote.patience_s, f"127.0.0.1:{forward.port}"
-        parts = [step.part for step in steps]
+        parts, docker = [step.part for step in steps], self.now.docker
+        reports_layers = not docker.containerd or docker.numbers >= TELLS_UNPACKED
         words = self.remote.script(
             "pull", f"{registry}/{snapshot.STAGING}",
-            "whole" if self._tells else "parts", parts[-1].manifest.digest,
+            "whole" if reports_layers else "parts", parts[-1].manifest.digest,
             *(word for part in parts for word in (
                 part.name, part.manifest.digest, part.layers[-1].digest[7:19],
             )),
@@ -316,27 +288,27 @@ class NodeSession:
         left = sum(step.size for step in steps)
         script = RemoteScript(self.remote, words, forward=forward)
 
-        def went(count: int, waits: bool) -> None:
+        def sent(count: int, waits: bool) -> None:
             self._count(count, moved)
-            # What has all arrived may still be unpacked.
-            script.watch.extend(patience + (0 if waits else left / UNPACK_RATE))
+            # When all has arrived it may still be unpacked.
+            script.extend(patience + (0 if waits else left / UNPACK_RATE))
 
-        guest = serving.admit(went)
-        said = []
+        client = server.admit(sent)
+        output = []
         try:
             with script.limit():
                 with contextlib.suppress(OSError):
-                    script.write(f"{guest.config(registry)}\n".encode())
-                # Its input stays open: where that ends, the pull does.
+                    script.write(f"{client.config(registry)}\n".encode())
+                # Its input stays open: the pull ends with it.
                 for line in script.lines():
-                    said.append(line)
-                    left -= sum(s.size for s in steps if line == f"@@ kept {s.part.name}")
-            said.append(script.rest())
+                    output.append(line)
+                    left -= sum(step.size for step in steps if line == f"@@ kept {step.part.name}")
+            output.append(script.rest())
         finally:
             script.kill()
         if script.code != 0 and (lost := script.lost()) is not None:
             raise lost
-        return script.code, "\n".join(said)
+        return script.code, "\n".join(output)
 
     def _count(self, count: int, moved: Moved) -> None:
         self.sent += count
@@ -347,59 +319,59 @@ class NodeSession:
         ``size`` bytes), the staging name and prove it. Raises as ``load``."""
         limit = self.remote.patience_s + size / UNPACK_RATE
         done = self.call("stage", part.name, origin, "", "prove", timeout_s=limit, check=False)
-        said = done.stdout + done.stderr
-        if done.returncode == refusals.NOT_PULLED and not refusals.of_the_engine(said):
+        output = done.stdout + done.stderr
+        if done.returncode == refusals.NOT_PULLED and not refusals.is_engine_fault(output):
             raise NodeError(
-                f"{self.name}: it could not pull the image: {refusals.last(said)}",
-                hint="is it there under this digest, and may the node have it? "
+                f"{self.name}: it could not pull the image: {refusals.last_line(output)}",
+                hint="does the registry have this digest, and may the node pull it? "
                 f"{self.remote.ssh} {self.remote.docker} pull {origin}",
             )
         if done.returncode != 0:
-            raise self.refusal(done.returncode, said)
+            raise self.refusal(done.returncode, output)
         self.prove(done.stdout, part)
 
-    def prove(self, said: str, part: Part) -> None:
-        """What is there under the staging name is this image, and can run. Raises ``NodeError``."""
-        lines = [line[3:] for line in said.splitlines() if line.startswith("@@ ")]
-        found = next((line.removeprefix("image ") for line in lines if line[:6] == "image "), "")
-        if not found or "created" not in lines:
-            raise NodeError(f"{self.name}: the image could not be proven there", detail=said)
-        id, _platform, diff_ids = json.loads(found)
+    def prove(self, output: str, part: Part) -> None:
+        """Whether stage.sh has found the image under the staging name, with the layers that were
+        sent, and created a container. Sets ``target``. Raises ``NodeError``."""
+        lines = [line[3:] for line in output.splitlines() if line.startswith("@@ ")]
+        image = next((line[6:] for line in lines if line.startswith("image ")), "")
+        if not image or "created" not in lines:
+            raise NodeError(f"{self.name}: the image could not be proven there", detail=output)
+        id, _platform, diff_ids = json.loads(image)
         expected = part.manifest.digest if self.now.docker.containerd else part.config.digest
         if diff_ids != [layer.diff_id for layer in part.layers] or id != expected:
             raise NodeError(
-                f"{self.name}: another image is there than was sent: {id[:19]}, not "
-                f"{expected[:19]}",
-                hint="run it again; what is there is not used",
+                f"{self.name}: it has another image than was sent: {id[:19]}, not {expected[:19]}",
+                hint="run the same command again; that image is not used",
             )
         self.target = id
 
-    def refusal(self, code: int, said: str) -> NodeError:
-        """What a script's exit code and words mean; fixes what it may."""
-        self.forgets |= refusals.BLOB_LOST.search(said) is not None
-        error, record = refusals.meaning(self.remote, code, said), refusals.left_over(said)
+    def refusal(self, code: int, output: str) -> NodeError:
+        """The error for a script's exit code and output, after repairing what can be repaired."""
+        self.distrusts_content |= refusals.BLOB_LOST.search(output) is not None
+        error, record = refusals.error_for(self.remote, code, output), refusals.stale_record(output)
         if not record:
             return error
         *sudo, _ = self.remote.docker.split()
         done = self.remote.run([*sudo, "rm", "-r", "--", record], check=False)
         if done.returncode != 0:
-            error.detail = refusals.last(done.stderr)
+            error.detail = refusals.last_line(done.stderr)
             return error
-        found = f"{self.name}: {refusals.RECORD_LEFT}"
-        self.repaired.append(f"{found}: removed ({record})")
-        return UnreachableError(f"{found}; it is removed", definite=False)
+        what = f"{self.name}: {refusals.RECORD_LEFT}"
+        self.repaired.append(f"{what}: removed ({record})")
+        return UnreachableError(f"{what}; it is removed")
 
 
 @contextmanager
 def sessions(fleet: Fleet, patience_s: float) -> Iterator[list[NodeSession]]:
     """The fleet's nodes, not yet connected; their connections end with the context."""
-    with ssh.remotes(fleet.nodes, patience_s) as made:
-        yield [NodeSession(remote=one) for one in made]
+    with ssh.remotes(fleet.nodes, patience_s) as remotes:
+        yield [NodeSession(remote=remote) for remote in remotes]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeReport:
-    """A node that was asked: its snapshot, or why there is none."""
+    """A node's snapshot, or why there is none."""
 
     node: Node
     snapshot: NodeSnapshot | None = None
@@ -411,26 +383,26 @@ class NodeReport:
 
 
 def survey(fleet: Fleet, *parts: str, patience_s: float, model: str = "") -> tuple[NodeReport, ...]:
-    """These parts of every node's snapshot, asked of all at once, one connection each; a Docker
-    that cannot be used is an error where its images are asked for."""
-    with sessions(fleet, patience_s) as all_:
+    """A snapshot with these parts of every node, all at once, one connection each. Errors as
+    ``NodeSession.open`` raises them."""
+    with sessions(fleet, patience_s) as nodes:
 
-        def ask(session: NodeSession) -> None:
-            (session.open if IMAGES in parts else session.connect)(*parts, model=model)
+        def look(session: NodeSession) -> None:
+            session.open(*parts, model=model)
 
-        errors = run_on_all(all_, ask, stop=NodeSession.abandon)
+        errors = run_on_all(nodes, look, stop=NodeSession.abandon)
     return tuple(
         NodeReport(
-            node=one.remote.node,
-            snapshot=one.seen if one.name not in errors else None,
-            error=errors.get(one.name),
+            node=session.remote.node,
+            snapshot=session.latest if session.name not in errors else None,
+            error=errors.get(session.name),
         )
-        for one in all_
+        for session in nodes
     )
 
 
-class Loading:
-    """One ``docker load`` on a node, fed from here."""
+class Load(RemoteScript):
+    """One ``docker load`` on a node that gets its archive from here, and maybe relays it."""
 
     def __init__(
         self,
@@ -441,54 +413,50 @@ class Loading:
         prove: bool,
         followers: Sequence[NodeSession] = (),
     ) -> None:
-        self.session, self.part = session, step.part
-        self.size = step.size
-        self.relayed = bool(followers)
-        last = "prove" if prove else ""
-        docker = session.remote.docker
-        words = session.remote.script("stage", step.part.name, "-", earlier, last)
+        self.session, self.part, self.size = session, step.part, step.size
+        self.relays = bool(followers)
+        words = step.part.name, earlier, "prove" if prove else ""
+        argv = session.remote.script("stage", words[0], "-", *words[1:])
         if followers:
             texts = ssh.text("relay"), ssh.text("stage")
-            hops = [w for one in followers for w in (one.remote.hop, one.name, one.remote.docker)]
-            words = [
-                "sh", "-c", texts[0], "relay", *texts, step.part.name, earlier, last,
-                session.name, docker, *hops,
-            ]  # fmt: skip
-        self.script = RemoteScript(session.remote, words, bulk=True)
+            hops = [w for n in followers for w in (n.remote.hop, n.name, n.remote.docker)]
+            own = session.name, session.remote.docker
+            argv = ["sh", "-c", texts[0], "relay", *texts, *words, *own, *hops]
+        super().__init__(session.remote, argv, bulk=True)
 
-    def write(self, piece: bytes) -> None:
-        """Send a piece. Raises ``NodeError`` when it is not taken."""
+    def send(self, piece: bytes) -> None:
+        """Send a piece of the archive. Raises ``NodeError`` when it is not taken."""
         try:
-            with self.script.limit():
-                self.script.write(piece)
+            with self.limit():
+                self.write(piece)
         except (BrokenPipeError, ValueError):
             self.finish()
-            raise NodeError(f"{self.session.name}: it ended before all was sent") from None
+            raise NodeError(
+                f"{self.session.name}: docker load ended before it had read the archive"
+            ) from None
 
     def finish(self) -> str:
-        """Wait for its end; returns what it said. Raises ``NodeError``."""
-        session, script = self.session, self.script
-        said = script.rest(session.remote.patience_s + self.size / UNPACK_RATE)
-        if (lost := script.lost()) is not None:
+        """Wait for its end; its output. Raises ``NodeError``."""
+        output = self.rest(self.session.remote.patience_s + self.size / UNPACK_RATE)
+        if (lost := self.lost()) is not None:
             raise lost
-        code, words = script.code, said
-        if code == 0 and self.relayed:
-            code, words = _section(said, session)
+        code, section = self.code, output
+        if code == 0 and self.relays:
+            code, section = _section(output, self.session)
         if code != 0:
-            raise session.refusal(code, words)
-        return said
+            raise self.session.refusal(code, section)
+        return output
 
 
-def _section(said: str, session: NodeSession) -> tuple[int, str]:
-    """What a relay says of one node: the exit code of its load, and its words."""
-    code, mine = ssh.TRANSPORT, False
+def _section(output: str, session: NodeSession) -> tuple[int, str]:
+    """What relay.sh reports of one node: the exit code of its load, and its output."""
+    code, is_own = ssh.TRANSPORT, False
     lines: list[str] = []
-    for line in said.splitlines():
+    for line in output.splitlines():
         if line.startswith("@@ of "):
-            words = line.split()
-            mine = words[2] == session.name
-            if mine:
-                code = int(words[3])
-        elif mine:
+            name, number = line.split()[2:4]
+            is_own = name == session.name
+            code = int(number) if is_own else code
+        elif is_own:
             lines.append(line)
     return code, "\n".join(lines)

@@ -1,6 +1,6 @@
 """A node over SSH: one connection for commands, and one for layers where it has a data address.
 
-OpenSSH's own client is used: the user's ssh_config, agent and known_hosts hold. Host keys are
+OpenSSH's own client is used: the user's ssh_config, agent and known_hosts apply. Host keys are
 always checked, and no password is ever asked for.
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
@@ -27,14 +28,15 @@ from sparkimage.config.inventory import Node
 from sparkimage.core.errors import CommandError, NodeError, UnreachableError
 from sparkimage.core.process import Completed, Local, start_bytes
 from sparkimage.nodes.concurrent import run_on_all
+from sparkimage.nodes.script import RemoteScript
 
 TRANSPORT = 255
 """ssh's own exit code: the connection failed, not the command."""
 CONNECT_S = 10
 KEEPALIVE_S = 15.0
-"""Seconds between two signs of life to a node; it waits for four of them."""
+"""Seconds between two keepalives to a node, which gives up after four that are missing."""
 LINGER_S = 1.0
-"""Seconds that a connection may take to end by itself."""
+"""Seconds that a connection gets to close."""
 PATIENCE_S = 60.0
 """Default seconds without any progress after which a node counts as hung."""
 OPTIONS = (
@@ -49,40 +51,40 @@ OPTIONS = (
 )
 QUICK = ("aes128-gcm@openssh.com",)
 IMAGES, CONTAINERS, MACHINE = "images", "containers", "machine"
-"""The parts that a snapshot may be asked for beside what it always says (user, Docker, disks,
-network interfaces): the engine's images, our containers, what a server of models needs."""
+"""The optional parts of a snapshot: the engine's images, our containers, and what serving a model
+needs. The user, Docker, disks and network interfaces are always part of it."""
 END = "@@ end"
 
 
 @contextmanager
 def sockets() -> Iterator[Path]:
-    """A folder for the control sockets of one run, with a short path. Removed afterwards."""
+    """A folder with a short path for the control sockets of one run. Removed afterwards."""
     base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
     prefix = "sparkimage-ssh-"
     for old in base.glob(f"{prefix}*"):
         pid = old.name.removeprefix(prefix).partition("-")[0]
         if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(old, ignore_errors=True)
-    made = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=base))
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=base))
     try:
-        yield made
+        yield folder
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def remotes(nodes: Sequence[Node], patience_s: float) -> Iterator[list[Remote]]:
     """These nodes, not yet connected; their connections end with the context."""
     with sockets() as folder:
-        made = [Remote(node=node, sockets=folder, patience_s=patience_s) for node in nodes]
+        remotes = [Remote(node=node, sockets=folder, patience_s=patience_s) for node in nodes]
         try:
-            yield made
+            yield remotes
         finally:
-            run_on_all(made, Remote.close)
+            run_on_all(remotes, Remote.close)
 
 
 def lock_owner() -> str:
-    """Who changes the nodes' images now, for those who find them locked."""
+    """Who holds the lock of the nodes' images, as other runs are told."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -91,39 +93,38 @@ def lock_owner() -> str:
 
 
 def script(name: str, docker: str, *words: str) -> list[str]:
-    """The command that runs one of our scripts on a node, with its arguments."""
+    """The command that runs a script of ``data/node`` on a node, with its arguments."""
     return ["sh", "-c", text(name), name, docker, *words]
 
 
 def text(name: str) -> str:
-    """The text of one of our scripts for nodes."""
+    """The text of a script of ``data/node``."""
     return resources.files("sparkimage").joinpath("data", "node", f"{name}.sh").read_text()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteForward:
-    """A port of a node's loopback that leads here, and the connection that it hangs on."""
+    """A port of a node's loopback that leads here, and the connection that forwards it."""
 
     port: int
-    connection: subprocess.Popen[bytes]
+    connection: RemoteScript
 
 
 @dataclass(kw_only=True)
 class Remote:
-    """A node that can be talked to; a ``Runner``, as this machine is."""
+    """A node that runs commands, as the ``Runner`` of this machine does."""
 
     node: Node
     sockets: Path
     patience_s: float = PATIENCE_S
-    heard_at: float = 0.0
-    """When it had answered: seconds since 1970."""
+    answered_at: float = 0.0
+    """When its snapshot was complete: seconds since 1970."""
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    """Set when nobody waits for this node any more."""
     _opening: Future[str] | None = None
-    _master: subprocess.Popen[bytes] | None = None
-    _beating: threading.Event = field(default_factory=threading.Event)
-    _asked: dict[str, str] | None = None
+    _master: RemoteScript | None = None
+    _closed: threading.Event = field(default_factory=threading.Event)
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    given_up: threading.Event = field(default_factory=threading.Event)
-    """Whoever waits for this node waits no more."""
 
     @property
     def name(self) -> str:
@@ -131,48 +132,46 @@ class Remote:
 
     @property
     def docker(self) -> str:
-        """The words that call docker there."""
+        """The docker command there."""
         return "sudo -n docker" if self.node.sudo else "docker"
 
     @property
     def ssh(self) -> str:
-        """How a user reaches it, to look closer."""
+        """The ssh command that hints show."""
         port = f" -p {self.node.port}" if self.node.port else ""
         user = f"{self.node.user}@" if self.node.user else ""
         return f"ssh{port} {user}{self.node.control}"
 
     @property
     def hop(self) -> str:
-        """The words with which ssh reaches it from another node, over the data addresses."""
-        user = ["-l", self.node.user] if self.node.user else []
-        port = ["-p", str(self.node.port)] if self.node.port else []
-        return " ".join([*user, *port, "--", self.node.data or self.node.control])
+        """The arguments of ssh that reach it from another node, over the data addresses."""
+        return " ".join([*self._login(), "--", self.node.data or self.node.control])
 
     def snapshot(
         self, *parts: str, lock: bool = False, owner: str = "", model: str = ""
     ) -> list[str]:
-        """The command that takes these parts of its snapshot, and locks it against other runs for
-        as long as it holds the connection. ``owner`` is what others are told."""
+        """The command that takes a snapshot with these parts. ``lock``: it also locks the node
+        for ``owner`` until it ends."""
         address = self.node.data or self.node.control
-        wanted = " ".join(parts), "lock" if lock else "", owner
-        return self.script("snapshot", *wanted, address, model)
+        requested = " ".join(parts), "lock" if lock else "", owner
+        return self.script("snapshot", *requested, address, model)
 
     def script(self, name: str, *words: str) -> list[str]:
-        """The command that runs one of our scripts there, with its arguments."""
+        """The command that runs a script of ``data/node`` there, with its arguments."""
         return script(name, self.docker, *words)
 
     def begin(self, words: Sequence[str]) -> None:
-        """Begin to open the connection that all commands share, with the command that holds it.
+        """Start to open the connection that all commands share, with the command that holds it.
 
-        The command says what it has to say up to the line ``@@ end`` and then stays until its
-        input ends.
+        The command writes its output up to the line ``@@ end`` and then waits until its input
+        ends.
         """
         pool = ThreadPoolExecutor(1)
         self._opening = pool.submit(self._open, words)
         pool.shutdown(wait=False)
 
     def open(self, words: Sequence[str]) -> str:
-        """What that command says; it is begun now where it was not.
+        """The output of the command that holds the connection; started now unless ``begin`` did.
 
         Raises ``UnreachableError`` or ``NodeError``.
         """
@@ -185,12 +184,11 @@ class Remote:
             self._opening = None
 
     def _open(self, words: Sequence[str]) -> str:
-        argv = ["ssh", "-M", "-S", str(self._socket), *self._control(), shlex.join(words)]
-        self._master, said = self._hold(argv)
-        self.heard_at = time.time()
-        self._beating.clear()
-        threading.Thread(target=self._beat, args=(self._master,), daemon=True).start()
-        return said
+        self._master, output = self._hold(words)
+        self.answered_at = time.time()
+        self._closed.clear()
+        threading.Thread(target=self._keep_alive, args=(self._master,), daemon=True).start()
+        return output
 
     @contextmanager
     def remote_forward(self, socket: Path) -> Iterator[RemoteForward]:
@@ -199,52 +197,36 @@ class Remote:
         Raises ``UnreachableError`` or ``NodeError``, and ``CommandError`` where sshd there forbids
         it.
         """
-        process, path, to = self._master, self._socket, self._control()
+        connection, to = self._master, self._control()
         if self.node.data:
-            path, to = self._here("data"), self._bulk()
-            words = ["sh", "-c", f"echo '{END}'; cat >/dev/null"]
-            argv = ["ssh", "-M", "-S", str(path), *to, shlex.join(words)]
-            # One that was killed has left its own.
-            path.unlink(missing_ok=True)
-            process, _ = self._hold(argv, self.node.data)
-        assert process is not None
+            # A connection that was killed has left its socket.
+            self._socket_of("data").unlink(missing_ok=True)
+            connection, _ = self._hold(["sh", "-c", f"echo '{END}'; cat >/dev/null"], bulk=True)
+            to = ["-S", str(self._socket_of("data")), *self._bulk()]
+        assert connection is not None
         try:
             forward = ["-O", "forward", "-R", f"127.0.0.1:0:{socket}"]
-            argv = ["ssh", "-S", str(path), *forward, *to]
-            said = Local().run(argv, timeout_s=self.patience_s).stdout
-            yield RemoteForward(port=int(said), connection=process)
+            port = Local().run(["ssh", *forward, *to], timeout_s=self.patience_s).stdout
+            yield RemoteForward(port=int(port), connection=connection)
         finally:
-            if process is not self._master:
-                _close(process)
+            if connection is not self._master:
+                connection.close()
 
-    def _hold(
-        self, argv: Sequence[str], data: str | None = None
-    ) -> tuple[subprocess.Popen[bytes], str]:
-        """Start what holds a connection (to the ``data`` address); what it says up to its end."""
-        process = self._begin(argv)
-        said: list[str] = []
-        assert process.stdout is not None
-        watch = Watch(process)
-        with watch.limit(self.patience_s):
-            for raw in process.stdout:
-                line = raw.decode("utf-8", "replace").rstrip("\n")
+    def _hold(self, words: Sequence[str], *, bulk: bool = False) -> tuple[RemoteScript, str]:
+        """Open a connection that others share, with the command that holds it, and its output."""
+        script = RemoteScript(self, words, bulk=bulk, master=True)
+        output: list[str] = []
+        with script.limit():
+            for line in script.lines():
                 if line == END:
-                    break
-                said.append(line)
-            else:
-                assert process.stderr is not None
-                words_said = process.stderr.read().decode("utf-8", "replace")
-                code = _close(process)
-                if watch.hung:
-                    raise self.hangs("answer", self.patience_s)
-                if code == TRANSPORT:
-                    raise self._unreachable(words_said, data)
-                raise NodeError(
-                    f"{self.name}: its shell ended with exit code {code}",
-                    detail="\n".join(said) + words_said, hint=f"look there: {self.ssh}",
-                )  # fmt: skip
-        watch.close()
-        return process, "\n".join(said)
+                    script.unwatch()
+                    return script, "\n".join(output)
+                output.append(line)
+        output.append(script.rest())
+        raise script.lost() or NodeError(
+            f"{self.name}: its shell ended with exit code {script.code}",
+            detail="\n".join(output), hint=f"look there: {self.ssh}",
+        )  # fmt: skip
 
     def run(
         self,
@@ -259,12 +241,12 @@ class Remote:
         Raises ``CommandError`` when ``check`` and the exit code is not 0, ``UnreachableError``
         when the connection fails, ``NodeError`` when it does not end in time.
         """
-        argv = ["ssh", "-S", str(self._socket), *self._control(), shlex.join(words)]
+        argv = ["ssh", *self._control(), shlex.join(words)]
         limit = timeout_s or self.patience_s
         try:
             done = Local().run(argv, check=False, timeout_s=limit, stdin=stdin)
         except CommandError:
-            raise self.hangs("answer", limit) from None
+            raise self.timed_out("answer", limit) from None
         if done.returncode == TRANSPORT:
             raise self._unreachable(done.stderr)
         if check and done.returncode != 0:
@@ -273,31 +255,39 @@ class Remote:
             )
         return done
 
-    def start(self, words: Sequence[str], *, bulk: bool = False) -> subprocess.Popen[bytes]:
-        """Start a command there; ``bulk`` goes over the data address, where there is one."""
-        to = (
-            self._bulk() if bulk and self.node.data else ["-S", str(self._socket), *self._control()]
-        )
-        return self._begin(["ssh", *to, shlex.join(words)])
+    def start(
+        self, words: Sequence[str], *, bulk: bool = False, master: bool = False
+    ) -> subprocess.Popen[bytes]:
+        """Start a command there; ``bulk`` goes over the data address, where there is one, and a
+        ``master``'s connection is for others, too. Once abandoned, it is killed at once."""
+        to = self._control()
+        if bulk and self.node.data:
+            to = [*(["-S", str(self._socket_of("data"))] if master else []), *self._bulk()]
+        process = start_bytes(["ssh", *(["-M"] if master else []), *to, shlex.join(words)])
+        self._started = [old for old in self._started if old.returncode is None]
+        self._started.append(process)
+        if self.abandoned.is_set():
+            process.kill()
+        return process
 
     def failure(
-        self, process: subprocess.Popen[bytes], said: str, *, bulk: bool = False
+        self, process: subprocess.Popen[bytes], stderr: str, *, bulk: bool = False
     ) -> UnreachableError | None:
-        """Why a started command that has ended could not be talked to; None when it could."""
+        """Why the connection of an ended command failed; None when it did not."""
         if process.returncode != TRANSPORT:
             return None
-        return self._unreachable(said, self.node.data if bulk else None)
+        return self._unreachable(stderr, self.node.data if bulk else None)
 
     def cut(self, forward: RemoteForward) -> UnreachableError:
-        """Why the connection that a port hung on has ended."""
-        assert forward.connection.stderr is not None
-        said = forward.connection.stderr.read().decode("utf-8", "replace")
-        return self._unreachable(said, self.node.data)
+        """Why the connection of a forwarded port has ended."""
+        stderr = forward.connection.process.stderr
+        assert stderr is not None
+        return self._unreachable(stderr.read().decode("utf-8", "replace"), self.node.data)
 
-    def hangs(self, what: str, seconds: float) -> NodeError:
-        """The error for a node that was given so many seconds: no ``what`` came of it."""
+    def timed_out(self, what: str, seconds: float | None = None) -> NodeError:
+        """The error for a node that gave no ``what`` for so many seconds; default: its patience."""
         return NodeError(
-            f"{self.name}: no {what} for {seconds:g} s: it hangs",
+            f"{self.name}: no {what} for {seconds or self.patience_s:g} s: it hangs",
             hint=f"look there: {self.ssh} {self.docker} info; more time: --patience SECONDS",
         )
 
@@ -310,201 +300,117 @@ class Remote:
 
         Raises ``CommandError`` where sshd there forbids it.
         """
-        here = self._here(str(port))
+        here = self._socket_of(str(port))
         return here if here.exists() else self._forward(str(port), f"127.0.0.1:{port}")
 
-    def _forward(self, name: str, there: str) -> Path:
-        here = self._here(name)
-        argv = ["ssh", "-S", str(self._socket), "-O", "forward", "-L", f"{here}:{there}"]
-        Local().run([*argv, *self._control()])
+    def _forward(self, name: str, target: str) -> Path:
+        here = self._socket_of(name)
+        Local().run(["ssh", "-O", "forward", "-L", f"{here}:{target}", *self._control()])
         return here
 
-    def _here(self, name: str) -> Path:
+    def _socket_of(self, name: str) -> Path:
         return self.sockets / f"{self.name[:20]}.{name}"
 
     def close(self) -> None:
-        """End the connection, and with it the lock."""
+        """Close the connection, which ends the lock."""
         if self._opening is not None:
-            # Nobody wants to know any more.
+            # Nobody needs its result.
             if not self._opening.done():
                 self.abandon()
             self._opening.exception()
             self._opening = None
-        self._beating.set()
+        self._closed.set()
         if self._master is not None:
-            # It would wait for commands of which nobody wants to know any more.
-            _close(self._master, LINGER_S)
+            # Commands that still run would keep it open.
+            self._master.close(LINGER_S)
             self._master = None
 
     def abandon(self) -> None:
-        """End all that goes on with this node, at once; nothing is begun afterwards."""
-        self.given_up.set()
+        """Kill every command of this node; none can be started afterwards."""
+        self.abandoned.set()
         for process in list(self._started):
             process.kill()
 
-    def _begin(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
-        process = start_bytes(argv)
-        self._started = [one for one in self._started if one.returncode is None]
-        self._started.append(process)
-        if self.given_up.is_set():
-            process.kill()
-        return process
-
-    @property
-    def _socket(self) -> Path:
-        return self.sockets / self.name[:20]
-
     def _control(self) -> list[str]:
-        return [*self._options(), "-o", f"Ciphers={self._ciphers()}", "--", self.node.control]
+        socket = self.sockets / self.name[:20]
+        return ["-S", str(socket), *self._options(), *self._ciphers(), "--", self.node.control]
 
     def _options(self) -> list[str]:
-        found = [word for option in OPTIONS for word in ("-o", option)]
-        if self.node.user is not None:
-            found += ["-l", self.node.user]
-        if self.node.port is not None:
-            found += ["-p", str(self.node.port)]
-        return found
+        return [*(word for option in OPTIONS for word in ("-o", option)), *self._login()]
+
+    def _login(self) -> list[str]:
+        user = ["-l", self.node.user] if self.node.user else []
+        return user + (["-p", str(self.node.port)] if self.node.port else [])
 
     def _bulk(self) -> list[str]:
         """To the data address, under the host key that is known for the control address."""
-        known = self._settings()
-        alias = known.get("hostkeyalias") or known["hostname"]
-        if "hostkeyalias" not in known and known["port"] != "22":
-            alias = f"[{alias}]:{known['port']}"
+        config = self._ssh_config
+        alias = config.get("hostkeyalias") or config["hostname"]
+        if "hostkeyalias" not in config and config["port"] != "22":
+            alias = f"[{alias}]:{config['port']}"
         return [
-            *self._options(), "-o", f"Ciphers={self._ciphers()}", "-o", "ControlPath=none",
+            *self._options(), *self._ciphers(), "-o", "ControlPath=none",
             "-o", f"HostName={self.node.data}", "-o", f"HostKeyAlias={alias}",
             "--", self.node.control,
         ]  # fmt: skip
 
-    def _ciphers(self) -> str:
-        """The user's ciphers, the one first that costs least where it is among them.
+    def _ciphers(self) -> list[str]:
+        """The user's ciphers, the cheapest one first where it is among them.
 
         AES-GCM takes half of the default's time on processors with AES instructions:
         docs/benchmarks.md.
         """
-        listed = self._settings()["ciphers"].split(",")
-        return ",".join(sorted(listed, key=lambda one: one not in QUICK))
+        ciphers = sorted(
+            self._ssh_config["ciphers"].split(","), key=lambda cipher: cipher not in QUICK
+        )
+        return ["-o", f"Ciphers={','.join(ciphers)}"]
 
-    def _settings(self) -> dict[str, str]:
-        """What ssh_config comes to for this node."""
-        if self._asked is None:
-            argv = ["ssh", "-G", *self._options(), "--", self.node.control]
-            said = Local().run(argv).stdout
-            self._asked = dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
-        return self._asked
+    @cached_property
+    def _ssh_config(self) -> dict[str, str]:
+        """What ssh_config sets for this node."""
+        lines = Local().run(["ssh", "-G", *self._options(), "--", self.node.control]).stdout
+        return dict(line.split(" ", 1) for line in lines.splitlines() if " " in line)
 
-    def _beat(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None
+    def _keep_alive(self, master: RemoteScript) -> None:
         with contextlib.suppress(OSError, ValueError):
-            while not self._beating.wait(KEEPALIVE_S):
-                process.stdin.write(b".")
-                process.stdin.flush()
+            while not self._closed.wait(KEEPALIVE_S):
+                master.write(b".")
 
-    def _unreachable(self, said: str, data: str | None = None) -> UnreachableError:
-        """``data`` is the data address, where that was talked to."""
+    def _unreachable(self, stderr: str, data: str | None = None) -> UnreachableError:
+        """``data`` is the data address, if the connection was to it."""
         at = f" at its data address {data}" if data else ""
-        try_ = self.ssh.replace("ssh", f"ssh -o HostName={data}", 1) if data else self.ssh
-        for pattern, what, todo in DEFINITE:
-            if re.search(pattern, said, re.IGNORECASE):
+        ssh = self.ssh.replace("ssh", f"ssh -o HostName={data}", 1) if data else self.ssh
+        for pattern, what, hint in DEFINITE:
+            if re.search(pattern, stderr, re.IGNORECASE):
                 return UnreachableError(
-                    f"{self.name}: {what}{at and f' ({at.strip()})'}", definite=True,
-                    detail=said.strip(), hint=todo.format(ssh=try_, host=self.node.control),
+                    f"{self.name}: {what}{at}", definite=True, detail=stderr.strip(),
+                    hint=hint.format(ssh=ssh, host=self.node.control),
                 )  # fmt: skip
-        last = said.strip().splitlines()[-1] if said.strip() else "the connection was cut"
+        last = stderr.strip().splitlines()[-1] if stderr.strip() else "the connection was lost"
         return UnreachableError(
-            f"{self.name} cannot be reached{at}: {last}", definite=False, hint=f"try: {try_} true"
+            f"{self.name} cannot be reached{at}: {last}", definite=False, hint=f"try: {ssh} true"
         )
 
 
 DEFINITE = (
     (
         r"host identification has changed|host key for .* has changed",
-        "its host key is not the one that is known",
+        "the host key has changed",
         "find out why before you trust it; then: ssh-keygen -R {host} and {ssh}",
     ),
     (
         r"host key verification failed|no .* host key is known",
-        "its host key is not known here",
+        "the host key is not in known_hosts",
         "connect once by hand and compare the key: {ssh}",
     ),
     (
         r"permission denied \(|too many authentication failures",
-        "it refuses this user's keys",
-        "put your key there: ssh-copy-id {host}, or name the `user` in the fleet file",
+        "ssh authentication failed",
+        "install your key: ssh-copy-id {host}, or set `user` in the fleet file",
     ),
     (
         r"could not resolve hostname",
-        "its address is no host that can be found",
+        "host name not found",
         "correct `control` or `data` of the node in the fleet file, or your ssh_config",
     ),
 )
-
-
-class Watch:
-    """Kills a process when a step of the talk with it takes too long, or when the connection that
-    it needs beside its own has ended."""
-
-    def __init__(
-        self, process: subprocess.Popen[bytes], needs: subprocess.Popen[bytes] | None = None
-    ) -> None:
-        self.process, self.needs = process, needs
-        self.hung = False
-        self._until: float | None = None
-        self._over = threading.Event()
-        threading.Thread(target=self._look, daemon=True).start()
-
-    @contextmanager
-    def limit(self, seconds: float) -> Iterator[None]:
-        """What happens within may take so many seconds."""
-        self.extend(seconds)
-        try:
-            yield
-        finally:
-            self._until = None
-
-    def extend(self, seconds: float) -> None:
-        """From now on so many seconds."""
-        self._until = time.monotonic() + seconds
-
-    @property
-    def cut(self) -> bool:
-        """Whether the other connection has ended."""
-        return self.needs is not None and self.needs.poll() is not None
-
-    def close(self) -> None:
-        """Look no more."""
-        self._over.set()
-
-    def _look(self) -> None:
-        while not self._over.wait(0.5) and self.process.poll() is None:
-            until = self._until
-            self.hung = until is not None and time.monotonic() > until
-            if self.hung or self.cut:
-                self.process.kill()
-                return
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """End it at once."""
-    if process.poll() is None:
-        process.kill()
-    process.wait()
-    _close_pipes(process)
-
-
-def _close_pipes(process: subprocess.Popen[bytes]) -> None:
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
-
-
-def _close(process: subprocess.Popen[bytes], seconds: float = 5.0) -> int:
-    """Its exit code; it may take so long to end by itself."""
-    _close_pipes(process)
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    return process.wait()

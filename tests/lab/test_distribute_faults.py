@@ -59,10 +59,10 @@ def test_each_node_says_what_is_wrong_with_it(shipment: Shipment) -> None:
     assert done.returncode == NODE_FAILED
     for said in (
         r"4 of 4 nodes failed; nothing was sent",
-        r"node1: plain may not talk to its Docker",
+        r"node1: plain has no permission to use its Docker",
         r"there: sudo usermod -aG docker plain",
-        r"node2: asker may not call docker through sudo without a password",
-        r"node3: its host key is not the one that is known",
+        r"node2: asker may not run docker through sudo without a password",
+        r"node3: the host key has changed",
         r"node4 cannot be reached: .*Connection refused",
     ):
         assert re.search(said, done.stderr), done.stderr
@@ -181,7 +181,7 @@ def test_an_engine_killed_between_the_phases(distribution: Distribution, store: 
         node.kill_dockerd()
         other.data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: its Docker went away" in running.said
+    assert f"{node.name}: its Docker daemon went away" in running.said
     assert "every node " in running.said
     node.start_dockerd()
     distribution.kept(new)
@@ -215,7 +215,7 @@ def test_a_name_moved_by_somebody_else_between_the_phases(
         node.docker("tag", f"{NAME}-previous", NAME)
         other.data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: {NAME} was moved there by somebody else meanwhile" in running.said
+    assert f"{node.name}: another process moved {NAME} there meanwhile" in running.said
     shown = {name: one.name for name, one in distribution.looks().items()}
     assert shown[other.name] == layers(old)
     assert shown[node.name] not in (layers(old), layers(new))
@@ -293,7 +293,7 @@ def test_a_success_that_is_none(distribution: Distribution) -> None:
         assert running.end() == NODE_FAILED
     assert "2 of 2 nodes failed; no name was moved" in running.said
     for node in distribution.nodes:
-        lied = "its engine could not unpack the image, and called it a success"
+        lied = "its engine could not unpack the image, and reported success"
         refused = "docker there refused the image (code 91)"
         assert f"{node.name}: {lied if node in liars else refused}" in running.said
     distribution.kept(image)

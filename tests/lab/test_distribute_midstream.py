@@ -216,7 +216,7 @@ def test_the_record_of_a_layer_that_only_root_may_remove(
         assert running.end() == NODE_FAILED
     running.until(*distribution.others(node))
     remedy = re.search(
-        rf"{node.name}: {GONE}, and Docker there .*\n.*Permission denied\n"
+        rf"{node.name}: {GONE}, and Docker refuses .*\n.*Permission denied\n"
         r".* worker@\S+ sudo (rm -r .*)",
         running.said,
     )
@@ -277,8 +277,8 @@ def test_layers_that_are_damaged_on_a_node(
         node.start_dockerd()
     with distribution.run() as running:
         assert running.end() == 0, running.said
-    assert f"{node.name}: again: it is damaged there" in running.said
-    assert f"warning: {node.name}: what was there of the image was damaged" in running.said
+    assert f"{node.name}: again: its layers are damaged" in running.said
+    assert f"warning: {node.name}: removed staged layers that were damaged" in running.said
     distribution.arrived(new)
 
 

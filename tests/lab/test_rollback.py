@@ -72,5 +72,5 @@ def test_former_images_that_differ_are_refused(small_shipment: Shipment) -> None
     before = standing(shipment)
     done = shipment.run("rollback", VARIANT)
     assert done.returncode == NODE_FAILED
-    assert f"{PREVIOUS} is not the same image on all nodes; nothing was moved" in done.stderr
+    assert f"{PREVIOUS} is not the same image on all nodes; no name was moved" in done.stderr
     assert standing(shipment) == before

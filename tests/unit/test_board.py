@@ -12,7 +12,7 @@ from sparkimage.config.inventory import Node
 from sparkimage.core import progress
 from sparkimage.core.progress import LiveProgress, TransferProgress, View
 from sparkimage.nodes import maintenance, receipts
-from sparkimage.nodes.maintenance import Held, NodeView
+from sparkimage.nodes.maintenance import NodeView, TaggedImage
 
 NAMES = ("spark-with-a-long-name-1", "spark2")
 
@@ -129,8 +129,8 @@ def test_receipts_of_one_distribution_are_one_row() -> None:
 
 def test_a_digest_that_one_node_knows_holds_for_the_same_image_elsewhere() -> None:
     def view(name: str, identity: str, digest: str | None) -> NodeView:
-        held = Held(name="r:x", identity=identity, digest=digest, when=None)
-        return NodeView(node=Node(name=name, control=name), images=(held,))
+        image = TaggedImage(name="r:x", identity=identity, digest=digest, when=None)
+        return NodeView(node=Node(name=name, control=name), images=(image,))
 
     same = [view("a", "1", None), view("b", "1", "sha256:1")]
     (one,) = maintenance.tag_states(same, "r:x")

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from sparkimage.core.errors import StoreError
 from sparkimage.image import archive
-from sparkimage.image.archive import Document
+from sparkimage.image.archive import Part
 from sparkimage.image.store import CHUNK, Image, Layer, Store
 from sparkimage.nodes import delta
-from sparkimage.nodes.delta import ImageManifest
 from sparkimage.nodes.snapshot import STAGING, chain_ids
 from tests.unit.oci_maker import Files, digest, flip, make_image
 
@@ -34,12 +33,8 @@ def image(store: Store) -> Image:
 
 
 @pytest.fixture(scope="module")
-def whole(store: Store, image: Image) -> ImageManifest:
-    config = image.manifest["config"]["digest"]
-    documents = [
-        Document(digest=d, data=store.path(d).read_bytes()) for d in (image.digest, config)
-    ]
-    return ImageManifest(image=image, manifest=documents[0], config=documents[1])
+def parts(store: Store, image: Image) -> tuple[Part, ...]:
+    return delta.parts(store, image)
 
 
 def test_a_chain_id_stands_for_all_below_it() -> None:
@@ -53,19 +48,20 @@ def test_a_changed_middle_layer_costs_what_lies_above_it_in_one_store_only(image
     diff_ids = [layer.diff_id for layer in image.layers]
     other = [*diff_ids[:2], digest(b"other"), *diff_ids[3:]]
     blobs = [layer.digest for n, layer in enumerate(image.layers) if n != 2]
-    assert delta.missing(image, chains=chain_ids(other), blobs=()) == [2, 3, 4]
-    assert delta.missing(image, chains=None, blobs=blobs) == [2]
+    assert delta.missing(image.layers, chains=chain_ids(other), blobs=()) == [2, 3, 4]
+    assert delta.missing(image.layers, chains=None, blobs=blobs) == [2]
 
 
 @given(lacking=st.sets(st.integers(0, 4)), size=st.integers(1, 30_000))
 def test_steps_bring_each_lacking_layer_once_and_end_with_the_image(
-    whole: ImageManifest, lacking: set[int], size: int
+    parts: tuple[Part, ...], image: Image, store: Store, lacking: set[int], size: int
 ) -> None:
-    steps = delta.steps(whole, lacking, size=size)
-    layers = whole.image.layers
+    steps = delta.steps(parts, lacking, size=size)
+    layers = image.layers
     assert [one for step in steps for one in step.send] == [layers[n] for n in sorted(lacking)]
     last = steps[-1].part
-    assert (last.manifest, last.config) == (whole.manifest, whole.config)
+    assert last.manifest.data == store.path(image.digest).read_bytes()
+    assert json.loads(last.config.data) == image.config
     counts = [len(step.part.layers) for step in steps]
     assert counts == sorted(set(counts))
     assert len({step.part.name for step in steps}) == len(steps)
@@ -78,24 +74,28 @@ def test_steps_bring_each_lacking_layer_once_and_end_with_the_image(
     assert all(step.size >= size for step in steps[:-1])
 
 
-def test_a_part_is_the_image_cut(whole: ImageManifest) -> None:
-    part = delta.part(whole, 2)
+def test_a_part_is_an_image_of_the_lowest_layers(
+    parts: tuple[Part, ...], image: Image, store: Store
+) -> None:
+    part = parts[1]
     config, manifest = json.loads(part.config.data), json.loads(part.manifest.data)
-    assert config["rootfs"]["diff_ids"] == [layer.diff_id for layer in whole.image.layers[:2]]
+    assert config["rootfs"]["diff_ids"] == [layer.diff_id for layer in image.layers[:2]]
     assert manifest["config"]["digest"] == digest(part.config.data)
     assert manifest["config"]["size"] == len(part.config.data)
     assert digest(part.manifest.data) == part.manifest.digest
-    assert delta.part(whole, 2) == part
-    assert part.name == f"{STAGING}:{whole.image.digest[7:19]}-2"
+    assert delta.parts(store, image) == parts
+    assert part.name == f"{STAGING}:{image.digest[7:19]}-2"
 
 
-def test_an_archive_holds_what_is_sent_and_names_all(whole: ImageManifest, store: Store) -> None:
-    step = delta.steps(whole, {1, 4})[-1]
+def test_an_archive_holds_what_is_sent_and_names_all(
+    parts: tuple[Part, ...], image: Image, store: Store
+) -> None:
+    step = delta.steps(parts, {1, 4})[-1]
     body, end = archive.partial(step, store)
     with tarfile.open(fileobj=io.BytesIO(b"".join(body) + end)) as tar:
         names = tar.getnames()
         (listed,) = json.load(tar.extractfile("manifest.json") or io.BytesIO())
-    sent = [f"blobs/sha256/{whole.image.layers[n].digest[7:]}" for n in (1, 4)]
+    sent = [f"blobs/sha256/{image.layers[n].digest[7:]}" for n in (1, 4)]
     assert names[:2] == sent
     assert len([name for name in names if name.startswith("blobs/")]) == 4
     assert len(listed["Layers"]) == 5

@@ -97,7 +97,7 @@ WRONG: list[tuple[str, dict[str, Any], Severity, str]] = [
     ("docker", {"docker": "sh: docker: not found"}, FAIL, "no docker command"),
     ("docker", {"docker": "@late"}, FAIL, "it hangs"),
     ("docker", {"docker": "Cannot connect"}, FAIL, "does not answer: Cannot connect"),
-    ("docker", {"docker": None}, FAIL, "does not answer: it says nothing"),
+    ("docker", {"docker": None}, FAIL, "does not answer: no output"),
     ("docker", {"docker": info(ServerVersion="19.03.1")}, FAIL, "19.03.1 is too old"),
     ("engines", {"docker": info(ServerVersion="26.1.5")}, INFO,
      "29.1.3: spark1; 26.1.5: spark2"),

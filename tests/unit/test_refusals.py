@@ -24,15 +24,15 @@ NO_FILE = "no such file or directory"
 CASES = {
     "the daemon is gone": (
         91, "Cannot connect to the Docker daemon at unix:///var/run/docker.sock.",
-        UnreachableError, "its Docker went away", "systemctl status docker",
+        UnreachableError, "its Docker daemon went away", "systemctl status docker",
     ),
     "it went in mid-work": (
         94, "error during connect: Post …/v1.45/images/create: EOF",
-        UnreachableError, "its Docker went away", "systemctl status docker",
+        UnreachableError, "its Docker daemon went away", "systemctl status docker",
     ),
     "blobs are gone": (
         91, f"content digest sha256:{CHAIN}: not found",
-        UnreachableError, "layers that were there are gone", "run the same command again",
+        UnreachableError, "containerd lost layers", "run the same command again",
     ),
     "the disk is full": (
         91, "write /blobs/sha256/5: no space left on device",
@@ -56,7 +56,7 @@ CASES = {
     ),
     "no container": (
         95, f"Error response from daemon: failed to mount /tmp/containerd-mount34: {NO_FILE}",
-        DamagedError, "no container can be made", "images there that share its layers",
+        DamagedError, "no container can be created", "images there that share its layers",
     ),
     "a layer's files are gone, which containerd calls a success": (
         92, f"Error unpacking image: failed to stat parent: stat {SNAPSHOTS}/74/fs: {NO_FILE}",
@@ -64,7 +64,7 @@ CASES = {
     ),
     "a success that is none": (
         92, "Error unpacking image sparkimage-staging:5: wrong diff id",
-        NodeError, "called it a success", "journalctl -u docker",
+        NodeError, "reported success", "journalctl -u docker",
     ),
     "anything else": (
         91, "invalid tar header",
@@ -77,18 +77,18 @@ CASES = {
 def test_what_words_mean(
     code: int, said: str, kind: type[NodeError], message: str, hint: str
 ) -> None:
-    error = refusals.meaning(NODE, code, said)
+    error = refusals.error_for(NODE, code, said)
     assert type(error) is kind
     assert error.message.startswith("spark1: ")
     assert message in error.message
     assert hint in error.hint
-    assert refusals.last(said) in f"{error.message}\n{error.detail}"
+    assert refusals.last_line(said) in f"{error.message}\n{error.detail}"
     if isinstance(error, UnreachableError):
         assert not error.definite
 
 
 def test_a_record_is_a_path_that_only_the_engine_can_mean() -> None:
-    assert refusals.left_over(LEFT_OVER) == RECORD
+    assert refusals.stale_record(LEFT_OVER) == RECORD
     for other in (
         LEFT_OVER.replace(CHAIN, CHAIN[:-1]),
         LEFT_OVER.replace(CHAIN, f"{CHAIN}/../../../.."),
@@ -96,11 +96,11 @@ def test_a_record_is_a_path_that_only_the_engine_can_mean() -> None:
         LEFT_OVER.replace("file exists", "permission denied"),
         "invalid tar header",
     ):
-        assert refusals.left_over(other) == ""
+        assert refusals.stale_record(other) == ""
 
 
 def test_some_reasons_do_not_depend_on_where_the_layers_come_from() -> None:
-    assert {name for name, (_, said, *_) in CASES.items() if refusals.of_the_engine(said)} == {
+    assert {name for name, (_, said, *_) in CASES.items() if refusals.is_engine_fault(said)} == {
         "the daemon is gone", "it went in mid-work", "the disk is full", "a record is left",
         "the top layer's files are gone", "a lower layer's files are gone",
         "a snapshot's files are gone", "a layer's files are gone, which containerd calls a success",

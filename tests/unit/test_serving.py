@@ -14,7 +14,7 @@ import pytest
 
 from sparkimage.image.archive import Document
 from sparkimage.image.store import Image, Store
-from sparkimage.nodes.pull_server import PullClient, Serving
+from sparkimage.nodes.pull_server import PullClient, PullServer
 from sparkimage.nodes.snapshot import STAGING
 from tests.unit.oci_maker import Files, make_image
 
@@ -39,80 +39,80 @@ class Connection(HTTPConnection):
 
 @dataclass(kw_only=True)
 class Registry:
-    """One that serves, and what its guest was told to have got."""
+    """A server, and what it has counted as sent to its client."""
 
-    serving: Serving
+    server: PullServer
     image: Image
     store: Store
-    guest: PullClient
-    moved: list[tuple[int, bool]]
+    client: PullClient
+    sent: list[tuple[int, bool]]
     change: threading.Condition
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> HTTPResponse:
-        connection = Connection(self.serving.socket)
+        connection = Connection(self.server.socket)
         connection.request(method, path, headers=headers)
         return connection.getresponse()
 
     def take(self, path: str, method: str = "GET", **headers: str) -> HTTPResponse:
-        """As the guest."""
-        word = json.loads(self.guest.config("r"))["auths"]["r"]["auth"]
-        return self.ask(path, method, Authorization=f"Basic {word}", **headers)
+        """As the client."""
+        credentials = json.loads(self.client.config("r"))["auths"]["r"]["auth"]
+        return self.ask(path, method, Authorization=f"Basic {credentials}", **headers)
 
     def until(self, count: int) -> None:
-        """Until so many bytes went, and the guest waits for none: it may have them all before."""
+        """Until so many bytes were sent, and the client waits for none: it may have them before."""
 
         def met() -> bool:
-            return sum(one for one, _ in self.moved) == count and self.moved[-1] == (0, False)
+            return sum(size for size, _ in self.sent) == count and self.sent[-1] == (0, False)
 
         with self.change:
-            assert self.change.wait_for(met, 20), self.moved
+            assert self.change.wait_for(met, 20), self.sent
 
-    def blob(self, place: int) -> str:
-        return f"/v2/{STAGING}/blobs/{self.image.layers[place].digest}"
+    def blob(self, index: int) -> str:
+        return f"/v2/{STAGING}/blobs/{self.image.layers[index].digest}"
 
-    def bytes(self, place: int) -> bytes:
-        return self.store.path(self.image.layers[place].digest).read_bytes()
+    def bytes(self, index: int) -> bytes:
+        return self.store.path(self.image.layers[index].digest).read_bytes()
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
     store = Store.open(tmp_path / "store")
     image = make_image(store, LAYERS, packed="")
-    serving = Serving(tmp_path / "s", store, [DOCUMENT], image.layers)
-    moved: list[tuple[int, bool]] = []
+    server = PullServer(tmp_path / "s", store, [DOCUMENT], image.layers)
+    sent: list[tuple[int, bool]] = []
     change = threading.Condition()
 
-    def went(count: int, waits: bool) -> None:
+    def count(size: int, waits: bool) -> None:
         with change:
-            moved.append((count, waits))
+            sent.append((size, waits))
             change.notify_all()
 
     yield Registry(
-        serving=serving, image=image, store=store, guest=serving.admit(went), moved=moved,
+        server=server, image=image, store=store, client=server.admit(count), sent=sent,
         change=change,
     )  # fmt: skip
-    serving.close()
+    server.close()
 
 
-def test_a_greeting_of_tls_is_told_to_go_without(registry: Registry) -> None:
-    connection = Connection(registry.serving.socket)
+def test_a_tls_handshake_is_refused(registry: Registry) -> None:
+    connection = Connection(registry.server.socket)
     connection.connect()
-    with connection.sock as greeted:
-        greeted.sendall(TLS)
-        assert greeted.recv(100).startswith(b"HTTP/1.1 400 ")
+    with connection.sock as sock:
+        sock.sendall(TLS)
+        assert sock.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
-@pytest.mark.parametrize("word", ["", "Basic ", "Basic bm9kZTpvdGhlcg=="])
-def test_nobody_else_gets_anything(registry: Registry, word: str) -> None:
+@pytest.mark.parametrize("authorization", ["", "Basic ", "Basic bm9kZTpvdGhlcg=="])
+def test_other_credentials_are_refused(registry: Registry, authorization: str) -> None:
     for path in ("/v2/", f"/v2/{STAGING}/manifests/{DOCUMENT.digest}", registry.blob(0), "/"):
-        answer = registry.ask(path, Authorization=word)
+        answer = registry.ask(path, Authorization=authorization)
         assert (answer.status, answer.read()) == (401, b"")
         assert answer.headers["WWW-Authenticate"].startswith("Basic ")
 
 
-def test_each_guest_has_a_word_of_its_own(registry: Registry) -> None:
-    words = {registry.serving.admit(lambda _count, _waits: None).word for _ in range(9)}
-    assert len({*words, registry.guest.word}) == 10
+def test_each_client_has_a_password_of_its_own(registry: Registry) -> None:
+    clients = [registry.server.admit(lambda _count, _waits: None) for _ in range(9)]
+    assert len({client.credentials for client in (*clients, registry.client)}) == 10
 
 
 def test_manifests_and_blobs_by_digest(registry: Registry) -> None:
@@ -121,14 +121,14 @@ def test_manifests_and_blobs_by_digest(registry: Registry) -> None:
         path = f"/v2/{STAGING}/{kind}/{DOCUMENT.digest}"
         head, answer = registry.take(path, "HEAD"), registry.take(path)
         assert answer.read() == DOCUMENT.data
-        for one in (head, answer):
-            assert one.headers["Content-Type"] == "application/vnd.test"
-            assert one.headers["Docker-Content-Digest"] == DOCUMENT.digest
-            assert one.headers["Content-Length"] == str(len(DOCUMENT.data))
+        for each in (head, answer):
+            assert each.headers["Content-Type"] == "application/vnd.test"
+            assert each.headers["Docker-Content-Digest"] == DOCUMENT.digest
+            assert each.headers["Content-Length"] == str(len(DOCUMENT.data))
     answer = registry.take(registry.blob(0))
     assert answer.read() == registry.bytes(0)
     registry.until(len(registry.bytes(0)))
-    assert all(waits for _, waits in registry.moved[:-1])
+    assert all(waits for _, waits in registry.sent[:-1])
 
 
 def test_the_rest_of_a_blob(registry: Registry) -> None:
@@ -139,7 +139,7 @@ def test_the_rest_of_a_blob(registry: Registry) -> None:
     assert answer.read() == data[1000:]
 
 
-def test_nothing_else_of_the_store(registry: Registry) -> None:
+def test_other_blobs_of_the_store_are_not_served(registry: Registry) -> None:
     other = registry.store.put_bytes(b"another image's", "application/octet-stream")
     for path in (
         f"/v2/{STAGING}/blobs/{other.digest}",
@@ -150,7 +150,7 @@ def test_nothing_else_of_the_store(registry: Registry) -> None:
         assert registry.take(path).status == 404
 
 
-def test_a_layer_that_is_gone_or_cut_off_is_not_there(registry: Registry) -> None:
+def test_a_layer_that_is_missing_or_truncated_is_not_found(registry: Registry) -> None:
     path = registry.store.path(registry.image.layers[0].digest)
     data = path.read_bytes()
     path.unlink()
@@ -163,10 +163,10 @@ def test_lower_layers_go_first(registry: Registry) -> None:
     low = registry.take(registry.blob(0))
     with registry.change:
         # The answer's head comes before the layer stands in line.
-        assert registry.change.wait_for(lambda: registry.moved, 20)
+        assert registry.change.wait_for(lambda: registry.sent, 20)
     high = registry.take(registry.blob(1))
     # More than a socket holds: it waits for a reader.
-    assert sum(count for count, _ in registry.moved) < len(registry.bytes(0))
+    assert sum(count for count, _ in registry.sent) < len(registry.bytes(0))
     got: list[bytes] = []
     reader = threading.Thread(target=lambda: got.append(high.read()))
     reader.start()
@@ -174,9 +174,9 @@ def test_lower_layers_go_first(registry: Registry) -> None:
     reader.join(20)
     assert got == [registry.bytes(1)]
     registry.until(len(registry.bytes(0)) + len(registry.bytes(1)))
-    assert [count for count, _ in registry.moved if count][-1] == len(registry.bytes(1))
+    assert [count for count, _ in registry.sent if count][-1] == len(registry.bytes(1))
 
 
-def test_whoever_hangs_up_holds_up_nobody(registry: Registry) -> None:
+def test_a_client_that_hangs_up_blocks_no_other(registry: Registry) -> None:
     registry.take(registry.blob(0)).close()
     assert registry.take(registry.blob(1)).read() == registry.bytes(1)

@@ -94,13 +94,13 @@ def test_when_gpus_all_works(hooks: str, version: str, folders: list[str], works
     ("said", "error", "what", "hint"),
     [
         ("permission denied while trying to connect to the Docker daemon socket",
-         EnginePermissionError, "may not talk to its Docker", "usermod -aG docker nv"),
+         EnginePermissionError, "has no permission to use its Docker", "usermod -aG docker nv"),
         ("sudo: a password is required", EnginePermissionError, "through sudo", "NOPASSWD"),
         ("sh: 1: docker: not found", EngineError, "it has no docker command", "install Docker"),
-        ("@late", EngineError, "gives no answer: it hangs", "restart docker"),
+        ("@late", EngineError, "its Docker does not answer: it hangs", "restart docker"),
         ('{"ServerVersion": ""}\nCannot connect to the Docker daemon', EngineError,
          "does not answer: Cannot connect", "restart docker"),
-        ('{"ServerErrors": ["permission denied"]}', EnginePermissionError, "may not talk",
+        ('{"ServerErrors": ["permission denied"]}', EnginePermissionError, "has no permission",
          "usermod"),
         (info(ServerVersion="19.03.1"), EngineError, "19.03.1 is too old", "install 20.10"),
     ],
@@ -381,7 +381,7 @@ def test_containerd_has_parts_of_what_was_broken_off() -> None:
     active = "REF\tSIZE\tAGE\t\nlayer-sha256:cc\t6.3 MB\t2 minutes\t\nindex-sha256:dd\t1 B\t1 s\t"
     seen = read(content=f"sha256:aa\n@whole\n{active}")
     assert seen.content == frozenset({"sha256:aa"})
-    assert seen.begun == {"sha256:cc"}
+    assert seen.incomplete == {"sha256:cc"}
 
 
 def test_a_user_who_may_not_list_goes_by_what_is_known_of_the_images() -> None:
