@@ -121,7 +121,7 @@ def distribute(
         from sparkimage.core.progress import View
         from sparkimage.image.store import Store
         from sparkimage.nodes import receipts
-        from sparkimage.nodes.distribute import Distribution, Options
+        from sparkimage.nodes.distribute import Distribution
 
         store = Store.open(paths.store())
         view = View(console(stderr=True), quiet=as_json)
@@ -142,9 +142,11 @@ def distribute(
             remotes=remotes,
             owner=owner,
             view=view,
-            options=Options(
-                partial=partial, dry_run=dry_run, relay=relay, via=via, step=step * 1_000_000
-            ),
+            partial=partial,
+            dry_run=dry_run,
+            relay=relay,
+            via=via,
+            step=step * 1_000_000,
             examine=examine,
             receipts_folder=paths.home() / receipts.FOLDER,
         )

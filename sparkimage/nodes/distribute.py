@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -36,21 +36,6 @@ PROVEN = ("layers", "config", "platform", "container")
 """What every node proves of an image before its name is moved."""
 WAIT_S = (1.0, 3.0)
 """Seconds between two attempts at a node that could not be reached."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of ``distribute``."""
-
-    partial: bool = False
-    """Leave a mixed fleet when some nodes fail."""
-    dry_run: bool = False
-    relay: bool = False
-    """Nodes that lack the same layers pass them on; only the first one gets them from here."""
-    via: str = ""
-    """A registry's repository that the nodes pull from; empty: the layers are sent from here."""
-    step: int = delta.STEP
-    """Bytes after which a node keeps what has arrived, even when the rest does not arrive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +86,15 @@ class Distribution:
     owner: str
     """Who distributes, as ``ssh.lock_owner`` says."""
     view: View
-    options: Options = field(default_factory=Options)
+    partial: bool = False
+    """Leave a mixed fleet when some nodes fail."""
+    dry_run: bool = False
+    relay: bool = False
+    """Nodes that lack the same layers pass them on; only the first one gets them from here."""
+    via: str = ""
+    """A registry's repository that the nodes pull from; empty: the layers are sent from here."""
+    step: int = delta.STEP
+    """Bytes after which a node keeps what has arrived, even when the rest does not arrive."""
     receipts_folder: Path | None = None
     """The folder for this machine's receipts; None to keep none."""
     examine: Callable[[NodeSession, str], Sequence[str]] | None = None
@@ -110,14 +103,11 @@ class Distribution:
     def __post_init__(self) -> None:
         self.parts = delta.parts(self.store, self.image)
         self.whole = self.parts[-1]
-        self.lacking: dict[str, list[int]] = {}
-        self.expected: dict[str, int] = {}
         self.warnings: list[str] = []
-        self.proven: dict[str, Sequence[str]] = {}
         self.update = FleetUpdate(
             name=self.name,
             sessions=[NodeSession(remote=remote) for remote in self.remotes],
-            partial=self.options.partial,
+            partial=self.partial,
             say=self.view.say,
         )
 
@@ -128,7 +118,7 @@ class Distribution:
         began, update = time.monotonic(), self.update
         update.look(self._look, "nothing was sent")
         connected = update.ready
-        unchanged = [one.name for one in connected if self._is_named(one)]
+        unchanged = [session.name for session in connected if self._is_named(session)]
         # An image that is there already is proven, too, unless a receipt says that it was and there
         # is no more to prove.
         todo = [
@@ -136,7 +126,7 @@ class Distribution:
             for session in connected
             if session.name not in unchanged or self.examine or not self._was_proven(session)
         ]
-        if self.options.dry_run:
+        if self.dry_run:
             return self._outcome(unchanged, began, "planned")
         update.errors |= self._stage(todo)
         again = f"{AGAIN}: what has arrived stays there"
@@ -178,12 +168,12 @@ class Distribution:
     # Phases
 
     def _look(self, session: NodeSession) -> None:
-        session.open(IMAGES, lock=not self.options.dry_run, owner=self.owner)
+        session.open(IMAGES, lock=not self.dry_run, owner=self.owner)
         session.check(self.image)
-        lacking = self.lacking[session.name] = (
-            [] if session.has(self.image) else session.lacking(self.parts, self.known)
-        )
-        layers = [self.image.layers[index] for index in lacking]
+        session.lacking = []
+        if not session.has(self.image):
+            session.lacking = session.missing(self.parts, self.known)
+        layers = [self.image.layers[index] for index in session.lacking]
         if layers:
             session.check_space(
                 sum(layer.size for layer in layers),
@@ -206,7 +196,7 @@ class Distribution:
         with self.view.board([session.name for session in todo], title) as board:
             for session in todo:
                 self._show(session, board)
-            relay = self.options.relay and not self.options.via
+            relay = self.relay and not self.via
             if relay:
                 self._relay(todo, board)
             left = [session for session in todo if not session.target or self.examine is not None]
@@ -226,7 +216,7 @@ class Distribution:
     @contextmanager
     def _server(self, sessions: Sequence[NodeSession]) -> Iterator[PullServer | None]:
         """The registry that these pull from; None when none of them pulls."""
-        if self.options.via or not any(self._pulls(session) for session in sessions):
+        if self.via or not any(session.pulls(self.image.layers) for session in sessions):
             yield None
             return
         # An HTTP server takes time to import, which a run that sends nothing saves.
@@ -240,16 +230,13 @@ class Distribution:
         finally:
             server.close()
 
-    def _pulls(self, session: NodeSession) -> bool:
-        return session.pulls(self.parts, self.lacking[session.name])
-
     def _relay(self, todo: Sequence[NodeSession], board: TransferProgress) -> None:
         """Relay chains of nodes that lack the same layers; nodes that it does not reach get them
         from here afterwards."""
         groups: dict[tuple[int, ...], list[NodeSession]] = {}
         for session in todo:
             if not session.has(self.image):
-                groups.setdefault(tuple(self.lacking[session.name]), []).append(session)
+                groups.setdefault(tuple(session.lacking), []).append(session)
 
         def chain(sessions: list[NodeSession]) -> None:
             first, *others = sessions
@@ -293,7 +280,7 @@ class Distribution:
                 self._transfer(session, board, server)
                 if self.examine is not None:
                     board.state(session.name, "verifying")
-                    self.proven[session.name] = self.examine(session, self.whole.name)
+                    session.proven = self.examine(session, self.whole.name)
                 board.state(session.name, "proven")
                 return
             except DamagedError:
@@ -316,7 +303,7 @@ class Distribution:
         self, session: NodeSession, board: TransferProgress, server: PullServer | None
     ) -> None:
         """Get the image there under the staging name: it has it, pulls it, or loads it."""
-        via, image = self.options.via, session.has(self.image)
+        via, image = self.via, session.has(self.image)
         if image is not None:
             session.adopt(image.id, self.whole)
             return
@@ -324,10 +311,10 @@ class Distribution:
             board.state(session.name, f"pulls from {via}")
             origin = f"{via}@{self.image.digest}"
             session.adopt(origin, self.whole, size=self._bytes(session))
-            session.source, session.layers_sent = via, len(self.lacking[session.name])
+            session.source, session.layers_sent = via, len(session.lacking)
             return
         steps, moved = self._steps(session), self._moving(session, board)
-        if server is not None and self._pulls(session):
+        if server is not None and session.pulls(self.image.layers):
             board.state(session.name, "pulls")
             why = session.pull(steps, server, moved)
             if not why:
@@ -356,8 +343,8 @@ class Distribution:
 
     def _show(self, session: NodeSession, board: TransferProgress) -> None:
         """Show what a node has and what will be sent to it."""
-        layers, count, size = len(self.image.layers), len(self.lacking[session.name]), ""
-        if self.options.via:
+        layers, count, size = len(self.image.layers), len(session.lacking), ""
+        if self.via:
             self._expect(session, board, 0)
         else:
             self._expect(session, board, self._bytes(session))
@@ -367,8 +354,8 @@ class Distribution:
     def _expect(self, session: NodeSession, board: TransferProgress, count: int) -> None:
         """So many more bytes will be sent to it from here."""
         total = session.sent + count
-        board.total(session.name, total - self.expected.get(session.name, 0))
-        self.expected[session.name] = total
+        board.total(session.name, total - session.expected)
+        session.expected = total
 
     def _moving(self, session: NodeSession, board: TransferProgress) -> Moved:
         """Counts on the board what is sent to it, and shows when all has been."""
@@ -376,24 +363,23 @@ class Distribution:
         def moved(count: int) -> None:
             before = session.sent - count
             board.moved(session.name, count)
-            if before < self.expected[session.name] <= session.sent:
+            if before < session.expected <= session.sent:
                 board.state(session.name, "unpacking")
 
         return moved
 
     def _steps(self, session: NodeSession) -> tuple[Step, ...]:
-        return delta.steps(self.parts, self.lacking[session.name], size=self.options.step)
+        return delta.steps(self.parts, session.lacking, size=self.step)
 
     def _bytes(self, session: NodeSession) -> int:
         """Bytes of the layers that it lacks."""
-        indexes = self.lacking.get(session.name, ())
-        return sum(self.image.layers[index].size for index in indexes)
+        return sum(self.image.layers[index].size for index in session.lacking)
 
     # Results
 
     def _outcome(self, unchanged: Sequence[str], began: float, state: str) -> Outcome:
         def result(session: NodeSession) -> NodeResult:
-            lacking = len(self.lacking.get(session.name, ()))
+            lacking = len(session.lacking)
             error = self.update.errors.get(session.name)
             is_planned = state == "planned"
             own = "unchanged" if session.name in unchanged else state
@@ -428,7 +414,7 @@ class Distribution:
             "when": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "by": self.owner,
             "engine": f"{session.now.docker.version} {session.now.docker.store}",
-            "proven": [*PROVEN, *self.proven.get(session.name, ())],
+            "proven": [*PROVEN, *session.proven],
             "seal": {
                 "result": verdict.result,
                 "when": verdict.when,

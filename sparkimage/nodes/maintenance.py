@@ -149,7 +149,7 @@ def _tagged(
 def receipts(fleet: Fleet, *, patience_s: float) -> tuple[list[Mapping[str, Any]], Errors]:
     """The receipts that lie on the nodes, the oldest first, and the errors of nodes that failed."""
     reports = survey(fleet, IMAGES, patience_s=patience_s)
-    found = [
+    receipts = [
         # The node may have had another name when the receipt was written.
         {**receipt, "node": report.name}
         for report in reports
@@ -157,7 +157,7 @@ def receipts(fleet: Fleet, *, patience_s: float) -> tuple[list[Mapping[str, Any]
         if local_receipts.is_receipt(receipt)
     ]
     errors = {report.name: report.error for report in reports if report.error is not None}
-    return sorted(found, key=lambda receipt: str(receipt.get("when"))), errors
+    return sorted(receipts, key=lambda receipt: str(receipt.get("when"))), errors
 
 
 def rollback(

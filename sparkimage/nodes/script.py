@@ -15,6 +15,8 @@ from sparkimage.core.errors import NodeError
 if TYPE_CHECKING:
     from sparkimage.nodes.ssh import Remote, RemoteForward
 
+TRANSPORT = 255
+"""ssh's own exit code: the connection failed, not the command."""
 POLL_S = 0.5
 """Seconds between two looks whether a command has timed out."""
 CLOSE_S = 5.0
@@ -106,8 +108,12 @@ class RemoteScript:
         if self.timed_out:
             return self.remote.timed_out("answer" if self.master else "progress")
         if self.code != 0 and self.forward is not None and self._is_cut():
-            return self.remote.cut(self.forward)
-        return self.remote.failure(self.process, self._stderr, bulk=self.bulk)
+            stderr = self.forward.connection.process.stderr
+            assert stderr is not None
+            return self.remote.unreachable(stderr.read().decode("utf-8", "replace"), bulk=True)
+        if self.code == TRANSPORT:
+            return self.remote.unreachable(self._stderr, bulk=self.bulk)
+        return None
 
     def unwatch(self) -> None:
         """Let it run without a limit."""

@@ -17,10 +17,10 @@ from sparkimage.core.progress import Moved
 from sparkimage.core.units import human
 from sparkimage.image import archive
 from sparkimage.image.archive import Part, Step
-from sparkimage.image.store import Image, Store
+from sparkimage.image.store import Image, Layer, Store
 from sparkimage.nodes import delta, fabric, reading, refusals, snapshot, ssh
 from sparkimage.nodes.concurrent import run_on_all
-from sparkimage.nodes.script import RemoteScript
+from sparkimage.nodes.script import TRANSPORT, RemoteScript
 from sparkimage.nodes.snapshot import SKEW_S, TELLS_UNPACKED, NodeImage, NodeSnapshot
 from sparkimage.nodes.ssh import IMAGES, Remote, RemoteForward
 
@@ -48,6 +48,12 @@ class NodeSession:
     """From the latest snapshot."""
     repaired: list[str] = field(default_factory=list)
     """What was repaired there without being asked for."""
+    lacking: list[int] = field(default_factory=list)
+    """The indexes of the image's layers that it lacks."""
+    expected: int = 0
+    """Bytes that will have been sent to it in all."""
+    proven: Sequence[str] = ()
+    """What more was proven there."""
     target: str = ""
     """The image's id on this node, once it is there and proven."""
     sent: int = 0
@@ -124,7 +130,7 @@ class NodeSession:
         diff_ids = tuple(layer.diff_id for layer in image.layers)
         return local if local is not None and local.diff_ids == diff_ids else None
 
-    def lacking(self, parts: Sequence[Part], known: Mapping[str, Iterable[str]]) -> list[int]:
+    def missing(self, parts: Sequence[Part], known: Mapping[str, Iterable[str]]) -> list[int]:
         """The indexes of the layers that it lacks of the last of ``parts``; ``known`` are the
         layers of other images by their manifests."""
         layers = parts[-1].layers
@@ -228,24 +234,23 @@ class NodeSession:
                     follower.relay_error = refusals.last_line(section) or error.message
             self.prove(_section(output, self)[1] if followers else output, steps[-1].part)
 
-    def pulls(self, parts: Sequence[Part], lacking: Sequence[int]) -> bool:
-        """Whether its engine gets these layers sooner by pulling them than by ``load``.
+    def pulls(self, layers: Sequence[Layer]) -> bool:
+        """Whether its engine gets the lacking layers of these sooner by a pull than by ``load``.
 
         It unpacks what it pulls without writing an archive first: docs/benchmarks.md. But overlay2
         would pull the layers again that came by load, which it does not know by their blobs; and
         what containerd's store still holds of a broken pull, layers or parts of them (for 8 hours:
         https://github.com/moby/moby/pull/48910), only a pull can use.
         """
-        layers = parts[-1].layers
-        size = sum(layers[index].size for index in lacking)
+        size = sum(layers[index].size for index in self.lacking)
         if not self.now.docker.containerd:
             return size >= max(PULL_FROM, NEARLY_ALL * sum(layer.size for layer in layers))
         unpacked = {diff_id for image in self.now.images for diff_id in image.diff_ids}
         left = any(
-            index not in lacking and layer.diff_id not in unpacked
+            index not in self.lacking and layer.diff_id not in unpacked
             for index, layer in enumerate(layers)
         )
-        partly = any(layers[index].digest in self.now.incomplete for index in lacking)
+        partly = any(layers[index].digest in self.now.incomplete for index in self.lacking)
         return size >= PULL_FROM or left or partly
 
     def pull(self, steps: tuple[Step, ...], server: PullServer, moved: Moved) -> str:
@@ -450,7 +455,7 @@ class Load(RemoteScript):
 
 def _section(output: str, session: NodeSession) -> tuple[int, str]:
     """What relay.sh reports of one node: the exit code of its load, and its output."""
-    code, is_own = ssh.TRANSPORT, False
+    code, is_own = TRANSPORT, False
     lines: list[str] = []
     for line in output.splitlines():
         if line.startswith("@@ of "):

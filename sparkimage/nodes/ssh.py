@@ -28,10 +28,8 @@ from sparkimage.config.inventory import Node
 from sparkimage.core.errors import CommandError, NodeError, UnreachableError
 from sparkimage.core.process import Completed, Local, start_bytes
 from sparkimage.nodes.concurrent import run_on_all
-from sparkimage.nodes.script import RemoteScript
+from sparkimage.nodes.script import TRANSPORT, RemoteScript
 
-TRANSPORT = 255
-"""ssh's own exit code: the connection failed, not the command."""
 CONNECT_S = 10
 KEEPALIVE_S = 15.0
 """Seconds between two keepalives to a node, which gives up after four that are missing."""
@@ -57,8 +55,9 @@ END = "@@ end"
 
 
 @contextmanager
-def sockets() -> Iterator[Path]:
-    """A folder with a short path for the control sockets of one run. Removed afterwards."""
+def remotes(nodes: Sequence[Node], patience_s: float) -> Iterator[list[Remote]]:
+    """These nodes, not yet connected; their connections end with the context, and the folder of
+    their sockets, whose path is short."""
     base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
     prefix = "sparkimage-ssh-"
     for old in base.glob(f"{prefix}*"):
@@ -66,21 +65,12 @@ def sockets() -> Iterator[Path]:
         if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=base))
+    remotes = [Remote(node=node, sockets=folder, patience_s=patience_s) for node in nodes]
     try:
-        yield folder
+        yield remotes
     finally:
+        run_on_all(remotes, Remote.close)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def remotes(nodes: Sequence[Node], patience_s: float) -> Iterator[list[Remote]]:
-    """These nodes, not yet connected; their connections end with the context."""
-    with sockets() as folder:
-        remotes = [Remote(node=node, sockets=folder, patience_s=patience_s) for node in nodes]
-        try:
-            yield remotes
-        finally:
-            run_on_all(remotes, Remote.close)
 
 
 def lock_owner() -> str:
@@ -248,7 +238,7 @@ class Remote:
         except CommandError:
             raise self.timed_out("answer", limit) from None
         if done.returncode == TRANSPORT:
-            raise self._unreachable(done.stderr)
+            raise self.unreachable(done.stderr)
         if check and done.returncode != 0:
             raise CommandError(
                 [*self.ssh.split(), shlex.join(words)], done.returncode, done.stdout + done.stderr
@@ -270,19 +260,22 @@ class Remote:
             process.kill()
         return process
 
-    def failure(
-        self, process: subprocess.Popen[bytes], stderr: str, *, bulk: bool = False
-    ) -> UnreachableError | None:
-        """Why the connection of an ended command failed; None when it did not."""
-        if process.returncode != TRANSPORT:
-            return None
-        return self._unreachable(stderr, self.node.data if bulk else None)
-
-    def cut(self, forward: RemoteForward) -> UnreachableError:
-        """Why the connection of a forwarded port has ended."""
-        stderr = forward.connection.process.stderr
-        assert stderr is not None
-        return self._unreachable(stderr.read().decode("utf-8", "replace"), self.node.data)
+    def unreachable(self, stderr: str, *, bulk: bool = False) -> UnreachableError:
+        """The error for a connection that failed; ``bulk``: to the data address, where there is
+        one."""
+        data = self.node.data if bulk else None
+        at = f" at its data address {data}" if data else ""
+        ssh = self.ssh.replace("ssh", f"ssh -o HostName={data}", 1) if data else self.ssh
+        for pattern, what, hint in DEFINITE:
+            if re.search(pattern, stderr, re.IGNORECASE):
+                return UnreachableError(
+                    f"{self.name}: {what}{at}", definite=True, detail=stderr.strip(),
+                    hint=hint.format(ssh=ssh, host=self.node.control),
+                )  # fmt: skip
+        last = stderr.strip().splitlines()[-1] if stderr.strip() else "the connection was lost"
+        return UnreachableError(
+            f"{self.name} cannot be reached{at}: {last}", hint=f"try: {ssh} true"
+        )
 
     def timed_out(self, what: str, seconds: float | None = None) -> NodeError:
         """The error for a node that gave no ``what`` for so many seconds; default: its patience."""
@@ -375,21 +368,6 @@ class Remote:
         with contextlib.suppress(OSError, ValueError):
             while not self._closed.wait(KEEPALIVE_S):
                 master.write(b".")
-
-    def _unreachable(self, stderr: str, data: str | None = None) -> UnreachableError:
-        """``data`` is the data address, if the connection was to it."""
-        at = f" at its data address {data}" if data else ""
-        ssh = self.ssh.replace("ssh", f"ssh -o HostName={data}", 1) if data else self.ssh
-        for pattern, what, hint in DEFINITE:
-            if re.search(pattern, stderr, re.IGNORECASE):
-                return UnreachableError(
-                    f"{self.name}: {what}{at}", definite=True, detail=stderr.strip(),
-                    hint=hint.format(ssh=ssh, host=self.node.control),
-                )  # fmt: skip
-        last = stderr.strip().splitlines()[-1] if stderr.strip() else "the connection was lost"
-        return UnreachableError(
-            f"{self.name} cannot be reached{at}: {last}", definite=False, hint=f"try: {ssh} true"
-        )
 
 
 DEFINITE = (

@@ -85,7 +85,7 @@ def _no_move(node: Node) -> None:
 
 
 class Running:
-    """A command that runs, and the lines that it has said so far."""
+    """A command that runs, and its output so far."""
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
         self.lines: list[str] = []
@@ -109,22 +109,22 @@ class Running:
             self._news.notify_all()
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return "\n".join(self.lines)
 
     def until(self, *patterns: str) -> None:
-        """Until each of these has been said."""
+        """Until each of these is in its output."""
 
         def met() -> bool:
             return all(any(re.search(one, line) for line in self.lines) for one in patterns)
 
         with self._news:
             self._news.wait_for(lambda: met() or self._ended, READY_S)
-            assert met(), f"{patterns} was not said:\n{self.said}"
+            assert met(), f"{patterns} is not in the output:\n{self.output}"
 
     def end(self) -> int:
         """Its exit code."""
-        wait(lambda: self.process.poll() is not None, f"it does not end:\n{self.said}")
+        wait(lambda: self.process.poll() is not None, f"it does not end:\n{self.output}")
         self._reader.join(READY_S)
         return self.process.wait()
 
@@ -172,7 +172,7 @@ class Distribution:
         return next(one for one in self.fleet if one is not node)
 
     def others(self, node: Node) -> list[str]:
-        """What is said of all other nodes once they have the image."""
+        """The output about all other nodes once they have the image."""
         return [f"{one.name}: proven" for one in self.nodes if one is not node]
 
     def next(self, payload: Payload | None = None) -> Image:
@@ -197,7 +197,7 @@ class Distribution:
         node.data.hang_after(after)
         with self.run(*words) as running:
             wait(lambda: node.data.hangs or running.process.poll() is not None, "nothing came")
-            assert node.data.hangs, running.said
+            assert node.data.hangs, running.output
             yield running
 
     def fresh(self, count: int = 5, size: int = SIZE) -> Image:

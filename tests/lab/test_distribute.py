@@ -27,13 +27,13 @@ from tests.lab.shipment import (
 GATE_REFUSED = 14
 
 
-def test_the_first_time_the_next_time_and_a_change(shipment: Shipment) -> None:
+def test_first_run_second_run_and_a_changed_layer(shipment: Shipment) -> None:
     payload = Payload.of(6 * MB, 4 * MB, 1 * MB)
     first = shipment.image(payload)
     done = shipment.distribute("--json")
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert {one["state"] for one in said["nodes"]} == {"moved"}
+    output = json.loads(done.stdout)
+    assert {one["state"] for one in output["nodes"]} == {"moved"}
     assert everywhere(shipment, first)
 
     again = json.loads(shipment.distribute("--json").stdout)
@@ -100,7 +100,9 @@ def terminal(shipment: Shipment, columns: int, *words: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout).replace("\r", "\n")
 
 
-def test_a_terminal_shows_a_bar_for_each_node_and_one_for_all(small_shipment: Shipment) -> None:
+def test_terminal_shows_a_progress_bar_for_each_node_and_one_for_all(
+    small_shipment: Shipment,
+) -> None:
     shipment, fleet = small_shipment, small_shipment.fleet
     put(shipment, PAYLOAD)
     image = shipment.image(Payload.of(3 * MB, 8 * MB, 1 * MB))
@@ -123,7 +125,7 @@ def test_a_terminal_shows_a_bar_for_each_node_and_one_for_all(small_shipment: Sh
         assert len(line.rstrip()) <= 80, line
 
 
-def test_what_is_not_proven_goes_nowhere(small_shipment: Shipment) -> None:
+def test_unverified_image_is_refused(small_shipment: Shipment) -> None:
     """The nodes are called before the image is judged: none is kept waiting or locked."""
     shipment = small_shipment
     put(shipment, PAYLOAD)

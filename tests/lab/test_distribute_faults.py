@@ -46,7 +46,7 @@ USAGE, MIXED = 2, 15
 # Before a byte moves
 
 
-def test_each_node_says_what_is_wrong_with_it(shipment: Shipment) -> None:
+def test_every_node_reports_its_own_error(shipment: Shipment) -> None:
     fleet, new = shipment.fleet, shipment.image(PAYLOAD)
     data = fleet.data()
     data["nodes"]["node1"]["user"] = "plain"
@@ -57,7 +57,7 @@ def test_each_node_says_what_is_wrong_with_it(shipment: Shipment) -> None:
         wire.cut()
     done = shipment.distribute()
     assert done.returncode == NODE_FAILED
-    for said in (
+    for output in (
         r"4 of 4 nodes failed; nothing was sent",
         r"node1: plain has no permission to use its Docker",
         r"there: sudo usermod -aG docker plain",
@@ -65,7 +65,7 @@ def test_each_node_says_what_is_wrong_with_it(shipment: Shipment) -> None:
         r"node3: the host key has changed",
         r"node4 cannot be reached: .*Connection refused",
     ):
-        assert re.search(said, done.stderr), done.stderr
+        assert re.search(output, done.stderr), done.stderr
     assert [node.data.up for node in fleet] == [0] * 4
     fleet["node3"].restore_host_key()
     for wire in fleet["node4"].wires:
@@ -76,7 +76,7 @@ def test_each_node_says_what_is_wrong_with_it(shipment: Shipment) -> None:
     assert everywhere(shipment, new)
 
 
-def test_an_engine_that_is_down_hangs_or_has_no_room(shipment: Shipment) -> None:
+def test_docker_down_hung_or_without_disk_space(shipment: Shipment) -> None:
     fleet, new = shipment.fleet, shipment.image(PAYLOAD)
     fleet["node1"].stop_dockerd()
     fleet["node2"].fill_disk(100 * MB)
@@ -86,13 +86,13 @@ def test_an_engine_that_is_down_hangs_or_has_no_room(shipment: Shipment) -> None
         assert done.returncode == NODE_FAILED
         if done.stderr.count("no answer for") == 1:
             break
-    for said in (
+    for output in (
         r"3 of 4 nodes failed; nothing was sent",
         r"node1: its Docker does not answer",
         r"node2: /var/lib/docker has 10\d\.\d MB free, the image needs 5\d\d\.\d MB",
         rf"node3: no answer for {patience} s: it hangs",
     ):
-        assert re.search(said, done.stderr), done.stderr
+        assert re.search(output, done.stderr), done.stderr
     fleet["node1"].start_dockerd()
     fleet["node2"].free_disk()
     fleet["node3"].resume_dockerd()
@@ -104,9 +104,7 @@ def test_an_engine_that_is_down_hangs_or_has_no_room(shipment: Shipment) -> None
 MARKER = "a-shell-ran"
 
 
-def test_no_word_of_the_fleet_file_reaches_a_shell(
-    distribution: Distribution, tmp_path: Path
-) -> None:
+def test_fleet_file_values_never_reach_a_shell(distribution: Distribution, tmp_path: Path) -> None:
     shipment, marker = distribution.shipment, tmp_path / MARKER
     data = shipment.fleet.data()
     evil = (f"$(touch {marker})", f"a;touch {marker}", f"-oProxyCommand=touch {marker}")
@@ -136,7 +134,7 @@ USERS = {"worker": "sudoer", "sudoer": "worker"}
 
 
 @cases("every kind of user", "first", ("worker",), ("sudoer",))
-def test_every_kind_of_user_that_may(distribution: Distribution, first: str) -> None:
+def test_root_docker_group_and_sudo_users(distribution: Distribution, first: str) -> None:
     data = distribution.fleet.data()
     for store, user in zip(STORES, (first, USERS[first]), strict=True):
         name = distribution.node(store).name
@@ -151,7 +149,9 @@ def test_every_kind_of_user_that_may(distribution: Distribution, first: str) -> 
 
 
 @cases("two at once", "first, second", ("root", "worker"), ("worker", "sudoer"))
-def test_two_at_once(distribution: Distribution, first: str, second: str) -> None:
+def test_concurrent_runs_exclude_each_other(
+    distribution: Distribution, first: str, second: str
+) -> None:
     node, new = distribution.nodes[0], distribution.next()
     distribution.shipment.nodes(distribution.fleet.data(first))
     with distribution.held(node) as running:
@@ -165,7 +165,7 @@ def test_two_at_once(distribution: Distribution, first: str, second: str) -> Non
             assert f"{name}: {BUSY}: " in other.stderr
         assert f"(process {running.process.pid})" in other.stderr
         node.data.restore()
-        assert running.end() == 0, running.said
+        assert running.end() == 0, running.output
     distribution.complete(new)
 
 
@@ -173,7 +173,7 @@ def test_two_at_once(distribution: Distribution, first: str, second: str) -> Non
 
 
 @stores("an engine killed between the phases")
-def test_an_engine_killed_between_the_phases(distribution: Distribution, store: str) -> None:
+def test_dockerd_killed_between_stage_and_move(distribution: Distribution, store: str) -> None:
     node, new = distribution.node(store), distribution.next()
     other = distribution.other(node)
     with distribution.held(other) as running:
@@ -181,8 +181,8 @@ def test_an_engine_killed_between_the_phases(distribution: Distribution, store: 
         node.kill_dockerd()
         other.data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: its Docker daemon went away" in running.said
-    assert "every node " in running.said
+    assert f"{node.name}: its Docker daemon went away" in running.output
+    assert "every node " in running.output
     node.start_dockerd()
     distribution.kept(new)
     distribution.complete(new)
@@ -190,7 +190,7 @@ def test_an_engine_killed_between_the_phases(distribution: Distribution, store: 
 
 @pytest.mark.thorough
 @stores("an image removed between the phases")
-def test_an_image_removed_between_the_phases(distribution: Distribution, store: str) -> None:
+def test_image_removed_between_stage_and_move(distribution: Distribution, store: str) -> None:
     node, new = distribution.node(store), distribution.next()
     other = distribution.other(node)
     with distribution.held(other) as running:
@@ -198,13 +198,13 @@ def test_an_image_removed_between_the_phases(distribution: Distribution, store: 
         node.docker("rmi", *(tag for tag in node.images() if "staging" in tag))
         other.data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: the image was removed there meanwhile" in running.said
+    assert f"{node.name}: the image was removed there meanwhile" in running.output
     distribution.kept(new)
     distribution.complete(new)
 
 
 @stores("a name moved by somebody else")
-def test_a_name_moved_by_somebody_else_between_the_phases(
+def test_name_moved_by_another_process_between_stage_and_move(
     distribution: Distribution, store: str
 ) -> None:
     node, new, old = distribution.node(store), distribution.next(), distribution.old
@@ -215,7 +215,7 @@ def test_a_name_moved_by_somebody_else_between_the_phases(
         node.docker("tag", f"{NAME}-previous", NAME)
         other.data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: another process moved {NAME} there meanwhile" in running.said
+    assert f"{node.name}: another process moved {NAME} there meanwhile" in running.output
     shown = {name: one.name for name, one in distribution.looks().items()}
     assert shown[other.name] == layers(old)
     assert shown[node.name] not in (layers(old), layers(new))
@@ -224,7 +224,7 @@ def test_a_name_moved_by_somebody_else_between_the_phases(
 
 
 @pytest.mark.thorough
-def test_a_link_that_is_cut_before_the_move(distribution: Distribution) -> None:
+def test_link_cut_before_the_move(distribution: Distribution) -> None:
     node, other = distribution.nodes
     new = distribution.next()
     with distribution.held(other) as running:
@@ -232,7 +232,7 @@ def test_a_link_that_is_cut_before_the_move(distribution: Distribution) -> None:
         node.control.cut()
         other.data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{node.name} cannot be reached" in running.said
+    assert f"{node.name} cannot be reached" in running.output
     distribution.kept(new)
     node.control.restore()
     came = distribution.complete(new)
@@ -243,7 +243,7 @@ def test_a_link_that_is_cut_before_the_move(distribution: Distribution) -> None:
 
 
 @ways("a bit that flipped in the store")
-def test_a_bit_that_flipped_in_the_store(distribution: Distribution, way: Way) -> None:
+def test_corrupt_blob_in_the_store(distribution: Distribution, way: Way) -> None:
     new = way.image(distribution)
     top = new.layers[-1]
     path = distribution.shipment.store.path(top.digest)
@@ -251,8 +251,8 @@ def test_a_bit_that_flipped_in_the_store(distribution: Distribution, way: Way) -
     path.write_bytes(good[:-1000] + bytes([good[-1000] ^ 1]) + good[-999:])
     with distribution.run() as running:
         assert running.end() != 0
-    assert f"the stored blob {top.digest} is corrupt" in running.said
-    assert "python build.py image payload --repair" in running.said
+    assert f"the stored blob {top.digest} is corrupt" in running.output
+    assert "python build.py image payload --repair" in running.output
     distribution.kept(new)
     path.write_bytes(good)
     distribution.complete(new)
@@ -260,7 +260,7 @@ def test_a_bit_that_flipped_in_the_store(distribution: Distribution, way: Way) -
 
 @pytest.mark.thorough
 @ways("a layer that is gone from the store")
-def test_a_layer_that_is_gone_from_the_store(distribution: Distribution, way: Way) -> None:
+def test_missing_layer_in_the_store(distribution: Distribution, way: Way) -> None:
     new = way.image(distribution)
     top = new.layers[-1]
     path = distribution.shipment.store.path(top.digest)
@@ -268,13 +268,13 @@ def test_a_layer_that_is_gone_from_the_store(distribution: Distribution, way: Wa
     path.unlink()
     with distribution.run() as running:
         assert running.end() != 0
-    assert f"the stored blob {top.digest} is missing" in running.said
+    assert f"the stored blob {top.digest} is missing" in running.output
     distribution.kept(new)
     path.write_bytes(good)
     distribution.complete(new)
 
 
-def test_a_success_that_is_none(distribution: Distribution) -> None:
+def test_load_that_fails_and_reports_success(distribution: Distribution) -> None:
     shipment = distribution.shipment
     image = lying(shipment)
     shipment.seal(image)
@@ -285,17 +285,17 @@ def test_a_success_that_is_none(distribution: Distribution) -> None:
     for node in liars:
         # What makes it a fault: the engine says that all is well.
         file = b"".join(archive.stream(image, "lab/lie:1", shipment.store))
-        said = node.exec("sh", "-c", "docker load 2>&1", given=file)
-        assert "Error unpacking" in said
-        assert [m.entry.id for m in knowledge.read(said.splitlines())] == ["unpack-failed"]
+        output = node.exec("sh", "-c", "docker load 2>&1", given=file)
+        assert "Error unpacking" in output
+        assert [m.entry.id for m in knowledge.read(output.splitlines())] == ["unpack-failed"]
         node.docker("rmi", "lab/lie:1")
     with distribution.run() as running:
         assert running.end() == NODE_FAILED
-    assert "2 of 2 nodes failed; no name was moved" in running.said
+    assert "2 of 2 nodes failed; no name was moved" in running.output
     for node in distribution.nodes:
         lied = "its engine could not unpack the image, and reported success"
         refused = "docker there refused the image (code 91)"
-        assert f"{node.name}: {lied if node in liars else refused}" in running.said
+        assert f"{node.name}: {lied if node in liars else refused}" in running.output
     distribution.kept(image)
     distribution.complete(distribution.next())
 
@@ -303,21 +303,21 @@ def test_a_success_that_is_none(distribution: Distribution) -> None:
 # All that a mixed fleet needs
 
 
-def test_partial_leaves_a_mixed_fleet_loudly(distribution: Distribution) -> None:
+def test_partial_leaves_a_mixed_fleet_and_warns(distribution: Distribution) -> None:
     (node, other), new = distribution.nodes, distribution.next()
     assert distribution.old is not None
     for wire in node.wires:
         wire.cut()
     with distribution.run("--partial") as running:
         assert running.end() == NODE_FAILED
-    assert f"MIXED FLEET, as --partial allows: {node.name} did not get" in running.said
+    assert f"MIXED FLEET, as --partial allows: {node.name} did not get" in running.output
     for wire in node.wires:
         wire.restore()
     shown = {name: one.name for name, one in distribution.looks().items()}
     assert shown == {node.name: layers(distribution.old), other.name: layers(new)}
     with distribution.run(command="nodes") as running:
         assert running.end() == MIXED
-    assert f"not the same on all nodes: {NAME}" in running.said
+    assert f"not the same on all nodes: {NAME}" in running.output
     came = distribution.complete(new)
     assert {name: one["state"] for name, one in came.items()} == {
         node.name: "moved", other.name: "unchanged",

@@ -12,30 +12,30 @@ from tests.lab.shipment import NAME, NODE_FAILED, layers
 INTERRUPTED = 130
 
 
-def said(distribution: Distribution) -> int:
+def sent(distribution: Distribution) -> int:
     """Bytes of commands that went to the nodes."""
     return sum(node.control.up for node in distribution.nodes)
 
 
 def kill_after(distribution: Distribution, running: Running, line: str, count: int) -> None:
-    """Kill it once it has said this line and sent so many bytes after it, if it comes to that."""
+    """Kill it after this line of its output and so many bytes after it, if it gets there."""
     running.until(line)
-    began = said(distribution)
-    while said(distribution) < began + count and running.process.poll() is None:
+    began = sent(distribution)
+    while sent(distribution) < began + count and running.process.poll() is None:
         pass
     running.kill()
 
 
 @cases("an interrupt", "number", (signal.SIGINT,), (signal.SIGTERM,))
-def test_an_interrupt(distribution: Distribution, number: signal.Signals) -> None:
+def test_interrupt(distribution: Distribution, number: signal.Signals) -> None:
     node, new = distribution.nodes[1], distribution.next()
     with distribution.run() as running:
         running.until("looking at 2 nodes")
         assert running.kill(number) == INTERRUPTED
     distribution.kept(new)
     with distribution.held(node) as running:
-        assert running.kill(number) == INTERRUPTED, running.said
-    assert "interrupted: no name was changed; the same command goes on" in running.said
+        assert running.kill(number) == INTERRUPTED, running.output
+    assert "interrupted: no name was changed; the same command goes on" in running.output
     distribution.kept(new)
     node.data.restore()
     with distribution.held(node) as running:
@@ -46,14 +46,14 @@ def test_an_interrupt(distribution: Distribution, number: signal.Signals) -> Non
     for line in ("asking 2 nodes", f"moving {NAME}"):
         with distribution.run() as running:
             running.until(line)
-            assert running.kill(number) in (0, INTERRUPTED), running.said
+            assert running.kill(number) in (0, INTERRUPTED), running.output
         distribution.quiet()
         moved = distribution.moved(new)
-        assert ("no name was changed" in running.said) is not moved, running.said
+        assert ("no name was changed" in running.output) is not moved, running.output
     distribution.complete(new)
 
 
-def test_a_kill_before_the_move(distribution: Distribution) -> None:
+def test_kill_before_the_move(distribution: Distribution) -> None:
     node, new = distribution.nodes[1], distribution.next()
     with distribution.run() as running:
         running.until("looking at 2 nodes")
@@ -115,20 +115,18 @@ def test_kills_around_a_rollback(distribution: Distribution) -> None:
 
 @pytest.mark.thorough
 @stores("an engine killed before a rollback")
-def test_an_engine_that_is_killed_before_a_rollback_moves(
-    distribution: Distribution, store: str
-) -> None:
+def test_dockerd_killed_before_a_rollback_moves(distribution: Distribution, store: str) -> None:
     former, node = distribution.old, distribution.node(store)
     assert former is not None
     distribution.complete(distribution.next())
     node.kill_dockerd()
     with distribution.run(command="rollback") as running:
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: its Docker" in running.said
+    assert f"{node.name}: its Docker" in running.output
     node.start_dockerd()
     distribution.kept(former)
     with distribution.run(command="rollback") as running:
-        assert running.end() == 0, running.said
+        assert running.end() == 0, running.output
     assert distribution.moved(former)
     distribution.old, distribution.used = former, {}
     distribution.complete(distribution.next())

@@ -33,7 +33,7 @@ from tests.lab.shipment import MB, NAME, NODE_FAILED, spread
 
 
 @ways("a link that comes back")
-def test_a_link_that_comes_back_costs_what_was_on_it(distribution: Distribution, way: Way) -> None:
+def test_link_that_recovers_costs_one_step(distribution: Distribution, way: Way) -> None:
     nodes, new = distribution.nodes, way.image(distribution)
     before = spread(distribution.fleet)
     for node in nodes:
@@ -44,18 +44,18 @@ def test_a_link_that_comes_back_costs_what_was_on_it(distribution: Distribution,
 
         def back() -> bool:
             """Each link soon after its cut: a run does not try for ever."""
-            for node in [one for one in cut if f"{one.name}: again: " in running.said]:
+            for node in [one for one in cut if f"{one.name}: again: " in running.output]:
                 node.data.restore()
                 cut.remove(node)
             return not cut
 
         wait(lambda: back() or running.process.poll() is not None, "a link was not cut")
-        assert running.end() == 0, running.said
+        assert running.end() == 0, running.output
         assert not cut
     for node in nodes:
-        assert f"{node.name}: again: cannot be reached" in running.said
+        assert f"{node.name}: again: cannot be reached" in running.output
     distribution.arrived(new)
-    assert "cannot pull" not in running.said
+    assert "cannot pull" not in running.output
     sent = sum(layer.size for layer in new.layers)
     for node in nodes:
         # What was on the link, and on its way to be unpacked.
@@ -64,7 +64,7 @@ def test_a_link_that_comes_back_costs_what_was_on_it(distribution: Distribution,
 
 @pytest.mark.thorough
 @ways_and_stores("a link that stays cut")
-def test_a_link_that_stays_cut_costs_what_was_on_it(
+def test_link_that_stays_cut_costs_one_step(
     distribution: Distribution, way: Way, store: str
 ) -> None:
     node, new = distribution.node(store), distribution.fresh(5, way.size)
@@ -85,9 +85,9 @@ def test_a_link_that_stays_cut_costs_what_was_on_it(
     with distribution.run("--step", "1") as running:
         wait(lambda: cut() or running.process.poll() is not None, "no layer came")
         assert running.end() == NODE_FAILED
-        assert there >= 2, running.said
-    assert NOTHING_MOVED in running.said, running.said
-    assert f"{node.name} cannot be reached at its data address 127.0.0.2" in running.said
+        assert there >= 2, running.output
+    assert NOTHING_MOVED in running.output, running.output
+    assert f"{node.name} cannot be reached at its data address 127.0.0.2" in running.output
     running.until(*distribution.others(node))
     distribution.kept(new)
     if way is LOADED:
@@ -109,17 +109,17 @@ def test_a_link_that_stays_cut_costs_what_was_on_it(
 
 
 @ways_and_stores("a bit that flips on the wire")
-def test_a_bit_that_flips_on_the_wire(distribution: Distribution, way: Way, store: str) -> None:
+def test_bit_flip_on_the_wire(distribution: Distribution, way: Way, store: str) -> None:
     node, new = distribution.node(store), way.image(distribution)
     node.data.flip_after(way.midway)
     with distribution.run() as running:
-        assert running.end() == 0, running.said
-    assert f"{node.name}: again: " in running.said
+        assert running.end() == 0, running.output
+    assert f"{node.name}: again: " in running.output
     distribution.arrived(new)
 
 
 @ways_and_stores_that_wait("a link that hangs")
-def test_a_link_that_hangs_holds_nobody_else(
+def test_hung_link_does_not_block_other_nodes(
     distribution: Distribution, way: Way, store: str
 ) -> None:
     node = distribution.node(store)
@@ -128,11 +128,11 @@ def test_a_link_that_hangs_holds_nobody_else(
         with distribution.held(node, "--patience", patience, after=way.midway) as running:
             assert running.end() == NODE_FAILED
         node.data.restore()
-        if running.said.count("it hangs") == 1:
+        if running.output.count("it hangs") == 1:
             break
     running.until(*distribution.others(node))
-    assert NOTHING_MOVED in running.said, running.said
-    assert f"{node.name}: no progress for {patience} s: it hangs" in running.said
+    assert NOTHING_MOVED in running.output, running.output
+    assert f"{node.name}: no progress for {patience} s: it hangs" in running.output
     distribution.kept(new)
     distribution.complete(new)
 
@@ -142,7 +142,7 @@ def test_a_link_that_hangs_holds_nobody_else(
 
 @pytest.mark.thorough
 @ways_and_stores_that_wait("an engine that hangs")
-def test_an_engine_that_hangs_holds_nobody_else(
+def test_hung_dockerd_does_not_block_other_nodes(
     distribution: Distribution, way: Way, store: str
 ) -> None:
     node = distribution.node(store)
@@ -153,37 +153,37 @@ def test_an_engine_that_hangs_holds_nobody_else(
             node.data.restore()
             assert running.end() == NODE_FAILED
         node.resume_dockerd()
-        if running.said.count("it hangs") == 1:
+        if running.output.count("it hangs") == 1:
             break
     running.until(*distribution.others(node))
-    assert f"{node.name}: no progress for {patience} s: it hangs" in running.said
+    assert f"{node.name}: no progress for {patience} s: it hangs" in running.output
     distribution.kept(new)
     distribution.complete(new)
 
 
 @ways_and_stores("an engine killed in mid-stream")
-def test_an_engine_killed_in_mid_stream(distribution: Distribution, way: Way, store: str) -> None:
+def test_dockerd_killed_in_mid_transfer(distribution: Distribution, way: Way, store: str) -> None:
     node, new = distribution.node(store), way.image(distribution)
     with distribution.held(node, after=way.midway) as running:
         running.until(*distribution.others(node))
         node.kill_dockerd()
         node.data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: its Docker" in running.said
+    assert f"{node.name}: its Docker" in running.output
     node.start_dockerd()
     distribution.kept(new)
     distribution.complete(new)
 
 
 @ways_and_stores_that_wait("a disk that fills in mid-stream")
-def test_a_disk_that_fills_in_mid_stream(distribution: Distribution, way: Way, store: str) -> None:
+def test_disk_full_in_mid_transfer(distribution: Distribution, way: Way, store: str) -> None:
     node, new = distribution.node(store), way.image(distribution)
     with distribution.held(node, after=way.midway) as running:
         node.fill_disk(3 * MB)
         node.data.restore()
         assert running.end() == NODE_FAILED
     running.until(*distribution.others(node))
-    assert f"{node.name}: its disk is full" in running.said
+    assert f"{node.name}: its disk is full" in running.output
     node.free_disk()
     distribution.kept(new)
     distribution.complete(new)
@@ -193,23 +193,23 @@ RECORDS = "/var/lib/docker/image/overlay2/layerdb/sha256"
 
 
 @ways("the record of a layer that is gone: removed")
-def test_the_record_of_a_layer_that_a_full_disk_left(distribution: Distribution, way: Way) -> None:
+def test_stale_layer_record_after_a_full_disk_is_removed(
+    distribution: Distribution, way: Way
+) -> None:
     """overlay2 renames a layer's record and then removes the layer; where no block is left for
     another name it goes on, and will never again take the layer."""
     node, new = distribution.node("overlay2"), way.image(distribution)
     record = leave_record(distribution, new, {"user": "sudoer", "sudo": True})
     with distribution.run() as running:
-        assert running.end() == 0, running.said
-    assert f"{node.name}: again: {GONE}" in running.said
-    assert f"warning: {node.name}: {GONE}: removed ({record})" in running.said
+        assert running.end() == 0, running.output
+    assert f"{node.name}: again: {GONE}" in running.output
+    assert f"warning: {node.name}: {GONE}: removed ({record})" in running.output
     distribution.arrived(new)
 
 
 @pytest.mark.thorough
-@ways("the record of a layer that is gone: said")
-def test_the_record_of_a_layer_that_only_root_may_remove(
-    distribution: Distribution, way: Way
-) -> None:
+@ways("the record of a layer that is gone: reported")
+def test_stale_layer_record_that_only_root_may_remove(distribution: Distribution, way: Way) -> None:
     node, new = distribution.node("overlay2"), way.image(distribution)
     leave_record(distribution, new, {"user": "worker"})
     with distribution.run() as running:
@@ -218,9 +218,9 @@ def test_the_record_of_a_layer_that_only_root_may_remove(
     remedy = re.search(
         rf"{node.name}: {GONE}, and Docker refuses .*\n.*Permission denied\n"
         r".* worker@\S+ sudo (rm -r .*)",
-        running.said,
+        running.output,
     )
-    assert remedy is not None, running.said
+    assert remedy is not None, running.output
     distribution.kept(new)
     node.exec(*remedy[1].split())
     distribution.complete(new)
@@ -259,7 +259,7 @@ DAMAGE = {"overlay2": OVERLAY2, "containerd": CONTAINERD}
     "layers that are damaged", "store, restarted",
     ("overlay2", False), ("overlay2", True), ("containerd", False),
 )  # fmt: skip
-def test_layers_that_are_damaged_on_a_node(
+def test_damaged_staged_layers_are_sent_again(
     distribution: Distribution, store: str, restarted: bool
 ) -> None:
     """A crash may keep an engine's record of a layer and not its files: it says that it has it."""
@@ -276,17 +276,15 @@ def test_layers_that_are_damaged_on_a_node(
         node.stop_dockerd()
         node.start_dockerd()
     with distribution.run() as running:
-        assert running.end() == 0, running.said
-    assert f"{node.name}: again: its layers are damaged" in running.said
-    assert f"warning: {node.name}: removed staged layers that were damaged" in running.said
+        assert running.end() == 0, running.output
+    assert f"{node.name}: again: its layers are damaged" in running.output
+    assert f"warning: {node.name}: removed staged layers that were damaged" in running.output
     distribution.arrived(new)
 
 
 @pytest.mark.thorough
 @stores("layers that are damaged in another image")
-def test_layers_that_are_damaged_in_another_image_too(
-    distribution: Distribution, store: str
-) -> None:
+def test_damaged_layers_of_another_image_stay(distribution: Distribution, store: str) -> None:
     """They stay as long as that image does, which nobody removes for the user."""
     # No image before it has such a layer.
     node, below = distribution.node(store), PAYLOAD.changed(-1, seed=4711 + distribution.seed)
@@ -297,20 +295,20 @@ def test_layers_that_are_damaged_in_another_image_too(
     if store == "containerd":
         # What shows the image itself is taken for it where it was proven, and nowhere else.
         with distribution.run() as running:
-            assert running.end() == 0, running.said
+            assert running.end() == 0, running.output
     else:
         node.exec("rm", "-r", "/root/.local/state/sparkimage/receipts")
         with distribution.run() as running:
             assert running.end() == NODE_FAILED
-        assert "1 of 2 nodes failed; no name was moved" in running.said
-        assert f"{node.name}: layers are damaged there" in running.said
+        assert "1 of 2 nodes failed; no name was moved" in running.output
+        assert f"{node.name}: layers are damaged there" in running.output
     new = distribution.next(
         replace(below, parts=(*below.parts, Part(size=MB, seed=distribution.seed)))
     )
     with distribution.run() as running:
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: layers are damaged there" in running.said
-    assert "images there that share its layers may be damaged, too: remove" in running.said
+    assert f"{node.name}: layers are damaged there" in running.output
+    assert "images there that share its layers may be damaged, too: remove" in running.output
     running.until(f"{other.name}: proven")
     assert distribution.fleet.each(lambda node: node.images()[NAME]) == before
     node.docker("rmi", NAME)

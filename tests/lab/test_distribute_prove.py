@@ -39,7 +39,7 @@ def own_engine(shipment: Shipment) -> dict[str, str]:
     return {**{name: value for name, value in found.items() if value}, "PATH": path}
 
 
-def test_a_file_that_is_damaged_on_a_node_moves_nothing(small_shipment: Shipment) -> None:
+def test_damaged_file_on_a_node_fails_prove(small_shipment: Shipment) -> None:
     shipment = small_shipment
     (shipment.folder / "images" / "os" / "test_os.py").write_text(CHECK)
     image = shipment.image(PAYLOAD)
@@ -71,7 +71,7 @@ def test_a_file_that_is_damaged_on_a_node_moves_nothing(small_shipment: Shipment
 
 
 @pytest.mark.thorough
-def test_the_checks_of_an_image_run_on_every_node(lab: Lab, shipment: Shipment) -> None:
+def test_prove_runs_the_checks_on_every_node(lab: Lab, shipment: Shipment) -> None:
     """The real layers debian and python, with their checks."""
     made = lab.build("plain-amd64")
     file = lab.project / "fleet.yaml"

@@ -23,7 +23,7 @@ from tests.lab.shipment import (
 )
 
 
-def test_a_relay_brings_layers_to_one_node_of_a_group(shipment: Shipment) -> None:
+def test_relay_sends_to_one_node_of_each_group(shipment: Shipment) -> None:
     fleet = shipment.fleet
     first = put(shipment, PAYLOAD, "--nodes", "fleet.yaml")
     # Two groups: node1 and node2 keep what they have, the other ones lack all.
@@ -53,7 +53,7 @@ def test_a_relay_brings_layers_to_one_node_of_a_group(shipment: Shipment) -> Non
 
 
 @pytest.mark.thorough
-def test_nodes_that_cannot_reach_each_other_get_it_from_here(shipment: Shipment) -> None:
+def test_nodes_that_cannot_reach_each_other_get_layers_directly(shipment: Shipment) -> None:
     fleet = shipment.fleet
     fleet["node2"].part(fleet["node3"])
     image = shipment.image(PAYLOAD)
@@ -68,7 +68,7 @@ def test_nodes_that_cannot_reach_each_other_get_it_from_here(shipment: Shipment)
 
 
 @pytest.mark.thorough
-def test_a_relay_that_dies_in_mid_stream_leaves_nobody_behind(shipment: Shipment) -> None:
+def test_relay_that_dies_in_mid_transfer(shipment: Shipment) -> None:
     fleet = shipment.fleet
     image = shipment.image(Payload.of(6 * MB, 6 * MB))
     wire = fleet["node1"].data
@@ -79,13 +79,13 @@ def test_a_relay_that_dies_in_mid_stream_leaves_nobody_behind(shipment: Shipment
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as running:  # fmt: skip
         assert running.stdout is not None
-        said = ""
+        output = ""
         for line in running.stdout:
-            said += line
+            output += line
             if "again" in line and "node1" in line:
                 wire.restore()
-        assert running.wait() == 0, said
+        assert running.wait() == 0, output
     assert everywhere(shipment, image)
     for name in NODES:
-        assert f"{name}: not reached by relay" in said
+        assert f"{name}: not reached by relay" in output
     assert {node.docker("run", "--rm", NAME) for node in fleet} == {"it runs"}

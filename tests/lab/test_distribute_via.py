@@ -65,7 +65,7 @@ def test_nodes_pull_by_digest_and_only_what_they_lack(
 
 
 def refused(shipment: Shipment, registry: Mirror, first: Image) -> str:
-    """What is said of a pull that failed; all nodes have what they had."""
+    """The output for a pull that failed; all nodes have what they had."""
     done = shipment.distribute(*VIA, registry.repository)
     assert done.returncode == NODE_FAILED, done.stdout + done.stderr
     assert "no name was moved" in done.stderr
@@ -78,9 +78,7 @@ NOT_PULLED = "it could not pull the image"
 
 
 @pytest.mark.thorough
-def test_a_registry_that_does_not_answer_moves_nothing(
-    small_shipment: Shipment, registry: Mirror
-) -> None:
+def test_unreachable_registry_moves_no_name(small_shipment: Shipment, registry: Mirror) -> None:
     """containerd's store asks for a quarter of a minute."""
     first = put(small_shipment, PAYLOAD)
     registry.push(small_shipment.store, small_shipment.image(PAYLOAD.changed(-1)))
@@ -89,7 +87,7 @@ def test_a_registry_that_does_not_answer_moves_nothing(
 
 
 @pytest.mark.thorough
-def test_what_the_registry_does_not_give_moves_nothing(
+def test_image_missing_in_the_registry_moves_no_name(
     small_shipment: Shipment, registry: Mirror
 ) -> None:
     shipment, node = small_shipment, next(iter(small_shipment.fleet))
@@ -99,15 +97,15 @@ def test_what_the_registry_does_not_give_moves_nothing(
     # The same layers and settings, written anew: another digest.
     other = registry.push(shipment.store, second, annotated=True)
     assert other != second.digest
-    said = refused(shipment, registry, first)
-    assert f"{registry.repository}@{second.digest}" in said
+    output = refused(shipment, registry, first)
+    assert f"{registry.repository}@{second.digest}" in output
 
     registry.push(shipment.store, second)
     registry.distrust(node)
-    said = refused(shipment, registry, first)
-    assert f"{node.name}: {NOT_PULLED}" in said
-    assert "certificate" in said
-    assert said.count(NOT_PULLED) == 1
+    output = refused(shipment, registry, first)
+    assert f"{node.name}: {NOT_PULLED}" in output
+    assert "certificate" in output
+    assert output.count(NOT_PULLED) == 1
     registry.trust(node)
     # What has arrived is not asked for again.
     registry.wire.forget()

@@ -9,7 +9,7 @@ from tests.lab.shipment import MB, NAME, PAYLOAD, PREVIOUS, Shipment, everywhere
 from tests.unit import good_maker
 
 
-def test_gc_leaves_what_is_named_used_or_foreign(small_shipment: Shipment) -> None:
+def test_gc_keeps_tagged_used_and_foreign_images(small_shipment: Shipment) -> None:
     shipment = small_shipment
     fleet = shipment.fleet
     images = [put(shipment, PAYLOAD.changed(-1, seed=seed)) for seed in range(4)]
@@ -30,10 +30,12 @@ def test_gc_leaves_what_is_named_used_or_foreign(small_shipment: Shipment) -> No
     before = fleet.each(Node.disk_used)
     assert {node.name: len(node.dangling()) for node in fleet} == dict.fromkeys(fleet.nodes, 3)
 
-    said = {one["node"]: one for one in json.loads(ok(shipment.run("gc", "--keep", "2", "--json")))}
+    output = {
+        one["node"]: one for one in json.loads(ok(shipment.run("gc", "--keep", "2", "--json")))
+    }
     gained = fleet.each(Node.disk_used)
     for node in fleet:
-        one = said[node.name]
+        one = output[node.name]
         left = {node.diff_ids(id)[-1] for id in node.dangling() - {strangers[node.name]}}
         assert strangers[node.name] in node.dangling()
         assert left == {used.layers[-1].diff_id}

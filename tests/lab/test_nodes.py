@@ -10,25 +10,25 @@ from tests.lab.shipment import NAME, NODE_FAILED, NODES, PAYLOAD, VARIANT, Shipm
 MIXED = 15
 
 
-def test_nodes_say_who_has_what(shipment: Shipment) -> None:
+def test_nodes_lists_the_images_of_each_node(shipment: Shipment) -> None:
     image = put(shipment, PAYLOAD)
     fleet = shipment.fleet
     fleet["node1"].docker("tag", NAME, "someone/else:1")
 
-    said = ok(shipment.run("nodes"))
-    assert "someone" not in said
+    output = ok(shipment.run("nodes"))
+    assert "someone" not in output
     for node, version, store in (
         ("node1", "26.1.5", "overlay2"),
         ("node4", "28.5.2", "containerd"),
     ):
-        (line,) = [line for line in said.splitlines() if f" {node} " in line]
+        (line,) = [line for line in output.splitlines() if f" {node} " in line]
         assert version in line
         assert store in line
         assert "GB" in line
-    (line,) = [line for line in said.splitlines() if NAME in line]
+    (line,) = [line for line in output.splitlines() if NAME in line]
     assert line.split()[:3] == ["=", NAME, image.digest[7:19]]
     assert line.rstrip().endswith("all 4 nodes")
-    assert max(len(line.rstrip()) for line in said.splitlines()) <= 80
+    assert max(len(line.rstrip()) for line in output.splitlines()) <= 80
 
     facts = json.loads(ok(shipment.run("nodes", VARIANT, "--json")))
     assert [one["node"] for one in facts] == NODES
@@ -63,7 +63,7 @@ def test_nodes_say_who_has_what(shipment: Shipment) -> None:
     assert "payload" in wrong.stderr
 
 
-def test_an_image_that_nobody_here_knows_is_the_same_on_both_stores(
+def test_unknown_image_has_one_identity_on_both_stores(
     small_shipment: Shipment,
 ) -> None:
     shipment = small_shipment

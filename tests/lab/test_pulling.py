@@ -18,20 +18,20 @@ from tests.lab.shipment import MB, NODE_FAILED, spread
 
 def pulls(running: Running, *names: str) -> None:
     """These nodes have pulled, and no other one."""
-    said = re.findall(r"(\w+): pulls$", running.said, re.MULTILINE)
-    assert sorted(said) == sorted(names), running.said
-    assert "cannot pull" not in running.said
+    output = re.findall(r"(\w+): pulls$", running.output, re.MULTILINE)
+    assert sorted(output) == sorted(names), running.output
+    assert "cannot pull" not in running.output
 
 
 def clean(node: Node) -> bool:
     return node.exec("sh", "-c", f"{TRACES}; true") == ""
 
 
-def test_engines_pull_and_each_byte_goes_once(distribution: Distribution) -> None:
+def test_engines_pull_each_byte_once(distribution: Distribution) -> None:
     new = distribution.fresh()
     before = spread(distribution.fleet)
     with distribution.run("--step", "10") as running:
-        assert running.end() == 0, running.said
+        assert running.end() == 0, running.output
     pulls(running, *distribution.fleet.nodes)
     distribution.arrived(new)
     sent = sum(layer.size for layer in new.layers[1:])
@@ -48,7 +48,7 @@ def test_a_change_is_pulled_where_the_engine_knows_what_it_has(distribution: Dis
     new = distribution.next(Payload(parts=(parts[0], replace(parts[1], seed=7))))
     before = spread(distribution.fleet)
     with distribution.run() as running:
-        assert running.end() == 0, running.said
+        assert running.end() == 0, running.output
     pulls(running, distribution.node("containerd").name)
     distribution.arrived(new)
     for node in distribution.nodes:
@@ -62,7 +62,7 @@ ctr --namespace moby content active
 """
 
 
-def test_what_a_broken_pull_left_in_part_is_pulled_to_its_end(distribution: Distribution) -> None:
+def test_incomplete_layer_of_a_broken_pull_is_completed(distribution: Distribution) -> None:
     """However little it is: containerd keeps it for hours, and a load would not make use of it."""
     new, node = distribution.next(), distribution.node("containerd")
     top = new.layers[-1]
@@ -70,7 +70,7 @@ def test_what_a_broken_pull_left_in_part_is_pulled_to_its_end(distribution: Dist
         left = node.exec("sh", "-c", INGEST.format(top.digest), given=blob.read())
     assert f"layer-{top.digest}" in left
     with distribution.run() as running:
-        assert running.end() == 0, running.said
+        assert running.end() == 0, running.output
     pulls(running, node.name)
     assert "layer-" not in node.exec("ctr", "--namespace", "moby", "content", "active")
     distribution.arrived(new)
@@ -78,7 +78,7 @@ def test_what_a_broken_pull_left_in_part_is_pulled_to_its_end(distribution: Dist
 
 @pytest.mark.thorough
 @stores("users that may pull")
-def test_users_that_may(distribution: Distribution, store: str) -> None:
+def test_users_that_may_pull(distribution: Distribution, store: str) -> None:
     node, data = distribution.node(store), distribution.fleet.data("worker")
     # One that is reached at one address only.
     data["nodes"][node.name] |= {"user": "sudoer", "sudo": True}
@@ -86,28 +86,28 @@ def test_users_that_may(distribution: Distribution, store: str) -> None:
     distribution.shipment.nodes(data)
     new = distribution.fresh()
     with distribution.run() as running:
-        assert running.end() == 0, running.said
+        assert running.end() == 0, running.output
     pulls(running, *distribution.fleet.nodes)
     distribution.arrived(new)
 
 
 @stores("a node that forbids the way back")
-def test_a_node_that_forbids_the_way_back_loads(distribution: Distribution, store: str) -> None:
+def test_node_without_tcp_forwarding_loads(distribution: Distribution, store: str) -> None:
     node, new = distribution.node(store), distribution.fresh()
     with node.without_forwarding(), distribution.run() as running:
-        assert running.end() == 0, running.said
+        assert running.end() == 0, running.output
     running.until(f"{node.name}: cannot pull, loads: its sshd forwards no port to here")
     distribution.arrived(new)
 
 
 @pytest.mark.thorough
 @stores("only who was admitted may pull")
-def test_only_who_was_admitted_may_pull(distribution: Distribution, store: str) -> None:
+def test_only_admitted_clients_may_pull(distribution: Distribution, store: str) -> None:
     """Others on the node reach the port, and are told nothing; they do not see the password."""
     node, new = distribution.node(store), distribution.fresh(size=PULLED.size)
     with distribution.held(node) as running:
-        said = node.exec("ps", "-eo", "args")
-        found = re.search(r"127\.0\.0\.1:(\d+)/sparkimage-staging@(\S+)", said)
+        output = node.exec("ps", "-eo", "args")
+        found = re.search(r"127\.0\.0\.1:(\d+)/sparkimage-staging@(\S+)", output)
         assert found is not None
         port, digest = found.groups()
         node.data.restore()
@@ -120,19 +120,19 @@ def test_only_who_was_admitted_may_pull(distribution: Distribution, store: str) 
                 answer = node.exec("socat", "-t", f"{READY_S:g}", "-", to, given=ask)
                 assert answer.startswith("HTTP/1.1 401 "), answer
         node.data.restore()
-        assert '"auth"' not in said
-        assert running.end() == 0, running.said
+        assert '"auth"' not in output
+        assert running.end() == 0, running.output
     distribution.arrived(new)
 
 
 @pytest.mark.thorough
-def test_an_image_that_is_not_what_it_says(distribution: Distribution) -> None:
+def test_image_with_wrong_diff_ids_is_refused(distribution: Distribution) -> None:
     payload = Payload(parts=tuple(Part(size=SIZE, seed=4000 + n) for n in range(5)))
     image = lying(distribution.shipment, payload)
     distribution.shipment.seal(image)
     with distribution.run() as running:
         assert running.end() == NODE_FAILED
-    assert "2 of 2 nodes failed; no name was moved" in running.said
+    assert "2 of 2 nodes failed; no name was moved" in running.output
     distribution.kept(image)
     distribution.complete(distribution.fresh())
 
@@ -144,7 +144,7 @@ def test_an_image_that_is_not_what_it_says(distribution: Distribution) -> None:
     "an end in mid-pull", "user, number",
     ("root", signal.SIGKILL), ("sudoer", signal.SIGKILL), ("root", signal.SIGINT),
 )  # fmt: skip
-def test_an_end_in_mid_pull_leaves_nothing_running(
+def test_command_ended_in_mid_pull_leaves_no_process(
     distribution: Distribution, user: str, number: signal.Signals
 ) -> None:
     data = distribution.fleet.data(user)

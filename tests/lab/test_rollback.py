@@ -18,12 +18,12 @@ from tests.lab.shipment import (
 )
 
 
-def test_rollback_swaps_and_twice_gives_back(small_shipment: Shipment) -> None:
+def test_rollback_swaps_and_a_second_one_swaps_back(small_shipment: Shipment) -> None:
     shipment = small_shipment
     first = put(shipment, PAYLOAD)
     second = put(shipment, PAYLOAD.changed(-1))
-    said = ok(shipment.run("rollback", VARIANT))
-    assert ", ".join(shipment.fleet.nodes) in said
+    output = ok(shipment.run("rollback", VARIANT))
+    assert ", ".join(shipment.fleet.nodes) in output
     assert everywhere(shipment, first)
     assert everywhere(shipment, second, PREVIOUS)
     ok(shipment.run("rollback", NAME))
@@ -34,7 +34,7 @@ def test_rollback_swaps_and_twice_gives_back(small_shipment: Shipment) -> None:
         assert set(node.images()) == {NAME, PREVIOUS}
 
 
-def test_rollback_of_some_is_refused(small_shipment: Shipment) -> None:
+def test_rollback_is_refused_when_a_node_fails(small_shipment: Shipment) -> None:
     shipment = small_shipment
     node, other = shipment.fleet
     put(shipment, PAYLOAD)
@@ -64,7 +64,7 @@ def test_rollback_of_some_is_refused(small_shipment: Shipment) -> None:
 
 
 @pytest.mark.thorough
-def test_former_images_that_differ_are_refused(small_shipment: Shipment) -> None:
+def test_rollback_to_different_images_is_refused(small_shipment: Shipment) -> None:
     shipment = small_shipment
     put(shipment, PAYLOAD)
     put(shipment, PAYLOAD.changed(0), "--nodes", next(iter(shipment.fleet.nodes)))

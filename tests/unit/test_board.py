@@ -18,8 +18,8 @@ NAMES = ("spark-with-a-long-name-1", "spark2")
 
 
 def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
-    said = io.StringIO()
-    return Console(file=said, width=80, force_terminal=terminal, color_system=None), said
+    output = io.StringIO()
+    return Console(file=output, width=80, force_terminal=terminal, color_system=None), output
 
 
 def shown(board: TransferProgress) -> list[str]:
@@ -31,7 +31,7 @@ def shown(board: TransferProgress) -> list[str]:
 
 
 def test_a_long_state_pushes_no_bar_aside() -> None:
-    to, said = console(terminal=True)
+    to, output = console(terminal=True)
     with View(to).board(["spark-1", "spark-2"], "an [image]") as board:
         for name in ("spark-1", "spark-2"):
             board.total(name, 25_000_000_000)
@@ -39,7 +39,7 @@ def test_a_long_state_pushes_no_bar_aside() -> None:
         board.state("spark-1", "again: cannot be reached: " + "ssh says a lot of it " * 9)
         board.state("spark-2", "proven")
         first, second, all_ = shown(board)
-    assert said.getvalue().startswith("an [image]")
+    assert output.getvalue().startswith("an [image]")
     assert "━━" in first
     assert "4.2 / 25.0 GB" in first
     assert "again: " in first
@@ -62,19 +62,19 @@ def test_one_transfer_has_no_row_for_all() -> None:
 
 def test_what_moves_is_said_in_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_S", 0.0)
-    to, said = console(terminal=False)
+    to, output = console(terminal=False)
     with View(to).board(NAMES, "an image") as board:
         board.total("spark2", 2_000_000)
         board.moved("spark2", 500_000)
         board.state("spark2", "proven")
-    moved, state = [line[9:] for line in said.getvalue().splitlines()]
+    moved, state = [line[9:] for line in output.getvalue().splitlines()]
     assert moved.startswith("an image: 500 kB, ")
     assert moved.endswith(" left")
     assert state == "spark2: proven"
 
 
 def test_states_fit_80_columns() -> None:
-    to, said = console(terminal=True)
+    to, output = console(terminal=True)
     with View(to).states(NAMES, "vllm: ds4-flash, ds4-mtp", "start") as board:
         first, second = shown(board)
         assert first.split()[1:3] == [NAMES[0], "start"]
@@ -85,19 +85,19 @@ def test_states_fit_80_columns() -> None:
     assert second.split()[:3] == ["✓", "spark2", "ready"]
     assert second.rstrip().endswith(" s")
     assert max(map(len, (first, second))) <= 80
-    assert said.getvalue().startswith("vllm: ds4-flash, ds4-mtp\n")
+    assert output.getvalue().startswith("vllm: ds4-flash, ds4-mtp\n")
 
 
 def test_lines_come_once_a_state() -> None:
-    to, said = console(terminal=False)
+    to, output = console(terminal=False)
     with View(to).states(NAMES, "title", "start") as board:
         for detail in ("1/46", "2/46", "3/46"):
             board.state("spark2", "weights", detail)
-    assert [line[9:] for line in said.getvalue().splitlines()] == ["title", "spark2: weights"]
+    assert [line[9:] for line in output.getvalue().splitlines()] == ["title", "spark2: weights"]
 
 
 def test_nothing_where_it_is_to_be_quiet() -> None:
-    to, said = console(terminal=False)
+    to, output = console(terminal=False)
     view = View(to, quiet=True)
     with view.states(NAMES, "title", "start") as board, view.board(NAMES, "title") as moving:
         board.state("spark2", "weights")
@@ -105,14 +105,14 @@ def test_nothing_where_it_is_to_be_quiet() -> None:
         moving.moved("spark2", 1)
     with view.busy("busy"), view.transfer("a file", 5) as moved:
         moved(5)
-    assert said.getvalue() == ""
+    assert output.getvalue() == ""
 
 
 def receipt(node: str, when: str, **more: Any) -> dict[str, Any]:
     return {"node": node, "name": "r:x", "digest": "sha256:1", "when": when, **more}
 
 
-def test_receipts_of_one_distribution_are_one_row() -> None:
+def test_receipts_of_one_distribution_are_grouped() -> None:
     found = [
         receipt("a", "2026-01-01T10:00:00Z"),
         receipt("b", "2026-01-01T10:00:03Z"),
@@ -127,7 +127,7 @@ def test_receipts_of_one_distribution_are_one_row() -> None:
     assert [nodes for _, nodes in receipts.grouped(turns)] == [["a", "b"], ["a", "b"]]
 
 
-def test_a_digest_that_one_node_knows_holds_for_the_same_image_elsewhere() -> None:
+def test_digest_from_one_node_applies_to_the_same_image_elsewhere() -> None:
     def view(name: str, identity: str, digest: str | None) -> NodeView:
         image = TaggedImage(name="r:x", identity=identity, digest=digest, when=None)
         return NodeView(node=Node(name=name, control=name), images=(image,))
@@ -145,7 +145,7 @@ def test_a_digest_that_one_node_knows_holds_for_the_same_image_elsewhere() -> No
     assert maintenance.differing(more) == ["r:x"]
 
 
-def test_sizes_as_docker_says_them() -> None:
+def test_sizes_of_docker_image_ls() -> None:
     id = "sha256:" + "a" * 64
     assert maintenance.read_sizes(f"{id} 13.6MB\nno line\n") == {id: 13_600_000}
     assert maintenance.read_sizes(f"{id} 0B") == {id: 0}

@@ -37,14 +37,14 @@ def parts(store: Store, image: Image) -> tuple[Part, ...]:
     return delta.parts(store, image)
 
 
-def test_a_chain_id_stands_for_all_below_it() -> None:
+def test_chain_id_covers_all_layers_below() -> None:
     a, b = digest(b"a"), digest(b"b")
     assert chain_ids([a, b]) == [a, digest(f"{a} {b}".encode())]
     assert chain_ids([b, a])[1] != chain_ids([a, b])[1]
     assert chain_ids([]) == []
 
 
-def test_a_changed_middle_layer_costs_what_lies_above_it_in_one_store_only(image: Image) -> None:
+def test_changed_middle_layer_costs_the_layers_above_on_overlay2_only(image: Image) -> None:
     diff_ids = [layer.diff_id for layer in image.layers]
     other = [*diff_ids[:2], digest(b"other"), *diff_ids[3:]]
     blobs = [layer.digest for n, layer in enumerate(image.layers) if n != 2]
@@ -87,7 +87,7 @@ def test_a_part_is_an_image_of_the_lowest_layers(
     assert part.name == f"{STAGING}:{image.digest[7:19]}-2"
 
 
-def test_an_archive_holds_what_is_sent_and_names_all(
+def test_partial_archive_lists_all_layers(
     parts: tuple[Part, ...], image: Image, store: Store
 ) -> None:
     step = delta.steps(parts, {1, 4})[-1]
@@ -108,7 +108,7 @@ def one_blob(folder: Path, data: bytes) -> tuple[Store, Layer]:
     return store, Layer(digest=named.digest, size=named.size, media_type="t", diff_id="")
 
 
-def test_a_blob_comes_in_pieces(tmp_path: Path) -> None:
+def test_blob_is_read_in_pieces(tmp_path: Path) -> None:
     data = bytes(range(256)) * (3 * CHUNK // 256) + b"end"
     store, layer = one_blob(tmp_path, data)
     assert b"".join(store.pieces(layer.digest)) == data
@@ -117,7 +117,7 @@ def test_a_blob_comes_in_pieces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["flip", "cut", "empty", "remove"])
-def test_a_damaged_blob_never_ends(tmp_path: Path, spoil: str) -> None:
+def test_last_piece_of_a_corrupt_blob_is_withheld(tmp_path: Path, spoil: str) -> None:
     store, layer = one_blob(tmp_path, b"y" * (2 * CHUNK))
     path = store.path(layer.digest)
     if spoil == "flip":

@@ -1,6 +1,6 @@
 """What an engine says when it refuses an image, and what a user is told of it.
 
-The words are those of Docker 26.1.5 and 28.5.2 with either store, as the lab's nodes said them.
+The words are those of Docker 26.1.5 and 28.5.2 with either store, as the lab's nodes printed them.
 """
 
 from __future__ import annotations
@@ -73,21 +73,21 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("code", "said", "kind", "message", "hint"), CASES.values(), ids=CASES)
-def test_what_words_mean(
-    code: int, said: str, kind: type[NodeError], message: str, hint: str
+@pytest.mark.parametrize(("code", "output", "kind", "message", "hint"), CASES.values(), ids=CASES)
+def test_error_for_engine_output(
+    code: int, output: str, kind: type[NodeError], message: str, hint: str
 ) -> None:
-    error = refusals.error_for(NODE, code, said)
+    error = refusals.error_for(NODE, code, output)
     assert type(error) is kind
     assert error.message.startswith("spark1: ")
     assert message in error.message
     assert hint in error.hint
-    assert refusals.last_line(said) in f"{error.message}\n{error.detail}"
+    assert refusals.last_line(output) in f"{error.message}\n{error.detail}"
     if isinstance(error, UnreachableError):
         assert not error.definite
 
 
-def test_a_record_is_a_path_that_only_the_engine_can_mean() -> None:
+def test_stale_record_is_a_path_of_layerdb_only() -> None:
     assert refusals.stale_record(LEFT_OVER) == RECORD
     for other in (
         LEFT_OVER.replace(CHAIN, CHAIN[:-1]),
@@ -99,8 +99,9 @@ def test_a_record_is_a_path_that_only_the_engine_can_mean() -> None:
         assert refusals.stale_record(other) == ""
 
 
-def test_some_reasons_do_not_depend_on_where_the_layers_come_from() -> None:
-    assert {name for name, (_, said, *_) in CASES.items() if refusals.is_engine_fault(said)} == {
+def test_engine_faults() -> None:
+    faults = {name for name, (_, output, *_) in CASES.items() if refusals.is_engine_fault(output)}
+    assert faults == {
         "the daemon is gone", "it went in mid-work", "the disk is full", "a record is left",
         "the top layer's files are gone", "a lower layer's files are gone",
         "a snapshot's files are gone", "a layer's files are gone, which containerd calls a success",

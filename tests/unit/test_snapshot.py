@@ -22,32 +22,40 @@ from tests.unit.spark_facts import NOW, PARTS, edited, info, spark, text
 NODE = Node(name="n", control="n")
 
 
-def test_a_spark_is_read() -> None:
-    one = spark()
-    assert (one.arch, one.os, one.product) == ("arm64", "Ubuntu 24.04.4 LTS", "NVIDIA_DGX_Spark")
-    assert (one.user, one.groups, one.used_address) == ("nv", ("nv", "sudo", "docker"), "10.0.0.1")
-    link = one.interface_of("192.168.100.1")
+def test_dgx_spark_snapshot() -> None:
+    snapshot = spark()
+    assert (snapshot.arch, snapshot.os, snapshot.product) == (
+        "arm64",
+        "Ubuntu 24.04.4 LTS",
+        "NVIDIA_DGX_Spark",
+    )
+    assert (snapshot.user, snapshot.groups, snapshot.used_address) == (
+        "nv",
+        ("nv", "sudo", "docker"),
+        "10.0.0.1",
+    )
+    link = snapshot.interface_of("192.168.100.1")
     assert link is not None
     assert (link.addresses, link.networks) == (("192.168.100.1",), ("192.168.100.0/24",))
-    assert one.interfaces[0].networks == ("10.0.0.0/24", "")
+    assert snapshot.interfaces[0].networks == ("10.0.0.0/24", "")
     assert (link.name, link.speed, link.mtu, link.state) == ("enp1s0f1np1", 200000, 9000, "up")
-    assert one.interface_of("10.9.9.9") is None
-    assert [two.speed for two in one.interfaces if two.name == "docker0"] == [None]
-    assert (one.driver, one.module, one.cuda) == ("580.95.05", "580.95.05", "13.0")
-    assert [gpu.name for gpu in one.gpus] == ["NVIDIA GB10"]
-    assert one.gpus[0].memory is None
-    assert one.unified
-    assert one.memory == 125513000 * 1024
-    assert one.verbs == ("uverbs0", "uverbs1", "uverbs2", "uverbs3")
-    assert (one.docker.version, one.docker.containerd) == ("29.1.3", True)
-    assert "nvidia" in one.docker.runtimes
-    assert one.has_cdi
-    assert (one.memlock, one.docker_memlock) == (16323340 * 1024, UNLIMITED)
-    assert one.listening == (("0.0.0.0", 22), ("127.0.0.1", 631), ("::", 22))
-    assert one.skew_s == pytest.approx(0.25)
-    assert one.synced is True
-    assert one.model.size == 78_000_091_500
-    assert one.model.lacking == ()
+    assert snapshot.interface_of("10.9.9.9") is None
+    assert [link.speed for link in snapshot.interfaces if link.name == "docker0"] == [None]
+    assert (snapshot.driver, snapshot.module, snapshot.cuda) == ("580.95.05", "580.95.05", "13.0")
+    assert [gpu.name for gpu in snapshot.gpus] == ["NVIDIA GB10"]
+    assert snapshot.gpus[0].memory is None
+    assert snapshot.unified
+    assert snapshot.memory == 125513000 * 1024
+    assert snapshot.verbs == ("uverbs0", "uverbs1", "uverbs2", "uverbs3")
+    assert (snapshot.docker.version, snapshot.docker.containerd) == ("29.1.3", True)
+    assert "nvidia" in snapshot.docker.runtimes
+    assert snapshot.has_cdi
+    assert (snapshot.memlock, snapshot.docker_memlock) == (16323340 * 1024, UNLIMITED)
+    assert snapshot.listening == (("0.0.0.0", 22), ("127.0.0.1", 631), ("::", 22))
+    assert snapshot.skew_s == pytest.approx(0.25)
+    assert snapshot.synced is True
+    assert snapshot.model.size == 78_000_091_500
+    assert snapshot.model.lacking == ()
 
 
 @pytest.mark.parametrize(
@@ -59,20 +67,22 @@ def test_a_spark_is_read() -> None:
         ("enP7s7", (), ()),
     ],
 )
-def test_the_devices_of_an_interface_and_its_twin(
+def test_rdma_devices_of_an_interface_and_its_twin(
     interface: str, own: tuple[str, ...], plug: tuple[str, ...]
 ) -> None:
-    one = spark(Node(name="n", control="n", interface=interface))
-    link = fabric.data_link(one)
+    snapshot = spark(Node(name="n", control="n", interface=interface))
+    link = fabric.data_link(snapshot)
     assert link
-    assert (fabric.hcas(one), fabric.plug(one, link.interface)) == (own, plug)
+    assert (fabric.hcas(snapshot), fabric.plug(snapshot, link.interface)) == (own, plug)
 
 
-def test_a_gpu_with_a_memory_of_its_own() -> None:
-    said = "@smi\n0, NVIDIA H100, 580.95.05, 81559, GPU-1\n1, NVIDIA H100, 580.95.05, 81559, GPU-2"
-    one = spark(gpus=said)
-    assert not one.unified
-    assert [gpu.memory for gpu in one.gpus] == [81559 * 1024 * 1024] * 2
+def test_gpu_with_dedicated_memory() -> None:
+    output = (
+        "@smi\n0, NVIDIA H100, 580.95.05, 81559, GPU-1\n1, NVIDIA H100, 580.95.05, 81559, GPU-2"
+    )
+    snapshot = spark(gpus=output)
+    assert not snapshot.unified
+    assert [gpu.memory for gpu in snapshot.gpus] == [81559 * 1024 * 1024] * 2
 
 
 @pytest.mark.parametrize(
@@ -85,13 +95,13 @@ def test_a_gpu_with_a_memory_of_its_own() -> None:
         ("", "29.1.3", ["/etc/cdi"], False),
     ],
 )
-def test_when_gpus_all_works(hooks: str, version: str, folders: list[str], works: bool) -> None:
-    said = info(ServerVersion=version, CDISpecDirs=folders)
-    assert spark(hooks=hooks, docker=said).gpus_flag is works
+def test_gpus_flag(hooks: str, version: str, folders: list[str], works: bool) -> None:
+    output = info(ServerVersion=version, CDISpecDirs=folders)
+    assert spark(hooks=hooks, docker=output).gpus_flag is works
 
 
 @pytest.mark.parametrize(
-    ("said", "error", "what", "hint"),
+    ("output", "error", "what", "hint"),
     [
         ("permission denied while trying to connect to the Docker daemon socket",
          EnginePermissionError, "has no permission to use its Docker", "usermod -aG docker nv"),
@@ -105,10 +115,8 @@ def test_when_gpus_all_works(hooks: str, version: str, folders: list[str], works
         (info(ServerVersion="19.03.1"), EngineError, "19.03.1 is too old", "install 20.10"),
     ],
 )  # fmt: skip
-def test_why_docker_cannot_be_used(
-    said: str, error: type[EngineError], what: str, hint: str
-) -> None:
-    found = spark(docker=said).docker_error()
+def test_docker_errors(output: str, error: type[EngineError], what: str, hint: str) -> None:
+    found = spark(docker=output).docker_error()
     assert type(found) is error
     assert found.message.startswith("spark1: ")
     assert what in found.message
@@ -116,15 +124,15 @@ def test_why_docker_cannot_be_used(
     assert spark().docker_error() is None
 
 
-def test_the_checksum_is_of_names_and_sizes() -> None:
-    whole = spark().model
+def test_model_checksum_covers_names_and_sizes() -> None:
+    model = spark().model
     other = spark(model=edited("model", ("1500 ./config", "1501 ./config"))).model
     turned = spark(model="\n".join(reversed(PARTS["model"].splitlines()))).model
-    assert whole.checksum != other.checksum
-    assert whole.checksum == turned.checksum
+    assert model.checksum != other.checksum
+    assert model.checksum == turned.checksum
 
 
-def test_a_clock_without_fractions() -> None:
+def test_clock_without_fractions() -> None:
     assert spark(clock="now=1790000007.%N").skew_s == 7.0
 
 
@@ -135,27 +143,27 @@ def test_limits() -> None:
     assert spark(limits="docker=18446744073709551615").docker_memlock == UNLIMITED
 
 
-def test_nothing_that_a_terminal_would_obey_gets_through() -> None:
-    one = spark(
+def test_control_characters_are_removed() -> None:
+    snapshot = spark(
         machine="kernel=6\x1b[2J\nhost=a\x07b",
         docker=info(ServerVersion="29\x1b[31m", Runtimes={"x\x1b": {}}, CDISpecDirs=["\x9b1m"]),
         model="@folder\n1 ./a\x1b]0;b",
     )
-    assert (one.kernel, one.host) == ("6[2J", "ab")
-    assert list(one.model.files) == ["a]0;b"]
-    assert "\\u00" not in json.dumps(one.to_dict())
-    assert one.docker.runtimes == ("x",)
+    assert (snapshot.kernel, snapshot.host) == ("6[2J", "ab")
+    assert list(snapshot.model.files) == ["a]0;b"]
+    assert "\\u00" not in json.dumps(snapshot.to_dict())
+    assert snapshot.docker.runtimes == ("x",)
 
 
-def test_json_leaves_out_the_files_of_the_model() -> None:
+def test_json_has_no_list_of_model_files() -> None:
     made = json.loads(json.dumps(spark().to_dict()))
     assert made["model"]["files"] == 4
     assert made["listening"] == [22, 631]
 
 
 @given(st.text())
-def test_no_text_is_too_wrong_to_be_read(said: str) -> None:
-    assert isinstance(reading.parse(said, NODE, now=NOW), NodeSnapshot)
+def test_parse_accepts_any_text(output: str) -> None:
+    assert isinstance(reading.parse(output, NODE, now=NOW), NodeSnapshot)
 
 
 # Words that such lines are made of, in any order.
@@ -168,9 +176,9 @@ WORDS = st.sampled_from(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(PARTS)), st.lists(WORDS).map(" ".join)))
-def test_no_part_is_too_wrong_to_be_read(changes: dict[str, str]) -> None:
-    one = spark(NODE, **changes)
-    json.dumps(one.to_dict())
+def test_parse_accepts_any_part(changes: dict[str, str]) -> None:
+    snapshot = spark(NODE, **changes)
+    json.dumps(snapshot.to_dict())
 
 
 TEXTS = st.text(max_size=8)
@@ -178,9 +186,9 @@ TEXTS = st.text(max_size=8)
 
 @given(st.dictionaries(st.sampled_from(["ServerVersion", "DockerRootDir", "Runtimes",
        "DriverStatus", "CDISpecDirs", "DiscoveredDevices", "SecurityOptions", "ServerErrors"]),
-       st.recursive(st.none() | st.integers() | TEXTS, max_leaves=6, extend=lambda one: (
-           st.lists(one, max_size=4) | st.dictionaries(TEXTS, one, max_size=4)))))  # fmt: skip
-def test_no_answer_of_docker_is_too_wrong_to_be_read(changes: dict[str, object]) -> None:
+       st.recursive(st.none() | st.integers() | TEXTS, max_leaves=6, extend=lambda value: (
+           st.lists(value, max_size=4) | st.dictionaries(TEXTS, value, max_size=4)))))  # fmt: skip
+def test_parse_accepts_any_docker_info(changes: dict[str, object]) -> None:
     made = spark(docker=info(**changes)).to_dict()
     json.dumps(made)
     assert not reading.CONTROL.search(made["docker"]["version"] + made["docker"]["error"])
@@ -214,18 +222,16 @@ RANKS = {
         ({"interface": "fsat"}, "", "", ""),
     ],
 )
-def test_the_address_for_the_others(
-    node: dict[str, Any], resolved: str, address: str, interface: str
-) -> None:
-    one = spark(Node(**{"name": "n", "control": "n", **node}), names=resolved, **RANKS)
-    link = fabric.data_link(one)
+def test_data_link(node: dict[str, Any], resolved: str, address: str, interface: str) -> None:
+    snapshot = spark(Node(**{"name": "n", "control": "n", **node}), names=resolved, **RANKS)
+    link = fabric.data_link(snapshot)
     assert (link.address, link.interface.name) == (address, interface)
-    assert fabric.hcas(one) == {"fast": ("r0",), "eth0": ("r1",)}.get(interface, ())
+    assert fabric.hcas(snapshot) == {"fast": ("r0",), "eth0": ("r1",)}.get(interface, ())
     named = Node(**{"name": "n", "control": "n", **node, "hca": ("r7", "r8")})
     assert fabric.hcas(spark(named, **RANKS)) == ("r7", "r8")
 
 
-def test_a_link_local_address_is_the_last_choice() -> None:
+def test_link_local_address_is_the_last_choice() -> None:
     assert fabric.usable(["fe80::1", "169.254.3.4", "fd00::2", "10.2.0.1", "127.0.0.1"]) == [
         "10.2.0.1", "fd00::2", "169.254.3.4",
     ]  # fmt: skip
@@ -236,8 +242,8 @@ def test_a_link_local_address_is_the_last_choice() -> None:
 
 def script(folder: str = "", docker: str = "docker", text: str | None = None) -> NodeSnapshot:
     words = ["snapshot", docker, "images containers machine", "", "", "", folder]
-    said = Local().run(["sh", "-c", text or ssh.text("snapshot"), *words], timeout_s=60).stdout
-    return reading.read(said, NODE, now=time.time())
+    output = Local().run(["sh", "-c", text or ssh.text("snapshot"), *words], timeout_s=60).stdout
+    return reading.read(output, NODE, now=time.time())
 
 
 def model_of(folder: Path) -> Path:
@@ -253,25 +259,25 @@ def model_of(folder: Path) -> Path:
     return made
 
 
-def test_the_script_says_what_this_machine_is(tmp_path: Path) -> None:
-    one = script(str(model_of(tmp_path)))
-    assert one.kernel == Path("/proc/sys/kernel/osrelease").read_text().strip()
-    assert one.memory
-    assert one.free
-    assert one.available
-    assert one.host
-    assert one.boot
-    assert one.memlock is not None
-    assert one.skew_s is not None
-    assert abs(one.skew_s) < 30
-    assert list(one.model.files.items())[:2] == [("a-1.safetensors", 10), ("config.json", 2)]
-    assert one.model.lacking == ("a-2.safetensors",)
-    found = one.disk("model")
+def test_script_on_this_machine(tmp_path: Path) -> None:
+    snapshot = script(str(model_of(tmp_path)))
+    assert snapshot.kernel == Path("/proc/sys/kernel/osrelease").read_text().strip()
+    assert snapshot.memory
+    assert snapshot.free
+    assert snapshot.available
+    assert snapshot.host
+    assert snapshot.boot
+    assert snapshot.memlock is not None
+    assert snapshot.skew_s is not None
+    assert abs(snapshot.skew_s) < 30
+    assert list(snapshot.model.files.items())[:2] == [("a-1.safetensors", 10), ("config.json", 2)]
+    assert snapshot.model.lacking == ("a-2.safetensors",)
+    found = snapshot.disk("model")
     assert found is not None
     assert found.free < found.total
 
 
-def test_a_model_in_a_download_cache_is_behind_links(tmp_path: Path) -> None:
+def test_model_behind_symlinks_of_a_download_cache(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "1").write_bytes(b"12345")
     (tmp_path / "snapshot").mkdir()
@@ -279,34 +285,34 @@ def test_a_model_in_a_download_cache_is_behind_links(tmp_path: Path) -> None:
     assert script(str(tmp_path / "snapshot")).model.size == 5
 
 
-def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_model(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert script(str(tmp_path / "no")).model.state == "missing"
     assert script(str(tmp_path / "file")).model.state == "closed"
     assert script().model.state == ""
 
 
-def test_a_docker_that_hangs_holds_up_nothing(tmp_path: Path) -> None:
+def test_hung_docker_does_not_block_the_script(tmp_path: Path) -> None:
     slow = tmp_path / "docker"
     slow.write_text("#!/bin/sh\nexec sleep 100\n")
     slow.chmod(0o755)
     made = ssh.text("snapshot").replace("bounded 20 $docker", "bounded 1 $docker")
-    one = script(docker=str(slow), text=made)
-    assert one.docker.late
-    assert one.memory
+    snapshot = script(docker=str(slow), text=made)
+    assert snapshot.docker.late
+    assert snapshot.memory
 
 
-@pytest.mark.parametrize("said", ["This account is closed.", "", "\n@@ machine\nkernel=6"])
-def test_a_shell_that_does_not_do_it(said: str) -> None:
+@pytest.mark.parametrize("output", ["This account is closed.", "", "\n@@ machine\nkernel=6"])
+def test_shell_that_does_not_run_the_script(output: str) -> None:
     with pytest.raises(NodeError, match="n: its shell did not run the script") as caught:
-        reading.read(said, NODE, now=NOW)
-    assert caught.value.detail == said
+        reading.read(output, NODE, now=NOW)
+    assert caught.value.detail == output
 
 
-def test_what_is_left_out_is_unknown() -> None:
-    one = reading.parse(text(**dict.fromkeys(PARTS)), NODE, now=NOW)
+def test_missing_parts_are_empty() -> None:
+    snapshot = reading.parse(text(**dict.fromkeys(PARTS)), NODE, now=NOW)
     empty: tuple[object, ...] = (None, "", (), frozenset(), False)
-    assert {key for key, value in vars(one).items() if value not in empty} == {
+    assert {key for key, value in vars(snapshot).items() if value not in empty} == {
         "node", "docker", "model",
     }  # fmt: skip
 
@@ -334,62 +340,62 @@ def read(*images: dict[str, Any], **parts: str) -> NodeSnapshot:
     return spark(NODE, images="\n".join(map(json.dumps, images)), **parts)
 
 
-def test_an_image_is_found_by_its_names() -> None:
-    seen = read(image(D[1], "a:b"))
-    assert seen.by_tag("a:b") == seen.by_id(D[1])
-    assert seen.by_tag("a:c") is None
+def test_image_by_tag_and_id() -> None:
+    snapshot = read(image(D[1], "a:b"))
+    assert snapshot.by_tag("a:b") == snapshot.by_id(D[1])
+    assert snapshot.by_tag("a:c") is None
 
 
-def test_a_broken_answer_hides_no_image() -> None:
+def test_broken_json_hides_no_image() -> None:
     broken = spark(NODE, images=f'{{"Id": 1, "Config": 2}}\nbroken {{\n{json.dumps(image(D[1]))}')
     assert broken.by_id(D[1]) is not None
 
 
-def test_images_lie_on_the_disks_of_their_store() -> None:
+def test_image_disks_by_store() -> None:
     disks = "docker /dev/a 10 4 6 40% /\ncontainerd /dev/b 10 4 2 40% /var/lib/containerd"
-    assert [one.free for one in read(disk=disks).image_disks] == [6 * 1024, 2 * 1024]
+    assert [disk.free for disk in read(disk=disks).image_disks] == [6 * 1024, 2 * 1024]
     overlay2 = info(DriverStatus=[["Backing Filesystem", "extfs"]])
-    assert [one.of for one in read(disk=disks, docker=overlay2).image_disks] == ["docker"]
+    assert [disk.of for disk in read(disk=disks, docker=overlay2).image_disks] == ["docker"]
     assert len(read().image_disks) == 1
 
 
-def test_overlay2_has_every_layer_with_those_below_it() -> None:
-    seen = read(image(D[1], layers=D[2:4]), image(D[5], layers=D[2:3]))
-    assert seen.chains() == set(chain_ids(D[2:4]))
+def test_overlay2_has_the_chains_of_all_images() -> None:
+    snapshot = read(image(D[1], layers=D[2:4]), image(D[5], layers=D[2:3]))
+    assert snapshot.chains() == set(chain_ids(D[2:4]))
 
 
-def test_an_identity_does_not_depend_on_the_store() -> None:
-    one = read(image(D[1], "a:b", x="1")).images[0]
+def test_identity_does_not_depend_on_the_store() -> None:
+    first = read(image(D[1], "a:b", x="1")).images[0]
     other = image(D[7], x="1")
     other["Config"] |= {"Image": "sha256:0", "Env": [], "Domainname": ""}
-    assert read(other).images[0].identity == one.identity
-    assert read(image(D[1], x="2")).images[0].identity != one.identity
-    assert read(image(D[1], layers=D[:2], x="1")).images[0].identity != one.identity
+    assert read(other).images[0].identity == first.identity
+    assert read(image(D[1], x="2")).images[0].identity != first.identity
+    assert read(image(D[1], layers=D[:2], x="1")).images[0].identity != first.identity
 
 
-def test_an_image_without_a_date_or_config_is_read() -> None:
+def test_image_without_date_or_config() -> None:
     bare = {key: value for key, value in image(D[1]).items() if key not in ("Created", "Config")}
     assert read(bare).images[0].labels == {}
 
 
-def test_containerd_has_what_it_lists() -> None:
+def test_containerd_lists_its_blobs() -> None:
     listed = "@socket /run/x\nsha256:aa\nsha256:bb\n@whole"
     assert read(content=listed).blobs({}) == {"sha256:aa", "sha256:bb"}
 
 
-def test_containerd_has_parts_of_what_was_broken_off() -> None:
+def test_containerd_lists_incomplete_layers() -> None:
     active = "REF\tSIZE\tAGE\t\nlayer-sha256:cc\t6.3 MB\t2 minutes\t\nindex-sha256:dd\t1 B\t1 s\t"
-    seen = read(content=f"sha256:aa\n@whole\n{active}")
-    assert seen.content == frozenset({"sha256:aa"})
-    assert seen.incomplete == {"sha256:cc"}
+    snapshot = read(content=f"sha256:aa\n@whole\n{active}")
+    assert snapshot.content == frozenset({"sha256:aa"})
+    assert snapshot.incomplete == {"sha256:cc"}
 
 
-def test_a_user_who_may_not_list_goes_by_what_is_known_of_the_images() -> None:
+def test_blobs_without_permission_to_list_them() -> None:
     receipt = json.dumps({"digest": D[2], "layers": [D[8]]})
-    seen = read(image(D[1]), image(D[2]), receipts=f"{receipt}\nbroken {{", content="x")
-    assert seen.content is None
+    snapshot = read(image(D[1]), image(D[2]), receipts=f"{receipt}\nbroken {{", content="x")
+    assert snapshot.content is None
     # Known, and there; not what is known and not there.
-    assert seen.blobs({D[1]: [D[7]], D[3]: [D[9]]}) == {D[7], D[8]}
+    assert snapshot.blobs({D[1]: [D[7]], D[3]: [D[9]]}) == {D[7], D[8]}
 
 
 LINKS = (
@@ -398,7 +404,7 @@ LINKS = (
 )
 
 
-def test_layers_on_the_slow_network_are_pointed_out() -> None:
+def test_warning_for_layers_on_the_slow_network() -> None:
     warned = fabric.slow(read(links=LINKS))
     assert warned is not None
     assert "eth0 (1 Gbit/s), but fast0 has 200 Gbit/s" in warned
@@ -414,8 +420,8 @@ def ours(id: str, created: str, *tags: str) -> dict[str, Any]:
     return {**image(id, *tags), "Created": created, "Config": labels}
 
 
-def test_removal_keeps_names_foreigners_and_the_newest() -> None:
-    seen = read(
+def test_removal_keeps_tagged_foreign_and_newest_images() -> None:
+    snapshot = read(
         ours(D[1], "5", "r:v"),
         ours(D[2], "4", "r:v-previous"),
         ours(D[3], "3"),
@@ -424,16 +430,16 @@ def test_removal_keeps_names_foreigners_and_the_newest() -> None:
         image(D[6]),
         ours(D[7], "9", "sparkimage-staging:abc"),
     )
-    assert plan_removal(seen, 2) == ["sparkimage-staging:abc", D[3], D[4]]
-    assert plan_removal(seen, 3) == ["sparkimage-staging:abc", D[4]]
-    assert plan_removal(seen, 1) == ["sparkimage-staging:abc", D[3], D[4]]
-    assert plan_removal(seen, 9) == ["sparkimage-staging:abc"]
+    assert plan_removal(snapshot, 2) == ["sparkimage-staging:abc", D[3], D[4]]
+    assert plan_removal(snapshot, 3) == ["sparkimage-staging:abc", D[4]]
+    assert plan_removal(snapshot, 1) == ["sparkimage-staging:abc", D[3], D[4]]
+    assert plan_removal(snapshot, 9) == ["sparkimage-staging:abc"]
 
 
-def test_what_a_pull_left_is_a_staging_name() -> None:
+def test_name_that_a_pull_left_is_a_staging_name() -> None:
     left = f"127.0.0.1:4000/{STAGING}@{D[9]}"
-    one = image(D[1])
-    one["RepoDigests"] = [left, f"registry.test/{STAGING}@{D[9]}"]
-    seen = read(one, image(D[2], "r:v"))
-    assert seen.images[0].tags == (left,)
-    assert plan_removal(seen, 1) == [left]
+    pulled = image(D[1])
+    pulled["RepoDigests"] = [left, f"registry.test/{STAGING}@{D[9]}"]
+    snapshot = read(pulled, image(D[2], "r:v"))
+    assert snapshot.images[0].tags == (left,)
+    assert plan_removal(snapshot, 1) == [left]
