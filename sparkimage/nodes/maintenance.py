@@ -113,37 +113,29 @@ def look(
         for id in (image.digest, image.manifest["config"]["digest"])
     }
 
-    def images(snapshot: NodeSnapshot | None) -> Iterator[TaggedImage]:
-        for image in _tagged(snapshot, repository, digests) if snapshot is not None else ():
-            if only is None or image.name in (only, only + PREVIOUS):
-                yield image
+    shown = None if only is None else (only, only + PREVIOUS)
+
+    def tagged(snapshot: NodeSnapshot) -> Iterator[TaggedImage]:
+        for image in snapshot.images:
+            digest = digests.get(image.id) or snapshot.receipt_of(image).get("digest")
+            when = snapshot.receipt(digest).get("when")
+            for tag in image.tags:
+                if tag.startswith(f"{repository}:") and (shown is None or tag in shown):
+                    yield TaggedImage(
+                        name=tag, identity=image.identity,
+                        digest=str(digest) if digest else None,
+                        when=str(when) if when is not None else None,
+                    )  # fmt: skip
 
     return tuple(
         NodeView(
             node=report.node, snapshot=report.snapshot, error=report.error,
-            images=tuple(images(report.snapshot)),
+            images=tuple(sorted(tagged(report.snapshot), key=lambda image: image.name))
+            if report.snapshot is not None
+            else (),
         )
         for report in reports
     )  # fmt: skip
-
-
-def _tagged(
-    snapshot: NodeSnapshot, repository: str, digests: Mapping[str, str]
-) -> list[TaggedImage]:
-    images = []
-    for image in snapshot.images:
-        for tag in image.tags:
-            if tag.startswith(f"{repository}:"):
-                known = snapshot.receipt_of(image).get("digest")
-                digest = digests.get(image.id) or (str(known) if known else None)
-                when = snapshot.receipt(digest).get("when")
-                images.append(
-                    TaggedImage(
-                        name=tag, identity=image.identity, digest=digest,
-                        when=str(when) if when is not None else None,
-                    )
-                )  # fmt: skip
-    return sorted(images, key=lambda image: image.name)
 
 
 def receipts(fleet: Fleet, *, patience_s: float) -> tuple[list[Mapping[str, Any]], Errors]:

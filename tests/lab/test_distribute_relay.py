@@ -62,7 +62,9 @@ def test_nodes_that_cannot_reach_each_other_get_layers_directly(shipment: Shipme
     assert everywhere(shipment, image)
     assert [facts[node]["source"] for node in NODES] == [None, "node1", None, None]
     for name in ("node3", "node4"):
-        assert f"warning: {name}: not reached by relay, its layers go out from here" in done.stderr
+        assert (
+            f"warning: {name}: not reached by relay, its layers are sent from here" in done.stderr
+        )
     assert spread(fleet)["node2"] == 0
     assert "node2: not" not in done.stderr
 
