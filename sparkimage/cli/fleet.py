@@ -161,9 +161,11 @@ def distribute(
         console().print(_outcome_table(outcome))
     if outcome.failed:
         raise NodeError(
-            f"MIXED FLEET, as --partial allows: {', '.join(n.node for n in outcome.failed)} did "
+            f"MIXED FLEET, as --partial allows: {', '.join(n.name for n in outcome.failed)} did "
             f"not get {outcome.name}",
-            detail="\n".join(f"✗ {one.error}" for one in outcome.failed),
+            detail="\n".join(
+                f"✗ {one.error.message}" for one in outcome.failed if one.error is not None
+            ),
             hint="fix these nodes and run the same command again, without --partial",
         )
 
@@ -217,7 +219,7 @@ def _outcome_table(outcome: Outcome) -> Table:
         layers = f"{one.layers_sent} {came}, {one.layers_kept} were there"
         if one.state == "failed":
             sent = layers = ""
-        table.add_row(marks.get(one.state, "·"), one.node, one.state, sent, layers)
+        table.add_row(marks.get(one.state, "·"), one.name, one.state, sent, layers)
     return table
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -51,7 +51,11 @@ class NodeResult:
     """What else it got the layers from: another node's name, or the registry's repository."""
     layers_sent: int
     layers_kept: int
-    error: str | None
+    error: SparkError | None
+
+    @property
+    def name(self) -> str:
+        return self.node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,11 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {**asdict(self), "seconds": round(self.seconds, 3)}
+        nodes = [
+            {**vars(node), "error": node.error.message if node.error is not None else None}
+            for node in self.nodes
+        ]
+        return {**vars(self), "seconds": round(self.seconds, 3), "nodes": nodes}
 
 
 @dataclass(kw_only=True)
@@ -390,7 +398,7 @@ class Distribution:
                 source=session.source,
                 layers_sent=lacking if is_planned else session.layers_sent,
                 layers_kept=len(self.image.layers) - lacking,
-                error=error.message if error is not None else None,
+                error=error,
             )
 
         return Outcome(

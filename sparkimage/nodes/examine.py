@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sparkimage.build.engine import engine as engines
+from sparkimage.build.engine import engine
 from sparkimage.build.engine.engine import Engine
 from sparkimage.config.tier import Tier
 from sparkimage.core import paths
@@ -32,11 +32,11 @@ def examiner(
     plan = plan_record.again(record, project).plan
 
     def examine(session: NodeSession, reference: str) -> Sequence[str]:
-        engine = _engine(session)
+        at = _engine(session)
         hint = "fix the node, or leave that tier out of --prove"
         try:
             outcome = run_tiers.run(
-                plan, image, live=lambda: Live(engine=engine, reference=reference), project=project,
+                plan, image, live=lambda: Live(engine=at, reference=reference), project=project,
                 store=store, runner=Local(), tiers=tiers,
             )  # fmt: skip
             if outcome.failed:
@@ -65,11 +65,11 @@ def _engine(session: NodeSession) -> Engine:
             hint="there: sudo usermod -aG docker USER, and leave out `sudo: true`",
         )
     runner = Local()
-    local = engines.find(paths.home(), runner)
+    local = engine.find(paths.home(), runner)
     socket = session.remote.forward(SOCKET)
     program, *_ = local.docker
     config = local.docker[1:3] if local.docker[1:2] == ("--config",) else ()
-    remote = engines.describe(
+    remote = engine.describe(
         f"unix://{socket}", (program, *config, "--host", f"unix://{socket}"), runner,
         is_private=local.private, folder=local.bin,
     )  # fmt: skip

@@ -40,10 +40,11 @@ NEARLY_ALL = 0.9
 
 @dataclass(kw_only=True, eq=False)
 class NodeSession:
-    """A node, its latest snapshot, and what it has got of an image."""
+    """A node, and what it has got of an image."""
 
     remote: Remote
-    latest: NodeSnapshot | None = None
+    seen: NodeSnapshot | None = None
+    """The latest snapshot."""
     warnings: list[str] = field(default_factory=list)
     """From the latest snapshot."""
     repaired: list[str] = field(default_factory=list)
@@ -73,8 +74,8 @@ class NodeSession:
     @property
     def now(self) -> NodeSnapshot:
         """The latest snapshot."""
-        assert self.latest is not None
-        return self.latest
+        assert self.seen is not None
+        return self.seen
 
     def open(
         self, *parts: str, lock: bool = False, owner: str = "", model: str = ""
@@ -86,7 +87,7 @@ class NodeSession:
         ``EngineError`` when its Docker cannot be used.
         """
         output = self.remote.open(self.remote.snapshot(*parts, lock=lock, owner=owner, model=model))
-        self.latest = reading.read(output, self.remote.node, now=self.remote.answered_at)
+        self.seen = reading.read(output, self.remote.node, now=self.remote.answered_at)
         holder = self.now.lock.removeprefix("busy: ")
         if self.now.lock.startswith("busy") and holder != owner:
             raise NodeError(
@@ -399,7 +400,7 @@ def survey(fleet: Fleet, *parts: str, patience_s: float, model: str = "") -> tup
     return tuple(
         NodeReport(
             node=session.remote.node,
-            snapshot=session.latest if session.name not in errors else None,
+            snapshot=session.seen if session.name not in errors else None,
             error=errors.get(session.name),
         )
         for session in nodes

@@ -207,7 +207,7 @@ class Launch:
         if errors:
             raise sets.failure(errors, len(all_), "could not remove it; nothing was started")
         head = all_[HEAD]
-        head.latest = head.look(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
+        head.seen = head.look(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
         self._require(all_, [PORTS])
 
     # Start

@@ -109,7 +109,7 @@ class Running:
             self._news.notify_all()
 
     @property
-    def output(self) -> str:
+    def said(self) -> str:
         return "\n".join(self.lines)
 
     def until(self, *patterns: str) -> None:
@@ -120,11 +120,11 @@ class Running:
 
         with self._news:
             self._news.wait_for(lambda: met() or self._ended, READY_S)
-            assert met(), f"{patterns} is not in the output:\n{self.output}"
+            assert met(), f"{patterns} is not in the output:\n{self.said}"
 
     def end(self) -> int:
         """Its exit code."""
-        wait(lambda: self.process.poll() is not None, f"it does not end:\n{self.output}")
+        wait(lambda: self.process.poll() is not None, f"it does not end:\n{self.said}")
         self._reader.join(READY_S)
         return self.process.wait()
 
@@ -197,7 +197,7 @@ class Distribution:
         node.data.hang_after(after)
         with self.run(*words) as running:
             wait(lambda: node.data.hangs or running.process.poll() is not None, "nothing came")
-            assert node.data.hangs, running.output
+            assert node.data.hangs, running.said
             yield running
 
     def fresh(self, count: int = 5, size: int = SIZE) -> Image:

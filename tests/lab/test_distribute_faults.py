@@ -165,7 +165,7 @@ def test_concurrent_runs_exclude_each_other(
             assert f"{name}: {BUSY}: " in other.stderr
         assert f"(process {running.process.pid})" in other.stderr
         node.data.restore()
-        assert running.end() == 0, running.output
+        assert running.end() == 0, running.said
     distribution.complete(new)
 
 
@@ -181,8 +181,8 @@ def test_dockerd_killed_between_stage_and_move(distribution: Distribution, store
         node.kill_dockerd()
         other.data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: its Docker daemon went away" in running.output
-    assert "every node " in running.output
+    assert f"{node.name}: its Docker daemon went away" in running.said
+    assert "every node " in running.said
     node.start_dockerd()
     distribution.kept(new)
     distribution.complete(new)
@@ -198,7 +198,7 @@ def test_image_removed_between_stage_and_move(distribution: Distribution, store:
         node.docker("rmi", *(tag for tag in node.images() if "staging" in tag))
         other.data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: the image was removed there meanwhile" in running.output
+    assert f"{node.name}: the image was removed there meanwhile" in running.said
     distribution.kept(new)
     distribution.complete(new)
 
@@ -215,7 +215,7 @@ def test_name_moved_by_another_process_between_stage_and_move(
         node.docker("tag", f"{NAME}-previous", NAME)
         other.data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: another process moved {NAME} there meanwhile" in running.output
+    assert f"{node.name}: another process moved {NAME} there meanwhile" in running.said
     shown = {name: one.name for name, one in distribution.looks().items()}
     assert shown[other.name] == layers(old)
     assert shown[node.name] not in (layers(old), layers(new))
@@ -232,7 +232,7 @@ def test_link_cut_before_the_move(distribution: Distribution) -> None:
         node.control.cut()
         other.data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{node.name} cannot be reached" in running.output
+    assert f"{node.name} cannot be reached" in running.said
     distribution.kept(new)
     node.control.restore()
     came = distribution.complete(new)
@@ -251,8 +251,8 @@ def test_corrupt_blob_in_the_store(distribution: Distribution, way: Way) -> None
     path.write_bytes(good[:-1000] + bytes([good[-1000] ^ 1]) + good[-999:])
     with distribution.run() as running:
         assert running.end() != 0
-    assert f"the stored blob {top.digest} is corrupt" in running.output
-    assert "python build.py image payload --repair" in running.output
+    assert f"the stored blob {top.digest} is corrupt" in running.said
+    assert "python build.py image payload --repair" in running.said
     distribution.kept(new)
     path.write_bytes(good)
     distribution.complete(new)
@@ -268,7 +268,7 @@ def test_missing_layer_in_the_store(distribution: Distribution, way: Way) -> Non
     path.unlink()
     with distribution.run() as running:
         assert running.end() != 0
-    assert f"the stored blob {top.digest} is missing" in running.output
+    assert f"the stored blob {top.digest} is missing" in running.said
     distribution.kept(new)
     path.write_bytes(good)
     distribution.complete(new)
@@ -291,11 +291,11 @@ def test_load_that_fails_and_reports_success(distribution: Distribution) -> None
         node.docker("rmi", "lab/lie:1")
     with distribution.run() as running:
         assert running.end() == NODE_FAILED
-    assert "2 of 2 nodes failed; no name was moved" in running.output
+    assert "2 of 2 nodes failed; no name was moved" in running.said
     for node in distribution.nodes:
         lied = "its engine could not unpack the image, and reported success"
         refused = "docker there refused the image (code 91)"
-        assert f"{node.name}: {lied if node in liars else refused}" in running.output
+        assert f"{node.name}: {lied if node in liars else refused}" in running.said
     distribution.kept(image)
     distribution.complete(distribution.next())
 
@@ -310,14 +310,14 @@ def test_partial_leaves_a_mixed_fleet_and_warns(distribution: Distribution) -> N
         wire.cut()
     with distribution.run("--partial") as running:
         assert running.end() == NODE_FAILED
-    assert f"MIXED FLEET, as --partial allows: {node.name} did not get" in running.output
+    assert f"MIXED FLEET, as --partial allows: {node.name} did not get" in running.said
     for wire in node.wires:
         wire.restore()
     shown = {name: one.name for name, one in distribution.looks().items()}
     assert shown == {node.name: layers(distribution.old), other.name: layers(new)}
     with distribution.run(command="nodes") as running:
         assert running.end() == MIXED
-    assert f"not the same on all nodes: {NAME}" in running.output
+    assert f"not the same on all nodes: {NAME}" in running.said
     came = distribution.complete(new)
     assert {name: one["state"] for name, one in came.items()} == {
         node.name: "moved", other.name: "unchanged",

@@ -34,8 +34,8 @@ def test_interrupt(distribution: Distribution, number: signal.Signals) -> None:
         assert running.kill(number) == INTERRUPTED
     distribution.kept(new)
     with distribution.held(node) as running:
-        assert running.kill(number) == INTERRUPTED, running.output
-    assert "interrupted: no name was changed; the same command goes on" in running.output
+        assert running.kill(number) == INTERRUPTED, running.said
+    assert "interrupted: no name was changed; the same command goes on" in running.said
     distribution.kept(new)
     node.data.restore()
     with distribution.held(node) as running:
@@ -46,10 +46,10 @@ def test_interrupt(distribution: Distribution, number: signal.Signals) -> None:
     for line in ("asking 2 nodes", f"moving {NAME}"):
         with distribution.run() as running:
             running.until(line)
-            assert running.kill(number) in (0, INTERRUPTED), running.output
+            assert running.kill(number) in (0, INTERRUPTED), running.said
         distribution.quiet()
         moved = distribution.moved(new)
-        assert ("no name was changed" in running.output) is not moved, running.output
+        assert ("no name was changed" in running.said) is not moved, running.said
     distribution.complete(new)
 
 
@@ -122,11 +122,11 @@ def test_dockerd_killed_before_a_rollback_moves(distribution: Distribution, stor
     node.kill_dockerd()
     with distribution.run(command="rollback") as running:
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: its Docker" in running.output
+    assert f"{node.name}: its Docker" in running.said
     node.start_dockerd()
     distribution.kept(former)
     with distribution.run(command="rollback") as running:
-        assert running.end() == 0, running.output
+        assert running.end() == 0, running.said
     assert distribution.moved(former)
     distribution.old, distribution.used = former, {}
     distribution.complete(distribution.next())

@@ -44,18 +44,18 @@ def test_link_that_recovers_costs_one_step(distribution: Distribution, way: Way)
 
         def back() -> bool:
             """Each link soon after its cut: a run does not try for ever."""
-            for node in [one for one in cut if f"{one.name}: again: " in running.output]:
+            for node in [one for one in cut if f"{one.name}: again: " in running.said]:
                 node.data.restore()
                 cut.remove(node)
             return not cut
 
         wait(lambda: back() or running.process.poll() is not None, "a link was not cut")
-        assert running.end() == 0, running.output
+        assert running.end() == 0, running.said
         assert not cut
     for node in nodes:
-        assert f"{node.name}: again: cannot be reached" in running.output
+        assert f"{node.name}: again: cannot be reached" in running.said
     distribution.arrived(new)
-    assert "cannot pull" not in running.output
+    assert "cannot pull" not in running.said
     sent = sum(layer.size for layer in new.layers)
     for node in nodes:
         # What was on the link, and on its way to be unpacked.
@@ -85,9 +85,9 @@ def test_link_that_stays_cut_costs_one_step(
     with distribution.run("--step", "1") as running:
         wait(lambda: cut() or running.process.poll() is not None, "no layer came")
         assert running.end() == NODE_FAILED
-        assert there >= 2, running.output
-    assert NOTHING_MOVED in running.output, running.output
-    assert f"{node.name} cannot be reached at its data address 127.0.0.2" in running.output
+        assert there >= 2, running.said
+    assert NOTHING_MOVED in running.said, running.said
+    assert f"{node.name} cannot be reached at its data address 127.0.0.2" in running.said
     running.until(*distribution.others(node))
     distribution.kept(new)
     if way is LOADED:
@@ -113,8 +113,8 @@ def test_bit_flip_on_the_wire(distribution: Distribution, way: Way, store: str) 
     node, new = distribution.node(store), way.image(distribution)
     node.data.flip_after(way.midway)
     with distribution.run() as running:
-        assert running.end() == 0, running.output
-    assert f"{node.name}: again: " in running.output
+        assert running.end() == 0, running.said
+    assert f"{node.name}: again: " in running.said
     distribution.arrived(new)
 
 
@@ -128,11 +128,11 @@ def test_hung_link_does_not_block_other_nodes(
         with distribution.held(node, "--patience", patience, after=way.midway) as running:
             assert running.end() == NODE_FAILED
         node.data.restore()
-        if running.output.count("it hangs") == 1:
+        if running.said.count("it hangs") == 1:
             break
     running.until(*distribution.others(node))
-    assert NOTHING_MOVED in running.output, running.output
-    assert f"{node.name}: no progress for {patience} s: it hangs" in running.output
+    assert NOTHING_MOVED in running.said, running.said
+    assert f"{node.name}: no progress for {patience} s: it hangs" in running.said
     distribution.kept(new)
     distribution.complete(new)
 
@@ -153,10 +153,10 @@ def test_hung_dockerd_does_not_block_other_nodes(
             node.data.restore()
             assert running.end() == NODE_FAILED
         node.resume_dockerd()
-        if running.output.count("it hangs") == 1:
+        if running.said.count("it hangs") == 1:
             break
     running.until(*distribution.others(node))
-    assert f"{node.name}: no progress for {patience} s: it hangs" in running.output
+    assert f"{node.name}: no progress for {patience} s: it hangs" in running.said
     distribution.kept(new)
     distribution.complete(new)
 
@@ -169,7 +169,7 @@ def test_dockerd_killed_in_mid_transfer(distribution: Distribution, way: Way, st
         node.kill_dockerd()
         node.data.restore()
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: its Docker" in running.output
+    assert f"{node.name}: its Docker" in running.said
     node.start_dockerd()
     distribution.kept(new)
     distribution.complete(new)
@@ -183,7 +183,7 @@ def test_disk_full_in_mid_transfer(distribution: Distribution, way: Way, store: 
         node.data.restore()
         assert running.end() == NODE_FAILED
     running.until(*distribution.others(node))
-    assert f"{node.name}: its disk is full" in running.output
+    assert f"{node.name}: its disk is full" in running.said
     node.free_disk()
     distribution.kept(new)
     distribution.complete(new)
@@ -201,9 +201,9 @@ def test_stale_layer_record_after_a_full_disk_is_removed(
     node, new = distribution.node("overlay2"), way.image(distribution)
     record = leave_record(distribution, new, {"user": "sudoer", "sudo": True})
     with distribution.run() as running:
-        assert running.end() == 0, running.output
-    assert f"{node.name}: again: {GONE}" in running.output
-    assert f"warning: {node.name}: {GONE}: removed ({record})" in running.output
+        assert running.end() == 0, running.said
+    assert f"{node.name}: again: {GONE}" in running.said
+    assert f"warning: {node.name}: {GONE}: removed ({record})" in running.said
     distribution.arrived(new)
 
 
@@ -218,9 +218,9 @@ def test_stale_layer_record_that_only_root_may_remove(distribution: Distribution
     remedy = re.search(
         rf"{node.name}: {GONE}, and Docker refuses .*\n.*Permission denied\n"
         r".* worker@\S+ sudo (rm -r .*)",
-        running.output,
+        running.said,
     )
-    assert remedy is not None, running.output
+    assert remedy is not None, running.said
     distribution.kept(new)
     node.exec(*remedy[1].split())
     distribution.complete(new)
@@ -276,9 +276,9 @@ def test_damaged_staged_layers_are_sent_again(
         node.stop_dockerd()
         node.start_dockerd()
     with distribution.run() as running:
-        assert running.end() == 0, running.output
-    assert f"{node.name}: again: its layers are damaged" in running.output
-    assert f"warning: {node.name}: removed staged layers that were damaged" in running.output
+        assert running.end() == 0, running.said
+    assert f"{node.name}: again: its layers are damaged" in running.said
+    assert f"warning: {node.name}: removed staged layers that were damaged" in running.said
     distribution.arrived(new)
 
 
@@ -295,20 +295,20 @@ def test_damaged_layers_of_another_image_stay(distribution: Distribution, store:
     if store == "containerd":
         # What shows the image itself is taken for it where it was proven, and nowhere else.
         with distribution.run() as running:
-            assert running.end() == 0, running.output
+            assert running.end() == 0, running.said
     else:
         node.exec("rm", "-r", "/root/.local/state/sparkimage/receipts")
         with distribution.run() as running:
             assert running.end() == NODE_FAILED
-        assert "1 of 2 nodes failed; no name was moved" in running.output
-        assert f"{node.name}: layers are damaged there" in running.output
+        assert "1 of 2 nodes failed; no name was moved" in running.said
+        assert f"{node.name}: layers are damaged there" in running.said
     new = distribution.next(
         replace(below, parts=(*below.parts, Part(size=MB, seed=distribution.seed)))
     )
     with distribution.run() as running:
         assert running.end() == NODE_FAILED
-    assert f"{node.name}: layers are damaged there" in running.output
-    assert "images there that share its layers may be damaged, too: remove" in running.output
+    assert f"{node.name}: layers are damaged there" in running.said
+    assert "images there that share its layers may be damaged, too: remove" in running.said
     running.until(f"{other.name}: proven")
     assert distribution.fleet.each(lambda node: node.images()[NAME]) == before
     node.docker("rmi", NAME)

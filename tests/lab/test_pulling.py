@@ -18,9 +18,9 @@ from tests.lab.shipment import MB, NODE_FAILED, spread
 
 def pulls(running: Running, *names: str) -> None:
     """These nodes have pulled, and no other one."""
-    output = re.findall(r"(\w+): pulls$", running.output, re.MULTILINE)
-    assert sorted(output) == sorted(names), running.output
-    assert "cannot pull" not in running.output
+    output = re.findall(r"(\w+): pulls$", running.said, re.MULTILINE)
+    assert sorted(output) == sorted(names), running.said
+    assert "cannot pull" not in running.said
 
 
 def clean(node: Node) -> bool:
@@ -31,7 +31,7 @@ def test_engines_pull_each_byte_once(distribution: Distribution) -> None:
     new = distribution.fresh()
     before = spread(distribution.fleet)
     with distribution.run("--step", "10") as running:
-        assert running.end() == 0, running.output
+        assert running.end() == 0, running.said
     pulls(running, *distribution.fleet.nodes)
     distribution.arrived(new)
     sent = sum(layer.size for layer in new.layers[1:])
@@ -48,7 +48,7 @@ def test_a_change_is_pulled_where_the_engine_knows_what_it_has(distribution: Dis
     new = distribution.next(Payload(parts=(parts[0], replace(parts[1], seed=7))))
     before = spread(distribution.fleet)
     with distribution.run() as running:
-        assert running.end() == 0, running.output
+        assert running.end() == 0, running.said
     pulls(running, distribution.node("containerd").name)
     distribution.arrived(new)
     for node in distribution.nodes:
@@ -70,7 +70,7 @@ def test_incomplete_layer_of_a_broken_pull_is_completed(distribution: Distributi
         left = node.exec("sh", "-c", INGEST.format(top.digest), given=blob.read())
     assert f"layer-{top.digest}" in left
     with distribution.run() as running:
-        assert running.end() == 0, running.output
+        assert running.end() == 0, running.said
     pulls(running, node.name)
     assert "layer-" not in node.exec("ctr", "--namespace", "moby", "content", "active")
     distribution.arrived(new)
@@ -86,7 +86,7 @@ def test_users_that_may_pull(distribution: Distribution, store: str) -> None:
     distribution.shipment.nodes(data)
     new = distribution.fresh()
     with distribution.run() as running:
-        assert running.end() == 0, running.output
+        assert running.end() == 0, running.said
     pulls(running, *distribution.fleet.nodes)
     distribution.arrived(new)
 
@@ -95,7 +95,7 @@ def test_users_that_may_pull(distribution: Distribution, store: str) -> None:
 def test_node_without_tcp_forwarding_loads(distribution: Distribution, store: str) -> None:
     node, new = distribution.node(store), distribution.fresh()
     with node.without_forwarding(), distribution.run() as running:
-        assert running.end() == 0, running.output
+        assert running.end() == 0, running.said
     running.until(f"{node.name}: cannot pull, loads: its sshd forwards no port to here")
     distribution.arrived(new)
 
@@ -121,7 +121,7 @@ def test_only_admitted_clients_may_pull(distribution: Distribution, store: str) 
                 assert answer.startswith("HTTP/1.1 401 "), answer
         node.data.restore()
         assert '"auth"' not in output
-        assert running.end() == 0, running.output
+        assert running.end() == 0, running.said
     distribution.arrived(new)
 
 
@@ -132,7 +132,7 @@ def test_image_with_wrong_diff_ids_is_refused(distribution: Distribution) -> Non
     distribution.shipment.seal(image)
     with distribution.run() as running:
         assert running.end() == NODE_FAILED
-    assert "2 of 2 nodes failed; no name was moved" in running.output
+    assert "2 of 2 nodes failed; no name was moved" in running.said
     distribution.kept(image)
     distribution.complete(distribution.fresh())
 
