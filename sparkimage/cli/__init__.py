@@ -1,1 +1,1 @@
-"""The command line: words and exit codes; what the commands do stands in the other folders."""
+"""The command line: commands, options and output."""

@@ -1,4 +1,4 @@
-"""The command line. What it does stands in the modules; here are only words and exit codes."""
+"""The command line: commands, global options, and how errors become messages and exit codes."""
 
 from __future__ import annotations
 
@@ -9,38 +9,28 @@ import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparkimage import __version__
-from sparkimage.cli import doctor as cli_doctor
-from sparkimage.cli import engine as cli_engine
-from sparkimage.cli import explain as cli_explain
-from sparkimage.cli import fleet as cli_fleet
-from sparkimage.cli import launch as cli_launch
-from sparkimage.cli import lock as cli_lock
-from sparkimage.cli import patches as cli_patches
-from sparkimage.cli import probe as cli_probe
-from sparkimage.cli import publish as cli_publish
-from sparkimage.cli import ship as cli_ship
-from sparkimage.cli import store as cli_store
-from sparkimage.cli import verify as cli_verify
-from sparkimage.cli.base import (
-    JsonOption,
-    MirrorOption,
-    Settings,
-    build_context,
-    console,
-    new_table,
-    plans_of,
-    print_json,
-    read_matrix,
-    resolve_context,
-    use_mirrors,
+from sparkimage.cli import (
+    base,
+    doctor,
+    engine,
+    explain,
+    fleet,
+    launch,
+    lock,
+    options,
+    patches,
+    probe,
+    publish,
+    store,
+    verify,
 )
 from sparkimage.core import interrupts
-from sparkimage.core.errors import ConfigError, GateError, SparkError, UsageError
+from sparkimage.core.errors import ConfigError, SparkError, UsageError
 
 if TYPE_CHECKING:
     from sparkimage.config.matrix import Matrix, Variant
@@ -48,39 +38,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="build.py",
-    help="Build, prove and ship container images for clusters of Docker nodes.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cli_engine.app, name="engine")
-app.add_typer(cli_store.app, name="store")
-app.add_typer(cli_patches.app, name="patches")
-app.command("lock")(cli_lock.lock)
-app.command("verify")(cli_verify.verify)
-app.command("report")(cli_verify.report)
-app.command("save")(cli_ship.save)
-app.command("load")(cli_ship.load)
-app.command("publish")(cli_publish.publish)
-app.command("inspect")(cli_publish.inspect)
-app.command("verify-published")(cli_publish.verify_published)
-app.command("distribute")(cli_fleet.distribute)
-app.command("nodes")(cli_fleet.nodes)
-app.command("rollback")(cli_fleet.rollback)
-app.command("gc")(cli_fleet.gc)
-app.command("receipts")(cli_fleet.receipts)
-app.command("launch")(cli_launch.launch)
-app.command("status")(cli_launch.status)
-app.command("logs")(cli_launch.logs)
-app.command("stop")(cli_launch.stop)
-app.command("restart")(cli_launch.restart)
-app.command("doctor")(cli_doctor.doctor)
-app.command("explain")(cli_explain.explain)
-app.command("probe")(cli_probe.probe)
 
 
-class Form(StrEnum):
-    """How a plan is printed."""
+class PlanFormat(StrEnum):
+    """The formats of ``--print``."""
 
     TABLE = "table"
     JSON = "json"
@@ -89,18 +55,20 @@ class Form(StrEnum):
     GITHUB = "github"
 
 
-PrintOption = Annotated[
-    Form | None, typer.Option("--print", help="Show the plan in this form and build nothing.")
-]
-BuilderOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="A buildx builder to build with (remote, kubernetes, several nodes)."
-    ),
+class Schema(StrEnum):
+    """A file that has a JSON schema."""
+
+    MATRIX = "matrix"
+    FLEET = "fleet"
+
+
+Print = Annotated[PlanFormat | None, typer.Option("--print", help="Print the plan; build nothing.")]
+Builder = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Build with this buildx builder.")
 ]
 
 
-def _say_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
         raise typer.Exit
@@ -109,28 +77,31 @@ def _say_version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    matrix: Annotated[bool, typer.Option("--matrix", help="Build every variant.")] = False,
-    only: Annotated[str | None, typer.Option(help="Only variants that match this glob.")] = None,
-    print_: PrintOption = None,
-    builder: BuilderOption = None,
-    mirror: MirrorOption = None,
-    matrix_file: Annotated[Path, typer.Option(help="The matrix.")] = Path("matrix.yaml"),
-    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+    matrix: Annotated[bool, options.flag("--matrix", "Build every variant.")] = False,
+    only: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Build the variants that match GLOB.")
+    ] = None,
+    print_: Print = None,
+    builder: Builder = None,
+    _mirror: options.Mirror = None,
+    matrix_file: Annotated[Path, typer.Option(metavar="FILE", help="Read this matrix.")] = Path(
+        "matrix.yaml"
+    ),
+    debug: Annotated[bool, options.flag("--debug", "Print tracebacks.")] = False,
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print version."),
     ] = False,
 ) -> None:
-    """Build, prove and ship container images for clusters of Docker nodes."""
-    Settings.matrix_file = matrix_file
-    Settings.debug = debug
-    use_mirrors(mirror)
+    """Build, verify and ship container images for clusters of Docker nodes."""
+    base.Settings.matrix_file = matrix_file
+    base.Settings.debug = debug
     if context.invoked_subcommand is not None:
         if matrix or only or print_ or builder:
             raise UsageError(
-                "--matrix, --only, --print and --builder stand without a command",
+                "--matrix, --only, --print and --builder cannot be combined with a command",
                 hint="python build.py --matrix --only 'GLOB'; "
-                "python build.py image NAME --print FORM",
+                "python build.py image NAME --print FORMAT",
             )
         return
     if not matrix and not only and not print_:
@@ -138,180 +109,153 @@ def root(
         raise typer.Exit
     from sparkimage.config.matrix import select
 
-    read = read_matrix()
-    _build(read, select(read, only=only), print_, builder_name=builder)
+    project = base.read_matrix()
+    _build(project, select(project, only=only), print_, builder=builder)
 
 
-@app.command()
 def image(
     variant: Annotated[
-        list[str] | None, typer.Argument(help="Variants; none: the default group.")
+        list[str] | None, typer.Argument(help="Variants; default: the group `default`.")
     ] = None,
-    print_: PrintOption = None,
-    rebuild: Annotated[bool, typer.Option(help="Build and prove even what is unchanged.")] = False,
-    repair: Annotated[bool, typer.Option(help="Replace what is damaged in the store.")] = False,
-    builder: BuilderOption = None,
-    mirror: MirrorOption = None,
-    as_json: JsonOption = False,
+    print_: Print = None,
+    rebuild: Annotated[
+        bool, options.flag("--rebuild", "Build and verify unchanged variants, too.")
+    ] = False,
+    repair: Annotated[
+        bool, options.flag("--repair", "Replace corrupt blobs in the image store.")
+    ] = False,
+    builder: Builder = None,
+    _mirror: options.Mirror = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Build variants, prove them, and give them their names."""
+    """Build and verify variants, and tag those that pass."""
     from sparkimage.config.matrix import select
 
-    read = read_matrix()
-    chosen = select(read, names=variant) if variant else select(read, group="default")
-    use_mirrors(mirror)
+    matrix = base.read_matrix()
+    variants = select(matrix, names=variant) if variant else select(matrix, group="default")
     _build(
-        read, chosen, print_, rebuild=rebuild, repair=repair, as_json=as_json, builder_name=builder
-    )
+        matrix, variants, print_,
+        rebuild=rebuild, repair=repair, as_json=as_json, builder=builder,
+    )  # fmt: skip
 
 
-class Kind(StrEnum):
-    """A file that people write."""
-
-    MATRIX = "matrix"
-    FLEET = "fleet"
-
-
-@app.command()
 def schema(
-    kind: Annotated[Kind, typer.Argument(help="Of matrix.yaml or of fleet.yaml.")] = Kind.MATRIX,
+    file: Annotated[Schema, typer.Argument(help="The file.")] = Schema.MATRIX,
 ) -> None:
-    """Print the JSON schema of a file, for editors."""
+    """Print the JSON schema of matrix.yaml or fleet.yaml, for editors."""
     from sparkimage.config import inventory, schema
 
-    made = (schema.MatrixFile if kind is Kind.MATRIX else inventory.FleetFile).json_schema()
-    typer.echo(json.dumps(made, indent=2))
-
-
-@app.command()
-def images(as_json: JsonOption = False) -> None:
-    """List what the image store holds."""
-
-    from sparkimage.core import paths
-    from sparkimage.core.units import human
-    from sparkimage.image.store import Store
-    from sparkimage.verify import seal
-
-    store = Store.open(paths.store())
-    rows: list[dict[str, Any]] = []
-    for name, digest in sorted(store.names().items()):
-        held = store.resolve(digest)
-        try:
-            verdict = seal.verdict(store, digest)
-            sealed = f"{verdict.result} {'+'.join(verdict.tiers)}".strip() if verdict else None
-        except GateError:
-            sealed = "refused"
-        rows.append(
-            {
-                "name": name,
-                "digest": digest,
-                "platform": held.platform,
-                "size": held.size,
-                "layers": len(held.layers),
-                "seal": sealed,
-            }
-        )
-    if as_json:
-        print_json(rows)
-        return
-    table = new_table("name", "digest", "platform", "size", "layers", "seal")
-    for row in rows:
-        table.add_row(
-            row["name"], row["digest"][7:19], row["platform"], human(row["size"]),
-            str(row["layers"]), row["seal"] or "none",
-        )  # fmt: skip
-    console().print(table)
+    model = schema.MatrixFile if file is Schema.MATRIX else inventory.FleetFile
+    typer.echo(json.dumps(model.json_schema(), indent=2))
 
 
 def _build(
-    read: Matrix,
+    matrix: Matrix,
     variants: Sequence[Variant],
-    form: Form | None,
+    plan_format: PlanFormat | None,
     *,
     rebuild: bool = False,
     repair: bool = False,
     as_json: bool = False,
-    builder_name: str | None = None,
+    builder: str | None = None,
 ) -> None:
-    plans = plans_of(read, variants)
-    if form is not None:
-        _print(read, plans, form)
+    plans = base.plans_of(matrix, variants)
+    if plan_format is not None:
+        _print(matrix, plans, plan_format)
         return
     from sparkimage.build.preflight import refuse_unresolved
     from sparkimage.cli import show
     from sparkimage.verify import pipeline
 
     refuse_unresolved(plans)
-    context = build_context(read, quiet=as_json, builder=builder_name)
+    context = base.build_context(matrix, quiet=as_json, builder=builder)
     results = [pipeline.build(plan, context, rebuild=rebuild, repair=repair) for plan in plans]
     if as_json:
-        print_json([show.facts(result) for result in results])
+        base.print_json([show.facts(result) for result in results])
         return
-    terminal = console()
+    terminal = base.console()
     terminal.print(show.results_table(results))
-    first = results[0]
+    plan = results[0].plan
     terminal.print(
-        f"\n[bold]Next:[/] python build.py verify {first.plan.variant}\n"
-        f"      docker run --rm --gpus all {first.plan.image} MODEL   [dim](arguments follow "
-        f"`{' '.join(first.plan.entrypoint)}`)[/]",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"\n[bold]Next:[/] python build.py verify {plan.variant}\n"
+        f"      docker run --rm --gpus all {plan.image} MODEL   [dim](arguments follow "
+        f"`{' '.join(plan.entrypoint)}`)[/]",
+        soft_wrap=True,
+    )
 
 
-def _print(read: Matrix, plans: Sequence[Plan], form: Form) -> None:
+def _print(matrix: Matrix, plans: Sequence[Plan], plan_format: PlanFormat) -> None:
     from sparkimage.build.preflight import refuse_unresolved
     from sparkimage.cli import show
 
-    if form in (Form.BAKE, Form.POLICY):
+    if plan_format is PlanFormat.TABLE:
+        base.console().print(show.as_table(plans))
+        return
+    if plan_format in (PlanFormat.BAKE, PlanFormat.POLICY):
         refuse_unresolved(plans)
-    printers: dict[Form, Callable[[], str]] = {
-        Form.JSON: lambda: show.as_json(plans),
-        Form.GITHUB: lambda: show.as_github(plans, read),
-        Form.POLICY: lambda: show.as_policy(plans, resolve_context(read, lambda _: None).mirrors),
-        Form.BAKE: lambda: show.as_bake(plans, build_context(read, quiet=True)),
+    formats: dict[PlanFormat, Callable[[], str]] = {
+        PlanFormat.JSON: lambda: show.as_json(plans),
+        PlanFormat.GITHUB: lambda: show.as_github(plans, matrix),
+        PlanFormat.POLICY: lambda: show.as_policy(
+            plans, base.resolve_context(matrix, lambda _: None).mirrors
+        ),
+        PlanFormat.BAKE: lambda: show.as_bake(plans, base.build_context(matrix, quiet=True)),
     }
-    if form is Form.TABLE:
-        console().print(show.as_table(plans))
-    else:
-        typer.echo(printers[form]())
+    typer.echo(formats[plan_format]())
+
+
+PANELS = {
+    "Build": (image, lock.lock, verify.verify, verify.report, schema),
+    "Image store": (store.images, store.save, store.load),
+    "Registry": (publish.publish, publish.verify_published, publish.inspect),
+    "Nodes": (fleet.distribute, fleet.nodes, fleet.rollback, fleet.gc, fleet.receipts),
+    "Servers": (
+        doctor.doctor, launch.launch, launch.status, launch.logs, launch.stop, launch.restart,
+        explain.explain, probe.probe,
+    ),
+}  # fmt: skip
+"""Commands by the heading of --help that they stand under."""
+
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(patches.app, name="patches", rich_help_panel="Build")
+app.add_typer(engine.app, name="engine", rich_help_panel="Build")
+app.add_typer(store.app, name="store", rich_help_panel="Image store")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; the only place where errors become words and exit codes."""
+    """Run the command line; the only place where errors become messages and exit codes."""
     interrupts.install()
-    # Looking for them would read the metadata of every package that is installed.
+    # Looking for plugins reads the metadata of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         app(args=list(argv) if argv is not None else None, standalone_mode=True)
     except SparkError as error:
-        if Settings.debug:
+        if base.Settings.debug:
             raise
-        _complain(error)
+        _print_error(error)
         sys.exit(error.exit_code)
     except interrupts.Interrupted as interrupt:
-        what = ", ".join(getattr(interrupt, "__notes__", ())) or "no name was changed"
-        print(f"interrupted: {what}; the same command goes on from here", file=sys.stderr)
+        state = ", ".join(getattr(interrupt, "__notes__", ())) or "no name was changed"
+        base.say(f"interrupted: {state}; run the same command again to continue")
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
-        # sys.exit would wait for threads that wait for somebody's answer.
+        # sys.exit would wait for threads that wait for a server's answer.
         os._exit(130)
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:
-        if Settings.debug:
+        if base.Settings.debug:
             raise
-        print(
-            f"error: {type(error).__name__}: {error}\n→ run it again with --debug", file=sys.stderr
-        )
+        base.say(f"error: {type(error).__name__}: {error}\n→ run it again with --debug")
         sys.exit(1)
 
 
-def _complain(error: SparkError) -> None:
-    lines = [f"error: {error.message}"]
-    if error.detail:
-        lines += [f"  {line}" for line in error.detail.splitlines()]
+def _print_error(error: SparkError) -> None:
+    lines = [f"error: {error.message}", *(f"  {line}" for line in error.detail.splitlines())]
     if error.hint:
         lines.append(f"→ {error.hint}")
     elif isinstance(error, ConfigError):
-        lines.append("→ correct these, then run the same command")
-    print("\n".join(lines), file=sys.stderr)
+        lines.append("→ correct the file, then run the same command again")
+    base.say("\n".join(lines))

@@ -1,15 +1,17 @@
-"""What the commands share: the global options, and how what they work on comes to be."""
+"""What the commands share: the matrix, the image store, the nodes, and how results are printed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sparkimage.core.errors import LockError
+from sparkimage.core import paths
+from sparkimage.core.errors import LockError, NodeError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,70 +22,82 @@ if TYPE_CHECKING:
     from sparkimage.config.lockfile import Lock
     from sparkimage.config.matrix import Matrix, Variant
     from sparkimage.config.plan import Plan
+    from sparkimage.core.errors import SparkError
+    from sparkimage.core.progress import View
+    from sparkimage.image.store import Store
     from sparkimage.resolve.context import ResolveContext
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Say the same as JSON, on stdout.")]
-MirrorOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--mirror",
-        metavar="FROM=TO",
-        help="Ask TO for what FROM has: the beginning of an address, `wheels` or `debian`.",
-    ),
-]
-
-AllowOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-unverified",
-        help="Go over the gate's refusal, and write into what ships that it did.",
-    ),
-]
-
-SignKeyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--key",
-        metavar="FILE|KMS",
-        envvar="SPARKIMAGE_KEY",
-        help="What to sign with: an ed25519 key (PEM), cosign's key file, or a KMS address.",
-    ),
-]
-TrustKeyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--key",
-        metavar="FILE|KMS",
-        envvar="SPARKIMAGE_PUBLIC_KEY",
-        help="The public key (PEM) whose signature it must have.",
-    ),
-]
+OK = "[green]✓[/]"
+SAME = "[green]=[/]"
+FAILED = "[red]✗[/]"
+WARNING = "[yellow]![/]"
 
 
 class Settings:
-    """What the global options said."""
+    """The global options."""
 
     matrix_file = Path("matrix.yaml")
     debug = False
     mirrors: tuple[str, ...] = ()
 
 
-def use_mirrors(given: Sequence[str] | None) -> None:
-    """Take in what ``--mirror`` said. Raises ``UsageError``."""
+def use_mirrors(rules: Sequence[str] | None) -> None:
+    """Add the rules of ``--mirror`` to the settings. Raises ``UsageError``."""
     from sparkimage.config.address import parse_rules
 
-    parse_rules(given or ())
-    Settings.mirrors += tuple(given or ())
+    parse_rules(rules or ())
+    Settings.mirrors += tuple(rules or ())
 
 
 def say(line: str) -> None:
-    """Tell the user something beside the result: on standard error."""
+    """Print a line beside the result: on standard error."""
     typer.echo(line, err=True)
 
 
+def warn(text: object) -> None:
+    """Print a warning on standard error."""
+    say(f"warning: {text}")
+
+
 def print_json(data: Any) -> None:
-    """The result for other programs: on standard output."""
+    """Print the result for other programs: on standard output."""
     typer.echo(json.dumps(data, indent=1))
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 node``, ``2 nodes``."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def date(timestamp: str) -> str:
+    """An ISO 8601 timestamp to the minute, for a table."""
+    return timestamp.replace("T", " ")[:16]
+
+
+def short(digest: str) -> str:
+    """The twelve hex digits of a digest that tables show."""
+    return digest[7:19]
+
+
+def plain(text: object) -> str:
+    """Text without rich's markup."""
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """The terminal."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def new_view(*, quiet: bool = False) -> View:
+    """Progress on standard error; ``quiet`` shows none."""
+    from sparkimage.core.progress import View
+
+    return View(console(stderr=True), quiet=quiet)
 
 
 def new_table(
@@ -92,15 +106,17 @@ def new_table(
     whole: Collection[str] = (),
     title: str = "",
     header: bool = True,
+    gap: int = 2,
 ) -> Table:
-    """A table for a terminal: plain, its title on the left.
+    """A table without a box, its title on the left.
 
-    Columns in ``right`` are aligned right; those in ``whole`` are not wrapped.
+    Columns in ``right`` are aligned right; those in ``whole`` do not wrap. ``gap`` is the number
+    of spaces between columns.
     """
     from rich.table import Table
 
     table = Table(
-        box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=header,
+        box=None, padding=(0, gap, 0, 0), pad_edge=False, show_header=header,
         title=title or None, title_justify="left", title_style="bold",
     )  # fmt: skip
     for column in columns:
@@ -111,6 +127,37 @@ def new_table(
             no_wrap=column in whole,
         )
     return table
+
+
+def new_fields(rows: Iterable[tuple[str, str]], title: str = "") -> Table:
+    """A table of names and values, which may have markup. A digest fits 80 columns."""
+    table = new_table("name", "value", whole=["name"], title=title, header=False, gap=1)
+    for name, value in rows:
+        table.add_row(f"[dim]{name}[/]", value)
+    return table
+
+
+def print_field(to: Console, name: str, text: str, *, width: int, style: str = "") -> None:
+    """Print a name, padded to ``width`` columns, and its text, indented as one block.
+
+    Long words are never broken, so that URLs and paths can be copied.
+    """
+    block = textwrap.fill(
+        text,
+        width=max(40, to.width),
+        initial_indent=f"  {name:<{width}}",
+        subsequent_indent=" " * (width + 2),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    to.print(block, style=style, markup=False, soft_wrap=True)
+
+
+def open_store() -> Store:
+    """The image store of this user."""
+    from sparkimage.image.store import Store
+
+    return Store.open(paths.store())
 
 
 def project_folder() -> Path:
@@ -125,56 +172,60 @@ def read_fleet(nodes: str) -> Fleet:
     return inventory.read(nodes, project_folder())
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A terminal to print to."""
-    from rich.console import Console
+def node_error(message: str, errors: Mapping[str, SparkError], hint: str = "") -> NodeError:
+    """The error for nodes that failed, with what each one reported."""
+    from sparkimage.nodes.retag import lines
 
-    return Console(stderr=stderr)
+    return NodeError(message, detail="\n".join(lines(dict(errors))), hint=hint)
 
 
 def read_matrix() -> Matrix:
-    """The matrix that the global options name; its warnings are said."""
-    from sparkimage.config import matrix
+    """The matrix that the global options name; prints its warnings."""
+    from sparkimage.config.matrix import load
 
-    read = matrix.load(Settings.matrix_file)
-    for warning in read.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    return read
+    matrix = load(Settings.matrix_file)
+    for warning in matrix.warnings:
+        warn(warning)
+    return matrix
 
 
-def read_lock(read: Matrix) -> Lock:
+def read_matrix_if_any() -> Matrix | None:
+    """The matrix, where the project has one: images of other projects need none."""
+    return read_matrix() if Settings.matrix_file.is_file() else None
+
+
+def read_lock(matrix: Matrix) -> Lock:
     """The matrix's lock. Raises ``LockError`` when it is missing or does not fit."""
-    from sparkimage.config import lockfile as locking
+    from sparkimage.config import lockfile
 
-    held = locking.load(read.file.with_suffix(".lock"))
-    wrong = locking.check(read, held)
-    if wrong:
+    lock = lockfile.load(matrix.file.with_suffix(".lock"))
+    problems = lockfile.check(matrix, lock)
+    if problems:
         raise LockError(
-            f"{held.file} does not fit {read.file.name}", detail="\n".join(wrong),
-            hint=locking.REMEDY,
+            f"{lock.file} does not fit {matrix.file.name}", detail="\n".join(problems),
+            hint=lockfile.REMEDY,
         )  # fmt: skip
-    return held
+    return lock
 
 
-def plans_of(read: Matrix, variants: Sequence[Variant]) -> list[Plan]:
-    """The plans of these variants; of an unresolved one as far as it goes."""
+def plans_of(matrix: Matrix, variants: Sequence[Variant]) -> list[Plan]:
+    """The plans of these variants; with unresolved pins, as far as they are known."""
     from sparkimage.config import origin, planning
     from sparkimage.core.process import Local
 
-    where = origin.of(read.root, read.source, Local())
-    return list(planning.make_all(read, variants, read_lock(read), where))
+    source = origin.of(matrix.root, matrix.source, Local())
+    return list(planning.make_all(matrix, variants, read_lock(matrix), source))
 
 
-def resolve_context(read: Matrix | None, say: Callable[[str], None]) -> ResolveContext:
-    """How this machine reaches what is elsewhere: ``--mirror`` goes before the user's own file,
-    and that before the matrix."""
+def resolve_context(matrix: Matrix | None, say: Callable[[str], None]) -> ResolveContext:
+    """How this machine reaches registries, repositories and indexes. ``--mirror`` overrides the
+    user's own file, and that one the matrix."""
     from sparkimage.config.address import Mirrors, parse_rules, read_rules
-    from sparkimage.core import paths
     from sparkimage.core.process import Local
     from sparkimage.resolve.context import ResolveContext
 
     rules = {
-        **(read.mirrors if read is not None else {}),
+        **(matrix.mirrors if matrix is not None else {}),
         **read_rules(paths.mirrors()),
         **parse_rules(Settings.mirrors).rules,
     }
@@ -182,33 +233,27 @@ def resolve_context(read: Matrix | None, say: Callable[[str], None]) -> ResolveC
 
 
 def build_context(
-    read: Matrix,
-    *,
-    quiet: bool = False,
-    builder: str | None = None,
+    matrix: Matrix, *, quiet: bool = False, builder: str | None = None
 ) -> BuildContext:
-    """What a build works with, the engine started where none answers."""
+    """What a build works with; starts the private engine where no engine answers."""
     from sparkimage.build.context import BuildContext
     from sparkimage.build.engine import builders
     from sparkimage.build.engine.private import ensure
-    from sparkimage.core import paths
-    from sparkimage.core.progress import View
-    from sparkimage.image.store import Store
 
-    view = View(console(stderr=True), quiet=quiet)
-    reached = resolve_context(read, view.say)
-    engine = ensure(reached.home, reached.runner, view.say)
+    view = new_view(quiet=quiet)
+    context = resolve_context(matrix, view.say)
+    engine = ensure(context.home, context.runner, view.say)
     return BuildContext(
-        home=reached.home,
-        runner=reached.runner,
-        mirrors=reached.mirrors,
-        say=reached.say,
-        matrix_file=read.file,
-        store=Store.open(paths.store()),
+        home=context.home,
+        runner=context.runner,
+        mirrors=context.mirrors,
+        say=context.say,
+        matrix_file=matrix.file,
+        store=open_store(),
         engine=engine,
         view=view,
         builder=builders.own(engine)
         if builder is None
-        else builders.named(builder, engine, reached.runner),
-        cache=read.cache,
+        else builders.named(builder, engine, context.runner),
+        cache=matrix.cache,
     )

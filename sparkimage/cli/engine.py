@@ -1,4 +1,4 @@
-"""The commands of the engine."""
+"""The commands of the private engine."""
 
 from __future__ import annotations
 
@@ -6,59 +6,53 @@ from typing import Annotated
 
 import typer
 
-from sparkimage.cli.base import console, new_table
+from sparkimage.cli import base, options
+from sparkimage.core import paths
+from sparkimage.core.process import Local
+from sparkimage.core.units import human
 
-app = typer.Typer(help="The Docker engine to build with.", no_args_is_help=True)
+app = typer.Typer(help="Start, stop or inspect the private Docker Engine.", no_args_is_help=True)
 
 
 @app.command("up")
-def engine_up() -> None:
-    """Start the private engine; the first time, fetch Debian's packages for it."""
+def up() -> None:
+    """Start the private engine; the first start downloads Debian's packages."""
     from sparkimage.build.engine import private
-    from sparkimage.core import paths
-    from sparkimage.core.process import Local
 
-    made = private.up(paths.home(), Local(), typer.echo)
-    typer.echo(f"Docker Engine {made.version} with buildx {made.buildx} answers at {made.host}")
+    engine = private.up(paths.home(), Local(), typer.echo)
+    typer.echo(f"Docker Engine {engine.version} with buildx {engine.buildx} is up at {engine.host}")
 
 
 @app.command("down")
-def engine_down(
-    purge: Annotated[bool, typer.Option(help="Remove its data and its packages too.")] = False,
+def down(
+    purge: Annotated[
+        bool, options.flag("--purge", "Delete its images, build cache and packages, too.")
+    ] = False,
 ) -> None:
     """Stop the private engine."""
     from sparkimage.build.engine import private
-    from sparkimage.core import paths
-    from sparkimage.core.process import Local
 
     private.down(paths.home(), Local(), purge)
-    typer.echo("the private engine is stopped" + (" and removed" if purge else ""))
+    typer.echo(f"private engine stopped{' and removed' * purge}")
 
 
 @app.command("status")
-def engine_status() -> None:
-    """Say which engine is used, why, and what it has."""
-
+def status() -> None:
+    """Show which engine is used, why, and what it can do."""
     from sparkimage.build.engine import private
-    from sparkimage.core import paths
-    from sparkimage.core.process import Local
-    from sparkimage.core.units import human
 
-    status = private.status(paths.home(), Local())
-    table = new_table(header=False)
-    used = status.used
+    engine = private.status(paths.home(), Local())
+    used = engine.used
     rows = {
         "engine": f"{used.version} at {used.host}" if used else "none",
-        "why": status.why,
+        "why": engine.why,
         "buildx": used.buildx if used else "",
         "image store": ("containerd" if used.containerd_store else "classic") if used else "",
         "data root": used.data_root if used else "",
-        "private engine": "running" if status.running else "stopped",
-        "size on disk": human(status.size_bytes),
-        "free disk": human(status.free_bytes),
-        "bridge": status.bridge or "",
-        "emulated": ", ".join(status.platforms) or "nothing",
+        "private engine": "running" if engine.running else "stopped",
+        "size on disk": human(engine.size_bytes),
+        "free disk": human(engine.free_bytes),
+        "bridge": engine.bridge or "",
+        "emulates": ", ".join(engine.platforms) or "nothing",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console().print(table, highlight=False)
+    base.console().print(base.new_fields((name, base.plain(value)) for name, value in rows.items()))

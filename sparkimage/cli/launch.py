@@ -1,28 +1,20 @@
-"""The commands that start what was distributed, and work with what was started."""
+"""The commands that start a server on the nodes, and manage what runs there."""
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli.base import (
-    AllowOption,
-    JsonOption,
-    console,
-    new_table,
-    print_json,
-    read_fleet,
-    read_matrix,
-    say,
-)
-from sparkimage.cli.fleet import NODES, NodesOption, PatienceOption
-from sparkimage.cli.verify import Reference, to_ship
+from sparkimage.cli import base, options
+from sparkimage.cli.verify import to_ship
 from sparkimage.core.errors import LaunchError, UsageError
+from sparkimage.core.units import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.table import Table
 
@@ -33,322 +25,299 @@ if TYPE_CHECKING:
 
 NAME = "vllm"
 NEEDED_CACHES = {"/root/.cache/vllm": "vllm", "/root/.triton/cache": "triton"}
-"""Where kernels are kept in the container, and by whom."""
+"""Where compiled kernels are cached in the container, and by whom."""
 NAME_PATTERN = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
-NameOption = Annotated[
-    str | None, typer.Option("--name", help="Which set, where there are several.")
+Timeout = Annotated[
+    float, typer.Option(metavar="SECONDS", min=1, help="Give up if not ready after SECONDS.")
 ]
-TimeoutOption = Annotated[
-    float,
-    typer.Option(
-        "--timeout", metavar="SECONDS", min=1, help="So long it may take until it is ready."
-    ),
-]
-KeepOption = Annotated[
-    bool, typer.Option("--keep", help="Leave what was started when it fails, to look at it.")
-]
+Keep = Annotated[bool, options.flag("--keep", "Leave the containers of a failed start running.")]
 
 
-class Form(StrEnum):
-    """How what would be started is printed."""
+class CommandFormat(StrEnum):
+    """The formats of ``--print``."""
 
     RUN = "run"
     COMPOSE = "compose"
 
 
 def launch(
-    reference: Reference,
+    reference: options.Reference,
     model: Annotated[
-        str, typer.Option(metavar="DIR", help="The model's folder, the same path on every node.")
+        str, typer.Option(metavar="DIR", help="The model's absolute path, the same on every node.")
     ],
-    nodes: NodesOption = NODES,
+    nodes: options.Nodes = options.FLEET_FILE,
     profile: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of the matrix; default: the one for the variant on so many nodes.",
+            help="A profile of the matrix. Default: by variant and number of nodes.",
         ),
     ] = None,
-    name: Annotated[str, typer.Option(help="Of the set: its containers' name.")] = NAME,
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Name the deployment and its containers.")
+    ] = NAME,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Look at the nodes and print each one's command.")
+        bool, options.flag("--dry-run", "Inspect the nodes and print their commands.")
     ] = False,
     print_: Annotated[
-        Form | None, typer.Option("--print", help="With --dry-run's effect: print it in this form.")
+        CommandFormat | None,
+        typer.Option("--print", help="Like --dry-run: print commands in this format."),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="A set of this name that runs gives way.")
+        bool, options.flag("--replace", "Stop a running deployment of this name first.")
     ] = False,
     share_cache: Annotated[
-        bool,
-        typer.Option(
-            "--share-cache", help="One cache for all images instead of one for each digest."
-        ),
+        bool, options.flag("--share-cache", "Share one cache between images.")
     ] = False,
-    timeout: TimeoutOption = 1800.0,
-    keep: KeepOption = False,
-    allow_unverified: AllowOption = False,
-    patience: PatienceOption = 60.0,
-    as_json: JsonOption = False,
+    timeout: Timeout = 1800.0,
+    keep: Keep = False,
+    allow_unverified: options.AllowUnverified = False,
+    patience: options.Patience = 60.0,
+    as_json: options.Json = False,
 ) -> None:
-    """Start a distributed image on the nodes as one server: on all of them, or on none.
+    """Start a distributed image as one server on all nodes, or on none.
 
-    The command of each node follows from the image (entry point, measured NCCL), the profile and
-    the node. Done when the server is ready and the ranks' logs have shown the pinned NCCL and RDMA.
+    Each node's command follows from the image (entrypoint, libnccl), the profile and the node.
+    Returns once the server is ready and the ranks' logs show the pinned NCCL and RDMA.
     """
-    import re
-
     from sparkimage.config.inventory import Fleet
-    from sparkimage.core import paths
-    from sparkimage.core.progress import View
     from sparkimage.image import layerindex
-    from sparkimage.image.store import Store
     from sparkimage.serve import choices
     from sparkimage.serve.command import Request
     from sparkimage.serve.launch import Launch, Options
-    from sparkimage.serve.waiting import ProofError
 
     if not model.startswith("/") or re.search(r"[\x00-\x1f]", model):
         raise UsageError(
-            f"--model {model!r} is no absolute path",
-            hint="name the folder as the nodes have it: --model /models/NAME",
+            f"--model {model!r} is not an absolute path",
+            hint="pass the folder on the nodes: --model /models/NAME",
         )
     if not re.fullmatch(NAME_PATTERN, name):
-        raise UsageError(f"--name {name!r} cannot be a container's name", hint="letters, digits, -")
-    read, store = read_matrix(), Store.open(paths.store())
-    fleet = read_fleet(nodes)
-    record, held, _decision = to_ship(
-        store, reference, allow_unverified=allow_unverified, read=read
+        raise UsageError(
+            f"--name {name!r} is not a valid container name", hint="use letters, digits and -"
+        )
+    matrix, store = base.read_matrix(), base.open_store()
+    fleet = base.read_fleet(nodes)
+    record, image, _decision = to_ship(
+        store, reference, allow_unverified=allow_unverified, matrix=matrix
     )
     plan = record.plan
-    profile_name, chosen = choices.pick(
-        dict(read.profiles), plan.variant, profile, len(fleet.nodes)
+    profile_name, settings = choices.pick(
+        dict(matrix.profiles), plan.variant, profile, len(fleet.nodes)
     )
-    ranks = choices.order(fleet, chosen.nodes)
-    pin = plan.versions.get("nccl", "")
-    preload = ""
-    if pin:
-        with store.in_use(say):
-            found = choices.libraries(layerindex.image_files(store, held))
-        preload = choices.choose(found, pin, held.settings.env).path
-    lacking = [one for one in NEEDED_CACHES if one not in chosen.caches.values()]
-    if lacking:
-        names = ", ".join(NEEDED_CACHES[one] for one in lacking)
-        typer.echo(
-            f"warning: profile {profile_name} has no cache for {names}: every start compiles again",
-            err=True,
-        )
-    request = Request(
-        name=name,
-        variant=plan.variant,
-        digest=held.digest,
-        profile_name=profile_name,
-        profile=chosen,
-        model=model.rstrip("/") or "/",
-        entrypoint=held.settings.entrypoint,
-        preload=preload,
-        nccl=pin,
-        share_cache=share_cache,
-    )
-    one = Launch(
-        request=request,
-        image=held,
+    ranks = choices.order(fleet, settings.nodes)
+    nccl, preload = plan.versions.get("nccl", ""), ""
+    if nccl:
+        with store.in_use(base.say):
+            libraries = choices.libraries(layerindex.image_files(store, image))
+        preload = choices.choose(libraries, nccl, image.settings.env).path
+    missing = [NEEDED_CACHES[path] for path in NEEDED_CACHES.keys() - settings.caches.values()]
+    if missing:
+        caches = ", ".join(sorted(missing, reverse=True))
+        base.warn(f"profile {profile_name} has no cache for {caches}: every start recompiles")
+    deployment = Launch(
+        request=Request(
+            name=name,
+            variant=plan.variant,
+            digest=image.digest,
+            profile_name=profile_name,
+            profile=settings,
+            model=model.rstrip("/") or "/",
+            entrypoint=image.settings.entrypoint,
+            preload=preload,
+            nccl=nccl,
+            share_cache=share_cache,
+        ),
+        image=image,
         image_name=plan.image,
         fleet=Fleet(nodes=ranks, file=fleet.file),
-        view=View(console(stderr=True), quiet=as_json),
+        view=base.new_view(quiet=as_json),
         options=Options(timeout_s=timeout, keep=keep, replace=replace, patience_s=patience),
     )
     if dry_run or print_ is not None:
-        _print(one.plan(), print_ or Form.RUN, as_json=as_json)
+        _print_commands(deployment.plan(), print_ or CommandFormat.RUN, as_json=as_json)
+    else:
+        _print_ready(deployment.run, as_json=as_json)
+
+
+def _print_commands(
+    containers: Sequence[Container], command_format: CommandFormat, *, as_json: bool
+) -> None:
+    if as_json:
+        base.print_json([container.to_dict() for container in containers])
         return
+    separator = "\n" if command_format is CommandFormat.RUN else "---\n\n"
+    texts = []
+    for container in containers:
+        role = "head" if container.rank == 0 else "worker"
+        command = (
+            container.pasteable()
+            if command_format is CommandFormat.RUN
+            else container.compose().rstrip("\n")
+        )
+        texts.append(f"# {container.node}: rank {container.rank}, {role}\n{command}\n")
+    typer.echo(separator.join(texts), nl=False)
+
+
+def _print_ready(start: Callable[[], Ready], *, as_json: bool) -> None:
+    """Start, and print what the logs of the ranks show, whether they prove it or not."""
+    from sparkimage.serve.waiting import ProofError
+
     try:
-        ready = one.run()
+        ready = start()
     except ProofError as error:
-        _show_findings(error.findings, as_json=as_json)
+        if as_json:
+            base.print_json({"proof": [finding.to_dict() for finding in error.findings]})
+        else:
+            _print_findings(error.findings)
         raise
-    _show_ready(ready, as_json=as_json)
-
-
-def _print(planned: Sequence[Container], form: Form, *, as_json: bool) -> None:
     if as_json:
-        print_json([one.to_dict() for one in planned])
+        base.print_json(ready.to_dict())
         return
-    for place, one in enumerate(planned):
-        role = "head" if one.rank == 0 else "worker"
-        if place:
-            typer.echo("")
-        typer.echo(f"# {one.node}: rank {one.rank}, {role}")
-        typer.echo(one.pasteable() if form is Form.RUN else one.compose().rstrip("\n"))
-        if form is Form.COMPOSE and place < len(planned) - 1:
-            typer.echo("---")
-
-
-def _show_ready(ready: Ready, *, as_json: bool) -> None:
-    from sparkimage.core.units import clock
-
-    if as_json:
-        print_json(ready.to_dict())
-        return
-    _show_findings(ready.findings, as_json=False)
+    _print_findings(ready.findings)
     spec = ready.spec
-    where = ", ".join(one.name for one in ready.ranks)
+    nodes = ", ".join(rank.name for rank in ready.ranks)
     typer.echo(
-        f"{spec.name} serves {spec.variant} ({spec.digest[7:19]}) on {where}: ready after "
+        f"{spec.name} serves {spec.variant} ({base.short(spec.digest)}) on {nodes}: ready after "
         f"{clock(ready.seconds)}\n{spec.url}"
     )
 
 
-def _show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
-    from rich.markup import escape
-
-    if as_json:
-        print_json({"proof": [one.to_dict() for one in findings]})
-        return
+def _print_findings(findings: Sequence[Finding]) -> None:
     if not findings:
         return
-    table = new_table("", "rank", "node", "looked for", "seen")
-    for one in findings:
-        mark = "[green]✓[/]" if one.ok else "[red]✗[/]"
-        table.add_row(mark, str(one.rank), escape(one.node), one.what, escape(one.seen))
-    console().print(table)
+    table = base.new_table("", "rank", "node", "expected", "seen")
+    for finding in findings:
+        mark = base.OK if finding.ok else base.FAILED
+        cells = (finding.rank, finding.node, finding.what, finding.seen)
+        table.add_row(mark, *map(base.plain, cells))
+    base.console().print(table)
 
 
 def status(
-    nodes: NodesOption = NODES,
-    name: NameOption = None,
-    patience: PatienceOption = 60.0,
-    as_json: JsonOption = False,
+    nodes: options.Nodes = options.FLEET_FILE,
+    name: options.Name = None,
+    patience: options.Patience = 60.0,
+    as_json: options.Json = False,
 ) -> None:
-    """Show what runs on the nodes, and whether it is whole (exit code 18 when it is broken)."""
+    """Show the deployments on the nodes (exit code 18 if one is broken)."""
     from sparkimage.serve import running
 
-    found, errors = running.look(read_fleet(nodes), name=name, patience_s=patience)
+    deployments, errors = running.look(base.read_fleet(nodes), name=name, patience_s=patience)
     if as_json:
-        said = {
-            "sets": [one.to_dict() for one in found],
-            "errors": {node: error.message for node, error in sorted(errors.items())},
-        }
-        print_json(said)
-    elif found:
-        for place, one in enumerate(found):
-            if place:
-                typer.echo("")
-            console().print(_status_table(one))
+        messages = {node: error.message for node, error in sorted(errors.items())}
+        sets = [deployment.to_dict() for deployment in deployments]
+        base.print_json({"sets": sets, "errors": messages})
+    elif deployments:
+        tables = [_status_table(deployment) for deployment in deployments]
+        base.console().print(*tables, sep="\n")
     else:
-        typer.echo("nothing runs on the nodes" + (" that were asked" if errors else ""))
-    broken = [f"{one.set.name}: {problem}" for one in found for problem in one.problems]
+        typer.echo(f"nothing runs on the {'reachable ' * bool(errors)}nodes")
+    broken = [deployment for deployment in deployments if deployment.problems]
+    problems = [f"{one.set.name}: {problem}" for one in broken for problem in one.problems]
     if errors:
-        from sparkimage.nodes.retag import lines
-        from sparkimage.serve import sets
-
-        error = sets.failure(errors, len(read_fleet(nodes).nodes), "")
-        error.message = f"could not reach {len(errors)} nodes"
-        error.detail = "\n".join([*lines(errors), *broken])
+        error = base.node_error(f"could not reach {base.plural(len(errors), 'node')}", errors)
+        error.detail = "\n".join([error.detail, *problems])
         raise error
     if broken:
-        zombies = any(one.set.zombies for one in found)
+        zombies = any(deployment.set.zombies for deployment in deployments)
         raise LaunchError(
-            f"{len([one for one in found if one.problems])} of {len(found)} sets broken",
-            detail="\n".join(broken),
-            hint="end it, zombies too: python build.py stop"
+            f"{len(broken)} of {base.plural(len(deployments), 'deployment')} broken",
+            detail="\n".join(problems),
+            hint="stop it, zombie workers included: python build.py stop"
             if zombies
-            else "see why: python build.py logs; then python build.py restart",
+            else "read python build.py logs, then run python build.py restart",
         )
 
 
-def _status_table(one: DeploymentStatus) -> Table:
-    from rich.markup import escape
-
-    first = one.set.members[0]
-    health = one.health or "no head to ask"
-    table = new_table(
+def _status_table(deployment: DeploymentStatus) -> Table:
+    members, zombies = deployment.set.members, deployment.set.zombies
+    first = members[0]
+    table = base.new_table(
         "", "node", "rank", "state", "since (UTC)", "image", "restarts", right=["rank", "restarts"],
-        title=f"{one.set.name}: {first.variant}, {first.profile}; health: {health}",
+        title=f"{deployment.set.name}: {first.variant}, {first.profile}; "
+        f"health: {deployment.health or 'no head'}",
     )  # fmt: skip
-    identity = first.identity
-    for member in one.set.members:
-        zombie = member in one.set.zombies
-        mark = "[green]✓[/]" if member.lives and not zombie else "[red]✗[/]"
-        same = member.identity == identity and member.digest == first.digest
-        since = (member.started if member.lives else member.ended).replace("T", " ")[:16]
-        state = f"{member.words()}, zombie" if zombie else member.words()
+    for member in members:
+        zombie = member in zombies
+        same = (member.identity, member.digest) == (first.identity, first.digest)
         table.add_row(
-            mark, escape(member.node), f"{member.rank} {member.role}", escape(state), since,
-            f"{'=' if same else '[red]≠[/]'} {escape(member.digest[7:19])}", str(member.restarts),
-        )  # fmt: skip
+            base.OK if member.lives and not zombie else base.FAILED,
+            base.plain(member.node),
+            f"{member.rank} {member.role}",
+            base.plain(member.words() + ", zombie" * zombie),
+            base.date(member.started if member.lives else member.ended),
+            f"{'=' if same else '[red]≠[/]'} {base.plain(base.short(member.digest))}",
+            str(member.restarts),
+        )
     return table
 
 
 def logs(
-    nodes: NodesOption = NODES,
-    name: NameOption = None,
-    node: Annotated[str | None, typer.Option("--node", help="Of this node alone.")] = None,
-    rank: Annotated[int | None, typer.Option("--rank", min=0, help="Of this rank alone.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they come.")] = False,
+    nodes: options.Nodes = options.FLEET_FILE,
+    name: options.Name = None,
+    node: Annotated[str | None, typer.Option(metavar="NAME", help="Only this node.")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="N", min=0, help="Only this rank.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the logs.")] = False,
     tail: Annotated[
-        int | None, typer.Option("--tail", min=0, help="The last N lines of each.")
+        int | None, typer.Option(metavar="N", min=0, help="Start at the last N lines of each rank.")
     ] = None,
-    patience: PatienceOption = 60.0,
+    patience: options.Patience = 60.0,
 ) -> None:
-    """Print the ranks' logs as one, each line with its node's name."""
+    """Print the logs of all ranks together, each line with its node's name."""
     from sparkimage.serve import running
 
     with running.logs(
-        read_fleet(nodes), name=name, node=node, rank=rank, tail=tail,
+        base.read_fleet(nodes), name=name, node=node, rank=rank, tail=tail,
         follow=follow, patience_s=patience,
     ) as (names, lines, errors):  # fmt: skip
         for lost, error in sorted(errors.items()):
-            typer.echo(f"warning: {lost}: {error.message}", err=True)
+            base.warn(f"{lost}: {error.message}")
         width = max(map(len, names))
         try:
-            for at, line in lines:
-                typer.echo(f"{at:<{width}} | {line}")
+            for source, line in lines:
+                typer.echo(f"{source:<{width}} | {line}")
         except BaseException as error:
             # Not handled, only named.
-            error.add_note("no more lines are printed, and the set goes on")
+            error.add_note("the deployment keeps running")
             raise
 
 
 def stop(
-    nodes: NodesOption = NODES,
-    name: NameOption = None,
-    patience: PatienceOption = 60.0,
+    nodes: options.Nodes = options.FLEET_FILE,
+    name: options.Name = None,
+    patience: options.Patience = 60.0,
 ) -> None:
-    """End a set on all nodes, and what is left of one; nothing to end is no failure."""
+    """Stop a deployment on all nodes and remove what is left of it; nothing to stop is OK."""
     from sparkimage.serve import running, sets
 
-    fleet = read_fleet(nodes)
-    was, errors = running.stop(fleet, name=name, patience_s=patience)
-    if was is None:
-        typer.echo("there is nothing to stop" + (" on the nodes that answer" if errors else ""))
+    fleet = base.read_fleet(nodes)
+    stopped, errors = running.stop(fleet, name=name, patience_s=patience)
+    if stopped is None:
+        typer.echo(f"nothing to stop{' on the reachable nodes' * bool(errors)}")
     else:
-        done = [one for one in was.members if one.node not in errors]
-        typer.echo(f"{was.name} is stopped on {', '.join(one.node for one in done) or 'no node'}")
-        for one in was.zombies:
-            typer.echo(f"  {one.node} had a zombie worker (rank {one.rank})")
+        done = [member.node for member in stopped.members if member.node not in errors]
+        typer.echo(f"{stopped.name} stopped on {', '.join(done) or 'no node'}")
+        for zombie in stopped.zombies:
+            typer.echo(f"  {zombie.node} had a zombie worker (rank {zombie.rank})")
     if errors:
-        raise sets.failure(errors, len(fleet.nodes), "could not be told to stop")
+        raise sets.failure(errors, len(fleet.nodes), "could not stop it")
 
 
 def restart(
-    nodes: NodesOption = NODES,
-    name: NameOption = None,
-    timeout: TimeoutOption = 1800.0,
-    keep: KeepOption = False,
-    patience: PatienceOption = 60.0,
-    as_json: JsonOption = False,
+    nodes: options.Nodes = options.FLEET_FILE,
+    name: options.Name = None,
+    timeout: Timeout = 1800.0,
+    keep: Keep = False,
+    patience: options.Patience = 60.0,
+    as_json: options.Json = False,
 ) -> None:
-    """Start a set again: the same containers, so the same commands and the same image."""
-    from sparkimage.core.progress import View
+    """Restart a deployment's containers, with the same image and commands."""
     from sparkimage.serve import running
-    from sparkimage.serve.waiting import ProofError
 
-    try:
-        ready = running.restart(
-            read_fleet(nodes), name=name, timeout_s=timeout, keep=keep,
-            patience_s=patience, view=View(console(stderr=True), quiet=as_json),
-        )  # fmt: skip
-    except ProofError as error:
-        _show_findings(error.findings, as_json=as_json)
-        raise
-    _show_ready(ready, as_json=as_json)
+    _print_ready(
+        lambda: running.restart(
+            base.read_fleet(nodes), name=name, timeout_s=timeout, keep=keep,
+            patience_s=patience, view=base.new_view(quiet=as_json),
+        ),
+        as_json=as_json,
+    )  # fmt: skip

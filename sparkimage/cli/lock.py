@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli.base import (
-    JsonOption,
-    MirrorOption,
-    console,
-    new_table,
-    print_json,
-    read_lock,
-    read_matrix,
-    resolve_context,
-    say,
-    use_mirrors,
-)
+from sparkimage.cli import base, options
 from sparkimage.core import locks
 from sparkimage.core.errors import LockError, NetworkError, UsageError
 from sparkimage.core.files import write
@@ -31,88 +20,85 @@ if TYPE_CHECKING:
 
 def lock(
     check: Annotated[
-        bool, typer.Option("--check", help="Only say whether it fits the matrix (offline).")
+        bool, options.flag("--check", "Check offline that matrix.lock fits the matrix.")
     ] = False,
     update: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[==V]",
-            help="Move this pin, patch or wheel, and nothing else; NAME may be a glob.",
+            help="Update only this pin, patch or wheel; NAME may be a glob.",
         ),
     ] = None,
     outdated: Annotated[
-        bool, typer.Option("--outdated", help="List what has a newer version; change nothing.")
+        bool, options.flag("--outdated", "List pins with newer versions; change nothing.")
     ] = False,
-    mirror: MirrorOption = None,
-    as_json: JsonOption = False,
+    _mirror: options.Mirror = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Resolve the matrix's pins into matrix.lock; what fits there already stays as it is."""
+    """Resolve the pins that matrix.lock lacks; resolved pins stay as they are."""
     if check + outdated + bool(update) > 1:
-        raise UsageError("--check, --update and --outdated exclude each other", hint="take one")
-    use_mirrors(mirror)
-    read = read_matrix()
+        raise UsageError("--check, --update and --outdated exclude each other", hint="pass one")
+    matrix = base.read_matrix()
     if check:
-        _check(read)
+        _check(matrix)
     elif outdated:
-        _outdated(read, as_json=as_json)
+        _print_outdated(matrix, as_json=as_json)
     else:
-        _resolve(read, update or ())
+        _resolve(matrix, update or ())
 
 
-def _check(read: Matrix) -> None:
-    held = read_lock(read)
-    typer.echo(f"{held.file} fits {read.file.name}")
-    for (pin, value), entry in sorted(held.entries.items()):
+def _check(matrix: Matrix) -> None:
+    lock = base.read_lock(matrix)
+    typer.echo(f"{lock.file} fits {matrix.file.name}")
+    for (pin, value), entry in sorted(lock.entries.items()):
         if entry.unresolved is not None:
             typer.echo(f"  not resolved yet: {pin} {value}")
 
 
-def _outdated(read: Matrix, *, as_json: bool) -> None:
-
+def _print_outdated(matrix: Matrix, *, as_json: bool) -> None:
     from sparkimage.resolve import resolver
 
-    held = read_lock(read)
-    quiet = resolve_context(read, lambda _: None)
-    terminal = console()
-    with console(stderr=True).status("asking registries, repositories and indexes"):
-        pins, fresh = resolver.outdated(read, held, quiet)
+    context = base.resolve_context(matrix, lambda _: None)
+    with base.console(stderr=True).status("checking registries, repositories and indexes"):
+        pins, outcome = resolver.outdated(matrix, base.read_lock(matrix), context)
     if as_json:
-        print_json([asdict(pin) for pin in pins])
+        base.print_json([asdict(pin) for pin in pins])
     elif pins:
-        table = new_table("pin", "what", "locked", "newest")
+        table = base.new_table("pin", "what", "locked", "newest")
         for pin in pins:
             table.add_row(pin.pin, pin.what, pin.locked, pin.newest)
-        terminal.print(table)
-        terminal.print("\nto take one: python build.py lock --update NAME", highlight=False)
+        base.console().print(table)
+        typer.echo("\nto update one: python build.py lock --update NAME")
     else:
-        typer.echo("nothing that could be asked is newer than in the lock")
-    _report(tuple(fresh.failures.values()), written=False)
+        typer.echo("no newer version found")
+    _raise_failures(tuple(outcome.failures.values()))
 
 
-def _resolve(read: Matrix, update: Sequence[str]) -> None:
-    from sparkimage.config import lockfile as locking
+def _resolve(matrix: Matrix, update: Sequence[str]) -> None:
+    from sparkimage.config import lockfile
     from sparkimage.resolve import resolver
 
-    path = read.file.with_suffix(".lock")
-    # The folder stays while files in it are replaced.
-    with locks.exclusive(read.root, say, f"writes {path.name}"):
+    path = matrix.file.with_suffix(".lock")
+    # Locked is the folder, since files in it are replaced.
+    with locks.exclusive(matrix.root, base.say, f"writes {path.name}"):
         try:
-            held = locking.load(path)
+            old = lockfile.load(path)
         except LockError:
-            held = None  # missing, of an older version or damaged: made anew
-        wanted = resolver.parse_update(read, held, update)
-        outcome = resolver.resolve(read, held, resolve_context(read, typer.echo), wanted)
-        made = locking.dump(outcome.lock)
-        if path.is_file() and path.read_text() == made:
+            old = None  # missing, of an older version or damaged: resolved from scratch
+        targets = resolver.parse_update(matrix, old, update)
+        context = base.resolve_context(matrix, typer.echo)
+        outcome = resolver.resolve(matrix, old, context, targets)
+        text = lockfile.dump(outcome.lock)
+        if path.is_file() and path.read_text() == text:
             typer.echo(f"{path.name} is unchanged")
         else:
-            write(path, made.encode())
-            typer.echo(f"{path.name} is written; look at `git diff {path.name}`")
-    _report(tuple(outcome.failures.values()), written=True)
+            write(path, text.encode())
+            typer.echo(f"wrote {path.name}; review it with `git diff {path.name}`")
+    _raise_failures(tuple(outcome.failures.values()), "; all others are in the lock")
 
 
-def _report(failures: Sequence[SparkError], *, written: bool) -> None:
-    """Every pin that could not be resolved, each with what to do; the exit code says so too."""
+def _raise_failures(failures: Sequence[SparkError], rest: str = "") -> None:
+    """Raise one error for all pins that could not be resolved, each with what to do."""
     if not failures:
         return
     lines = []
@@ -121,13 +107,13 @@ def _report(failures: Sequence[SparkError], *, written: bool) -> None:
         lines += [f"    {line}" for line in failure.detail.splitlines()[-4:]]
         lines.append(f"    → {failure.hint}")
     unreachable = all(isinstance(failure, NetworkError) for failure in failures)
-    kind = NetworkError if unreachable else LockError
-    count = f"{len(failures)} pin{'s' * (len(failures) > 1)}"
-    raise kind(
-        f"{count} could not be {'reached' if unreachable else 'resolved'}"
-        + ("; all the others are in the lock" if written else ""),
-        detail="\n".join(lines),
-        hint="run the same command where they can be: what is resolved stays"
+    kind, problem, action = (
+        (NetworkError, "reached", "run the same command where they are reachable")
         if unreachable
-        else "correct these, then run the same command: what is resolved stays",
+        else (LockError, "resolved", "correct these, then run the same command again")
+    )
+    raise kind(
+        f"{base.plural(len(failures), 'pin')} could not be {problem}{rest}",
+        detail="\n".join(lines),
+        hint=f"{action}; resolved pins stay",
     )

@@ -7,95 +7,79 @@ from typing import Annotated
 
 import typer
 
-from sparkimage.cli.base import (
-    JsonOption,
-    MirrorOption,
-    console,
-    new_table,
-    plans_of,
-    print_json,
-    read_lock,
-    read_matrix,
-    resolve_context,
-    say,
-    use_mirrors,
-)
+from sparkimage.cli import base, options
 from sparkimage.core.errors import UsageError
 from sparkimage.core.files import write
 
-app = typer.Typer(help="Patches: what each one is to each variant.")
+app = typer.Typer(help="List patches and what each one is to each variant, or export them.")
 
 
 @app.callback(invoke_without_command=True)
-def patches(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List the patches, and what each one is to each variant of a fork."""
+def patches(context: typer.Context, as_json: options.Json = False) -> None:
+    """List patches and which variants apply them, or export patched files."""
     if context.invoked_subcommand is not None:
         return
-    from rich.markup import escape
-
     from sparkimage.config import planning
 
-    read = read_matrix()
-    held = read_lock(read)
+    matrix = base.read_matrix()
+    lock = base.read_lock(matrix)
     rows = [
         {"patch": name, "variant": variant.name, "state": verdict.state, "reason": verdict.reason}
-        for variant in read.variants
-        for name, verdict in planning.judge_patches(read, variant, held).items()
+        for variant in matrix.variants
+        for name, verdict in planning.judge_patches(matrix, variant, lock).items()
     ]
     if as_json:
-        print_json(rows)
+        base.print_json(rows)
         return
-    terminal = console()
-    for name, patch in sorted(read.patches.items()):
+    terminal = base.console()
+    for name, patch in sorted(matrix.patches.items()):
         address, commit, path = patch.place
-        where = f"{path} of {address} at {commit[:12]}" if commit else f"patches/{path}"
+        source = f"{path} of {address} at {commit[:12]}" if commit else f"patches/{path}"
         licence = f" ({patch.origin.licence})" if patch.origin else ""
-        terminal.print(f"[bold]{name}[/]: {escape(patch.purpose)}", highlight=False)
-        terminal.print(f"  [dim]{patch.kind}: {escape(where + licence)}[/]", highlight=False)
-        table = new_table("  variant", "state", "why")
+        terminal.print(f"[bold]{name}[/]: {base.plain(patch.purpose)}")
+        terminal.print(f"  [dim]{patch.kind}: {base.plain(source + licence)}[/]")
+        table = base.new_table("  variant", "state", "why")
         for row in rows:
             if row["patch"] == name:
-                table.add_row(f"  {row['variant']}", row["state"], escape(row["reason"]))
+                table.add_row(f"  {row['variant']}", row["state"], base.plain(row["reason"]))
         terminal.print(table)
 
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="Where the files are written.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Write the files to DIR.")],
     variant: Annotated[
-        str | None, typer.Option(help="The variant; needed when several apply patches.")
+        str | None,
+        typer.Option(metavar="NAME", help="The variant; required if several apply patches."),
     ] = None,
-    mirror: MirrorOption = None,
+    _mirror: options.Mirror = None,
 ) -> None:
-    """Write the patched files of a variant where `docker run -v` can take them.
-
-    So that a patch can be changed live, without a build.
-    """
+    """Write the patched files of a variant for `docker run -v`, to edit them without a build."""
     from sparkimage.build.preflight import refuse_unresolved
     from sparkimage.config.matrix import select
-    from sparkimage.resolve import fetch as inputs
+    from sparkimage.resolve import fetch
 
-    use_mirrors(mirror)
-    read = read_matrix()
-    applying = [
-        one for one in read.variants if any(read.layers[layer].patches for layer in one.layers)
+    matrix = base.read_matrix()
+    patched = [
+        variant_
+        for variant_ in matrix.variants
+        if any(matrix.layers[layer].patches for layer in variant_.layers)
     ]
-    chosen = select(read, names=[variant]) if variant else tuple(applying)
-    if len(chosen) != 1 or chosen[0] not in applying:
+    chosen = select(matrix, names=[variant]) if variant else tuple(patched)
+    if len(chosen) != 1 or chosen[0] not in patched:
         raise UsageError(
-            f"{variant or 'the matrix'} has {len(applying) if not variant else 'no'} "
-            "variants with patches",
-            hint="name one with --variant: " + ", ".join(one.name for one in applying),
+            f"{variant} applies no patches"
+            if variant
+            else f"{len(patched)} variants apply patches",
+            hint="pass one with --variant: " + ", ".join(one.name for one in patched),
         )
-    plans = plans_of(read, chosen)
+    plans = base.plans_of(matrix, chosen)
     refuse_unresolved(plans)
-    reached = resolve_context(read, say)
+    context = base.resolve_context(matrix, base.say)
     mounts = []
-    for path, content in inputs.patched(plans[0], read.root, reached).items():
-        made = folder.absolute() / Path(path).name
-        made.parent.mkdir(parents=True, exist_ok=True)
-        write(made, content)
-        mounts.append(f"-v {made}:{path}:ro")
-    typer.echo("written; give these to docker run:")
-    for mount in mounts:
-        typer.echo(f"  {mount}")
+    for path, content in fetch.patched(plans[0], matrix.root, context).items():
+        file = folder.absolute() / Path(path).name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, content)
+        mounts.append(f"  -v {file}:{path}:ro")
+    typer.echo("\n".join(["written; add to docker run:", *mounts]))

@@ -1,4 +1,4 @@
-"""The command that measures a server of models."""
+"""The command that benchmarks a model server."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparkimage.cli.base import JsonOption, console, new_table, print_json, read_fleet
-from sparkimage.cli.fleet import PatienceOption
-from sparkimage.cli.launch import NameOption
+from sparkimage.cli import base, options
+from sparkimage.core import paths
 from sparkimage.core.errors import UsageError
+from sparkimage.core.process import Local
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rich.table import Table
 
@@ -24,50 +24,57 @@ if TYPE_CHECKING:
     from sparkimage.serve.openai_api import Server
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
-"""Variables of the environment that a container gets that measures over the network."""
+"""Environment variables for a container that measures over the network."""
 CA = "/tmp/ca.pem"  # in the container
 
 
 def probe(
     url: Annotated[
-        str, typer.Option(metavar="URL", help="Any server, as http://HOST:8000; with --image.")
+        str, typer.Option(metavar="URL", help="A server, as http://HOST:8000; needs --image.")
     ] = "",
     nodes: Annotated[
-        str, typer.Option(metavar="FILE|LIST", help="Measure what runs there, on its head's node.")
+        str,
+        typer.Option(metavar="FILE|NAMES", help="Measure the deployment on these nodes."),
     ] = "",
-    name: NameOption = None,
+    name: options.Name = None,
     image: Annotated[
-        str, typer.Option(metavar="IMAGE", help="With --url: whose vLLM measures, in Docker here.")
+        str,
+        typer.Option(metavar="IMAGE", help="With --url: a local image with vLLM, to measure with."),
     ] = "",
-    model: Annotated[str, typer.Option(help="One that it serves; default: its first.")] = "",
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="A model it serves. Default: its first.")
+    ] = "",
     streams: Annotated[
-        str, typer.Option(metavar="LIST", help="Requests at a time, one row for each.")
+        str, typer.Option(metavar="LIST", help="Concurrent requests, one row for each number.")
     ] = "1,8",
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 256,
+    tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Output tokens a request.")] = 256,
     requests: Annotated[
-        int, typer.Option(min=0, help="Requests of each row; 0: every kind, 2 a stream.")
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Requests a row. 0: each kind of prompt, 2 per stream."
+        ),
     ] = 0,
     rounds: Annotated[
-        int, typer.Option(min=1, max=99, help="Measure so often, and take the medians.")
+        int, typer.Option(metavar="N", min=1, max=99, help="Run N rounds and show medians.")
     ] = 1,
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the result there, for --compare.")
+        Path | None, typer.Option(metavar="FILE", help="Save the result for --compare.")
     ] = None,
     compare: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Show ratios to an earlier result.")
+        Path | None, typer.Option(metavar="FILE", help="Show ratios to a saved result.")
     ] = None,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=1, help="Give up a row after SECONDS.")
+        float, typer.Option(metavar="SECONDS", min=1, help="Give up on a row after SECONDS.")
     ] = 1800.0,
-    patience: PatienceOption = 60.0,
-    as_json: JsonOption = False,
+    patience: options.Patience = 60.0,
+    as_json: options.Json = False,
 ) -> None:
-    """Measure tokens a second and time to the first token with vLLM's own `vllm bench serve`.
+    """Measure tokens/s and time to first token with vLLM's own `vllm bench serve`.
 
-    It runs where the server is, in the container of a deployment's head (--nodes), or in a
-    container of an image here (--url, --image). Prompts are unique, tokens are counted by the
-    server, answers may not end early, thinking is off; what a server does not grant of that is
-    said with the numbers. A key comes from the environment variable SPARKIMAGE_API_KEY.
+    It runs in the container of the deployment's head (--nodes), or in a new container of an image
+    on this machine (--url, --image). Prompts are unique, the server counts the tokens, ignore_eos
+    is set and thinking is off; what the server does not support of this is reported with the
+    results. The API key is read from $SPARKIMAGE_API_KEY.
     """
     from sparkimage.serve import measure
 
@@ -77,16 +84,16 @@ def probe(
     )
     if bool(url) == bool(nodes):
         raise UsageError(
-            "give either --url or --nodes",
+            "pass either --url or --nodes",
             hint="probe --nodes fleet.yaml, or probe --url http://HOST:8000 --image IMAGE",
         )
 
     def say(line: str) -> None:
         if not as_json:
-            typer.echo(line, err=True)
+            base.say(line)
 
     with (
-        _deployment(nodes, name, timeout, patience) if nodes else _address(url, image, timeout, say)
+        _deployment(nodes, name, timeout, patience) if nodes else _url(url, image, timeout, say)
     ) as (server, bench, marks):
         served = server.models()
         if model and model not in served:
@@ -99,29 +106,17 @@ def probe(
     if save is not None:
         measure.save(result, save)
     ratios, warnings = measure.compare(result, before) if before is not None else ({}, [])
-    if as_json:
-        said = result.to_dict()
-        if before is not None:
-            said["compared"] = {
-                "with": before.when,
-                "ratios": [{"streams": one, **figures} for one, figures in ratios.items()],
-                "warnings": warnings,
-            }
-        print_json(said)
+    if not as_json:
+        _print(result, ratios, warnings)
         return
-    terminal = console()
-    terminal.print(_table(result, ratios))
-    kinds = result.rows[0].kinds
-    if kinds:
-        slowest_first = sorted(kinds.items(), key=lambda entry: entry[1])
-        rates = ", ".join(f"{kind} {rate:.1f}" for kind, rate in slowest_first)
-        terminal.print(f"by text ({result.rows[0].streams} at a time): {rates}", markup=False)
-    mark = "[green]✓[/]" if result.tool_call.works else "[red]✗[/]"
-    terminal.print(f"{mark} tool call: {_plain(result.tool_call.seen)}", highlight=False)
-    for mark in result.marks:
-        terminal.print(f"[yellow]![/] {_plain(mark)}", highlight=False)
-    for warning in warnings:
-        terminal.print(f"[yellow]![/] {_plain(warning)}", highlight=False)
+    document = result.to_dict()
+    if before is not None:
+        document["compared"] = {
+            "with": before.when,
+            "ratios": [{"streams": count, **figures} for count, figures in ratios.items()],
+            "warnings": warnings,
+        }
+    base.print_json(document)
 
 
 @contextmanager
@@ -133,7 +128,7 @@ def _deployment(
     from sparkimage.serve.measure import Bench
     from sparkimage.serve.openai_api import Server
 
-    with running.head(read_fleet(nodes), name=name, patience_s=patience_s) as (session, head):
+    with running.head(base.read_fleet(nodes), name=name, patience_s=patience_s) as (session, head):
         docker = session.remote.docker.split()
         server = Server(
             url=f"http://{head.head}:{head.port}", socket=session.remote.forward_port(head.port)
@@ -149,35 +144,32 @@ def _deployment(
 
 
 @contextmanager
-def _address(
+def _url(
     url: str, image: str, timeout_s: float, say: Callable[[str], None]
 ) -> Iterator[tuple[Server, Bench, list[str]]]:
-    """The server at an address, and `vllm bench serve` in a new container on this machine."""
+    """The server at a URL, and `vllm bench serve` in a new container on this machine."""
     from sparkimage.build.engine.private import ensure
-    from sparkimage.core import paths
     from sparkimage.core.arch import arch_name
-    from sparkimage.core.process import Local
     from sparkimage.serve.measure import EMULATED, Bench
     from sparkimage.serve.openai_api import Server, is_loopback, parse_url
 
     server = Server(url=parse_url(url))
     if not image:
         raise UsageError(
-            "--url needs --image: an image whose vLLM measures",
-            hint="one that Docker has here: docker images; python build.py images",
+            "--url needs --image, an image with vLLM",
+            hint="list the local ones: docker images; python build.py images",
         )
     engine = ensure(paths.home(), Local(), say)
     inspect = [*engine.docker, "image", "inspect", "--format", "{{.Architecture}}", image]
-    held = Local().run(inspect, check=False)
-    if held.returncode != 0:
-        raise UsageError(
-            f"Docker has no image {image} here", hint="build it, or pull it: docker images"
-        )
+    inspected = Local().run(inspect, check=False)
+    if inspected.returncode != 0:
+        raise UsageError(f"no such image here: {image}", hint="build or pull it: docker images")
+    arch = inspected.stdout.strip()
     proxies = () if is_loopback(server.url) else PROXIES
     bundle = os.environ.get("REQUESTS_CA_BUNDLE", "")
     command = [
         *engine.docker, "run", "--rm", "--interactive", "--init", "--pull", "never",
-        "--network", "host", "--platform", f"linux/{held.stdout.strip()}",
+        "--network", "host", "--platform", f"linux/{arch}",
         *(word for name in proxies if name in os.environ for word in ("--env", name)),
         *(
             ("--env", f"SSL_CERT_FILE={CA}", "--mount",
@@ -185,25 +177,30 @@ def _address(
         ),
         "--entrypoint", "sh", image,
     ]  # fmt: skip
-    bench = Bench(
-        runner=Local(), command=command, kill=(), url=server.url, timeout_s=timeout_s
-    )  # fmt: skip
-    emulated = arch_name(held.stdout.strip()) != engine.arch
-    yield server, bench, [EMULATED] if emulated else []
+    bench = Bench(runner=Local(), command=command, kill=(), url=server.url, timeout_s=timeout_s)
+    yield server, bench, [EMULATED] if arch_name(arch) != engine.arch else []
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def _print(result: Result, ratios: Mapping[int, Ratios], warnings: Sequence[str]) -> None:
+    terminal = base.console()
+    terminal.print(_table(result, ratios))
+    first = result.rows[0]
+    if first.kinds:
+        slowest_first = sorted(first.kinds.items(), key=lambda entry: entry[1])
+        rates = ", ".join(f"{kind} {rate:.1f}" for kind, rate in slowest_first)
+        terminal.print(f"tok/s by prompt ({base.plural(first.streams, 'stream')}): {rates}")
+    mark = base.OK if result.tool_call.works else base.FAILED
+    terminal.print(f"{mark} tool call: {base.plain(result.tool_call.seen)}")
+    for warning in (*result.marks, *warnings):
+        terminal.print(f"{base.WARNING} {base.plain(warning)}")
 
 
 def _table(result: Result, ratios: Mapping[int, Ratios]) -> Table:
     drafts = any(row.acceptance is not None for row in result.rows)
-    columns = ["streams", "tok/s each", "tok/s all", "first token", "p95", "requests"]
+    columns = ["streams", "tok/s each", "tok/s all", "TTFT", "TTFT p95", "requests"]
     columns += ["drafts"] if drafts else []
-    title = f"{result.model} at {result.url}, {result.settings.tokens} tokens an answer"
-    table = new_table(*columns, right=columns, title=_plain(title))
+    title = f"{result.model} at {result.url}, {result.settings.tokens} tokens a request"
+    table = base.new_table(*columns, right=columns, title=base.plain(title))
     star = "*" if result.marks else ""
     for row in result.rows:
         beside = ratios.get(row.streams, {})
@@ -220,7 +217,7 @@ def _table(result: Result, ratios: Mapping[int, Ratios]) -> Table:
 
 
 def _drafts(row: Row) -> str:
-    """Which part of the drafted tokens was accepted, and how many tokens a step gives."""
+    """The acceptance rate of draft tokens, and the tokens a step."""
     if row.acceptance is None:
         return "none"
     return f"{row.acceptance:.0f} %, {row.acceptance_length or 0:.1f} a step"

@@ -1,4 +1,4 @@
-"""The commands that bring images into a registry, and look at what is there."""
+"""The commands that publish images to a registry, and verify and show published ones."""
 
 from __future__ import annotations
 
@@ -6,21 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparkimage.cli.base import (
-    JsonOption,
-    MirrorOption,
-    Settings,
-    SignKeyOption,
-    TrustKeyOption,
-    console,
-    new_table,
-    print_json,
-    read_matrix,
-    resolve_context,
-    say,
-    use_mirrors,
-)
+from sparkimage.cli import base, options
 from sparkimage.cli.verify import tiers_of, to_ship
+from sparkimage.core.process import Local
+from sparkimage.core.units import clock, human
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,261 +23,246 @@ if TYPE_CHECKING:
     from sparkimage.verify.policy import Required
 
 
-IdentityOption = Annotated[
+Identity = Annotated[
     str | None,
-    typer.Option(
-        metavar="REGEXP", help="Without a key: the subject of the CI job's certificate (cosign)."
-    ),
+    typer.Option(metavar="REGEXP", help="Keyless: the subject of the CI job's certificate."),
 ]
-IssuerOption = Annotated[
-    str | None, typer.Option(metavar="URL", help="Without a key: who vouches for that identity.")
+Issuer = Annotated[
+    str | None, typer.Option(metavar="URL", help="Keyless: the OIDC issuer of that certificate.")
 ]
 PublishedReference = Annotated[
-    str, typer.Argument(metavar="REF", help="REGISTRY/REPOSITORY:TAG, or …@sha256:DIGEST.")
+    str,
+    typer.Argument(
+        metavar="REF", help="REGISTRY/REPOSITORY:TAG or REGISTRY/REPOSITORY@sha256:DIGEST."
+    ),
 ]
 
 
 def publish(
     variant: Annotated[
         list[str],
-        typer.Argument(
-            help="A variant or a digest; several, where they are the platforms of one image."
-        ),
+        typer.Argument(help="A variant or digest; several for the platforms of one image."),
     ],
-    to: Annotated[str, typer.Option(metavar="REGISTRY/REPOSITORY", help="Where to.")],
-    key: SignKeyOption = None,
-    identity: IdentityOption = None,
-    issuer: IssuerOption = None,
-    mirror: MirrorOption = None,
-    as_json: JsonOption = False,
+    to: Annotated[
+        str, typer.Option(metavar="REGISTRY/REPOSITORY", help="Publish to this repository.")
+    ],
+    key: options.SignKey = None,
+    identity: Identity = None,
+    issuer: Issuer = None,
+    _mirror: options.Mirror = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Bring a proven image into a registry, signed, and give it its tags when all is there."""
+    """Push a verified image to a registry, sign it with its seal, SBOM and provenance, and tag it.
+
+    Tags are set last, once all of it is there.
+    """
     from sparkimage.config.address import Place
-    from sparkimage.core import paths
-    from sparkimage.core.process import Local
-    from sparkimage.core.progress import View
     from sparkimage.image import layerindex
-    from sparkimage.image.store import Store
     from sparkimage.registry import cosign, sbom, tags
-    from sparkimage.registry import publish as publishing
+    from sparkimage.registry.publish import Item, Publication, channels
     from sparkimage.registry.skopeo import Repository
     from sparkimage.registry.tools import Tools
 
-    use_mirrors(mirror)
-    read = read_matrix() if Settings.matrix_file.is_file() else None
-    store = Store.open(paths.store())
-    view = View(console(stderr=True), quiet=as_json)
-    tools = Tools(outside=resolve_context(read, view.say))
+    matrix = base.read_matrix_if_any()
+    store, view = base.open_store(), base.new_view(quiet=as_json)
+    tools = Tools(outside=base.resolve_context(matrix, view.say))
     repository = Repository(place=Place.parse(to), tools=tools)
     with store.in_use(view.say), cosign.signer(key, identity, issuer, tools) as signer:
-        asked = [to_ship(store, one, allow_unverified=False, read=read) for one in variant]
-        channels = publishing.channels(read, [record.plan for record, _, _ in asked])
+        images = [
+            to_ship(store, reference, allow_unverified=False, matrix=matrix)
+            for reference in variant
+        ]
+        channel_names = channels(matrix, [record.plan for record, _, _ in images])
         # Before the minutes of an SBOM.
-        with view.busy(f"asking {repository.place.registry}"):
+        with view.busy(f"checking {repository.place.registry}"):
             repository.ready()
         items = []
-        for record, held, decision in asked:
+        for record, image, decision in images:
             plan = record.plan
             assert decision.verdict is not None
             with view.busy(f"measuring {plan.variant}"):
-                files = layerindex.image_files(store, held)
+                files = layerindex.image_files(store, image)
             with view.busy(f"SBOM of {plan.variant}"):
-                item = publishing.Item(
+                item = Item(
                     plan=plan,
-                    image=held,
+                    image=image,
                     measured=tags.measure(files),
                     verdict=decision.verdict,
                     required=record.required,
-                    bill=sbom.make(plan, held, files, store, Local()),
+                    bill=sbom.make(plan, image, files, store, Local()),
                 )
             items.append(item)
-        outcome = publishing.Publication(
+        outcome = Publication(
             items=items,
             store=store,
             to=repository,
             view=view,
             signer=signer,
-            channels=channels,
+            channels=channel_names,
         ).run()
     if as_json:
-        print_json(outcome.to_dict())
+        base.print_json(outcome.to_dict())
     else:
-        _show(outcome)
+        _print_outcome(outcome)
 
 
 def verify_published(
     reference: PublishedReference,
-    key: TrustKeyOption = None,
-    identity: IdentityOption = None,
-    issuer: IssuerOption = None,
+    key: options.TrustKey = None,
+    identity: Identity = None,
+    issuer: Issuer = None,
     requires: Annotated[
         str | None,
-        typer.Option(
-            metavar="LIST", help="Tiers that must have passed; default: as the matrix says."
-        ),
+        typer.Option(metavar="LIST", help="Require these tiers. Default: those of the matrix."),
     ] = None,
-    whole: Annotated[
-        bool, typer.Option("--whole", help="Read every blob, too, and prove it.")
-    ] = False,
-    as_json: JsonOption = False,
+    whole: Annotated[bool, options.flag("--whole", "Download and check every blob, too.")] = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Ask a registry whether an image is signed, proven, whole, and what its tag says."""
-    from sparkimage.core.progress import View
+    """Verify that a published image is signed, sealed and complete, and that its tag is true."""
     from sparkimage.registry import remote
 
     trust = _trust(key, identity, issuer)
-    view = View(console(stderr=True), quiet=as_json or not whole)
-    at = remote.Reference.parse(reference)
-    with view.transfer(f"reading {at}", 0) as moved:
-        found, facts = remote.verify(
+    view = base.new_view(quiet=as_json or not whole)
+    with view.transfer(f"reading {remote.Reference.parse(reference)}", 0) as moved:
+        image, platforms = remote.verify(
             reference, trust, requirement(requires), deep=whole, moved=moved
         )
     if as_json:
-        said = {
-            "reference": reference,
-            "digest": found.digest,
-            "result": "PASSED",
-            "platforms": {
-                one.reading.platform: {
-                    "digest": one.reading.digest,
-                    "tiers": list(one.verdict.tiers),
-                    "checks": len(one.verdict.checks),
-                    "lock": one.reading.lock,
-                }
-                for one in facts
-            },
-        }
-        print_json(said)
+        base.print_json(
+            {
+                "reference": reference,
+                "digest": image.digest,
+                "result": "PASSED",
+                "platforms": {
+                    platform.reading.platform: {
+                        "digest": platform.reading.digest,
+                        "tiers": list(platform.verdict.tiers),
+                        "checks": len(platform.verdict.checks),
+                        "lock": platform.reading.lock,
+                    }
+                    for platform in platforms
+                },
+            }
+        )
         return
-    for one in facts:
+    for platform in platforms:
+        reading, verdict = platform.reading, platform.verdict
         typer.echo(
-            f"✓ {one.reading.platform} {one.reading.digest}: signed, "
-            f"{len(one.verdict.checks)} checks passed ({', '.join(one.verdict.tiers)}), "
-            f"lock {one.reading.lock[:8]}"
+            f"✓ {reading.platform} {reading.digest}: signed, "
+            f"{base.plural(len(verdict.checks), 'check')} passed ({', '.join(verdict.tiers)}), "
+            f"lock {reading.lock[:8]}"
         )
 
 
 def inspect(
     reference: PublishedReference,
-    key: TrustKeyOption = None,
-    identity: IdentityOption = None,
-    issuer: IssuerOption = None,
-    as_json: JsonOption = False,
+    key: options.TrustKey = None,
+    identity: Identity = None,
+    issuer: Issuer = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Show what a published image is, by what the registry has of it alone."""
+    """Show a published image: versions, lock, seal, SBOM and signature, from the registry only."""
     from sparkimage.registry import inspect, remote
     from sparkimage.registry.cosign import Trust
     from sparkimage.registry.skopeo import Repository
 
-    # What it is can be shown without believing it.
+    # An image can be shown without trusting it.
     trust = _trust(key, identity, issuer) if key or identity or issuer else Trust(tools=_tools())
     at = remote.Reference.parse(reference)
-    found = remote.read(at, Repository(place=at.place, tools=trust.tools), trust)
-    said = inspect.describe(found, requirement(None))
+    image = remote.read(at, Repository(place=at.place, tools=trust.tools), trust)
+    facts = inspect.describe(image, requirement(None))
     if as_json:
-        print_json(said)
+        base.print_json(facts)
         return
-    terminal = console()
-    terminal.print(
-        f"[bold]{said['reference']}[/]\n{said['digest']}", highlight=False, soft_wrap=True
-    )
-    signature = said["signature"]
-    terminal.print(
-        f"[green]✓ believed[/]: {signature['state']}" if said["believed"]
-        else f"[red]✗ not believed[/]: {said['why']}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
-    if signature["tags"]:
-        tags = ", ".join(signature["tags"])
-        terminal.print(f"signed for {tags}", highlight=False, soft_wrap=True)
-    for platform, one in said["platforms"].items():
-        terminal.print(_page(platform, one))
-
-
-def _page(platform: str, one: dict[str, Any]) -> Table:
-    from rich.markup import escape
-
-    from sparkimage.core.units import human
-
-    table = new_table(header=False, title=f"\n{platform}\n{one['digest']}")
-    versions = ", ".join(f"{name} {value}" for name, value in one["versions"].items())
-    rows = [
-        ("variant", str(one["variant"])),
-        ("measured", versions or "nothing"),
-        ("lock", one["lock"] or "none"),
-        ("source", f"{one['source'] or 'unknown'} at {one['revision'] or 'unknown'}"),
-        ("created", str(one["created"])),
-        ("entrypoint", " ".join(one["entrypoint"])),
-        ("layers", f"{one['layers']}, {human(one['size'])}"),
-        ("materials", f"{one['materials']} of the lock"),
+    signature = facts["signature"]
+    lines = [
+        f"[bold]{facts['reference']}[/]",
+        facts["digest"],
+        f"{base.OK} trusted: {signature['state']}"
+        if facts["believed"]
+        else f"{base.FAILED} not trusted: {facts['why']}",
     ]
-    for seal in one["seal"] or [None]:
-        if seal is None:
-            rows.append(("seal", "none"))
-            continue
-        failed = f", {len(seal['failed'])} failed" if seal["failed"] else ""
-        believed = "" if seal["believed"] else " (NOT BELIEVED)"
-        tiers = ", ".join(seal["tiers"])
-        said = f"{seal['result']}{believed}: {seal['passed']} passed{failed} ({tiers})"
-        rows.append(("seal", f"{said}, {seal['when']}, on {seal['where']}"))
-    bill = one["sbom"]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in bill["packages"].items())
-    rows.append(("SBOM", kinds or "none"))
-    rows += [("", f"{file['path']} {file['version']}, {file['origin']}") for file in bill["files"]]
-    for name, value in rows:
-        table.add_row(f"[dim]{name}[/]", escape(value))
-    return table
+    if signature["tags"]:
+        lines.append(f"signed for {', '.join(signature['tags'])}")
+    base.console().print("\n".join(lines), soft_wrap=True)
+    for name, platform in facts["platforms"].items():
+        base.console().print(_platform_table(name, platform))
+
+
+def _platform_table(name: str, facts: dict[str, Any]) -> Table:
+    versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
+    bill = facts["sbom"]
+    packages = ", ".join(f"{count} {kind}" for kind, count in bill["packages"].items())
+    rows = [
+        ("variant", facts["variant"]),
+        ("measured", versions or "nothing"),
+        ("lock", facts["lock"] or "none"),
+        ("source", f"{facts['source'] or 'unknown'} at {facts['revision'] or 'unknown'}"),
+        ("created", facts["created"]),
+        ("entrypoint", " ".join(facts["entrypoint"])),
+        ("layers", f"{facts['layers']}, {human(facts['size'])}"),
+        ("materials", f"{facts['materials']} of the lock"),
+        *(("seal", _seal(seal)) for seal in facts["seal"]),
+        *([] if facts["seal"] else [("seal", "none")]),
+        ("SBOM", packages or "none"),
+        *(("", f"{file['path']} {file['version']}, {file['origin']}") for file in bill["files"]),
+    ]
+    return base.new_fields(
+        ((name, base.plain(value)) for name, value in rows), title=f"\n{name}\n{facts['digest']}"
+    )
+
+
+def _seal(seal: dict[str, Any]) -> str:
+    trust = "" if seal["believed"] else " (NOT TRUSTED)"
+    failed = f", {len(seal['failed'])} failed" if seal["failed"] else ""
+    counts = f"{seal['passed']} passed{failed} ({', '.join(seal['tiers'])})"
+    return f"{seal['result']}{trust}: {counts}, {seal['when']}, on {seal['where']}"
 
 
 def _trust(key: str | None, identity: str | None, issuer: str | None) -> Trust:
-    """Whose signature counts."""
+    """Whose signature counts: an identity that was passed overrides a key of the environment."""
     from sparkimage.registry.cosign import Trust
 
-    # The identity is asked for by name, and goes before a key of the environment.
-    key = None if identity or issuer else key
-    return Trust.of(key, identity, issuer, _tools())
+    return Trust.of(None if identity or issuer else key, identity, issuer, _tools())
 
 
 def _tools() -> Tools:
     from sparkimage.registry.tools import Tools
 
-    return Tools(outside=resolve_context(None, say))
+    return Tools(outside=base.resolve_context(None, base.say))
 
 
-def requirement(given: str | None) -> Callable[[Reading], Required]:
-    """What a published image must have passed: as said, as the matrix here says, or by default."""
+def requirement(requires: str | None) -> Callable[[Reading], Required]:
+    """The tiers that a published image must have passed: as passed, as the matrix of this folder
+    says, or the default."""
     from sparkimage.config.tier import DEFAULT
     from sparkimage.verify.policy import Required
 
-    if given is not None:
-        return lambda _: Required(tiers=tiers_of(given))
-    tiers = read_matrix().requires if Settings.matrix_file.is_file() else DEFAULT
+    if requires is not None:
+        tiers = tiers_of(requires)
+    else:
+        matrix = base.read_matrix_if_any()
+        tiers = matrix.requires if matrix is not None else DEFAULT
     return lambda _: Required(tiers=tiers)
 
 
-def _show(outcome: Outcome) -> None:
-
-    from sparkimage.core.units import clock, human
-
-    terminal = console()
-    said = "published" if outcome.changed else "nothing changed: all of it was there"
-    terminal.print(
-        f"[bold]{outcome.repository}@{outcome.digest}[/]\n{said}, {clock(outcome.seconds)}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+def _print_outcome(outcome: Outcome) -> None:
+    state = "published" if outcome.changed else "already published"
+    lines = [
+        f"[bold]{outcome.repository}@{outcome.digest}[/]",
+        f"{state}, {clock(outcome.seconds)}",
+    ]
     for tag, change in outcome.tags.items():
-        mark = "=" if change == "unchanged" else "✓"
-        terminal.print(
-            f"[green]{mark}[/] {outcome.repository}:{tag}  [dim]{change}[/]",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    table = new_table(header=False)
+        mark = base.SAME if change == "unchanged" else base.OK
+        lines.append(f"{mark} {outcome.repository}:{tag}  [dim]{change}[/]")
+    base.console().print("\n".join(lines), soft_wrap=True)
+    table = base.new_table(header=False)
     for platform, (digest, blobs) in outcome.platforms.items():
         table.add_row(
-            "·", f"{platform} {digest[7:19]}",
-            f"{blobs.uploaded} blobs sent ({human(blobs.bytes)}), {blobs.mounted} taken over, "
-            f"{blobs.there} there",
+            "·", f"{platform} {base.short(digest)}",
+            f"{blobs.uploaded} blobs pushed ({human(blobs.bytes)}), {blobs.mounted} mounted, "
+            f"{blobs.there} present",
         )  # fmt: skip
-    for what in outcome.added:
-        table.add_row("[green]+[/]", what, "")
-    terminal.print(table)
+    for attachment in outcome.added:
+        table.add_row("[green]+[/]", attachment, "")
+    base.console().print(table)

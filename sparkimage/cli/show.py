@@ -1,4 +1,4 @@
-"""Plans as tables and as what other programs read. Builds nothing."""
+"""Plans and results as tables, and in the formats that other programs read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.build import bake
-from sparkimage.cli.base import new_table
+from sparkimage.cli import base
 from sparkimage.config.address import Mirrors
 from sparkimage.config.plan import Plan
 from sparkimage.config.schema import ImagePin
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 def as_table(plans: Sequence[Plan]) -> Table:
     """One row a variant."""
-
-    columns = ("variant", "platform", "versions", "layers", "fetches")
-    table = new_table(*columns, whole=["variant", "platform"])
+    columns = ("variant", "platform", "versions", "layers", "download")
+    table = base.new_table(*columns, whole=["variant", "platform"])
     for plan in plans:
         table.add_row(
             plan.variant,
@@ -39,16 +38,15 @@ def as_table(plans: Sequence[Plan]) -> Table:
 
 
 def as_json(plans: Sequence[Plan]) -> str:
-    """The whole plans."""
+    """The plans, complete."""
     return json.dumps([plan.to_dict() for plan in plans], indent=1)
 
 
 def _runner(arch: str, *, big: bool) -> list[str]:
-    """The labels of a runner: one of GitHub's (4 cores, 16 GB of memory, 14 GB of disk that are
-    sure), or a big one of one's own. There GitHub's agent gives the first three labels, whoever
-    sets it up the last one."""
-    one = ARCHES[arch]
-    return ["self-hosted", "linux", one.self_hosted, "big"] if big else [one.hosted]
+    """The labels of a runner: one that GitHub hosts (4 cores, 16 GB of memory, 14 GB of disk), or
+    a big self-hosted one, whose last label is set by hand."""
+    labels = ARCHES[arch]
+    return ["self-hosted", "linux", labels.self_hosted, "big"] if big else [labels.hosted]
 
 
 def as_github(plans: Sequence[Plan], matrix: Matrix) -> str:
@@ -72,9 +70,8 @@ def as_github(plans: Sequence[Plan], matrix: Matrix) -> str:
 
 
 def _is_big(variant: Variant, matrix: Matrix) -> bool:
-    """Whether it compiles, or begins as an image that is whole already (one with a version):
-    either is more than a hosted runner holds. From the matrix, since a plan whose pins are not
-    resolved says neither."""
+    """Whether it compiles vLLM or starts from an image that has vLLM (a pin with a version): more
+    than a hosted runner can do. From the matrix, since an unresolved plan has neither."""
     for layer in (matrix.layers[name] for name in variant.layers):
         if layer.source is not None:
             return True
@@ -85,37 +82,34 @@ def _is_big(variant: Variant, matrix: Matrix) -> bool:
 
 
 def as_policy(plans: Sequence[Plan], mirrors: Mirrors) -> str:
-    """The BuildKit source policy: what a build of these plans may read."""
+    """The BuildKit source policy: the sources that a build of these plans may use."""
     return json.dumps(bake.policy(plans, mirrors), indent=1)
 
 
 def as_bake(plans: Sequence[Plan], context: BuildContext) -> str:
-    """The bake file, with everything that it names made ready, so that it can be run by hand."""
+    """The bake file, its build contexts prepared, so that it can be run by hand."""
     return json.dumps(context.definition(plans), indent=1)
 
 
 def results_table(results: Sequence[Result]) -> Table:
     """What was built, for a terminal: a block a variant, since a row would not fit 80 columns."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    # One space between: a digest of 71 characters fits 80 columns whole.
-    made = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
-    made.add_column(style="dim", no_wrap=True)
-    made.add_column(overflow="fold")
+    rows = []
     for result in results:
-        layers = len(result.image.layers)
-        made.add_row("variant", f"[bold]{result.plan.variant}[/]")
-        made.add_row("digest", result.image.digest)
-        made.add_row("platform", result.plan.platform)
-        made.add_row("size", f"{human(result.image.size)} in {layers} layers")
-        made.add_row("verified", f"[green]{len(result.checks)} checks passed[/], sealed")
-        for name, why in result.not_run.items():
-            made.add_row("", f"[yellow]{name}[/]: {escape(why)}")
-        made.add_row("time", clock(result.seconds) + (", unchanged" * result.unchanged))
-        made.add_row("name", result.plan.image)
-        made.add_section()
-    return made
+        plan, image = result.plan, result.image
+        rows += [
+            ("variant", f"[bold]{plan.variant}[/]"),
+            ("digest", image.digest),
+            ("platform", plan.platform),
+            ("size", f"{human(image.size)} in {base.plural(len(image.layers), 'layer')}"),
+            ("verified", f"[green]{len(result.checks)} checks passed[/], sealed"),
+            *(
+                ("", f"[yellow]{check}[/] not run: {base.plain(reason)}")
+                for check, reason in result.not_run.items()
+            ),
+            ("time", clock(result.seconds) + ", unchanged" * result.unchanged),
+            ("name", plan.image),
+        ]
+    return base.new_fields(rows)
 
 
 def facts(result: Result) -> dict[str, Any]:

@@ -1,39 +1,165 @@
-"""The commands of the image store."""
+"""The commands of the image store, and those that save images to files and load them."""
 
 from __future__ import annotations
 
+import sys
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from sparkimage.cli.base import say
+from sparkimage.cli import base, options
+from sparkimage.cli.verify import to_ship
+from sparkimage.core.errors import GateError, StoreError, UsageError
+from sparkimage.core.units import human
 
-app = typer.Typer(help="The image store.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from sparkimage.core.progress import Moved
+    from sparkimage.image.store import Store
+
+app = typer.Typer(help="Check the image store, or free space in it.", no_args_is_help=True)
+STDIO = "-"
 
 
 @app.command("check")
-def store_check() -> None:
-    """Read every blob of every named image, and say which are damaged."""
-    from sparkimage.core import paths
-    from sparkimage.core.errors import StoreError
-    from sparkimage.image.store import Store
-
-    store = Store.open(paths.store())
-    with store.in_use(say):
-        wrong = {name: store.damaged(digest) for name, digest in sorted(store.names().items())}
-    for name, blobs in wrong.items():
-        typer.echo(f"{name}: {'whole' if not blobs else 'damaged: ' + ', '.join(blobs)}")
-    broken = [name for name, blobs in wrong.items() if blobs]
+def check() -> None:
+    """Read every blob of every image and report corrupt ones."""
+    store = base.open_store()
+    with store.in_use(base.say):
+        corrupt = {name: store.damaged(digest) for name, digest in sorted(store.names().items())}
+    for name, blobs in corrupt.items():
+        typer.echo(f"{name}: {'corrupt: ' + ', '.join(blobs) if blobs else 'OK'}")
+    broken = [name for name, blobs in corrupt.items() if blobs]
     if broken:
         raise StoreError(
-            f"{len(broken)} of {len(wrong)} images in the store are damaged",
+            f"{len(broken)} of {base.plural(len(corrupt), 'image')} in the store are corrupt",
             hint=f"python build.py image {broken[0].rpartition(':')[2]} --repair",
         )
 
 
 @app.command("gc")
-def store_gc() -> None:
-    """Remove the blobs that no named image uses; waits for commands that use the store."""
-    from sparkimage.core import paths
-    from sparkimage.core.units import human
-    from sparkimage.image.store import Store
+def collect() -> None:
+    """Delete the blobs that no image uses; waits for commands that use the store."""
+    typer.echo(f"{human(base.open_store().gc(base.say))} freed")
 
-    typer.echo(f"{human(Store.open(paths.store()).gc(say))} set free")
+
+def images(as_json: options.Json = False) -> None:
+    """List the images in the image store."""
+    store = base.open_store()
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "digest": digest,
+            "platform": image.platform,
+            "size": image.size,
+            "layers": len(image.layers),
+            "seal": _seal(store, digest),
+        }
+        for name, digest in sorted(store.names().items())
+        for image in [store.resolve(digest)]
+    ]
+    if as_json:
+        base.print_json(rows)
+        return
+    table = base.new_table("name", "digest", "platform", "size", "layers", "seal")
+    for row in rows:
+        cells = {**row, "digest": base.short(row["digest"]), "size": human(row["size"])}
+        table.add_row(*(str(value or "none") for value in cells.values()))
+    base.console().print(table)
+
+
+def _seal(store: Store, digest: str) -> str | None:
+    from sparkimage.verify import seal
+
+    try:
+        verdict = seal.verdict(store, digest)
+    except GateError:
+        return "refused"
+    return f"{verdict.result} {'+'.join(verdict.tiers)}".strip() if verdict else None
+
+
+def save(
+    reference: options.Reference,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE|-", help="Write to FILE or stdout.")
+    ],
+    key: options.SignKey = None,
+    allow_unverified: options.AllowUnverified = False,
+) -> None:
+    """Save an image and its seal to an archive, which `docker load` reads, too."""
+    from sparkimage.registry import archives, cosign
+    from sparkimage.registry.tools import Tools
+
+    if output == STDIO and sys.stdout.isatty():
+        raise UsageError("refusing to write an archive to the terminal", hint="pass -o FILE")
+    if output != STDIO:
+        archives.refuse_target(Path(output))
+    store, view = base.open_store(), base.new_view()
+    record, image, decision = to_ship(store, reference, allow_unverified=allow_unverified)
+    if output != STDIO:
+        archives.refuse_target(Path(output), image.size)
+    with ExitStack() as stack:
+        stack.enter_context(store.in_use(view.say))
+        signer = None
+        if key is not None:
+            tools = Tools(outside=base.resolve_context(None, view.say))
+            signer = stack.enter_context(cosign.signer(key, None, None, tools))
+        moved = stack.enter_context(view.transfer(f"saving {record.plan.variant}", image.size))
+        sink = stack.enter_context(
+            nullcontext(sys.stdout.buffer) if output == STDIO else archives.written(Path(output))
+        )
+        for chunk in archives.chunks(image, record, decision, store, signer):
+            sink.write(chunk)
+            moved(len(chunk))
+        sink.flush()
+    base.say(f"saved {record.plan.image} ({image.digest}) to {output}")
+
+
+def load(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE|-", help="An archive of `save`, or `-` for stdin.")
+    ],
+    key: options.TrustKey = None,
+    allow_unverified: options.AllowUnverified = False,
+) -> None:
+    """Load an archive of `save` into the image store if its seal is valid, and tag the image."""
+    from sparkimage.registry import archives
+    from sparkimage.registry.cosign import Trust
+    from sparkimage.registry.tools import Tools
+
+    matrix = base.read_matrix_if_any()
+    store, view, path = base.open_store(), base.new_view(), Path(file)
+    trust = None
+    if key is not None:
+        tools = Tools(outside=base.resolve_context(None, view.say))
+        trust = Trust.of(key, None, None, tools)
+    if file != STDIO and not path.is_file():
+        raise StoreError(
+            f"no such file: {file}", hint="pass an archive written by `python build.py save`"
+        )
+    size = path.stat().st_size if file != STDIO else 0
+    # A socket, as some sshd give it, cannot be opened again as /dev/stdin.
+    opened = nullcontext(sys.stdin.buffer) if file == STDIO else path.open("rb")
+    with opened as source, view.transfer(f"loading {file}", size) as moved:
+        loaded = archives.load(
+            _CountingReader(source, moved),
+            store,
+            tiers=matrix.requires if matrix is not None else None,
+            trust=trust,
+            allow_unverified=allow_unverified,
+        )
+    seal = "UNVERIFIED" if loaded.decision.unverified else "seal PASSED"
+    typer.echo(f"loaded {loaded.name} ({loaded.image.digest}): {seal}")
+
+
+class _CountingReader:
+    """Reads from a file and reports the bytes read."""
+
+    def __init__(self, source: IO[bytes], moved: Moved) -> None:
+        self.source, self.moved = source, moved
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.source.read(size)
+        self.moved(len(data))
+        return data

@@ -1,0 +1,66 @@
+"""Options and arguments that several commands have, each said once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sparkimage.cli import base
+
+FLEET_FILE = "fleet.yaml"
+"""The default of ``--nodes``."""
+
+
+def flag(name: str, help: str) -> Any:
+    """An option that is on or off, without a ``--no-`` form."""
+    return typer.Option(name, help=help)
+
+
+Json = Annotated[bool, flag("--json", "Print the result as JSON.")]
+Mirror = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mirror",
+        metavar="FROM=TO",
+        callback=base.use_mirrors,
+        help="Use TO in place of FROM: the start of a URL, `wheels` or `debian`.",
+    ),
+]
+AllowUnverified = Annotated[
+    bool,
+    flag("--allow-unverified", "Accept an image without a valid seal, and mark it UNVERIFIED."),
+]
+SignKey = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="FILE|KMS",
+        envvar="SPARKIMAGE_KEY",
+        help="Sign with this key: ed25519 (PEM), a cosign key file or a KMS URI.",
+    ),
+]
+TrustKey = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="FILE|KMS",
+        envvar="SPARKIMAGE_PUBLIC_KEY",
+        help="Require a signature by this public key: PEM file or KMS URI.",
+    ),
+]
+Reference = Annotated[str, typer.Argument(help="A variant, an image name or a digest (prefix).")]
+Nodes = Annotated[
+    str,
+    typer.Option(metavar="FILE|NAMES", help="fleet.yaml, or comma-separated ssh host names."),
+]
+Patience = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", min=1, help="Give up on a node after SECONDS of silence."),
+]
+Partial = Annotated[
+    bool, flag("--partial", "Continue without the nodes that fail; leaves a MIXED fleet.")
+]
+Name = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The deployment, if more than one runs.")
+]
