@@ -90,7 +90,7 @@ def root(
     debug: Annotated[bool, options.flag("--debug", "Print tracebacks.")] = False,
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print version."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """Build, verify and ship container images for clusters of Docker nodes."""

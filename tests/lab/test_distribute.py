@@ -61,7 +61,7 @@ def test_names_of_ssh_config_and_users(shipment: Shipment) -> None:
     ]  # fmt: skip
     assert {one["sent"] for one in planned["nodes"]} == {sum(one.size for one in image.layers)}
     assert set(standing(shipment).values()) == {None}
-    assert "to come" in ok(shipment.distribute("--nodes", "node1", "--dry-run"))
+    assert "to send, " in ok(shipment.distribute("--nodes", "node1", "--dry-run"))
     ok(shipment.distribute("--nodes", "node1,worker@node2"))
     found = standing(shipment)
     assert [node for node in NODES if found[node] is not None] == ["node1", "node2"]

@@ -310,14 +310,14 @@ def test_partial_leaves_a_mixed_fleet_and_warns(distribution: Distribution) -> N
         wire.cut()
     with distribution.run("--partial") as running:
         assert running.end() == NODE_FAILED
-    assert f"MIXED FLEET, as --partial allows: {node.name} did not get" in running.said
+    assert f"MIXED FLEET (--partial): {node.name} did not get" in running.said
     for wire in node.wires:
         wire.restore()
     shown = {name: one.name for name, one in distribution.looks().items()}
     assert shown == {node.name: layers(distribution.old), other.name: layers(new)}
     with distribution.run(command="nodes") as running:
         assert running.end() == MIXED
-    assert f"not the same on all nodes: {NAME}" in running.said
+    assert f"nodes differ: {NAME}" in running.said
     came = distribution.complete(new)
     assert {name: one["state"] for name, one in came.items()} == {
         node.name: "moved", other.name: "unchanged",

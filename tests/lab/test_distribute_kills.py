@@ -35,7 +35,7 @@ def test_interrupt(distribution: Distribution, number: signal.Signals) -> None:
     distribution.kept(new)
     with distribution.held(node) as running:
         assert running.kill(number) == INTERRUPTED, running.said
-    assert "interrupted: no name was changed; the same command goes on" in running.said
+    assert "interrupted: no name was changed; run the same command again" in running.said
     distribution.kept(new)
     node.data.restore()
     with distribution.held(node) as running:

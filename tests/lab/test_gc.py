@@ -25,7 +25,7 @@ def test_gc_keeps_tagged_used_and_foreign_images(small_shipment: Shipment) -> No
         assert strangers[node.name] in node.dangling()
 
     dry = ok(shipment.run("gc", "--keep", "2", "--dry-run"))
-    assert dry.count("would set free at most") == 2
+    assert dry.count("would free up to") == 2
     assert dry.count("would remove sparkimage-staging:left") == 2
     before = fleet.each(Node.disk_used)
     assert {node.name: len(node.dangling()) for node in fleet} == dict.fromkeys(fleet.nodes, 3)

@@ -248,7 +248,7 @@ def test_a_flipped_bit_is_found_named_and_mended(lab: Lab, tiny: pipeline.Result
     path.write_bytes(bytes(data))
     found = lab.run("store", "check")
     assert found.returncode == 8
-    assert f"{REPOSITORY}:tiny-amd64: damaged: {layer.digest}" in found.stdout
+    assert f"{REPOSITORY}:tiny-amd64: corrupt: {layer.digest}" in found.stdout
     # Other images of the lab may stand on the same layer; one build mends all of them.
     assert re.search(r"python build\.py image \w+-amd64 --repair", found.stderr)
     mended = lab.run("image", "tiny-amd64", "--repair")

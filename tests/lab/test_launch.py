@@ -347,13 +347,13 @@ def test_a_foreign_container_of_that_name_stays(ready: Serving) -> None:
 
 
 def test_wrong_words(ready: Serving) -> None:
-    refused(ready.run("launch", "good", "--model", "models"), USAGE, "no absolute path")
+    refused(ready.run("launch", "good", "--model", "models"), USAGE, "is not an absolute path")
     refused(ready.launch("--profile", "fuor"), USAGE, "did you mean 'four'?")
     refused(ready.launch("--profile", "uncached", variant="entry"), USAGE, "is not for entry")
     refused(ready.run("launch", "good", "--model", MODEL), USAGE, "3 profiles are for good")
     ready.nodes("node1", "node2")
     refused(ready.launch(), USAGE, "the profile is for 4 nodes, fleet.yaml has 2")
-    refused(ready.launch("--name", "a b"), USAGE, "cannot be a container's name")
+    refused(ready.launch("--name", "a b"), USAGE, "is not a valid container name")
 
 
 # What goes wrong while it starts
@@ -457,7 +457,7 @@ def test_a_node_that_is_lost(ready: Serving) -> None:
     )  # fmt: skip
     assert ready.containers() == {**NOTHING, "node3": ["vllm running"]}
     gone = ready.run("stop", "--patience", "5")
-    refused(gone, NODE_FAILED, "1 of 4 nodes could not be told to stop", "node3 cannot be reached")
+    refused(gone, NODE_FAILED, "1 of 4 nodes could not stop it", "node3 cannot be reached")
     ready.join("node3")
     refused(ready.run("status"), LAUNCH_FAILED, "the head is gone: zombie workers on node3")
     ok(ready.run("stop"))
@@ -552,7 +552,7 @@ def test_zombies_give_way_only_when_asked(ready: Serving) -> None:
     refused(ready.run("status"), LAUNCH_FAILED, "the head is gone: zombie workers")
     refused(ready.run("restart"), LAUNCH_FAILED, "is not whole", "--replace")
     ok(ready.run("stop"))
-    assert "there is nothing to stop" in ok(ready.run("stop"))
+    assert "nothing to stop" in ok(ready.run("stop"))
     assert "nothing runs" in ok(ready.run("status"))
 
 

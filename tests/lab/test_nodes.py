@@ -41,7 +41,7 @@ def test_nodes_lists_the_images_of_each_node(shipment: Shipment) -> None:
     ok(shipment.distribute("--nodes", "node3"))
     mixed = shipment.run("nodes", NAME)
     assert mixed.returncode == MIXED
-    assert f"not the same on all nodes: {NAME}" in mixed.stderr
+    assert f"nodes differ: {NAME}" in mixed.stderr
     rows = [line.split() for line in mixed.stdout.splitlines()]
     assert any(row[:3] == ["≠", NAME, image.digest[7:19]] for row in rows)
     assert any(row[:1] == [other.digest[7:19]] and row[-1] == "node3" for row in rows)
@@ -51,7 +51,7 @@ def test_nodes_lists_the_images_of_each_node(shipment: Shipment) -> None:
     fleet["node2"].control.cut()
     partly = shipment.run("nodes")
     assert partly.returncode == NODE_FAILED
-    assert "could not reach 1 of 4 nodes; not the same on the others" in partly.stderr
+    assert "could not reach 1 of 4 nodes; the others differ" in partly.stderr
     assert "node2 cannot be reached" in partly.stderr
     assert "unreachable" in next(line for line in partly.stdout.splitlines() if "node2" in line)
     assert image.digest[7:19] in partly.stdout

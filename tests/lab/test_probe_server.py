@@ -286,7 +286,7 @@ def test_a_table_is_for_people_and_json_for_machines(
     assert "standin at http://127.0.0.1:" in first.stdout
     assert "tok/s each" in first.stdout
     assert "a step" in first.stdout
-    assert "by text (1 at a time): " in first.stdout
+    assert "tok/s by prompt (1 stream): " in first.stdout
     assert "✗ tool call: refused with 400" in first.stdout
     assert "warming up standin (not counted)" in first.stderr
     assert all(len(line) <= 80 for line in first.stdout.splitlines())
@@ -314,7 +314,7 @@ def test_a_table_is_for_people_and_json_for_machines(
         (["--model", "two"], "does not serve two"),
         (["--image", "lab/nothing:one"], "Docker has no image lab/nothing:one here"),
         (["--image", ""], "--url needs --image"),
-        (["--nodes", "fleet.yaml"], "give either --url or --nodes"),
+        (["--nodes", "fleet.yaml"], "pass either --url or --nodes"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

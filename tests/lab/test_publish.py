@@ -62,7 +62,7 @@ def test_one_image_is_published_bit_for_bit_and_again_changes_nothing(
     again = publisher.run("publish", name("amd64"), "--to", to, "--json")
     assert json.loads(again.stdout)["changed"] is False
     assert json.loads(again.stdout)["sent"] == 0
-    assert "nothing changed" in publisher.run("publish", name("amd64"), "--to", to).stdout
+    assert "already published" in publisher.run("publish", name("amd64"), "--to", to).stdout
 
 
 def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(

@@ -475,7 +475,7 @@ def test_inspect_says_what_it_is_from_the_registry_alone(scene: Scene) -> None:
     page = subprocess.run(
         argv, env={**os.environ, **nothing}, capture_output=True, text=True, check=True
     ).stdout
-    assert "not believed" in page
+    assert "not trusted" in page
     assert "signed by a key that is not trusted here" in page
     assert "2 passed (static, run)" in page
 

@@ -386,4 +386,4 @@ def test_this_machine_alone() -> None:
 def test_what_does_not_go_together() -> None:
     done = run("--local", "--nodes", "spark1")
     assert done.returncode == 2
-    assert "exclude each other" in done.stderr
+    assert "cannot be combined with" in done.stderr

@@ -32,7 +32,7 @@ def test_a_failure_is_named_with_its_line_its_cause_and_its_cure(
     done = run(str(log))
     assert done.returncode == 0
     text = " ".join(done.stdout.split())
-    assert f"{log}: 1 known failure (4 lines)" in text
+    assert f"{log}: 1 known failure in 4 lines" in text
     assert "✗ The workers do not answer any more (shm_broadcast) (line 3, 2 times)" in text
     assert "No available shared memory broadcast block found in 60 seconds" in text
     assert "seen NCCL that was loaded: 2.28.9+cuda13.0 (2.28.9 is known to wedge" in text
@@ -40,7 +40,7 @@ def test_a_failure_is_named_with_its_line_its_cause_and_its_cure(
     assert f"cause {entry.cause}" in text
     assert f"fix {entry.fix}" in text
     assert entry.sources[0] in text
-    assert "came to ready" in text
+    assert "phases ready" in text
     # It reads well in a terminal of 80 columns; links alone may be longer.
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if "https://" not in line)
 
@@ -48,12 +48,12 @@ def test_a_failure_is_named_with_its_line_its_cause_and_its_cure(
 def test_a_healthy_log_is_nothing_known_and_its_facts() -> None:
     done = run("-", given=HEALTHY.encode())
     assert done.returncode == 0
-    assert done.stdout.startswith("standard input: nothing known was found (")
+    assert done.stdout.startswith("standard input: no known failure in ")
     assert "NCCL     2.30.4+cuda13.2 on spark-1" in done.stdout
     assert "over     NET/IB 2x" in done.stdout
-    assert "came to  weights, compile, graph capture, ready" in done.stdout
+    assert "phases   weights, compile, graph capture, ready" in done.stdout
     assert run("-", "--check", given=HEALTHY.encode()).returncode == 0
-    assert "nothing known was found (0 lines)" in run("-").stdout
+    assert "no known failure in 0 lines" in run("-").stdout
 
 
 def test_check_is_for_scripts() -> None:
