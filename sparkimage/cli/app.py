@@ -6,10 +6,9 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from enum import StrEnum
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +28,7 @@ from sparkimage.cli import (
     store,
     verify,
 )
+from sparkimage.cli.options import flag, value
 from sparkimage.core import interrupts
 from sparkimage.core.errors import ConfigError, SparkError, UsageError
 
@@ -45,27 +45,9 @@ app = typer.Typer(
 )
 
 
-class PlanFormat(StrEnum):
-    """The formats of ``--print``."""
-
-    TABLE = "table"
-    JSON = "json"
-    BAKE = "bake"
-    POLICY = "policy"
-    GITHUB = "github"
-
-
-class Schema(StrEnum):
-    """A file that has a JSON schema."""
-
-    MATRIX = "matrix"
-    FLEET = "fleet"
-
-
+PlanFormat = Literal["table", "json", "bake", "policy", "github"]
 Print = Annotated[PlanFormat | None, typer.Option("--print", help="Print the plan; build nothing.")]
-Builder = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Build with this buildx builder.")
-]
+Builder = Annotated[str | None, value("NAME", "Build with this buildx builder.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -77,20 +59,18 @@ def _print_version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    matrix: Annotated[bool, options.flag("--matrix", "Build every variant.")] = False,
-    only: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="Build the variants that match GLOB.")
-    ] = None,
+    matrix: Annotated[bool, flag("--matrix", "Build every variant.")] = False,
+    only: Annotated[str | None, value("GLOB", "Build the variants that match GLOB.")] = None,
     print_: Print = None,
     builder: Builder = None,
     _mirror: options.Mirror = None,
-    matrix_file: Annotated[Path, typer.Option(metavar="FILE", help="Read this matrix.")] = Path(
-        "matrix.yaml"
-    ),
-    debug: Annotated[bool, options.flag("--debug", "Print tracebacks.")] = False,
+    matrix_file: Annotated[Path, value("FILE", "Read this matrix.")] = Path("matrix.yaml"),
+    debug: Annotated[bool, flag("--debug", "Print tracebacks.")] = False,
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Build, verify and ship container images for clusters of Docker nodes."""
@@ -118,12 +98,8 @@ def image(
         list[str] | None, typer.Argument(help="Variants; default: the group `default`.")
     ] = None,
     print_: Print = None,
-    rebuild: Annotated[
-        bool, options.flag("--rebuild", "Build and verify unchanged variants, too.")
-    ] = False,
-    repair: Annotated[
-        bool, options.flag("--repair", "Replace corrupt blobs in the image store.")
-    ] = False,
+    rebuild: Annotated[bool, flag("--rebuild", "Rebuild and verify unchanged variants.")] = False,
+    repair: Annotated[bool, flag("--repair", "Replace corrupt blobs in the image store.")] = False,
     builder: Builder = None,
     _mirror: options.Mirror = None,
     as_json: options.Json = False,
@@ -140,12 +116,12 @@ def image(
 
 
 def schema(
-    file: Annotated[Schema, typer.Argument(help="The file.")] = Schema.MATRIX,
+    file: Annotated[Literal["matrix", "fleet"], typer.Argument(help="The file.")] = "matrix",
 ) -> None:
     """Print the JSON schema of matrix.yaml or fleet.yaml, for editors."""
     from sparkimage.config import inventory, schema
 
-    model = schema.MatrixFile if file is Schema.MATRIX else inventory.FleetFile
+    model = schema.MatrixFile if file == "matrix" else inventory.FleetFile
     typer.echo(json.dumps(model.json_schema(), indent=2))
 
 
@@ -188,20 +164,21 @@ def _print(matrix: Matrix, plans: Sequence[Plan], plan_format: PlanFormat) -> No
     from sparkimage.build.preflight import refuse_unresolved
     from sparkimage.cli import show
 
-    if plan_format is PlanFormat.TABLE:
-        base.console().print(show.as_table(plans))
-        return
-    if plan_format in (PlanFormat.BAKE, PlanFormat.POLICY):
+    if plan_format in ("bake", "policy"):
         refuse_unresolved(plans)
-    formats: dict[PlanFormat, Callable[[], str]] = {
-        PlanFormat.JSON: lambda: show.as_json(plans),
-        PlanFormat.GITHUB: lambda: show.as_github(plans, matrix),
-        PlanFormat.POLICY: lambda: show.as_policy(
-            plans, base.resolve_context(matrix, lambda _: None).mirrors
-        ),
-        PlanFormat.BAKE: lambda: show.as_bake(plans, base.build_context(matrix, quiet=True)),
-    }
-    typer.echo(formats[plan_format]())
+    match plan_format:
+        case "table":
+            base.console().print(show.as_table(plans))
+        case "json":
+            typer.echo(show.as_json(plans))
+        case "github":
+            typer.echo(show.as_github(plans, matrix))
+        case "policy":
+            context = base.resolve_context(matrix, lambda _: None)
+            typer.echo(show.as_policy(plans, context.mirrors))
+        case "bake":
+            # With its build contexts prepared, so that it can be run by hand.
+            base.print_json(base.build_context(matrix, quiet=True).definition(plans))
 
 
 PANELS = {

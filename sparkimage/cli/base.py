@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sparkimage.core.errors import SparkError
     from sparkimage.core.progress import View
     from sparkimage.image.store import Store
+    from sparkimage.registry.tools import Tools
     from sparkimage.resolve.context import ResolveContext
 
 OK = "[green]✓[/]"
@@ -230,6 +231,13 @@ def resolve_context(matrix: Matrix | None, say: Callable[[str], None]) -> Resolv
         **parse_rules(Settings.mirrors).rules,
     }
     return ResolveContext(home=paths.home(), runner=Local(), mirrors=Mirrors(rules=rules), say=say)
+
+
+def registry_tools(matrix: Matrix | None = None, say: Callable[[str], None] = say) -> Tools:
+    """skopeo and cosign, fetched when they are first needed."""
+    from sparkimage.registry.tools import Tools
+
+    return Tools(outside=resolve_context(matrix, say))
 
 
 def build_context(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparkimage.cli import base, options
+from sparkimage.cli.options import flag, value
 from sparkimage.config.defaults import API_PORT, GPU_MEMORY_UTILIZATION, MASTER_PORT
 from sparkimage.core.errors import DoctorError, UsageError
 from sparkimage.core.units import clock
@@ -28,35 +29,27 @@ MAX_VALUES = 4
 
 def doctor(
     nodes: options.Nodes = options.FLEET_FILE,
-    local: Annotated[
-        bool, options.flag("--local", "Examine this machine only, without ssh.")
-    ] = False,
-    model: Annotated[
-        str, typer.Option(metavar="DIR", help="Examine the model in DIR on every node, too.")
-    ] = "",
-    port: Annotated[
-        int, typer.Option(metavar="PORT", min=1, max=65535, help="The API port of the head.")
-    ] = API_PORT,
+    local: Annotated[bool, flag("--local", "Examine this machine only, without ssh.")] = False,
+    model: Annotated[str, value("DIR", "Examine the model in DIR on every node, too.")] = "",
+    port: Annotated[int, value("PORT", "The API port of the head.", min=1, max=65535)] = API_PORT,
     master_port: Annotated[
-        int, typer.Option(metavar="PORT", min=1, max=65535, help="The master port of the head.")
+        int, value("PORT", "The head's port for the ranks.", min=1, max=65535)
     ] = MASTER_PORT,
     rdma: Annotated[bool, typer.Option("--rdma/--no-rdma", help="Require RDMA, or not.")] = True,
     utilization: Annotated[
         float,
-        typer.Option(
+        value(
+            "PART",
+            "The part of the memory that vLLM may use.",
             "--gpu-memory-utilization",
-            metavar="PART",
             min=0.05,
             max=1,
-            help="The part of the memory that vLLM may use.",
         ),
     ] = GPU_MEMORY_UTILIZATION,
-    strict: Annotated[bool, options.flag("--strict", "Treat warnings as failures.")] = False,
+    strict: Annotated[bool, flag("--strict", "Treat warnings as failures.")] = False,
     patience: options.Patience = 60.0,
     as_json: options.Json = False,
-    reference: Annotated[
-        bool, options.flag("--reference", "Print docs/doctor.md and examine nothing.")
-    ] = False,
+    reference: Annotated[bool, flag("--reference", "Print all checks; examine nothing.")] = False,
 ) -> None:
     """Examine the nodes before a launch; changes nothing (exit code 19 on a failure).
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from sparkimage.cli import base, options
+from sparkimage.cli import base
+from sparkimage.cli.options import flag
 from sparkimage.core import paths
 from sparkimage.core.process import Local
 from sparkimage.core.units import human
@@ -25,9 +26,7 @@ def up() -> None:
 
 @app.command("down")
 def down(
-    purge: Annotated[
-        bool, options.flag("--purge", "Delete its images, build cache and packages, too.")
-    ] = False,
+    purge: Annotated[bool, flag("--purge", "Delete its data and packages, too.")] = False,
 ) -> None:
     """Stop the private engine."""
     from sparkimage.build.engine import private

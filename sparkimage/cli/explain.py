@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparkimage.cli import base, options
+from sparkimage.cli.options import flag
 from sparkimage.core.errors import KnownFailureError, UsageError
 
 if TYPE_CHECKING:
@@ -32,12 +32,8 @@ def explain(
         list[str] | None,
         typer.Argument(metavar="FILE|-", help="Logs, one per node; `-` for stdin."),
     ] = None,
-    check: Annotated[
-        bool, options.flag("--check", "Exit with code 21 if a known failure is found.")
-    ] = False,
-    reference: Annotated[
-        bool, options.flag("--reference", "Print all known failures; read no log.")
-    ] = False,
+    check: Annotated[bool, flag("--check", "Exit with 21 if a known failure is found.")] = False,
+    reference: Annotated[bool, flag("--reference", "Print all known failures.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Find known failures in logs of vLLM, NCCL or Docker, with cause and fix.
@@ -75,24 +71,15 @@ def _read(name: str) -> Reading:
     from sparkimage.serve.explain.knowledge import Reading
 
     reading = Reading(source="standard input" if name == STDIN else name)
-    with _open(name) as stream:
-        for line in loglines.lines_of(stream):
-            reading.take(line)
-    return reading
-
-
-@contextmanager
-def _open(name: str) -> Iterator[BinaryIO]:
-    if name == STDIN:
-        yield sys.stdin.buffer
-        return
     try:
-        with open(name, "rb") as stream:
-            yield stream
+        with nullcontext(sys.stdin.buffer) if name == STDIN else open(name, "rb") as stream:
+            for line in loglines.lines_of(stream):
+                reading.take(line)
     except OSError as error:
         raise UsageError(
             f"cannot read {name}: {error.strerror}", hint="pass a log file, or `-` for stdin"
         ) from error
+    return reading
 
 
 def _to_dict(reading: Reading) -> dict[str, object]:

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparkimage.cli import base, options
+from sparkimage.cli.options import flag, value
 from sparkimage.cli.verify import tiers_of, to_ship
 from sparkimage.core import paths
-from sparkimage.core.errors import MixedFleetError, UsageError
+from sparkimage.core.errors import (
+    MixedFleetError,
+    NetworkError,
+    PublishedError,
+    RegistryError,
+    UsageError,
+)
 from sparkimage.core.units import clock, human
 
 if TYPE_CHECKING:
@@ -32,31 +39,14 @@ def distribute(
     reference: options.Reference,
     nodes: options.Nodes = options.FLEET_FILE,
     partial: options.Partial = False,
-    dry_run: Annotated[
-        bool, options.flag("--dry-run", "Inspect the nodes and show what would be sent.")
-    ] = False,
-    relay: Annotated[
-        bool, options.flag("--relay", "Let nodes send layers to each other over ssh.")
-    ] = False,
-    via: Annotated[
-        str,
-        typer.Option(metavar="REGISTRY/REPOSITORY", help="Let the nodes pull it, by digest."),
-    ] = "",
+    dry_run: Annotated[bool, flag("--dry-run", "Only show what would be sent.")] = False,
+    relay: Annotated[bool, flag("--relay", "Nodes pass layers on to each other by ssh.")] = False,
+    via: Annotated[str, value("REGISTRY/REPOSITORY", "Nodes pull from there, by digest.")] = "",
     key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="With --via: require a signature by this public key (PEM). "
-            "Default: $SPARKIMAGE_PUBLIC_KEY.",
-        ),
+        str | None, value("FILE", "With --via: the trusted public key (or $SPARKIMAGE_PUBLIC_KEY).")
     ] = None,
-    prove: Annotated[
-        str, typer.Option(metavar="LIST", help="Run these tiers on each node first: run,node.")
-    ] = "",
-    step: Annotated[
-        int,
-        typer.Option(metavar="MB", min=1, help="Commit every MB, so that a retry resends no more."),
-    ] = 512,
+    prove: Annotated[str, value("LIST", "Run these tiers on each node first: run,node.")] = "",
+    step: Annotated[int, value("MB", "A retry resends at most MB.", min=1)] = 512,
     allow_unverified: options.AllowUnverified = False,
     patience: options.Patience = 60.0,
     as_json: options.Json = False,
@@ -124,13 +114,11 @@ def _verify_in_registry(
     via: str, key: str | None, record: PlanRecord, image: Image, *, allow_unverified: bool
 ) -> None:
     """Verify, before any node pulls, that the registry has this image, signed and sealed."""
-    from sparkimage.core.errors import NetworkError, PublishedError, RegistryError
     from sparkimage.registry import remote
     from sparkimage.registry.cosign import Trust
-    from sparkimage.registry.tools import Tools
 
     key = key or os.environ.get("SPARKIMAGE_PUBLIC_KEY")
-    tools = Tools(outside=base.resolve_context(None, base.say))
+    tools = base.registry_tools()
     trust = Trust(tools=tools) if allow_unverified and not key else Trust.of(key, None, None, tools)
     try:
         remote.verify(
@@ -229,12 +217,8 @@ def rollback(
 
 def gc(
     nodes: options.Nodes = options.FLEET_FILE,
-    keep: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Keep the N newest images of each variant.")
-    ] = 2,
-    dry_run: Annotated[
-        bool, options.flag("--dry-run", "Show what would be removed; remove nothing.")
-    ] = False,
+    keep: Annotated[int, value("N", "Keep the N newest images of each variant.", min=1)] = 2,
+    dry_run: Annotated[bool, flag("--dry-run", "Only show what would be removed.")] = False,
     patience: options.Patience = 60.0,
     as_json: options.Json = False,
 ) -> None:
@@ -264,14 +248,7 @@ def gc(
 
 
 def receipts(
-    nodes: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE|NAMES",
-            help="Read the receipts on these nodes, whoever sent the image. "
-            "Default: those on this machine.",
-        ),
-    ] = "",
+    nodes: Annotated[str, value("FILE|NAMES", "Of these nodes; default: this machine.")] = "",
     patience: options.Patience = 60.0,
     as_json: options.Json = False,
 ) -> None:
@@ -326,8 +303,9 @@ def _image_name(matrix: Matrix, reference: str) -> str:
     if reference.startswith(f"{matrix.repository}:"):
         return reference
     if reference not in variants:
-        hint = validation.nearest(reference, variants)
-        raise UsageError(f"no variant is called {reference!r}", hint=hint)
+        raise UsageError(
+            f"no such variant: {reference}", hint=validation.nearest(reference, variants)
+        )
     return f"{matrix.repository}:{reference}"
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sparkimage.cli import base, options
+from sparkimage.cli.options import flag, value
 from sparkimage.cli.verify import to_ship
 from sparkimage.core.errors import LaunchError, UsageError
 from sparkimage.core.units import clock
@@ -27,48 +27,27 @@ NAME = "vllm"
 NEEDED_CACHES = {"/root/.cache/vllm": "vllm", "/root/.triton/cache": "triton"}
 """Where compiled kernels are cached in the container, and by whom."""
 NAME_PATTERN = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
-Timeout = Annotated[
-    float, typer.Option(metavar="SECONDS", min=1, help="Give up if not ready after SECONDS.")
-]
-Keep = Annotated[bool, options.flag("--keep", "Leave the containers of a failed start running.")]
+Timeout = Annotated[float, value("SECONDS", "Give up if not ready after SECONDS.", min=1)]
+Keep = Annotated[bool, flag("--keep", "Leave the containers of a failed start running.")]
 
 
-class CommandFormat(StrEnum):
-    """The formats of ``--print``."""
-
-    RUN = "run"
-    COMPOSE = "compose"
+CommandFormat = Literal["run", "compose"]
 
 
 def launch(
     reference: options.Reference,
-    model: Annotated[
-        str, typer.Option(metavar="DIR", help="The model's absolute path, the same on every node.")
-    ],
+    model: Annotated[str, value("DIR", "The model's absolute path, the same on every node.")],
     nodes: options.Nodes = options.FLEET_FILE,
     profile: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A profile of the matrix. Default: by variant and number of nodes.",
-        ),
+        str | None, value("NAME", "A profile of the matrix. Default: by variant and node count.")
     ] = None,
-    name: Annotated[
-        str, typer.Option(metavar="NAME", help="Name the deployment and its containers.")
-    ] = NAME,
-    dry_run: Annotated[
-        bool, options.flag("--dry-run", "Inspect the nodes and print their commands.")
-    ] = False,
+    name: Annotated[str, value("NAME", "Name the deployment and its containers.")] = NAME,
+    dry_run: Annotated[bool, flag("--dry-run", "Only print the nodes' commands.")] = False,
     print_: Annotated[
-        CommandFormat | None,
-        typer.Option("--print", help="Like --dry-run: print commands in this format."),
+        CommandFormat | None, typer.Option("--print", help="Like --dry-run, in this format.")
     ] = None,
-    replace: Annotated[
-        bool, options.flag("--replace", "Stop a running deployment of this name first.")
-    ] = False,
-    share_cache: Annotated[
-        bool, options.flag("--share-cache", "Share one cache between images.")
-    ] = False,
+    replace: Annotated[bool, flag("--replace", "Stop a deployment of this name first.")] = False,
+    share_cache: Annotated[bool, flag("--share-cache", "Share one cache between images.")] = False,
     timeout: Timeout = 1800.0,
     keep: Keep = False,
     allow_unverified: options.AllowUnverified = False,
@@ -134,7 +113,7 @@ def launch(
         options=Options(timeout_s=timeout, keep=keep, replace=replace, patience_s=patience),
     )
     if dry_run or print_ is not None:
-        _print_commands(deployment.plan(), print_ or CommandFormat.RUN, as_json=as_json)
+        _print_commands(deployment.plan(), print_ or "run", as_json=as_json)
     else:
         _print_ready(deployment.run, as_json=as_json)
 
@@ -145,17 +124,13 @@ def _print_commands(
     if as_json:
         base.print_json([container.to_dict() for container in containers])
         return
-    separator = "\n" if command_format is CommandFormat.RUN else "---\n\n"
+    run = command_format == "run"
     texts = []
     for container in containers:
         role = "head" if container.rank == 0 else "worker"
-        command = (
-            container.pasteable()
-            if command_format is CommandFormat.RUN
-            else container.compose().rstrip("\n")
-        )
+        command = container.pasteable() if run else container.compose().rstrip("\n")
         texts.append(f"# {container.node}: rank {container.rank}, {role}\n{command}\n")
-    typer.echo(separator.join(texts), nl=False)
+    typer.echo(("\n" if run else "---\n\n").join(texts), nl=False)
 
 
 def _print_ready(start: Callable[[], Ready], *, as_json: bool) -> None:
@@ -255,12 +230,10 @@ def _status_table(deployment: DeploymentStatus) -> Table:
 def logs(
     nodes: options.Nodes = options.FLEET_FILE,
     name: options.Name = None,
-    node: Annotated[str | None, typer.Option(metavar="NAME", help="Only this node.")] = None,
-    rank: Annotated[int | None, typer.Option(metavar="N", min=0, help="Only this rank.")] = None,
+    node: Annotated[str | None, value("NAME", "Only this node.")] = None,
+    rank: Annotated[int | None, value("N", "Only this rank.", min=0)] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the logs.")] = False,
-    tail: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Start at the last N lines of each rank.")
-    ] = None,
+    tail: Annotated[int | None, value("N", "The last N lines of each rank.", min=0)] = None,
     patience: options.Patience = 60.0,
 ) -> None:
     """Print the logs of all ranks together, each line with its node's name."""

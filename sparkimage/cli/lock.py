@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparkimage.cli import base, options
+from sparkimage.cli.options import flag, value
 from sparkimage.core import locks
 from sparkimage.core.errors import LockError, NetworkError, UsageError
 from sparkimage.core.files import write
@@ -19,19 +20,11 @@ if TYPE_CHECKING:
 
 
 def lock(
-    check: Annotated[
-        bool, options.flag("--check", "Check offline that matrix.lock fits the matrix.")
-    ] = False,
+    check: Annotated[bool, flag("--check", "Only check, offline, that it fits.")] = False,
     update: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[==V]",
-            help="Update only this pin, patch or wheel; NAME may be a glob.",
-        ),
+        list[str] | None, value("NAME[==V]", "Update one pin, patch or wheel; may be a glob.")
     ] = None,
-    outdated: Annotated[
-        bool, options.flag("--outdated", "List pins with newer versions; change nothing.")
-    ] = False,
+    outdated: Annotated[bool, flag("--outdated", "Only list what has newer versions.")] = False,
     _mirror: options.Mirror = None,
     as_json: options.Json = False,
 ) -> None:
@@ -50,9 +43,9 @@ def lock(
 def _check(matrix: Matrix) -> None:
     lock = base.read_lock(matrix)
     typer.echo(f"{lock.file} fits {matrix.file.name}")
-    for (pin, value), entry in sorted(lock.entries.items()):
+    for (pin, version), entry in sorted(lock.entries.items()):
         if entry.unresolved is not None:
-            typer.echo(f"  not resolved yet: {pin} {value}")
+            typer.echo(f"  not resolved yet: {pin} {version}")
 
 
 def _print_outdated(matrix: Matrix, *, as_json: bool) -> None:
@@ -71,7 +64,7 @@ def _print_outdated(matrix: Matrix, *, as_json: bool) -> None:
         typer.echo("\nto update one: python build.py lock --update NAME")
     else:
         typer.echo("no newer version found")
-    _raise_failures(tuple(outcome.failures.values()))
+    _raise_failures(outcome.failures)
 
 
 def _resolve(matrix: Matrix, update: Sequence[str]) -> None:
@@ -94,19 +87,16 @@ def _resolve(matrix: Matrix, update: Sequence[str]) -> None:
         else:
             write(path, text.encode())
             typer.echo(f"wrote {path.name}; review it with `git diff {path.name}`")
-    _raise_failures(tuple(outcome.failures.values()), "; all others are in the lock")
+    _raise_failures(outcome.failures, "; all others are in the lock")
 
 
-def _raise_failures(failures: Sequence[SparkError], rest: str = "") -> None:
+def _raise_failures(failures: Mapping[tuple[str, str], SparkError], rest: str = "") -> None:
     """Raise one error for all pins that could not be resolved, each with what to do."""
     if not failures:
         return
-    lines = []
-    for failure in failures:
-        lines.append(f"✗ {failure.message}")
-        lines += [f"    {line}" for line in failure.detail.splitlines()[-4:]]
-        lines.append(f"    → {failure.hint}")
-    unreachable = all(isinstance(failure, NetworkError) for failure in failures)
+    from sparkimage.nodes.retag import lines
+
+    unreachable = all(isinstance(failure, NetworkError) for failure in failures.values())
     kind, problem, action = (
         (NetworkError, "reached", "run the same command where they are reachable")
         if unreachable
@@ -114,6 +104,6 @@ def _raise_failures(failures: Sequence[SparkError], rest: str = "") -> None:
     )
     raise kind(
         f"{base.plural(len(failures), 'pin')} could not be {problem}{rest}",
-        detail="\n".join(lines),
+        detail="\n".join(lines({" ".join(pin): error for pin, error in failures.items()})),
         hint=f"{action}; resolved pins stay",
     )

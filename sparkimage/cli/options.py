@@ -17,6 +17,11 @@ def flag(name: str, help: str) -> Any:
     return typer.Option(name, help=help)
 
 
+def value(metavar: str, help: str, *names: str, **settings: Any) -> Any:
+    """An option with a value, with ``settings`` of ``typer.Option``."""
+    return typer.Option(*names, metavar=metavar, help=help, **settings)
+
+
 Json = Annotated[bool, flag("--json", "Print the result as JSON.")]
 Mirror = Annotated[
     list[str] | None,
@@ -33,34 +38,26 @@ AllowUnverified = Annotated[
 ]
 SignKey = Annotated[
     str | None,
-    typer.Option(
+    value(
+        "FILE|KMS",
+        "Sign with this key: ed25519 (PEM), a cosign key file or a KMS URI.",
         "--key",
-        metavar="FILE|KMS",
         envvar="SPARKIMAGE_KEY",
-        help="Sign with this key: ed25519 (PEM), a cosign key file or a KMS URI.",
     ),
 ]
 TrustKey = Annotated[
     str | None,
-    typer.Option(
+    value(
+        "FILE|KMS",
+        "Require a signature by this public key: PEM file or KMS URI.",
         "--key",
-        metavar="FILE|KMS",
         envvar="SPARKIMAGE_PUBLIC_KEY",
-        help="Require a signature by this public key: PEM file or KMS URI.",
     ),
 ]
 Reference = Annotated[str, typer.Argument(help="A variant, an image name or a digest (prefix).")]
-Nodes = Annotated[
-    str,
-    typer.Option(metavar="FILE|NAMES", help="fleet.yaml, or comma-separated ssh host names."),
-]
-Patience = Annotated[
-    float,
-    typer.Option(metavar="SECONDS", min=1, help="Give up on a node after SECONDS of silence."),
-]
+Nodes = Annotated[str, value("FILE|NAMES", "fleet.yaml, or comma-separated ssh host names.")]
+Patience = Annotated[float, value("SECONDS", "Give up on a node after SECONDS of silence.", min=1)]
 Partial = Annotated[
     bool, flag("--partial", "Continue without the nodes that fail; leaves a MIXED fleet.")
 ]
-Name = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The deployment, if more than one runs.")
-]
+Name = Annotated[str | None, value("NAME", "The deployment, if more than one runs.")]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparkimage.cli import base, options
+from sparkimage.cli.options import value
 from sparkimage.core.errors import UsageError
 from sparkimage.core.files import write
 
@@ -48,10 +49,7 @@ def patches(context: typer.Context, as_json: options.Json = False) -> None:
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Write the files to DIR.")],
-    variant: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The variant; required if several apply patches."),
-    ] = None,
+    variant: Annotated[str | None, value("NAME", "Required if several apply patches.")] = None,
     _mirror: options.Mirror = None,
 ) -> None:
     """Write the patched files of a variant for `docker run -v`, to edit them without a build."""

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from sparkimage.cli import base, options
+from sparkimage.cli.options import value
 from sparkimage.core import paths
 from sparkimage.core.errors import UsageError
 from sparkimage.core.process import Local
@@ -29,43 +28,20 @@ CA = "/tmp/ca.pem"  # in the container
 
 
 def probe(
-    url: Annotated[
-        str, typer.Option(metavar="URL", help="A server, as http://HOST:8000; needs --image.")
-    ] = "",
-    nodes: Annotated[
-        str,
-        typer.Option(metavar="FILE|NAMES", help="Measure the deployment on these nodes."),
-    ] = "",
+    url: Annotated[str, value("URL", "A server, as http://HOST:8000; needs --image.")] = "",
+    nodes: Annotated[str, value("FILE|NAMES", "Measure the deployment on these nodes.")] = "",
     name: options.Name = None,
-    image: Annotated[
-        str,
-        typer.Option(metavar="IMAGE", help="With --url: a local image with vLLM, to measure with."),
-    ] = "",
-    model: Annotated[
-        str, typer.Option(metavar="NAME", help="A model it serves. Default: its first.")
-    ] = "",
-    streams: Annotated[
-        str, typer.Option(metavar="LIST", help="Concurrent requests, one row for each number.")
-    ] = "1,8",
-    tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Output tokens a request.")] = 256,
+    image: Annotated[str, value("IMAGE", "With --url: a local image that has vLLM.")] = "",
+    model: Annotated[str, value("NAME", "A model it serves. Default: its first.")] = "",
+    streams: Annotated[str, value("LIST", "Concurrent requests, one row for each number.")] = "1,8",
+    tokens: Annotated[int, value("N", "Output tokens a request.", min=2)] = 256,
     requests: Annotated[
-        int,
-        typer.Option(
-            metavar="N", min=0, help="Requests a row. 0: each kind of prompt, 2 per stream."
-        ),
+        int, value("N", "Requests a row. 0: every kind of prompt, 2 a stream.", min=0)
     ] = 0,
-    rounds: Annotated[
-        int, typer.Option(metavar="N", min=1, max=99, help="Run N rounds and show medians.")
-    ] = 1,
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save the result for --compare.")
-    ] = None,
-    compare: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Show ratios to a saved result.")
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=1, help="Give up on a row after SECONDS.")
-    ] = 1800.0,
+    rounds: Annotated[int, value("N", "Run N rounds and show medians.", min=1, max=99)] = 1,
+    save: Annotated[Path | None, value("FILE", "Save the result for --compare.")] = None,
+    compare: Annotated[Path | None, value("FILE", "Show ratios to a saved result.")] = None,
+    timeout: Annotated[float, value("SECONDS", "Give up on a row after SECONDS.", min=1)] = 1800.0,
     patience: options.Patience = 60.0,
     as_json: options.Json = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparkimage.cli import base, options
+from sparkimage.cli.options import flag, value
 from sparkimage.cli.verify import tiers_of, to_ship
 from sparkimage.core.process import Local
 from sparkimage.core.units import clock, human
@@ -19,17 +20,13 @@ if TYPE_CHECKING:
     from sparkimage.registry.cosign import Trust
     from sparkimage.registry.publish import Outcome
     from sparkimage.registry.remote import Reading
-    from sparkimage.registry.tools import Tools
     from sparkimage.verify.policy import Required
 
 
 Identity = Annotated[
-    str | None,
-    typer.Option(metavar="REGEXP", help="Keyless: the subject of the CI job's certificate."),
+    str | None, value("REGEXP", "Keyless: the subject of the CI job's certificate.")
 ]
-Issuer = Annotated[
-    str | None, typer.Option(metavar="URL", help="Keyless: the OIDC issuer of that certificate.")
-]
+Issuer = Annotated[str | None, value("URL", "Keyless: the OIDC issuer of that certificate.")]
 PublishedReference = Annotated[
     str,
     typer.Argument(
@@ -43,9 +40,7 @@ def publish(
         list[str],
         typer.Argument(help="A variant or digest; several for the platforms of one image."),
     ],
-    to: Annotated[
-        str, typer.Option(metavar="REGISTRY/REPOSITORY", help="Publish to this repository.")
-    ],
+    to: Annotated[str, value("REGISTRY/REPOSITORY", "Publish to this repository.")],
     key: options.SignKey = None,
     identity: Identity = None,
     issuer: Issuer = None,
@@ -61,11 +56,10 @@ def publish(
     from sparkimage.registry import cosign, sbom, tags
     from sparkimage.registry.publish import Item, Publication, channels
     from sparkimage.registry.skopeo import Repository
-    from sparkimage.registry.tools import Tools
 
     matrix = base.read_matrix_if_any()
     store, view = base.open_store(), base.new_view(quiet=as_json)
-    tools = Tools(outside=base.resolve_context(matrix, view.say))
+    tools = base.registry_tools(matrix, view.say)
     repository = Repository(place=Place.parse(to), tools=tools)
     with store.in_use(view.say), cosign.signer(key, identity, issuer, tools) as signer:
         images = [
@@ -112,10 +106,9 @@ def verify_published(
     identity: Identity = None,
     issuer: Issuer = None,
     requires: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="Require these tiers. Default: those of the matrix."),
+        str | None, value("LIST", "Required tiers. Default: those of the matrix.")
     ] = None,
-    whole: Annotated[bool, options.flag("--whole", "Download and check every blob, too.")] = False,
+    whole: Annotated[bool, flag("--whole", "Download and check every blob, too.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Verify that a published image is signed, sealed and complete, and that its tag is true."""
@@ -167,7 +160,8 @@ def inspect(
     from sparkimage.registry.skopeo import Repository
 
     # An image can be shown without trusting it.
-    trust = _trust(key, identity, issuer) if key or identity or issuer else Trust(tools=_tools())
+    signed = key or identity or issuer
+    trust = _trust(key, identity, issuer) if signed else Trust(tools=base.registry_tools())
     at = remote.Reference.parse(reference)
     image = remote.read(at, Repository(place=at.place, tools=trust.tools), trust)
     facts = inspect.describe(image, requirement(None))
@@ -223,13 +217,7 @@ def _trust(key: str | None, identity: str | None, issuer: str | None) -> Trust:
     """Whose signature counts: an identity that was passed overrides a key of the environment."""
     from sparkimage.registry.cosign import Trust
 
-    return Trust.of(None if identity or issuer else key, identity, issuer, _tools())
-
-
-def _tools() -> Tools:
-    from sparkimage.registry.tools import Tools
-
-    return Tools(outside=base.resolve_context(None, base.say))
+    return Trust.of(None if identity or issuer else key, identity, issuer, base.registry_tools())
 
 
 def requirement(requires: str | None) -> Callable[[Reading], Required]:

@@ -17,7 +17,6 @@ from sparkimage.core.units import clock, human
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sparkimage.build.context import BuildContext
     from sparkimage.config.matrix import Matrix, Variant
     from sparkimage.verify.pipeline import Result
 
@@ -84,11 +83,6 @@ def _is_big(variant: Variant, matrix: Matrix) -> bool:
 def as_policy(plans: Sequence[Plan], mirrors: Mirrors) -> str:
     """The BuildKit source policy: the sources that a build of these plans may use."""
     return json.dumps(bake.policy(plans, mirrors), indent=1)
-
-
-def as_bake(plans: Sequence[Plan], context: BuildContext) -> str:
-    """The bake file, its build contexts prepared, so that it can be run by hand."""
-    return json.dumps(context.definition(plans), indent=1)
 
 
 def results_table(results: Sequence[Result]) -> Table:

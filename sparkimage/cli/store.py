@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparkimage.cli import base, options
+from sparkimage.cli.options import value
 from sparkimage.cli.verify import to_ship
 from sparkimage.core.errors import GateError, StoreError, UsageError
 from sparkimage.core.units import human
@@ -81,15 +82,12 @@ def _seal(store: Store, digest: str) -> str | None:
 
 def save(
     reference: options.Reference,
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE|-", help="Write to FILE or stdout.")
-    ],
+    output: Annotated[str, value("FILE|-", "Write to FILE or stdout.", "--output", "-o")],
     key: options.SignKey = None,
     allow_unverified: options.AllowUnverified = False,
 ) -> None:
     """Save an image and its seal to an archive, which `docker load` reads, too."""
     from sparkimage.registry import archives, cosign
-    from sparkimage.registry.tools import Tools
 
     if output == STDIO and sys.stdout.isatty():
         raise UsageError("refusing to write an archive to the terminal", hint="pass -o FILE")
@@ -103,7 +101,7 @@ def save(
         stack.enter_context(store.in_use(view.say))
         signer = None
         if key is not None:
-            tools = Tools(outside=base.resolve_context(None, view.say))
+            tools = base.registry_tools(say=view.say)
             signer = stack.enter_context(cosign.signer(key, None, None, tools))
         moved = stack.enter_context(view.transfer(f"saving {record.plan.variant}", image.size))
         sink = stack.enter_context(
@@ -126,14 +124,12 @@ def load(
     """Load an archive of `save` into the image store if its seal is valid, and tag the image."""
     from sparkimage.registry import archives
     from sparkimage.registry.cosign import Trust
-    from sparkimage.registry.tools import Tools
 
     matrix = base.read_matrix_if_any()
     store, view, path = base.open_store(), base.new_view(), Path(file)
     trust = None
     if key is not None:
-        tools = Tools(outside=base.resolve_context(None, view.say))
-        trust = Trust.of(key, None, None, tools)
+        trust = Trust.of(key, None, None, base.registry_tools(say=view.say))
     if file != STDIO and not path.is_file():
         raise StoreError(
             f"no such file: {file}", hint="pass an archive written by `python build.py save`"

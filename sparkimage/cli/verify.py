@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from sparkimage.cli import base, options
+from sparkimage.cli.options import value
 from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.core import paths
 from sparkimage.core.errors import GateError, LockError, UsageError
@@ -99,12 +98,10 @@ def _stale(record: PlanRecord, matrix: Matrix, reference: str) -> str:
 
 def verify(
     reference: options.Reference,
-    tier: Annotated[
-        str, typer.Option(metavar="LIST", help=f"Run these tiers, of {', '.join(Tier)}.")
-    ] = ",".join(DEFAULT),
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write an HTML report, too.")
-    ] = None,
+    tier: Annotated[str, value("LIST", f"Run these tiers, of {', '.join(Tier)}.")] = ",".join(
+        DEFAULT
+    ),
+    html: Annotated[Path | None, value("FILE", "Write an HTML report, too.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Run an image's checks again and add the results to its seal."""
@@ -166,9 +163,7 @@ def _print_outcome(outcome: run_tiers.Outcome, verdict: seal.Verdict, title: str
 
 def report(
     reference: options.Reference,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Write the report to FILE.")
-    ],
+    output: Annotated[Path, value("FILE", "Write the report to FILE.", "--output", "-o")],
 ) -> None:
     """Write the results in an image's seal as an HTML report; runs no checks."""
     from sparkimage.registry.archives import refuse_target
