@@ -174,7 +174,7 @@ def _print(matrix: Matrix, plans: Sequence[Plan], plan_format: PlanFormat) -> No
         case "github":
             typer.echo(show.as_github(plans, matrix))
         case "policy":
-            context = base.resolve_context(matrix, lambda _: None)
+            context = base.resolve_context(matrix, base.quiet)
             typer.echo(show.as_policy(plans, context.mirrors))
         case "bake":
             # With its build contexts prepared, so that it can be run by hand.

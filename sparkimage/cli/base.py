@@ -55,6 +55,10 @@ def say(line: str) -> None:
     typer.echo(line, err=True)
 
 
+def quiet(line: str) -> None:
+    """Print nothing, in place of ``say``."""
+
+
 def warn(text: object) -> None:
     """Print a warning on standard error."""
     say(f"warning: {text}")
@@ -63,6 +67,15 @@ def warn(text: object) -> None:
 def print_json(data: Any) -> None:
     """Print the result for other programs: on standard output."""
     typer.echo(json.dumps(data, indent=1))
+
+
+def print_result(data: Any, *tables: Table, as_json: bool) -> None:
+    """Print a result: as JSON, or as tables with an empty line between them."""
+    if as_json:
+        print_json(data)
+        return
+    for number, table in enumerate(tables):
+        console().print(*[""] * (number > 0), table, sep="\n")
 
 
 def plural(count: int, noun: str) -> str:
@@ -234,7 +247,7 @@ def resolve_context(matrix: Matrix | None, say: Callable[[str], None]) -> Resolv
 
 
 def registry_tools(matrix: Matrix | None = None, say: Callable[[str], None] = say) -> Tools:
-    """skopeo and cosign, fetched when they are first needed."""
+    """Skopeo and cosign, fetched when they are first needed."""
     from sparkimage.registry.tools import Tools
 
     return Tools(outside=resolve_context(matrix, say))

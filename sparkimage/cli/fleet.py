@@ -97,10 +97,7 @@ def distribute(
         finally:
             for warning in distribution.warned():
                 base.warn(warning)
-    if as_json:
-        base.print_json(outcome.to_dict())
-    else:
-        base.console().print(_outcome_table(outcome))
+    base.print_result(outcome.to_dict(), _outcome_table(outcome), as_json=as_json)
     if outcome.failed:
         raise base.node_error(
             f"MIXED FLEET (--partial): {', '.join(node.name for node in outcome.failed)} did "
@@ -171,12 +168,10 @@ def nodes(
         only=_image_name(matrix, variant) if variant is not None else None, patience_s=patience,
     )  # fmt: skip
     differing = maintenance.differing(views)
-    if as_json:
-        base.print_json([view.to_dict() for view in views])
-    else:
-        base.console().print(_nodes_table(views))
-        if maintenance.names(views):
-            base.console().print("", _images_table(views, differing), sep="\n")
+    tables = [_nodes_table(views)]
+    if maintenance.names(views):
+        tables.append(_images_table(views, differing))
+    base.print_result([view.to_dict() for view in views], *tables, as_json=as_json)
     errors = {view.name: view.error for view in views if view.error is not None}
     if errors:
         raise base.node_error(
@@ -297,16 +292,12 @@ def _receipts_table(receipts: Sequence[Mapping[str, Any]]) -> Table:
 
 def _image_name(matrix: Matrix, reference: str) -> str:
     """The image name of a variant; an image name as it is. Raises ``UsageError``."""
-    from sparkimage.config import validation
+    from sparkimage.config.matrix import select
 
-    variants = [variant.name for variant in matrix.variants]
     if reference.startswith(f"{matrix.repository}:"):
         return reference
-    if reference not in variants:
-        raise UsageError(
-            f"no such variant: {reference}", hint=validation.nearest(reference, variants)
-        )
-    return f"{matrix.repository}:{reference}"
+    (variant,) = select(matrix, names=[reference])
+    return f"{matrix.repository}:{variant.name}"
 
 
 def _nodes_table(views: Sequence[NodeView]) -> Table:

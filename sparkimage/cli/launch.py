@@ -178,14 +178,12 @@ def status(
     from sparkimage.serve import running
 
     deployments, errors = running.look(base.read_fleet(nodes), name=name, patience_s=patience)
-    if as_json:
-        messages = {node: error.message for node, error in sorted(errors.items())}
-        sets = [deployment.to_dict() for deployment in deployments]
-        base.print_json({"sets": sets, "errors": messages})
-    elif deployments:
-        tables = [_status_table(deployment) for deployment in deployments]
-        base.console().print(*tables, sep="\n")
-    else:
+    result = {
+        "sets": [deployment.to_dict() for deployment in deployments],
+        "errors": {node: error.message for node, error in sorted(errors.items())},
+    }
+    base.print_result(result, *map(_status_table, deployments), as_json=as_json)
+    if not deployments and not as_json:
         typer.echo(f"nothing runs on the {'reachable ' * bool(errors)}nodes")
     broken = [deployment for deployment in deployments if deployment.problems]
     problems = [f"{one.set.name}: {problem}" for one in broken for problem in one.problems]

@@ -51,7 +51,7 @@ def _check(matrix: Matrix) -> None:
 def _print_outdated(matrix: Matrix, *, as_json: bool) -> None:
     from sparkimage.resolve import resolver
 
-    context = base.resolve_context(matrix, lambda _: None)
+    context = base.resolve_context(matrix, base.quiet)
     with base.console(stderr=True).status("checking registries, repositories and indexes"):
         pins, outcome = resolver.outdated(matrix, base.read_lock(matrix), context)
     if as_json:

@@ -58,11 +58,8 @@ def export(
     from sparkimage.resolve import fetch
 
     matrix = base.read_matrix()
-    patched = [
-        variant_
-        for variant_ in matrix.variants
-        if any(matrix.layers[layer].patches for layer in variant_.layers)
-    ]
+    layers = {name for name, layer in matrix.layers.items() if layer.patches}
+    patched = [one for one in matrix.variants if layers & set(one.layers)]
     chosen = select(matrix, names=[variant]) if variant else tuple(patched)
     if len(chosen) != 1 or chosen[0] not in patched:
         raise UsageError(
@@ -74,10 +71,10 @@ def export(
     plans = base.plans_of(matrix, chosen)
     refuse_unresolved(plans)
     context = base.resolve_context(matrix, base.say)
-    mounts = []
-    for path, content in fetch.patched(plans[0], matrix.root, context).items():
+    files = fetch.patched(plans[0], matrix.root, context)
+    folder.mkdir(parents=True, exist_ok=True)
+    typer.echo("add to docker run:")
+    for path, content in files.items():
         file = folder.absolute() / Path(path).name
-        file.parent.mkdir(parents=True, exist_ok=True)
         write(file, content)
-        mounts.append(f"  -v {file}:{path}:ro")
-    typer.echo("\n".join(["written; add to docker run:", *mounts]))
+        typer.echo(f"  -v {file}:{path}:ro")

@@ -64,10 +64,7 @@ def probe(
             hint="probe --nodes fleet.yaml, or probe --url http://HOST:8000 --image IMAGE",
         )
 
-    def say(line: str) -> None:
-        if not as_json:
-            base.say(line)
-
+    say = base.quiet if as_json else base.say
     with (
         _deployment(nodes, name, timeout, patience) if nodes else _url(url, image, timeout, say)
     ) as (server, bench, marks):

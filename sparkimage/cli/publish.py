@@ -120,30 +120,23 @@ def verify_published(
         image, platforms = remote.verify(
             reference, trust, requirement(requires), deep=whole, moved=moved
         )
+    results: dict[str, dict[str, Any]] = {
+        platform.reading.platform: {
+            "digest": platform.reading.digest,
+            "tiers": list(platform.verdict.tiers),
+            "checks": len(platform.verdict.checks),
+            "lock": platform.reading.lock,
+        }
+        for platform in platforms
+    }
     if as_json:
-        base.print_json(
-            {
-                "reference": reference,
-                "digest": image.digest,
-                "result": "PASSED",
-                "platforms": {
-                    platform.reading.platform: {
-                        "digest": platform.reading.digest,
-                        "tiers": list(platform.verdict.tiers),
-                        "checks": len(platform.verdict.checks),
-                        "lock": platform.reading.lock,
-                    }
-                    for platform in platforms
-                },
-            }
-        )
+        head = {"reference": reference, "digest": image.digest, "result": "PASSED"}
+        base.print_json({**head, "platforms": results})
         return
-    for platform in platforms:
-        reading, verdict = platform.reading, platform.verdict
+    for name, result in results.items():
         typer.echo(
-            f"✓ {reading.platform} {reading.digest}: signed, "
-            f"{base.plural(len(verdict.checks), 'check')} passed ({', '.join(verdict.tiers)}), "
-            f"lock {reading.lock[:8]}"
+            f"✓ {name} {result['digest']}: signed, {result['checks']} checks passed "
+            f"({', '.join(result['tiers'])}), lock {result['lock'][:8]}"
         )
 
 

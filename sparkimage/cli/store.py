@@ -60,14 +60,11 @@ def images(as_json: options.Json = False) -> None:
         for name, digest in sorted(store.names().items())
         for image in [store.resolve(digest)]
     ]
-    if as_json:
-        base.print_json(rows)
-        return
     table = base.new_table("name", "digest", "platform", "size", "layers", "seal")
     for row in rows:
         cells = {**row, "digest": base.short(row["digest"]), "size": human(row["size"])}
-        table.add_row(*(str(value or "none") for value in cells.values()))
-    base.console().print(table)
+        table.add_row(*(str(cell or "none") for cell in cells.values()))
+    base.print_result(rows, table, as_json=as_json)
 
 
 def _seal(store: Store, digest: str) -> str | None:
