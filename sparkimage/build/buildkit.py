@@ -1,4 +1,4 @@
-"""What BuildKit is doing, from its own event stream, as a live table or as plain lines.
+"""The progress of a build, from BuildKit's event stream, as a live table or as plain lines.
 
 ``buildx --progress=rawjson`` writes one JSON document after the other, each a ``SolveStatus``
 (https://pkg.go.dev/github.com/moby/buildkit/client#SolveStatus): vertexes (steps), statuses
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STEP = re.compile(r"^\[[^\]]*?(?P<stage>\S+) \d+/\d+\] ")
-"""A step's name ends with its stage, or with the target where that stands on scratch."""
+"""The last word in the brackets is the stage, or the target if that is FROM scratch."""
 EXPORT = "export"
 
 
 @dataclass
 class Row:
-    """The state of one layer (or of the export), its times in seconds, and its bytes."""
+    """The state of a layer or of the export: times in seconds, sizes in bytes."""
 
     name: str
     state: str = "waiting"
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass
 class Build:
-    """The state of one build, moved on by events. No output of its own."""
+    """The state of a build, updated by events. Prints nothing."""
 
     layers: Sequence[str]
     rows: dict[str, Row] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Build:
     logs: dict[str, list[str]] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     foreign: str | None = None
-    """The layer with a source's own Dockerfile: it has every stage that is not a layer's name."""
+    """The layer that its source's own Dockerfile builds, in stages that are no layer's name."""
 
     def __post_init__(self) -> None:
         self.rows = {name: Row(name) for name in (*self.layers, EXPORT)}
@@ -65,7 +65,7 @@ class Build:
     def event(self, event: dict[str, Any]) -> list[Row]:
         """Apply one ``SolveStatus``; returns the rows whose state changed."""
         changed = []
-        # An error is explained by the log before it, which may come in the same document.
+        # The log that explains an error may be in the same document.
         for vertex in event.get("vertexes") or ():
             self._row(vertex)
         for log in event.get("logs") or ():
@@ -77,12 +77,6 @@ class Build:
         for status in event.get("statuses") or ():
             self._status(status)
         return changed
-
-    def _exporting(self) -> None:
-        """Once the export runs, a layer without a step is in the cache as a whole."""
-        for name in self.layers:
-            if self.rows[name].state == "waiting":
-                self.rows[name].state = "cached"
 
     def _row(self, vertex: dict[str, Any]) -> Row | None:
         name = vertex.get("name", "")
@@ -115,7 +109,9 @@ class Build:
             row.state, row.ended = "running", None
             row.started = self.clock() if row.started is None else row.started
             if row.name == EXPORT:
-                self._exporting()
+                # All steps of a layer that reported none are cached.
+                for layer in self.rows.values():
+                    layer.state = "cached" if layer.state == "waiting" else layer.state
         return row.state != before
 
     def _explain(self, vertex: dict[str, Any]) -> str:
@@ -128,10 +124,9 @@ class Build:
             return
         row = self.rows[owner]
         row.last = status.get("id", "")
-        # Only what has bytes: "exporting layers" and the like count nothing.
         self.moved[(owner, status["id"])] = (status.get("current", 0), status.get("total", 0))
-        row.current = sum(c for (o, _), (c, _t) in self.moved.items() if o == owner)
-        row.total = sum(t for (o, _), (_c, t) in self.moved.items() if o == owner)
+        sizes = [size for (name, _), size in self.moved.items() if name == owner]
+        row.current, row.total = map(sum, zip(*sizes, strict=True))
 
     def _log(self, log: dict[str, Any]) -> None:
         text = base64.b64decode(log.get("data") or b"").decode("utf-8", "replace")
@@ -144,14 +139,14 @@ class Build:
 
 
 class Events:
-    """Splits a stream of lines into JSON documents."""
+    """Splits a stream of lines into JSON documents; keeps the lines that are none."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.other: list[str] = []
 
     def feed(self, line: str) -> Iterator[dict[str, Any]]:
-        """Yield the document that ends with ``line``, if one does."""
+        """Yield the document that ``line`` completes, if any."""
         if not self.lines and not line.startswith("{"):
             self.other.append(line)
             return
@@ -167,7 +162,7 @@ class Events:
 
 @contextmanager
 def show(view: View, build: Build, title: str) -> Iterator[Callable[[str], None]]:
-    """Show ``build`` while it runs; yields a function that takes the lines of the event stream."""
+    """Show ``build`` while it runs. Yields a function that takes the event stream, line by line."""
     events = Events()
 
     def take(line: str) -> None:
@@ -192,11 +187,8 @@ def show(view: View, build: Build, title: str) -> Iterator[Callable[[str], None]
 def _plain(row: Row, now: float) -> str:
     size = f", {human(row.current)}" if row.current else ""
     seconds = f" after {clock(row.seconds(now))}" if row.state in ("done", "failed") else ""
-    return (
-        f"layer {row.name}: {row.state}{seconds}{size}"
-        if row.name != EXPORT
-        else (f"export: {row.state}{seconds}{size}")
-    )
+    name = row.name if row.name == EXPORT else f"layer {row.name}"
+    return f"{name}: {row.state}{seconds}{size}"
 
 
 MARKS = {
@@ -214,9 +206,10 @@ def _table(build: Build, title: str) -> Table:
 
     now = build.clock()
     table = Table(box=None, title=title, title_justify="left", title_style="bold", expand=True)
-    for name in ("", "layer", "state", "time", "bytes"):
-        right = name in ("time", "bytes")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for name in ("", "layer", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("time", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
     for row in build.rows.values():
         seconds = clock(row.seconds(now)) if row.started is not None else ""

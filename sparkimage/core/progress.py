@@ -1,4 +1,4 @@
-"""Shows what goes on: live on a terminal, timestamped lines elsewhere, nothing where quiet."""
+"""Progress: live on a terminal, timestamped lines elsewhere, nothing where quiet."""
 
 from __future__ import annotations
 
@@ -15,65 +15,65 @@ if TYPE_CHECKING:
     from rich.progress import Progress, Task
 
 LINE_S = 10.0
-"""Seconds between two lines about what moves or is counted, where there is no terminal."""
+"""Without a terminal: seconds between two lines about one transfer or count."""
 RATE_S = 5.0
-"""On a terminal the rate of a transfer is that of so many last seconds."""
+"""The rate of a transfer is measured over this many seconds."""
 BAR = 12
-"""Columns of a bar."""
+"""Columns of a progress bar."""
 MARKS = {"proven": "✓", "ready": "✓", "failed": "✗"}
-"""Of a row whose state is its last one."""
+"""The marks of final states."""
 Moved = Callable[[int], None]
-"""Takes the number of bytes that have moved since the last call."""
+"""Takes the bytes transferred since the last call."""
 
 
 class TransferProgress:
-    """What goes on at once, a row each: its state, and the bytes that move. It shows nothing."""
+    """The state and the transfer of several nodes or ranks at once. This one shows nothing."""
 
     def total(self, name: str, count: int) -> None:
-        """``count`` more bytes will move to ``name``."""
+        """``count`` more bytes have to be transferred to ``name``."""
 
     def moved(self, name: str, count: int) -> None:
-        """``count`` more bytes have moved to ``name``."""
+        """``count`` more bytes were transferred to ``name``."""
 
     def state(self, name: str, text: str, detail: str = "") -> None:
-        """What ``name`` is doing now, and how far it is with that."""
+        """``name`` is in this state now; ``detail`` says how far."""
 
 
 class LiveProgress(TransferProgress):
-    """A line for each name on a terminal, and one for all where bytes move to several."""
+    """A row for each name on a terminal, and one for all where there are several."""
 
-    def __init__(self, shown: Progress, names: Sequence[str], state: str = "") -> None:
-        self.shown, self.states = shown, dict.fromkeys(names, state)
+    def __init__(self, progress: Progress, names: Sequence[str], state: str = "") -> None:
+        self.progress, self.states = progress, dict.fromkeys(names, state)
         self.lock = threading.Lock()
-        self.rows = {name: shown.add_task(name, total=None, state=state) for name in names}
-        self.all = shown.add_task("all", total=None, visible=len(names) > 1, state="")
+        self.rows = {name: progress.add_task(name, total=None, state=state) for name in names}
+        self.all = progress.add_task("all", total=None, visible=len(names) > 1, state="")
 
     def total(self, name: str, count: int) -> None:
         with self.lock:
             for row in (self.rows[name], self.all):
-                self.shown.update(row, total=(self.shown.tasks[row].total or 0) + count)
+                self.progress.update(row, total=(self.progress.tasks[row].total or 0) + count)
 
     def moved(self, name: str, count: int) -> None:
         for row in (self.rows[name], self.all):
-            self.shown.advance(row, count)
+            self.progress.advance(row, count)
 
     def state(self, name: str, text: str, detail: str = "") -> None:
         with self.lock:
             if self.states[name] != text:
-                # The time of a row is that of its state.
-                self.shown.tasks[self.rows[name]].start_time = self.shown.get_time()
+                # A row shows the time since its state changed.
+                self.progress.tasks[self.rows[name]].start_time = self.progress.get_time()
             self.states[name] = text
-            self.shown.update(self.rows[name], state=f"{text} {detail}".rstrip())
+            self.progress.update(self.rows[name], state=f"{text} {detail}".rstrip())
             proven = list(self.states.values()).count("proven")
-            self.shown.update(self.all, state=f"{proven} of {len(self.states)} proven")
+            self.progress.update(self.all, state=f"{proven} of {len(self.states)} proven")
 
 
 class LineProgress(TransferProgress):
-    """A line for each change of a state, and now and then one for the bytes of all."""
+    """A line for each change of a state, and one every ``LINE_S`` for the whole transfer."""
 
     def __init__(self, say: Callable[[str], None], title: str, total: int = 0) -> None:
         self.say, self.title, self.bytes, self.done = say, title, total, 0
-        self.began = self.said = time.monotonic()
+        self.began = self.printed = time.monotonic()
         self.states: dict[str, str] = {}
         self.lock = threading.Lock()
 
@@ -85,8 +85,8 @@ class LineProgress(TransferProgress):
         with self.lock:
             self.done += count
             now = time.monotonic()
-            if now - self.said >= LINE_S:
-                self.said, rate = now, self.done / (now - self.began)
+            if now - self.printed >= LINE_S:
+                self.printed, rate = now, self.done / (now - self.began)
                 left = f", {clock((self.bytes - self.done) / rate)} left"
                 more = left * (self.bytes > self.done)
                 self.say(f"{self.title}: {human(self.done)}, {human(rate)}/s{more}")
@@ -110,7 +110,7 @@ class View:
         return self.console.is_terminal and not self.quiet
 
     def say(self, text: str) -> None:
-        """One line about what begins now."""
+        """Print a line about what starts now."""
         if self.is_live:
             self.console.print(f"[dim]·[/] {text}", highlight=False)
         elif not self.quiet:
@@ -119,79 +119,79 @@ class View:
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:
-        """Show that ``text`` is going on, with the seconds so far."""
+        """Show ``text`` and its time while the block runs."""
         with self.counted(text):
             yield
 
     @contextmanager
     def counted(self, text: str) -> Iterator[Callable[[int, int], None]]:
-        """Show that ``text`` is going on, and how far it is; yields what takes how many are done,
-        and of how many."""
+        """As ``busy``, with a count. Yields a function that takes the number done and the total."""
         if not self.is_live:
             self.say(text)
-            said = time.monotonic()
+            printed = time.monotonic()
 
             def line(done: int, total: int) -> None:
-                nonlocal said
-                if time.monotonic() - said >= LINE_S:
-                    said = time.monotonic()
+                nonlocal printed
+                if time.monotonic() - printed >= LINE_S:
+                    printed = time.monotonic()
                     self.say(f"{text} {done}/{total}")
 
             yield line
             return
-        with self._rows(transient=True) as shown:
-            row = shown.add_task(text, total=None, state="")
-            yield lambda done, total: shown.update(row, state=f"{done}/{total}")
-            task = shown.tasks[row]
-        said_last = f"{text} {task.fields['state']}".rstrip()
-        self.say(f"{said_last} [dim]({clock(task.elapsed or 0)})[/]")
+        with self._rows(transient=True) as progress:
+            row = progress.add_task(text, total=None, state="")
+            yield lambda done, total: progress.update(row, state=f"{done}/{total}")
+            task = progress.tasks[row]
+        count = f" {task.fields['state']}".rstrip()
+        self.say(f"{text}{count} [dim]({clock(task.elapsed or 0)})[/]")
 
     @contextmanager
     def transfer(self, text: str, total: int) -> Iterator[Moved]:
-        """Show bytes that move, of ``total`` (0: not known); yields what takes their number."""
+        """Show a transfer of ``total`` bytes (0: unknown). Yields a function that takes the number
+        of bytes transferred since its last call."""
         if self.is_live:
-            with self._rows(moving=True) as shown:
-                live = LiveProgress(shown, [text])
+            with self._rows(moving=True) as progress:
+                live = LiveProgress(progress, [text])
                 if total:
                     live.total(text, total)
                 yield lambda count: live.moved(text, count)
             return
         self.say(f"{text}: {human(total)}" if total else text)
-        board = LineProgress(self.say, text, total)
-        yield lambda count: board.moved(text, count)
-        self.say(f"{text}: {human(board.done)} in {clock(time.monotonic() - board.began)}")
+        lines = LineProgress(self.say, text, total)
+        yield lambda count: lines.moved(text, count)
+        self.say(f"{text}: {human(lines.done)} in {clock(time.monotonic() - lines.began)}")
 
     @contextmanager
     def board(self, names: Sequence[str], title: str) -> Iterator[TransferProgress]:
-        """Show how far each of ``names`` is with the bytes that move to it, and all of them."""
+        """Show the transfer to each of ``names``, and to all of them together."""
         if self.is_live:
             self.console.print(title, style="bold", markup=False, highlight=False)
-            with self._rows(moving=True) as shown:
-                yield LiveProgress(shown, names)
+            with self._rows(moving=True) as progress:
+                yield LiveProgress(progress, names)
         else:
             yield TransferProgress() if self.quiet else LineProgress(self.say, title)
 
     @contextmanager
     def states(self, names: Sequence[str], title: str, first: str) -> Iterator[TransferProgress]:
-        """Show the state of each of ``names``, which is ``first`` now, with its time."""
+        """Show the state of each of ``names``, at first ``first``, and its time in that state."""
         if self.is_live:
             self.console.print(title, style="bold", markup=False, highlight=False)
-            with self._rows(transient=True) as shown:
-                board = LiveProgress(shown, names, first)
-                shown.update(board.all, visible=False)
-                yield board
+            with self._rows(transient=True) as progress:
+                live = LiveProgress(progress, names, first)
+                progress.update(live.all, visible=False)
+                yield live
         else:
             self.say(title)
             yield TransferProgress() if self.quiet else LineProgress(self.say, title)
 
     def _rows(self, *, moving: bool = False, transient: bool = False) -> Progress:
-        """Rows on the terminal; ``moving``: with bars, bytes and rates."""
+        """Rows on the terminal; with ``moving``, each has a bar, bytes, a rate and a time left."""
         from rich.progress import BarColumn, Progress, ProgressColumn
         from rich.table import Column
         from rich.text import Text
 
         class Cell(ProgressColumn):
-            """A text of a row."""
+            """A column of text."""
 
             def __init__(self, text: Callable[[Task], str], **options: object) -> None:
                 super().__init__(Column(no_wrap=True, **options))  # type: ignore[arg-type]
@@ -212,7 +212,7 @@ class View:
             Cell(_mark, style="cyan"),
             Cell(lambda task: task.description, style="cyan"),
             *(bytes_ if moving else []),
-            # What is long, such as an error, never pushes the bars aside.
+            # A long text, such as an error, is cut off and does not push the bars aside.
             Cell(lambda task: task.fields["state"], ratio=1, overflow="ellipsis", style="dim"),
             *([] if moving else [Cell(lambda task: clock(task.elapsed or 0), justify="right")]),
             console=self.console,
@@ -232,7 +232,7 @@ def _moves(task: Task) -> bool:
 
 
 def _pair(done: float, total: float | None) -> str:
-    """Both numbers in one unit: ``4.2 / 31.1 MB``."""
+    """Both sizes in one unit: ``4.2 / 31.1 MB``."""
     if not total:
         return human(done) if done else "" if total is None else "nothing"
     size, unit = human(total).split()

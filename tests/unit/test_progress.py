@@ -1,4 +1,4 @@
-"""What commands show while they work, and of distributions: a row each."""
+"""The progress of commands; receipts and digests as tables show them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def shown(board: TransferProgress) -> list[str]:
     """What is on the terminal now."""
     assert isinstance(board, LiveProgress)
     plain = io.StringIO()
-    Console(file=plain, width=80).print(*board.shown.get_renderables())
+    Console(file=plain, width=80).print(*board.progress.get_renderables())
     return plain.getvalue().splitlines()
 
 
