@@ -161,6 +161,7 @@ def _build(
 
 
 def _print(matrix: Matrix, plans: Sequence[Plan], plan_format: PlanFormat) -> None:
+    from sparkimage.build import bake
     from sparkimage.build.preflight import refuse_unresolved
     from sparkimage.cli import show
 
@@ -170,12 +171,12 @@ def _print(matrix: Matrix, plans: Sequence[Plan], plan_format: PlanFormat) -> No
         case "table":
             base.console().print(show.as_table(plans))
         case "json":
-            typer.echo(show.as_json(plans))
+            base.print_json([plan.to_dict() for plan in plans])
         case "github":
             typer.echo(show.as_github(plans, matrix))
         case "policy":
             context = base.resolve_context(matrix, base.quiet)
-            typer.echo(show.as_policy(plans, context.mirrors))
+            base.print_json(bake.policy(plans, context.mirrors))
         case "bake":
             # With its build contexts prepared, so that it can be run by hand.
             base.print_json(base.build_context(matrix, quiet=True).definition(plans))

@@ -29,8 +29,7 @@ WIDTH = 9
 
 def explain(
     logs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="FILE|-", help="Logs, one per node; `-` for stdin."),
+        list[str] | None, typer.Argument(metavar="FILE|-", help="Logs of one or more nodes.")
     ] = None,
     check: Annotated[bool, flag("--check", "Exit with 21 if a known failure is found.")] = False,
     reference: Annotated[bool, flag("--reference", "Print all known failures.")] = False,

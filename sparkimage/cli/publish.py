@@ -28,17 +28,13 @@ Identity = Annotated[
 ]
 Issuer = Annotated[str | None, value("URL", "Keyless: the OIDC issuer of that certificate.")]
 PublishedReference = Annotated[
-    str,
-    typer.Argument(
-        metavar="REF", help="REGISTRY/REPOSITORY:TAG or REGISTRY/REPOSITORY@sha256:DIGEST."
-    ),
+    str, typer.Argument(metavar="REF", help="REGISTRY/REPOSITORY:TAG, or @sha256:DIGEST.")
 ]
 
 
 def publish(
     variant: Annotated[
-        list[str],
-        typer.Argument(help="A variant or digest; several for the platforms of one image."),
+        list[str], typer.Argument(help="Variants or digests: the platforms of one image.")
     ],
     to: Annotated[str, value("REGISTRY/REPOSITORY", "Publish to this repository.")],
     key: options.SignKey = None,
@@ -62,10 +58,7 @@ def publish(
     tools = base.registry_tools(matrix, view.say)
     repository = Repository(place=Place.parse(to), tools=tools)
     with store.in_use(view.say), cosign.signer(key, identity, issuer, tools) as signer:
-        images = [
-            to_ship(store, reference, allow_unverified=False, matrix=matrix)
-            for reference in variant
-        ]
+        images = [to_ship(store, reference, matrix=matrix) for reference in variant]
         channel_names = channels(matrix, [record.plan for record, _, _ in images])
         # Before the minutes of an SBOM.
         with view.busy(f"checking {repository.place.registry}"):

@@ -6,9 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sparkimage.build import bake
 from sparkimage.cli import base
-from sparkimage.config.address import Mirrors
 from sparkimage.config.plan import Plan
 from sparkimage.config.schema import ImagePin
 from sparkimage.core.arch import ARCHES
@@ -34,11 +32,6 @@ def as_table(plans: Sequence[Plan]) -> Table:
             human(plan.download_bytes) if not plan.unresolved else "[red]not resolved[/]",
         )
     return table
-
-
-def as_json(plans: Sequence[Plan]) -> str:
-    """The plans, complete."""
-    return json.dumps([plan.to_dict() for plan in plans], indent=1)
 
 
 def _runner(arch: str, *, big: bool) -> list[str]:
@@ -78,11 +71,6 @@ def _is_big(variant: Variant, matrix: Matrix) -> bool:
         if isinstance(pin, ImagePin) and pin.version is not None:
             return True
     return False
-
-
-def as_policy(plans: Sequence[Plan], mirrors: Mirrors) -> str:
-    """The BuildKit source policy: the sources that a build of these plans may use."""
-    return json.dumps(bake.policy(plans, mirrors), indent=1)
 
 
 def results_table(results: Sequence[Result]) -> Table:

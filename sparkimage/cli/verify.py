@@ -58,7 +58,7 @@ def find(
 
 
 def to_ship(
-    store: Store, reference: str, *, allow_unverified: bool, matrix: Matrix | None = None
+    store: Store, reference: str, *, allow_unverified: bool = False, matrix: Matrix | None = None
 ) -> tuple[PlanRecord, Image, PolicyDecision]:
     """An image that the gate lets ship, with its record. Raises ``GateError``."""
     from sparkimage.verify import policy

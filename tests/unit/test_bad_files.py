@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparkimage.build import bake
 from sparkimage.cli import show
 from sparkimage.config import inventory, lockfile, matrix, planning
 from sparkimage.config.address import Mirrors
@@ -93,9 +95,9 @@ def use(folder: Path, name: str, content: bytes) -> ConfigError | LockError | No
                 return LockError("does not fit", detail="\n".join(wrong), hint=lockfile.REMEDY)
             lock = maker.locked(read)
         plans = planning.make_all(read, read.variants, lock, maker.ORIGIN)
-        show.as_json(plans)
+        json.dumps([plan.to_dict() for plan in plans])
         show.as_table(plans)
-        show.as_policy(plans, Mirrors(rules=read.mirrors))
+        bake.policy(plans, Mirrors(rules=read.mirrors))
         for variant in read.variants:
             planning.judge_patches(read, variant, lock)
     except (ConfigError, LockError) as error:
