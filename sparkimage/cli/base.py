@@ -193,6 +193,11 @@ def node_error(message: str, errors: Mapping[str, SparkError], hint: str = "") -
     return NodeError(message, detail="\n".join(lines(dict(errors))), hint=hint)
 
 
+def unreachable(errors: Mapping[str, SparkError], count: int, others: str = "") -> NodeError:
+    """The error for those of ``count`` nodes that did not answer."""
+    return node_error(f"could not reach {len(errors)} of {plural(count, 'node')}{others}", errors)
+
+
 def read_matrix() -> Matrix:
     """The matrix that the global options name; prints its warnings."""
     from sparkimage.config.matrix import load

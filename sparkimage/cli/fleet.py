@@ -174,11 +174,8 @@ def nodes(
     base.print_result([view.to_dict() for view in views], *tables, as_json=as_json)
     errors = {view.name: view.error for view in views if view.error is not None}
     if errors:
-        raise base.node_error(
-            f"could not reach {len(errors)} of {base.plural(len(views), 'node')}"
-            + (f"; the others differ: {', '.join(differing)}" if differing else ""),
-            errors,
-        )
+        others = f"; the others differ: {', '.join(differing)}" if differing else ""
+        raise base.unreachable(errors, len(views), others)
     # A node that joined later has no previous image, which is no reason for an alarm.
     alarming = [name for name in differing if not name.endswith(PREVIOUS)]
     if alarming:
@@ -255,8 +252,9 @@ def receipts(
     from sparkimage.nodes import maintenance
     from sparkimage.nodes import receipts as files
 
-    if nodes:
-        found, errors = maintenance.receipts(base.read_fleet(nodes), patience_s=patience)
+    fleet = base.read_fleet(nodes) if nodes else None
+    if fleet is not None:
+        found, errors = maintenance.receipts(fleet, patience_s=patience)
     else:
         found, errors = files.kept(paths.home() / files.FOLDER), {}
     if as_json:
@@ -265,8 +263,8 @@ def receipts(
         base.console().print(_receipts_table(found))
     else:
         typer.echo(f"no receipts on {'these nodes' if nodes else 'this machine'}")
-    if errors:
-        raise base.node_error(f"could not reach {base.plural(len(errors), 'node')}", errors)
+    if fleet is not None and errors:
+        raise base.unreachable(errors, len(fleet.nodes))
 
 
 def _receipts_table(receipts: Sequence[Mapping[str, Any]]) -> Table:

@@ -177,7 +177,8 @@ def status(
     """Show the deployments on the nodes (exit code 18 if one is broken)."""
     from sparkimage.serve import running
 
-    deployments, errors = running.look(base.read_fleet(nodes), name=name, patience_s=patience)
+    fleet = base.read_fleet(nodes)
+    deployments, errors = running.look(fleet, name=name, patience_s=patience)
     result = {
         "sets": [deployment.to_dict() for deployment in deployments],
         "errors": {node: error.message for node, error in sorted(errors.items())},
@@ -188,7 +189,7 @@ def status(
     broken = [deployment for deployment in deployments if deployment.problems]
     problems = [f"{one.set.name}: {problem}" for one in broken for problem in one.problems]
     if errors:
-        error = base.node_error(f"could not reach {base.plural(len(errors), 'node')}", errors)
+        error = base.unreachable(errors, len(fleet.nodes))
         error.detail = "\n".join([error.detail, *problems])
         raise error
     if broken:

@@ -560,7 +560,7 @@ def test_status_hides_nobody(ready: Serving) -> None:
     ok(ready.launch())
     ready.cut("node3")
     done = ready.run("status", "--patience", "5")
-    refused(done, NODE_FAILED, "could not reach 1 nodes", "node3 cannot be reached")
+    refused(done, NODE_FAILED, "could not reach 1 of 4 nodes", "node3 cannot be reached")
     assert "node4" in done.stdout
     # What is there is not called missing.
     assert "no node has rank" not in done.stderr
