@@ -15,7 +15,7 @@ from sparkimage.config.inventory import Fleet
 from sparkimage.config.validation import nearest
 from sparkimage.core.errors import LaunchError, SparkError, UsageError
 from sparkimage.core.progress import View
-from sparkimage.nodes.concurrent import Errors, run_on_all
+from sparkimage.nodes.concurrent import WAKE_S, Errors, run_on_all
 from sparkimage.nodes.session import NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES
 from sparkimage.serve import readiness, sets, waiting
@@ -282,7 +282,7 @@ def _following(
     started = []
 
     def one(member: Member) -> None:
-        script = sets.follow(by_name[member.node], member.id, *options)
+        script = sets.log(by_name[member.node], member.id, "--follow", *options)
         started.append(script)
         for line in script.lines():
             lines.put((member.node, line))
@@ -295,7 +295,10 @@ def _following(
     try:
         left = len(threads)
         while left:
-            found = lines.get()
+            try:
+                found = lines.get(timeout=WAKE_S)
+            except queue.Empty:
+                continue
             if found is None:
                 left -= 1
             else:

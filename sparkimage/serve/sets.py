@@ -210,10 +210,9 @@ def end_all(all_: Sequence[NodeSession], some: Sequence[Member], *, grace_s: int
     return run_on_all(concerned, lambda one: end(one, mine[one.name], grace_s=grace_s))
 
 
-def follow(session: NodeSession, id: str, *options: str) -> RemoteScript:
-    """A container's log, line by line until it ends, with these options of ``docker logs``."""
-    remote = session.remote
-    return RemoteScript(remote, remote.script("logs", id, "--follow", *options))
+def log(session: NodeSession, id: str, *options: str) -> RemoteScript:
+    """A container's log, line by line, with these options of ``docker logs``, ``--follow`` first."""
+    return RemoteScript(session.remote, session.remote.script("logs", id, *options))
 
 
 @dataclass(frozen=True, kw_only=True)

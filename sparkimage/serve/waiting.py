@@ -49,17 +49,18 @@ class Rank:
         return self.session.name
 
     @property
+    def since_option(self) -> list[str]:
+        """For `docker logs`."""
+        return ["--since", self.since] if self.since else []
+
+    @property
     def title(self) -> str:
         """As people are told of it."""
         return f"{self.name} (rank {self.rank})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """A rank's log ended: with its container, or with the connection (``error``)."""
-
-    state: State | None = None
-    error: SparkError | None = None
+Line = tuple[int, str]
+"""A line of a rank's log, with its number from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +164,9 @@ class Waiting:
     board: TransferProgress
     logs: dict[int, Log] = field(default_factory=dict)
     readings: dict[int, knowledge.Reading] = field(default_factory=dict)
-    _events: queue.Queue[tuple[int, str | Ended | int]] = field(default_factory=queue.Queue)
+    _events: queue.Queue[tuple[int, Line | State | SparkError | int]] = field(
+        default_factory=queue.Queue
+    )
     _over: threading.Event = field(default_factory=threading.Event)
     _following: list[RemoteScript] = field(default_factory=list)
     _asking: threading.Thread | None = None
@@ -186,7 +189,8 @@ class Waiting:
                 thread.start()
             while not (self._healthy and self.logs[HEAD].complete):
                 self._step(until)
-            # What the ranks said before is on its way.
+            self._catch_up()
+            # Docker may have read less of a log than its rank wrote.
             latest = min(until, time.monotonic() + PROOF_S)
             while time.monotonic() < latest and self._may_come():
                 self._step(until, wait_s=latest - time.monotonic())
@@ -226,19 +230,45 @@ class Waiting:
             rank, event = self._events.get(timeout=max(0.01, min(left, wait_s)))
         except queue.Empty:
             return
-        if isinstance(event, Ended):
+        if isinstance(event, State | SparkError):
             self._settle()
             raise self._failed(self.ranks[rank], event)
         self._take(rank, event)
 
-    def _take(self, rank: int, event: str | int) -> None:
+    def _catch_up(self) -> None:
+        """Read every log to where it is now: what follows them may be behind, and the head is
+        ready only after all that its workers wrote before."""
+        logs: dict[int, list[str]] = {}
+
+        def read(one: Rank) -> None:
+            script = sets.log(one.session, one.container, *one.since_option)
+            try:
+                with script.limit():
+                    logs[one.rank] = list(script.lines())
+                script.rest()
+                if (lost := script.lost()) is not None:
+                    raise lost
+            finally:
+                script.kill()
+
+        errors = run_on_all(self.ranks, read)
+        for one in self.ranks:
+            if one.name in errors:
+                raise self._failed(one, errors[one.name])
+            for line in enumerate(logs[one.rank]):
+                self._take(one.rank, line)
+
+    def _take(self, rank: int, event: Line | int) -> None:
         if isinstance(event, int):
             self._answer = event
             self._healthy = event == http.client.OK
             return
+        number, line = event
+        if number < self.readings[rank].lines:
+            return
         log = self.logs[rank]
-        self.readings[rank].take(event)
-        if log.feed(event):
+        self.readings[rank].take(line)
+        if log.feed(line):
             title = next(one.title for one in self.ranks if one.rank == rank)
             self.board.state(title, "health" if log.complete else log.phase, log.detail)
         if rank == HEAD and log.complete and self._asking is None:
@@ -253,31 +283,29 @@ class Waiting:
                 rank, event = self._events.get(timeout=SETTLE_S)
             except queue.Empty:
                 return
-            if not isinstance(event, Ended):
+            if not isinstance(event, State | SparkError):
                 self._take(rank, event)
 
     # In threads of their own
 
     def _follow(self, one: Rank) -> None:
-        since = ["--since", one.since] if one.since else []
         try:
-            script = sets.follow(one.session, one.container, *since)
+            script = sets.log(one.session, one.container, "--follow", *one.since_option)
             self._following.append(script)
             if self._over.is_set():
                 # Whoever ends those that follow may not have seen this one.
                 script.process.kill()
-            for line in script.lines():
+            for line in enumerate(script.lines()):
                 self._events.put((one.rank, line))
             if self._over.is_set():
                 return
             script.rest()
             if (lost := script.lost()) is not None:
                 raise lost
-            state = sets.state_of(one.session, one.container)
-            self._events.put((one.rank, Ended(state=state)))
+            self._events.put((one.rank, sets.state_of(one.session, one.container)))
         except SparkError as error:
             if not self._over.is_set():
-                self._events.put((one.rank, Ended(error=error)))
+                self._events.put((one.rank, error))
         except (OSError, ValueError):
             # Its pipe was closed: the wait is over.
             return
@@ -292,7 +320,7 @@ class Waiting:
                 if status == http.client.OK or self._over.wait(POLL_S):
                     return
         except SparkError as error:
-            self._events.put((HEAD, Ended(error=error)))
+            self._events.put((HEAD, error))
 
     # Errors
 
@@ -312,18 +340,16 @@ class Waiting:
             "python build.py logs",
         )
 
-    def _failed(self, one: Rank, event: Ended) -> SparkError:
-        log = self.logs[one.rank]
-        if isinstance(event.error, NodeError):
+    def _failed(self, one: Rank, event: State | SparkError) -> SparkError:
+        if isinstance(event, NodeError):
             return LaunchError(
-                f"{one.title} was lost in phase {log.phase}: "
-                f"{event.error.message}",
-                detail=event.error.detail, hint=event.error.hint,
-            )  # fmt: skip
-        if event.error is not None:
-            return event.error
-        assert event.state is not None
-        ended = self._ended(one, event.state)
+                f"{one.title} was lost in phase {self.logs[one.rank].phase}: {event.message}",
+                detail=event.detail,
+                hint=event.hint,
+            )
+        if isinstance(event, SparkError):
+            return event
+        ended = self._ended(one, event)
         first, _ = ended[0]
         detail = []
         for rank, _ in ended:

@@ -321,6 +321,8 @@ class Node:
     listening: set[int] = field(default_factory=set)
     """Ports that are in use for nothing of ours."""
     is_cut: bool = False
+    is_behind: bool = False
+    """Who follows a log of its containers gets nothing of it; who reads one gets it all."""
     wrong: list[Exception] = field(default_factory=list)
     """What it was asked and does not know."""
     _made: int = 0
@@ -448,6 +450,10 @@ class Node:
         if one is None:
             return self._error("inspect", id)
         follow, stamps = "--follow" in words, "--timestamps" in words
+        if follow and process is not None and self.is_behind:
+            process.follows = True
+            process.over.wait()
+            return 0, "", ""
         tail = words[words.index("--tail") + 1] if "--tail" in words else "all"
         since = words[words.index("--since") + 1] if "--since" in words else ""
         shown = 0 if tail == "all" else max(0, len(one.lines) - int(tail))
@@ -575,7 +581,7 @@ class Node:
             listener.shutdown(socket.SHUT_RDWR)
         self.forwards.clear()
         self.listening.clear()
-        self.is_cut = False
+        self.is_cut = self.is_behind = False
         self.wrong.clear()
         shutil.rmtree(self.root, ignore_errors=True)
         for path in ("/dev/infiniband/uverbs0", "/sys/class/net/eth0"):

@@ -181,6 +181,15 @@ def test_json_says_what_was_proven(ready: Serving) -> None:
     assert facts["url"] == f"http://{ready.address('node1')}:8000/v1"
 
 
+def test_a_log_that_arrives_late_is_read_to_its_end(standins: OnStandins) -> None:
+    standins.clean()
+    standins.there.nodes["node3"].is_behind = True
+    done = standins.launch()
+    assert "✓  2     node3  NCCL" in ok(done)
+    for phase in ("ranks joined", "weights", "compile", "graph capture", "ready"):
+        assert f"node3 (rank 2): {phase}\n" in done.stderr
+
+
 @pytest.mark.parametrize("variant", ["entry", "none", "shell"])
 def test_images_with_another_entry_point(ready: Serving, variant: str) -> None:
     ok(ready.launch(variant=variant))
