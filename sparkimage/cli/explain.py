@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from sparkimage.serve.explain.knowledge import Match, Reading
+    from sparkimage.serve.explain.failures import Match
+    from sparkimage.serve.explain.knowledge import Reading
     from sparkimage.serve.explain.logfacts import Facts
 
 STDIN = "-"

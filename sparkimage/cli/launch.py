@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sparkimage.serve.command import Container
+    from sparkimage.serve.deployments import Deployment
     from sparkimage.serve.readiness import Finding
-    from sparkimage.serve.running import DeploymentStatus
     from sparkimage.serve.waiting import Ready
 
 NAME = "vllm"
@@ -63,7 +64,7 @@ def launch(
     from sparkimage.image import layerindex
     from sparkimage.serve import choices
     from sparkimage.serve.command import Request
-    from sparkimage.serve.launch import Launch, Options
+    from sparkimage.serve.launch import Launch
 
     if not model.startswith("/") or re.search(r"[\x00-\x1f]", model):
         raise UsageError(
@@ -88,7 +89,7 @@ def launch(
     if nccl:
         with store.in_use(base.say):
             libraries = choices.libraries(layerindex.image_files(store, image))
-        preload = choices.choose(libraries, nccl, image.settings.env).path
+        preload = choices.choose(libraries, nccl, image.settings.env)
     missing = [NEEDED_CACHES[path] for path in NEEDED_CACHES.keys() - settings.caches.values()]
     if missing:
         caches = ", ".join(sorted(missing, reverse=True))
@@ -110,7 +111,10 @@ def launch(
         image_name=plan.image,
         fleet=Fleet(nodes=ranks, file=fleet.file),
         view=base.new_view(quiet=as_json),
-        options=Options(timeout_s=timeout, keep=keep, replace=replace, patience_s=patience),
+        timeout_s=timeout,
+        keep=keep,
+        replace=replace,
+        patience_s=patience,
     )
     if dry_run or print_ is not None:
         _print_commands(deployment.plan(), print_ or "run", as_json=as_json)
@@ -141,7 +145,7 @@ def _print_ready(start: Callable[[], Ready], *, as_json: bool) -> None:
         ready = start()
     except ProofError as error:
         if as_json:
-            base.print_json({"proof": [finding.to_dict() for finding in error.findings]})
+            base.print_json({"proof": [asdict(finding) for finding in error.findings]})
         else:
             _print_findings(error.findings)
         raise
@@ -187,13 +191,13 @@ def status(
     if not deployments and not as_json:
         typer.echo(f"nothing runs on the {'reachable ' * bool(errors)}nodes")
     broken = [deployment for deployment in deployments if deployment.problems]
-    problems = [f"{one.set.name}: {problem}" for one in broken for problem in one.problems]
+    problems = [f"{one.name}: {problem}" for one in broken for problem in one.problems]
     if errors:
         error = base.unreachable(errors, len(fleet.nodes))
         error.detail = "\n".join([error.detail, *problems])
         raise error
     if broken:
-        zombies = any(deployment.set.zombies for deployment in deployments)
+        zombies = any(deployment.zombies for deployment in deployments)
         raise LaunchError(
             f"{len(broken)} of {base.plural(len(deployments), 'deployment')} broken",
             detail="\n".join(problems),
@@ -203,12 +207,12 @@ def status(
         )
 
 
-def _status_table(deployment: DeploymentStatus) -> Table:
-    members, zombies = deployment.set.members, deployment.set.zombies
+def _status_table(deployment: Deployment) -> Table:
+    members, zombies = deployment.members, deployment.zombies
     first = members[0]
     table = base.new_table(
         "", "node", "rank", "state", "since (UTC)", "image", "restarts", right=["rank", "restarts"],
-        title=f"{deployment.set.name}: {first.variant}, {first.profile}; "
+        title=f"{deployment.name}: {first.variant}, {first.profile}; "
         f"health: {deployment.health or 'no head'}",
     )  # fmt: skip
     for member in members:
@@ -218,7 +222,7 @@ def _status_table(deployment: DeploymentStatus) -> Table:
             base.OK if member.lives and not zombie else base.FAILED,
             base.plain(member.node),
             f"{member.rank} {member.role}",
-            base.plain(member.words() + ", zombie" * zombie),
+            base.plain(member.state_text + ", zombie" * zombie),
             base.date(member.started if member.lives else member.ended),
             f"{'=' if same else '[red]≠[/]'} {base.plain(base.short(member.digest))}",
             str(member.restarts),
@@ -260,7 +264,7 @@ def stop(
     patience: options.Patience = 60.0,
 ) -> None:
     """Stop a deployment on all nodes and remove what is left of it; nothing to stop is OK."""
-    from sparkimage.serve import running, sets
+    from sparkimage.serve import deployments, running
 
     fleet = base.read_fleet(nodes)
     stopped, errors = running.stop(fleet, name=name, patience_s=patience)
@@ -272,7 +276,7 @@ def stop(
         for zombie in stopped.zombies:
             typer.echo(f"  {zombie.node} had a zombie worker (rank {zombie.rank})")
     if errors:
-        raise sets.failure(errors, len(fleet.nodes), "could not stop it")
+        raise deployments.failure(errors, len(fleet.nodes), "could not stop it")
 
 
 def restart(

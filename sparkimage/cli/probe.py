@@ -82,7 +82,7 @@ def probe(
     if not as_json:
         _print(result, ratios, warnings)
         return
-    document = result.to_dict()
+    document = result.model_dump(mode="json")
     if before is not None:
         document["compared"] = {
             "with": before.when,

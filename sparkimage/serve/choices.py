@@ -1,9 +1,8 @@
-"""What a launch runs with: which profile, which node as which rank, which libnccl. Pure."""
+"""Selects what a launch runs with: profile, nodes by rank, libnccl. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from sparkimage.config.inventory import Fleet, Node, head_of
 from sparkimage.config.profiles import Profile, fitting
@@ -21,7 +20,7 @@ def order(fleet: Fleet, count: int) -> tuple[Node, ...]:
     if len(fleet.nodes) < count:
         raise UsageError(
             f"the profile is for {count} nodes, {fleet.file or '--nodes'} has {len(fleet.nodes)}",
-            hint="name more nodes, or take another --profile",
+            hint="add nodes, or pass another --profile",
         )
     head = head_of(fleet.nodes)
     return (head, *(node for node in fleet.nodes if node != head))[:count]
@@ -30,14 +29,14 @@ def order(fleet: Fleet, count: int) -> tuple[Node, ...]:
 def pick(
     profiles: dict[str, Profile], variant: str, wanted: str | None, nodes: int
 ) -> tuple[str, Profile]:
-    """The profile that was asked for; else the one for the variant and so many nodes.
+    """The requested profile; else the one for the variant on this number of nodes.
 
-    Raises ``UsageError`` where that is none, or not only one.
+    Raises ``UsageError`` where there is none, or more than one.
     """
     fits = fitting(profiles, variant)
     if wanted is not None:
         if wanted not in profiles:
-            raise UsageError(f"no profile is called {wanted!r}", hint=nearest(wanted, profiles))
+            raise UsageError(f"no profile {wanted!r}", hint=nearest(wanted, profiles))
         if wanted not in fits:
             raise UsageError(
                 f"profile {wanted} is not for {variant}",
@@ -49,47 +48,34 @@ def pick(
     if not fits:
         raise UsageError(
             f"no profile of the matrix is for {variant}",
-            hint="write one below `profiles:`, as docs/launch.md says",
+            hint="add one to `profiles:` in the matrix: docs/launch.md",
         )
     same = [name for name in fits if profiles[name].nodes == nodes]
     if len(same) != 1:
-        said = ", ".join(f"{name} ({profiles[name].nodes} nodes)" for name in fits)
+        available = ", ".join(f"{name} ({profiles[name].nodes} nodes)" for name in fits)
         raise UsageError(
             f"{len(same) or 'no'} profiles are for {variant} on {nodes} nodes",
-            hint=f"say --profile NAME, or name so many --nodes: {said}",
+            hint=f"pass --profile NAME, or another number of --nodes: {available}",
         )
     return same[0], profiles[same[0]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Library:
-    """A libnccl: its path in the image, and the version that stands in its bytes."""
-
-    path: str
-    version: str
+def libraries(files: ImageFiles) -> dict[str, str]:
+    """Every libnccl that a container of the image sees: its path, and the version in its bytes."""
+    copies = [entry for entry in files.final.values() if static_nccl.is_copy(entry)]
+    return {f"/{entry.path}": str(entry.seen.get("nccl") or "") for entry in copies}
 
 
-def libraries(files: ImageFiles) -> tuple[Library, ...]:
-    """Every libnccl that a container of the image sees."""
-    found = [
-        Library(path=f"/{entry.path}", version=str(entry.seen.get("nccl") or ""))
-        for entry in files.final.values()
-        if static_nccl.is_copy(entry)
-    ]
-    return tuple(sorted(found, key=lambda one: one.path))
-
-
-def choose(found: tuple[Library, ...], pin: str, env: Mapping[str, str]) -> Library:
-    """The library to preload: of the pin's version, the one that the image names itself before
-    others, one of the system before torch's. Raises ``LaunchError`` where there is none."""
-    named = env.get("LD_PRELOAD", "").replace(":", " ").split()
-    fitting = [one for one in found if one.version == pin]
+def choose(libraries: Mapping[str, str], pin: str, env: Mapping[str, str]) -> str:
+    """The path of the libnccl to preload: of the pin's version, one that the image's LD_PRELOAD
+    names before others, one of the system before torch's. Raises ``LaunchError`` where there is
+    none."""
+    preload = env.get("LD_PRELOAD", "").replace(":", " ").split()
+    fitting = [path for path, version in sorted(libraries.items()) if version == pin]
     if not fitting:
-        held = ", ".join(f"{one.version or 'unknown'} ({one.path})" for one in found) or "none"
+        has = ", ".join(f"{version or 'unknown'} ({path})" for path, version in libraries.items())
         raise LaunchError(
-            f"the image holds no NCCL {pin}, which its variant pins: it has {held}",
-            hint="build it again: python build.py image VARIANT --rebuild",
+            f"the image has no NCCL {pin}, which its variant pins: it has {has or 'none'}",
+            hint="rebuild it: python build.py image VARIANT --rebuild",
         )
-    return min(
-        fitting, key=lambda one: (one.path not in named, not one.path.startswith("/usr/lib/"))
-    )
+    return min(fitting, key=lambda path: (path not in preload, not path.startswith("/usr/lib/")))

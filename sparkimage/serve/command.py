@@ -1,6 +1,6 @@
-"""From an image, a profile and what the nodes are to the exact ``docker run`` of each node. Pure.
+"""Derives each node's exact ``docker run`` from the image, the profile and the node. Pure.
 
-One ``Container`` says all; ``docker run``, a compose file and JSON are three ways to write it.
+A ``Container`` is written as ``docker run``, as a compose file or as JSON.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from sparkimage.config.profiles import Profile
 from sparkimage.core.errors import UsageError
 
 LABEL = "dev.sparkimage.launch"
-"""The label with the set's name, and the beginning of the other ones."""
+"""The label with the deployment's name, and the prefix of the others."""
 CAPABILITIES = ("SYS_PTRACE", "IPC_LOCK")
 INFINIBAND = "/dev/infiniband"
 SHELLS = ("sh", "bash", "dash", "ash")
+CLI_MODULES = (("-m", "vllm"), ("-m", "vllm.entrypoints.cli.main"))
+"""The command line `vllm` as Python starts it."""
 Words = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Host:
     """A node as its rank's command needs it. ``image``: the image's id there."""
 
     node: str
@@ -38,42 +42,84 @@ class Place:
     """The folder for caches."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is to be started, the same for all ranks."""
+class ServerSpec(BaseModel):
+    """A deployment as its containers' labels describe it: all that `status`, `stop` and `restart`
+    need to know, so that nothing of it is kept on this machine."""
+
+    model_config = ConfigDict(frozen=True)
 
     name: str
-    """Of the set, and so of its containers."""
+    variant: str = ""
+    digest: str = ""
+    profile: str = ""
+    nodes: int
+    gpus: int = 1
+    """Of each node."""
+    head: str = ""
+    """The head's address for the other ranks."""
+    port: int
+    """Of the API."""
+    nccl: str = ""
+    """The version that every rank must load, or nothing."""
+    rdma: bool = False
+
+    @property
+    def url(self) -> str:
+        """The base URL of the API."""
+        host = f"[{self.head}]" if ":" in self.head else self.head
+        return f"http://{host}:{self.port}/v1"
+
+    def labels(self, rank: int) -> dict[str, str]:
+        """The labels of a rank's container."""
+        values = {"rank": rank, **self.model_dump(exclude={"name"}), "rdma": int(self.rdma)}
+        return {LABEL: self.name, **{f"{LABEL}.{key}": str(v) for key, v in values.items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to start, the same for all ranks."""
+
+    name: str
+    """Of the deployment and its containers."""
     variant: str
     digest: str
     profile_name: str
     profile: Profile
     model: str
     entrypoint: Words
-    """The image's own."""
+    """The image's ENTRYPOINT."""
     preload: str
     """The libnccl that was measured in the image, or nothing: the image's own setting stays."""
     nccl: str
-    """The version that every rank must show, or nothing."""
+    """The version that every rank must load, or nothing."""
     share_cache: bool = False
 
     @property
     def rdma(self) -> bool:
         return self.profile.nodes > 1 and self.profile.wants_rdma
 
+    def spec(self, head: str) -> ServerSpec:
+        """The deployment whose head has this address."""
+        profile = self.profile
+        return ServerSpec(
+            name=self.name, variant=self.variant, digest=self.digest, profile=self.profile_name,
+            nodes=profile.nodes, gpus=profile.gpus, head=head, port=profile.port,
+            nccl=self.nccl, rdma=self.rdma,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mount:
-    """A folder of the node in the container."""
+    """A bind mount."""
 
     source: str
     target: str
     readonly: bool = False
 
     def __str__(self) -> str:
-        """As ``--mount`` takes it: comma-separated values, quoted as in CSV.
+        """The value of ``--mount``: comma-separated, quoted as in CSV.
 
-        Unlike ``--volume`` it refuses a source that does not exist instead of making it, root's.
+        It refuses a source that does not exist, which ``--volume`` would create as root.
         https://docs.docker.com/engine/storage/bind-mounts/
         """
         fields = ["type=bind", f"source={self.source}", f"target={self.target}"]
@@ -86,7 +132,7 @@ class Mount:
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """One rank: all that Docker is told."""
+    """The container of one rank, with all of its options."""
 
     node: str
     docker: Words
@@ -100,20 +146,20 @@ class Container:
     mounts: tuple[Mount, ...]
     labels: Mapping[str, str]
     arguments: tuple[Words, ...]
-    """Behind the image: an option and its values each."""
+    """After the image: an option with its values each."""
     caches: Words
-    """Folders that must be there before."""
+    """Folders of the node to create first."""
 
     @property
     def groups(self) -> tuple[Words, ...]:
-        """The words of the command, those together that belong together."""
+        """The command's arguments; an option stands with its values."""
         return (
             (*self.docker, "run", "--detach"),
             ("--name", self.name),
             ("--restart", self.restart),
             ("--gpus", "all"),
             ("--ipc", "host", "--network", "host", "--shm-size", self.shm_size),
-            tuple(word for one in CAPABILITIES for word in ("--cap-add", one)),
+            tuple(word for name in CAPABILITIES for word in ("--cap-add", name)),
             ("--ulimit", "memlock=-1:-1"),
             *(("--device", device) for device in self.devices),
             *(("--mount", str(mount)) for mount in self.mounts),
@@ -129,7 +175,7 @@ class Container:
         return [word for group in self.groups for word in group]
 
     def pasteable(self) -> str:
-        """The command as a shell takes it, an option a line; the caches' folders before it."""
+        """The command for a shell, one option a line, after the one that creates the caches."""
         run = " \\\n    ".join(shlex.join(group) for group in self.groups)
         if not self.caches:
             return run
@@ -143,7 +189,7 @@ class Container:
         import yaml
 
         def literal(text: str) -> str:
-            # A dollar sign would be a variable's.
+            # Compose expands variables.
             return text.replace("$", "$$")
 
         service = {
@@ -180,96 +226,73 @@ class Container:
         }
         if not self.devices:
             del service["devices"]
-        text = yaml.safe_dump(
-            {"services": {"vllm": service}}, sort_keys=False, width=10_000, allow_unicode=True
-        )
-        return str(text)
+        services = {"services": {"vllm": service}}
+        return str(yaml.safe_dump(services, sort_keys=False, width=10_000, allow_unicode=True))
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        said = asdict(self)
-        del said["docker"], said["arguments"], said["mounts"]
-        return {
-            **said,
-            "mounts": [asdict(mount) for mount in self.mounts],
-            "command": [word for group in self.arguments for word in group],
-            "argv": self.argv,
-        }
+        fields = asdict(self)
+        del fields["docker"]
+        command = [word for group in fields.pop("arguments") for word in group]
+        return {**fields, "command": command, "argv": self.argv}
 
 
-def containers(request: Request, places: Sequence[Place]) -> tuple[Container, ...]:
-    """A container for each place; the first one is the head.
+def containers(request: Request, hosts: Sequence[Host]) -> tuple[Container, ...]:
+    """The container of each host; the first one is the head.
 
-    Raises ``UsageError`` where the image's entry point cannot be given arguments.
+    Raises ``UsageError`` where the image's ENTRYPOINT cannot take arguments.
     """
-    return tuple(_container(request, places, rank) for rank in range(len(places)))
+    return tuple(_container(request, hosts, rank) for rank in range(len(hosts)))
 
 
-def _container(request: Request, places: Sequence[Place], rank: int) -> Container:
-    profile, place = request.profile, places[rank]
+def _container(request: Request, hosts: Sequence[Host], rank: int) -> Container:
+    profile, host = request.profile, hosts[rank]
     key = "shared" if request.share_cache else request.digest.removeprefix("sha256:")[:12]
     caches = {
-        posixpath.join(place.caches, "sparkimage", key, name): target
+        posixpath.join(host.caches, "sparkimage", key, name): target
         for name, target in profile.caches.items()
     }
     arguments = (
-        *_ranks(request, places, rank),
+        *_rank_arguments(request, hosts, rank),
         *profile.serve.arguments(),
-        *_more(profile.serve.more),
+        *_grouped(profile.serve.more),
     )
     return Container(
-        node=place.node,
-        docker=place.docker,
+        node=host.node,
+        docker=host.docker,
         rank=rank,
         name=request.name,
-        image=place.image,
+        image=host.image,
         restart=profile.restart,
         shm_size=profile.shm_size,
         devices=(INFINIBAND,) if request.rdma else (),
-        env=_env(request, place),
+        env=_env(request, host),
         mounts=(
             Mount(source=request.model, target=request.model, readonly=True),
             *(Mount(source=source, target=target) for source, target in caches.items()),
         ),
-        labels=_labels(request, rank, places[0].address),
-        arguments=_entered(request, arguments),
+        labels=request.spec(hosts[0].address).labels(rank),
+        arguments=_command(request, arguments),
         caches=tuple(caches),
     )
 
 
-def _env(request: Request, place: Place) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _env(request: Request, host: Host) -> dict[str, str]:
+    env: dict[str, str] = {}
     if request.profile.nodes > 1:
-        found["VLLM_HOST_IP"] = place.address
-        found["NCCL_SOCKET_IFNAME"] = found["GLOO_SOCKET_IFNAME"] = place.interface
-        found["NCCL_IB_DISABLE"] = "0" if request.rdma else "1"
-        if request.rdma and place.hcas:
-            found["NCCL_IB_HCA"] = ",".join(place.hcas)
+        env["VLLM_HOST_IP"] = host.address
+        env["NCCL_SOCKET_IFNAME"] = env["GLOO_SOCKET_IFNAME"] = host.interface
+        env["NCCL_IB_DISABLE"] = "0" if request.rdma else "1"
+        if request.rdma and host.hcas:
+            env["NCCL_IB_HCA"] = ",".join(host.hcas)
     if request.preload:
-        found["LD_PRELOAD"] = request.preload
-    # The proof reads what NCCL says.
-    return {**found, "NCCL_DEBUG": "INFO", **request.profile.env}
+        env["LD_PRELOAD"] = request.preload
+    # The proof reads NCCL's banner and channels from the log.
+    return {**env, "NCCL_DEBUG": "INFO", **request.profile.env}
 
 
-def _labels(request: Request, rank: int, head: str) -> dict[str, str]:
-    """What `status`, `stop` and `restart` need to know: nothing of a set is kept here."""
-    return {
-        LABEL: request.name,
-        f"{LABEL}.variant": request.variant,
-        f"{LABEL}.digest": request.digest,
-        f"{LABEL}.profile": request.profile_name,
-        f"{LABEL}.rank": str(rank),
-        f"{LABEL}.nodes": str(request.profile.nodes),
-        f"{LABEL}.gpus": str(request.profile.gpus),
-        f"{LABEL}.head": head,
-        f"{LABEL}.port": str(request.profile.port),
-        f"{LABEL}.nccl": request.nccl,
-        f"{LABEL}.rdma": "1" if request.rdma else "0",
-    }
-
-
-def _ranks(request: Request, places: Sequence[Place], rank: int) -> Iterator[Words]:
-    """Who the rank is among all: the head answers requests, the workers are headless.
+def _rank_arguments(request: Request, hosts: Sequence[Host], rank: int) -> Iterator[Words]:
+    """Which rank of how many: the head serves the API, the workers are headless.
 
     https://docs.vllm.ai/en/latest/serving/parallelism_scaling/
     """
@@ -278,7 +301,7 @@ def _ranks(request: Request, places: Sequence[Place], rank: int) -> Iterator[Wor
         yield "--distributed-executor-backend", "mp"
         yield "--nnodes", str(profile.nodes)
         yield "--node-rank", str(rank)
-        yield "--master-addr", places[0].address
+        yield "--master-addr", hosts[0].address
         yield "--master-port", str(profile.master_port)
     if rank == 0:
         yield "--host", "0.0.0.0"
@@ -287,7 +310,7 @@ def _ranks(request: Request, places: Sequence[Place], rank: int) -> Iterator[Wor
         yield ("--headless",)
 
 
-def _more(words: Sequence[str]) -> list[Words]:
+def _grouped(words: Sequence[str]) -> list[Words]:
     groups: list[Words] = []
     for word in words:
         if word.startswith("-") or not groups:
@@ -297,41 +320,39 @@ def _more(words: Sequence[str]) -> list[Words]:
     return groups
 
 
-def lead(entrypoint: Words, command: Sequence[str] | None) -> Words:
-    """What stands before MODEL so that the image's entry point becomes ``vllm serve MODEL``.
+def serve_prefix(entrypoint: Words, command: Sequence[str] | None) -> Words:
+    """What to put before MODEL so that the ENTRYPOINT becomes ``vllm serve MODEL``; ``command``:
+    the profile's.
 
-    Raises ``UsageError`` where that cannot be known.
+    Raises ``UsageError`` where the ENTRYPOINT does not tell.
     """
     if command is not None:
         return tuple(command)
     names = [posixpath.basename(word) for word in entrypoint]
-    if any(names[i : i + 2] == ["vllm", "serve"] for i in range(len(names))):
+    serves = any(names[i : i + 2] == ["vllm", "serve"] for i in range(len(names)))
+    if serves or entrypoint[-3:-1] in CLI_MODULES:
         return ()
-    if names[-1:] == ["vllm"] or entrypoint[-2:] in (
-        ("-m", "vllm"), ("-m", "vllm.entrypoints.cli.main"),
-    ):  # fmt: skip
+    if names[-1:] == ["vllm"] or entrypoint[-2:] in CLI_MODULES:
         return ("serve",)
-    if entrypoint[-3:-1] in (("-m", "vllm"), ("-m", "vllm.entrypoints.cli.main")):
-        return ()
     if len(names) > 2 and names[0] in SHELLS and "-c" in entrypoint:
         raise UsageError(
-            f"the image's ENTRYPOINT is a script of a shell: {shlex.join(entrypoint)}",
-            hint="say with `command` of the profile what stands before MODEL: [] when the script "
-            "hands its arguments to vllm serve",
+            f"the image's ENTRYPOINT is a shell script: {shlex.join(entrypoint)}",
+            hint="set `command` in the profile to what must come before MODEL: [] if the script "
+            "passes its arguments to vllm serve",
         )
     if "vllm.entrypoints.openai.api_server" in entrypoint:
         raise UsageError(
-            "the image's ENTRYPOINT is vLLM's API server alone, which knows no --headless",
-            hint="build it with ENTRYPOINT [vllm, serve], or say `command` in the profile",
+            "the image's ENTRYPOINT is vLLM's API server, which has no --headless",
+            hint="build the image with ENTRYPOINT [vllm, serve], or set `command` in the profile",
         )
     return ("vllm", "serve")
 
 
-def _entered(request: Request, arguments: Sequence[Words]) -> tuple[Words, ...]:
-    before = lead(request.entrypoint, request.profile.command)
-    groups = [(*before, request.model), *arguments]
+def _command(request: Request, arguments: Sequence[Words]) -> tuple[Words, ...]:
+    prefix = serve_prefix(request.entrypoint, request.profile.command)
+    groups = [(*prefix, request.model), *arguments]
     names = [posixpath.basename(word) for word in request.entrypoint]
     if len(names) == 2 and names[0] in SHELLS and names[1] == "-c":
-        # Such a shell takes one word as its script.
+        # `sh -c` takes one word as its script.
         return ((shlex.join(word for group in groups for word in group),),)
     return tuple(groups)

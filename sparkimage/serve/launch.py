@@ -1,9 +1,9 @@
 """Starts one image on the nodes of a fleet as one server, or on none of them.
 
-Look, decide, start, wait, prove. The head goes first: the workers of vLLM's multi-node mode call
-its master port, and try again until it answers, while nothing answers for a head that is not
-there (https://docs.vllm.ai/en/latest/serving/parallelism_scaling/). What a launch has started it
-stops again when it fails or is interrupted, unless it is told to keep it.
+Look, decide, start, wait, prove. The head starts first: the workers of vLLM's multi-node mode
+retry its master port until it answers, while a head without workers only waits
+(https://docs.vllm.ai/en/latest/serving/parallelism_scaling/). What a launch has started it stops
+again when it fails or is interrupted, unless it is told to keep it.
 """
 
 from __future__ import annotations
@@ -23,44 +23,25 @@ from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.retag import lines
 from sparkimage.nodes.session import NodeReport, NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
-from sparkimage.serve import command, sets, waiting
-from sparkimage.serve.command import Container, Place, Request
+from sparkimage.serve import command, deployments, waiting
+from sparkimage.serve.command import Container, Host, Request
+from sparkimage.serve.deployments import HEAD, Deployment
 from sparkimage.serve.doctor import doctor
-from sparkimage.serve.doctor import rules_machine as machine
-from sparkimage.serve.doctor import rules_model as model
-from sparkimage.serve.doctor import rules_network as network
-from sparkimage.serve.doctor.checks import FAIL, Check, ClusterReport
+from sparkimage.serve.doctor.checks import FAIL, ClusterReport
 from sparkimage.serve.explain import knowledge
-from sparkimage.serve.sets import HEAD, Deployment
-from sparkimage.serve.waiting import Rank, Ready, ServerSpec
+from sparkimage.serve.waiting import Rank, Ready
 
-PORTS = machine.ports
-PREFLIGHT: tuple[Check, ...] = (
-    machine.gpu, machine.gpus_flag, network.verbs,
-    network.interface, model.folder, model.shards, PORTS,
-)  # fmt: skip
-"""What the doctor finds must hold before anything is started."""
+PREFLIGHT = ("gpu", "gpus-flag", "verbs", "interface", "model", "shards", "ports")
+"""The doctor's checks that must not fail before anything is started."""
 START_S = 120.0
 """Seconds that Docker may take to start one container."""
 QUICK_S = 5
-"""Seconds that a server which never was ready has to end by itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How to go about it."""
-
-    timeout_s: float = 1800.0
-    keep: bool = False
-    """What was started stays when it fails."""
-    replace: bool = False
-    """A set of this name that runs gives way."""
-    patience_s: float = 60.0
+"""Seconds between SIGTERM and SIGKILL for a server that never was ready."""
 
 
 @dataclass(kw_only=True)
 class Launch:
-    """One image on its way to serve."""
+    """The launch of one image."""
 
     request: Request
     image: Image
@@ -68,46 +49,45 @@ class Launch:
     fleet: Fleet
     """The nodes by rank."""
     view: View
-    options: Options = field(default_factory=Options)
+    timeout_s: float = 1800.0
+    """Seconds until it must be ready."""
+    keep: bool = False
+    """Leave what was started when it fails."""
+    replace: bool = False
+    """Remove a deployment of this name that runs."""
+    patience_s: float = 60.0
     _started: dict[str, list[str]] = field(default_factory=dict)
-    """Ids of the containers that this launch made, by node."""
+    """Ids of the containers that this launch created, by node."""
 
     def plan(self) -> tuple[Container, ...]:
-        """What would be started, decided from what the nodes are; nothing is changed.
+        """What it would start, as the nodes are now; changes nothing.
 
         Raises ``NodeError`` and its kin, ``LaunchError``, ``MixedFleetError``.
         """
-        with sessions(self.fleet, self.options.patience_s) as all_:
+        with sessions(self.fleet, self.patience_s) as all_:
             return self._plan(all_)
 
     def run(self) -> Ready:
         """Start it, and wait until it serves and is proven. Raises ``LaunchError``, ``NodeError``
         and their kin; then nothing that was started is left, unless ``keep``."""
         began = time.monotonic()
-        with sessions(self.fleet, self.options.patience_s) as all_:
-            planned = self._plan(all_)
-            there = self._there(all_)
-            # What a set of this name uses now is free when it has given way.
-            self._require(all_, [one for one in PREFLIGHT if there is None or one is not PORTS])
-            self._make_room(all_, there)
+        with sessions(self.fleet, self.patience_s) as all_:
+            containers = self._plan(all_)
+            existing = self._existing(all_)
+            # The ports of an existing deployment are free once it is removed.
+            self._require(all_, PREFLIGHT if existing is None else PREFLIGHT[:-1])
+            if existing is not None:
+                self._remove(all_, existing)
             with self._all_or_none(all_):
-                self._start(all_, planned)
+                self._start(all_, containers)
                 ranks = [
-                    Rank(rank=rank, session=one, container=self._started[one.name][0])
-                    for rank, one in enumerate(all_)
+                    Rank(rank=rank, session=session, container=self._started[session.name][0])
+                    for rank, session in enumerate(all_)
                 ]
                 return waiting.until_ready(
-                    self._spec(all_[HEAD]), ranks, began=began, timeout_s=self.options.timeout_s,
-                    view=self.view,
+                    self.request.spec(self._host(all_[HEAD]).address), ranks, began=began,
+                    timeout_s=self.timeout_s, view=self.view,
                 )  # fmt: skip
-
-    def _spec(self, head: NodeSession) -> ServerSpec:
-        request, profile = self.request, self.request.profile
-        return ServerSpec(
-            name=request.name, variant=request.variant, profile=request.profile_name,
-            digest=request.digest, head=self._place(head).address, port=profile.port,
-            nccl=request.nccl, rdma=request.rdma, gpus=profile.gpus,
-        )  # fmt: skip
 
     # Look and decide
 
@@ -115,117 +95,118 @@ class Launch:
         with self.view.busy("looking at the nodes"):
             errors = run_on_all(all_, self._look, stop=NodeSession.abandon)
         if errors:
-            raise sets.failure(errors, len(all_), "cannot be asked; nothing was started")
-        self._equal(all_)
-        self._require(all_, [network.interface])
-        return command.containers(self.request, [self._place(session) for session in all_])
+            raise deployments.failure(errors, len(all_), "did not answer; nothing was started")
+        self._require_image(all_)
+        self._require(all_, ["interface"])
+        return command.containers(self.request, [self._host(session) for session in all_])
 
     def _look(self, session: NodeSession) -> None:
         session.open(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
 
-    def _equal(self, all_: Sequence[NodeSession]) -> None:
-        """Every node has the image itself: asked of it, not assumed."""
-        lacking = {}
-        for session in all_:
-            if session.has(self.image) is not None:
-                continue
-            other = session.now.by_tag(self.image_name)
-            what = f"has another image as {self.image_name}" if other else "does not have it"
-            lacking[session.name] = f"✗ {session.name} {what}"
+    def _require_image(self, all_: Sequence[NodeSession]) -> None:
+        """Every node has this very image. Raises ``ImageMissingError``, ``MixedFleetError``."""
+        hint = f"distribute it: python build.py distribute {self.request.variant}"
+        images = {session.name: session.has(self.image) for session in all_}
+        lacking = [session for session in all_ if images[session.name] is None]
         if lacking:
             kind = ImageMissingError if len(lacking) == len(all_) else MixedFleetError
             raise kind(
                 f"{self.request.digest[:19]} ({self.request.variant}) is not on "
                 f"{len(lacking)} of {len(all_)} nodes; nothing was started",
-                detail="\n".join(lacking.values()),
-                hint=f"bring it there: python build.py distribute {self.request.variant}",
+                detail="\n".join(
+                    f"✗ {session.name} has another image as {self.image_name}"
+                    if session.now.by_tag(self.image_name)
+                    else f"✗ {session.name} does not have it"
+                    for session in lacking
+                ),
+                hint=hint,
             )
-        identities = {held.identity for one in all_ if (held := one.has(self.image)) is not None}
-        if len(identities) > 1:
+        if len({image.identity for image in images.values() if image is not None}) > 1:
             raise MixedFleetError(
                 "the nodes' images differ in platform, config or layers; nothing was started",
-                hint=f"bring one everywhere: python build.py distribute {self.request.variant}",
+                hint=hint,
             )
 
-    def _place(self, session: NodeSession) -> Place:
-        now, link, held = session.now, fabric.data_link(session.now), session.has(self.image)
-        assert held is not None
-        several = self.request.profile.nodes > 1
-        return Place(
+    def _host(self, session: NodeSession) -> Host:
+        now, link, image = session.now, fabric.data_link(session.now), session.has(self.image)
+        assert image is not None
+        return Host(
             node=session.name,
             docker=tuple(session.remote.docker.split()),
             address=link.address or session.remote.node.control,
-            # Alone nobody else calls it.
-            interface=link.interface.name if several else "",
+            interface=link.interface.name,
             hcas=fabric.hcas(now),
-            image=held.id,
+            image=image.id,
             caches=now.caches,
         )
 
-    def _require(self, all_: Sequence[NodeSession], checks: Sequence[Check]) -> None:
-        """These checks of the doctor's hold on all nodes. Raises ``LaunchError`` with all that is
-        wrong at once."""
+    def _require(self, all_: Sequence[NodeSession], checks: Sequence[str]) -> None:
+        """These checks of the doctor pass on all nodes. Raises ``LaunchError`` with everything
+        that fails."""
         request, profile = self.request, self.request.profile
         cluster = ClusterReport(
             nodes=tuple(NodeReport(node=one.remote.node, snapshot=one.now) for one in all_),
             model=request.model, port=profile.port, master_port=profile.master_port,
             rdma=request.rdma, gpus=profile.gpus,
         )  # fmt: skip
-        failed = [one for one in doctor.examine(cluster, checks).findings if one.severity is FAIL]
-        names = {name for one in failed for name in one.nodes}
+        findings = doctor.examine(cluster, [doctor.CHECKS[id] for id in checks]).findings
+        failed = [finding for finding in findings if finding.severity is FAIL]
+        nodes = {name for finding in failed for name in finding.nodes}
         if failed:
             raise LaunchError(
-                f"{len(names)} of {len(all_)} nodes cannot run it; nothing was started",
+                f"{len(nodes)} of {len(all_)} nodes cannot run it; nothing was started",
                 detail="\n".join(
-                    f"✗ {', '.join(one.nodes)}: {one.what} ({one.check})\n    → {one.fix}"
-                    for one in failed
+                    f"✗ {', '.join(finding.nodes)}: {finding.what} ({finding.check})\n"
+                    f"    → {finding.fix}"
+                    for finding in failed
                 ),
-                hint="more about the nodes: python build.py doctor --model "
-                + shlex.quote(request.model),
+                hint="see all checks: python build.py doctor --model " + shlex.quote(request.model),
             )
 
-    def _there(self, all_: Sequence[NodeSession]) -> Deployment | None:
-        """A set of this name. Raises ``LaunchError`` where it runs and is not to give way."""
-        there = sets.judge(one for session in all_ for one in sets.members(session.now))
-        found = next((one for one in there if one.name == self.request.name), None)
-        if found is not None and found.lives and not self.options.replace:
-            where = ", ".join(one.node for one in found.members if one.lives)
-            what = "runs already" if not found.problems else "is there, and broken"
+    def _existing(self, all_: Sequence[NodeSession]) -> Deployment | None:
+        """The deployment of this name. Raises ``LaunchError`` where it runs and must stay."""
+        members = (member for session in all_ for member in deployments.members(session.now))
+        found = {deployment.name: deployment for deployment in deployments.judge(members)}
+        existing = found.get(self.request.name)
+        if existing is not None and existing.lives and not self.replace:
+            nodes = ", ".join(member.node for member in existing.members if member.lives)
+            what = "runs already" if not existing.problems else "exists, and is broken"
             raise LaunchError(
-                f"{found.name} {what} (on {where}); nothing was started",
-                detail="\n".join(found.problems),
+                f"{existing.name} {what} (on {nodes}); nothing was started",
+                detail="\n".join(existing.problems),
                 hint="replace it: --replace; stop it: python build.py stop; or another --name",
             )
-        return found
+        return existing
 
-    def _make_room(self, all_: Sequence[NodeSession], there: Deployment | None) -> None:
-        """Let a set of this name give way, or what is left of one."""
-        if there is None:
-            return
-        self.view.say(f"removing {there.name} from {len(there.members)} nodes")
-        errors = sets.end_all(all_, there.members, grace_s=sets.GRACE_S if there.lives else 0)
+    def _remove(self, all_: Sequence[NodeSession], existing: Deployment) -> None:
+        """Remove a deployment, or what is left of it; then its ports must be free."""
+        self.view.say(f"removing {existing.name} from {len(existing.members)} nodes")
+        grace_s = deployments.GRACE_S if existing.lives else 0
+        errors = deployments.remove_all(all_, existing.members, grace_s=grace_s)
         if errors:
-            raise sets.failure(errors, len(all_), "could not remove it; nothing was started")
+            raise deployments.failure(
+                errors, len(all_), "could not remove it; nothing was started"
+            )  # fmt: skip
         head = all_[HEAD]
         head.seen = head.look(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
-        self._require(all_, [PORTS])
+        self._require(all_, ["ports"])
 
     # Start
 
-    def _start(self, all_: Sequence[NodeSession], planned: Sequence[Container]) -> None:
-        by_node = {one.node: one for one in planned}
+    def _start(self, all_: Sequence[NodeSession], containers: Sequence[Container]) -> None:
+        by_node = {container.node: container for container in containers}
 
-        def folders(session: NodeSession) -> None:
+        def make_caches(session: NodeSession) -> None:
             caches = by_node[session.name].caches
             if caches:
                 session.remote.run(["mkdir", "-p", "--", *caches])
 
         def start(session: NodeSession) -> None:
-            self._run(session, by_node[session.name])
+            self._docker_run(session, by_node[session.name])
 
-        errors = run_on_all(all_, folders)
+        errors = run_on_all(all_, make_caches)
         if errors:
-            raise sets.failure(errors, len(all_), "cannot have folders for caches")
+            raise deployments.failure(errors, len(all_), "could not create the cache folders")
         self.view.say(f"starting the head on {all_[HEAD].name}")
         errors = run_on_all(all_[:1], start)
         if not errors and len(all_) > 1:
@@ -237,49 +218,54 @@ class Launch:
                 detail="\n".join(lines(errors)),
             )
 
-    def _run(self, session: NodeSession, container: Container) -> None:
-        done = session.remote.run(container.argv, check=False, timeout_s=START_S)
-        if done.returncode == 0:
-            self._started.setdefault(session.name, []).append(done.stdout.split()[-1])
+    def _docker_run(self, session: NodeSession, container: Container) -> None:
+        started = session.remote.run(container.argv, check=False, timeout_s=START_S)
+        ids = self._started.setdefault(session.name, [])
+        if started.returncode == 0:
+            ids.append(started.stdout.split()[-1])
             return
-        # `docker run` leaves what it made and could not start.
-        made = [
-            one.id
-            for one in sets.members(session.look(CONTAINERS))
-            if one.set == container.name and one.state == "created"
+        # `docker run` leaves a container that it could not start.
+        ids += [
+            member.id
+            for member in deployments.members(session.look(CONTAINERS))
+            if member.name == container.name and member.state == "created"
         ]
-        self._started.setdefault(session.name, []).extend(made)
-        said = done.stderr.strip()
-        matches = knowledge.read(said.splitlines())
+        stderr = started.stderr.strip()
+        matches = knowledge.read(stderr.splitlines())
+        known = [line for match in matches for line in match.as_lines()]
         raise LaunchError(
             f"{session.name} (rank {container.rank}): docker run failed",
-            detail="\n".join([said, *waiting.tell(matches)]),
+            detail="\n".join([stderr, *known]),
             hint=matches[0].entry.fix if matches else f"look there: {session.remote.ssh}",
         )
 
     @contextmanager
     def _all_or_none(self, all_: Sequence[NodeSession]) -> Iterator[None]:
-        """What is begun within stands as a whole, or is undone."""
+        """Undo what the block has started where it fails."""
         try:
             yield
         except BaseException as error:
-            # Not handled, only undone.
-            if self.options.keep:
-                waiting.note(error, "what was started was kept; python build.py stop ends it")
-                raise
-            left = self._undo(all_)
-            what = "what was started has been stopped"
-            if left:
-                what = f"what was started may still run on {', '.join(left)}: python build.py stop"
-            waiting.note(error, what)
+            # Cleaned up and raised again.
+            if self.keep:
+                note = "what was started keeps running; python build.py stop ends it"
+            elif left := self._undo(all_):
+                note = f"containers may still run on {', '.join(left)}: python build.py stop"
+            else:
+                note = "what was started has been stopped"
+            waiting.add_note(error, note)
             raise
 
     def _undo(self, all_: Sequence[NodeSession]) -> list[str]:
-        """Stop what this launch started; the nodes where that did not work."""
-        mine = [one for one in all_ if self._started.get(one.name)]
-        if mine:
-            self.view.say(f"stopping what was started on {', '.join(one.name for one in mine)}")
-        errors = run_on_all(
-            mine, lambda one: sets.end(one, self._started[one.name], grace_s=QUICK_S)
-        )  # fmt: skip
-        return sorted(errors)
+        """Remove what this launch started; the nodes where that failed."""
+        concerned = [session for session in all_ if self._started.get(session.name)]
+        if concerned:
+            names = ", ".join(session.name for session in concerned)
+            self.view.say(f"stopping what was started on {names}")
+        return sorted(
+            run_on_all(
+                concerned,
+                lambda session: deployments.remove(
+                    session, self._started[session.name], grace_s=QUICK_S
+                ),
+            )
+        )

@@ -1,4 +1,4 @@
-"""A client of OpenAI-compatible servers: what `probe` asks beside the benchmark itself.
+"""A client of OpenAI-compatible servers: what `probe` asks besides the benchmark.
 
 The answers of vLLM: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
 """
@@ -20,21 +20,21 @@ import requests
 from sparkimage.core.errors import ProbeError, UsageError
 
 KEY_VARIABLE = "SPARKIMAGE_API_KEY"
-"""Only from the environment: what stands in a command line, everybody on the machine can read."""
+"""Only from the environment: every user of the machine can read a command line."""
 CHAT = "/v1/chat/completions"
-CONNECT_S = 10.0
+CONNECT_S, HEALTH_S = 10.0, 5.0
 HINTS = {
-    401: f"give its key in the environment variable {KEY_VARIABLE}",
-    403: f"give its key in the environment variable {KEY_VARIABLE}",
-    404: "--model names one that it serves; --url is http://HOST:PORT",
+    401: f"set its key in the environment variable {KEY_VARIABLE}",
+    403: f"set its key in the environment variable {KEY_VARIABLE}",
+    404: "pass a --model that it serves; --url is http://HOST:PORT",
     429: "fewer --streams, or wait",
-    503: "is it loading still? python build.py status",
+    503: "is it still loading? python build.py status",
 }
-"""What to do, by the status of a refusal."""
+"""What to do, by HTTP status."""
 ANSWER_S = 120.0
-"""Seconds without an answer until the server counts as hung."""
+"""Seconds without an answer after which the server counts as hung."""
 NO_THINKING = {"enable_thinking": False, "thinking": False}
-"""Both names are in use: Qwen's templates read the first, DeepSeek's the second."""
+"""Qwen's chat templates read the first name, DeepSeek's the second."""
 TOOL = {
     "type": "function",
     "function": {
@@ -47,28 +47,29 @@ TOOL = {
         },
     },
 }
+Json = Mapping[str, Any] | None
 TOOL_QUESTION = "What is the weather in Berlin now? Call the tool get_weather."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Granted:
-    """Which of our rules a server keeps, as its answer to one request shows."""
+    """Which of the rules a server supports, as its answer to one request shows."""
 
     extras: dict[str, Any]
-    """What it takes beyond OpenAI's API, to be sent with every request."""
+    """Parameters beyond OpenAI's API that it accepts, for every request."""
     refused: tuple[str, ...]
-    """Names of those that it refuses."""
+    """Names of those that it rejects."""
     thinks: bool
-    """Thinking came although it was turned off."""
+    """It thinks although thinking is turned off."""
 
 
 class RefusalError(ProbeError):
-    """The server refuses what was asked, with a status."""
+    """The server rejects a request."""
 
-    def __init__(self, url: str, status: int, said: str) -> None:
-        self.status, self.said = status, said
-        hint = HINTS.get(status, "look into the server's log: python build.py explain FILE")
-        super().__init__(f"{url} refuses with status {status}", detail=said[:500], hint=hint)
+    def __init__(self, url: str, status: int, text: str) -> None:
+        self.status, self.text = status, text
+        hint = HINTS.get(status, "see the server's log: python build.py explain FILE")
+        super().__init__(f"{url} answers with HTTP status {status}", detail=text[:500], hint=hint)
 
 
 @dataclass(kw_only=True)
@@ -76,9 +77,9 @@ class Server:
     """An OpenAI-compatible server."""
 
     url: str
-    """Its address without `/v1`, as it is shown."""
+    """Its address without `/v1`."""
     socket: Path | None = None
-    """A socket of this machine that leads to it; None: it is asked at its address."""
+    """A Unix socket that is forwarded to it; None: it is reached at its address."""
     model: str = ""
     _session: requests.Session = field(default_factory=requests.Session)
 
@@ -92,19 +93,26 @@ class Server:
 
             self._session.mount(self.url, UnixHTTPAdapter(f"http+unix://{self.socket}"))
 
+    def health(self) -> int | None:
+        """The status of ``/health``; None without an answer within ``HEALTH_S``."""
+        try:
+            return self._request("/health", None, HEALTH_S).status_code
+        except requests.RequestException:
+            return None
+
     def models(self) -> list[str]:
         """The models that it serves. Raises ``ProbeError``."""
-        said = self._json("GET", "/v1/models")
-        found = said.get("data")
-        if not isinstance(found, list):
-            raise self._strange(json.dumps(said))
-        names = [str(one.get("id")) for one in found if isinstance(one, dict) and one.get("id")]
+        answer = self._json("/v1/models")
+        data = answer.get("data")
+        if not isinstance(data, list):
+            raise self._incompatible(json.dumps(answer))
+        names = [str(model["id"]) for model in data if isinstance(model, dict) and model.get("id")]
         if not names:
             raise ProbeError(f"{self.url} serves no model", hint="wait until it has loaded one")
         return names
 
     def try_rules(self, prompt: str, tokens: int) -> Granted:
-        """What of our rules it keeps: one request, not counted, which warms it up as well.
+        """The rules that it supports: one request that is not measured, which also warms it up.
 
         Raises ``ProbeError``.
         """
@@ -112,91 +120,90 @@ class Server:
         refused: list[str] = []
         while True:
             try:
-                said = self._chat(prompt, tokens, extras)
+                answer = self._chat(prompt, tokens, extras)
                 break
             except RefusalError as refusal:
-                named = [name for name in extras if name in refusal.said]
+                named = [name for name in extras if name in refusal.text]
                 if refusal.status not in (400, 422) or not named:
                     raise
                 refused += named
                 extras = {name: value for name, value in extras.items() if name not in named}
         try:
-            message = said["choices"][0]["message"]
+            message = answer["choices"][0]["message"]
             thinks = bool(message.get("reasoning_content") or message.get("reasoning"))
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise self._strange(json.dumps(said)) from None
+            raise self._incompatible(json.dumps(answer)) from None
         return Granted(extras=extras, refused=tuple(refused), thinks=thinks)
 
     def prefix_cache(self) -> tuple[float, float] | None:
-        """Tokens that vLLM looked up in its prefix cache, and those that were there, up to now;
-        None where it does not say (https://docs.vllm.ai/en/latest/usage/metrics.html)."""
+        """The tokens that vLLM has looked up in its prefix cache, and the hits; None without such
+        metrics (https://docs.vllm.ai/en/latest/usage/metrics.html)."""
         try:
-            text = self._send("GET", "/metrics").text
+            text = self._send("/metrics").text
         except ProbeError:
             return None
-        found = re.findall(r"(?m)^vllm:prefix_cache_(queries|hits)_total\S* ([\d.e+]+)$", text)
+        samples = re.findall(r"(?m)^vllm:prefix_cache_(queries|hits)_total\S* ([\d.e+]+)$", text)
         counts = {"queries": 0.0, "hits": 0.0}
-        for name, value in found:
+        for name, value in samples:
             counts[name] += float(value)
-        return (counts["queries"], counts["hits"]) if found else None
+        return (counts["queries"], counts["hits"]) if samples else None
 
     def call_tool(self, extras: Mapping[str, Any]) -> tuple[bool, str]:
-        """Whether it calls a tool when asked to, and what was seen."""
+        """Whether it calls a tool when asked to, and what it answered."""
         more = {name: value for name, value in extras.items() if name != "ignore_eos"}
         try:
-            said = self._chat(TOOL_QUESTION, 512, {**more, "tools": [TOOL], "tool_choice": "auto"})
+            more |= {"tools": [TOOL], "tool_choice": "auto"}
+            answer = self._chat(TOOL_QUESTION, 512, more)
         except RefusalError as refusal:
-            return False, f"refused with {refusal.status}: {refusal.said[:200]}"
+            return False, f"HTTP status {refusal.status}: {refusal.text[:200]}"
         except ProbeError as error:
-            # What was measured before stands.
+            # What was measured before is still valid.
             return False, error.message
-        return judge_tool_call(said)
+        return judge_tool_call(answer)
 
     def _chat(self, prompt: str, tokens: int, more: Mapping[str, Any]) -> dict[str, Any]:
         messages = [{"role": "user", "content": prompt}]
         body = {"model": self.model, "messages": messages, "max_tokens": tokens, "temperature": 0}
-        return self._json("POST", CHAT, {**body, **more})
+        return self._json(CHAT, {**body, **more})
 
-    def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
-    ) -> requests.Response:
+    def _send(self, path: str, body: Json = None) -> requests.Response:
         try:
-            answer = self._session.request(
-                method,
-                f"{self.url}{path}",
-                json=body,
-                timeout=(CONNECT_S, ANSWER_S),
-                auth=_nobody,
-                allow_redirects=False,
-            )
+            answer = self._request(path, body, ANSWER_S)
         except requests.RequestException as error:
             raise self._lost(error) from error
         if answer.status_code != 200:
-            raise RefusalError(f"{self.url}{path}", answer.status_code, _said(answer))
+            raise RefusalError(f"{self.url}{path}", answer.status_code, _error_text(answer))
         return answer
 
-    def _json(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        answer = self._send(method, path, body)
+    def _request(self, path: str, body: Json, timeout_s: float) -> requests.Response:
+        return self._session.request(
+            "GET" if body is None else "POST", f"{self.url}{path}", json=body,
+            timeout=(min(CONNECT_S, timeout_s), timeout_s), auth=_no_login, allow_redirects=False,
+        )  # fmt: skip
+
+    def _json(self, path: str, body: Json = None) -> dict[str, Any]:
+        response = self._send(path, body)
         try:
-            said = answer.json()
+            answer = response.json()
         except requests.JSONDecodeError:
-            raise self._strange(answer.text) from None
-        if not isinstance(said, dict):
-            raise self._strange(str(said))
-        return said
+            answer = None
+        if not isinstance(answer, dict):
+            raise self._incompatible(response.text)
+        return answer
 
     def _lost(self, error: requests.RequestException) -> ProbeError:
-        what, hint = f"{self.url} cannot be reached, or broke off", "is the server ready?"
+        what, hint = (
+            f"{self.url} cannot be reached, or closed the connection",
+            "is the server ready?",
+        )
         if isinstance(error, requests.exceptions.SSLError):
-            what = f"the certificate of {self.url} is not trusted here"
+            what = f"the certificate of {self.url} is not trusted"
             hint = "REQUESTS_CA_BUNDLE=FILE names the CA to trust;"
         elif isinstance(error, requests.Timeout):
             what, hint = f"{self.url} did not answer within {ANSWER_S:g} s", "does it hang?"
         return ProbeError(what, detail=str(error), hint=f"{hint} python build.py status")
 
-    def _strange(self, text: str) -> ProbeError:
+    def _incompatible(self, text: str) -> ProbeError:
         return ProbeError(
             f"{self.url} does not answer as an OpenAI-compatible server does",
             detail=text[:500],
@@ -205,33 +212,32 @@ class Server:
 
 
 def api_key() -> str:
-    """The server's key, of the environment; empty: it needs none."""
+    """The server's key from the environment; empty: it needs none."""
     return os.environ.get(KEY_VARIABLE, "")
 
 
-def parse_url(given: str) -> str:
-    """A server's address without what follows it (`/v1`). Raises ``UsageError``."""
+def parse_url(url: str) -> str:
+    """A server's address without `/v1`. Raises ``UsageError``."""
     try:
-        parts = urlsplit(given)
-        port = parts.port
+        parts = urlsplit(url)
+        _ = parts.port
     except ValueError as error:
-        raise UsageError(f"{given!r} is no address: {error}", hint="http://HOST:8000") from error
-    del port
+        raise UsageError(f"{url!r} is not a URL: {error}", hint="http://HOST:8000") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"{given!r} is no address of a server", hint="http://HOST:8000")
+        raise UsageError(f"{url!r} is not the URL of a server", hint="http://HOST:8000")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
-            "an address here has no login and no `?`",
-            hint=f"a key comes from the environment variable {KEY_VARIABLE}",
+            "the URL of a server has no login and no query",
+            hint=f"set the key in the environment variable {KEY_VARIABLE}",
         )
     path = parts.path.rstrip("/").removesuffix("/v1")
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
-def judge_tool_call(said: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether an answer is a proper call of ``TOOL``, and what was seen."""
+def judge_tool_call(answer: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether an answer is a correct call of ``TOOL``, and what it is."""
     try:
-        message = said["choices"][0]["message"]
+        message = answer["choices"][0]["message"]
         calls = message.get("tool_calls") or []
     except (KeyError, IndexError, TypeError, AttributeError):
         return False, "the answer has no message"
@@ -242,7 +248,7 @@ def judge_tool_call(said: Mapping[str, Any]) -> tuple[bool, str]:
         function = calls[0]["function"]
         name, arguments = function["name"], json.loads(function["arguments"])
     except (KeyError, IndexError, TypeError, ValueError):
-        return False, "the call's arguments are no JSON"
+        return False, "the call's arguments are not JSON"
     if name != "get_weather":
         return False, f"another tool was called: {str(name)[:80]}"
     if not isinstance(arguments, dict) or not isinstance(arguments.get("city"), str):
@@ -250,13 +256,13 @@ def judge_tool_call(said: Mapping[str, Any]) -> tuple[bool, str]:
     return True, f"get_weather(city={arguments['city'][:40]!r})"
 
 
-def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Without this, requests takes a login out of ~/.netrc."""
+def _no_login(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Keeps requests from taking a login out of ~/.netrc."""
     return request
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the address is of this machine alone."""
+    """Whether the address is the loopback of this machine."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -264,14 +270,14 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-def _said(answer: requests.Response) -> str:
-    """What a refusal says, as short as it can be had."""
-    text = answer.content[:4000].decode("utf-8", "replace").strip()
+def _error_text(response: requests.Response) -> str:
+    """The message of an error, as short as possible."""
+    text = response.content[:4000].decode("utf-8", "replace").strip()
     try:
-        said = json.loads(text)
+        body = json.loads(text)
     except ValueError:
         return text
-    error = said.get("error", said) if isinstance(said, dict) else said
+    error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
         return str(error.get("message") or error.get("detail") or text)
     return str(error)

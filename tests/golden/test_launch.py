@@ -10,7 +10,7 @@ import pytest
 
 from sparkimage.config import matrix
 from sparkimage.serve import command
-from sparkimage.serve.command import Container, Place, Request
+from sparkimage.serve.command import Container, Host, Request
 
 PROJECT = Path(__file__).resolve().parents[2]
 Golden = Callable[[str, str], None]
@@ -29,8 +29,8 @@ def made(name: str, variant: str) -> tuple[Container, ...]:
         preload="/usr/lib/aarch64-linux-gnu/libnccl.so.2.30.4",
         nccl="2.30.4",
     )
-    places = [
-        Place(
+    hosts = [
+        Host(
             node=f"spark{n + 1}",
             docker=("docker",) if n else ("sudo", "-n", "docker"),
             address=f"192.168.100.{n + 1}",
@@ -41,7 +41,7 @@ def made(name: str, variant: str) -> tuple[Container, ...]:
         )
         for n in range(profile.nodes)
     ]
-    return command.containers(request, places)
+    return command.containers(request, hosts)
 
 
 @pytest.mark.parametrize(

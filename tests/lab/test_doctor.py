@@ -25,7 +25,7 @@ from tests.lab.spark_standin import HCA, LINK, address, dressed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surgery(Project):
+class DoctorProject(Project):
     """A folder with a fleet.yaml, and nodes that look like Sparks."""
 
     fleet: Fleet
@@ -56,9 +56,9 @@ class Surgery(Project):
 
 
 @pytest.fixture
-def surgery(fleet: Fleet, tmp_path: Path) -> Iterator[Surgery]:
+def project(fleet: Fleet, tmp_path: Path) -> Iterator[DoctorProject]:
     with dressed(fleet):
-        made = Surgery(folder=tmp_path, fleet=fleet)
+        made = DoctorProject(folder=tmp_path, fleet=fleet)
         made.write()
         yield made
 
@@ -71,14 +71,14 @@ def listen(node: Node, port: int) -> None:
     )  # fmt: skip
 
 
-def test_four_nodes_that_are_well(surgery: Surgery) -> None:
-    done = surgery.doctor()
+def test_four_nodes_that_are_well(project: DoctorProject) -> None:
+    done = project.doctor()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 failures" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
-    stores = "several image stores: overlay2: node1, node3; containerd: node2, node4"
+    stores = "different image stores: overlay2: node1, node3; containerd: node2, node4"
     assert stores in " ".join(done.stdout.split())
-    made = json.loads(surgery.doctor("--json").stdout)
+    made = json.loads(project.doctor("--json").stdout)
     states = {one["check"]: one["result"] for one in made["checks"]}
     assert {id for id, state in states.items() if state == "ok"} >= {
         "reach", "distinct", "arch", "docker", "gpu", "gpus-equal", "driver", "gpus-flag", "rdma",
@@ -92,31 +92,31 @@ def test_four_nodes_that_are_well(surgery: Surgery) -> None:
     assert facts["rdma"][0]["interface"] == LINK
     # The nodes' own disks are small.
     assert states["disk"] == "warn"
-    strict = surgery.doctor("--strict")
+    strict = project.doctor("--strict")
     assert strict.returncode == 19
     assert "0 failures and 2 warnings on node1, node2, node3, node4" in strict.stderr
 
 
 @pytest.mark.thorough
 def test_nodes_as_they_are_without_gpu_and_network(fleet: Fleet, tmp_path: Path) -> None:
-    bare = Surgery(folder=tmp_path, fleet=fleet)
+    bare = DoctorProject(folder=tmp_path, fleet=fleet)
     (tmp_path / "fleet.yaml").write_text(json.dumps(fleet.data()))
     done = bare.doctor()
     assert done.returncode == 19
     for said in (
-        "✗ all 4 nodes: it has no nvidia-smi: there is no driver",
+        "✗ all 4 nodes: there is no nvidia-smi: the driver is not installed",
         "it has no RDMA device",
         "there is no /dev/infiniband",
         "no interface has the data address 127.0.0.2",
-        "/models/m is not there",
+        "/models/m does not exist",
     ):
         assert said in " ".join(done.stdout.split()), done.stdout
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: 5 failures on node1, node2, node3, node4\n→ ")
 
 
-def test_what_is_wrong_with_one_node_is_said_of_it(surgery: Surgery) -> None:
-    node1, node2, node3, node4 = surgery.fleet
+def test_what_is_wrong_with_one_node_is_said_of_it(project: DoctorProject) -> None:
+    node1, node2, node3, node4 = project.fleet
     node2.exec("rm", "-r", "/dev/infiniband")
     listen(node1, 8000)
     listen(node4, 8000)
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_one_node_is_said_of_it(surgery: Surgery) -> None:
     })  # fmt: skip
     node4.exec("rm", "/models/m/a.safetensors", "/usr/local/bin/nvidia-container-runtime-hook")
 
-    done = surgery.doctor("--json")
+    done = project.doctor("--json")
     assert done.returncode == 19
     found: dict[str, dict[str, str]] = {}
     for one in json.loads(done.stdout)["findings"]:
@@ -137,53 +137,53 @@ def test_what_is_wrong_with_one_node_is_said_of_it(surgery: Surgery) -> None:
         "model-equal": {"node3", "node4"}, "gpus-flag": {"node4"},
     }  # fmt: skip
     assert "modprobe -a ib_uverbs" in found["verbs"]["node2"]
-    assert "port 8000, of the API, is taken" in found["ports"]["node1"]
+    assert "port 8000 (API) is in use" in found["ports"]["node1"]
     assert "its clock is +400 s off" in found["clock"]["node3"]
-    assert "a.safetensors of its index is not there" in found["shards"]["node4"]
+    assert "index names are missing: a.safetensors" in found["shards"]["node4"]
     assert "a.safetensors" in found["model-equal"]["node3"]
-    assert surgery.findings("ports", "--port", "8001") == {}
+    assert project.findings("ports", "--port", "8001") == {}
 
 
 @pytest.mark.thorough
-def test_a_fleet_file_that_does_not_fit_the_nodes(surgery: Surgery) -> None:
-    surgery.write(
+def test_a_fleet_file_that_does_not_fit_the_nodes(project: DoctorProject) -> None:
+    project.write(
         node1={"interface": "eth9"}, node2={"hca": ["mlx5_9"]}, node3={"gpus": 2},
-        node4={"data": surgery.fleet["node4"].inside},
+        node4={"data": project.fleet["node4"].inside},
     )  # fmt: skip
-    assert f"{LINK} (200 Gbit/s), eth0 (10 Gbit/s)" in surgery.findings("interface")["node1"]
-    assert f"no RDMA device mlx5_9; there are: {HCA}" in surgery.findings("hca")["node2"]
-    assert "the fleet file says 2" in surgery.findings("gpu")["node3"]
-    assert "write `data: 192.168.100.4`" in surgery.findings("speed")["node4"]
-    assert set(surgery.findings("rdma")) == {"node4"}
+    assert f"{LINK} (200 Gbit/s), eth0 (10 Gbit/s)" in project.findings("interface")["node1"]
+    assert f"no RDMA device mlx5_9; there are: {HCA}" in project.findings("hca")["node2"]
+    assert "the fleet file says 2" in project.findings("gpu")["node3"]
+    assert "set `data: 192.168.100.4`" in project.findings("speed")["node4"]
+    assert set(project.findings("rdma")) == {"node4"}
 
 
 @pytest.mark.thorough
-def test_a_data_address_that_is_a_name(surgery: Surgery) -> None:
+def test_a_data_address_that_is_a_name(project: DoctorProject) -> None:
     # Its own name is its address among the nodes.
-    surgery.write(node1={"data": "node1"})
-    assert "its data goes over eth0" in surgery.findings("speed")["node1"]
+    project.write(node1={"data": "node1"})
+    assert "its data goes over eth0" in project.findings("speed")["node1"]
 
 
 @pytest.mark.thorough
-def test_who_may_not_talk_to_docker(surgery: Surgery) -> None:
-    surgery.write(
+def test_who_may_not_talk_to_docker(project: DoctorProject) -> None:
+    project.write(
         node1={"user": "plain"}, node2={"user": "sudoer", "sudo": True},
         node3={"user": "asker", "sudo": True}, node4={"user": "worker"},
     )  # fmt: skip
-    found = surgery.findings("docker")
+    found = project.findings("docker")
     assert set(found) == {"node1", "node3"}
     assert "sudo usermod -aG docker plain" in found["node1"]
     assert "asker may not run docker through sudo without a password" in found["node3"]
 
 
 @pytest.mark.thorough
-def test_nodes_that_cannot_be_asked_hold_up_nobody(surgery: Surgery) -> None:
-    node1, node2, node3, node4 = surgery.fleet
+def test_nodes_that_cannot_be_asked_hold_up_nobody(project: DoctorProject) -> None:
+    node1, node2, node3, node4 = project.fleet
     node1.control.cut()
     node2.change_host_key()
     node3.kill_dockerd()
     node4.pause_dockerd()
-    done = surgery.doctor("--json")
+    done = project.doctor("--json")
     assert done.returncode == 19
     made = json.loads(done.stdout)
     said = {
@@ -220,8 +220,8 @@ def test_an_interrupt_waits_for_no_node(tmp_path: Path) -> None:
     assert stderr.startswith("interrupted: ")
 
 
-def test_the_script_with_busybox(surgery: Surgery) -> None:
-    node = surgery.fleet["node1"]
+def test_the_script_with_busybox(project: DoctorProject) -> None:
+    node = project.fleet["node1"]
     node.exec("sh", "-c", "mkdir -p /models/bin && busybox --install -s /models/bin")
     said = node.exec(
         "env", "PATH=/models/bin:/usr/bin", "busybox", "sh", "-c", ssh.text("snapshot"),
@@ -244,17 +244,17 @@ def test_the_script_with_busybox(surgery: Surgery) -> None:
 
 
 @pytest.mark.thorough
-def test_two_names_of_one_machine(surgery: Surgery) -> None:
-    port = surgery.fleet["node1"].port
+def test_two_names_of_one_machine(project: DoctorProject) -> None:
+    port = project.fleet["node1"].port
     nodes = {
         name: {"control": control, "port": port, "user": "root"}
         for name, control in (("a", CONTROL), ("b", DATA))
     }
-    (surgery.folder / "fleet.yaml").write_text(json.dumps({"version": 1, "nodes": nodes}))
-    assert "they are one machine, node1" in surgery.findings("distinct")["a"]
+    (project.folder / "fleet.yaml").write_text(json.dumps({"version": 1, "nodes": nodes}))
+    assert "these are one machine, node1" in project.findings("distinct")["a"]
 
 
 @pytest.mark.thorough
-def test_names_without_a_file(surgery: Surgery) -> None:
-    done = surgery.doctor("--nodes", "node1,node2", "--no-rdma", "--json")
+def test_names_without_a_file(project: DoctorProject) -> None:
+    done = project.doctor("--nodes", "node1,node2", "--no-rdma", "--json")
     assert set(json.loads(done.stdout)["nodes"]) == {"node1", "node2"}

@@ -117,7 +117,7 @@ def test_four_nodes_serve_and_are_proven(ready: Serving) -> None:
         # One of its two lines is enough to be ready: how many were seen by then is the race's.
         (rdma,) = [row for row in rows if row[:5] == ["✓", str(rank), node, "via", "NET/IB"]]
         assert rdma[5] in ("1", "2")
-        assert ["✓", str(rank), node, "no", "NET/Socket", "nowhere"] in rows
+        assert ["✓", str(rank), node, "no", "NET/Socket", "none"] in rows
     assert max(map(len, said.splitlines())) <= 80
     for phase in ("ranks joined", "weights", "compile", "graph capture", "ready"):
         assert done.stderr.count(f": {phase}\n") == 4, phase
@@ -316,8 +316,8 @@ def test_all_that_is_wrong_with_the_nodes_at_once(ready: Serving) -> None:
     try:
         said = refused(
             ready.launch(), LAUNCH_FAILED, "4 of 4 nodes cannot run it; nothing was started",
-            "node1: port 8000, of the API, is taken: something listens on 0.0.0.0 (ports)",
-            f"node2: {MODEL} is not there (model)",
+            "node1: port 8000 (API) is in use: something listens on 0.0.0.0 (ports)",
+            f"node2: {MODEL} does not exist (model)",
             f"node3: {MODEL} is empty (model)",
             "node4: there is no /dev/infiniband",
             "    → there: sudo modprobe -a ib_uverbs",
@@ -385,7 +385,7 @@ def test_a_rank_that_dies_ends_it_for_all(ready: Serving) -> None:
 
 def test_what_failed_is_kept_to_look_at(ready: Serving) -> None:
     ready.model("node3", die="weights", words=WORDS)
-    refused(ready.launch("--keep"), LAUNCH_FAILED, "what was started was kept")
+    refused(ready.launch("--keep"), LAUNCH_FAILED, "what was started keeps running")
     assert ready.containers()["node3"] == ["vllm exited"]
     assert ready.containers()["node2"] == ["vllm running"]
     assert WORDS in ok(ready.run("logs", "--node", "node3"))
@@ -445,7 +445,7 @@ def test_what_a_launch_has_left_that_was_given_up_is_found(ready: Serving) -> No
     ready.model("node2", hang="weights")
     done = ready.interrupted(ready.launching("--keep"), ready.waits)
     assert done.returncode == INTERRUPTED, done.stderr
-    assert "what was started was kept" in done.stderr
+    assert "what was started keeps running" in done.stderr
     left_behind(ready)
 
 
@@ -480,7 +480,7 @@ def test_a_preload_of_nothing_is_caught(ready: Serving) -> None:
     done = ready.launch(variant="loses")
     said = refused(
         done, LAUNCH_FAILED, "the proof failed", STOPPED,
-        "looked for: LD_PRELOAD holds; seen: ignored: no /usr/lib/nowhere/libnccl.so.2.30.4",
+        "looked for: LD_PRELOAD is loaded; seen: ignored: no /usr/lib/nowhere/libnccl.so.2.30.4",
         f"node4 (rank 3): looked for: NCCL {PIN}; seen: {OLD}+cuda13.2", "known:",
     )  # fmt: skip
     assert said.count("✗ node") == 8
@@ -495,14 +495,14 @@ def test_another_nccl_on_one_rank_is_caught(ready: Serving) -> None:
     assert f"✗ node3 (rank 2): looked for: NCCL {PIN}; seen: {OLD}+cuda13.2" in said
     wrong = [one for one in json.loads(done.stdout)["proof"] if not one["ok"]]
     assert [(one["rank"], one["node"]) for one in wrong] == [(2, "node3")]
-    refused(ready.launch("--keep"), LAUNCH_FAILED, "what was started was kept")
+    refused(ready.launch("--keep"), LAUNCH_FAILED, "what was started keeps running")
     assert ready.containers() == WHOLE
 
 
 def test_sockets_in_place_of_rdma_are_caught(ready: Serving) -> None:
     ready.model("node2", transport="Socket")
     said = refused(ready.launch(), LAUNCH_FAILED, "the proof failed: 2 of 12 findings")
-    assert "✗ node2 (rank 1): looked for: via NET/IB; seen: nowhere" in said
+    assert "✗ node2 (rank 1): looked for: via NET/IB; seen: none" in said
     assert "✗ node2 (rank 1): looked for: no NET/Socket; seen: 3 lines" in said
     # Where RDMA was not asked for they are right.
     profile = {"variants": ["good"], "nodes": 4, "serve": SERVE, "rdma": False}
@@ -556,10 +556,10 @@ def test_zombies_give_way_only_when_asked(ready: Serving) -> None:
     ready.docker("node1", "kill", "vllm")
     facts = json.loads(ready.run("status", "--json").stdout)
     assert facts["sets"][0]["members"][0]["state"] == "exited"
-    refused(ready.launch(), LAUNCH_FAILED, "is there, and broken", "zombie workers")
+    refused(ready.launch(), LAUNCH_FAILED, "exists, and is broken", "zombie workers")
     ready.docker("node1", "rm", "vllm")
     refused(ready.run("status"), LAUNCH_FAILED, "the head is gone: zombie workers")
-    refused(ready.run("restart"), LAUNCH_FAILED, "is not whole", "--replace")
+    refused(ready.run("restart"), LAUNCH_FAILED, "is incomplete", "--replace")
     ok(ready.run("stop"))
     assert "nothing to stop" in ok(ready.run("stop"))
     assert "nothing runs" in ok(ready.run("status"))
@@ -603,7 +603,7 @@ def test_logs_are_followed_until_their_containers_end(ready: Serving) -> None:
     for node in NODES:
         first, *_, last = [line for line in said if line.startswith(f"{node} | ")]
         assert first != last
-        assert last.endswith("(its log ends here)")
+        assert last.endswith("(end of the log)")
 
 
 @on_both
@@ -631,7 +631,7 @@ def test_an_interrupt_ends_what_measures_on_the_node(nodes: OnNodes) -> None:
 
     words = ("probe", "--nodes", "fleet.yaml", "--tokens", "100000", "--streams", "1")
     done = nodes.interrupted(words, measures)
-    assert "interrupted: nothing was measured to its end" in done.stderr
+    assert "interrupted: no measurement was completed" in done.stderr
     wait(lambda: not measures(), "vllm bench serve runs on")
     ok(nodes.run("status"))
     ok(nodes.run("stop"))
@@ -639,7 +639,7 @@ def test_an_interrupt_ends_what_measures_on_the_node(nodes: OnNodes) -> None:
 
 @on_both
 def test_restart_is_the_same_again(ready: Serving) -> None:
-    refused(ready.run("restart"), LAUNCH_FAILED, "there is no such set")
+    refused(ready.run("restart"), LAUNCH_FAILED, "no such deployment")
     ok(ready.launch())
     before = {node: ready.inspect(node) for node in NODES}
     facts = json.loads(ok(ready.run("restart", "--json")))
@@ -655,7 +655,12 @@ def test_a_restart_that_fails_leaves_its_containers(ready: Serving) -> None:
     ok(ready.launch())
     # One that fails now ends, and stays to be looked at.
     ready.model("node2", nccl=server.PIP)
-    refused(ready.run("restart"), LAUNCH_FAILED, "the proof failed", "its containers stay")
+    refused(
+        ready.run("restart"),
+        LAUNCH_FAILED,
+        "the proof failed",
+        "its containers were stopped and kept",
+    )
     assert ready.containers() == {node: ["vllm exited"] for node in NODES}
     # What is dead gives way by itself.
     ready.model("node2")
@@ -672,7 +677,7 @@ def test_several_sets(ready: Serving) -> None:
     status = ok(ready.run("status"))
     assert "pair: good, two; health: ok" in status
     assert "small: good, single; health: ok" in status
-    refused(ready.run("stop"), USAGE, "there are 2 sets: pair, small", "--name NAME")
+    refused(ready.run("stop"), USAGE, "there are 2 deployments: pair, small", "--name NAME")
     ok(ready.run("stop", "--name", "pair"))
     assert ready.containers() == {**NOTHING, "node1": ["small running"]}
     ok(ready.run("stop"))

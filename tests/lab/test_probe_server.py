@@ -131,11 +131,11 @@ def test_without_drafts_there_is_no_acceptance(standin: Lab) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "mark"),
     [
-        ({"knows_ignore_eos": False}, "ignore_eos is not heeded: 18 of 18 answers ended early"),
-        ({"refuses": ("ignore_eos",)}, "ignore_eos is refused"),
+        ({"knows_ignore_eos": False}, "ignore_eos is ignored: 18 of 18 answers ended early"),
+        ({"refuses": ("ignore_eos",)}, "ignore_eos is rejected"),
         ({"usage": False}, "no usage"),
-        ({"refuses": ("chat_template_kwargs",)}, "thinking could not be turned off"),
-        ({"refuses": ("chat_template_kwargs",), "thinks": False}, "is its own affair"),
+        ({"refuses": ("chat_template_kwargs",)}, "thinking cannot be turned off"),
+        ({"refuses": ("chat_template_kwargs",), "thinks": False}, "the model may think"),
     ],
 )
 def test_what_a_server_does_not_grant_is_said(
@@ -171,18 +171,18 @@ def test_an_answer_in_one_piece_has_no_rate(standin: Lab) -> None:
     assert (row.tokens, row.rate) == (24, None)
     assert row.total is not None
     (mark,) = result.marks
-    assert mark.startswith("an answer came in one piece")
+    assert mark.startswith("an answer came in one chunk")
 
 
 @pytest.mark.parametrize(
     ("fault", "first", "later"),
     [
-        ("429", "refuses with status 429", "Too Many Requests"),
-        ("500", "refuses with status 500", "Internal Server Error"),
-        ("503", "refuses with status 503", "Service Unavailable"),
+        ("429", "answers with HTTP status 429", "Too Many Requests"),
+        ("500", "answers with HTTP status 500", "Internal Server Error"),
+        ("503", "answers with HTTP status 503", "Service Unavailable"),
         ("garbage", "does not answer as an OpenAI-compatible server does", "Never received"),
         ("cut", "", "broke off"),
-        ("error", "", "no count of its tokens came"),
+        ("error", "", "before its token count"),
     ],
 )
 def test_a_fault_ends_it_with_a_word_and_without_a_number(
@@ -199,7 +199,7 @@ def test_a_fault_ends_it_with_a_word_and_without_a_number(
 
 def test_a_server_that_hangs_is_given_up(standin: Lab) -> None:
     server = standin(faults=["", "", "hang"])
-    with pytest.raises(ProbeError, match="not done after 3 s"):
+    with pytest.raises(ProbeError, match="did not finish within 3 s"):
         measure.run(*here(server, timeout_s=3), QUICK, lambda _: None)
 
 
@@ -252,7 +252,7 @@ def test_an_interrupt_ends_it_at_once(standin: Lab, engine: Engine, image: str) 
     said = process.communicate(timeout=300)
     assert process.returncode == 130
     assert said[0] == ""
-    assert "interrupted: nothing was measured to its end" in said[1]
+    assert "interrupted: no measurement was completed" in said[1]
     running = [*engine.docker, "ps", "--quiet", "--filter", f"ancestor={image}"]
     wait(lambda: not Local().run(running).stdout, "the container runs on")
 
@@ -287,8 +287,8 @@ def test_a_table_is_for_people_and_json_for_machines(
     assert "tok/s each" in first.stdout
     assert "a step" in first.stdout
     assert "tok/s by prompt (1 stream): " in first.stdout
-    assert "✗ tool call: refused with 400" in first.stdout
-    assert "warming up standin (not counted)" in first.stderr
+    assert "✗ tool call: HTTP status 400" in first.stdout
+    assert "warming up standin (not measured)" in first.stderr
     assert all(len(line) <= 80 for line in first.stdout.splitlines())
     saved = json.loads(file.read_text())
     assert [row["streams"] for row in saved["rows"]] == [1, 2]
@@ -305,7 +305,7 @@ def test_a_table_is_for_people_and_json_for_machines(
     assert said["compared"]["warnings"] == []
     beside = probe(server, "--tokens", "9", "--streams", "1", "--compare", str(file))
     assert "x)" in beside.stdout
-    assert "! not measured alike: tokens of an answer: 9 now, 8 then" in beside.stdout
+    assert "! measured differently: tokens of an answer: 9 now, 8 before" in beside.stdout
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from sparkimage.config.inventory import Fleet, Node
 from sparkimage.config.profiles import Profile, Serve
 from sparkimage.core.errors import LaunchError, UsageError
 from sparkimage.serve import choices, command
-from sparkimage.serve.choices import Library
-from sparkimage.serve.command import Container, Mount, Place, Request
+from sparkimage.serve.command import Container, Host, Mount, Request
 
 WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
 
@@ -37,8 +36,8 @@ def request(**values: Any) -> Request:
     )  # fmt: skip
 
 
-def place(node: str, **values: Any) -> Place:
-    return Place(
+def host(node: str, **values: Any) -> Host:
+    return Host(
         **{
             "node": node, "docker": ("docker",), "address": f"10.0.0.{node[-1]}",
             "interface": "eth0", "hcas": ("h0",), "image": "sha256:b", "caches": "/c", **values,
@@ -46,11 +45,11 @@ def place(node: str, **values: Any) -> Place:
     )  # fmt: skip
 
 
-PLACES = (place("n1"), place("n2"))
+HOSTS = (host("n1"), host("n2"))
 
 
 def made(**values: Any) -> tuple[Container, ...]:
-    return command.containers(request(**values), PLACES)
+    return command.containers(request(**values), HOSTS)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ def made(**values: Any) -> tuple[Container, ...]:
     ],
 )
 def test_what_stands_before_the_model(entrypoint: tuple[str, ...], before: tuple[str, ...]) -> None:
-    assert command.lead(entrypoint, None) == before
+    assert command.serve_prefix(entrypoint, None) == before
     (first, _) = made(entrypoint=entrypoint)
     words = [word for group in first.arguments for word in group]
     if entrypoint == ("/bin/sh", "-c"):
@@ -87,10 +86,10 @@ def test_what_stands_before_the_model(entrypoint: tuple[str, ...], before: tuple
 )  # fmt: skip
 def test_what_cannot_be_known_is_asked_for(entrypoint: tuple[str, ...]) -> None:
     with pytest.raises(UsageError) as caught:
-        command.lead(entrypoint, None)
+        command.serve_prefix(entrypoint, None)
     assert "`command`" in caught.value.hint
-    assert command.lead(entrypoint, []) == ()
-    assert command.lead(entrypoint, ["a", "b"]) == ("a", "b")
+    assert command.serve_prefix(entrypoint, []) == ()
+    assert command.serve_prefix(entrypoint, ["a", "b"]) == ("a", "b")
 
 
 def test_head_and_worker() -> None:
@@ -123,7 +122,7 @@ def test_what_the_environment_follows_from() -> None:
     assert "LD_PRELOAD" not in plain.env
     assert plain.devices == ()
     alone = request(profile=profile(nodes=1, rdma=True, serve=Serve()))
-    (one,) = command.containers(alone, PLACES[:1])
+    (one,) = command.containers(alone, HOSTS[:1])
     assert one.devices == ()
     assert "VLLM_HOST_IP" not in one.env
     assert "--nnodes" not in one.argv
@@ -152,7 +151,7 @@ def test_what_is_shown_is_what_runs(
     )
     wanted = profile(env=env).model_copy(update={"serve": serving})
     for one in command.containers(
-        request(profile=wanted, model=f"/{model}", entrypoint=entrypoint), PLACES
+        request(profile=wanted, model=f"/{model}", entrypoint=entrypoint), HOSTS
     ):
         assert shlex.split(one.pasteable().replace(" \\\n    ", " ")) == one.argv
         read = yaml.safe_load(one.compose())["services"]["vllm"]
@@ -178,20 +177,21 @@ def test_a_mount_survives_its_commas_and_quotes(source: str, target: str) -> Non
 # The library
 
 
-OURS = Library(path="/usr/lib/x/libnccl.so.2.30.4", version="2.30.4")
-TORCH = Library(path="/usr/local/lib/nccl/libnccl.so.2", version="2.28.9")
-SAME = Library(path="/opt/libnccl.so.2", version="2.30.4")
+OURS = {"/usr/lib/x/libnccl.so.2.30.4": "2.30.4"}
+TORCH = {"/usr/local/lib/nccl/libnccl.so.2": "2.28.9"}
+SAME = {"/opt/libnccl.so.2": "2.30.4"}
 
 
 def test_the_library_that_was_measured() -> None:
-    assert choices.choose((TORCH, OURS), "2.30.4", {}) == OURS
-    assert choices.choose((SAME, OURS), "2.30.4", {}) == OURS
-    assert choices.choose((SAME, OURS), "2.30.4", {"LD_PRELOAD": f"/x.so:{SAME.path}"}) == SAME
-    # What the image's own setting names need not be there.
-    assert choices.choose((OURS,), "2.30.4", {"LD_PRELOAD": "/gone.so"}) == OURS
-    for held in ((TORCH,), ()):
-        with pytest.raises(LaunchError, match=r"holds no NCCL 2\.30\.4"):
-            choices.choose(held, "2.30.4", {})
+    (ours,), (same,) = OURS, SAME
+    assert choices.choose(TORCH | OURS, "2.30.4", {}) == ours
+    assert choices.choose(SAME | OURS, "2.30.4", {}) == ours
+    assert choices.choose(SAME | OURS, "2.30.4", {"LD_PRELOAD": f"/x.so:{same}"}) == same
+    # The file that the image's own LD_PRELOAD names may not exist.
+    assert choices.choose(OURS, "2.30.4", {"LD_PRELOAD": "/gone.so"}) == ours
+    for libraries in (TORCH, {}):
+        with pytest.raises(LaunchError, match=r"has no NCCL 2\.30\.4"):
+            choices.choose(libraries, "2.30.4", {})
 
 
 # Who and where
@@ -220,7 +220,7 @@ def test_the_profile_for_so_many_nodes() -> None:
         ("b", None, 1, "2 profiles are for b on 1 nodes"),
         ("a1", None, 3, "no profiles are for a1 on 3 nodes"),
         ("b", "four", 4, "is not for b"),
-        ("b", "fuor", 4, "no profile is called"),
+        ("b", "fuor", 4, "no profile 'fuor'"),
     ):
         with pytest.raises(UsageError, match=words):
             choices.pick(known, variant, wanted, nodes)

@@ -21,7 +21,7 @@ def run(*words: str, given: bytes = b"", columns: int = 80) -> subprocess.Comple
     return call(["explain", *words], {**os.environ, "COLUMNS": str(columns)}, given=given)
 
 
-def test_a_failure_is_named_with_its_line_its_cause_and_its_cure(
+def test_a_failure_is_named_with_its_line_its_cause_and_its_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A long path is broken at the width of the terminal.

@@ -117,17 +117,17 @@ def test_marks_say_what_a_server_lacks() -> None:
         "60% of the prompts' tokens came from the prefix cache"
     ]
     assert marks(bench(0.5, 0.5, output_lens=[7, 101])) == [
-        "ignore_eos is not heeded: 1 of 2 answers ended early"
+        "ignore_eos is ignored: 1 of 2 answers ended early"
     ]
     refused = Granted(extras={}, refused=("ignore_eos", "chat_template_kwargs"), thinks=False)
     eos, thinking = marks(bench(0.5, output_lens=[7]), refused)
-    assert eos.startswith("ignore_eos is refused")
-    assert thinking.startswith("chat_template_kwargs is refused")
+    assert eos.startswith("ignore_eos is rejected")
+    assert thinking.startswith("chat_template_kwargs is rejected")
     thinks = Granted(extras={}, refused=(), thinks=True)
     assert marks(bench(0.5), thinks) == marks(bench(0.5, generated_texts=[""]))
     assert marks(bench(0.5, output_lens=[1]))[0].startswith("no usage")
     (one,) = marks(bench(0.5, itls=[[0.0]]))
-    assert "in one piece" in one
+    assert "in one chunk" in one
 
 
 def test_a_comparison_is_of_the_rows_that_both_have() -> None:
@@ -136,9 +136,9 @@ def test_a_comparison_is_of_the_rows_that_both_have() -> None:
         result(row(total=None), row(streams=4), model="two"),
     )
     assert ratios == {1: {"rate": 1.2, "total": None, "ttft": 0.5}}
-    assert warnings == ["not measured alike: model: one now, two then"]
+    assert warnings == ["measured differently: model: one now, two before"]
     assert measure.compare(result(row()), result(row(streams=2)))[1] == [
-        "no number of streams was measured both times"
+        "no number of streams was measured in both"
     ]
 
 
@@ -151,8 +151,8 @@ def test_what_was_saved_is_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"probe": 1}, {"rows": [{}]}, {"settings": 3}, {"rows": 3}])
 def test_another_file_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     file = tmp_path / "one.json"
-    file.write_text(json.dumps({**result(row()).to_dict(), **change}))
-    with pytest.raises(UsageError, match="no saved measurement"):
+    file.write_text(json.dumps({**result(row()).model_dump(mode="json"), **change}))
+    with pytest.raises(UsageError, match="not a saved measurement"):
         measure.load(file)
 
 
@@ -160,7 +160,7 @@ def test_another_file_is_refused(tmp_path: Path, change: dict[str, Any]) -> None
 def test_no_measurement_at_all_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "one.json"
     file.write_text(text)
-    with pytest.raises(UsageError, match="no saved measurement"):
+    with pytest.raises(UsageError, match="not a saved measurement"):
         measure.load(file)
     with pytest.raises(UsageError, match="cannot be read"):
         measure.load(tmp_path)
@@ -212,8 +212,8 @@ def call(**function: Any) -> dict[str, Any]:
         (call(name="other", arguments="{}"), False, "another tool"),
         (call(name="get_weather", arguments="{}"), False, "lacks the argument"),
         (call(name="get_weather", arguments='{"city": 3}'), False, "lacks the argument"),
-        (call(name="get_weather", arguments='{"city": "Ber'), False, "no JSON"),
-        (call(name="get_weather"), False, "no JSON"),
+        (call(name="get_weather", arguments='{"city": "Ber'), False, "not JSON"),
+        (call(name="get_weather"), False, "not JSON"),
         ({"choices": [{"message": {"content": "<tool_call>{}"}}]}, False, "'<tool_call>{}'"),
         ({"choices": []}, False, "no message"),
         ({"choices": [{"message": 3}]}, False, "no message"),

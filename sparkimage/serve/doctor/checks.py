@@ -1,4 +1,4 @@
-"""What the doctor's checks are made of: reports of nodes, findings, severities. Pure."""
+"""What the doctor's checks are made of: findings with their texts, severities, results. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparkimage.nodes.snapshot import NodeSnapshot
 
 
 class Severity(StrEnum):
-    """How bad it is. ``unknown``: it could not be examined, or there was nothing to examine."""
+    """``unknown``: it could not be examined, or there was nothing to examine."""
 
     UNKNOWN = "unknown"
     OK = "ok"
@@ -30,9 +30,9 @@ ORDER = list(Severity)
 INFO, WARN, FAIL = Severity.INFO, Severity.WARN, Severity.FAIL
 
 
-def worst(some: Iterable[Severity]) -> Severity:
+def worst(severities: Iterable[Severity]) -> Severity:
     """The worst of them; ``UNKNOWN`` where there is none."""
-    return max(some, key=ORDER.index, default=Severity.UNKNOWN)
+    return max(severities, key=ORDER.index, default=Severity.UNKNOWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +41,19 @@ class ClusterReport:
 
     nodes: tuple[NodeReport, ...]
     model: str = ""
-    """The model's folder on every node; nothing: not asked for."""
+    """The model's folder on every node, or nothing."""
     port: int = API_PORT
     master_port: int = MASTER_PORT
     rdma: bool = True
-    """They are to talk by RDMA, where they are several."""
+    """Several nodes are to talk by RDMA."""
     gpus: int = 0
-    """GPUs that each node is to give at least."""
+    """GPUs that each node must have at least."""
     utilization: float = GPU_MEMORY_UTILIZATION
 
     @property
     def known(self) -> tuple[NodeSnapshot, ...]:
         """Those that answered."""
-        return tuple(one.snapshot for one in self.nodes if one.snapshot is not None)
+        return tuple(node.snapshot for node in self.nodes if node.snapshot is not None)
 
     @property
     def several(self) -> bool:
@@ -61,39 +61,50 @@ class ClusterReport:
 
     @property
     def head(self) -> str:
-        """The name of the one that answers users: as the fleet file says, else the first one."""
-        return head_of([one.node for one in self.nodes]).name
+        """The name of the head: as the fleet file says, else the first node."""
+        return head_of([node.node for node in self.nodes]).name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What is to be said of these nodes: what was seen, and the command that fixes it."""
+    """What is wrong with these nodes, and the command that fixes it."""
 
     nodes: tuple[str, ...] = ()
     severity: Severity
     what: str
     fix: str = ""
     check: str = ""
-    """Filled in by ``Check.examine``, as is ``why``."""
     why: str = ""
 
 
 TEXTS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(
     resources.files("sparkimage").joinpath("data", "doctor.yaml").read_text("utf-8")
 )
-"""The checks in their order, and what is to be said of each."""
+"""The checks in their order, with the texts of their findings."""
 Findings = Iterator[Finding]
 Rule = Callable[[ClusterReport], Findings]
 NodeRule = Callable[[ClusterReport, NodeSnapshot], Findings]
 
 
-def found(severity: Severity, what: str, fix: str = "") -> Finding:
-    """A finding of the node that is examined."""
-    return Finding(severity=severity, what=what, fix=fix)
+def finding(
+    key: str, *nodes: str, severity: Severity | None = None, **values: object
+) -> Finding:  # fmt: skip
+    """The finding of ``CHECK`` or ``CHECK/CASE`` in ``TEXTS``, with these values in its text."""
+    id, _, case = key.partition("/")
+    check = TEXTS[id]
+    text = check["cases"][case] if case else check
+    return Finding(
+        nodes=nodes,
+        severity=severity or Severity(text.get("severity", check["worst"])),
+        what=text["what"].format(**values),
+        fix=text.get("fix", "").format(**values),
+        check=id,
+        why=check["why"],
+    )
 
 
 def several(cluster: ClusterReport) -> bool:
-    """Of checks that compare nodes, or look at what is between them."""
+    """For checks that compare nodes, or look at the network between them."""
     return cluster.several
 
 
@@ -103,50 +114,42 @@ class Check:
 
     id: str
     title: str
-    """What is true when it passes; short."""
+    """What holds when it passes; short."""
     why: str
     """Why it matters."""
     rule: Rule
     seen: Callable[[NodeSnapshot], str]
-    """What to show of a node in the table."""
+    """What the table shows of a node."""
     worst: Severity
-    """The worst that it can say."""
+    """The worst severity of its findings."""
     applies: Callable[[ClusterReport], bool]
     """Whether there is anything to examine."""
     knows: Callable[[NodeSnapshot], object]
     """Whether a node said enough to be examined."""
     sources: tuple[str, ...]
-    """Where a fact stands that is not obvious."""
+    """Pages about a fact that is not obvious."""
 
     def examine(self, cluster: ClusterReport) -> Result:
-        """What it comes to. Pure."""
+        """Its result for these nodes. Pure."""
         if not self.applies(cluster):
             return Result(check=self, nodes={}, seen={}, findings=())
-        able = {one.name for one in cluster.known if self.knows(one)}
+        known = {node.name for node in cluster.known if self.knows(node)}
         nodes = tuple(
-            one if one.name in able else replace(one, snapshot=None) for one in cluster.nodes
+            node if node.name in known else replace(node, snapshot=None) for node in cluster.nodes
         )
-        asked = replace(cluster, nodes=nodes)
-        findings = [replace(one, check=self.id, why=self.why) for one in self.rule(asked)]
-        states = {
-            one.name: worst(
-                (
-                    Severity.OK if one.name in able else Severity.UNKNOWN,
-                    *(finding.severity for finding in findings if one.name in finding.nodes),
-                )
+        examined = replace(cluster, nodes=nodes)
+        findings = merged(self.rule(examined), [node.name for node in nodes])
+        severities = {
+            node.name: worst(
+                [
+                    Severity.OK if node.name in known else Severity.UNKNOWN,
+                    *(finding.severity for finding in findings if node.name in finding.nodes),
+                ]
             )
-            for one in nodes
+            for node in nodes
         }
-        order = list(states)
-        return Result(
-            check=self,
-            nodes=states,
-            seen={one.name: self.seen(one) for one in asked.known},
-            findings=tuple(
-                replace(one, nodes=tuple(sorted(one.nodes, key=order.index)))
-                for one in merged(findings)
-            ),
-        )
+        seen = {node.name: self.seen(node) for node in examined.known}
+        return Result(check=self, nodes=severities, seen=seen, findings=findings)
 
 
 def check(
@@ -156,49 +159,45 @@ def check(
     applies: Callable[[ClusterReport], bool] = lambda _cluster: True,
     knows: Callable[[NodeSnapshot], object] = lambda _node: True,
 ) -> Callable[[Rule], Check]:
-    """The check of this id, whose rule is the function below; the rest is in ``TEXTS``."""
+    """The check of this id, with the decorated rule; the rest is in ``TEXTS``."""
     text = TEXTS[id]
     return lambda rule: Check(
-        id=id,
-        title=text["title"],
-        why=text["why"],
-        worst=Severity(text["worst"]),
-        sources=tuple(text.get("sources", ())),
-        rule=rule,
-        seen=seen,
-        applies=applies,
-        knows=knows,
-    )
+        id=id, title=text["title"], why=text["why"], worst=Severity(text["worst"]),
+        sources=tuple(text.get("sources", ())), rule=rule, seen=seen, applies=applies, knows=knows,
+    )  # fmt: skip
 
 
-def each(rule: NodeRule) -> Rule:
-    """The same for every node that answered."""
+def node_check(id: str, **options: Any) -> Callable[[NodeRule], Check]:
+    """As ``check``, with a rule for each node that answered."""
 
-    def on_all(cluster: ClusterReport) -> Findings:
-        for one in cluster.known:
-            for finding in rule(cluster, one):
-                yield replace(finding, nodes=(one.name,))
+    def decorate(rule: NodeRule) -> Check:
+        def on_all(cluster: ClusterReport) -> Findings:
+            for node in cluster.known:
+                for finding in rule(cluster, node):
+                    yield replace(finding, nodes=(node.name,))
 
-    return on_all
+        return check(id, **options)(on_all)
+
+    return decorate
 
 
 def differing(
+    key: str,
     cluster: ClusterReport,
     value: Callable[[NodeSnapshot], str],
-    severity: Severity,
-    what: str,
-    fix: str = "",
+    severity: Severity | None = None,
+    **values: object,
 ) -> Findings:
-    """A finding where ``value`` is not the same on all nodes."""
-    groups = grouped((one.name, value(one)) for one in cluster.known)
+    """The finding ``key`` where ``value`` is not the same on all nodes."""
+    groups = grouped((node.name, value(node)) for node in cluster.known)
     if len(groups) > 1:
-        said = f"{what}: {in_words(groups)}"
-        yield Finding(nodes=odd(groups), severity=severity, what=said, fix=fix)
+        texts = {"values": in_words(groups), **values}
+        yield finding(key, *odd(groups), severity=severity, **texts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a check came to."""
+    """The result of a check: ``nodes`` have the worst severity, ``seen`` what was seen, by name."""
 
     check: Check
     nodes: dict[str, Severity]
@@ -209,74 +208,73 @@ class Result:
     def worst(self) -> Severity:
         return worst(self.nodes.values())
 
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return {
-            "check": self.check.id,
-            "title": self.check.title,
-            "result": self.worst.value,
-            "nodes": {name: one.value for name, one in self.nodes.items()},
-            "seen": self.seen,
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """All of it."""
+    """The results of all checks."""
 
     cluster: ClusterReport
     results: tuple[Result, ...]
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """The worst first, and then as the checks stand."""
-        all_ = [one for result in self.results for one in result.findings]
-        return tuple(sorted(all_, key=lambda one: -ORDER.index(one.severity)))
+        """The worst first, then in the order of the checks."""
+        findings = [finding for result in self.results for finding in result.findings]
+        return tuple(sorted(findings, key=lambda one: -ORDER.index(one.severity)))
 
     def count(self, severity: Severity) -> int:
-        """How many findings are as bad as this."""
-        return sum(one.severity is severity for one in self.findings)
+        """The number of findings of this severity."""
+        return sum(finding.severity is severity for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
-            "result": worst(one.worst for one in self.results).value,
+            "result": worst(result.worst for result in self.results),
             "failed": self.count(FAIL),
             "warnings": self.count(WARN),
-            "checks": [one.to_dict() for one in self.results],
-            "findings": [asdict(one) for one in self.findings],
+            "checks": [
+                {
+                    "check": result.check.id, "title": result.check.title, "result": result.worst,
+                    "nodes": result.nodes, "seen": result.seen,
+                }
+                for result in self.results
+            ],
+            "findings": [asdict(finding) for finding in self.findings],
             "nodes": {
-                one.name: one.snapshot.to_dict() if one.snapshot is not None else None
-                for one in self.cluster.nodes
+                node.name: node.snapshot.to_dict() if node.snapshot is not None else None
+                for node in self.cluster.nodes
             },
-        }
+        }  # fmt: skip
 
 
-def merged(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """What is said of several nodes in the same words, once."""
-    groups: dict[Finding, list[str]] = {}
-    for one in findings:
-        groups.setdefault(replace(one, nodes=()), []).extend(one.nodes)
-    return tuple(replace(one, nodes=tuple(dict.fromkeys(names))) for one, names in groups.items())
+def merged(findings: Iterable[Finding], order: Sequence[str]) -> tuple[Finding, ...]:
+    """Equal findings of several nodes as one; its nodes in this order."""
+    groups: dict[Finding, set[str]] = {}
+    for finding in findings:
+        groups.setdefault(replace(finding, nodes=()), set()).update(finding.nodes)
+    return tuple(
+        replace(finding, nodes=tuple(sorted(names, key=order.index)))
+        for finding, names in groups.items()
+    )
 
 
 def grouped(values: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """The nodes by what they have, from pairs of node and value; the commonest first."""
+    """The nodes by value, from pairs of node and value; the most frequent value first."""
     groups: dict[str, list[str]] = {}
     for name, value in values:
         groups.setdefault(value, []).append(name)
-    return dict(sorted(groups.items(), key=lambda one: -len(one[1])))
+    return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
 
 def in_words(groups: dict[str, list[str]]) -> str:
-    """``A: node1, node2; B: node3``, or ``A`` alone where it is so everywhere."""
+    """``A: node1, node2; B: node3``, or only ``A`` where all nodes have it."""
     if len(groups) == 1:
         return next(iter(groups))
     return "; ".join(f"{value or 'none'}: {', '.join(names)}" for value, names in groups.items())
 
 
 def odd(groups: dict[str, list[str]]) -> tuple[str, ...]:
-    """The nodes that differ from most; all, where there is no most."""
+    """The nodes that differ from the majority; all, where there is no majority."""
     sizes = [len(names) for names in groups.values()]
     rest = list(groups.values())[1:] if sizes[0] > sizes[1] else list(groups.values())
     return tuple(name for names in rest for name in names)

@@ -1,4 +1,4 @@
-"""The doctor: its checks, and its diagnosis of nodes before anything is started on them."""
+"""The doctor: examines nodes before anything is started on them."""
 
 from __future__ import annotations
 
@@ -16,33 +16,32 @@ from sparkimage.serve.doctor import rules_model as model
 from sparkimage.serve.doctor import rules_network as network
 from sparkimage.serve.doctor.checks import TEXTS, Check, ClusterReport, Diagnosis
 
-RULES = {
-    one.id: one
+_BY_ID = {
+    check.id: check
     for module in (machine, network, model)
-    for one in vars(module).values()
-    if isinstance(one, Check)
+    for check in vars(module).values()
+    if isinstance(check, Check)
 }
-CHECKS = tuple(RULES[id] for id in TEXTS)
+CHECKS = {id: _BY_ID[id] for id in TEXTS}
 HERE = Node(name="this machine", control="localhost")
-"""What this machine is called, where it is asked for itself."""
 
 
-def examine(cluster: ClusterReport, checks: Iterable[Check] = CHECKS) -> Diagnosis:
-    """Everything that can be said of these nodes. Pure."""
+def examine(cluster: ClusterReport, checks: Iterable[Check] = CHECKS.values()) -> Diagnosis:
+    """The results of these checks. Pure."""
     return Diagnosis(cluster=cluster, results=tuple(check.examine(cluster) for check in checks))
 
 
 def this_machine(model: str, *, patience_s: float) -> tuple[NodeReport, ...]:
-    """This machine, asked without ssh."""
-    words = ssh.script("snapshot", "docker", ssh.MACHINE, "", "", "", model)
+    """The snapshot of this machine, taken without ssh."""
+    argv = ssh.script("snapshot", "docker", ssh.MACHINE, "", "", "", model)
     try:
-        said = Local().run(words, check=False, timeout_s=patience_s).stdout
-        snapshot = reading.read(said, HERE, now=time.time())
+        stdout = Local().run(argv, check=False, timeout_s=patience_s).stdout
+        snapshot = reading.read(stdout, HERE, now=time.time())
     except SparkError as error:
         return (NodeReport(node=HERE, error=error),)
     return (NodeReport(node=HERE, snapshot=snapshot),)
 
 
 def page() -> str:
-    """docs/doctor.md, with the table of the checks."""
-    return templates.render("doctor.md", checks=CHECKS)
+    """The text of docs/doctor.md, with the table of the checks."""
+    return templates.render("doctor.md", checks=CHECKS.values())

@@ -6,34 +6,25 @@ from sparkimage.core.units import human
 from sparkimage.nodes.snapshot import MIN_CUDA, SKEW_S, UNLIMITED, NodeSnapshot, version
 from sparkimage.serve.doctor.checks import (
     FAIL,
-    INFO,
     WARN,
     ClusterReport,
-    Finding,
     Findings,
     check,
     differing,
-    each,
-    found,
+    finding,
     grouped,
+    node_check,
     several,
-)
+)  # fmt: skip
 
 FULL = 1_000_000_000
-"""Bytes free below which Docker cannot be counted on: containers, logs and caches need some."""
+"""Bytes free below which Docker does not work reliably: containers, logs and caches need some."""
 ROOM = 50_000_000_000
-"""Bytes free that a next image of about 25 GB takes with its blobs on containerd's store."""
+"""Bytes free that the next image of about 25 GB takes with its blobs on the containerd store."""
 APART_S = 2.0
-"""Seconds between two clocks from which on logs cannot be laid beside each other."""
+"""Seconds between two clocks from which on their logs cannot be merged."""
 UNEVEN = 0.9
 """A node with less than this part of the largest one's memory is a smaller one."""
-TOOLKIT = (
-    "there: sudo apt-get install nvidia-container-toolkit && sudo nvidia-ctk runtime configure "
-    "--runtime=docker && sudo systemctl restart docker"
-)
-FLUSH = "there: sudo sh -c 'sync; echo 3 > /proc/sys/vm/drop_caches'"
-UPGRADE = "there: sudo apt-get update && sudo apt-get dist-upgrade"
-LEAVE_OUT = "leave the odd ones out of --nodes"
 
 
 def has_docker(node: NodeSnapshot) -> bool:
@@ -42,23 +33,23 @@ def has_docker(node: NodeSnapshot) -> bool:
 
 
 def has_docker_and_gpus(node: NodeSnapshot) -> bool:
-    """Both answered."""
+    """Its Docker answered, and nvidia-smi listed GPUs."""
     return has_docker(node) and bool(node.gpus)
 
 
 def models(node: NodeSnapshot) -> str:
-    """The names of the GPUs."""
-    groups = grouped((str(one.index), one.name) for one in node.gpus)
-    return ", ".join(f"{len(all_)} x {name}" for name, all_ in groups.items())
+    """The models of the GPUs with their numbers."""
+    groups = grouped((str(gpu.index), gpu.name) for gpu in node.gpus)
+    return ", ".join(f"{len(indexes)} x {name}" for name, indexes in groups.items())
 
 
 @check("reach", seen=lambda node: f"as {node.user}")
 def reach(cluster: ClusterReport) -> Findings:
-    """A node that cannot be asked; the others are examined all the same."""
-    for one in cluster.nodes:
-        if one.error is not None:
-            what = one.error.message.removeprefix(one.name).lstrip(": ")
-            yield Finding(nodes=(one.name,), severity=FAIL, what=what, fix=one.error.hint)
+    """A node that cannot be reached; the others are examined all the same."""
+    for node in cluster.nodes:
+        if node.error is not None:
+            what = node.error.message.removeprefix(node.name).lstrip(": ")
+            yield finding("reach", node.name, what=what, fix=node.error.hint)
 
 
 @check("distinct", applies=several, knows=lambda node: node.host and node.boot)
@@ -66,36 +57,30 @@ def distinct(cluster: ClusterReport) -> Findings:
     """Two names of one machine."""
     for machine, names in grouped((n.name, f"{n.host} {n.boot}") for n in cluster.known).items():
         if len(names) > 1:
-            yield Finding(
-                nodes=tuple(names), severity=FAIL,
-                what=f"they are one machine, {machine.split()[0]}",
-                fix="correct `control` of these nodes in the fleet file",
-            )  # fmt: skip
+            yield finding("distinct", *names, machine=machine.split()[0])
 
 
 @check("arch", seen=lambda node: node.arch, applies=several)
 def arch(cluster: ClusterReport) -> Findings:
-    """Nodes of several architectures."""
-    yield from differing(cluster, lambda n: n.arch, FAIL, "not of one architecture", LEAVE_OUT)
+    """Different architectures."""
+    yield from differing("arch", cluster, lambda node: node.arch)
 
 
 @check("system", seen=lambda node: f"{node.os}, {node.kernel}", applies=several)
 def system(cluster: ClusterReport) -> Findings:
-    """Nodes with several systems or kernels."""
-    yield from differing(cluster, lambda node: node.os, INFO, "several systems", UPGRADE)
-    yield from differing(cluster, lambda node: node.kernel, INFO, "several kernels", UPGRADE)
+    """Different systems or kernels."""
+    yield from differing("system/os", cluster, lambda node: node.os)
+    yield from differing("system/kernel", cluster, lambda node: node.kernel)
 
 
 # Docker
 
 
-@check("docker", seen=lambda node: node.docker.version or "no answer")
-@each
+@node_check("docker", seen=lambda node: node.docker.version or "no answer")
 def docker(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A Docker that cannot be used."""
-    error = node.docker_error()
-    if error is not None:
-        yield found(FAIL, error.message.removeprefix(f"{node.name}: "), error.hint)
+    if (error := node.docker_error()) is not None:
+        yield finding("docker", what=error.message.removeprefix(f"{node.name}: "), fix=error.hint)
 
 
 @check(
@@ -105,37 +90,26 @@ def docker(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     knows=has_docker,
 )
 def engines(cluster: ClusterReport) -> Findings:
-    """Engines that differ."""
-    fix = "there: sudo apt-get install --only-upgrade docker-ce docker.io"
-    what = "several versions of Docker"
-    yield from differing(cluster, lambda node: node.docker.version, INFO, what, fix)
-    yield from differing(cluster, lambda node: node.docker.store, INFO, "several image stores")
+    """Different engines."""
+    yield from differing("engines/version", cluster, lambda node: node.docker.version)
+    yield from differing("engines/store", cluster, lambda node: node.docker.store)
 
 
-@check(
+@node_check(
     "memlock",
     seen=lambda node: limit(node.memlock if node.docker_memlock is None else node.docker_memlock),
     knows=has_docker,
 )
-@each
 def memlock(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Memory that RDMA cannot pin."""
     if node.docker.rootless and node.memlock != UNLIMITED:
-        yield found(
-            FAIL, f"its Docker is rootless, and its user may lock {limit(node.memlock)} only",
-            "there: printf '* - memlock unlimited\\n' | sudo tee "
-            "/etc/security/limits.d/memlock.conf, then log in again",
-        )  # fmt: skip
+        yield finding("memlock/rootless", limit=limit(node.memlock))
     elif node.docker_memlock not in (None, UNLIMITED):
-        yield found(
-            INFO,
-            f"a container may lock {limit(node.docker_memlock)} unless it is told otherwise",
-            "docker run --ulimit memlock=-1:-1 …",
-        )
+        yield finding("memlock/container", limit=limit(node.docker_memlock))
 
 
 def limit(count: int | None) -> str:
-    """A limit in words."""
+    """A memlock limit for people."""
     if count is None:
         return "?"
     return "no limit" if count == UNLIMITED else human(count)
@@ -144,293 +118,223 @@ def limit(count: int | None) -> str:
 # GPU
 
 
-@check("gpu", seen=lambda node: models(node) or "none")
-@each
+@node_check("gpu", seen=lambda node: models(node) or "none")
 def gpu(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """No GPU, or not those that are meant to be there."""
+    """No GPU, or another number of them than expected."""
     wanted, count = node.node.gpus, len(node.gpus)
-    complaint = node.smi_error.partition("\n")[0]
+    error = node.smi_error.partition("\n")[0]
     if wanted == 0 and not count and not cluster.gpus:
         return
-    if "version mismatch" in complaint:
-        module = f" ({node.module})" if node.module else ""
-        yield found(
-            FAIL, f"the driver was upgraded, and the kernel still runs the old one{module}",
-            "there: sudo reboot",
-        )  # fmt: skip
+    if "version mismatch" in error:
+        yield finding("gpu/mismatch", module=f" ({node.module})" if node.module else "")
     elif not node.smi:
-        yield found(
-            FAIL, "it has no nvidia-smi: there is no driver",
-            "install it there: https://docs.nvidia.com/datacenter/tesla/"
-            "driver-installation-guide/; on a DGX Spark: sudo apt-get install "
-            "nvidia-driver-580-open; or leave the node out",
-        )  # fmt: skip
+        yield finding("gpu/no-driver")
     elif not count:
-        yield found(
-            FAIL, f"nvidia-smi finds no GPU: {complaint or 'it says nothing'}",
-            "there: sudo dmesg | grep -i nvrm; sudo reboot",
-        )  # fmt: skip
+        yield finding("gpu/none", error=error or "it prints nothing")
     elif wanted is not None and count != wanted:
-        yield found(
-            FAIL, f"nvidia-smi finds {count} GPUs, the fleet file says {wanted}",
-            "correct `gpus` in the fleet file; there: nvidia-smi -L",
-        )  # fmt: skip
+        yield finding("gpu/fleet", count=count, wanted=wanted)
     elif count < cluster.gpus:
-        yield found(
-            FAIL, f"nvidia-smi finds {count} GPUs, the profile wants {cluster.gpus}",
-            "take another profile, or other nodes",
-        )  # fmt: skip
+        yield finding("gpu/profile", count=count, wanted=cluster.gpus)
 
 
-@check(
+@node_check(
     "gpu-free", seen=lambda node: f"{len(node.processes)} processes", knows=lambda node: node.gpus
 )
-@each
 def gpu_free(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """Something else computes on the GPU."""
+    """Another process on the GPU."""
     if node.processes:
         more = f" and {len(node.processes) - 1} more" if len(node.processes) > 1 else ""
         pid, _, name = node.processes[0].partition(", ")
-        yield found(
-            WARN, f"{name} (process {pid}){more} computes on it",
-            "there: docker ps, and docker stop what is not needed",
-        )  # fmt: skip
+        yield finding("gpu-free", name=name, pid=pid, more=more)
 
 
 @check("gpus-equal", seen=models, applies=several, knows=lambda node: node.gpus)
 def gpus_equal(cluster: ClusterReport) -> Findings:
-    """Nodes with other GPUs than the others have."""
-    same = len({len(node.gpus) for node in cluster.known}) == 1
-    what = "not the same GPUs everywhere"
-    yield from differing(cluster, models, WARN if same else FAIL, what, LEAVE_OUT)
+    """Different GPUs, or different numbers of them."""
+    same_number = len({len(node.gpus) for node in cluster.known}) == 1
+    yield from differing("gpus-equal", cluster, models, severity=WARN if same_number else FAIL)
 
 
-@check(
+@node_check(
     "driver",
     seen=lambda node: f"{node.driver}, CUDA {node.cuda}",
     knows=lambda node: node.gpus and node.cuda,
 )
-@each
 def driver(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A driver that is too old for our images."""
     if version(node.cuda) < MIN_CUDA:
-        needed = ".".join(map(str, MIN_CUDA))
-        yield found(
-            FAIL, f"its driver {node.driver} takes CUDA {node.cuda}, our images need {needed}",
-            "there: sudo apt-get install nvidia-driver-580-open && sudo reboot",
-        )  # fmt: skip
+        yield finding("driver", node=node, needed=".".join(map(str, MIN_CUDA)))
 
 
 @check(
     "drivers-equal", seen=lambda node: node.driver, applies=several, knows=lambda node: node.driver
 )
 def drivers_equal(cluster: ClusterReport) -> Findings:
-    """Several drivers."""
-    what, fix = "not the same driver everywhere", f"{UPGRADE} && sudo reboot"
-    yield from differing(cluster, lambda node: node.driver, WARN, what, fix)
+    """Different drivers."""
+    yield from differing("drivers-equal", cluster, lambda node: node.driver)
 
 
-@check(
+@node_check(
     "gpus-flag",
     seen=lambda node: "hook" if node.has_hook else "CDI" if node.gpus_flag else "no",
     knows=has_docker_and_gpus,
 )
-@each
 def gpus_flag(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """``--gpus all`` that cannot work."""
     if not node.gpus_flag:
-        other = "; `--device nvidia.com/gpu=all` would do" if node.has_cdi else ""
-        what = f"`--gpus all` fails there: dockerd finds no nvidia-container-runtime-hook{other}"
-        yield found(FAIL, what, TOOLKIT)
+        other = "; `--device nvidia.com/gpu=all` would work" if node.has_cdi else ""
+        yield finding("gpus-flag", other=other)
 
 
-@check(
+@node_check(
     "nvidia-runtime",
     seen=lambda node: "registered" if "nvidia" in node.docker.runtimes else "not registered",
     knows=has_docker_and_gpus,
 )
-@each
 def nvidia_runtime(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """``--runtime nvidia`` that cannot work; nothing of ours needs it."""
+    """``--runtime nvidia`` that cannot work; our commands do not need it."""
     if "nvidia" not in node.docker.runtimes:
-        other = "`--gpus all` does it" if node.gpus_flag else "see `--gpus all`"
-        yield found(
-            INFO, f"`--runtime nvidia` fails there: Docker has no such runtime; {other}",
-            "there: sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart "
-            "docker; or leave --runtime nvidia out",
-        )  # fmt: skip
+        other = "`--gpus all` works" if node.gpus_flag else "see `--gpus all`"
+        yield finding("nvidia-runtime", other=other)
 
 
-@check(
+@node_check(
     "cdi",
-    seen=lambda node: ", ".join(f"{one.kind} {one.driver}".strip() for one in node.cdi) or "none",
+    seen=lambda node: (
+        ", ".join(f"{spec.kind} {spec.driver}".strip() for spec in node.cdi) or "none"
+    ),
     knows=has_docker_and_gpus,
 )
-@each
 def cdi(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """Specifications that were made for another driver."""
+    """CDI specifications for another driver."""
     for spec in node.cdi:
         if spec.driver and node.driver and spec.driver != node.driver:
-            yield found(
-                WARN, f"{spec.file} was made for driver {spec.driver}, there is {node.driver}",
-                f"there: sudo nvidia-ctk cdi generate --output={spec.file}",
-            )  # fmt: skip
+            yield finding("cdi", spec=spec, node=node)
 
 
 # Memory, disk, clock, packages
 
 
-@check(
+@node_check(
     "memory",
     seen=lambda node: share(node.available, node.memory),
     knows=lambda node: node.memory is not None and node.available is not None,
 )
-@each
 def memory(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Too little memory, or less than the other nodes have."""
-    largest = max(one.memory or 0 for one in cluster.known)
+    largest = max(other.memory or 0 for other in cluster.known)
     total, available = node.memory or 0, node.available or 0
     if total < UNEVEN * largest:
-        yield found(
-            WARN,
-            f"it has {human(total)} of memory, the largest {human(largest)}: the smallest one "
-            "decides for all",
-            "leave it out of --nodes, or lower --gpu-memory-utilization",
-        )
+        yield finding("memory/smaller", total=human(total), largest=human(largest))
     if node.unified and available < cluster.utilization * total:
-        yield found(
-            FAIL,
-            f"{human(available)} of {human(total)} are available, vLLM wants "
-            f"{cluster.utilization:.0%} of it: something else runs there",
-            "there: docker ps; ps aux --sort=-rss | head",
-        )
+        yield finding(
+            "memory/used", available=human(available), total=human(total),
+            utilization=cluster.utilization,
+        )  # fmt: skip
 
 
 def share(part: int | None, whole: int | None) -> str:
-    """A part of the memory in words."""
+    """A part of the memory for people."""
     return f"{(part or 0) / whole:.0%} of {human(whole)}" if whole else "?"
 
 
-@check(
+@node_check(
     "page-cache",
     seen=lambda node: f"{share(node.free, node.memory)} free",
     knows=lambda node: node.unified and node.free is not None,
 )
-@each
 def page_cache(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """Memory of a unified machine that the page cache holds: CUDA does not count it as free."""
+    """Memory of a unified machine in the page cache: CUDA does not count it as free."""
     total, free, available = node.memory or 0, node.free or 0, node.available or 0
     if free < cluster.utilization * total <= available:
-        yield found(
-            WARN,
-            f"{human(free)} of {human(total)} are free and {human(available - free)} are in the "
-            f"page cache; vLLM wants {cluster.utilization:.0%} free",
-            FLUSH,
-        )
+        yield finding(
+            "page-cache", free=human(free), total=human(total), cached=human(available - free),
+            utilization=cluster.utilization,
+        )  # fmt: skip
 
 
-@check(
+@node_check(
     "swap",
     seen=lambda node: human(node.swap) if node.swap else "none",
     knows=lambda node: node.unified,
 )
-@each
 def swap(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Swap on a unified machine."""
     if node.swap:
-        yield found(
-            WARN, f"it has {human(node.swap)} of swap",
-            "there: sudo swapoff -a (until the next boot; for good: its line in /etc/fstab)",
-        )  # fmt: skip
+        yield finding("swap", swap=human(node.swap))
 
 
-@check(
+@node_check(
     "disk",
     seen=lambda node: f"{human(node.image_disks[0].free)} free",
     knows=lambda node: node.disk("docker") is not None,
 )
-@each
 def disk(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """A disk with no room where Docker writes."""
+    """Too little space where Docker writes."""
     for one in node.image_disks:
         if one.free < ROOM:
-            yield found(
-                FAIL if one.free < FULL else WARN,
-                f"{one.at}, where Docker keeps its images, has {human(one.free)} free of "
-                f"{human(one.total)}",
-                "python build.py gc; there: docker system df",
-            )
+            case = "full" if one.free < FULL else "low"
+            yield finding(f"disk/{case}", at=one.at, free=human(one.free), total=human(one.total))
 
 
-@check(
+@node_check(
     "clock",
     seen=lambda node: f"{round(node.skew_s or 0, 1) + 0.0:+.1f} s",
     knows=lambda node: node.skew_s is not None,
 )
-@each
 def clock(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """Clocks that are wrong, or apart."""
-    fix = "there: timedatectl; sudo timedatectl set-ntp true"
     skew = node.skew_s or 0.0
-    # This machine's counts as one of them.
+    # This machine's clock is one of them.
     right = sorted([0.0, *(s for one in cluster.known if abs(s := one.skew_s or 0.0) <= SKEW_S)])
     middle = right[len(right) // 2]
     if abs(skew) > SKEW_S:
-        yield found(FAIL, f"its clock is {skew:+.0f} s off this machine's", fix)
+        yield finding("clock/wrong", skew=skew)
     elif abs(skew - middle) > APART_S:
-        yield found(WARN, f"its clock is {skew - middle:+.1f} s off the others'", fix)
+        yield finding("clock/apart", skew=skew - middle)
 
 
-@check(
+@node_check(
     "ntp",
-    seen=lambda node: "kept" if node.synced else "not kept",
+    seen=lambda node: "synchronised" if node.synced else "not synchronised",
     knows=lambda node: node.synced is not None,
 )
-@each
 def ntp(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """A clock that nobody keeps."""
+    """A clock without NTP."""
     if node.synced is False:
-        yield found(WARN, "its clock is not kept by NTP", "there: sudo timedatectl set-ntp true")
+        yield finding("ntp")
 
 
-MATTERS = ("nvidia", "cuda", "docker", "containerd", "linux-", "libnccl", "runc")
-"""How the names of packages begin that a server of models stands on."""
+RELEVANT = ("nvidia", "cuda", "docker", "containerd", "linux-", "libnccl", "runc")
+"""Prefixes of the packages that a model server depends on."""
 
 
-@check("held", seen=lambda node: kept(node) or "none")
-@each
+@node_check("held", seen=lambda node: held_packages(node) or "none")
 def held(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """Packages that apt leaves as they are."""
-    differ = len({kept(one) for one in cluster.known}) > 1
-    if names := kept(node):
-        first = names.split(", ")[0]
-        yield found(
-            WARN if differ else INFO,
-            f"held back from upgrades{', and not so everywhere' if differ else ''}: {names}",
-            f"there: sudo apt-mark unhold {first}; or hold it on every node",
-        )
+    """Packages that apt holds back."""
+    differs = len({held_packages(other) for other in cluster.known}) > 1
+    if names := held_packages(node):
+        first = names.partition(", ")[0]
+        yield finding("held/differs" if differs else "held/same", names=names, first=first)
 
 
-def kept(node: NodeSnapshot) -> str:
-    """Those of the held packages that matter here."""
+def held_packages(node: NodeSnapshot) -> str:
+    """The held packages that matter here."""
     return ", ".join(
         name
         for name in node.held
-        if name.startswith(MATTERS) or (name.startswith("lib") and "nvidia" in name)
+        if name.startswith(RELEVANT) or (name.startswith("lib") and "nvidia" in name)
     )
 
 
-@check("ports")
-@each
+@node_check("ports")
 def ports(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """Something else listens where the head is to listen."""
+    """A port of the head that is in use."""
     wanted = [(cluster.port, "API", "--port")]
     if cluster.several:
-        wanted.append((cluster.master_port, "ranks' meeting", "--master-port"))
+        wanted.append((cluster.master_port, "ranks", "--master-port"))
     for port, what, option in wanted if node.name == cluster.head else ():
-        if at := node.listens(port):
-            yield found(
-                FAIL,
-                f"port {port}, of the {what}, is taken: something listens on {', '.join(at)}",
-                f"there: sudo ss -ltnp 'sport = :{port}'; or another {option}",
+        if addresses := node.listens(port):
+            yield finding(
+                "ports", port=port, what=what, addresses=", ".join(addresses), option=option
             )

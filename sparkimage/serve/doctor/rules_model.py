@@ -6,20 +6,17 @@ import shlex
 from collections.abc import Sequence
 
 from sparkimage.core.units import human
-from sparkimage.nodes.snapshot import Folder, NodeSnapshot
+from sparkimage.nodes.snapshot import NodeSnapshot
 from sparkimage.serve.doctor.checks import (
-    FAIL,
-    WARN,
     ClusterReport,
-    Finding,
     Findings,
     check,
-    each,
-    found,
+    finding,
     grouped,
     in_words,
+    node_check,
     odd,
-)
+)  # fmt: skip
 
 SHOWN = 3
 """Files that a finding names; the rest is counted."""
@@ -27,62 +24,50 @@ WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 
 def with_model(cluster: ClusterReport) -> bool:
-    """Of checks of a folder that was named."""
+    """A model folder is given."""
     return bool(cluster.model)
 
 
 def has_files(node: NodeSnapshot) -> bool:
-    """All of its files are known."""
+    """All of its model's files are known."""
     return not node.model.late and bool(node.model.files)
 
 
-@check(
+@node_check(
     "model",
     seen=lambda node: f"{len(node.model.files)} files, {human(node.model.size)}",
     applies=with_model,
 )
-@each
 def folder(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """A folder that is not there, or cannot be read."""
-    model, path = cluster.model, shlex.quote(cluster.model)
-    if node.model.late:
-        yield found(FAIL, f"{model} could not be read in time", f"there: ls -l {path}")
-    elif node.model.state == "missing":
-        fix = f"there: hf download MODEL --local-dir {path}"
-        yield found(FAIL, f"{model} is not there", fix)
-    elif node.model.state == "closed":
-        what = f"{model} cannot be read by {node.user}, or is no folder"
-        yield found(FAIL, what, f"there: ls -ld {path}")
-    elif node.model.state == "folder" and not node.model.files:
-        yield found(FAIL, f"{model} is empty", f"there: ls -la {path}")
+    """A folder that does not exist, or cannot be read."""
+    case = "late" if node.model.late else node.model.state
+    if case == "folder" and not node.model.files:
+        case = "empty"
+    if case in ("late", "missing", "closed", "empty"):
+        path = shlex.quote(cluster.model)
+        yield finding(f"model/{case}", model=cluster.model, path=path, node=node)
 
 
-@check(
+@node_check(
     "shards",
     seen=lambda node: (
-        f"{len(node.model.named)} files of its index" if node.model.named else "no index"
+        f"{len(node.model.named)} files in its index" if node.model.named else "no index"
     ),
     applies=with_model,
     knows=has_files,
 )
-@each
 def shards(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """A model that is not whole."""
-    files, lacking = node.model.files, node.model.lacking
-    again = (
-        f"there: hf download MODEL --local-dir {shlex.quote(cluster.model)} (it goes on from there)"
-    )
-    if lacking:
-        verb = "is" if len(lacking) == 1 else "are"
-        yield found(FAIL, f"{some(lacking)} of its index {verb} not there", again)
+    """An incomplete model."""
+    files, path = node.model.files, shlex.quote(cluster.model)
+    if node.model.lacking:
+        yield finding("shards/missing", files=listed(node.model.lacking), path=path)
     if "config.json" not in files and not any(name.endswith(".gguf") for name in files):
-        yield found(WARN, "it has no config.json: vLLM knows a model by it", again)
-    empty = [name for name, size in files.items() if not size and name.endswith(WEIGHTS)]
-    if empty:
-        yield found(FAIL, f"{some(empty)} empty", again)
+        yield finding("shards/config", path=path)
+    if empty := [name for name, size in files.items() if not size and name.endswith(WEIGHTS)]:
+        yield finding("shards/empty", files=listed(empty), path=path)
 
 
-def some(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first of them, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
@@ -96,24 +81,17 @@ def some(names: Sequence[str]) -> str:
 )
 def equal(cluster: ClusterReport) -> Findings:
     """Folders that differ, by names and sizes."""
-    groups = grouped((one.name, one.model.checksum) for one in cluster.known)
+    groups = grouped((node.name, node.model.checksum) for node in cluster.known)
     if len(groups) < 2:
         return
-    by_name = {one.name: one.model for one in cluster.known}
-    norm, other, *_ = (by_name[names[0]] for names in groups.values())
-    sizes = grouped((one.name, human(one.model.size)) for one in cluster.known)
-    path = shlex.quote(f"{cluster.model}/")
-    sums = f": {in_words(sizes)}" if len(sizes) > 1 else ""
-    yield Finding(
-        nodes=odd(groups), severity=FAIL,
-        what=f"not the same model everywhere{sums}; they differ in {some(difference(norm, other))}",
-        fix=f"from a node that has it whole: rsync -a {path} NODE:{path}",
+    files = {node.name: node.model.files for node in cluster.known}
+    first, second, *_ = (files[names[0]].items() for names in groups.values())
+    sizes = grouped((node.name, human(node.model.size)) for node in cluster.known)
+    yield finding(
+        "model-equal", *odd(groups), path=shlex.quote(f"{cluster.model}/"),
+        sizes=f" ({in_words(sizes)})" if len(sizes) > 1 else "",
+        files=listed(sorted({name for name, _ in first ^ second})),
     )  # fmt: skip
-
-
-def difference(first: Folder, second: Folder) -> list[str]:
-    """The files that are not in both with one size."""
-    return sorted({name for name, _ in first.files.items() ^ second.files.items()})
 
 
 @check(
@@ -123,18 +101,16 @@ def difference(first: Folder, second: Folder) -> list[str]:
     knows=lambda node: has_files(node) and capacity(node) > 0,
 )
 def fit(cluster: ClusterReport) -> Findings:
-    """A model that is larger than all memory."""
+    """A model that is larger than the memory of all GPUs."""
     room = cluster.utilization * sum(map(capacity, cluster.known))
-    size = max((one.model.size for one in cluster.known), default=0)
+    size = max((node.model.size for node in cluster.known), default=0)
     if size > room:
-        yield Finding(
-            nodes=tuple(one.name for one in cluster.known), severity=FAIL,
-            what=f"the model has {human(size)}; {cluster.utilization:.0%} of the GPUs' memory "
-            f"together are {human(room)}",
-            fix="more nodes, or a model with smaller weights",
+        yield finding(
+            "fit", *(node.name for node in cluster.known), size=human(size), room=human(room),
+            utilization=cluster.utilization,
         )  # fmt: skip
 
 
 def capacity(node: NodeSnapshot) -> int:
-    """Bytes that the GPUs of a node can hold."""
-    return (node.memory or 0) if node.unified else sum(one.memory or 0 for one in node.gpus)
+    """Bytes of memory of a node's GPUs."""
+    return (node.memory or 0) if node.unified else sum(gpu.memory or 0 for gpu in node.gpus)

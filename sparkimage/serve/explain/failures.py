@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import as_file, files
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -25,41 +25,68 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(kw_only=True)
-class Occurrences:
-    """Where the signs of one failure are in a log."""
+class Match:
+    """A known failure in a log."""
 
+    entry: Entry
     line_number: int
-    """Of the first line that shows it, from 1."""
+    """Of the first line that shows it, from 1; 0: no single line shows it."""
     line: str
     captured: dict[str, str]
-    last_number: int
+    """What the lines name: a version, a port, a file."""
+    count: int = 1
+    """How often it occurs."""
+    source: str = ""
+    """The log's name, where it has one."""
+    note: str = ""
+    """What else the log says of it."""
+    last_number: int = 0
+    """The last line that shows it."""
     while_up: bool = False
     """Whether the server was serving at one of them."""
     nccl: tuple[str, ...] = ()
     """The versions of NCCL that were loaded at the first one."""
-    count: int = 1
+
+    def as_lines(self) -> list[str]:
+        """For an error's detail."""
+        source = f" ({self.source})" if self.source else ""
+        note = [f"    {self.note}"] if self.note else []
+        cause, fix = f"    {self.entry.cause}", f"    → {self.entry.fix}"
+        return [f"known: {self.entry.title}{source}", *note, cause, fix]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            **self.entry.model_dump(include={"id", "title", "cause", "fix", "sources"}),
+            "source": self.source or None,
+            "line_number": self.line_number or None,
+            "line": self.line,
+            "captured": self.captured,
+            "count": self.count,
+            "note": self.note or None,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """What must hold in the whole log, else the signs do not mean the failure."""
+    """What must hold in the whole log for the signs to mean the failure."""
 
-    holds: Callable[[Occurrences, Facts], bool]
+    holds: Callable[[Match, Facts], bool]
     otherwise: str
     """Why the failure is not reported, when it does not hold."""
 
 
 CONDITIONS = {
     "rdma-enabled": Condition(
-        holds=lambda _, facts: not facts.ib_off, otherwise="NCCL_IB_DISABLE=1 asks for it"
+        holds=lambda _, facts: not facts.ib_off, otherwise="NCCL_IB_DISABLE=1 is set"
     ),
     "tcp-used": Condition(
         holds=lambda _, facts: facts.via.get("NET/Socket", 0) > 0 and not facts.ib_off,
         otherwise="no traffic between nodes goes over TCP",
     ),
     "after-start": Condition(
-        holds=lambda seen, facts: seen.while_up or seen.last_number > facts.progress,
-        otherwise="it was there only while the server loaded and compiled, and then went on",
+        holds=lambda match, facts: match.while_up or match.last_number > facts.progress,
+        otherwise="it occurs only while the server loads and compiles, and the start goes on",
     ),
 }
 """By the name that an entry gives as ``when``."""
@@ -73,15 +100,15 @@ class Sign(Strict):
     unless: re.Pattern[str] | None = None
 
     def match(self, line: str) -> dict[str, str] | None:
-        """What the pattern's named groups hold; None when this is not on the line."""
+        """The pattern's named groups; None when the line does not show it."""
         if self.literal not in line or (self.unless and self.unless.search(line)):
             return None
         if self.pattern is None:
             return {}
-        found = self.pattern.search(line)
-        if found is None:
+        match = self.pattern.search(line)
+        if match is None:
             return None
-        return {name: value for name, value in found.groupdict().items() if value is not None}
+        return {name: value for name, value in match.groupdict().items() if value is not None}
 
 
 class Entry(Strict):
@@ -98,9 +125,9 @@ class Entry(Strict):
     tells_nccl: bool = False
     sources: list[Text] = Field(min_length=1)
 
-    def holds(self, seen: Occurrences, facts: Facts) -> bool:
-        """Whether the signs mean this failure, in the light of the whole log."""
-        return self.when is None or CONDITIONS[self.when].holds(seen, facts)
+    def holds(self, match: Match, facts: Facts) -> bool:
+        """Whether the signs mean this failure, given the whole log."""
+        return self.when is None or CONDITIONS[self.when].holds(match, facts)
 
 
 class Failures(Strict):

@@ -1,4 +1,4 @@
-"""What a log of vLLM tells besides failures: versions, transports, phases, caches."""
+"""The facts in a log of vLLM besides failures: versions, transports, phases, caches."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BANNER = re.compile(r"\bNCCL version (?P<version>\d+\.\d+\.\d+(?:\+cuda[\d.]*\d)?)")
-"""At NCCL_DEBUG=INFO every rank says it, at VERSION the first one only:
+"""At NCCL_DEBUG=INFO every rank prints it, at VERSION only the first one:
 https://github.com/NVIDIA/nccl/blob/master/src/init.cc"""
 _PYNCCL = re.compile(r"vLLM is using nccl==(?P<version>\d+\.\d+\.\d+)")
-_SPEAKER = re.compile(r"(?P<host>[\w.-]+):\d+:\d+ \[\d+\] NCCL ")
-_VLLM = re.compile(r"vLLM API server version (?P<version>\S+)|LLM engine \(v(?P<engine>[^)]+)\)")
+_PREFIX = re.compile(r"(?P<host>[\w.-]+):\d+:\d+ \[\d+\] NCCL ")
+_API_SERVER = re.compile(r"vLLM API server version (?P<version>\S+)")
+_ENGINE = re.compile(r"LLM engine \(v(?P<version>[^)]+)\)")
 _CACHE = re.compile(r"Using cache directory: (?P<folder>\S+) for vLLM's torch\.compile")
 _VIA = re.compile(r"via (?P<via>NET/[A-Za-z]+|P2P|SHM)")
 
@@ -23,11 +24,11 @@ class Phase:
 
     name: str
     begins: str
-    """A regular expression of what a rank says as it begins."""
+    """A regular expression for its first lines."""
     ends: tuple[str, ...] = ()
-    """What a rank says at its end, literally."""
+    """Texts of its last lines."""
     detail: str = "(?!)"
-    """A regular expression of how far it is: so much of so much."""
+    """A regular expression for its progress: done and total."""
 
 
 PHASES = (
@@ -55,105 +56,96 @@ PHASES = (
 )  # fmt: skip
 """Phases in their order."""
 UP = ("graph capture", "ready")
-"""A worker without an API never says that it is ready."""
+"""A headless worker never reports that it is ready."""
 
 
 @dataclass(kw_only=True)
 class Facts:
-    """What was seen up to now in one log; ``take`` is given every line."""
+    """The facts in one log so far; ``take`` gets every line."""
 
     nccl: dict[str, list[str]] = field(default_factory=dict)
-    """Version of a loaded NCCL → who said so: node names; empty ones where none is on the line."""
+    """Version of a loaded NCCL → the nodes that printed it; empty where the line has no name."""
     nccl_line: tuple[int, str] = (0, "")
     vllm: str = ""
     starts: int = 0
     via: dict[str, int] = field(default_factory=dict)
-    """Channels of NCCL by what they go over: NET/IB, NET/Socket, P2P, SHM."""
+    """NCCL's channels by transport: NET/IB, NET/Socket, P2P, SHM."""
     ib_off: bool = False
-    """NCCL_IB_DISABLE=1 was set: sockets are what was asked for."""
+    """NCCL_IB_DISABLE=1 is set: sockets are intended."""
     phases: dict[str, int] = field(default_factory=dict)
-    """Phase → the first line that says that it was done."""
+    """Phase → the first line of its end."""
     progress: int = 0
-    """The last line that says that a phase was done."""
+    """The last line that ends a phase."""
     up: bool = False
-    """Whether the start that is under way has come so far that only serving is left."""
+    """Whether the current start has reached serving."""
     rebuilt: dict[str, list[int]] = field(default_factory=dict)
-    """Cache folder of torch.compile → the lines at which kernels were compiled into it anew."""
+    """Cache folder of torch.compile → the lines at which kernels were compiled into it."""
     _cache: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def take(self, number: int, line: str, node: str) -> None:
-        """Take in one cleaned line."""
-        for literal, taken in _READERS:
-            if literal in line:
-                taken(self, number, line, node)
+        """Read one cleaned line."""
+        for literal, pattern, read in _READERS:
+            if literal in line and (match := pattern.search(line)):
+                read(self, match, number, node)
         for phase in PHASES:
-            if any(words in line for words in phase.ends):
+            if any(text in line for text in phase.ends):
                 self.phases.setdefault(phase.name, number)
                 self.progress, self.up = number, phase.name in UP
 
     @property
     def releases(self) -> dict[str, list[str]]:
         """As ``nccl``, by release alone: vLLM's own line does not name the CUDA version."""
-        found: dict[str, list[str]] = {}
+        releases: dict[str, list[str]] = {}
         for version, nodes in self.nccl.items():
-            found.setdefault(version.split("+")[0], []).extend(nodes)
-        return found
+            releases.setdefault(version.split("+")[0], []).extend(nodes)
+        return releases
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines."""
+        """For ``--json``."""
         return {
             "vllm": self.vllm or None,
             "starts": self.starts,
             "nccl": {version: [n for n in nodes if n] for version, nodes in self.nccl.items()},
             "via": self.via,
             "ib_disabled": self.ib_off,
-            "phases": [one.name for one in PHASES if one.name in self.phases],
+            "phases": [phase.name for phase in PHASES if phase.name in self.phases],
         }
 
-    def _start(self, _number: int, line: str, node: str) -> None:
-        found = _VLLM.search(line)
-        if found is None:
-            return
-        self.vllm = found["version"] or found["engine"]
-        if "API server" in line:
+    def _start(self, match: re.Match[str], _number: int, node: str) -> None:
+        self.vllm = match["version"]
+        if "API server" in match[0]:
             self.starts += 1
             self.up = False
-            # What an earlier start loaded is not what this one does.
+            # An earlier start may have loaded another library.
             self.nccl = {
                 version: kept
                 for version, nodes in self.nccl.items()
                 if (kept := [name for name in nodes if node and name != node])
             }
 
-    def _banner(self, number: int, line: str, node: str) -> None:
-        found = BANNER.search(line) or _PYNCCL.search(line)
-        if found is None:
-            return
-        speaker = _SPEAKER.search(line)
-        who = node or (speaker["host"] if speaker else "")
-        nodes = self.nccl.setdefault(found["version"], [])
-        if who not in nodes:
-            nodes.append(who)
-        self.nccl_line = (number, line)
+    def _banner(self, match: re.Match[str], number: int, node: str) -> None:
+        prefix = _PREFIX.search(match.string)
+        name = node or (prefix["host"] if prefix else "")
+        nodes = self.nccl.setdefault(match["version"], [])
+        if name not in nodes:
+            nodes.append(name)
+        self.nccl_line = (number, match.string)
 
-    def _channel(self, _number: int, line: str, _node: str) -> None:
-        found = _VIA.search(line)
-        if found is not None and "NCCL" in line:
-            self.via[found["via"]] = self.via.get(found["via"], 0) + 1
+    def _channel(self, match: re.Match[str], _number: int, _node: str) -> None:
+        if "NCCL" in match.string:
+            self.via[match["via"]] = self.via.get(match["via"], 0) + 1
 
-    def _environment(self, _number: int, line: str, _node: str) -> None:
-        self.ib_off = self.ib_off or "NCCL_IB_DISABLE set by environment to 1" in line
+    def _ib_disabled(self, _match: re.Match[str], _number: int, _node: str) -> None:
+        self.ib_off = True
 
-    def _cache_folder(self, number: int, line: str, node: str) -> None:
-        found = _CACHE.search(line)
-        if found is not None:
-            self._cache[node] = (found["folder"], number)
+    def _cache_folder(self, match: re.Match[str], number: int, node: str) -> None:
+        self._cache[node] = (match["folder"], number)
 
-    def _loaded(self, _number: int, _line: str, node: str) -> None:
-        # Some versions say "Compiling a graph" after that, too.
+    def _loaded(self, _match: re.Match[str], _number: int, node: str) -> None:
+        # Some versions print "Compiling a graph" after that, too.
         self._cache.pop(node, None)
 
-    def _compiled(self, number: int, _line: str, node: str) -> None:
+    def _compiled(self, _match: re.Match[str], number: int, node: str) -> None:
         folder, since = self._cache.get(node, ("", 0))
         if folder and since:
             self.rebuilt.setdefault(folder, []).append(number)
@@ -161,15 +153,19 @@ class Facts:
             self._cache[node] = (folder, 0)
 
 
-_READERS: tuple[tuple[str, Callable[[Facts, int, str, str], None]], ...] = (
-    ("vLLM API server version", Facts._start),
-    ("LLM engine (v", Facts._start),
-    ("NCCL version", Facts._banner),
-    ("vLLM is using nccl==", Facts._banner),
-    (" via ", Facts._channel),
-    ("NCCL_IB_DISABLE", Facts._environment),
-    ("Using cache directory: ", Facts._cache_folder),
-    ("Directly load the compiled graph", Facts._loaded),
-    ("Directly lookup the graph", Facts._loaded),
-    ("Compiling a graph for ", Facts._compiled),
+_ANY = re.compile("")
+_READERS: tuple[
+    tuple[str, re.Pattern[str], Callable[[Facts, re.Match[str], int, str], None]], ...
+] = (
+    ("vLLM API server version", _API_SERVER, Facts._start),
+    ("LLM engine (v", _ENGINE, Facts._start),
+    ("NCCL version", BANNER, Facts._banner),
+    ("vLLM is using nccl==", _PYNCCL, Facts._banner),
+    (" via ", _VIA, Facts._channel),
+    ("NCCL_IB_DISABLE set by environment to 1", _ANY, Facts._ib_disabled),
+    ("Using cache directory: ", _CACHE, Facts._cache_folder),
+    ("Directly load the compiled graph", _ANY, Facts._loaded),
+    ("Directly lookup the graph", _ANY, Facts._loaded),
+    ("Compiling a graph for ", _ANY, Facts._compiled),
 )
+"""A literal that is looked for first, a pattern, and what reads its match."""

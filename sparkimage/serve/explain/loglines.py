@@ -1,4 +1,4 @@
-"""Lines of a log as any tool wrote them: without colours, with the name before them set apart."""
+"""The lines of a log whatever tool wrote it: without colours, and the name before a line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 LONGEST = 16_384
-"""Characters of a line that are looked at. vLLM prints its whole configuration in one line."""
+"""Characters of a line that are read. vLLM prints its whole configuration in one line."""
 REFILL = 1 << 16
 
 _COLOUR = re.compile(r"(?:\x1b|\\u001b|\^\[)\[[0-9;?]*[ -/]*[@-~]")
@@ -18,9 +18,9 @@ _NAME = re.compile(r"^(?P<name>[A-Za-z0-9][\w.-]{0,62})[ \t]*\|[ \t]?")
 
 
 def clean(line: str | bytes) -> str:
-    """A line's own text: bytes that are no UTF-8, colours and control characters do no harm.
+    """A line's own text, without colours and NUL; invalid UTF-8 is replaced.
 
-    What docker's json-file driver wrote is unpacked (``{"log":"…\\n","stream":…}``).
+    A line of docker's json-file driver is decoded (``{"log":"…\\n","stream":…}``).
     """
     text = line.decode("utf-8", "replace") if isinstance(line, bytes | bytearray) else line
     text = text[: 2 * LONGEST]
@@ -36,7 +36,7 @@ def clean(line: str | bytes) -> str:
 
 
 def plain(text: str) -> str:
-    """Without what colours it on a terminal."""
+    """The text without colours."""
     return _COLOUR.sub("", text)
 
 
@@ -48,9 +48,9 @@ def node_of(line: str) -> str:
 
 
 def lines_of(stream: BinaryIO) -> Iterator[str]:
-    """The lines of a stream, whatever wrote it; of an endless line the beginning.
+    """The lines of a stream; of an endless line the beginning.
 
-    UTF-16 with its mark is understood, too: a redirection in PowerShell writes that.
+    UTF-16 with a byte order mark is decoded, too: a redirection in PowerShell writes it.
     """
     head = stream.read(REFILL)
     kind = "utf-8"

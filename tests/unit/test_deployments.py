@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkimage.core.errors import NodeError
-from sparkimage.serve import readiness, sets
+from sparkimage.serve import deployments, readiness
 from sparkimage.serve.command import LABEL
+from sparkimage.serve.deployments import Member
 from sparkimage.serve.readiness import Log
-from sparkimage.serve.sets import Member
 from tests.unit.spark_facts import spark
 
 
 def member(rank: int, state: str = "running", **values: Any) -> Member:
     return Member(
         **{
-            "node": f"n{rank}", "id": f"c{rank}", "set": "s", "rank": rank, "nodes": 3, "gpus": 1,
+            "node": f"n{rank}", "id": f"c{rank}", "name": "s", "rank": rank, "nodes": 3, "gpus": 1,
             "variant": "v", "profile": "p", "digest": "sha256:d", "head": "h", "port": 8000,
             "nccl": "2.30.4",
             "rdma": True, "image": f"i{rank}", "identity": "same", "state": state,
@@ -36,12 +35,12 @@ WHOLE = [member(rank) for rank in range(3)]
 
 
 def problems(*members: Member, unknown: tuple[str, ...] = ()) -> str:
-    (one,) = sets.judge(members, unknown)
+    (one,) = deployments.judge(members, unknown)
     return "\n".join(one.problems)
 
 
 def test_a_whole_set() -> None:
-    (one,) = sets.judge(WHOLE)
+    (one,) = deployments.judge(WHOLE)
     assert one.problems == ()
     assert one.zombies == ()
     assert one.head == WHOLE[0]
@@ -53,7 +52,7 @@ def test_zombies() -> None:
     assert problems(*dead) == (
         "the head on n0 is exited (137): zombie workers on n1, n2 hold their GPUs"
     )
-    assert [one.rank for one in sets.judge(dead)[0].zombies] == [1, 2]
+    assert [one.rank for one in deployments.judge(dead)[0].zombies] == [1, 2]
     assert problems(*WHOLE[1:]).startswith("the head is gone: zombie workers on n1, n2")
     # It may be on the node that cannot be asked.
     assert problems(*WHOLE[1:], unknown=("n0",)) == ""
@@ -65,14 +64,14 @@ def test_what_else_is_broken() -> None:
     assert problems(*WHOLE[:2], member(2, "exited")) == "rank 2 on n2 is exited (137)"
     killed = member(2, "exited", oom=True)
     assert problems(*WHOLE[:2], killed) == "rank 2 on n2 is killed, out of memory (137)"
-    assert "rank 1 is there more than once: n1, n9" in problems(*WHOLE, member(1, node="n9"))
+    assert "more than one container has rank 1: n1, n9" in problems(*WHOLE, member(1, node="n9"))
     for other in ({"identity": "other"}, {"digest": "sha256:e"}):
-        assert "do not run one and the same image" in problems(*WHOLE[:2], member(2, **other))
+        assert "the ranks run different images" in problems(*WHOLE[:2], member(2, **other))
     again = member(1, "restarting", restarts=7)
-    assert "starts again and again (7 times)" in problems(WHOLE[0], again, WHOLE[2])
+    assert "keeps restarting (7 times)" in problems(WHOLE[0], again, WHOLE[2])
     everywhere = [member(rank, "exited") for rank in range(3)]
     assert problems(*everywhere).count("is exited") == 3
-    assert not sets.judge(everywhere)[0].lives
+    assert not deployments.judge(everywhere)[0].lives
 
 
 CONTAINER: dict[str, Any] = {
@@ -94,24 +93,24 @@ def lines(*documents: object) -> str:
 def test_containers_of_a_node() -> None:
     foreign = {**CONTAINER, "Config": {"Labels": {LABEL: "s", f"{LABEL}.rank": "first"}}}
     node = spark(containers=lines(foreign, CONTAINER), images=lines(IMAGE), cache="/h/.cache")
-    (one,) = sets.members(node)
+    (one,) = deployments.members(node)
     assert (one.rank, one.nodes, one.state, one.exit_code, one.restarts) == (1, 4, "exited", 3, 2)
     assert (one.identity, one.ended, one.rdma) == (node.images[0].identity, "", True)
     assert node.caches == "/h/.cache"
-    (gone,) = sets.members(spark(containers=lines(CONTAINER)))
-    assert gone == replace(one, identity="")
+    (gone,) = deployments.members(spark(containers=lines(CONTAINER)))
+    assert gone == one.model_copy(update={"identity": ""})
 
 
 def test_containers_that_are_not_listed_are_not_called_none() -> None:
-    with pytest.raises(NodeError, match="does not list its containers") as caught:
-        sets.members(spark(containers="@failed Cannot connect to the Docker daemon"))
+    with pytest.raises(NodeError, match="did not list its containers") as caught:
+        deployments.members(spark(containers="@failed Cannot connect to the Docker daemon"))
     assert "Cannot connect" in caught.value.detail
 
 
 @given(st.text())
 def test_no_words_of_a_node_break_it(text: str) -> None:
     with contextlib.suppress(NodeError):
-        sets.members(spark(containers=text))
+        deployments.members(spark(containers=text))
 
 
 # Logs and the proof
@@ -170,12 +169,12 @@ def find(logs: list[Log], *, rdma: bool = True, nccl: str = "2.30.4", gpus: int 
             (BANNER, BANNER.replace("30.4", "28.9"), IB),
             ["1 NCCL 2.30.4: 2.28.9+cuda13.2, 2.30.4+cuda13.2"],
         ),
-        ((BANNER,), ["1 via NET/IB: nowhere"]),
+        ((BANNER,), ["1 via NET/IB: none"]),
         ((BANNER, IB, IB.replace("IB", "Socket")), ["1 no NET/Socket: 1 line"]),
         ((BANNER, IB, "h NCCL INFO Using network Socket"), ["1 no NET/Socket: 1 line"]),
         (
             (BANNER, IB, IGNORED),
-            ["1 LD_PRELOAD holds: ignored: no /x.so"],
+            ["1 LD_PRELOAD is loaded: ignored: no /x.so"],
         ),
     ],
 )  # fmt: skip
