@@ -5,7 +5,7 @@ MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 def test_platform_of_the_programs(plan, host, check):
     check(
-        "machine that programs see",
+        "machine (uname -m)",
         seen=host.check_output("uname -m"),
         expected=MACHINES[plan["arch"]],
     )
@@ -14,4 +14,4 @@ def test_platform_of_the_programs(plan, host, check):
 def test_package_database(host, check):
     done = host.run("dpkg --audit")
     said = done.stdout if done.rc == 0 else done.stdout + done.stderr
-    check("packages that are half installed", seen=said.strip()[:1000], expected="")
+    check("problems that dpkg --audit reports", seen=said.strip()[:1000], expected="")

@@ -8,4 +8,4 @@ def test_version(plan, env, check):
 def test_toolkit_folder(root, check):
     # A link, through the alternatives, to the folder of its version.
     folder = root.final.get(root.real("usr/local/cuda"))
-    check("what /usr/local/cuda is", seen=folder and folder.kind, expected="5")
+    check("file type of /usr/local/cuda (5: folder)", seen=folder and folder.kind, expected="5")

@@ -1,4 +1,4 @@
-"""The CUDA toolkit of the wheels, where compilers look for it."""
+"""The CUDA toolkit of the wheels, at CUDA_HOME."""
 
 
 def test_cuda_home(root, env, check):

@@ -1,7 +1,6 @@
-"""One NCCL, the pinned one, wherever it is looked for.
+"""One NCCL, the pinned one, at every path.
 
-Which files there are, and that all of them are one, the static tier says of the layers; here are
-the answers of the library itself.
+The static tier checks the files; these checks ask the library itself.
 """
 
 import json
@@ -71,8 +70,10 @@ def test_version_of_the_preload(answers, code, check):
 
 
 def test_preload_is_obeyed(host, check):
-    # glibc goes on with one line on stderr where it cannot preload.
-    check("what ld.so says at a program's start", seen=host.run("true").stderr.strip(), expected="")
+    # glibc only prints a line to stderr when it cannot preload.
+    check(
+        "messages of ld.so when a program starts", seen=host.run("true").stderr.strip(), expected=""
+    )
 
 
 def test_torch_maps_exactly_one_nccl(torch, system, check):
@@ -80,7 +81,7 @@ def test_torch_maps_exactly_one_nccl(torch, system, check):
 
 
 def test_mapped_nccl_answers_the_pin(torch, code, check):
-    # torch.cuda.nccl.version() says what torch was compiled with: it is not asked.
+    # torch.cuda.nccl.version() is the version that torch was compiled with.
     check("ncclGetVersion() of the mapped library", seen=torch["nccl"], expected=code)
 
 
@@ -89,7 +90,7 @@ def test_linker_cache_knows_it(host, system, check):
         "ldconfig -p | sed -n 's/^[[:space:]]*libnccl.so.2 .*=> //p' | xargs -r -n 1 readlink -f"
     )
     check(
-        "libnccl.so.2 by the linker's cache",
+        "libnccl.so.2 in the cache of ldconfig",
         seen=host.run(program).stdout.split(),
         expected=[system],
     )

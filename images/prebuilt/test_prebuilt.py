@@ -1,8 +1,8 @@
-"""A ready image: what is laid over it needs these."""
+"""A ready image: the layers above need these programs."""
 
 
 def test_tools(root, env, check):
     path = env.get("PATH", "")
     needed = ("apt-get", "ldconfig", "python3")
     seen = [name for name in needed if root.program(name, path) is None]
-    check("programs that it lacks", seen=seen, expected=[])
+    check("missing programs", seen=seen, expected=[])

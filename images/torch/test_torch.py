@@ -2,9 +2,9 @@
 
 
 def test_cuda_build(root, check):
-    versions = [str(one.seen["cuda"]) for one in root.final.values() if "cuda" in one.seen]
+    versions = [str(e.seen["cuda"]) for e in root.final.values() if "cuda" in e.seen]
     check(
-        "CUDA's major version, by torch/version.py (None is a CPU build)",
+        "major version of CUDA in torch/version.py (None: a CPU build)",
         seen=[version.partition(".")[0] for version in versions],
         expected=["13"],
     )
@@ -12,4 +12,4 @@ def test_cuda_build(root, check):
 
 def test_cuda_of_the_torch_that_python_imports(torch, check):
     seen = str(torch["cuda"]).partition(".")[0]
-    check("torch.version.cuda (None is a CPU build)", seen=seen, expected="13")
+    check("torch.version.cuda (None: a CPU build)", seen=seen, expected="13")

@@ -4,8 +4,8 @@ import re
 
 
 def test_place(plan, root, check):
-    # Where the patches expect its files.
+    # The patches expect its files there.
     package = re.compile(r"(^|/)(dist|site)-packages/vllm/__init__\.py$")
     seen = [path for path in root.final if package.search(path)]
     expected = f"usr/local/lib/python{plan['python']}/dist-packages/vllm/__init__.py"
-    check("the vllm package", seen=seen, expected=[expected])
+    check("path of the vllm package", seen=seen, expected=[expected])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sparkimage.registry.cosign import Trust
     from sparkimage.registry.publish import Outcome
-    from sparkimage.registry.remote import Reading
+    from sparkimage.registry.remote import PlatformImage
     from sparkimage.verify.policy import Required
 
 
@@ -62,7 +62,7 @@ def publish(
         channel_names = channels(matrix, [record.plan for record, _, _ in images])
         # Before the minutes of an SBOM.
         with view.busy(f"checking {repository.place.registry}"):
-            repository.ready()
+            _ = repository.readable
         items = []
         for record, image, decision in images:
             plan = record.plan
@@ -76,7 +76,7 @@ def publish(
                     measured=tags.measure(files),
                     verdict=decision.verdict,
                     required=record.required,
-                    bill=sbom.make(plan, image, files, store, Local()),
+                    sbom=sbom.create(plan, image, files, store, Local()),
                 )
             items.append(item)
         outcome = Publication(
@@ -114,11 +114,11 @@ def verify_published(
             reference, trust, requirement(requires), deep=whole, moved=moved
         )
     results: dict[str, dict[str, Any]] = {
-        platform.reading.platform: {
-            "digest": platform.reading.digest,
+        platform.image.platform: {
+            "digest": platform.image.digest,
             "tiers": list(platform.verdict.tiers),
             "checks": len(platform.verdict.checks),
-            "lock": platform.reading.lock,
+            "lock": platform.image.lock,
         }
         for platform in platforms
     }
@@ -158,9 +158,9 @@ def inspect(
     lines = [
         f"[bold]{facts['reference']}[/]",
         facts["digest"],
-        f"{base.OK} trusted: {signature['state']}"
-        if facts["believed"]
-        else f"{base.FAILED} not trusted: {facts['why']}",
+        f"{base.OK} verified: {signature['state']}"
+        if facts["verified"]
+        else f"{base.FAILED} not verified: {facts['why']}",
     ]
     if signature["tags"]:
         lines.append(f"signed for {', '.join(signature['tags'])}")
@@ -193,7 +193,7 @@ def _platform_table(name: str, facts: dict[str, Any]) -> Table:
 
 
 def _seal(seal: dict[str, Any]) -> str:
-    trust = "" if seal["believed"] else " (NOT TRUSTED)"
+    trust = "" if seal["verified"] else " (NOT VERIFIED)"
     failed = f", {len(seal['failed'])} failed" if seal["failed"] else ""
     counts = f"{seal['passed']} passed{failed} ({', '.join(seal['tiers'])})"
     return f"{seal['result']}{trust}: {counts}, {seal['when']}, on {seal['where']}"
@@ -206,7 +206,7 @@ def _trust(key: str | None, identity: str | None, issuer: str | None) -> Trust:
     return Trust.of(None if identity or issuer else key, identity, issuer, base.registry_tools())
 
 
-def requirement(requires: str | None) -> Callable[[Reading], Required]:
+def requirement(requires: str | None) -> Callable[[PlatformImage], Required]:
     """The tiers that a published image must have passed: as passed, as the matrix of this folder
     says, or the default."""
     from sparkimage.config.tier import DEFAULT
@@ -231,11 +231,12 @@ def _print_outcome(outcome: Outcome) -> None:
         lines.append(f"{mark} {outcome.repository}:{tag}  [dim]{change}[/]")
     base.console().print("\n".join(lines), soft_wrap=True)
     table = base.new_table(header=False)
-    for platform, (digest, blobs) in outcome.platforms.items():
+    for name, platform in outcome.platforms.items():
+        blobs = platform.blobs
         table.add_row(
-            "·", f"{platform} {base.short(digest)}",
+            "·", f"{name} {base.short(platform.digest)}",
             f"{blobs.uploaded} blobs pushed ({human(blobs.bytes)}), {blobs.mounted} mounted, "
-            f"{blobs.there} present",
+            f"{blobs.existing} present",
         )  # fmt: skip
     for attachment in outcome.added:
         table.add_row("[green]+[/]", attachment, "")

@@ -54,7 +54,7 @@ def find(
         known = any(variant.name == reference for variant in matrix.variants)
         name = full if known or full in store.names() else reference
     image = store.resolve(name)
-    return plan_record.kept(store, image.digest), image, matrix
+    return plan_record.load(store, image.digest), image, matrix
 
 
 def to_ship(
@@ -64,7 +64,7 @@ def to_ship(
     from sparkimage.verify import policy
 
     record, image, matrix = find(store, reference, matrix)
-    decision = policy.ask(
+    decision = policy.check(
         store,
         image.digest,
         plan_checksum=record.current_checksum,
@@ -115,7 +115,7 @@ def verify(
     if html is not None:
         refuse_target(html)
     # The checks run as they are now.
-    record = plan_record.again(kept, project)
+    record = plan_record.refresh(kept, project)
     view = base.new_view(quiet=as_json)
 
     def live() -> run_tiers.Live:

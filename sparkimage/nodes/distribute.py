@@ -425,7 +425,7 @@ class Distribution:
             "proven": [*PROVEN, *session.proven],
             "seal": {
                 "result": verdict.result,
-                "when": verdict.when,
+                "when": verdict.newest.finished,
                 "tiers": list(verdict.tiers),
                 "checks": len(verdict.checks),
             }

@@ -29,20 +29,16 @@ def examiner(
     A failure may be the node's (a damaged disk): the result goes into the node's receipt and not
     into the image's seal. Raises ``UsageError`` where the checks are not in ``project``.
     """
-    plan = plan_record.again(record, project).plan
+    current = plan_record.refresh(record, project)
 
     def examine(session: NodeSession, reference: str) -> Sequence[str]:
         at = _engine(session)
         hint = "fix the node, or leave that tier out of --prove"
         try:
-            outcome = run_tiers.run(
-                plan, image, live=lambda: Live(engine=at, reference=reference), project=project,
-                store=store, runner=Local(), tiers=tiers,
+            outcome = run_tiers.verify(
+                current, image, live=lambda: Live(engine=at, reference=reference), project=project,
+                store=store, runner=Local(), tiers=tiers, write_seal=False,
             )  # fmt: skip
-            if outcome.failed:
-                raise run_tiers.failed(
-                    plan.variant, image.digest, outcome.failed, len(outcome.checks)
-                )
         except (VerifyError, PreflightError) as error:
             raise NodeError(
                 f"{session.name}: {error.message}", detail=error.detail, hint=hint

@@ -1,8 +1,8 @@
-"""Images as files: out of the store with their seal, and into one, through the gate.
+"""Images as files: saved from the store with their seal, and loaded through the gate.
 
-A file is the archive that every engine loads, with ``sparkimage/seal.json`` inside, which only
-we read: the name, the digest, the plan and its checks, the seal's statements, their signed
-envelopes where it was saved with a key, and why it is unverified where it is.
+A file is the archive that every engine loads, with ``sparkimage/seal.json`` inside, which only we
+read: the name, the digest, the plan and its checks, the statements of the seal, their signed
+envelopes if it was saved with a key, and why it is unverified if it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +29,7 @@ from sparkimage.image.store import TAR, Image, Readable, Store
 from sparkimage.registry.cosign import Signer, Trust
 from sparkimage.verify import plan_record, policy, seal
 from sparkimage.verify.plan_record import PlanRecord
-from sparkimage.verify.policy import PolicyDecision, Required
+from sparkimage.verify.policy import PolicyDecision
 
 SEAL = "sparkimage/seal.json"
 SMALL_MAX = 64 << 20
@@ -37,7 +38,7 @@ SMALL_MAX = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """An image that was taken in."""
+    """An image that was loaded."""
 
     image: Image
     name: str
@@ -51,14 +52,14 @@ def chunks(
     store: Store,
     signer: Signer | None = None,
 ) -> Iterator[bytes]:
-    """The bytes of the file in which ``image`` ships, under the name that it was built for.
+    """The bytes of the file for ``image``, under the name that it was built for.
 
     ``signer`` signs its seal.
     """
     statements = []
-    # What the gate was overruled about ships without the seal that it refused.
+    # An image that the gate refused ships without an invalid seal.
     with contextlib.suppress(GateError):
-        statements = [one.statement for one in seal.history(store, image.digest)]
+        statements = [result.statement for result in seal.history(store, image.digest)]
     shipped = {
         "name": record.plan.image,
         "digest": image.digest,
@@ -71,18 +72,18 @@ def chunks(
 
 
 def refuse_target(path: Path, size: int = 0) -> None:
-    """See that a file of ``size`` bytes can be written as ``path``, before it is made.
+    """Check that a file of ``size`` bytes can be written to ``path``.
 
-    Raises ``UsageError`` where ``path`` is a folder, or is in none; ``StoreError`` for a folder
-    that may not be written to, or whose disk is too full.
+    Raises ``UsageError`` where ``path`` is a folder or its folder does not exist; ``StoreError``
+    for a folder that is not writable, or whose disk is too full.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder", hint=f"name a file in it: -o {path / 'FILE'}")
+        raise UsageError(f"{path} is a folder", hint=f"pass a file in it: -o {path / 'FILE'}")
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise UsageError(f"the folder {folder} is not there", hint=f"mkdir -p {folder}")
+        raise UsageError(f"the folder {folder} does not exist", hint=f"mkdir -p {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise StoreError(f"{folder} may not be written to", hint="name a file elsewhere with -o")
+        raise StoreError(f"{folder} is not writable", hint="write the file elsewhere with -o")
     free = shutil.disk_usage(folder).free
     if free < size:
         raise StoreError(
@@ -93,7 +94,7 @@ def refuse_target(path: Path, size: int = 0) -> None:
 
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that has its name only when it is whole.
+    """A file to write, which gets its name when it is complete.
 
     Raises as ``refuse_target``, and ``StoreError`` when it cannot be written.
     """
@@ -108,19 +109,6 @@ def written(path: Path) -> Iterator[IO[bytes]]:
         ) from None
 
 
-@dataclass(kw_only=True)
-class _Incoming:
-    """What has come of an archive so far."""
-
-    documents: dict[str, Any] = field(default_factory=dict)
-    decision: PolicyDecision | None = None
-    digest: str = ""
-    name: str = ""
-    record: PlanRecord | None = None
-    failed: tuple[seal.Result, ...] = ()
-    """Statements that came and say FAILED."""
-
-
 def load(
     source: Readable,
     store: Store,
@@ -130,183 +118,173 @@ def load(
     allow_unverified: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Loaded:
-    """Take in the image of ``source`` and name it, if its seal fits.
+    """Load the image of ``source`` into the store, and name it if its seal is valid.
 
-    The seal is judged before the layers come, and with what the store knows of the image after, by
-    the plan that comes with it; with ``trust`` it must be signed. ``tiers`` are what it must have
-    passed here (default: what its own plan says). Nothing is named when it is refused. What
-    ``allow_unverified`` lets in is marked in the store: it ships no further until it is proven
-    here, or comes again with a seal that fits.
-    Raises ``GateError``; ``StoreError`` for a file that is none, or whose blobs are not what their
-    digests say.
+    The gate judges the seal before the layers are read, by the plan in the archive, and again with
+    the statements that the store has; with ``trust`` the seal must be signed. ``tiers`` must have
+    passed (default: those of its own plan). A refused image gets no name. What
+    ``allow_unverified`` lets in is marked in the store: it does not ship further until it is
+    verified here, or loaded again with a valid seal.
+    Raises ``GateError``; ``StoreError`` for a file that is no archive, or has corrupt blobs.
     """
-    incoming = _Incoming()
-
-    def required(record: PlanRecord) -> Required:
-        needs = record.required
-        return needs if tiers is None else replace(needs, tiers=tuple(tiers))
-
-    def judged() -> PlanRecord:
-        if incoming.record is None:
-            _identify(incoming)
-            incoming.record = _record(incoming)
-            needs = required(incoming.record)
-            incoming.decision = _judge(incoming, needs, trust, allow_unverified, say)
-        return incoming.record
-
-    waits = say or (lambda line: print(line, file=sys.stderr))
-    with store.in_use(waits), store.incoming():
+    wait = say or (lambda line: print(line, file=sys.stderr))
+    loading = _Loading(
+        store=store, tiers=tiers, trust=trust, allow_unverified=allow_unverified, say=say
+    )
+    with store.in_use(wait), store.incoming():
         try:
             with tarfile.open(fileobj=source, mode="r|") as tar:  # type: ignore[call-overload]
                 for member in tar:
-                    if member.name.startswith("blobs/sha256/") and member.isfile():
-                        judged()
-                        _take(tar, member, store)
-                    elif member.isfile() and member.size <= SMALL_MAX:
-                        content = tar.extractfile(member)
-                        assert content is not None
-                        incoming.documents[member.name] = json.load(content)
+                    loading.read(tar, member)
         except (tarfile.TarError, EOFError, ValueError) as error:
             raise StoreError(
-                f"this is no whole archive of an image: {error}", hint="save or copy it again"
+                f"the archive is incomplete or corrupt: {error}", hint="save or copy it again"
             ) from None
-        record = judged()
-        assert incoming.decision is not None
-        if not store.holds(incoming.digest):
+        return loading.finish(wait)
+
+
+@dataclass(kw_only=True)
+class _Loading:
+    """An archive while it is read."""
+
+    store: Store
+    tiers: Sequence[Tier] | None
+    trust: Trust | None
+    allow_unverified: bool
+    say: Callable[[str], None] | None
+    documents: dict[str, Any] = field(default_factory=dict)
+    failed: tuple[seal.Result, ...] = ()
+    """Test results in the archive that say FAILED."""
+
+    def read(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        is_blob = member.name.startswith("blobs/sha256/")
+        if not member.isfile() or (not is_blob and member.size > SMALL_MAX):
+            return
+        content = tar.extractfile(member)
+        assert content is not None
+        if not is_blob:
+            self.documents[member.name] = json.load(content)
+            return
+        # Refuse it before the first layer is read.
+        _ = self.decision
+        expected = f"sha256:{member.name.removeprefix('blobs/sha256/')}"
+        self.store.path(expected)
+        digest = self.store.put_stream(content, TAR).digest
+        if digest != expected:
             raise StoreError(
-                f"the archive of {incoming.digest[:19]} is incomplete", hint="save it again"
+                f"the archive's blob {expected} is corrupt: {digest}", hint="copy it again"
             )
-        decision = incoming.decision
+
+    def finish(self, wait: Callable[[str], None]) -> Loaded:
+        """Judge the seal with what the store has, and name the image."""
+        decision, store, digest = self.decision, self.store, self.digest
+        if not store.holds(digest):
+            raise StoreError(f"the archive of {digest[:19]} is incomplete", hint="save it again")
         if decision.verdict is not None:
-            decision = _with_ours(store, decision, record, required(record), allow_unverified, say)
+            results = self._add(decision.verdict.results)
+            decision = self._judge(lambda: results)
         else:
-            _add(store, incoming.digest, incoming.failed)
-        seal.set_mark(store, incoming.digest, decision.unverified or None)
-        with store.naming(incoming.name, waits):
-            plan_record.keep(store, incoming.digest, record)
-            store.name(incoming.name, store.descriptor(incoming.digest))
-    return Loaded(image=store.resolve(incoming.digest), name=incoming.name, decision=decision)
+            self._add(self.failed)
+        seal.set_unverified(store, digest, decision.unverified or None)
+        with store.naming(self.name, wait):
+            plan_record.save(store, digest, self.record)
+            store.name(self.name, store.descriptor(digest))
+        return Loaded(image=store.resolve(digest), name=self.name, decision=decision)
 
+    @cached_property
+    def _identity(self) -> tuple[str, str]:
+        try:
+            (entry,) = self.documents["index.json"]["manifests"]
+            name = str(entry.get("annotations", {})["org.opencontainers.image.ref.name"])
+            return str(entry["digest"]), name
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise StoreError(
+                "this is not an archive of one image: it has no index.json before its blobs",
+                hint="create it with `python build.py save`",
+            ) from None
 
-def _identify(incoming: _Incoming) -> None:
-    """Set the digest and the name, as the archive's index says them."""
-    try:
-        (entry,) = incoming.documents["index.json"]["manifests"]
-        incoming.digest, annotations = str(entry["digest"]), entry.get("annotations", {})
-        incoming.name = str(annotations["org.opencontainers.image.ref.name"])
-    except (KeyError, TypeError, ValueError):
-        raise StoreError(
-            "this is no archive of one image: it has no index.json before its blobs",
-            hint="make it with `python build.py save`",
-        ) from None
+    @property
+    def digest(self) -> str:
+        return self._identity[0]
 
+    @property
+    def name(self) -> str:
+        return self._identity[1]
 
-def _record(incoming: _Incoming) -> PlanRecord:
-    """The plan that came. Without one nobody could say what the image must be."""
-    shipped = incoming.documents.get(SEAL)
-    try:
-        made = PlanRecord.from_dict(shipped.get("plan") if isinstance(shipped, dict) else None)
-    except ValueError:
-        raise StoreError(
-            f"the archive of {incoming.digest[:19]} holds no plan of its image",
-            hint="save it with `python build.py save` of this version",
-        ) from None
-    if made.plan.image != incoming.name:
-        raise StoreError(
-            f"the archive's plan is of {made.plan.image}, its image is {incoming.name}",
-            hint="save it again with `python build.py save`",
-        )
-    return made
+    @property
+    def shipped(self) -> dict[str, Any]:
+        shipped = self.documents.get(SEAL)
+        return shipped if isinstance(shipped, dict) else {}
 
-
-def _judge(
-    incoming: _Incoming,
-    required: Required,
-    trust: Trust | None,
-    allow_unverified: bool,
-    say: Callable[[str], None] | None,
-) -> PolicyDecision:
-    """The gate's word on what came before the blobs."""
-    try:
-        shipped = incoming.documents.get(SEAL)
-        if not isinstance(shipped, dict):
-            raise GateError(
-                f"the archive of {incoming.digest[:19]} has no seal",
-                hint="save it with `python build.py save`",
-            )
-        if shipped.get("digest") != incoming.digest or shipped.get("name") != incoming.name:
-            raise GateError(
-                f"the archive's seal is of {shipped.get('name')} ({str(shipped.get('digest'))[:19]}"
-                f"), its image is {incoming.name} ({incoming.digest[:19]})",
+    @cached_property
+    def record(self) -> PlanRecord:
+        """The plan in the archive, without which nobody knows what the image must be."""
+        try:
+            record = PlanRecord.from_dict(self.shipped.get("plan"))
+        except ValueError:
+            raise StoreError(
+                f"the archive of {self.digest[:19]} has no plan of its image",
+                hint="save it with `python build.py save` of this version",
+            ) from None
+        if record.plan.image != self.name:
+            raise StoreError(
+                f"the archive's plan is of {record.plan.image}, but its image is {self.name}",
                 hint="save it again with `python build.py save`",
             )
-        believed = seal.read(_statements(shipped, incoming.digest, trust), incoming.digest)
-        incoming.failed = tuple(
-            one for one in believed if one.statement["predicate"]["result"] == "FAILED"
-        )
+        return record
+
+    @cached_property
+    def decision(self) -> PolicyDecision:
+        """The decision of the gate about the seal in the archive."""
+        _ = self.record
+        return self._judge(self._results)
+
+    def _judge(self, results: Callable[[], Sequence[seal.Result]]) -> PolicyDecision:
+        required = self.record.required
+        if self.tiers is not None:
+            required = replace(required, tiers=tuple(self.tiers))
+        try:
+            return policy.judge(results(), self.digest, self.record.checksum, required)
+        except GateError as refusal:
+            if not self.allow_unverified:
+                raise
+            return policy.override(self.digest, refusal, self.say)
+
+    def _results(self) -> tuple[seal.Result, ...]:
+        """The test results in the archive, signed where that is required."""
+        shipped, digest = self.shipped, self.digest
+        if shipped.get("digest") != digest or shipped.get("name") != self.name:
+            raise GateError(
+                f"the archive's seal is of {shipped.get('name')} "
+                f"({str(shipped.get('digest'))[:19]}), but its image is {self.name} "
+                f"({digest[:19]})",
+                hint="save it again with `python build.py save`",
+            )
+        statements = shipped.get("statements")
+        if self.trust is not None:
+            envelopes = shipped.get("envelopes")
+            if not isinstance(envelopes, list) or not envelopes:
+                raise GateError(
+                    f"the seal of {digest[:19]} is not signed",
+                    hint="save it with a key where it was built: python build.py save … --key FILE",
+                )
+            statements = [self.trust.verify_envelope(envelope, digest) for envelope in envelopes]
+        results = seal.parse(statements, digest)
+        self.failed = tuple(result for result in results if not result.passed)
         if shipped.get("unverified"):
             raise GateError(
-                f"{incoming.digest[:19]} was shipped unverified: {shipped['unverified']}",
-                hint="prove it where it was built, and save it again",
+                f"{digest[:19]} was shipped unverified: {shipped['unverified']}",
+                hint="verify it where it was built, and save it again",
             )
-        assert incoming.record is not None
-        return policy.judge(believed, incoming.digest, incoming.record.checksum, required)
-    except GateError as refusal:
-        if not allow_unverified:
-            raise
-        return policy.overruled(incoming.digest, refusal, say)
+        return results
 
-
-def _statements(shipped: dict[str, Any], digest: str, trust: Trust | None) -> Any:
-    """The seal's statements that came; with ``trust``, those that it covers."""
-    if trust is None:
-        return shipped.get("statements")
-    envelopes = shipped.get("envelopes")
-    if not isinstance(envelopes, list) or not envelopes:
-        raise GateError(
-            f"the seal of {digest[:19]} is not signed",
-            hint="save it with a key where it was built: python build.py save … --key FILE",
-        )
-    return [trust.blob_statement(one, digest) for one in envelopes]
-
-
-def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, store: Store) -> None:
-    wanted = f"sha256:{member.name.removeprefix('blobs/sha256/')}"
-    store.path(wanted)
-    content = tar.extractfile(member)
-    assert content is not None
-    found = store.put_stream(content, TAR).digest
-    if found != wanted:
-        raise StoreError(f"the archive's blob {wanted} is corrupt: {found}", hint="copy it again")
-
-
-def _with_ours(
-    store: Store,
-    decision: PolicyDecision,
-    record: PlanRecord,
-    required: Required,
-    allow_unverified: bool,
-    say: Callable[[str], None] | None,
-) -> PolicyDecision:
-    """Add the seal that came to the one that is here, and ask about both."""
-    assert decision.verdict is not None
-    digest, came = decision.digest, decision.verdict.statements
-    both = _add(store, digest, came)
-    try:
-        return policy.judge(both, digest, record.checksum, required)
-    except GateError as refusal:
-        if not allow_unverified:
-            raise
-        return policy.overruled(digest, refusal, say)
-
-
-def _add(store: Store, digest: str, came: Sequence[seal.Result]) -> list[seal.Result]:
-    """Keep what came beside what is here; returns both, oldest first."""
-    before: tuple[seal.Result, ...] = ()
-    with store.locked():
-        with contextlib.suppress(GateError):
-            before = seal.history(store, digest)
-        both = [*before, *(one for one in came if one not in before)]
-        both.sort(key=lambda one: str(one.statement["predicate"]["finished"]))
-        seal.keep(store, digest, [one.statement for one in both])
-    return both
+    def _add(self, results: Sequence[seal.Result]) -> list[seal.Result]:
+        """Add these to the test results that the store has; returns all of them, oldest first."""
+        stored: tuple[seal.Result, ...] = ()
+        with self.store.locked():
+            with contextlib.suppress(GateError):
+                stored = seal.history(self.store, self.digest)
+            new = [result for result in results if result not in stored]
+            merged = sorted([*stored, *new], key=lambda result: result.finished)
+            seal.replace(self.store, self.digest, [result.statement for result in merged])
+        return merged

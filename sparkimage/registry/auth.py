@@ -1,7 +1,7 @@
-"""Logins and certificates for a registry, as the Docker CLI has them, for skopeo and for cosign.
+"""Logins and certificates of the Docker CLI for a registry, passed to skopeo and cosign.
 
 https://docs.docker.com/reference/cli/docker/login/#credential-stores and
-https://docs.docker.com/engine/security/certificates/. A secret is neither in an argument nor on a
+https://docs.docker.com/engine/security/certificates/. A secret is neither in an argument nor on
 disk: the programs read it from this process's memory.
 """
 
@@ -24,52 +24,50 @@ from sparkimage.resolve.wheels import ca_bundle
 
 CERTIFICATES = (Path("/etc/docker/certs.d"), Path.home() / ".config" / "docker" / "certs.d")
 HUB = "https://index.docker.io/v1/"
-"""What Docker's configuration calls its own registry."""
+"""The key of Docker Hub in Docker's configuration."""
 TIMEOUT_S = 10.0
 
 
 @dataclass(kw_only=True)
 class Access:
-    """What the programs are given to reach the registry of ``place``."""
+    """The options and the environment of skopeo and cosign for the registry of ``place``."""
 
     place: Place
 
     @cached_property
     def user(self) -> str:
-        """Who is logged in; empty for nobody. Raises ``RegistryError``."""
+        """The user of the login; empty without one. Raises ``RegistryError``."""
         return self._login[0]
 
     @cached_property
     def skopeo(self) -> list[str]:
-        """Options of skopeo, but for their ``--src-`` and ``--dest-``."""
-        words = [f"--authfile={self._config / 'config.json'}"]
-        words += [f"--cert-dir={folder}" for folder in self._certificates[:1]]
-        return [*words, "--tls-verify=false"] if self._is_plain else words
+        """Options of skopeo, without their prefixes ``--src-`` and ``--dest-``."""
+        options = [f"--authfile={self._config / 'config.json'}"]
+        options += [f"--cert-dir={folder}" for folder in self._certificates[:1]]
+        return [*options, "--tls-verify=false"] if self._is_plain else options
 
     @cached_property
     def cosign(self) -> list[str]:
         """Options of cosign's commands."""
-        pairs = [pair for folder in self._certificates for pair in sorted(folder.glob("*.cert"))]
-        return [
-            word for cert in pairs[:1] for word in (
-                f"--registry-client-cert={cert}",
-                f"--registry-client-key={cert.with_suffix('.key')}",
-            )
-        ]  # fmt: skip
+        certs = [cert for folder in self._certificates for cert in sorted(folder.glob("*.cert"))]
+        if not certs:
+            return []
+        key = certs[0].with_suffix(".key")
+        return [f"--registry-client-cert={certs[0]}", f"--registry-client-key={key}"]
 
     @cached_property
     def environment(self) -> dict[str, str]:
         """The environment of both."""
-        made = {"DOCKER_CONFIG": str(self._config)}
+        environment = {"DOCKER_CONFIG": str(self._config)}
         bundle = ca_bundle()
         own = [file for folder in self._certificates for file in sorted(folder.glob("*.crt"))]
         if own:
-            # Believed beside the bundle; SSL_CERT_DIR takes no folder with a colon in its name.
+            # Trusted beside the bundle; SSL_CERT_DIR takes no folder with a colon in its name.
             files = [*([Path(bundle)] if bundle is not None else []), *own]
-            joint = self._config / "ca.pem"
-            joint.write_bytes(b"\n".join(file.read_bytes() for file in files))
-            bundle = str(joint)
-        return {**made, "SSL_CERT_FILE": bundle} if bundle is not None else made
+            merged = self._config / "ca.pem"
+            merged.write_bytes(b"\n".join(file.read_bytes() for file in files))
+            bundle = str(merged)
+        return environment if bundle is None else {**environment, "SSL_CERT_FILE": bundle}
 
     @property
     def _certificates(self) -> list[Path]:
@@ -84,24 +82,24 @@ class Access:
 
         registry = self.place.registry
         try:
-            found = auth.load_config().resolve_authconfig(registry) or {}
+            config = auth.load_config().resolve_authconfig(registry) or {}
         except (DockerException, OSError, ValueError) as error:
-            # The helper's own words may hold what it was asked for.
+            # Without the helper's message, which may contain the secret.
             raise RegistryError(
-                f"Docker's credential store gives no login for {registry}: {type(error).__name__}",
+                f"Docker's credential store fails for {registry}: {type(error).__name__}",
                 hint=f"docker login {registry}",
             ) from None
-        given = {key.lower(): str(value or "") for key, value in found.items()}
-        user, token = given.get("username", ""), given.get("identitytoken", "")
+        login = {key.lower(): str(value or "") for key, value in config.items()}
+        user, token = login.get("username", ""), login.get("identitytoken", "")
         if not user and not token:
             return "", {}
-        pair = f"{user or '<token>'}:{given.get('password', '')}"
+        pair = f"{user or '<token>'}:{login.get('password', '')}"
         entry = {"auth": base64.b64encode(pair.encode()).decode()}
         return user or "the token", {**entry, "identitytoken": token} if token else entry
 
     @cached_property
     def _config(self) -> Path:
-        """A folder as DOCKER_CONFIG wants it; the login in it is a link into memory."""
+        """A folder for DOCKER_CONFIG; its ``config.json`` is a link to this process's memory."""
         registry = self.place.registry
         _, entry = self._login
         key = HUB if registry == DEFAULT_REGISTRY else registry
@@ -115,7 +113,7 @@ class Access:
 
     @cached_property
     def _is_plain(self) -> bool:
-        """Whether plain HTTP is spoken there, which only this machine itself may."""
+        """Whether the registry speaks plain HTTP, which is allowed on the loopback only."""
         if not self.place.is_loopback:
             return False
         host, _, port = self.place.registry.rpartition(":")

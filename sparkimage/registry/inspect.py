@@ -1,4 +1,4 @@
-"""What a published image is, for people and for machines: from the registry alone."""
+"""What a published image is, by its registry alone: for ``inspect``."""
 
 from __future__ import annotations
 
@@ -8,85 +8,91 @@ from typing import Any
 from sparkimage.config.plan import LABEL
 from sparkimage.core.errors import PublishedError
 from sparkimage.registry import provenance, remote, sbom
-from sparkimage.registry.cosign import Statement
-from sparkimage.registry.remote import Reading, RemoteImage
+from sparkimage.registry.cosign import Attestation
+from sparkimage.registry.remote import PlatformImage, RemoteImage
 from sparkimage.verify import seal
 from sparkimage.verify.policy import Required
 
 
-def describe(whole: RemoteImage, required: Callable[[Reading], Required]) -> dict[str, Any]:
-    """All that is known of what a reference stands for, and whether it may be believed."""
+def describe(image: RemoteImage, required: Callable[[PlatformImage], Required]) -> dict[str, Any]:
+    """The target of a reference, and whether it is verified (with the reason where it is not)."""
     try:
-        remote.judge(whole, required)
+        remote.judge(image, required)
         why = None
     except PublishedError as error:
         why = error.message
     return {
-        "reference": str(whole.reference),
-        "digest": whole.digest,
-        "index": whole.is_index,
-        "believed": why is None,
+        "reference": str(image.reference),
+        "digest": image.digest,
+        "index": image.document.is_index,
+        "verified": why is None,
         "why": why,
-        "signature": _signature(whole),
-        "platforms": {one.platform: image(one) for one in whole.images},
+        "signature": _signature(image),
+        "platforms": {platform.platform: _readable(platform) for platform in image.images},
     }
 
 
-def image(one: Reading) -> dict[str, Any]:
-    """Of one platform. What its label says is said to be its label's."""
-    made = _predicate(one, provenance.PREDICATE)
-    parameters = made.get("buildDefinition", {}).get("externalParameters", {})
-    versions = provenance.measured_of(made).to_dict() if "runDetails" in made else {}
+def _readable(image: PlatformImage) -> dict[str, Any]:
+    try:
+        return _platform(image)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise PublishedError(
+            f"the attestations of {image.digest[:19]} are malformed", hint=remote.REPUBLISH
+        ) from None
+
+
+def _platform(image: PlatformImage) -> dict[str, Any]:
+    """One platform; what comes from labels is under ``labels``."""
+    source = _predicate(image, provenance.PREDICATE)
+    parameters = source.get("buildDefinition", {}).get("externalParameters", {})
+    version_label = f"{LABEL}version."
     return {
-        "digest": one.digest,
-        "variant": parameters.get("variant") or one.labels.get(f"{LABEL}variant"),
-        "created": one.config.get("created"),
+        "digest": image.digest,
+        "variant": parameters.get("variant") or image.labels.get(f"{LABEL}variant"),
+        "created": image.config.get("created"),
         "source": parameters.get("source"),
         "revision": parameters.get("revision"),
-        "lock": one.lock,
-        "versions": versions,
+        "lock": image.lock,
+        "versions": provenance.measured_of(source).to_dict() if "runDetails" in source else {},
         "labels": {
-            name.removeprefix(f"{LABEL}version."): value
-            for name, value in sorted(one.labels.items())
-            if name.startswith(f"{LABEL}version.")
+            name.removeprefix(version_label): value
+            for name, value in sorted(image.labels.items())
+            if name.startswith(version_label)
         },
-        "entrypoint": list(one.settings.entrypoint),
-        "layers": len(one.manifest["layers"]),
-        "size": one.size,
-        "materials": len(made.get("buildDefinition", {}).get("resolvedDependencies", ())),
-        "seal": [_result(statement) for statement in one.of(seal.TEST_RESULT)],
-        "sbom": sbom.summary(_predicate(one, sbom.PREDICATE)),
-        "attached": sorted({statement.kind for statement in one.statements}),
+        "entrypoint": list(image.settings.entrypoint),
+        "layers": len(image.manifest["layers"]),
+        "size": image.size,
+        "materials": len(source.get("buildDefinition", {}).get("resolvedDependencies", ())),
+        "seal": [_result(attestation) for attestation in image.of_type(seal.TEST_RESULT)],
+        "sbom": sbom.summary(_predicate(image, sbom.PREDICATE)),
+        "attached": sorted({attestation.predicate_type for attestation in image.attestations}),
     }
 
 
-def _predicate(one: Reading, kind: str) -> Mapping[str, Any]:
-    """The predicate of a kind, the one that is believed before others."""
-    found = sorted(one.of(kind), key=lambda statement: not statement.verified)
-    return found[0].predicate if found else {}
+def _predicate(image: PlatformImage, predicate_type: str) -> Mapping[str, Any]:
+    """The predicate of a type, preferably a verified one."""
+    attestations = [*image.verified(predicate_type), *image.of_type(predicate_type)]
+    return attestations[0].predicate if attestations else {}
 
 
-def _result(statement: Statement) -> dict[str, Any]:
-    said = statement.predicate
+def _result(attestation: Attestation) -> dict[str, Any]:
+    predicate = attestation.predicate
     return {
-        "believed": statement.verified,
-        "result": said.get("result"),
-        "tiers": said.get("tiers") or [],
-        "passed": len(said.get("passedTests") or ()),
-        "failed": said.get("failedTests") or [],
-        "not run": said.get("notRun") or {},
-        "where": said.get("host"),
-        "when": said.get("finished"),
+        "verified": attestation.verified,
+        "result": predicate.get("result"),
+        "tiers": predicate.get("tiers") or [],
+        "passed": len(predicate.get("passedTests") or ()),
+        "failed": predicate.get("failedTests") or [],
+        "not run": predicate.get("notRun") or {},
+        "where": predicate.get("host"),
+        "when": predicate.get("finished"),
     }
 
 
-def _signature(whole: RemoteImage) -> dict[str, Any]:
-    mine = [one for one in whole.signatures or () if one.digest == whole.digest]
-    if whole.signatures is None:
+def _signature(image: RemoteImage) -> dict[str, Any]:
+    own = [s for s in image.signatures or () if s.digest == image.digest]
+    if image.signatures is None:
         state = "unsigned"
     else:
-        state = "signed" if mine else "signed by a key that is not trusted here"
-    return {
-        "state": state,
-        "tags": sorted({tag for one in mine for tag in one.tags}),
-    }
+        state = "signed" if own else "signed by a key that is not trusted here"
+    return {"state": state, "tags": sorted({tag for s in own for tag in s.tags})}

@@ -1,4 +1,4 @@
-"""SLSA provenance: what an image was made from, by the lock, and what was measured in it.
+"""SLSA provenance: the locked inputs of an image, and the versions measured in it.
 
 https://slsa.dev/spec/v1.0/provenance. Pure; the same image gives the same bytes.
 """
@@ -14,7 +14,7 @@ import sparkimage
 from sparkimage.config.plan import Plan, debs
 from sparkimage.image.store import Image
 from sparkimage.registry.tags import Measured
-from sparkimage.verify.seal import STATEMENT, Verdict
+from sparkimage.verify.seal import Verdict
 
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:dev.sparkimage:build:1"
@@ -22,20 +22,8 @@ BUILDER = "urn:dev.sparkimage:builder:1"
 MEASURED = "measured"
 
 
-def statement(kind: str, name: str, digest: str, predicate: Mapping[str, Any]) -> dict[str, Any]:
-    """An in-toto statement about the image ``digest``."""
-    algorithm, _, value = digest.partition(":")
-    return {
-        "_type": STATEMENT,
-        "subject": [{"name": name, "digest": {algorithm: value}}],
-        "predicateType": kind,
-        "predicate": predicate,
-    }
-
-
 def predicate(plan: Plan, image: Image, measured: Measured, verdict: Verdict) -> dict[str, Any]:
     """The provenance of ``image``."""
-    said = verdict.statement["predicate"]
     labels = image.settings.labels
     return {
         "buildDefinition": {
@@ -49,26 +37,24 @@ def predicate(plan: Plan, image: Image, measured: Measured, verdict: Verdict) ->
             },
             "internalParameters": {
                 "lock": {"sha256": plan.lock_checksum},
-                "plan": {"sha256": verdict.statements[-1].plan},
+                "plan": {"sha256": verdict.newest.checksum("plan")},
             },
-            "resolvedDependencies": list(materials(plan)),
+            "resolvedDependencies": materials(plan),
         },
         "runDetails": {
             "builder": {"id": BUILDER, "version": {"sparkimage": sparkimage.__version__}},
-            "metadata": {"finishedOn": image.config.get("created") or said["finished"]},
+            "metadata": {"finishedOn": image.config.get("created") or verdict.newest.finished},
             "byproducts": [{"name": MEASURED, "annotations": measured.to_dict()}],
         },
     }
 
 
-def materials(plan: Plan) -> Iterator[dict[str, Any]]:
-    """What the lock holds of this image, once each, in the order of the layers."""
-    seen = set()
-    for one in _materials(plan):
-        key = (one["uri"], tuple(sorted(one["digest"].items())))
-        if key not in seen:
-            seen.add(key)
-            yield one
+def materials(plan: Plan) -> list[dict[str, Any]]:
+    """The locked inputs of this image, each once, in the order of the layers."""
+    unique: dict[tuple[str, ...], dict[str, Any]] = {}
+    for material in _materials(plan):
+        unique.setdefault((material["uri"], *material["digest"].values()), material)
+    return list(unique.values())
 
 
 def _materials(plan: Plan) -> Iterator[dict[str, Any]]:
@@ -97,17 +83,17 @@ def _materials(plan: Plan) -> Iterator[dict[str, Any]]:
                 "digest": {"gitCommit": layer.source.commit, "gitTree": layer.source.tree},
             }
         for patch in layer.patches:
-            where = f"git+{patch.repository}@{patch.commit}" if patch.repository else "file:patches"
+            git = f"git+{patch.repository}@{patch.commit}"
             yield {
-                "uri": f"{where}#{patch.path}",
+                "uri": f"{git if patch.repository else 'file:patches'}#{patch.path}",
                 "digest": {"sha256": patch.sha256},
                 "name": patch.name,
             }
 
 
-def measured_of(said: Mapping[str, Any]) -> Measured:
-    """What a provenance says was measured."""
-    for one in said["runDetails"]["byproducts"]:
-        if one["name"] == MEASURED:
-            return Measured.of_dict(one["annotations"])
+def measured_of(predicate: Mapping[str, Any]) -> Measured:
+    """The versions that a provenance records. Raises ``KeyError``, ``TypeError`` for none."""
+    for byproduct in predicate["runDetails"]["byproducts"]:
+        if byproduct["name"] == MEASURED:
+            return Measured(**byproduct["annotations"])
     return Measured()

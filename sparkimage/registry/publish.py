@@ -1,8 +1,8 @@
-"""Images on their way into a registry: by digest first, verified there, and tags last.
+"""Publishes images to a registry: by digest first, verified there, and tags last.
 
-skopeo brings the blobs that the repository lacks, cosign what is attached. A tag is put when all
-that it names is there and has been read back, so that an interruption leaves no tag that names less
-than it says.
+skopeo copies the blobs that the repository lacks, cosign attaches signatures and attestations. Tags
+are set when everything has been uploaded and read back, so that an interruption never leaves a tag
+of an incomplete image.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -20,9 +20,9 @@ from sparkimage.core.errors import PublishedError, RegistryError, UsageError
 from sparkimage.core.progress import View
 from sparkimage.image.store import INDEX, Image, Store
 from sparkimage.registry import provenance, remote, sbom
-from sparkimage.registry.cosign import Signer
-from sparkimage.registry.remote import Reference
-from sparkimage.registry.skopeo import Copied, Repository
+from sparkimage.registry.cosign import Signature, Signer
+from sparkimage.registry.remote import PlatformImage, Reference, RemoteImage
+from sparkimage.registry.skopeo import BlobCounts, Repository
 from sparkimage.registry.tags import Measured, agree, joint_checksum, version_tag
 from sparkimage.verify import policy, seal
 from sparkimage.verify.policy import Required
@@ -30,7 +30,7 @@ from sparkimage.verify.seal import Verdict
 
 
 class Change(StrEnum):
-    """What became of a tag."""
+    """What happened to a tag."""
 
     NEW = "new"
     MOVED = "moved"
@@ -39,15 +39,22 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One image to publish: its plan, its seal, and what was found in it."""
+    """One image to publish."""
 
     plan: Plan
     image: Image
     measured: Measured
     verdict: Verdict
     required: Required
-    bill: Mapping[str, Any]
-    """The SBOM."""
+    sbom: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedPlatform:
+    """The image of one platform in the registry."""
+
+    digest: str
+    blobs: BlobCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,104 +64,90 @@ class Outcome:
     repository: str
     digest: str
     tags: Mapping[str, Change]
-    platforms: Mapping[str, tuple[str, Copied]]
+    platforms: Mapping[str, PublishedPlatform]
     seconds: float
     added: tuple[str, ...] = ()
-    """What was attached or put beside blobs and tags."""
+    """Manifests, signatures and attestations that were uploaded."""
 
     @property
     def changed(self) -> bool:
-        """Whether the registry has anything that it did not have."""
-        moved = any(one is not Change.UNCHANGED for one in self.tags.values())
-        brought = any(one.uploaded + one.mounted for _, one in self.platforms.values())
-        return bool(moved or brought or self.added)
+        """Whether anything in the registry changed."""
+        moved = any(change is not Change.UNCHANGED for change in self.tags.values())
+        blobs = [platform.blobs for platform in self.platforms.values()]
+        return moved or any(b.uploaded + b.mounted for b in blobs) or bool(self.added)
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
+        platforms = {
+            name: {"digest": platform.digest, **asdict(platform.blobs)}
+            for name, platform in self.platforms.items()
+        }
         return {
-            "repository": self.repository,
-            "digest": self.digest,
+            **vars(self),
             "changed": self.changed,
-            "tags": {tag: str(change) for tag, change in self.tags.items()},
-            "platforms": {
-                platform: {
-                    "digest": digest,
-                    "uploaded": blobs.uploaded,
-                    "mounted": blobs.mounted,
-                    "there": blobs.there,
-                    "bytes": blobs.bytes,
-                }
-                for platform, (digest, blobs) in self.platforms.items()
-            },
-            "added": list(self.added),
-            "sent": sum(blobs.bytes for _, blobs in self.platforms.values()),
+            "platforms": platforms,
+            "sent": sum(platform.blobs.bytes for platform in self.platforms.values()),
             "seconds": round(self.seconds, 3),
         }
 
 
-def family(matrix: Matrix, variant: Variant) -> tuple[Variant, ...]:
-    """The variants that differ from this one by their platform alone, itself among them."""
-
-    def kind(one: Variant) -> object:
-        return one.layers, tuple(sorted(one.pins.items())), one.entrypoint, one.cmd
-
-    return tuple(one for one in matrix.variants if kind(one) == kind(variant))
-
-
 def channels(matrix: Matrix | None, plans: Sequence[Plan]) -> tuple[str, ...]:
-    """The channels that stand for the images of these plans, which must be complete.
+    """The channel tags of the images of these plans; none where ``matrix`` lacks their variants.
 
-    None where ``matrix`` does not have their variants any more. Raises ``UsageError`` for variants
-    that are no one image, or lack a platform.
+    Raises ``UsageError`` for variants that differ by more than their platform, or where a platform
+    is missing.
     """
-    strange = [one.variant for one in plans if _kind(one) != _kind(plans[0])]
-    if strange:
+    others = [plan.variant for plan in plans if _content(plan) != _content(plans[0])]
+    if others:
         raise UsageError(
-            f"{plans[0].variant} and {', '.join(strange)} differ by more than their platform",
-            hint="one index holds the platforms of one image: publish them one by one",
+            f"{plans[0].variant} and {', '.join(others)} differ by more than their platform",
+            hint="an index has the platforms of one image: publish them one by one",
         )
     names = [plan.variant for plan in plans]
-    given = [one for one in matrix.variants if one.name in names] if matrix is not None else []
-    if matrix is None or not given:
+    variants = matrix.variants if matrix is not None else ()
+    first = next((variant for variant in variants if variant.name in names), None)
+    if matrix is None or first is None:
         return ()
-    complete = family(matrix, given[0])
-    named = tuple(
+    platforms = [v.name for v in variants if _variant_content(v) == _variant_content(first)]
+    tags = tuple(
         channel
-        for channel, variants in matrix.channels.items()
-        if any(name in variants for name in names)
+        for channel, members in matrix.channels.items()
+        if any(name in members for name in names)
     )
-    lacking = [one.name for one in complete if one.name not in names]
-    if lacking and (len(names) > 1 or named):
-        why = f"the channel {named[0]}" if named else "the index"
+    missing = [name for name in platforms if name not in names]
+    if missing and (len(names) > 1 or tags):
+        target = f"the channel {tags[0]}" if tags else "the index"
         raise UsageError(
-            f"the set is incomplete: {why} would lack {', '.join(lacking)}",
-            hint=f"python build.py publish {' '.join(one.name for one in complete)} --to …",
+            f"{target} would lack the platforms {', '.join(missing)}",
+            hint=f"python build.py publish {' '.join(platforms)} --to …",
         )
-    return named
+    return tags
 
 
-def _kind(plan: Plan) -> object:
-    """All that the platforms of one image have in common."""
+def _content(plan: Plan) -> object:
+    """What the platforms of one image have in common."""
     pins = {name: value for name, value in plan.labels.items() if name.startswith(f"{LABEL}pin.")}
     return [layer.name for layer in plan.layers], pins, plan.entrypoint, plan.cmd
 
 
+def _variant_content(variant: Variant) -> object:
+    return variant.layers, sorted(variant.pins.items()), variant.entrypoint, variant.cmd
+
+
 def index_of(items: Sequence[Item], store: Store) -> bytes:
-    """The index of several platforms; of one image its own manifest."""
-    if len(items) == 1:
-        return store.path(items[0].image.digest).read_bytes()
-    listed = []
-    for item in sorted(items, key=lambda one: one.plan.platform):
+    """The index of these platforms."""
+    manifests = []
+    for item in sorted(items, key=lambda item: item.plan.platform):
         os_, _, architecture = item.image.platform.partition("/")
         entry = store.descriptor(item.image.digest).to_dict()
-        listed.append({**entry, "platform": {"architecture": architecture, "os": os_}})
-    made = {"schemaVersion": 2, "mediaType": INDEX, "manifests": listed}
-    return json.dumps(made, separators=(",", ":")).encode()
+        manifests.append({**entry, "platform": {"architecture": architecture, "os": os_}})
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
+    return json.dumps(index, separators=(",", ":")).encode()
 
 
 @dataclass(kw_only=True)
 class Publication:
-    """One image, of one platform or several, on its way to one repository."""
+    """Publishes one image, of one platform or several, to one repository."""
 
     items: Sequence[Item]
     store: Store
@@ -165,160 +158,156 @@ class Publication:
     added: list[str] = field(default_factory=list)
 
     def run(self) -> Outcome:
-        """Do it. Raises ``RegistryError``, ``NetworkError``, ``StoreError``; then no tag names
-        anything that is not complete."""
-        began = time.monotonic()
-        measured = agree((one.plan.variant, one.measured) for one in self.items)
-        checksum = joint_checksum({one.plan.platform: one.plan.lock_checksum for one in self.items})
-        tags = [version_tag(measured, checksum), *self.channels]
-        old = self.to.ready()
-        copied = {}
+        """Upload, attach, sign, verify, tag.
+
+        Raises ``RegistryError``, ``NetworkError``, ``StoreError``, ``PublishedError``; no tag is
+        set then on an incomplete image.
+        """
+        started = time.monotonic()
+        measured = agree((item.plan.variant, item.measured) for item in self.items)
+        locks = {item.plan.platform: item.plan.lock_checksum for item in self.items}
+        tags = [version_tag(measured, joint_checksum(locks)), *self.channels]
+        readable = self.to.readable
+        platforms = {}
         for item in self.items:
-            copied[item.plan.platform] = (item.image.digest, self._copy(item, old))
-            # Its first image makes it one that can be read.
-            old = True
+            blobs = self._copy(item, readable)
+            platforms[item.plan.platform] = PublishedPlatform(digest=item.image.digest, blobs=blobs)
+            # The first image creates the repository.
+            readable = True
         digest = self.items[0].image.digest
         if len(self.items) > 1:
             index = self.store.put_bytes(index_of(self.items, self.store), INDEX)
             digest = index.digest
-            if not self._is_there(digest):
+            if self.to.manifest(digest) is None:
                 self.to.copy(self.store, index)
-                self._read_back(digest, "index")
-        for item in self.items:
-            self._attach(item)
-            self._sign(item.image.digest, tags if len(self.items) == 1 else (), item.plan.platform)
-        if len(self.items) > 1:
-            self._sign(digest, tags, "index")
-        self._ask_as_a_stranger(digest)
+                self.added.append("index")
+        reference = Reference(place=self.to.place, tag=None, digest=digest)
+        published = remote.read(reference, self.to, self.signer.trust)
+        self._verify(self._attach(published, tags))
         return Outcome(
             repository=str(self.to.place),
             digest=digest,
-            tags=self._name(digest, tags),
-            platforms=copied,
-            seconds=time.monotonic() - began,
+            tags=self._set_tags(digest, tags),
+            platforms=platforms,
+            seconds=time.monotonic() - started,
             added=tuple(self.added),
         )
 
-    # Images
-
-    def _copy(self, item: Item, old: bool) -> Copied:
-        """Bring an image's missing blobs and its manifest, and read that back."""
+    def _copy(self, item: Item, readable: bool) -> BlobCounts:
+        """Upload an image's missing blobs and its manifest."""
         digest = item.image.digest
         sizes = dict(item.image.blobs())
-        was_there = old and self._is_there(digest)
+        exists = readable and self.to.manifest(digest) is not None
         title = f"publishing {item.plan.variant} to {self.to.place}"
         with self.view.transfer(title, sum(sizes.values())) as moved:
-            copied = self.to.copy(
+            blobs = self.to.copy(
                 self.store, self.store.descriptor(digest), lambda blob: moved(sizes.get(blob, 0))
             )
-        copied.there = len(sizes) - copied.uploaded - copied.mounted
-        if not was_there:
-            self._read_back(digest, f"{item.plan.platform} manifest")
-        return copied
+        blobs.existing = len(sizes) - blobs.uploaded - blobs.mounted
+        if not exists:
+            self.added.append(f"{item.plan.platform} manifest")
+        return blobs
 
-    def _is_there(self, digest: str) -> bool:
-        return self.to.manifest(digest) is not None
+    # Attestations and signatures
 
-    def _read_back(self, digest: str, what: str) -> None:
-        if not self._is_there(digest):
-            raise RegistryError(
-                f"{self.to.place.registry} has nothing for {digest[:19]}, which it has taken",
-                hint="it changes manifests: publish to a registry that keeps them as they are",
-            )
-        self.added.append(what)
+    def _attach(self, published: RemoteImage, tags: Sequence[str]) -> RemoteImage:
+        """Attach and sign what ``published`` lacks; returns it as it is then."""
+        before = len(self.added)
+        items = {item.image.digest: item for item in self.items}
+        for image in published.images:
+            self._attest(items[image.digest], image)
+        for image in published.images if len(self.items) > 1 else ():
+            self._sign(image.digest, image.signatures, (), image.platform)
+        what = "index" if len(self.items) > 1 else self.items[0].plan.platform
+        self._sign(published.digest, published.signatures, tags, what)
+        if len(self.added) == before:
+            return published
+        return remote.refresh(published, self.to, self.signer.trust)
 
-    # Names
-
-    def _name(self, digest: str, tags: Sequence[str]) -> dict[str, Change]:
-        """Put the tags, all looked at before the first one moves, and read them back."""
-        before = {tag: self.to.digest_of(tag) for tag in tags}
-        for tag, held in before.items():
-            if held is not None and held != digest:
-                self._may_move(tag, held)
-        for tag, held in before.items():
-            if held != digest:
-                self.to.tag(digest, tag)
-        for tag in tags:
-            now = self.to.digest_of(tag)
-            if now != digest:
-                raise RegistryError(
-                    f"{self.to.place}:{tag} was given to {str(now)[:19]} by somebody else",
-                    hint="look at it (python build.py inspect), and run the same command again; "
-                    f"what is published stays as {self.to.place}@{digest[:19]}…",
-                )
-        return {
-            tag: Change.UNCHANGED
-            if held == digest
-            else Change.NEW if held is None else Change.MOVED
-            for tag, held in before.items()
-        }  # fmt: skip
-
-    def _may_move(self, tag: str, held: str) -> None:
-        """Refuse to move a tag backwards, or from what is not ours."""
-        at = Reference(place=self.to.place, tag=None, digest=held)
-        try:
-            there = remote.read(at, self.to, self.signer.trust)
-            facts = remote.judge(there, lambda _: Required(tiers=()))
-            measured = agree((one.reading.platform, one.measured) for one in facts)
-        except PublishedError as error:
-            raise RegistryError(
-                f"{self.to.place}:{tag} stands for {held[:19]}, which is not known to be ours",
-                hint="remove that tag in the registry, or publish to another repository",
-                detail=error.message,
-            ) from None
-        ours = self.items[0].measured
-        made = max(str(one.reading.config.get("created")) for one in facts)
-        mine = max(str(item.image.config.get("created")) for item in self.items)
-        if (measured.order, made) > (ours.order, mine):
-            raise RegistryError(
-                f"{self.to.place}:{tag} would go backwards: it stands for {measured.to_dict()} of "
-                f"{made}, and this is {ours.to_dict()} of {mine}",
-                hint="publish the newer one, or leave the channel out of the matrix",
-            )
-
-    # What is attached
-
-    def _attach(self, item: Item) -> None:
-        """Attach the seal, the SBOM and the provenance that are not there; others' stay."""
-        digest = item.image.digest
-        held = [one for one in self.signer.trust.statements(self.to, digest) if one.verified]
+    def _attest(self, item: Item, image: PlatformImage) -> None:
+        """Attach the seal, the SBOM and the provenance, where missing; those of others stay."""
         for statement in self._statements(item):
-            kind = str(statement["predicateType"])
-            same = [one for one in held if one.kind == kind]
-            if any(one.predicate == statement["predicate"] for one in same):
+            predicate_type = str(statement["predicateType"])
+            existing = [a.predicate for a in image.verified(predicate_type)]
+            if statement["predicate"] in existing:
                 continue
-            # There is one SBOM and one provenance; test results add up.
-            replace = bool(same) and kind != seal.TEST_RESULT
-            self.signer.attest(self.to, digest, statement, replace=replace)
-            self.added.append(f"{item.plan.platform} {remote.NAMES[kind].removeprefix('the ')}")
+            # An image has one SBOM and one provenance, but any number of test results.
+            replace = bool(existing) and predicate_type != seal.TEST_RESULT
+            self.signer.attest(self.to, image.digest, statement, replace=replace)
+            self.added.append(f"{item.plan.platform} {remote.NAMES[predicate_type]}")
 
     def _statements(self, item: Item) -> Iterator[Mapping[str, Any]]:
-        passed = [
-            one for one in item.verdict.statements
-            if one.statement["predicate"]["result"] == "PASSED"
-        ]  # fmt: skip
-        # What is published stands on what never failed: a stranger must not have to weigh it.
-        policy.judge(passed, item.image.digest, item.verdict.statements[-1].plan, item.required)
-        for one in passed:
-            yield one.statement
         digest, name = item.image.digest, item.plan.image
-        yield provenance.statement(sbom.PREDICATE, name, digest, item.bill)
-        made = provenance.predicate(item.plan, item.image, item.measured, item.verdict)
-        yield provenance.statement(provenance.PREDICATE, name, digest, made)
+        passed = [result for result in item.verdict.results if result.passed]
+        # The published results must suffice without those that say FAILED.
+        policy.judge(passed, digest, item.verdict.newest.checksum("plan"), item.required)
+        for result in passed:
+            yield result.statement
+        yield seal.in_toto(sbom.PREDICATE, name, digest, item.sbom)
+        source = provenance.predicate(item.plan, item.image, item.measured, item.verdict)
+        yield seal.in_toto(provenance.PREDICATE, name, digest, source)
 
-    def _sign(self, digest: str, tags: Sequence[str], what: str) -> None:
-        """Sign the digest, and the tags that it has and had."""
-        held = self.signer.trust.signatures(self.to, digest) or ()
-        mine = [one for one in held if one.digest == digest]
-        known = {tag for one in mine for tag in one.tags}
-        if not mine or not set(tags) <= known:
+    def _sign(
+        self, digest: str, signatures: Sequence[Signature] | None, tags: Sequence[str], what: str
+    ) -> None:
+        """Sign the digest with these tags and those that it was signed for before."""
+        own = [signature for signature in signatures or () if signature.digest == digest]
+        known = {tag for signature in own for tag in signature.tags}
+        if not own or not set(tags) <= known:
             self.signer.sign(self.to, digest, known | set(tags))
             self.added.append(f"{what} signature")
 
-    def _ask_as_a_stranger(self, digest: str) -> None:
-        """See that what is there now is what anybody may believe."""
-        at = Reference(place=self.to.place, tag=None, digest=digest)
-        needs = {item.image.digest: item.required for item in self.items}
-        there = remote.read(at, self.to, self.signer.trust)
-        remote.judge(there, lambda one: needs[one.digest])
-        remote.whole_blobs(there, self.to, deep=False)
+    def _verify(self, published: RemoteImage) -> None:
+        """Verify it as any other client does."""
+        required = {item.image.digest: item.required for item in self.items}
+        remote.judge(published, lambda image: required[image.digest])
+        remote.check_blobs(published, self.to, deep=False)
+
+    # Tags
+
+    def _set_tags(self, digest: str, tags: Sequence[str]) -> dict[str, Change]:
+        """Set the tags, after all of them were checked, and read the changed ones back."""
+        before = {tag: self.to.digest_of(tag) for tag in tags}
+        changed = {tag: old for tag, old in before.items() if old != digest}
+        for tag, old in changed.items():
+            if old is not None:
+                self._check_move(tag, old)
+        for tag in changed:
+            self.to.tag(digest, tag)
+        for tag in changed:
+            now = self.to.digest_of(tag)
+            if now != digest:
+                raise RegistryError(
+                    f"{self.to.place}:{tag} was set to {str(now)[:19]} by another client",
+                    hint="look at it (python build.py inspect), and run the same command again; "
+                    f"the image stays as {self.to.place}@{digest[:19]}…",
+                )
+        return {
+            tag: Change.UNCHANGED
+            if tag not in changed
+            else Change.NEW if old is None else Change.MOVED
+            for tag, old in before.items()
+        }  # fmt: skip
+
+    def _check_move(self, tag: str, digest: str) -> None:
+        """Refuse to move a tag to an older image, or from an image that we did not publish."""
+        reference = Reference(place=self.to.place, tag=None, digest=digest)
+        try:
+            current = remote.read(reference, self.to, self.signer.trust)
+            images = remote.judge(current, lambda _: Required(tiers=()))
+            measured = agree((i.image.platform, i.measured) for i in images)
+        except PublishedError as error:
+            raise RegistryError(
+                f"{self.to.place}:{tag} is {digest[:19]}, which was not published with this key",
+                hint="remove that tag in the registry, or publish to another repository",
+                detail=error.message,
+            ) from None
+        new = self.items[0].measured
+        created = max(str(verified.image.config.get("created")) for verified in images)
+        new_created = max(str(item.image.config.get("created")) for item in self.items)
+        if (measured.order, created) > (new.order, new_created):
+            raise RegistryError(
+                f"{self.to.place}:{tag} is newer: it is {measured.to_dict()} of {created}, and "
+                f"this is {new.to_dict()} of {new_created}",
+                hint="publish the newer one, or remove the channel from the matrix",
+            )

@@ -1,10 +1,10 @@
-"""What a registry holds, and whether it may be believed: asked of the registry alone."""
+"""Reads a published image from its registry, and verifies it: nothing else is trusted."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparkimage.config.address import Place, image_name
@@ -13,23 +13,23 @@ from sparkimage.core.errors import GateError, PublishedError
 from sparkimage.core.progress import Moved
 from sparkimage.image.settings import Settings
 from sparkimage.registry import provenance, sbom, tags
-from sparkimage.registry.cosign import Signature, Statement, Trust
-from sparkimage.registry.skopeo import Document, Repository
+from sparkimage.registry.cosign import Attestation, Signature, Trust
+from sparkimage.registry.skopeo import Manifest, Repository
 from sparkimage.registry.tags import Measured
 from sparkimage.verify import policy, seal
 from sparkimage.verify.policy import Required
 from sparkimage.verify.seal import Result, Verdict
 
-NAMES = {
-    seal.TEST_RESULT: "the seal", sbom.PREDICATE: "the SBOM",
-    provenance.PREDICATE: "the provenance",
-}  # fmt: skip
-"""What the kinds of statements are called."""
+NAMES = {seal.TEST_RESULT: "seal", sbom.PREDICATE: "SBOM", provenance.PREDICATE: "provenance"}
+"""The predicate types that are verified, with what they are called."""
+PLATFORMS_MAX = 16
+"""Most images of an index: each of them costs about ten starts of skopeo and cosign."""
+REPUBLISH = "publish the image again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """An image of a registry: by its tag, by its digest, or both."""
+    """An image in a registry: by its tag, by its digest, or both."""
 
     place: Place
     tag: str | None
@@ -37,7 +37,7 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Read it as the Docker CLI does: without a tag and a digest it is ``latest``."""
+        """Parse it as the Docker CLI does: without a tag and a digest it is ``latest``."""
         name = image_name(text)
         tag = name.tag or (None if name.digest else "latest")
         return cls(place=Place.parse(text), tag=tag, digest=name.digest)
@@ -48,15 +48,15 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """One platform's image, as the registry has it. Nothing of it is believed yet."""
+class PlatformImage:
+    """The image of one platform in a registry, not verified yet."""
 
     digest: str
     manifest: Mapping[str, Any]
     config: Mapping[str, Any]
     signatures: tuple[Signature, ...] | None
-    """Those that count; None where there is none at all."""
-    statements: tuple[Statement, ...]
+    """The verified ones; None where no signature is attached."""
+    attestations: tuple[Attestation, ...]
 
     @property
     def platform(self) -> str:
@@ -72,136 +72,164 @@ class Reading:
 
     @property
     def lock(self) -> str:
-        """The lock's checksum, as the image's label says it."""
+        """sha256 of the lock, by the image's label."""
         return self.labels.get(f"{LABEL}lock", "").removeprefix("sha256:")
 
     @property
     def size(self) -> int:
         return sum(int(layer["size"]) for layer in self.manifest["layers"])
 
-    def of(self, kind: str) -> tuple[Statement, ...]:
-        return tuple(one for one in self.statements if one.kind == kind)
+    def of_type(self, predicate_type: str) -> tuple[Attestation, ...]:
+        return tuple(a for a in self.attestations if a.predicate_type == predicate_type)
+
+    def verified(self, predicate_type: str) -> list[Attestation]:
+        return [a for a in self.of_type(predicate_type) if a.verified]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteImage:
-    """What a reference stands for: the images of an index, or the one manifest."""
+    """The target of a reference: the images of an index, or one image."""
 
     reference: Reference
-    digest: str
-    document: Document
+    document: Manifest
     signatures: tuple[Signature, ...] | None
-    """As of a ``Reading``: over the index, or over the one manifest."""
-    images: tuple[Reading, ...]
+    """As in ``PlatformImage``: of the index, or of the one image."""
+    images: tuple[PlatformImage, ...]
 
     @property
-    def is_index(self) -> bool:
-        return self.document.is_index
+    def digest(self) -> str:
+        return self.document.digest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What is believed of one platform's image."""
+class VerifiedImage:
+    """The image of one platform, verified."""
 
-    reading: Reading
+    image: PlatformImage
     verdict: Verdict
     measured: Measured
 
 
 def read(reference: Reference, repository: Repository, trust: Trust) -> RemoteImage:
-    """Read what ``reference`` stands for, each document proven against its digest.
+    """Read the target of ``reference``; each manifest and config is verified against its digest.
 
     Raises ``PublishedError`` for what is missing or damaged.
     """
-    named = reference.digest or str(reference.tag)
-    document = repository.manifest(named)
+    target = reference.digest or str(reference.tag)
+    document = repository.manifest(target)
     if document is None:
+        shown = sorted(tag for tag in repository.tags() if not tag.startswith("sha256-"))[-8:]
         raise PublishedError(
-            f"{repository.place} has no {named}",
-            hint="there are " + (", ".join(_shown(repository.tags())) or "no tags in it"),
+            f"{repository.place} has no {target}",
+            hint=f"its tags: {', '.join(shown) or 'none'}",
         )
     if not document.is_index:
-        one = _image(repository, document, trust)
-        return RemoteImage(
-            reference=reference, digest=document.digest, document=document,
-            signatures=one.signatures, images=(one,),
-        )  # fmt: skip
-    images = []
-    for entry in document.content.get("manifests") or ():
-        platform = entry.get("platform") or {}
-        said = f"{platform.get('os')}/{platform.get('architecture')}"
-        held = repository.manifest(str(entry.get("digest")))
-        if held is None:
-            raise PublishedError(
-                f"the index {document.digest[:19]} of {repository.place} names {said}, and its "
-                f"image {str(entry.get('digest'))[:19]} is not there",
-                hint="publish all of its platforms again",
-            )
-        one = _image(repository, held, trust)
-        if one.platform != said:
-            raise PublishedError(
-                f"the index {document.digest[:19]} names {said}, and its image is for "
-                f"{one.platform}",
-                hint="publish all of its platforms again",
-            )
-        images.append(one)
-    if not images:
-        raise PublishedError(
-            f"the index {document.digest[:19]} of {repository.place} is empty",
-            hint="publish its platforms again",
-        )
+        images = [_image(repository, document, trust)]
+        signatures = images[0].signatures
+    else:
+        images = _images(repository, document, trust)
+        signatures = trust.signatures(repository, document.digest)
     return RemoteImage(
-        reference=reference, digest=document.digest, document=document,
-        signatures=trust.signatures(repository, document.digest), images=tuple(images),
-    )  # fmt: skip
-
-
-def _image(repository: Repository, document: Document, trust: Trust) -> Reading:
-    manifest = document.content
-    try:
-        described = manifest["config"]
-        with repository.blobs(document.digest) as blobs:
-            read = blobs.read(str(described["digest"]), int(described["size"]))
-            config = json.loads(b"".join(read))
-        assert isinstance(manifest["layers"], list)
-    except (AssertionError, KeyError, TypeError, ValueError):
-        raise PublishedError(
-            f"{document.digest[:19]} of {repository.place} is no image",
-            hint="publish the image again",
-        ) from None
-    return Reading(
-        digest=document.digest,
-        manifest=manifest,
-        config=config,
-        signatures=trust.signatures(repository, document.digest),
-        statements=trust.statements(repository, document.digest),
+        reference=reference, document=document, signatures=signatures, images=tuple(images)
     )
 
 
-def _shown(tags: Sequence[str]) -> list[str]:
-    return sorted(tag for tag in tags if not tag.startswith("sha256-"))[-8:]
+def refresh(remote: RemoteImage, repository: Repository, trust: Trust) -> RemoteImage:
+    """Read the signatures and attestations of ``remote`` again. Raises as ``read``."""
+    images = [
+        replace(
+            image,
+            signatures=trust.signatures(repository, image.digest),
+            attestations=trust.attestations(repository, image.digest, NAMES),
+        )
+        for image in remote.images
+    ]
+    signatures = images[0].signatures
+    if remote.document.is_index:
+        signatures = trust.signatures(repository, remote.digest)
+    return replace(remote, signatures=signatures, images=tuple(images))
 
 
-# What is believed
+def _images(repository: Repository, index: Manifest, trust: Trust) -> list[PlatformImage]:
+    name, hint = f"the index {index.digest[:19]}", "publish all of its platforms again"
+    try:
+        entries = [
+            (f"{entry['platform']['os']}/{entry['platform']['architecture']}", str(entry["digest"]))
+            for entry in index.content["manifests"]
+        ]
+    except (KeyError, TypeError):
+        raise PublishedError(f"{name} of {repository.place} is not valid", hint=hint) from None
+    if not 0 < len(entries) <= PLATFORMS_MAX:
+        raise PublishedError(
+            f"{name} of {repository.place} has {len(entries)} images, not 1 to {PLATFORMS_MAX}",
+            hint=hint,
+        )
+    images = []
+    for listed, digest in entries:
+        manifest = repository.manifest(digest)
+        if manifest is None:
+            raise PublishedError(
+                f"{name} of {repository.place} lists {listed}, but its image {digest[:19]} does "
+                "not exist",
+                hint=hint,
+            )
+        image = _image(repository, manifest, trust)
+        if image.platform != listed:
+            raise PublishedError(
+                f"{name} lists {listed}, but its image is for {image.platform}", hint=hint
+            )
+        images.append(image)
+    return images
+
+
+def _image(repository: Repository, document: Manifest, trust: Trust) -> PlatformImage:
+    manifest = document.content
+    try:
+        config = manifest["config"]
+        with repository.blobs(document.digest) as blobs:
+            data = b"".join(blobs.read(str(config["digest"]), int(config["size"])))
+        image = PlatformImage(
+            digest=document.digest, manifest=manifest, config=json.loads(data), signatures=None,
+            attestations=(),
+        )  # fmt: skip
+        # Raise here for what is missing in them.
+        _ = image.size, image.platform, image.labels
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise PublishedError(
+            f"{document.digest[:19]} of {repository.place} is not an image", hint=REPUBLISH
+        ) from None
+    return replace(
+        image,
+        signatures=trust.signatures(repository, document.digest),
+        attestations=trust.attestations(repository, document.digest, NAMES),
+    )
+
+
+# Verification
 
 
 def judge(
-    whole: RemoteImage, required: Callable[[Reading], Required], *, lock: str | None = None
-) -> tuple[Facts, ...]:
-    """What may be believed of each platform. Raises ``PublishedError`` with the reason.
+    remote: RemoteImage,
+    required: Callable[[PlatformImage], Required],
+    *,
+    lock: str | None = None,
+) -> tuple[VerifiedImage, ...]:
+    """Verify the signatures and attestations of each platform. Raises ``PublishedError``.
 
-    ``lock`` is the checksum that the lock must have, where the caller knows it.
+    ``lock`` is the expected sha256 of the lock, where the caller knows it.
     """
-    believe(whole.signatures, whole.digest, whole.reference)
-    facts = tuple(_facts(one, whole.reference, required(one), lock) for one in whole.images)
-    tag = whole.reference.tag
-    if tag is not None:
-        _right_tag(tag, whole, facts)
-    return facts
+    _check_signature(remote.signatures, remote.digest, remote.reference)
+    images = tuple(
+        _verified(image, remote.reference, required(image), lock) for image in remote.images
+    )
+    if remote.reference.tag is not None:
+        _check_tag(remote.reference.tag, remote, images)
+    return images
 
 
-def believe(signatures: Sequence[Signature] | None, digest: str, reference: Reference) -> None:
-    """See that a trusted key signed this digest. Raises ``PublishedError``."""
+def _check_signature(
+    signatures: Sequence[Signature] | None, digest: str, reference: Reference
+) -> None:
     short = digest[:19]
     if signatures is None:
         raise PublishedError(
@@ -211,181 +239,169 @@ def believe(signatures: Sequence[Signature] | None, digest: str, reference: Refe
     if not signatures:
         raise PublishedError(
             f"{short} of {reference.place} is signed by a key that is not trusted here",
-            hint="--key FILE names the publisher's public key (PEM)",
+            hint="pass the publisher's public key (PEM): --key FILE",
         )
-    if not any(one.digest == digest for one in signatures):
+    if not any(signature.digest == digest for signature in signatures):
         raise PublishedError(
             f"the signature of {short} is of another image, {signatures[0].digest[:19]}",
-            hint="somebody moved it there: publish the image again",
+            hint=f"it was copied from there: {REPUBLISH}",
         )
 
 
-def _facts(one: Reading, reference: Reference, required: Required, lock: str | None) -> Facts:
-    believe(one.signatures, one.digest, reference)
-    short = one.digest[:19]
-    for statement in one.statements:
-        if statement.verified and statement.subject != one.digest:
+def _verified(
+    image: PlatformImage, reference: Reference, required: Required, lock: str | None
+) -> VerifiedImage:
+    _check_signature(image.signatures, image.digest, reference)
+    short = image.digest[:19]
+    for attestation in image.attestations:
+        if attestation.verified and attestation.subject != image.digest:
             raise PublishedError(
-                f"an attestation of {short} ({NAMES.get(statement.kind, statement.kind)}) is of "
-                f"another image, {statement.subject[:19] or 'or of several'}",
-                hint="somebody moved it there: publish the image again",
+                f"an attestation of {short} (the {NAMES[attestation.predicate_type]}) is of "
+                f"another image, {attestation.subject[:19] or 'or of several'}",
+                hint=f"it was copied from there: {REPUBLISH}",
             )
-    verdict = _verdict(one, required)
-    source = _only(one, provenance.PREDICATE)
-    _only(one, sbom.PREDICATE)
+    verdict = _verdict(image, required)
+    source = _predicate(image, provenance.PREDICATE)
+    _predicate(image, sbom.PREDICATE)
     try:
-        said = source["buildDefinition"]["internalParameters"]["lock"]["sha256"]
+        source_lock = str(source["buildDefinition"]["internalParameters"]["lock"]["sha256"])
         measured = provenance.measured_of(source)
     except (KeyError, TypeError):
         raise PublishedError(
-            f"the provenance of {short} says no lock or no versions",
-            hint="publish it again",
+            f"the provenance of {short} has no lock or no versions", hint=REPUBLISH
         ) from None
-    seen = {"its label": one.lock, "its provenance": str(said), "its seal": _locks(verdict)}
+    sealed = sorted({result.checksum("lock") for result in verdict.results})
+    locks = {"label": image.lock, "provenance": source_lock, "seal": ", ".join(sealed)}
     if lock is not None:
-        seen["the lock here"] = lock
-    if len(set(seen.values())) > 1:
+        locks["local lock"] = lock
+    if len(set(locks.values())) > 1:
         raise PublishedError(
-            f"the lock's checksum of {short} is not the same everywhere",
-            detail="\n".join(f"{where}: {value[:16]}" for where, value in seen.items()),
+            f"the lock's checksums of {short} differ",
+            detail="\n".join(f"{name}: {value[:16] or 'none'}" for name, value in locks.items()),
             hint="it was built from another lock: publish what is locked now",
         )
-    return Facts(reading=one, verdict=verdict, measured=measured)
+    return VerifiedImage(image=image, verdict=verdict, measured=measured)
 
 
-def results(one: Reading) -> tuple[Result, ...]:
-    """The seal's statements that count, oldest first. Raises ``PublishedError``."""
+def results(image: PlatformImage) -> tuple[Result, ...]:
+    """The verified test results, oldest first. Raises ``PublishedError``."""
+    statements = [attestation.statement for attestation in image.verified(seal.TEST_RESULT)]
     try:
-        found = seal.read(
-            [statement.content for statement in one.of(seal.TEST_RESULT) if statement.verified],
-            one.digest,
-        )
+        parsed = seal.parse(statements, image.digest)
     except GateError as refusal:
-        raise PublishedError(refusal.message, hint="publish the image again") from None
-    return tuple(sorted(found, key=lambda result: str(result.statement["predicate"]["finished"])))
+        raise PublishedError(refusal.message, hint=REPUBLISH) from None
+    return tuple(sorted(parsed, key=lambda result: result.finished))
 
 
-def _verdict(one: Reading, required: Required) -> Verdict:
-    short = one.digest[:19]
-    found = results(one)
+def _verdict(image: PlatformImage, required: Required) -> Verdict:
+    short = image.digest[:19]
+    found = results(image)
     if not found:
-        raise _absent(one, seal.TEST_RESULT, f"{short} has no seal")
+        raise _missing(image, seal.TEST_RESULT, f"{short} has no seal")
     for result in found:
-        said = result.statement["predicate"]
-        if said["result"] != "PASSED":
+        if not result.passed:
+            failed = result.predicate["failedTests"]
             beside = " beside one that says PASSED" if len(found) > 1 else ""
             raise PublishedError(
-                f"the seal of {short} says FAILED{beside}: {len(said['failedTests'])} checks, "
-                f"{said['finished']}",
-                detail="\n".join(f"✗ {name}" for name in said["failedTests"]),
-                hint="do not use this image; prove it where it was built and publish it again",
+                f"the seal of {short} says FAILED{beside}: {len(failed)} checks, {result.finished}",
+                detail="\n".join(f"✗ {name}" for name in failed),
+                hint="do not use this image; verify it where it was built and publish it again",
             )
     try:
-        decision = policy.judge(found, one.digest, found[-1].plan, required)
+        decision = policy.judge(found, image.digest, found[-1].checksum("plan"), required)
     except GateError as refusal:
         raise PublishedError(
             refusal.message, detail=refusal.detail,
-            hint="prove it where it was built, and publish it again",
+            hint="verify it where it was built, and publish it again",
         ) from None  # fmt: skip
     assert decision.verdict is not None
     return decision.verdict
 
 
-def _only(one: Reading, kind: str) -> Mapping[str, Any]:
-    """The predicate of the one statement of a kind that counts."""
-    found = [statement for statement in one.of(kind) if statement.verified]
-    if len(found) != 1:
-        what = NAMES[kind].removeprefix("the ")
-        why = f"{one.digest[:19]} has {len(found) or 'no'} {what} that is believed"
-        raise _absent(one, kind, why)
-    return found[0].predicate
+def _predicate(image: PlatformImage, predicate_type: str) -> Mapping[str, Any]:
+    """The predicate of the only verified attestation of a type."""
+    verified = image.verified(predicate_type)
+    if len(verified) != 1:
+        why = f"{image.digest[:19]} has {len(verified) or 'no'} verified {NAMES[predicate_type]}"
+        raise _missing(image, predicate_type, why)
+    return verified[0].predicate
 
 
-def _absent(one: Reading, kind: str, why: str) -> PublishedError:
-    """The error for a kind of which not one statement counts."""
-    if any(said.verified for said in one.of(kind)) or not one.of(kind):
-        return PublishedError(why, hint="publish the image again")
+def _missing(image: PlatformImage, predicate_type: str, why: str) -> PublishedError:
+    """The error where not exactly one attestation of a type is verified."""
+    if image.verified(predicate_type) or not image.of_type(predicate_type):
+        return PublishedError(why, hint=REPUBLISH)
     return PublishedError(
-        f"{NAMES[kind]} of {one.digest[:19]} is signed by a key that is not trusted here, or was "
-        "edited",
-        hint="--key FILE names the publisher's public key (PEM)",
+        f"the {NAMES[predicate_type]} of {image.digest[:19]} is signed by a key that is not "
+        "trusted here, or was edited",
+        hint="pass the publisher's public key (PEM): --key FILE",
     )
 
 
-def _locks(verdict: Verdict) -> str:
-    found = {
-        str(entry["digest"]["sha256"])
-        for one in verdict.statements
-        for entry in one.statement["predicate"]["configuration"]
-        if entry["name"] == "lock"
-    }
-    return ", ".join(sorted(found)) or "none"
-
-
-def version_tag(facts: Sequence[Facts]) -> str:
-    """The tag that these platforms' images have by what was measured."""
-    measured = tags.agree((one.reading.platform, one.measured) for one in facts)
-    locks = {one.reading.platform: one.reading.lock for one in facts}
-    return tags.version_tag(measured, tags.joint_checksum(locks))
-
-
-def _right_tag(tag: str, whole: RemoteImage, facts: Sequence[Facts]) -> None:
+def _check_tag(tag: str, remote: RemoteImage, images: Sequence[VerifiedImage]) -> None:
     signed = {
-        name for one in whole.signatures or () if one.digest == whole.digest for name in one.tags
-    }  # fmt: skip
+        signed_tag
+        for signature in remote.signatures or ()
+        if signature.digest == remote.digest
+        for signed_tag in signature.tags
+    }
     if tag in signed:
         return
+    measured = tags.agree((verified.image.platform, verified.measured) for verified in images)
+    locks = {verified.image.platform: verified.image.lock for verified in images}
+    version_tag = tags.version_tag(measured, tags.joint_checksum(locks))
     raise PublishedError(
-        f"{whole.reference.place}:{tag} was moved: it stands for {whole.digest[:19]} "
-        f"({version_tag(facts)}), which was signed for {', '.join(sorted(signed)) or 'no tag'}",
-        hint="ask for the image by its own tag or digest, and find out who moved this one",
+        f"{remote.reference.place}:{tag} was moved: it is now {remote.digest[:19]} "
+        f"({version_tag}), which was signed for {', '.join(sorted(signed)) or 'no tag'}",
+        hint="use the image's own tag or digest, and find out who moved this tag",
     )
 
 
-def whole_blobs(
-    whole: RemoteImage, repository: Repository, *, deep: bool, moved: Moved = lambda _: None
+def check_blobs(
+    remote: RemoteImage, repository: Repository, *, deep: bool, moved: Moved = lambda _: None
 ) -> None:
-    """See that every blob is there in its size; ``deep`` reads and proves them all.
+    """Check that every blob exists with its size; ``deep`` reads and verifies them all.
 
-    Raises ``PublishedError``.
+    ``moved`` takes the number of bytes that were read. Raises ``PublishedError``.
     """
-    seen = set()
-    for one in whole.images:
-        with repository.blobs(one.digest) as blobs:
-            for blob in (one.manifest["config"], *one.manifest["layers"]):
+    checked = set()
+    for image in remote.images:
+        with repository.blobs(image.digest) as blobs:
+            for blob in (image.manifest["config"], *image.manifest["layers"]):
                 digest, size = str(blob["digest"]), int(blob["size"])
-                if digest in seen:
+                if digest in checked:
                     continue
-                seen.add(digest)
+                checked.add(digest)
                 if not deep:
                     blobs.check(digest, size)
                     continue
-                for piece in blobs.read(digest, size):
-                    moved(len(piece))
+                for chunk in blobs.read(digest, size):
+                    moved(len(chunk))
 
 
 def verify(
     text: str,
     trust: Trust,
-    required: Callable[[Reading], Required],
+    required: Callable[[PlatformImage], Required],
     *,
     digest: str | None = None,
     lock: str | None = None,
     deep: bool = False,
     moved: Moved = lambda _: None,
-) -> tuple[RemoteImage, tuple[Facts, ...]]:
-    """The one question before anything of a registry is used. Raises ``PublishedError``.
+) -> tuple[RemoteImage, tuple[VerifiedImage, ...]]:
+    """Verify a published image, before anything of it is used. Raises ``PublishedError``.
 
-    ``digest`` is of an image that must be among those that ``text`` stands for.
+    ``digest`` is of an image that must be the target of the reference ``text``, or in its index;
+    the other arguments are those of ``judge`` and ``check_blobs``.
     """
     reference = Reference.parse(text)
     repository = Repository(place=reference.place, tools=trust.tools)
-    whole = read(reference, repository, trust)
-    facts = judge(whole, required, lock=lock)
-    if digest is not None and digest not in {whole.digest, *(i.digest for i in whole.images)}:
+    remote = read(reference, repository, trust)
+    images = judge(remote, required, lock=lock)
+    if digest is not None and digest not in {remote.digest, *(i.digest for i in remote.images)}:
         raise PublishedError(
-            f"{reference} stands for {whole.digest[:19]}, not for {digest[:19]}",
+            f"{reference} is {remote.digest[:19]}, not {digest[:19]}",
             hint="publish the image first",
         )
-    whole_blobs(whole, repository, deep=deep, moved=moved)
-    return whole, facts
+    check_blobs(remote, repository, deep=deep, moved=moved)
+    return remote, images

@@ -1,7 +1,7 @@
-"""A repository of a registry, read and written by skopeo.
+"""A repository of a registry, read and written by skopeo: https://github.com/containers/skopeo.
 
-https://github.com/containers/skopeo. Manifests come from ``skopeo inspect --raw``, blobs from its
-image proxy, which streams them without a copy on disk; both are proven against their digests.
+Manifests are read by ``skopeo inspect --raw``, blobs by its image proxy, which streams them without
+a copy on disk; both are verified against their digests.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.resources import files
 from typing import Any, TypeVar
+
+import yaml
 
 from sparkimage.config.address import Place
 from sparkimage.core.errors import (
@@ -32,50 +36,37 @@ from sparkimage.registry.tools import Tools
 T = TypeVar("T")
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 RETRIES = 4
-"""So often what can pass is tried again, after 1, 2, 4… seconds; blobs that have arrived stay."""
+"""Retries after network errors, after 1, 2, 4… seconds; uploaded blobs stay."""
 READ = 1 << 20
 REPLY_MAX = 1 << 16
-"""Bytes of a reply of the image proxy."""
+"""Most bytes of a reply of the image proxy."""
 ABSENT = re.compile(
     r"manifest unknown|name unknown|not known to registry|unknown: .*not found|\b404\b",
     re.IGNORECASE,
 )
-DENIED = r"denied|\b403\b|Forbidden"
-UNAUTHORIZED = r"(?i)unauthorized|authentication required|invalid username/password|\b401\b"
-PASSING = (
-    r"(?i)connection re(?:fused|set)|no such host|timeout|timed out|EOF|broken pipe|i/o"
-    r"|unreachable|closed network|server misbehaving|\b5\d\d\b|\b429\b|too ?many ?requests"
-)
-FAILURES: Sequence[tuple[str, type[SparkError], str, str]] = (
-    (
-        r"x509|failed to verify certificate", RegistryError,
-        "the certificate of {registry} is not trusted here",
-        "put its CA into {certificates}/ca.crt, or name a bundle with SSL_CERT_FILE",
-    ),
-    (
-        r"(?i)no space left|disk quota|\b507\b", RegistryError,
-        "{registry} has no room left ({what})",
-        "its operator must free some; what has arrived stays, and no tag was moved",
-    ),
-    (UNAUTHORIZED, RegistryError, "{registry} {login}", "docker login {registry}"),
-    (
-        DENIED, RegistryError,
-        "{registry} does not let this login write to {repository} ({what})",
-        "docker login {registry} with an account that may, or ask its operator",
-    ),
-    (
-        PASSING, NetworkError, "{registry} does not answer, or breaks off ({what})",
-        "run the same command again when it is well: what has arrived there stays",
-    ),
-    ("", RegistryError, "{registry} refuses {what}", "look at what it says below"),
-)  # fmt: skip
-"""What skopeo and cosign say when they fail: the first that fits, the error, its message and hint.
-"""
+DENIED = re.compile(r"denied|\b403\b|forbidden", re.IGNORECASE)
+UNAUTHORIZED = re.compile(r"unauthorized|authentication required|\b401\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Document:
-    """A manifest as the registry has it, byte for byte."""
+class KnownError:
+    """An error of skopeo or cosign, by a pattern of its output: an entry of ``registry.yaml``."""
+
+    pattern: str
+    message: str
+    hint: str
+    transient: bool = False
+
+
+@cache
+def _known_errors() -> tuple[KnownError, ...]:
+    text = files("sparkimage").joinpath("data", "registry.yaml").read_text("utf-8")
+    return tuple(KnownError(**entry) for entry in yaml.safe_load(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A manifest or an index, byte for byte."""
 
     data: bytes
 
@@ -85,12 +76,12 @@ class Document:
 
     @property
     def content(self) -> dict[str, Any]:
-        """Its JSON; empty for what is none."""
+        """Its JSON; empty where it is not valid."""
         try:
-            read = json.loads(self.data)
+            content = json.loads(self.data)
         except ValueError:
-            read = None
-        return read if isinstance(read, dict) else {}
+            content = None
+        return content if isinstance(content, dict) else {}
 
     @property
     def is_index(self) -> bool:
@@ -99,15 +90,15 @@ class Document:
 
 
 @dataclass(kw_only=True)
-class Copied:
-    """What became of an image's blobs."""
+class BlobCounts:
+    """What a copy did with the blobs of an image."""
 
     uploaded: int = 0
     mounted: int = 0
-    there: int = 0
-    """Those that the repository had."""
+    existing: int = 0
+    """Blobs that the repository already had."""
     bytes: int = 0
-    """Of those that were uploaded."""
+    """Size of the uploaded ones."""
 
 
 @dataclass(kw_only=True)
@@ -118,7 +109,7 @@ class Repository:
     tools: Tools
     retries: int = RETRIES
     pause: Callable[[float], None] = time.sleep
-    """Waits for so many seconds before something is tried again."""
+    """Waits for so many seconds before a retry."""
     access: Access = field(init=False)
 
     def __post_init__(self) -> None:
@@ -126,7 +117,7 @@ class Repository:
 
     @property
     def program(self) -> tuple[str, ...]:
-        """The words that start skopeo; what is copied is judged here and by cosign, not by it."""
+        """The command line of skopeo. Its policy is off: signatures are verified by cosign."""
         return (*self.tools.skopeo, "--insecure-policy")
 
     @property
@@ -135,75 +126,75 @@ class Repository:
 
     # Manifests
 
-    def ready(self) -> bool:
-        """See that the registry answers and takes the login; whether the repository can be read.
+    @cached_property
+    def readable(self) -> bool:
+        """Whether the repository could be read when this was first asked.
 
-        Some registries deny to read what does not exist yet. Raises as ``manifest``.
+        Some registries deny access to a repository that does not exist yet. Raises as ``manifest``
+        where the registry does not answer or refuses the login.
         """
         try:
             self.manifest("latest")
         except RegistryError as error:
-            if not (self.access.user and re.search(DENIED, error.detail)):
+            if not (self.access.user and DENIED.search(error.detail)):
                 raise
             return False
         return True
 
-    def manifest(self, reference: str) -> Document | None:
-        """What a tag or a digest stands for; None where there is nothing.
+    def manifest(self, reference: str) -> Manifest | None:
+        """The manifest or index of a tag or a digest; None where there is none.
 
-        Raises ``PublishedError`` when it is not what the digest says, ``RegistryError`` for a
-        definite refusal, ``NetworkError`` where the registry does not answer.
+        Raises ``PublishedError`` when it does not have that digest, ``RegistryError`` when the
+        registry refuses, ``NetworkError`` when it does not answer.
         """
         argv = [*self.program, "inspect", "--raw", *self.access.skopeo, self._name(reference)]
 
-        def inspect() -> Document | None:
-            done = self.runner.run(argv, env=self.access.environment, check=False)
-            if done.returncode == 0:
-                return Document(data=done.stdout.encode())
-            if ABSENT.search(done.stderr) and not re.search(UNAUTHORIZED, done.stderr):
+        def inspect() -> Manifest | None:
+            process = self.runner.run(argv, env=self.access.environment, check=False)
+            if process.returncode == 0:
+                return Manifest(data=process.stdout.encode())
+            if ABSENT.search(process.stderr) and not UNAUTHORIZED.search(process.stderr):
                 return None
-            raise self.failure(done.stderr, f"the manifest {reference}")
+            raise self.error(process.stderr, f"the manifest {reference}")
 
-        found = self._retried(inspect)
-        if found is None:
-            return None
-        if ":" in reference and found.digest != reference:
+        manifest = self._retry(inspect)
+        if manifest is not None and ":" in reference and manifest.digest != reference:
             raise PublishedError(
-                f"{self.place} answers {found.digest[:19]} for the manifest {reference[:19]}",
-                hint="its storage is damaged, or somebody stands between: publish it again",
+                f"{self.place} returns {manifest.digest[:19]} for the manifest {reference[:19]}",
+                hint="its storage is damaged, or a proxy changes manifests: publish it again",
             )
-        return found
+        return manifest
 
     def digest_of(self, tag: str) -> str | None:
-        """The digest that a tag stands for now."""
-        found = self.manifest(tag)
-        return None if found is None else found.digest
+        """The current digest of a tag."""
+        manifest = self.manifest(tag)
+        return None if manifest is None else manifest.digest
 
     def tags(self) -> list[str]:
         """The tags of the repository; none where it does not exist."""
         argv = [*self.program, "list-tags", *self.access.skopeo, f"docker://{self.place}"]
-        done = self.runner.run(argv, env=self.access.environment, check=False)
-        return list(json.loads(done.stdout)["Tags"]) if done.returncode == 0 else []
+        process = self.runner.run(argv, env=self.access.environment, check=False)
+        return list(json.loads(process.stdout)["Tags"]) if process.returncode == 0 else []
 
     def copy(
         self, store: Store, image: Descriptor, moved: Callable[[str], None] = lambda _: None
-    ) -> Copied:
-        """Bring an image of the store, or an index whose images are there, by its digest alone.
+    ) -> BlobCounts:
+        """Copy an image of the store, or an index whose images were copied, by digest only.
 
-        Blobs that the registry has are not sent again; those that another repository of it has are
-        mounted. ``moved`` takes the digest of each one that is there. Raises ``StoreError`` for a
-        blob that is corrupt here, which never becomes one of the registry; else as ``manifest``.
+        Blobs that the repository has are skipped; those of another repository of the registry are
+        mounted. ``moved`` takes the digest of each blob that is done. Raises ``StoreError`` for a
+        blob that is corrupt in the store, which is not uploaded; else as ``manifest``.
         """
-        copied = Copied()
+        counts = BlobCounts()
 
         def line(text: str) -> None:
             if "mount OK" in text:
-                copied.mounted += 1
+                counts.mounted += 1
             elif (match := re.search(r"Skipping blob (sha256:\w+)", text)) is not None:
                 moved(match[1])
             elif (match := re.search(r"Upload of layer (sha256:\w+) complete", text)) is not None:
-                copied.uploaded += 1
-                copied.bytes += store.path(match[1]).stat().st_size
+                counts.uploaded += 1
+                counts.bytes += store.path(match[1]).stat().st_size
                 moved(match[1])
 
         with store.layout(image) as folder:
@@ -215,10 +206,10 @@ class Repository:
                     raise
                 digest = f"sha256:{match[1].strip(',:').removeprefix('sha256:')}"
                 raise store.damage(digest, "is missing or is corrupt") from None
-        return copied
+        return counts
 
     def tag(self, digest: str, tag: str) -> None:
-        """Let a tag stand for what the repository has under this digest."""
+        """Point a tag at a digest of the repository."""
         source = [f"--src-{word.removeprefix('--')}" for word in self.access.skopeo]
         self._copy(self._name(digest), tag, [*source, "--multi-arch=index-only"])
 
@@ -231,7 +222,7 @@ class Repository:
     ) -> None:
         own = [f"--dest-{word.removeprefix('--')}" for word in self.access.skopeo]
         argv = [
-            # Its debugging lines alone say what became of each blob.
+            # Only its debug lines say what it does with each blob.
             *self.program, "--debug", "copy", "--preserve-digests", *own, *words, source,
             self._name(to),
         ]  # fmt: skip
@@ -239,25 +230,25 @@ class Repository:
         def copy() -> None:
             fatal: list[str] = []
 
-            def one(text: str) -> None:
+            def read(text: str) -> None:
                 line(text)
                 if "level=fatal" in text:
                     fatal.append(text)
 
             try:
-                self.runner.run(argv, env=self.access.environment, on_stderr=one)
+                self.runner.run(argv, env=self.access.environment, on_stderr=read)
             except CommandError as error:
-                raise self.failure("".join(fatal) or error.output, "an upload") from None
+                raise self.error("".join(fatal) or error.output, "an upload") from None
 
-        self._retried(copy)
+        self._retry(copy)
 
-    def _retried(self, do: Callable[[], T]) -> T:
+    def _retry(self, action: Callable[[], T]) -> T:
         for attempt in range(self.retries):
             try:
-                return do()
+                return action()
             except NetworkError:
                 self.pause(2.0**attempt)
-        return do()
+        return action()
 
     def _name(self, reference: str) -> str:
         return f"docker://{self.place}{'@' if ':' in reference else ':'}{reference}"
@@ -265,8 +256,8 @@ class Repository:
     # Blobs
 
     @contextmanager
-    def blobs(self, digest: str) -> Iterator[Blobs]:
-        """The blobs of the image ``digest``."""
+    def blobs(self, digest: str) -> Iterator[BlobReader]:
+        """Read blobs of the image ``digest``. Raises as ``manifest``."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = [f"{name}={value}" for name, value in self.access.environment.items()]
         argv = [
@@ -277,96 +268,95 @@ class Repository:
         theirs.close()
         try:
             with ours:
-                made = Blobs(repository=self, socket=ours)
-                made.call("Initialize")
-                made.image, _, _ = made.call("OpenImage", self._name(digest))
-                yield made
+                reader = BlobReader(repository=self, socket=ours)
+                reader.call("Initialize")
+                reader.image, _, _ = reader.call("OpenImage", self._name(digest))
+                yield reader
         finally:
             process.terminate()
             with process:
                 pass
 
-    # Failures
+    # Errors
 
-    def failure(self, said: str, what: str) -> SparkError:
-        """The error for what skopeo or cosign said when it failed."""
-        registry, lines = self.place.registry, said.strip().splitlines()
+    def error(self, output: str, what: str) -> SparkError:
+        """The error for the output of skopeo or cosign; ``what`` failed to be read or written."""
+        registry, lines = self.place.registry, output.strip().splitlines()
         fatal = [line for line in lines if "level=fatal" in line or line.startswith("Error:")]
-        said = (fatal or lines or [""])[-1]
-        said = said.partition("level=fatal msg=")[2].strip('"').replace('\\"', '"') or said
-        said = said.removeprefix("Error: ")
-        # The state of an upload in its address says nothing to people.
-        said = re.sub(r"\?[^\s\"]*", "", said)
+        reason = (fatal or lines or [""])[-1]
+        reason = reason.partition("level=fatal msg=")[2].strip('"').replace('\\"', '"') or reason
+        reason = reason.removeprefix("Error: ")
+        # Without the state of an upload in its URL.
+        reason = re.sub(r"\?[^\s\"]*", "", reason)
         user = self.access.user
         facts = {
             "registry": registry, "repository": self.place.repository, "what": what,
             "certificates": CERTIFICATES[0] / registry,
-            "login": f"refuses the login of {user}" if user else "wants a login",
+            "login": f"refuses the login of {user}" if user else "requires a login",
         }  # fmt: skip
-        _, kind, message, hint = next(one for one in FAILURES if re.search(one[0], said))
-        return kind(message.format(**facts), hint=hint.format(**facts), detail=said)
+        known = next(k for k in _known_errors() if re.search(k.pattern, reason, re.IGNORECASE))
+        kind = NetworkError if known.transient else RegistryError
+        return kind(known.message.format(**facts), hint=known.hint.format(**facts), detail=reason)
 
-    def damaged(self, digest: str, seen: int, size: int) -> PublishedError:
-        """The error for a blob that is not what its digest says."""
+    def damaged_blob(self, digest: str, why: str) -> PublishedError:
+        """The error for a blob that does not match its digest or size."""
         return PublishedError(
-            f"the blob {digest[:19]} is damaged in {self.place}: {seen} bytes of {size}"
-            if seen != size
-            else f"the blob {digest[:19]} is damaged in {self.place}: it is corrupt",
+            f"the blob {digest[:19]} is damaged in {self.place}: {why}",
             hint="its operator must remove that blob from its storage; then publish again",
         )
 
 
 @dataclass(kw_only=True)
-class Blobs:
+class BlobReader:
     """The blobs of one image, through skopeo's image proxy.
 
-    https://github.com/containers/skopeo/blob/main/cmd/skopeo/proxy.go: a request is one packet of
-    JSON, its reply another, with the reading end of a pipe where there are bytes to come.
+    https://github.com/containers/skopeo/blob/main/cmd/skopeo/proxy.go: requests and replies are
+    packets of JSON; a reply with data comes with the read end of a pipe.
     """
 
     repository: Repository
     socket: socket.socket
     image: Any = None
 
-    def call(self, method: str, *words: Any) -> tuple[Any, int, int]:
-        """The reply's value, its pipe, and the pipe's number. Raises as ``Repository.manifest``."""
-        self._send(method, *words)
+    def call(self, method: str, *arguments: Any) -> tuple[Any, int, int]:
+        """The value of the reply, its pipe and the pipe's id. Raises as ``Repository.manifest``."""
+        self._send(method, *arguments)
         return self._reply()
 
     def check(self, digest: str, size: int) -> None:
-        """See that a blob is there in its size. Raises ``PublishedError``."""
-        _, pipe, number = self._open(digest, size)
+        """Check that a blob exists with this size in bytes. Raises ``PublishedError``."""
+        pipe, pipe_id = self._open(digest, size)
         os.close(pipe)
-        self._send("FinishPipe", number)
-        # What it says of a pipe that nobody read is of no matter.
+        self._send("FinishPipe", pipe_id)
+        # Ignore the reply: nobody read the pipe.
         self.socket.recv(REPLY_MAX)
 
     def read(self, digest: str, size: int) -> Iterator[bytes]:
-        """The bytes of a blob, proven. Raises ``PublishedError``."""
-        _, pipe, number = self._open(digest, size)
-        # The pipe ends when this is answered.
-        self._send("FinishPipe", number)
+        """The content of a blob, verified. Raises ``PublishedError``."""
+        pipe, pipe_id = self._open(digest, size)
+        # The proxy closes the pipe when it has the request.
+        self._send("FinishPipe", pipe_id)
         with os.fdopen(pipe, "rb") as source:
             while piece := source.read(READ):
                 yield piece
         try:
             self._reply()
         except RegistryError:
-            raise self.repository.damaged(digest, size, size) from None
+            raise self.repository.damaged_blob(digest, "it is corrupt") from None
 
-    def _send(self, method: str, *words: Any) -> None:
-        self.socket.send(json.dumps({"method": method, "args": words}).encode())
+    def _send(self, method: str, *arguments: Any) -> None:
+        self.socket.send(json.dumps({"method": method, "args": arguments}).encode())
 
     def _reply(self) -> tuple[Any, int, int]:
         data, pipes, _, _ = socket.recv_fds(self.socket, REPLY_MAX, 1)
-        reply: Mapping[str, Any] = json.loads(data) if data else {"error": "skopeo ended: EOF"}
+        reply: Mapping[str, Any] = json.loads(data) if data else {"error": "skopeo exited: EOF"}
         if not reply.get("success"):
-            raise self.repository.failure(str(reply.get("error")), "a blob")
+            raise self.repository.error(str(reply.get("error")), "a blob")
         return reply["value"], pipes[0] if pipes else -1, int(reply["pipeid"])
 
-    def _open(self, digest: str, size: int) -> tuple[Any, int, int]:
+    def _open(self, digest: str, size: int) -> tuple[int, int]:
         try:
-            held, pipe, number = self.call("GetBlob", self.image, digest, size)
+            actual, pipe, pipe_id = self.call("GetBlob", self.image, digest, size)
         except RegistryError as error:
             if "unknown" not in error.detail and "404" not in error.detail:
                 raise
@@ -374,7 +364,7 @@ class Blobs:
                 f"{self.repository.place} lacks the blob {digest[:19]}",
                 hint="publish the image again",
             ) from None
-        if held not in (size, -1):
+        if actual not in (size, -1):
             os.close(pipe)
-            raise self.repository.damaged(digest, held, size)
-        return held, pipe, number
+            raise self.repository.damaged_blob(digest, f"{actual} bytes of {size}")
+        return pipe, pipe_id

@@ -1,4 +1,4 @@
-"""What a published image is called: by what was measured in it, never by what it says of itself."""
+"""The version tags of published images: measured in their files, never taken from labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import semver
 from packaging.version import InvalidVersion, Version
@@ -19,25 +18,20 @@ from sparkimage.verify import static_nccl
 _VLLM = re.compile(r"(?:^|/)vllm-([^/]+)\.dist-info/METADATA$")
 _TORCH = re.compile(r"(?:^|/)torch/version\.py$")
 Order = tuple[tuple[semver.Version, int], ...]
-"""Later images have greater ones: vLLM's version, then CUDA's, then NCCL's."""
+"""Sorts images by vLLM's version, then CUDA's, then NCCL's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Versions as a container of the image would see them; None for what is not in it."""
+    """The versions that are installed in an image; None for what it does not contain."""
 
     vllm: str | None = None
     cuda: str | None = None
     nccl: str | None = None
 
     def to_dict(self) -> dict[str, str]:
-        """Those that were found."""
+        """Those that are not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
-
-    @classmethod
-    def of_dict(cls, given: Mapping[str, Any]) -> Measured:
-        """What ``to_dict`` gave."""
-        return cls(**{name: str(given[name]) for name in ("vllm", "cuda", "nccl") if name in given})
 
     @property
     def order(self) -> Order:
@@ -45,70 +39,67 @@ class Measured:
 
 
 def measure(files: ImageFiles) -> Measured:
-    """Read the versions off the image's files. Raises ``VerifyError`` where two contradict."""
+    """The versions by the image's files. Raises ``VerifyError`` where it has two of one."""
     seen: dict[str, set[str]] = {"vllm": set(), "cuda": set(), "nccl": set()}
     for path, entry in files.final.items():
-        if (found := _VLLM.search(path)) is not None:
-            seen["vllm"].add(found[1])
+        if (match := _VLLM.search(path)) is not None:
+            seen["vllm"].add(match[1])
         elif _TORCH.search(path) and entry.seen.get("cuda") not in (None, "None"):
             seen["cuda"].add(str(entry.seen["cuda"]))
         elif static_nccl.is_copy(entry) and entry.seen.get("nccl"):
             seen["nccl"].add(str(entry.seen["nccl"]))
-    twice = {name: sorted(values) for name, values in seen.items() if len(values) > 1}
-    if twice:
-        name, values = next(iter(twice.items()))
-        raise VerifyError(
-            f"the image holds {name} in the versions {', '.join(values)}: no tag can say which",
-            hint="build it with one of them",
-        )
+    for name, values in seen.items():
+        if len(values) > 1:
+            raise VerifyError(
+                f"the image has {len(values)} versions of {name}: {', '.join(sorted(values))}",
+                hint="build it with one of them: its tag names one",
+            )
     return Measured(**{name: min(values, default=None) for name, values in seen.items()})
 
 
 def version_tag(measured: Measured, checksum: str) -> str:
-    """``<vllm>-cu<cuda>-nccl<nccl>-<lock8>``; what is not in the image is left out."""
+    """``<vllm>-cu<cuda>-nccl<nccl>-<lock8>``; without what is not in the image."""
     parts = [
         measured.vllm or "",
         f"cu{measured.cuda.replace('.', '')}" if measured.cuda else "",
         f"nccl{measured.nccl}" if measured.nccl else "",
     ]
-    said = [part for part in parts if part] or ["lock"]
-    tag = "-".join([*said, checksum[:8]])
-    # A tag has no plus: https://github.com/opencontainers/distribution-spec/blob/main/spec.md
+    versions = [part for part in parts if part] or ["lock"]
+    tag = "-".join([*versions, checksum[:8]])
+    # A tag cannot contain a plus: https://github.com/opencontainers/distribution-spec/blob/main/spec.md
     return re.sub(r"[^A-Za-z0-9_.-]", "_", tag)[:128]
 
 
 def joint_checksum(checksums: Mapping[str, str]) -> str:
-    """Of the locks of several platforms; of one platform its own."""
+    """One checksum for the locks of several platforms; of one platform its own."""
     if len(checksums) == 1:
         return next(iter(checksums.values()))
     return hashlib.sha256(canonical(dict(checksums)).encode()).hexdigest()
 
 
-def agree(all_: Iterable[tuple[str, Measured]]) -> Measured:
-    """What the platforms of one index hold alike. Raises ``VerifyError`` where they differ."""
-    found = dict(all_)
-    first = next(iter(found.values()))
-    if any(one != first for one in found.values()):
-        said = "\n".join(f"{name}: {one.to_dict()}" for name, one in sorted(found.items()))
+def agree(platforms: Iterable[tuple[str, Measured]]) -> Measured:
+    """The versions that all platforms of an index have. Raises ``VerifyError`` if they differ."""
+    versions = dict(platforms)
+    first = next(iter(versions.values()))
+    if any(measured != first for measured in versions.values()):
         raise VerifyError(
-            "the platforms hold different versions: no one tag can name them all",
-            detail=said,
-            hint="publish them one by one, or build them alike",
+            "the platforms have different versions: one tag cannot name them",
+            detail="\n".join(f"{name}: {m.to_dict()}" for name, m in sorted(versions.items())),
+            hint="publish them one by one, or build them with the same versions",
         )
     return first
 
 
 def ordered(version: str | None) -> tuple[semver.Version, int]:
-    """A version of Python's or of semver's kind as semver orders it, and its post release."""
+    """A version of Python's or semver's form in semver's order, and its post release."""
     if version is None:
         return semver.Version(0), 0
     try:
-        read = Version(version)
+        parsed = Version(version)
     except InvalidVersion:
-        found = semver.Version.parse(version, optional_minor_and_patch=True)
-        return found, 0
-    major, minor, patch = (*read.release, 0, 0)[:3]
-    early = [str(part) for part in (read.pre or ())]
-    early += ["dev", str(read.dev)] if read.dev is not None else []
-    made = semver.Version(major, minor, patch, prerelease=".".join(early) or None)
-    return made, -1 if read.post is None else read.post
+        return semver.Version.parse(version, optional_minor_and_patch=True), 0
+    major, minor, patch = (*parsed.release, 0, 0)[:3]
+    prerelease = [str(part) for part in (parsed.pre or ())]
+    prerelease += ["dev", str(parsed.dev)] if parsed.dev is not None else []
+    ordered_ = semver.Version(major, minor, patch, prerelease=".".join(prerelease) or None)
+    return ordered_, -1 if parsed.post is None else parsed.post

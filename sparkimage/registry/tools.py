@@ -1,7 +1,7 @@
-"""The programs that speak to registries: skopeo carries images, cosign signs and attaches.
+"""skopeo and cosign, which access registries: skopeo copies images, cosign signs them.
 
-The machine's own where they are new enough, else Debian's in the home: with the libraries that they
-need, so that they run whatever the machine's own are.
+The machine's own where their versions fit, else Debian's, in the home folder and with the libraries
+that they need.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ USABLE: Mapping[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
     # cosign 3 keeps signatures in another form: https://github.com/sigstore/cosign/releases.
     "cosign": (("version",), re.compile(r"GitVersion:\s+v2\.")),
 }
-"""What a program of the machine is asked, and what it must say to be used."""
+"""The arguments that print a program's version, and the versions that are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """Both programs. What starts them raises as ``apt.resolve`` and ``apt.fetch``."""
+    """Both programs, fetched when first used. Raises as ``apt.resolve`` and ``apt.fetch``."""
 
     outside: ResolveContext
 
     @cached_property
     def skopeo(self) -> tuple[str, ...]:
-        """The words that start skopeo."""
+        """The command line of skopeo."""
         return _program("skopeo", self.outside)
 
     @cached_property
     def cosign(self) -> tuple[str, ...]:
-        """The words that start cosign."""
+        """The command line of cosign."""
         return _program("cosign", self.outside)
 
     @property
@@ -67,18 +67,18 @@ def _program(name: str, outside: ResolveContext) -> tuple[str, ...]:
 
 
 def _usable(name: str, own: str, runner: Runner) -> bool:
-    words, version = USABLE[name]
+    arguments, version = USABLE[name]
     try:
-        return version.search(runner.run([own, *words]).stdout) is not None
+        return version.search(runner.run([own, *arguments]).stdout) is not None
     except CommandError:
         return False
 
 
 def _install(tree: Path, outside: ResolveContext) -> None:
-    outside.say(f"fetching skopeo and cosign of Debian {SUITE}")
+    outside.say(f"fetching skopeo and cosign from Debian {SUITE}")
     tools, source = Locked.tool("skopeo and cosign"), apt.Source(suite=SUITE, arch=native_arch())
-    listed = apt.resolve(tools, source, ("skopeo", "cosign"), outside)
-    debs = [deb for deb in listed if deb.name in PACKAGES]
+    resolved = apt.resolve(tools, source, ("skopeo", "cosign"), outside)
+    debs = [deb for deb in resolved if deb.name in PACKAGES]
     files = apt.fetch(tools, source, debs, outside)
     with new_folder(tree) as new:
         for deb in debs:

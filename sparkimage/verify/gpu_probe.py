@@ -1,7 +1,7 @@
-"""What ``node`` runs inside of a container of the image, by its text.
+"""The probe that the node tier runs in a container of the image.
 
-It knows nothing but the standard library. The first process looks at the machine, and starts one
-of itself for each GPU, as vLLM has one worker for each; those make a communicator together.
+It uses the standard library only. The first process examines the machine and starts one worker per
+GPU, as vLLM does; the workers create an NCCL communicator.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 RANK = "SPARKIMAGE_RANK"
-"""Set, it makes the process a worker: its rank, of how many, and NCCL's id in hex."""
+"""Makes the process a worker: its rank, the number of ranks, and the ncclUniqueId in hex."""
 WAIT_S = 200
 
 
@@ -26,7 +26,7 @@ class Id(ctypes.Structure):
 
 
 def worker(rank: int, ranks: int, unique: Id) -> dict[str, Any]:
-    """Load NCCL as a worker of vLLM does: torch first, which brings its own; then by its name."""
+    """Load NCCL as a worker of vLLM does: torch first, which loads its own copy; then by name."""
     if importlib.util.find_spec("torch"):
         importlib.import_module("torch")
     nccl, comm = ctypes.CDLL("libnccl.so.2"), ctypes.c_void_p()
@@ -38,39 +38,39 @@ def worker(rank: int, ranks: int, unique: Id) -> dict[str, Any]:
 
 
 def workers(count: int) -> list[Any]:
-    """What each of ``count`` workers says; its last words where it said nothing."""
+    """The result of each of ``count`` workers; the end of its output where it has none."""
     unique = Id()
     ctypes.CDLL("libnccl.so.2").ncclGetUniqueId(ctypes.byref(unique))
-    given = f"{count} {bytes(unique).hex()}"
-    started = [
+    ranks_and_id = f"{count} {bytes(unique).hex()}"
+    processes = [
         subprocess.Popen(
             sys.orig_argv,
-            env={**os.environ, RANK: f"{rank} {given}", "CUDA_VISIBLE_DEVICES": str(rank)},
+            env={**os.environ, RANK: f"{rank} {ranks_and_id}", "CUDA_VISIBLE_DEVICES": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         for rank in range(count)
     ]
-    said = []
-    for one in started:
+    results = []
+    for process in processes:
         try:
-            out = one.communicate(timeout=WAIT_S)[0]
+            out = process.communicate(timeout=WAIT_S)[0]
         except subprocess.TimeoutExpired:
-            one.kill()
-            out = one.communicate()[0]
+            process.kill()
+            out = process.communicate()[0]
         print(out, flush=True)
         lines = [line for line in out.splitlines() if line.startswith("worker {")]
-        said.append(
+        results.append(
             json.loads(lines[-1].removeprefix("worker "))
             if lines
             else {"nccl": out[-300:] or "silent", "mapped": []}
         )
-    return said
+    return results
 
 
 def gpus() -> int:
-    """How many CUDA finds; asked of the driver, so that nothing of the image is needed."""
+    """How many GPUs CUDA finds, by the driver's library: the image need not have any."""
     count = ctypes.c_int()
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -82,21 +82,21 @@ def gpus() -> int:
 
 
 def main() -> None:
-    """Say what is seen in one line."""
+    """Print the result as one line."""
     if RANK in os.environ:
         rank, ranks, unique = os.environ[RANK].split()
-        told = Id.from_buffer_copy(bytes.fromhex(unique))
-        print("worker " + json.dumps(worker(int(rank), int(ranks), told)), flush=True)
+        id = Id.from_buffer_copy(bytes.fromhex(unique))
+        print("worker " + json.dumps(worker(int(rank), int(ranks), id)), flush=True)
         return
-    found = gpus()
+    count = gpus()
     seen = {
-        "gpus": found,
+        "gpus": count,
         "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         "devices": sorted(
             path.removeprefix("/host") for path in glob.glob("/host/dev/nvidia[0-9]*")
         ),
         "infiniband": sorted(map(os.path.basename, glob.glob("/host/dev/infiniband/*"))),
-        "workers": workers(found) if found else [],
+        "workers": workers(count) if count else [],
     }
     print("seen " + json.dumps(seen), flush=True)
 

@@ -23,13 +23,34 @@ ARGUMENTS = frozenset({"plan", "root", "env", "check"})
 """The plan as plain data, the image's root file system, its ENV, and the function that compares."""
 
 
+class Comparisons:
+    """The argument ``check`` of a check: compares ``seen`` with ``expected`` and records both."""
+
+    def __init__(self, id: str, tier: Tier) -> None:
+        self.id, self.tier = id, tier
+        self.checks: list[Check] = []
+
+    def __call__(self, title: str, *, seen: Any, expected: Any) -> None:
+        check = Check.compare(self.id, title, seen, expected, tier=self.tier)
+        self.checks.append(check)
+        assert check.passed, f"{title}: seen {check.seen!r}, expected {check.expected!r}"
+
+    def result(self, error: str) -> Check:
+        """The result of the check; ``error`` is the exception that it ended with, or empty."""
+        failed = next((check for check in self.checks if not check.passed), None)
+        if failed is None and (error or not self.checks):
+            seen = error or "the check compared nothing"
+            return Check.compare(self.id, self.id, seen, "a comparison", tier=self.tier)
+        return failed or self.checks[0]
+
+
 def needs_container(function: Callable[..., Any]) -> bool:
     """Whether a check needs more than the image's files and config."""
     return not set(inspect.signature(function).parameters) <= ARGUMENTS
 
 
 def examine(plan: Plan, settings: Settings, root: Root, project: Path) -> Iterator[Check]:
-    """Run these checks of every layer of ``plan``."""
+    """Run the checks of the static tier of every layer of ``plan``."""
     arguments = {"plan": plan.to_dict(), "root": root, "env": settings.env}
     for id, function in _functions(plan, project):
         if not needs_container(function):
@@ -45,12 +66,12 @@ def count(plan: Plan, project: Path, *, in_container: bool) -> int:
 def _functions(plan: Plan, project: Path) -> Iterator[tuple[str, Callable[..., None]]]:
     for folder in check_folders(plan, project):
         for path in sorted(folder.glob("test_*.py")):
-            for name, function in _read(path).items():
+            for name, function in _execute(path).items():
                 if name.startswith("test_") and inspect.isfunction(function):
                     yield f"{folder.name}/{name}", function
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _execute(path: Path) -> dict[str, Any]:
     """What a file of checks defines. Not by ``runpy``, which two threads cannot use at once, and
     not by an import, which leaves bytecode in the layer's folder."""
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
@@ -59,16 +80,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _run(id: str, function: Callable[..., None], arguments: dict[str, Any]) -> Check:
-    comparisons: list[Check] = []
-
-    def check(title: str, *, seen: Any, expected: Any) -> None:
-        comparisons.append(Check.compare(id, title, seen, expected, tier=Tier.STATIC))
-
-    names = inspect.signature(function).parameters
+    comparisons, error = Comparisons(id, Tier.STATIC), ""
+    arguments = {**arguments, "check": comparisons}
     try:
-        function(**{name: {**arguments, "check": check}[name] for name in names})
-    except Exception as error:  # noqa: BLE001 - as under pytest, any exception is a failed check
-        check(id, seen=f"{type(error).__name__}: {error}", expected="an answer")
-    if not comparisons:
-        check(id, seen="the check compared nothing", expected="an answer")
-    return next((check for check in comparisons if not check.passed), comparisons[0])
+        function(**{name: arguments[name] for name in inspect.signature(function).parameters})
+    except Exception as raised:  # noqa: BLE001 - as under pytest, any exception is a failed check
+        error = f"{type(raised).__name__}: {raised}"
+    return comparisons.result(error)

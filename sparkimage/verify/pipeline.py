@@ -1,8 +1,8 @@
-"""From a plan to a named image: build it, verify it, and only then set its name.
+"""Builds, verifies and names the image of a plan.
 
 An image gets its name, in the store and in the engine, when its checks have passed; an interrupted
-build leaves the name where it was. What is verified and named is the image of one digest, never
-what a name stands for: other processes may move names.
+build leaves the name where it was. It is verified and named by its digest: other processes may move
+names meanwhile.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sparkimage.verify import plan_record, policy, run_tiers, seal
 from sparkimage.verify.plan_record import PlanRecord
 
 REFUSED = "-unproven"
-"""Follows the name of an image that was refused, in the engine alone, for whoever looks into it."""
+"""Suffix of the tag, in the engine only, of an image that failed: for debugging."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One image that was built and proven."""
+    """One image that was built and verified."""
 
     plan: Plan
     image: Image
@@ -43,10 +43,10 @@ class Result:
 def build(
     plan: Plan, context: BuildContext, *, rebuild: bool = False, repair: bool = False
 ) -> Result:
-    """Build ``plan``, prove the image, and give it its name.
+    """Build ``plan``, verify the image, and name it.
 
-    An image that is there, proven and unchanged is left alone unless ``rebuild``. ``repair`` first
-    removes what is damaged in the store. Waits for another process that builds for the same name.
+    An unchanged image that is verified is kept unless ``rebuild``. ``repair`` first removes damaged
+    blobs from the store. Waits for another process that builds for the same name.
     Raises ``BuildError``, ``VerifyError``, ``PreflightError``, ``NetworkError``, ``StoreError``.
     """
     preflight.refuse_unresolved([plan])
@@ -57,7 +57,7 @@ def build(
 
 
 def _build(plan: Plan, context: BuildContext, *, rebuild: bool, repair: bool) -> Result:
-    began = time.monotonic()
+    started = time.monotonic()
     key = fingerprint(plan, context.project)
     record = plan_record.record(
         plan, context.project, plan_record.sources_checksum(context.matrix_file)
@@ -65,18 +65,18 @@ def _build(plan: Plan, context: BuildContext, *, rebuild: bool, repair: bool) ->
     if repair:
         _repair(plan, context)
     elif not rebuild and (image := _unchanged(plan, context, key)) is not None:
-        verdict = _sealed(record, image, context)
+        verdict = _verdict(record, image, context)
         if verdict is not None:
-            plan_record.keep(context.store, image.digest, record)
+            plan_record.save(context.store, image.digest, record)
             return Result(
-                plan=plan, image=image, checks=tuple(verdict.checks),
-                seconds=time.monotonic() - began, unchanged=True, not_run=verdict.not_run,
+                plan=plan, image=image, checks=verdict.checks, not_run=verdict.not_run,
+                seconds=time.monotonic() - started, unchanged=True,
             )  # fmt: skip
     preflight.check(plan, context)
     preflight.reachable(plan, context)
     with execute(plan, context) as staged:
         try:
-            outcome = _prove(record, staged, context)
+            outcome = _verify(record, staged, context)
         except VerifyError:
             builder.tag(staged.id, plan.image + REFUSED, context.engine)
             raise
@@ -90,20 +90,20 @@ def _build(plan: Plan, context: BuildContext, *, rebuild: bool, repair: bool) ->
         plan=plan,
         image=context.store.resolve(digest),
         checks=outcome.checks,
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - started,
         unchanged=False,
         not_run=outcome.not_run,
     )
 
 
-def _sealed(record: PlanRecord, image: Image, context: BuildContext) -> seal.Verdict | None:
-    """The seal of an image that was built and proven, where the gate would let it ship."""
+def _verdict(record: PlanRecord, image: Image, context: BuildContext) -> seal.Verdict | None:
+    """The verdict of an image that was verified before, if the gate lets it ship."""
     try:
-        decision = policy.ask(
+        decision = policy.check(
             context.store,
             image.digest,
             plan_checksum=record.checksum,
-            # What only a node can prove is not proven by building again.
+            # Building again runs no checks of the node tier.
             required=policy.Required(tiers=DEFAULT),
         )
     except GateError:
@@ -112,15 +112,15 @@ def _sealed(record: PlanRecord, image: Image, context: BuildContext) -> seal.Ver
 
 
 def _unchanged(plan: Plan, context: BuildContext, key: str) -> Image | None:
-    """The image of an earlier build of the very same inputs, if store and engine still hold it."""
+    """The image of an earlier build of the same inputs, if store and engine still have it."""
     fact = context.store.get_fact("built", key)
     if fact is None or context.store.names().get(plan.image) != fact.get("digest"):
         return None
     if not context.store.holds(fact["digest"]):
         return None
     image = context.store.resolve(fact["digest"])
-    held = builder.engine_id(plan.image, context.engine)
-    return image if held in builder.ids(image) else None
+    engine_id = builder.engine_id(plan.image, context.engine)
+    return image if engine_id in builder.ids(image) else None
 
 
 def _repair(plan: Plan, context: BuildContext) -> None:
@@ -132,10 +132,10 @@ def _repair(plan: Plan, context: BuildContext) -> None:
         context.store.discard(damaged)
 
 
-def _prove(record: PlanRecord, staged: Staged, context: BuildContext) -> run_tiers.Outcome:
+def _verify(record: PlanRecord, staged: Staged, context: BuildContext) -> run_tiers.Outcome:
     def live() -> run_tiers.Live:
-        # The containerd store unpacks with the first container. This one is never started; an
-        # image without a command of its own asks for one.
+        # The containerd store unpacks with the first container. This one is never started; its
+        # entrypoint is for images that have no command.
         with context.engine.cli() as docker:
             docker.container.create(
                 staged.id, entrypoint="none", platform=record.plan.platform, pull="never",
@@ -156,14 +156,14 @@ def _prove(record: PlanRecord, staged: Staged, context: BuildContext) -> run_tie
 
 
 def _name(plan: Plan, staged: Staged, context: BuildContext) -> None:
-    """Let the name stand for what was proven, in the engine and in the store."""
+    """Give the verified image its name, in the engine and in the store."""
     digest = staged.image.digest
     builder.tag(staged.id, plan.image, context.engine)
     context.store.name(plan.image, context.store.descriptor(digest))
     builder.untag(plan.image + REFUSED, context.engine)
     if builder.engine_id(plan.image, context.engine) != staged.id:
         raise EngineError(
-            f"{plan.image} in the engine at {context.engine.host} was tagged by somebody else, too",
-            hint=f"run the image by its id, {staged.id[:19]}, or run the same command again when "
-            "nobody else tags it",
+            f"{plan.image} of the engine at {context.engine.host} was moved by another client",
+            hint=f"use the image id {staged.id[:19]}, or run the same command again when no other "
+            "client tags it",
         )

@@ -1,7 +1,7 @@
-"""What an image was proven against, kept beside it: its plan, and the checks that it asks for.
+"""The plan of an image and the checks that it was verified with, stored beside the image.
 
-Everything after the build reads this and not today's matrix: what was proven is what ships. It is
-asked on every way out, so that nothing is loaded here that only a proof needs.
+Everything after the build reads this record and not the current matrix: what was verified is what
+ships. Every command that ships imports it, so it imports nothing that only the checks need.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from sparkimage.core.errors import GateError, UsageError
 from sparkimage.image.store import Store
 from sparkimage.verify.policy import Required
 
-CHECKS_VERSION = 3
-"""Of the package's own checks. It goes up with every change that may change a result: all seals
-that were made before are then asked for again. A test compares ``CHECKERS`` with what they were."""
+CHECKS_VERSION = 4
+"""Version of the package's own checks. Raise it with every change that may change a result: older
+seals are then no longer valid. A test compares ``CHECKERS`` with what they were."""
 CHECKERS = (
     "core/arch.py", "data/secrets.yaml", "data/static.yaml", "image/elf.py", "image/layerindex.py",
     "image/layerscan.py", "image/linking.py", "image/secrets.py", "image/settings.py",
@@ -32,82 +32,79 @@ CHECKERS = (
     "verify/run_entrypoint.py", "verify/static.py", "verify/static_nccl.py",
     "verify/torch_probe.py",
 )  # fmt: skip
-"""The package's own files that hold checks."""
+"""The package's own files that contain checks."""
 RULES = "static.yaml"
 """A project's own rules of the static tier."""
 KIND = "plan"
-"""The kind of fact under which a record is kept."""
+"""The kind of fact of the store that a record is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRecord:
-    """The plan of an image, and what it was proven by."""
+    """The plan of an image, and the checks that it was verified with."""
 
     plan: Plan
     checks: Mapping[str, Any]
     """``version`` of the package's own checks; sha256 of the code of each file of the layers'
     checks (``files``), and of the project's ``rules``; the ids of the layers' checks (``ids``)."""
     sources: str = ""
-    """sha256 of the files that the plan was made from; see ``sources_checksum``."""
+    """sha256 of the files that the plan was made from: see ``sources_checksum``."""
 
     @property
     def checksum(self) -> str:
-        """sha256 over the plan and its checks: what a seal is valid for."""
+        """sha256 of the plan and its checks; a seal is valid for one such checksum."""
         text = self.plan.checksum() + canonical(self.checks)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def current_checksum(self) -> str:
-        """The same with the version of the checks that this program has."""
+        """The same with this program's version of the checks."""
         return replace(self, checks={**self.checks, "version": CHECKS_VERSION}).checksum
 
     @property
     def required(self) -> Required:
-        """What a seal must say before the image ships.
+        """What must have passed before the image ships.
 
-        A seal of the same checksum ran the same static checks, so that only those of the layers
-        are named.
+        A seal with the same checksum ran the same static checks, so only those of the layers are
+        listed.
         """
         ids = self.checks["ids"] if Tier.RUN in self.plan.requires else ()
         return Required(tiers=self.plan.requires, checks=tuple(ids))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
-        plan = self.plan.to_dict()
-        return {"plan": plan, "checks": dict(self.checks), "sources": self.sources}
+        return {**vars(self), "plan": self.plan.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Any) -> PlanRecord:
-        """What ``to_dict`` made. Raises ``ValueError`` for anything else."""
+        """The inverse of ``to_dict``. Raises ``ValueError`` for anything else."""
         try:
             checks = data["checks"]
-            made = cls(
+            return cls(
                 plan=Plan.from_dict(data["plan"]),
                 checks={
                     "version": int(checks["version"]),
                     "files": {str(name): str(value) for name, value in checks["files"].items()},
                     "rules": str(checks["rules"]),
-                    "ids": [str(one) for one in checks["ids"]],
+                    "ids": [str(id) for id in checks["ids"]],
                 },
                 sources=str(data["sources"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"no plan with its checks: {error!r}") from None
-        return made
+            raise ValueError(f"not a plan with its checks: {error!r}") from None
 
 
 def record(plan: Plan, project: Path, sources: str = "") -> PlanRecord:
-    """The record of ``plan``, with the checks as they are in ``project`` now."""
+    """The record of ``plan`` with the current checks of ``project``."""
     files, ids = {}, []
     for folder in check_folders(plan, project):
         for path in sorted(folder.glob("*.py")):
             text = path.read_text()
             files[f"{folder.name}/{path.name}"] = code_checksum(text)
             if path.name.startswith("test_"):
-                functions = [
-                    one.name for one in ast.parse(text).body if isinstance(one, ast.FunctionDef)
-                ]
-                ids += [f"{folder.name}/{name}" for name in functions if name.startswith("test_")]
+                functions = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)]
+                names = [function.name for function in functions]
+                ids += [f"{folder.name}/{name}" for name in names if name.startswith("test_")]
     rules = project / RULES
     checks = {
         "version": CHECKS_VERSION,
@@ -118,49 +115,49 @@ def record(plan: Plan, project: Path, sources: str = "") -> PlanRecord:
     return PlanRecord(plan=plan, checks=checks, sources=sources)
 
 
-def again(old: PlanRecord, project: Path) -> PlanRecord:
-    """A record of the same plan, with the checks as they are in ``project`` now.
+def refresh(old: PlanRecord, project: Path) -> PlanRecord:
+    """A record of the same plan with the current checks of ``project``.
 
-    Raises ``UsageError`` where a layer is not there, whose checks would be left out in silence.
+    Raises ``UsageError`` for a layer that ``project`` lacks: its checks would be skipped silently.
     """
     layers = {name.partition("/")[0] for name in old.checks["files"]}
-    gone = sorted(name for name in layers if not (project / "images" / name).is_dir())
-    if gone:
+    missing = sorted(name for name in layers if not (project / "images" / name).is_dir())
+    if missing:
         raise UsageError(
-            f"{project}/images lacks {', '.join(gone)}, whose checks {old.plan.variant} must pass",
-            hint="name the matrix of the project that it was built from: --matrix-file FILE",
+            f"{project}/images lacks {', '.join(missing)}, whose checks {old.plan.variant} "
+            "must pass",
+            hint="pass the matrix of the project that it was built from: --matrix-file FILE",
         )
     return record(old.plan, project, old.sources)
 
 
-def keep(store: Store, digest: str, kept: PlanRecord) -> None:
-    """Keep the record beside the image ``digest``."""
-    store.put_fact(KIND, digest, kept.to_dict())
+def save(store: Store, digest: str, record: PlanRecord) -> None:
+    """Store the record beside the image ``digest``."""
+    store.put_fact(KIND, digest, record.to_dict())
 
 
-def kept(store: Store, digest: str) -> PlanRecord:
-    """The record that is kept beside the image ``digest``. Raises ``GateError`` for none."""
-    found = store.get_fact(KIND, digest)
+def load(store: Store, digest: str) -> PlanRecord:
+    """The record of the image ``digest``. Raises ``GateError`` where there is none."""
     try:
-        return PlanRecord.from_dict(found)
+        return PlanRecord.from_dict(store.get_fact(KIND, digest))
     except ValueError:
         what = "is damaged" if store.has_fact(KIND, digest) else "is not in the store"
         raise GateError(
             f"the plan of {digest[:19]} {what}",
-            hint="build the image again (python build.py image VARIANT): what is unchanged is not "
-            "made anew; or load it again",
+            hint="build the image again (python build.py image VARIANT: unchanged layers are "
+            "cached), or load it again",
         ) from None
 
 
 def check_folders(plan: Plan, project: Path) -> tuple[Path, ...]:
-    """The folders whose checks an image of ``plan`` must pass: its layers', and everyone's."""
+    """The folders whose checks an image of ``plan`` must pass: its layers', and ``_every``."""
     names = ["_every", *(name for layer in plan.layers for name in (*layer.checks, layer.name))]
     folders = (project / "images" / name for name in dict.fromkeys(names))
     return tuple(folder for folder in folders if any(folder.glob("test_*.py")))
 
 
 def sources_checksum(matrix_file: Path) -> str:
-    """sha256 over the files that plans are made from: as long as it is the same, so are they."""
+    """sha256 of the files that plans are made from: while it is the same, so are the plans."""
     files = (matrix_file, matrix_file.with_suffix(".lock"), matrix_file.parent / patch_specs.FILE)
     digest = hashlib.sha256()
     for path in files:
@@ -169,9 +166,9 @@ def sources_checksum(matrix_file: Path) -> str:
 
 
 def code_checksum(text: str) -> str:
-    """sha256 over Python code without its comments, docstrings, and blank lines.
+    """sha256 of Python code without its comments, docstrings and blank lines.
 
-    Made of the text and not of the syntax tree, whose form differs between versions of Python.
+    Of the text and not of the syntax tree, which differs between versions of Python.
     """
     rows = text.split("\n")
     lines = [row.encode() for row in rows]

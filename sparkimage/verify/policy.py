@@ -1,6 +1,6 @@
-"""The gate: the one question that everything asks before an image ships.
+"""The gate: decides whether an image may ship.
 
-Whatever saves, publishes or distributes calls ``ask`` with a digest. It answers with a
+Everything that saves, publishes or distributes calls ``check`` with a digest. It returns a
 ``PolicyDecision``, or raises ``GateError`` with the reason and the next action.
 """
 
@@ -19,11 +19,11 @@ from sparkimage.verify.seal import Result, Verdict
 
 @dataclass(frozen=True, kw_only=True)
 class Required:
-    """What a seal must say before its image ships."""
+    """What must have passed before an image ships."""
 
     tiers: tuple[Tier, ...] = DEFAULT
     checks: tuple[str, ...] = ()
-    """Ids of checks that must have passed."""
+    """Ids of checks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,10 @@ class PolicyDecision:
     digest: str
     verdict: Verdict | None
     unverified: str = ""
-    """Why the gate refused, where ``--allow-unverified`` went over it. Goes into what ships."""
+    """Why the gate refused, where ``--allow-unverified`` overrode it. Recorded in what ships."""
 
 
-def ask(
+def check(
     store: Store,
     digest: str,
     *,
@@ -46,94 +46,92 @@ def ask(
     name: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> PolicyDecision:
-    """Whether the image ``digest`` may ship; under ``name``, where it is to have one.
+    """Decide whether the image ``digest`` may ship (under ``name``, if given).
 
-    ``plan_checksum`` is of the plan and checks that it must have been proven against; None where
-    there is no plan at hand. ``say`` takes the warning of ``allow_unverified`` (default: standard
-    error). Raises ``GateError``.
+    ``plan_checksum`` is of the plan and checks that it must have been verified against; None takes
+    those of its newest statement. ``say`` takes the warning of ``allow_unverified`` (default:
+    standard error). Raises ``GateError``.
     """
     try:
-        _same_name(store, digest, name)
-        if (why := seal.mark(store, digest)) is not None:
+        if name is not None:
+            _check_name(store, digest, name)
+        if (why := seal.unverified(store, digest)) is not None:
             raise GateError(
                 f"{digest[:19]} was loaded unverified: {why}",
-                hint=f"prove it here: python build.py verify {digest[7:19]}",
+                hint=f"verify it here: python build.py verify {digest[7:19]}",
             )
         return judge(seal.history(store, digest), digest, plan_checksum, required)
     except GateError as refusal:
         if not allow_unverified:
             raise
-        return overruled(digest, refusal, say)
+        return override(digest, refusal, say)
 
 
-def overruled(
+def override(
     digest: str, refusal: GateError, say: Callable[[str], None] | None = None
 ) -> PolicyDecision:
-    """The decision of an image that ships although it was refused; says so, loudly."""
+    """The decision for an image that ships although the gate refused it; prints a warning."""
     warning = f"WARNING: {digest[:19]} ships UNVERIFIED: {refusal.message}"
     (say or (lambda line: print(line, file=sys.stderr)))(warning)
     return PolicyDecision(digest=digest, verdict=None, unverified=refusal.message)
 
 
 def judge(
-    statements: Sequence[Result], digest: str, plan_checksum: str | None, required: Required
+    results: Sequence[Result], digest: str, plan_checksum: str | None, required: Required
 ) -> PolicyDecision:
-    """As ``ask``, of statements that were read already."""
-    short, again = digest[:19], f"python build.py verify {digest[7:19]}"
-    if not statements:
-        raise GateError(f"{short} has no seal", hint=f"prove it: {again}")
-    verdict = seal.total(statements, plan_checksum)
+    """As ``check``, of test results that were read already."""
+    short, verify = digest[:19], f"python build.py verify {digest[7:19]}"
+    if not results:
+        raise GateError(f"{short} has no seal", hint=f"verify it: {verify}")
+    verdict = seal.combine(results, plan_checksum)
     if verdict is None:
         raise GateError(
-            f"the seal of {short} was made against another plan or other checks than today's",
-            hint=f"prove it against these: {again}",
+            f"the seal of {short} was made against another plan or other checks",
+            hint=f"verify it against the current ones: {verify}",
         )
-    if verdict.result != "PASSED":
-        failed = verdict.failed
+    if failed := verdict.failed:
         raise GateError(
             f"the seal of {short} says FAILED: {len(failed)} of {len(verdict.checks)} checks",
             detail="\n".join(f"✗ {check.tier} {check.id}: {check.title}" for check in failed),
-            hint="correct the layer that the check stands with, and build again",
+            hint="fix the layer that the check belongs to, and build again",
         )
-    lacking = [tier for tier in required.tiers if tier not in verdict.tiers]
-    if lacking:
+    missing = [tier for tier in required.tiers if tier not in verdict.tiers]
+    if missing:
         passed = ", ".join(verdict.tiers)
         raise GateError(
-            f"the seal of {short} lacks the required tier {', '.join(lacking)}: it has {passed}",
-            hint=f"{again} --tier {','.join(lacking)}",
+            f"the seal of {short} lacks the required tier {', '.join(missing)}: it has {passed}",
+            hint=f"{verify} --tier {','.join(missing)}",
         )
     known = {check.id for check in verdict.checks}
     absent = [check for check in required.checks if check not in known]
     if absent:
         raise GateError(
             f"the seal of {short} lacks {len(absent)} required checks", detail="\n".join(absent),
-            hint=f"run them: {again}",
+            hint=f"run them: {verify}",
         )  # fmt: skip
     return PolicyDecision(digest=digest, verdict=verdict)
 
 
-def _same_name(store: Store, digest: str, name: str | None) -> None:
-    """Refuse an image whose name has come to stand for another one than what was sealed."""
-    held = store.names().get(name) if name is not None else None
-    if held is None:
+def _check_name(store: Store, digest: str, name: str) -> None:
+    """Refuse an image whose name has moved to another image since it was verified."""
+    current = store.names().get(name)
+    if current is None:
         return
-    if held != digest:
+    if current != digest:
         raise GateError(
-            f"{name} was rebuilt: it stands for {held[:19]} now, not for {digest[:19]}",
-            hint=f"ship what it stands for (verify {held[7:19]} first), or build it again",
+            f"{name} was rebuilt: it is now {current[:19]}, not {digest[:19]}",
+            hint=f"ship what it is now (verify {current[7:19]} first), or build it again",
         )
     if seal.history(store, digest):
         return
-    for other in store.fact_keys("seal"):
+    for other in store.fact_keys(seal.SEAL):
         try:
-            earlier = seal.history(store, other)
+            results = seal.history(store, other)
         except GateError:
             continue
-        if other != digest and any(
-            one.statement["predicate"].get("image") == name for one in earlier
-        ):
+        if other != digest and any(result.predicate.get("image") == name for result in results):
             raise GateError(
-                f"{name} was rebuilt: the seal is of {other[:19]}, the name stands for "
-                f"{digest[:19]} now, which has no seal",
-                hint=f"prove what is there: python build.py verify {digest[7:19]}",
+                f"{name} was rebuilt: its seal is of {other[:19]}, but it is now {digest[:19]}, "
+                "which has no seal",
+                hint=f"verify the new image: python build.py verify {digest[7:19]}",
             )

@@ -1,4 +1,4 @@
-"""One page about one digest, for people: what was checked, what was seen, what is in it."""
+"""The HTML report of one image: its checks, its NCCL libraries, its layers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TITLES = {
 }
 LIBRARY = re.compile(r"/?[^\s,'\"]*libnccl\.so[^\s,'\"]*")
 LOADED = ("nccl-pip/test_torch_maps_exactly_one_nccl", "nccl-pip/test_preload_names_the_library")
-"""Checks that saw which library programs use, the surest first."""
+"""Checks that tell which library programs load, the most reliable first."""
 FILES = "static/nccl-root"
-"""The check that saw which files there are; every other name is a link."""
+"""The check that lists the library files; every other path is a link."""
 
 
 def page(plan: Plan, image: Image, verdict: Verdict, project: Path) -> str:
-    """The whole page; ``project`` has the Dockerfiles, which name the layers."""
+    """The page as HTML; ``project`` has the Dockerfiles, which name the layers."""
     nccl = [check for check in verdict.checks if "nccl" in check.id]
     return templates.render(
         "report.html",
@@ -48,44 +48,44 @@ def _tier(verdict: Verdict, tier: Tier) -> dict[str, Any]:
         "checks": checks,
         "passed": sum(check.passed for check in checks),
         "why_not": verdict.not_run.get(tier, "not run"),
-        # Checks of a tier that ran, which could not.
+        # Checks that did not run, of a tier that ran.
         "not_run": {n: why for n, why in verdict.not_run.items() if n.startswith(f"{tier}/")},
     }
 
 
 def _libraries(checks: list[Check]) -> list[dict[str, Any]]:
-    """Every place of libnccl that the checks saw, with what they saw there."""
+    """Every path of libnccl that the checks report, with what they report about it."""
     seen = {check.id: list(_paths(check.seen)) for check in checks}
-    places: dict[str, list[str]] = {}
-    for path, fact in (found for of in seen.values() for found in of):
-        facts = places.setdefault(path, [])
+    paths: dict[str, list[str]] = {}
+    for path, fact in (pair for pairs in seen.values() for pair in pairs):
+        facts = paths.setdefault(path, [])
         if fact and fact not in facts:
             facts.append(fact)
-    sure = [seen[id_][0][0] for id_ in LOADED if len(seen.get(id_, ())) == 1]
-    physical = {path for path, _ in seen.get(FILES, ())}
+    loaded = [seen[id_][0][0] for id_ in LOADED if len(seen.get(id_, ())) == 1]
+    regular = {path for path, _ in seen.get(FILES, ())}
 
     def note(path: str) -> str:
-        if path in sure[:1]:
-            return "★ the one that programs get"
-        if not physical:
-            return "found there, too"
-        return "another copy" if path in physical else "a link"
+        if path in loaded[:1]:
+            return "★ loaded by programs"
+        if not regular:
+            return "also present"
+        return "another copy" if path in regular else "a link"
 
     return [
-        {"path": path, "facts": facts, "loaded": path in sure[:1], "note": note(path)}
-        for path, facts in sorted(places.items())
+        {"path": path, "facts": facts, "loaded": path in loaded[:1], "note": note(path)}
+        for path, facts in sorted(paths.items())
     ]
 
 
 def _paths(value: Any) -> Iterator[tuple[str, str]]:
-    """Each path of a library in what a check saw, with the facts beside it."""
+    """Each path of a libnccl in what a check saw, with what is known about it."""
     if isinstance(value, dict):
         path = value.get("path")
         if isinstance(path, str) and LIBRARY.fullmatch(path):
-            facts = {key: said for key, said in value.items() if key not in ("path", "sha256")}
+            facts = {key: fact for key, fact in value.items() if key not in ("path", "sha256")}
             if "visible" in facts:
                 facts["visible"] = "yes" if facts["visible"] else "no, overwritten or deleted above"
-            yield _absolute(path), ", ".join(f"{key} {said}" for key, said in facts.items())
+            yield _absolute(path), ", ".join(f"{key} {fact}" for key, fact in facts.items())
             if "sha256" in value:
                 yield _absolute(path), f"sha256 {value['sha256']}"
             return
@@ -94,7 +94,7 @@ def _paths(value: Any) -> Iterator[tuple[str, str]]:
         for member in value:
             yield from _paths(member)
     elif isinstance(value, str):
-        # A SONAME alone is no place.
+        # A SONAME alone is no path.
         yield from ((_absolute(path), "") for path in LIBRARY.findall(value) if "/" in path)
 
 
@@ -105,7 +105,7 @@ def _absolute(path: str) -> str:
 def _layers(plan: Plan, image: Image, project: Path) -> list[dict[str, Any]]:
     largest = max((layer.size for layer in image.layers), default=1) or 1
     names = _layer_names(plan, project)
-    # Where Dockerfiles and layers do not agree (a base image has many), nothing is guessed.
+    # Unknown where Dockerfiles and layers do not match (a base image has many).
     if len(names) != len(image.layers):
         names = [""] * len(image.layers)
     return [
@@ -120,7 +120,7 @@ def _layers(plan: Plan, image: Image, project: Path) -> list[dict[str, Any]]:
 
 
 def _layer_names(plan: Plan, project: Path) -> list[str]:
-    """The name of the layer that each step made which writes files, as the Dockerfiles say."""
+    """The layer of each step that writes files, by the Dockerfiles."""
     names = []
     for layer in plan.layers:
         path = project / layer.dockerfile

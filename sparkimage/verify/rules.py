@@ -1,4 +1,4 @@
-"""The rules of the static tier: what an image may contain, each entry with its reason."""
+"""The rules of the static tier: exceptions that an image may contain, each with its reason."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Library(Strict):
 
 
 class Needs(Strict):
-    """Libraries that some files need and that may be missing."""
+    """Libraries that some files need and that the image may lack."""
 
     files: Text
     needs: list[Text] = Field(min_length=1)
@@ -66,7 +66,7 @@ class Needs(Strict):
 
 
 class LoadedBefore(Needs):
-    """The same, where the image must have the library at another place."""
+    """The same, where the image must have the library at another path."""
 
     origin: Text = Field(alias="from")
 

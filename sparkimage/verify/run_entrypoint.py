@@ -1,8 +1,8 @@
-"""Starts an image as its users do, by its own ENTRYPOINT, and listens for its answer.
+"""Starts an image by its own ENTRYPOINT, as its users do, and waits for its answer.
 
-The matrix says how it answers. It runs beside the other checks: under emulation a program of many
-modules takes minutes to come to its arguments. Its time counts from its start, and when that is
-over it is gone, whether the other checks are done or not: they need the processor.
+The matrix says what it answers. It runs beside the other checks: under emulation a large program
+takes minutes to parse its arguments. Its time limit counts from its start; when it is over the
+container is removed, so that the other checks get the processor.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from sparkimage.verify.seal import Check
 
 ID = "entrypoint-answers"
 LIMIT_S = 300.0
-"""Seconds that a program has for its answer."""
+"""Seconds that a program has to answer."""
 EMULATED_S = 600.0
-"""The same under emulation; one that is silent for longer has neither passed nor failed."""
+"""The same under emulation; a program that is silent for longer has neither passed nor failed."""
 GPU_ONLY_S = 60.0
-"""The same under emulation where no answer can come for want of a GPU: what is broken (the script,
-its interpreter, the first imports) ends sooner. vLLM takes four minutes to miss its GPU."""
+"""The same under emulation for a program that can answer only with a GPU: a broken script,
+interpreter or import fails sooner. vLLM takes four minutes to report a missing GPU."""
 LINES_KEPT = 3
 
 
@@ -42,19 +42,20 @@ class RunningEntrypoint:
     container: str
     tier: Tier
 
-    def outcome(self) -> Check | str:
-        """Start it. The check; or why it says nothing here. Waits for the program's end, or for
-        the end of its time, and removes the container then."""
-        says = self.answer.says
+    def run(self) -> Check | str:
+        """Start the container and wait for its exit, or for the time limit, and remove it then.
+
+        Returns the check, or why it has no result.
+        """
         docker = self.engine.docker
-        done = self.runner.run([*docker, "start", self.container], check=False)
-        if done.returncode:
-            return self._check(f"not started: {(done.stderr.strip() or '?')[-600:]}")
+        start = self.runner.run([*docker, "start", self.container], check=False)
+        if start.returncode:
+            return self._check(f"not started: {(start.stderr.strip() or '?')[-600:]}")
         emulated = self.engine.arch != self.plan.arch
-        wanted = self.answer.without_gpu if self.tier is not Tier.NODE else None
-        limit_s = (GPU_ONLY_S if wanted else EMULATED_S) if emulated else LIMIT_S
+        without_gpu = self.answer.without_gpu if self.tier is not Tier.NODE else None
+        limit_s = (GPU_ONLY_S if without_gpu else EMULATED_S) if emulated else LIMIT_S
         try:
-            waited = self.runner.run([*docker, "wait", self.container], timeout_s=limit_s)
+            wait = self.runner.run([*docker, "wait", self.container], timeout_s=limit_s)
         except CommandError as error:
             if error.returncode != 124:
                 raise
@@ -62,48 +63,48 @@ class RunningEntrypoint:
             silent = f"no answer after {limit_s:.0f} s"
             if not emulated:
                 return self._check(silent)
-            why = "it answers with a GPU only; " if wanted else ""
+            why = "it answers only with a GPU; " if without_gpu else ""
             return f"not run: {why}{silent} of emulation"
-        code = waited.stdout.strip()
+        code = wait.stdout.strip()
         logs = self.runner.run([*docker, "logs", self.container])
         output = logs.stdout + logs.stderr
-        if code == "0" and says in output:
-            return self._check(says)
-        if wanted is not None and code != "0" and wanted in output:
-            line = next(line for line in reversed(output.splitlines()) if wanted in line)
-            return f"not run: it answers with a GPU only (exit code {code}: {line.strip()[:200]})"
-        last = " / ".join(line.strip() for line in output.splitlines()[-LINES_KEPT:])
-        return self._check(f"exit code {code}: {last[-600:]}")
+        lines = [line.strip() for line in output.splitlines()]
+        if code == "0" and self.answer.says in output:
+            return self._check(self.answer.says)
+        if without_gpu is not None and code != "0" and without_gpu in output:
+            line = next(line for line in reversed(lines) if without_gpu in line)
+            return f"not run: it answers only with a GPU (exit code {code}: {line[:200]})"
+        return self._check(f"exit code {code}: {' / '.join(lines[-LINES_KEPT:])[-600:]}")
 
     def remove(self) -> None:
-        """End the program, where it still runs."""
+        """Remove the container, running or not."""
         argv = [*self.engine.docker, "rm", "--force", self.container]
         self.runner.run(argv, check=False)
 
     def _check(self, seen: str) -> Check:
-        title = f"what `{' '.join((*self.plan.entrypoint, *self.answer.args))}` says"
+        title = f"output of `{' '.join((*self.plan.entrypoint, *self.answer.args))}`"
         check = Check.compare(f"{self.tier}/{ID}", title, seen, self.answer.says, tier=self.tier)
         return replace(check, layer="_every")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PendingAnswer:
-    """What waits for the answer of a container, beside whatever else is done."""
+    """The result of a container that still runs."""
 
     tier: Tier
-    came: Future[Check | str]
+    future: Future[Check | str]
 
     def add(self, checks: list[Check], not_run: dict[str, str]) -> None:
-        """Put the outcome where it belongs, when there is one."""
-        outcome = self.came.result()
-        if isinstance(outcome, str):
-            not_run[f"{self.tier}/{ID}"] = outcome
+        """Wait for the result, and add it to ``checks`` or to ``not_run``."""
+        result = self.future.result()
+        if isinstance(result, str):
+            not_run[f"{self.tier}/{ID}"] = result
         else:
-            checks.append(outcome)
+            checks.append(result)
 
 
 @contextmanager
-def begun(
+def started(
     plan: Plan,
     engine: Engine,
     reference: str,
@@ -112,7 +113,10 @@ def begun(
     tier: Tier = Tier.RUN,
     options: Sequence[str] = (),
 ) -> Iterator[PendingAnswer | None]:
-    """The image, started for as long as the context lasts; None where it has no answer to give."""
+    """Start the image in the background; None where the plan says no answer.
+
+    ``options`` are of ``docker create``. The container is removed at the end.
+    """
     if plan.answer is None:
         yield None
         return
@@ -122,12 +126,12 @@ def begun(
         reference, *plan.answer.args,
     ]  # fmt: skip
     container = runner.run(argv).stdout.strip()
-    started = RunningEntrypoint(
+    entrypoint = RunningEntrypoint(
         plan=plan, engine=engine, runner=runner, answer=plan.answer, container=container, tier=tier
     )
-    with ThreadPoolExecutor(1, "entrypoint") as beside:
+    with ThreadPoolExecutor(1, "entrypoint") as executor:
         try:
-            yield PendingAnswer(tier=tier, came=beside.submit(started.outcome))
+            yield PendingAnswer(tier=tier, future=executor.submit(entrypoint.run))
         finally:
-            # What still waits for it then has its end.
-            started.remove()
+            # Ends a `docker wait` that still runs.
+            entrypoint.remove()

@@ -1,8 +1,7 @@
-"""Proves an image: reads its layers, starts it, runs the checks of its layers, writes the seal.
+"""Verifies an image: runs the checks of each tier, and writes the seal.
 
-The checks of the run tier run under pytest in a process of their own, against a container made
-from the image's digest. The engine emulates where the image is of another architecture than the
-machine.
+The checks of the run tier run under pytest in a process of their own, against a container of
+exactly this digest. The engine emulates an image of another architecture.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,16 +37,12 @@ from sparkimage.verify import gpu, layer_checks, plan_record, run_entrypoint, se
 from sparkimage.verify.plan_record import PlanRecord, check_folders
 
 Progress = Callable[[int, int], None]
-"""Takes how many checks are done, and of how many; from more than one thread, not at once."""
-
-
-def nothing(_done: int, _total: int) -> None:
-    """Shows no progress."""
+"""Takes the number of checks that are done, and of all; called by one thread at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Live:
-    """An engine, and what it knows the image by."""
+    """An engine, and its name or id for the image."""
 
     engine: Engine
     reference: str
@@ -55,19 +50,24 @@ class Live:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a verification came to."""
+    """The results of a verification."""
 
     checks: tuple[seal.Check, ...]
-    seconds: float
+    started: float
+    finished: float
+    """Unix times in seconds."""
     not_run: Mapping[str, str] = field(default_factory=dict)
-    """Tiers, or ids of checks, that were asked for and could not run here, and why."""
-
+    """Tiers, or ids of checks, that could not run here, and why."""
     tools: Mapping[str, str] = field(default_factory=dict)
-    """What ran them, with its version."""
+    """What ran the checks, with its version."""
 
     @property
     def failed(self) -> tuple[seal.Check, ...]:
         return tuple(check for check in self.checks if not check.passed)
+
+    @property
+    def seconds(self) -> float:
+        return self.finished - self.started
 
 
 def verify(
@@ -79,77 +79,70 @@ def verify(
     store: Store,
     runner: Runner,
     tiers: Sequence[Tier] = DEFAULT,
-    progress: Progress = nothing,
+    progress: Progress = lambda _done, _total: None,
+    write_seal: bool = True,
 ) -> Outcome:
-    """Run every check of these tiers against ``image`` and write the seal, PASSED or FAILED.
+    """Run every check of these tiers, and write the seal, PASSED or FAILED.
 
-    The image's record is kept beside it.
-    Raises as ``run``, and ``VerifyError`` with each failed check, what was seen and what was
-    expected.
+    ``live`` is called once, and only for tiers that need an engine; the static tier runs meanwhile.
+    The record is stored beside the image. Raises ``VerifyError`` with each failed check, what was
+    seen and what was expected; ``ImageMissingError`` when the engine lacks the image,
+    ``PreflightError`` when none of the tiers can run here, ``StoreError`` for a damaged image.
     """
-    began, plan = time.time(), record.plan
-    outcome = run(
-        plan, image, live=live, project=project, store=store, runner=runner, tiers=tiers,
-        progress=progress,
-    )  # fmt: skip
-    ran = {check.tier for check in outcome.checks}
-    plan_record.keep(store, image.digest, record)
-    seal.save(
-        store,
-        seal.statement(
+    plan = record.plan
+    outcome = _run(plan, image, live, project, store, runner, tiers, progress)
+    if write_seal:
+        plan_record.save(store, image.digest, record)
+        statement = seal.statement(
             digest=image.digest,
-            platform_name=plan.platform,
-            result="FAILED" if outcome.failed else "PASSED",
-            tiers=[tier for tier in Tier if tier in ran],
+            image=plan.image,
+            platform=plan.platform,
             checks=outcome.checks,
             lock_checksum=plan.lock_checksum,
+            plan_checksum=record.checksum,
             tools=outcome.tools,
             host=f"{os.uname().sysname} {os.uname().release} {os.uname().machine}",
-            started=began,
-            finished=time.time(),
-            plan_checksum=record.checksum,
-            image=plan.image,
+            started=outcome.started,
+            finished=outcome.finished,
             not_run=outcome.not_run,
-        ),
-    )
+        )
+        seal.save(store, statement)
     if outcome.failed:
-        raise failed(plan.variant, image.digest, outcome.failed, len(outcome.checks))
+        lines = [
+            f"✗ {check.id}: {check.title}\n    seen      {_short(check.seen)}\n"
+            f"    expected  {_short(check.expected)}"
+            for check in outcome.failed
+        ]
+        raise VerifyError(
+            f"{plan.variant} ({image.digest[:19]}) failed {len(lines)} of {len(outcome.checks)} "
+            "checks",
+            detail="\n".join(lines),
+            hint="fix the layer that the check belongs to, and build again; no name was moved",
+        )
     return outcome
 
 
-def run(
-    plan: Plan,
-    image: Image,
-    *,
-    live: Callable[[], Live],
-    project: Path,
-    store: Store,
-    runner: Runner,
-    tiers: Sequence[Tier] = DEFAULT,
-    progress: Progress = nothing,
-) -> Outcome:
-    """Run every check of these tiers against ``image``; seals nothing.
-
-    ``live`` is called once, and only for tiers that need an engine; the layers are read meanwhile.
-    ``progress`` takes how many checks are done, of how many. Raises ``ImageMissingError``
-    when the engine lacks the image, ``PreflightError`` when not one of the tiers can run here.
-    """
-    began = time.time()
+def _run(
+    plan: Plan, image: Image, live: Callable[[], Live], project: Path, store: Store,
+    runner: Runner, tiers: Sequence[Tier], progress: Progress,
+) -> Outcome:  # fmt: skip
+    started = time.time()
     checks: list[seal.Check] = []
     not_run: dict[str, str] = {}
     tools = {"sparkimage": sparkimage.__version__}
-    total = 0
+    counter = _Counter(progress)
     if Tier.STATIC in tiers:
-        total += static.count(plan, image, store, project)
+        counter.total += static.count(plan, image, store, project)
     if Tier.RUN in tiers:
-        total += layer_checks.count(plan, project, in_container=True)
-        total += plan.answer is not None
-    counter = _Counter(progress, total)
-    with ThreadPoolExecutor(1, "static") as beside:
-        layers = None
+        counter.total += layer_checks.count(plan, project, in_container=True)
+        counter.total += plan.answer is not None
+    counter.add(0)
+    refusal = None
+    with ThreadPoolExecutor(1, "static") as executor:
+        static_tier = None
         if Tier.STATIC in tiers:
-            layers = beside.submit(_static_tier, plan, image, store, project, counter)
-        refused = None
+            static_tier = executor.submit(static.examine, plan, image, store, project)
+            static_tier.add_done_callback(counter.add_all)
         try:
             if set(tiers) - {Tier.STATIC}:
                 at = live()
@@ -157,84 +150,64 @@ def run(
                 if Tier.RUN in tiers:
                     checks += _run_tier(plan, at, project, runner, not_run, counter)
                 if Tier.NODE in tiers:
-                    came = gpu.examine(plan, at.engine, at.reference, runner)
-                    counter.done(len(came.checks))
-                    checks += came.checks
-                    not_run |= came.not_run
+                    node = gpu.examine(plan, at.engine, at.reference, runner)
+                    counter.add(len(node.checks))
+                    checks += node.checks
+                    not_run |= node.not_run
         except SparkError as error:
-            refused = error
-        if layers is not None:
-            checks = [*layers.result(), *checks]
-    if refused is not None:
-        # What the static tier refuses may well not start: then it says why.
+            refusal = error
+        if static_tier is not None:
+            checks = [*static_tier.result(), *checks]
+    if refusal is not None:
+        # An image that the static tier refuses may be unable to start: then its reasons count.
         if all(check.passed for check in checks):
-            raise refused
+            raise refusal
         ran = {check.tier for check in checks}
-        not_run |= {tier: f"not run: {refused.message}" for tier in tiers if tier not in ran}
+        not_run |= {tier: f"not run: {refusal.message}" for tier in tiers if tier not in ran}
     if not checks:
         raise PreflightError(
             f"{plan.variant}: " + "; ".join(f"{name}: {why}" for name, why in not_run.items()),
-            hint="run it on a node; `--tier static,run` can be run anywhere",
+            hint="run it on a node; `--tier static,run` runs anywhere",
         )
-    return Outcome(checks=tuple(checks), seconds=time.time() - began, not_run=not_run, tools=tools)
+    return Outcome(
+        checks=tuple(checks), started=started, finished=time.time(), not_run=not_run, tools=tools
+    )
 
 
 class _Counter:
-    """How many checks are done, of how many; told from more than one thread."""
+    """Counts the checks that are done, from several threads."""
 
-    def __init__(self, progress: Progress, total: int) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.total = total
-        self.count = 0
+        self.total = self.done = 0
         self.lock = threading.Lock()
-        progress(0, total)
 
-    def done(self, count: int = 1) -> None:
+    def add(self, count: int = 1) -> None:
         with self.lock:
-            self.count += count
-            # How many a node comes to, it says when it has been looked at.
-            self.total = max(self.total, self.count)
-            self.progress(self.count, self.total)
+            self.done += count
+            # The number of checks of the node tier is known when it has run.
+            self.total = max(self.total, self.done)
+            self.progress(self.done, self.total)
 
-
-def _static_tier(
-    plan: Plan, image: Image, store: Store, project: Path, counter: _Counter
-) -> tuple[seal.Check, ...]:
-    """Starts no engine. Raises ``StoreError`` for a damaged image."""
-    found = static.examine(plan, image, store, project)
-    counter.done(len(found))
-    return found
+    def add_all(self, future: Future[tuple[seal.Check, ...]]) -> None:
+        if future.exception() is None:
+            self.add(len(future.result()))
 
 
 def _run_tier(
     plan: Plan, at: Live, project: Path, runner: Runner, not_run: dict[str, str], counter: _Counter
 ) -> list[seal.Check]:
     with (
-        container(at.engine, runner, at.reference, plan.platform) as started,
-        run_entrypoint.begun(plan, at.engine, at.reference, runner) as entrypoint,
+        container(at.engine, runner, at.reference, plan.platform) as name,
+        run_entrypoint.started(plan, at.engine, at.reference, runner) as answer,
     ):
-        found = examine(
-            plan, started, project=project, engine=at.engine, runner=runner, done=counter.done
+        checks = examine(
+            plan, name, project=project, engine=at.engine, runner=runner, done=counter.add
         )
-        checks = [*found]
-        if entrypoint is not None:
-            entrypoint.add(checks, not_run)
-            counter.done()
+        if answer is not None:
+            answer.add(checks, not_run)
+            counter.add()
     return checks
-
-
-def failed(variant: str, digest: str, checks: tuple[seal.Check, ...], total: int) -> VerifyError:
-    """The error for an image that did not pass."""
-    lines = [
-        f"✗ {check.id}: {check.title}\n    seen      {_short(check.seen)}\n"
-        f"    expected  {_short(check.expected)}"
-        for check in checks
-    ]
-    return VerifyError(
-        f"{variant} ({digest[:19]}) is refused: {len(checks)} of {total} checks failed",
-        detail="\n".join(lines),
-        hint="correct the layer that the check stands with, and build again; nothing was named",
-    )
 
 
 def _short(value: Any) -> str:
@@ -244,24 +217,24 @@ def _short(value: Any) -> str:
 
 def examine(
     plan: Plan,
-    started: str,
+    container: str,
     *,
     project: Path,
     engine: Engine,
     runner: Runner,
     done: Callable[[], None] = lambda: None,
-) -> tuple[seal.Check, ...]:
-    """Run every check of ``plan`` that asks for a container, in ``started``; seals nothing.
+) -> list[seal.Check]:
+    """Run every check of ``plan`` that needs a container in this one; writes no seal.
 
-    ``done`` is called after each one.
+    ``done`` is called after each check.
     """
-    # With pytest, which takes its time.
+    # Importing pytest is slow.
     from sparkimage.verify.checks import DONE, REQUEST
 
     folders = check_folders(plan, project)
     output: list[str] = []
 
-    def take(line: str) -> None:
+    def read(line: str) -> None:
         output.append(line)
         if line.startswith(DONE):
             done()
@@ -272,7 +245,7 @@ def examine(
         argv = [
             sys.executable, "-m", "pytest", "--quiet", "--capture=no",
             "-p", "sparkimage.verify.checks", "-p", "no:cacheprovider",
-            f"--hosts=docker://{started}", "--import-mode=importlib",
+            f"--hosts=docker://{container}", "--import-mode=importlib",
             "--confcutdir", str(folders[0].parent), "--rootdir", name, "-c", os.devnull,
             *map(str, folders),
         ]  # fmt: skip
@@ -281,35 +254,37 @@ def examine(
             REQUEST: str(request),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        ran = runner.run(argv, env=environment, check=False, on_stdout=take)
-        text = "\n".join(output) + ran.stderr
-        # 0 and 1 are verdicts; anything else is a verification that did not take place.
-        if ran.returncode not in (0, 1) or not results.is_file():
-            raise CommandError(argv, ran.returncode, text)
-        found: list[dict[str, Any]] = json.loads(results.read_text())
-    if not found:
+        process = runner.run(argv, env=environment, check=False, on_stdout=read)
+        text = "\n".join(output) + process.stderr
+        # 0 and 1: the checks passed or failed; with any other code they did not run.
+        if process.returncode not in (0, 1) or not results.is_file():
+            raise CommandError(argv, process.returncode, text)
+        checks = [
+            seal.Check(**{**result, "tier": Tier(result["tier"])})
+            for result in json.loads(results.read_text())
+        ]
+    if not checks:
         raise SparkError(f"{plan.variant}: no check ran", detail=text)
-    keys = ("id", "layer", "title", "result", "seen", "expected")
-    return tuple(seal.Check(**{key: one[key] for key in keys}) for one in found)
+    return checks
 
 
 @contextmanager
 def container(engine: Engine, runner: Runner, reference: str, platform: str) -> Iterator[str]:
-    """A container of the image that does nothing, for as long as the context lasts."""
+    """An idle container of the image, removed at the end."""
     argv = [
         *engine.docker, "run", "--detach", "--rm", "--pull", "never", "--platform", platform,
         "--network", "none", "--label", f"{OWNER}={owner()}",
         "--entrypoint", "sleep", reference, "infinity",
     ]  # fmt: skip
     try:
-        started = runner.run(argv).stdout.strip()
+        name = runner.run(argv).stdout.strip()
     except CommandError as error:
         if "No such image" in error.output or "not found" in error.output.lower():
             raise ImageMissingError(
-                f"the engine holds no {reference}", hint="build it: python build.py image"
+                f"{reference} is not in the engine", hint="build it: python build.py image"
             ) from None
         raise
     try:
-        yield started
+        yield name
     finally:
-        runner.run([*engine.docker, "kill", started], check=False)
+        runner.run([*engine.docker, "kill", name], check=False)

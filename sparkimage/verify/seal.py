@@ -3,9 +3,9 @@
 https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md
 https://github.com/in-toto/attestation/blob/main/spec/predicates/test-result.md
 
-Each verification adds one statement about the tiers that it ran. What counts is their sum over the
-statements that were made against the same plan and checks. The store keeps them unsigned: who may
-write to the store could sign there as well. They are signed where an image leaves it.
+Each verification adds one statement about the tiers that it ran. The verdict combines the
+statements that were made against the same plan and checks. The store keeps them unsigned: whoever
+can write to the store could sign there as well. They are signed when an image leaves the store.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from sparkimage.config.tier import Tier
@@ -22,15 +23,16 @@ from sparkimage.image.store import Store
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
+SEAL = "seal"
 UNVERIFIED = "unverified"
-"""The kind of fact that marks an image which came without a seal that fits."""
+"""Facts of the store about a digest: its statements, and why it was loaded unverified."""
 KEPT = 20
-"""Statements kept for one digest; the oldest go first."""
+"""Statements kept for one digest; the oldest are dropped first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One check's result, with what was seen in the image and what was expected."""
+    """The result of one check, with what was seen in the image and what was expected."""
 
     id: str
     layer: str
@@ -57,38 +59,49 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A statement that is a test result for its digest."""
+    """One in-toto test result statement of an image."""
 
     statement: Mapping[str, Any]
 
     @property
-    def plan(self) -> str:
-        """The checksum of the plan and the checks that it was made against."""
-        listed = self.statement["predicate"]["configuration"]
-        return next((str(c["digest"]["sha256"]) for c in listed if c["name"] == "plan"), "")
+    def predicate(self) -> Mapping[str, Any]:
+        predicate: Mapping[str, Any] = self.statement["predicate"]
+        return predicate
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.predicate["result"] == "PASSED")
+
+    @property
+    def finished(self) -> str:
+        return str(self.predicate["finished"])
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        return tuple(_check(one) for one in self.statement["predicate"]["evidence"])
+        return tuple(_check(entry) for entry in self.predicate["evidence"])
+
+    def checksum(self, name: str) -> str:
+        """sha256 of an input of the checks: ``lock``, or ``plan`` (the plan and its checks)."""
+        inputs = self.predicate["configuration"]
+        return next((str(c["digest"]["sha256"]) for c in inputs if c["name"] == name), "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the statements about an image come to."""
+    """The combined result of the statements of one image."""
 
     result: str
-    when: str
-    """When the newest statement was made."""
+    """PASSED or FAILED."""
     tiers: tuple[Tier, ...]
-    """Those that passed."""
+    """The tiers that passed."""
     checks: tuple[Check, ...]
-    """Of every tier, each with its newest result."""
-    statements: tuple[Result, ...]
+    """The newest result of each check, of every tier."""
+    results: tuple[Result, ...]
+    """The statements that count, oldest first."""
 
     @property
-    def statement(self) -> Mapping[str, Any]:
-        """The newest one."""
-        return self.statements[-1].statement
+    def newest(self) -> Result:
+        return self.results[-1]
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -96,158 +109,168 @@ class Verdict:
 
     @property
     def not_run(self) -> Mapping[str, str]:
-        """Tiers, and checks by their ids, that have no result of any statement, and why."""
-        said: dict[str, str] = {}
-        for one in self.statements:
-            said |= one.statement["predicate"].get("notRun") or {}
+        """Tiers, and ids of checks, without a result in any statement, and why."""
+        reasons: dict[str, str] = {}
+        for result in self.results:
+            reasons |= result.predicate.get("notRun") or {}
         known = {check.id for check in self.checks} | {str(check.tier) for check in self.checks}
-        return {name: why for name, why in said.items() if name not in known}
+        return {name: why for name, why in reasons.items() if name not in known}
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
             "result": self.result,
-            "when": self.when,
+            "when": self.newest.finished,
             "tiers": list(self.tiers),
             "notRun": dict(self.not_run),
             "checks": [asdict(check) for check in self.checks],
-            "statements": [one.statement for one in self.statements],
+            "statements": [result.statement for result in self.results],
         }
 
 
 def statement(
     *,
     digest: str,
-    platform_name: str,
-    result: str,
-    tiers: Sequence[str],
+    image: str,
+    platform: str,
     checks: Sequence[Check],
     lock_checksum: str,
+    plan_checksum: str,
     tools: Mapping[str, str],
     host: str,
     started: float,
     finished: float,
-    plan_checksum: str,
-    image: str = "",
-    not_run: Mapping[str, str] | None = None,
+    not_run: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The statement that these checks came to ``result`` (PASSED or FAILED) for ``digest``.
+    """The test result of these checks of the image ``digest``: PASSED if all of them passed.
 
-    ``image`` is the name that it was built for; ``not_run`` says why a tier, or
-    a check by its id, was left out.
+    ``image`` is the name that it was built for, ``started`` and ``finished`` are Unix times in
+    seconds; ``not_run`` says why a tier, or a check by its id, was left out.
     """
+    passed = [check.id for check in checks if check.passed]
+    failed = [check.id for check in checks if not check.passed]
+    tiers = {check.tier for check in checks}
+    predicate = {
+        "result": "FAILED" if failed else "PASSED",
+        "configuration": [
+            {"name": "lock", "digest": {"sha256": lock_checksum}},
+            {"name": "plan", "digest": {"sha256": plan_checksum}},
+        ],
+        "passedTests": passed,
+        "warnedTests": [],
+        "failedTests": failed,
+        "image": image,
+        "tiers": [str(tier) for tier in Tier if tier in tiers],
+        "notRun": {str(name): why for name, why in not_run.items()},
+        "evidence": [asdict(check) for check in checks],
+        "tools": dict(tools),
+        "host": host,
+        "started": _time(started),
+        "finished": _time(finished),
+    }
+    return in_toto(TEST_RESULT, platform, digest, predicate)
+
+
+def in_toto(
+    predicate_type: str, name: str, digest: str, predicate: Mapping[str, Any]
+) -> dict[str, Any]:
+    """An in-toto statement about the image ``digest``."""
     algorithm, _, value = digest.partition(":")
     return {
         "_type": STATEMENT,
-        "subject": [{"name": platform_name, "digest": {algorithm: value}}],
-        "predicateType": TEST_RESULT,
-        "predicate": {
-            "result": result,
-            "configuration": [
-                {"name": "lock", "digest": {"sha256": lock_checksum}},
-                {"name": "plan", "digest": {"sha256": plan_checksum}},
-            ],
-            "passedTests": [check.id for check in checks if check.passed],
-            "warnedTests": [],
-            "failedTests": [check.id for check in checks if not check.passed],
-            "image": image,
-            "tiers": [str(tier) for tier in tiers],
-            "notRun": {str(tier): why for tier, why in (not_run or {}).items()},
-            "evidence": [asdict(check) for check in checks],
-            "tools": dict(tools),
-            "host": host,
-            "started": _time(started),
-            "finished": _time(finished),
-        },
+        "subject": [{"name": name, "digest": {algorithm: value}}],
+        "predicateType": predicate_type,
+        "predicate": predicate,
     }
 
 
-def save(store: Store, made: Mapping[str, Any]) -> None:
-    """Keep the statement with the digest that it is about, behind the earlier ones.
+def subject(statement: Any) -> str:
+    """The digest of the one image that a statement is about; empty for none, or for several."""
+    try:
+        (only,) = statement["subject"]
+        return f"sha256:{only['digest']['sha256']}"
+    except (KeyError, TypeError, ValueError):
+        return ""
 
-    Earlier ones that are no test result for it are dropped, and a mark of an image that was loaded
-    unverified is gone: the image is proven anew.
+
+def save(store: Store, statement: Mapping[str, Any]) -> None:
+    """Append a statement to those of its digest.
+
+    Earlier ones that are not a valid test result of that digest are dropped. The image is no longer
+    marked as loaded unverified: it has been verified here.
     """
-    digest = f"sha256:{made['subject'][0]['digest']['sha256']}"
+    digest = subject(statement)
     with store.locked():
-        found = store.get_fact("seal", digest)
-        earlier = [one for one in found if fits(one, digest)] if isinstance(found, list) else []
-        keep(store, digest, [*earlier, made])
-        set_mark(store, digest, None)
+        stored = store.get_fact(SEAL, digest)
+        earlier = [s for s in stored if is_valid(s, digest)] if isinstance(stored, list) else []
+        replace(store, digest, [*earlier, statement])
+        set_unverified(store, digest, None)
 
 
-def mark(store: Store, digest: str) -> str | None:
-    """Why the image was loaded although the gate refused it; None where it was not."""
-    found = store.get_fact(UNVERIFIED, digest)
-    return str(found.get("why")) if isinstance(found, dict) else None
+def unverified(store: Store, digest: str) -> str | None:
+    """Why the gate refused the image when it was loaded with --allow-unverified; else None."""
+    fact = store.get_fact(UNVERIFIED, digest)
+    return str(fact.get("why")) if isinstance(fact, dict) else None
 
 
-def set_mark(store: Store, digest: str, why: str | None) -> None:
-    """Say that the image was loaded unverified, or take that back."""
+def set_unverified(store: Store, digest: str, why: str | None) -> None:
+    """Mark the image as loaded unverified, or remove that mark."""
     if why is not None or store.has_fact(UNVERIFIED, digest):
         store.put_fact(UNVERIFIED, digest, None if why is None else {"why": why})
 
 
-def keep(store: Store, digest: str, statements: Sequence[Mapping[str, Any]]) -> None:
-    """Keep these statements, oldest first, as the ones of ``digest``."""
-    store.put_fact("seal", digest, list(statements)[-KEPT:])
+def replace(store: Store, digest: str, statements: Sequence[Mapping[str, Any]]) -> None:
+    """Store these statements, oldest first, as the seal of ``digest``."""
+    store.put_fact(SEAL, digest, list(statements)[-KEPT:])
 
 
 def history(store: Store, digest: str) -> tuple[Result, ...]:
-    """Every statement about ``digest``, oldest first.
+    """All test results of ``digest``, oldest first.
 
-    Raises ``GateError`` for one that is no test result, or is of another digest.
+    Raises ``GateError`` for a statement that is no valid test result, or of another digest.
     """
-    found = store.get_fact("seal", digest)
-    if found is None and store.has_fact("seal", digest):
-        raise _refusal(digest, "cannot be read: it was cut off or edited")
-    return read([] if found is None else found, digest)
+    statements = store.get_fact(SEAL, digest)
+    if statements is None and store.has_fact(SEAL, digest):
+        raise _refusal(digest, "is truncated or was edited")
+    return parse([] if statements is None else statements, digest)
 
 
-def read(statements: Any, digest: str) -> tuple[Result, ...]:
-    """These statements, oldest first; raises as ``history``."""
+def parse(statements: Any, digest: str) -> tuple[Result, ...]:
+    """The test results of these statements, in their order. Raises as ``history``."""
     if not isinstance(statements, list):
-        raise _refusal(digest, "is no list of statements")
-    for one in statements:
-        other = _subject(one)
-        if other is not None and other != digest:
+        raise _refusal(digest, "is not a list of statements")
+    for statement in statements:
+        other = subject(statement)
+        if other and other != digest:
             raise _refusal(digest, f"is of another image, {other[:19]}")
-        if not fits(one, digest):
-            raise _refusal(digest, "is not a test result for that digest")
-    return tuple(Result(statement=one) for one in statements)
+        if not is_valid(statement, digest):
+            raise _refusal(digest, "is not a valid test result of that digest")
+    return tuple(Result(statement=statement) for statement in statements)
 
 
 def _refusal(digest: str, why: str) -> GateError:
     return GateError(
         f"the seal of {digest[:19]} {why}",
-        hint=f"prove the image again: python build.py verify {digest[7:19]}",
+        hint=f"verify the image again: python build.py verify {digest[7:19]}",
     )
 
 
-def _subject(said: Any) -> str | None:
+def _check(evidence: Mapping[str, Any]) -> Check:
+    return Check(**{**evidence, "tier": Tier(evidence["tier"])})
+
+
+def is_valid(statement: Any, digest: str) -> bool:
+    """Whether this is a test result of ``digest`` whose parts agree with each other."""
     try:
-        (subject,) = said["subject"]
-        return f"sha256:{subject['digest']['sha256']}"
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _check(one: Mapping[str, Any]) -> Check:
-    return Check(**{**one, "tier": Tier(one["tier"])})
-
-
-def fits(one: Any, digest: str) -> bool:
-    """Whether ``one`` is a test result for ``digest`` whose parts agree with each other."""
-    try:
-        predicate = one["predicate"]
-        checks = [_check(check) for check in predicate["evidence"]]
+        predicate = statement["predicate"]
+        checks = [_check(entry) for entry in predicate["evidence"]]
         passed = [check.id for check in checks if check.passed]
         failed = [check.id for check in checks if not check.passed]
         return bool(
             checks
-            and one["_type"] == STATEMENT
-            and one["predicateType"] == TEST_RESULT
-            and [s["digest"]["sha256"] for s in one["subject"]] == [digest[7:]]
+            and statement["_type"] == STATEMENT
+            and statement["predicateType"] == TEST_RESULT
+            and subject(statement) == digest
             and (predicate["passedTests"], predicate["failedTests"]) == (passed, failed)
             and predicate["result"] == ("FAILED" if failed else "PASSED")
             and {Tier(tier) for tier in predicate["tiers"]} == {check.tier for check in checks}
@@ -259,31 +282,30 @@ def fits(one: Any, digest: str) -> bool:
 
 
 def verdict(store: Store, digest: str, *, plan_checksum: str | None = None) -> Verdict | None:
-    """What the statements about ``digest`` come to; None where there is none.
+    """The combined result of the stored statements of ``digest``; None where there are none.
 
-    Only those made against ``plan_checksum`` count, or those that are of one with the newest.
+    Only statements made against ``plan_checksum`` count (default: that of the newest one).
     """
-    return total(history(store, digest), plan_checksum)
+    return combine(history(store, digest), plan_checksum)
 
 
-def total(statements: Sequence[Result], plan_checksum: str | None = None) -> Verdict | None:
-    """The sum of these statements, oldest first, as ``verdict`` says it."""
-    if plan_checksum is None and statements:
-        plan_checksum = statements[-1].plan
-    count = tuple(one for one in statements if one.plan == plan_checksum)
-    if not count:
+def combine(results: Sequence[Result], plan_checksum: str | None = None) -> Verdict | None:
+    """The combined result of these test results, oldest first; see ``verdict``."""
+    if plan_checksum is None and results:
+        plan_checksum = results[-1].checksum("plan")
+    counted = tuple(result for result in results if result.checksum("plan") == plan_checksum)
+    if not counted:
         return None
     newest: dict[tuple[Tier, str], Check] = {}
-    for one in count:
-        newest |= {(check.tier, check.id): check for check in one.checks}
+    for result in counted:
+        newest |= {(check.tier, check.id): check for check in result.checks}
     ran = {tier for tier, _ in newest}
     failed = {tier for (tier, _), check in newest.items() if not check.passed}
     return Verdict(
         result="FAILED" if failed else "PASSED",
-        when=count[-1].statement["predicate"]["finished"],
         tiers=tuple(tier for tier in Tier if tier in ran - failed),
-        checks=tuple(check for tier in Tier for (of, _), check in newest.items() if of is tier),
-        statements=count,
+        checks=tuple(check for tier in Tier for check in newest.values() if check.tier is tier),
+        results=counted,
     )
 
 

@@ -1,14 +1,13 @@
-"""The static tier: checks an image by its layers and its config alone, on any host.
+"""The static tier: checks the layers and the config of an image, on any host.
 
-Nothing is started and nothing is emulated. ``data/static.yaml`` lists what an image may contain
-although it looks wrong.
+It starts and emulates nothing. ``data/static.yaml`` lists the exceptions that an image may contain.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +22,13 @@ from sparkimage.image.settings import Settings
 from sparkimage.image.store import Image, Store
 from sparkimage.verify import layer_checks, static_nccl
 from sparkimage.verify import rules as rule_file
-from sparkimage.verify.rules import Rules, matches, matches_any
+from sparkimage.verify.rules import PathRule, Rules, matches, matches_any
 from sparkimage.verify.seal import Check
 from sparkimage.verify.static_nccl import Compared
 
 TIER = Tier.STATIC
 SHOWN = 20
-"""Faults of one kind that a check names at most."""
+"""A check lists at most this many faults."""
 SHELL = re.compile(r"(^|/)(ba|da|z|k|a)?sh$")
 
 
@@ -45,7 +44,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class _Target:
-    """What the checks examine."""
+    """The image that the checks examine, and its plan."""
 
     plan: Plan
     image: Image
@@ -142,19 +141,11 @@ def _config(s: _Target) -> Iterator[Compared]:
         for name, argv in (("ENTRYPOINT", entrypoint), ("CMD", cmd))
         if len(argv) > 1 and SHELL.search(argv[0]) and re.fullmatch(r"-[a-z]*c", argv[1])
     }
-    yield (
-        "exec-form",
-        "ENTRYPOINT or CMD in shell form: the shell does not forward signals",
-        shells,
-        {},
-    )
+    yield "exec-form", "ENTRYPOINT or CMD in shell form (signals are not forwarded)", shells, {}
     argv = [*entrypoint, *cmd]
-    yield (
-        "program",
-        f"{argv[:1]} is in PATH and executable",
-        bool(argv) and s.root.program(argv[0], s.env.get("PATH", "")) is not None,
-        bool(s.plan.entrypoint or s.plan.cmd),
-    )
+    found = bool(argv) and s.root.program(argv[0], s.env.get("PATH", "")) is not None
+    expected = bool(s.plan.entrypoint or s.plan.cmd)
+    yield "program", f"{argv[:1]} is in PATH and executable", found, expected
     # Caches and models are mounted below /root.
     user = s.settings.user or "root"
     yield "user", "USER", "root" if user in ("0", "0:0", "root:root") else user, "root"
@@ -167,15 +158,10 @@ def _programs(s: _Target) -> Iterator[Compared]:
     other = [
         f"{entry.path}: {head.arch}"
         for entry, head in heads
-        if head.arch != s.plan.arch
-        and not any(matches(entry.path, rule.path) for rule in s.rules.foreign_elf)
+        if head.arch != s.plan.arch and not _allowed(entry.path, s.rules.foreign_elf)
     ]
-    yield (
-        "architecture",
-        f"{len(heads)} ELF files are for {s.plan.arch}, except",
-        other[:SHOWN] if heads else ["the image has no ELF file"],
-        [],
-    )
+    seen = other[:SHOWN] if heads else ["the image has no ELF file"]
+    yield "architecture", f"{len(heads)} ELF files are for {s.plan.arch}, except", seen, []
     broken = [f"{entry.path}: {head.problem}" for entry, head in heads if head.problem]
     yield "elf-heads", "ELF files with an unreadable dynamic section", broken[:SHOWN], []
     linker = _linker(s)
@@ -186,6 +172,11 @@ def _programs(s: _Target) -> Iterator[Compared]:
     ]
     number = sum(len(head.needed) for _, head in heads)
     yield "needed", f"{number} needed libraries resolve, except", missing[:SHOWN], []
+
+
+def _allowed(path: str, rules: Iterable[PathRule]) -> bool:
+    """Whether one of the exceptions is for this path."""
+    return any(matches(path, rule.path) for rule in rules)
 
 
 def _linker(s: _Target) -> Linker:
@@ -216,7 +207,7 @@ def _preloads(s: _Target) -> Iterator[Compared]:
             what = "not an ELF file" if head is None else head.arch
             wrong[path] = "missing" if entry is None else what
     # glibc only prints a line to stderr when it cannot preload a library.
-    yield "preload", "preloaded libraries that ld.so would ignore", wrong, {}
+    yield "preload", "preloaded libraries that ld.so ignores", wrong, {}
 
 
 def _patched(plan: Plan) -> dict[str, str]:
@@ -248,10 +239,7 @@ def _contents(s: _Target) -> Iterator[Compared]:
         for e in s.root.final.values()
         if e.kind in ("0", "1")
         and e.mode & 0o6000
-        and not any(
-            matches(e.path, rule.path) and int(rule.mode, 8) == e.mode & 0o7777
-            for rule in s.rules.setuid
-        )
+        and not _allowed(e.path, (r for r in s.rules.setuid if int(r.mode, 8) == e.mode & 0o7777))
     ]
     yield "setuid", "setuid and setgid files", sorted(rights)[:SHOWN], []
 
@@ -288,32 +276,19 @@ def _origin(s: _Target) -> Iterator[Compared]:
         # A base image that we do not build has others, too.
         names = expected.keys() | installed.keys() if lowest is not None else expected.keys()
         wrong = [n for n in sorted(names) if installed.get(n) != expected.get(n)]
-        yield (
-            "packages",
-            f"{len(expected)} packages have the lock's versions, except",
-            {name: installed.get(name) for name in wrong[:SHOWN]},
-            {},
-        )
+        seen = {name: installed.get(name) for name in wrong[:SHOWN]}
+        yield "packages", f"{len(expected)} packages have the lock's versions, except", seen, {}
     bundle = s.root.file("etc/ssl/certs/ca-certificates.crt")
     folder = "usr/share/ca-certificates/mozilla/"
     parts = [e for path, e in s.root.final.items() if path.startswith(folder)]
     # A root may have the package's certificates without a bundle made of them.
     total = sum(e.seen.get("certificates", 0) for e in parts) if bundle is not None else 0
-    yield (
-        "ca-bundle",
-        "certificates in the system's CA bundle, and in its distribution's package",
-        bundle.seen.get("certificates") if bundle is not None else 0,
-        total,
-    )
+    number = bundle.seen.get("certificates") if bundle is not None else 0
+    yield "ca-bundle", "certificates of the CA bundle, as in the distribution's", number, total
 
 
 def _secrets(s: _Target) -> Iterator[Compared]:
-    yield (
-        "env-secrets",
-        "secrets in ENV",
-        secrets.in_environment(s.settings.environment),
-        [],
-    )
+    yield "env-secrets", "secrets in ENV", secrets.in_environment(s.settings.environment), []
     labels = s.settings.labels
     found = [f"{n}: {kind}" for n, text in labels.items() for kind in secrets.in_text(str(text))]
     yield "label-secrets", "secrets in labels", found, []
@@ -328,9 +303,9 @@ def _secrets(s: _Target) -> Iterator[Compared]:
         f"{entry}: {kind}"
         for entry in s.entries
         for kind in entry.seen.get("secrets", ())
-        if not any(kind in r.kinds and matches(entry.path, r.path) for r in s.rules.secrets)
+        if not _allowed(entry.path, (r for r in s.rules.secrets if kind in r.kinds))
     ]
-    yield "secrets", "secrets in any layer, also in deleted files", held[:SHOWN], []
+    yield "secrets", "secrets in any layer, including deleted files", held[:SHOWN], []
     places = [str(e) for e in s.entries if e.is_file and _SITE.match(e.path)]
     yield "site-ca", "CA bundles and build secrets in any layer", places[:SHOWN], []
 
@@ -350,16 +325,11 @@ def _layers(s: _Target) -> Iterator[Compared]:
     twice = [
         path
         for path in ImageFiles(layers=s.files.layers[s.first_own :]).duplicates()
-        if path not in patched and not any(matches(path, r.path) for r in s.rules.rewritten)
+        if path not in patched and not _allowed(path, s.rules.rewritten)
     ]
-    yield "stored-twice", "files that more than one of our layers contains", twice[:SHOWN], []
+    yield "stored-twice", "files in more than one of our layers", twice[:SHOWN], []
     stored = {la.digest: la.size for la in s.image.layers if la.size > s.limits.stored}
-    yield "layer-stored", f"layers of more than {s.limits.stored} bytes, compressed", stored, {}
+    yield "layer-stored", f"layers over {s.limits.stored} bytes compressed", stored, {}
     sizes = dict(enumerate(s.files.layer_sizes()))
     large = {n: b for n, b in sizes.items() if n >= s.first_own and b > s.limits.unpacked}
-    yield (
-        "layer-unpacked",
-        f"our layers of more than {s.limits.unpacked} bytes, uncompressed",
-        large,
-        {},
-    )
+    yield "layer-unpacked", f"our layers over {s.limits.unpacked} bytes uncompressed", large, {}

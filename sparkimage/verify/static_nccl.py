@@ -1,7 +1,7 @@
 """The static checks of NCCL: every copy in every layer, and which one is loaded.
 
 torch loads the copy of its own wheel unless LD_PRELOAD, or a link in that copy's place, names
-another one. An image with two copies is one step from using the wrong one.
+another one. With two copies in an image the wrong one may be loaded.
 """
 
 from __future__ import annotations
@@ -35,45 +35,36 @@ def system_path(plan: Plan) -> str:
 
 
 def checks(plan: Plan, files: ImageFiles, root: Root, first_own: int) -> Iterator[Compared]:
-    """The comparisons for NCCL; none where the plan has no pin for it."""
+    """The comparisons for NCCL; none where the plan pins no NCCL."""
     if "nccl" not in plan.versions:
         return
     system = system_path(plan)
     copies = [e for layer in files.layers for e in layer if is_copy(e)]
     final = [e for e in copies if root.final.get(e.path) is e]
+    seen = [_evidence(e, e in final) for e in copies]
+    own = [_evidence(e, e in final) for e in copies if e.layer < first_own or e.path == system]
     yield (
         "nccl-every-layer",
-        "every libnccl of every layer: of our layers only the pinned one",
-        [_evidence(e, e in final) for e in copies],
-        [_evidence(e, e in final) for e in copies if e.layer < first_own or e.path == system],
+        "libnccl files of every layer: our layers contain only the pinned one",
+        seen,
+        own,
     )
-    yield (
-        "nccl-root",
-        "libnccl files that are visible in a container",
-        sorted(e.path for e in final),
-        [system],
-    )
+    visible = sorted(e.path for e in final)
+    yield "nccl-root", "libnccl files visible in a container", visible, [system]
     yield (
         "nccl-version",
-        "version, SONAME and architecture of each of them",
+        "version, SONAME and architecture of each visible libnccl",
         {e.path: _identity(e) for e in final},
         {system: [plan.versions["nccl"], SONAME, plan.arch]},
     )
     names = [p for p, e in root.final.items() if layerscan.NCCL.search(p) and e.kind != "5"]
-    yield (
-        "nccl-places",
-        "what every libnccl.so* resolves to",
-        {path: root.real(path) for path in sorted(names)},
-        dict.fromkeys(sorted(_places(plan)), system),
-    )
+    targets = {path: root.real(path) for path in sorted(names)}
+    expected = dict.fromkeys(sorted(_places(plan)), system)
+    yield "nccl-places", "target of every libnccl.so*", targets, expected
     if any(w.name.startswith("nvidia-nccl") for layer in plan.layers for w in layer.wheels):
-        found = root.final.get(system)
-        yield (
-            "nccl-bytes",
-            "sha256 of the library, as in its wheel's RECORD",
-            found.seen.get("sha256") if found else "missing",
-            _recorded(root),
-        )
+        library = root.final.get(system)
+        sha256 = library.seen.get("sha256") if library else "missing"
+        yield "nccl-bytes", "sha256 of libnccl as in its wheel's RECORD", sha256, _recorded(root)
 
 
 def _places(plan: Plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""What `import torch` brings into a process. Its text runs in a container of the image."""
+"""The probe for what `import torch` loads into a process; runs in a container of the image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def imported() -> dict[str, Any]:
-    """torch.version.cuda, every libnccl that is mapped, and what the first of them answers."""
+    """torch.version.cuda, every mapped libnccl, and the ncclGetVersion() of the first of them."""
     import torch  # type: ignore[import-not-found, unused-ignore]
 
     with open("/proc/self/maps") as maps:

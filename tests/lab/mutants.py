@@ -649,7 +649,7 @@ def main() -> int:
     given = parser.parse_args()
     store = Store.open(given.store or paths.store())
     image = store.resolve(given.image)
-    plan = plan_record.kept(store, image.digest).plan
+    plan = plan_record.load(store, image.digest).plan
     console = Console(width=120)
     began = time.monotonic()
     with TemporaryDirectory(prefix="mutants-", dir=store.root.parent) as work:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparkimage.build.engine.engine import Engine
-from sparkimage.verify.checks import NOT_BEGUN
+from sparkimage.verify.checks import NOT_STARTED
 from tests.lab.node_image import Release, output, run
 from tests.lab.wire import Wire
 
@@ -96,7 +96,7 @@ class Node:
         try:
             return run(argv, given)
         except RuntimeError as error:
-            if NOT_BEGUN not in str(error):
+            if NOT_STARTED not in str(error):
                 raise
             return run(argv, given)
 

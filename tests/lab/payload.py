@@ -77,7 +77,7 @@ def sealed(
     """The image, named, with a seal that the gate takes (unless ``result`` is FAILED)."""
     store.name(name, store.descriptor(image.digest))
     if record is not None:
-        plan_record.keep(store, image.digest, record)
+        plan_record.save(store, image.digest, record)
     plan = seal_maker.PLAN if record is None else record.checksum
     checks = (
         seal_maker.check("static/payload", tier=Tier.STATIC),

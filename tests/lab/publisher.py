@@ -109,7 +109,7 @@ class Publisher(Project):
         return publish.Item(
             plan=plan, image=image, measured=tags.measure(files), verdict=verdict,
             required=Required(tiers=plan.requires),
-            bill=sbom.make(plan, image, files, store, Local())
+            sbom=sbom.create(plan, image, files, store, Local())
             if real_sbom
             else {"packages": [{"name": "one"}, {"name": "two"}]},
         )  # fmt: skip

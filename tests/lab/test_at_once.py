@@ -87,7 +87,7 @@ def proven(lab: Lab, layers: int) -> str:
     image = store.resolve(digest)
     known = (digest, image.manifest["config"]["digest"])
     assert lab.docker.image.inspect(NAME).id in known
-    record = plan_record.kept(store, digest)
+    record = plan_record.load(store, digest)
     assert len(record.plan.layers) == layers
     verdict = seal.verdict(store, digest, plan_checksum=record.checksum)
     assert verdict is not None

@@ -132,7 +132,7 @@ def test_unverified_image_is_refused(small_shipment: Shipment) -> None:
     before, control = standing(shipment), next(iter(shipment.fleet)).control
     image = PAYLOAD.changed(-1, seed=41).put(shipment.store, NAME)
     record = plan_record.record(shipment.plan(VARIANT), shipment.folder)
-    plan_record.keep(shipment.store, image.digest, record)
+    plan_record.save(shipment.store, image.digest, record)
     control.hang()
     done = shipment.distribute()
     assert done.returncode == GATE_REFUSED

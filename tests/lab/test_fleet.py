@@ -114,12 +114,12 @@ def test_the_gate_takes_a_sealed_payload(images: Images) -> None:
     digest = images.image.digest
     asked = {"plan_checksum": PLAN, "required": Required(), "name": NAME}
     with pytest.raises(GateError, match="no seal"):
-        policy.ask(images.store, digest, **asked)  # type: ignore[arg-type]
+        policy.check(images.store, digest, **asked)  # type: ignore[arg-type]
     sealed(images.store, images.image, NAME)
-    assert policy.ask(images.store, digest, **asked).verdict is not None  # type: ignore[arg-type]
+    assert policy.check(images.store, digest, **asked).verdict is not None  # type: ignore[arg-type]
     sealed(images.store, images.image, NAME, result="FAILED")
     with pytest.raises(GateError, match="says FAILED"):
-        policy.ask(images.store, digest, **asked)  # type: ignore[arg-type]
+        policy.check(images.store, digest, **asked)  # type: ignore[arg-type]
 
 
 # The network

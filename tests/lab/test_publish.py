@@ -177,8 +177,8 @@ def test_tokens_are_asked_for_what_is_done(
     assert ["repository:tokens/a:pull,push"] in service.scopes
     # Taking over blobs needs a token for the other repository, too.
     taken = publisher.publish(to("tokens/b"), item)
-    ((_, blobs),) = taken.platforms.values()
-    assert (blobs.mounted, blobs.uploaded) == (len(item.image.layers), 1)
+    (platform,) = taken.platforms.values()
+    assert (platform.blobs.mounted, platform.blobs.uploaded) == (len(item.image.layers), 1)
     assert any("repository:tokens/a:pull" in scopes for scopes in service.scopes)
     # A token that never begins is refused.
     service.seconds = -3600
@@ -187,7 +187,7 @@ def test_tokens_are_asked_for_what_is_done(
     service.seconds = 300
     # One that may not write is told so, with what to do.
     service.writes = False
-    with pytest.raises(RegistryError, match="does not let this login write to tokens/d"):
+    with pytest.raises(RegistryError, match="does not allow this login to access tokens/d"):
         publisher.publish(to("tokens/d"), item)
     service.writes = True
 
@@ -211,7 +211,7 @@ def test_an_identity_token_is_a_login(
                 publisher.publish(to, item)
 
 
-def test_a_private_ca_of_docker_is_believed(
+def test_a_private_ca_of_docker_is_trusted(
     publisher: Publisher, closed_registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert closed_registry.ca is not None
@@ -220,7 +220,7 @@ def test_a_private_ca_of_docker_is_believed(
     monkeypatch.setattr(auth, "CERTIFICATES", (publisher.folder / "certs.d",))
     item = publisher.item(publisher.image())
     with pytest.raises(RegistryError, match="is not trusted here"):
-        publisher.repository(f"{closed_registry.address}/closed/ca").ready()
+        _ = publisher.repository(f"{closed_registry.address}/closed/ca").readable
     own = publisher.folder / "certs.d" / closed_registry.address
     own.mkdir(parents=True)
     (own / "ca.crt").write_bytes(closed_registry.ca.read_bytes())

@@ -232,7 +232,7 @@ def test_docker_pulls_and_runs_it(engine: Engine, there: Published) -> None:
 
 
 def test_the_sbom_is_spdx_for_others_too(there: Published, tmp_path: Path) -> None:
-    bill = there.publisher.item(there.image, real_sbom=True).bill
+    bill = there.publisher.item(there.image, real_sbom=True).sbom
     file = tmp_path / "bill.spdx.json"
     file.write_text(json.dumps(bill))
     # syft reads it as it reads anybody's.

@@ -162,7 +162,7 @@ def test_an_image_of_before_the_matrix_changed_ships_with_a_warning(
 def test_a_target_that_cannot_be_written_is_said_at_once(
     lab: Lab, tiny: pipeline.Result, tmp_path: Path
 ) -> None:
-    for target, why in ((tmp_path, "is a folder"), (tmp_path / "no" / "x", "is not there")):
+    for target, why in ((tmp_path, "is a folder"), (tmp_path / "no" / "x", "does not exist")):
         done = lab.run("save", tiny.plan.variant, "-o", str(target))
         assert done.returncode == 2
         assert why in done.stderr

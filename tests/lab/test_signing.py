@@ -36,11 +36,11 @@ def test_what_is_no_key_is_refused(
     if content is not None:
         file.write_text(content)
     with (
-        pytest.raises(PreflightError, match="is no key to sign with"),
+        pytest.raises(PreflightError, match="cannot be used to sign"),
         cosign.signer(str(file), None, None, publisher.tools),
     ):
         pass
-    with pytest.raises(PreflightError, match="is no public key"):
+    with pytest.raises(PreflightError, match="is not a public key"):
         Trust.of(str(file), None, None, publisher.tools)
 
 

@@ -6,8 +6,8 @@ import base64
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from sparkimage.config.tier import Tier
 from sparkimage.core import paths
 from sparkimage.core.errors import GateError, PublishedError
+from sparkimage.core.process import Completed, Local
 from sparkimage.image.store import INDEX, digest_of
 from sparkimage.registry import provenance, remote, sbom
 from sparkimage.registry.cosign import Trust
@@ -23,7 +24,8 @@ from sparkimage.registry.publish import Item, Outcome, index_of
 from sparkimage.registry.skopeo import Repository
 from sparkimage.verify import seal
 from sparkimage.verify.policy import Required
-from tests.lab import hostile, servers
+from tests.lab import faulty, hostile, servers
+from tests.lab.faulty import Answer
 from tests.lab.hostile import Client, Layer
 from tests.lab.publisher import SMALL, Publisher, name
 from tests.lab.servers import Registry
@@ -78,7 +80,8 @@ class Scene:
     def result(self, *checks: seal.Check, lock: str = "") -> Layer:
         """A seal that our own key signs."""
         made = seal_maker.made(
-            *checks, digest=self.first.image.digest, plan=self.first.verdict.statements[-1].plan,
+            *checks, digest=self.first.image.digest,
+            plan=self.first.verdict.newest.checksum("plan"),
             lock=lock or self.first.plan.lock_checksum, finished=2,
         )  # fmt: skip
         return hostile.attestation(made, self.publisher.key)
@@ -174,7 +177,7 @@ def another_key_signed(scene: Scene) -> None:
 
 
 def another_key_sealed(scene: Scene) -> None:
-    said = scene.first.verdict.statements[-1].statement
+    said = scene.first.verdict.newest.statement
     scene.attach(
         scene.first, "att",
         [*scene.beside(seal.TEST_RESULT), hostile.attestation(said, scene.thief)],
@@ -229,7 +232,7 @@ def no_sbom(scene: Scene) -> None:
 
 
 def two_provenances(scene: Scene) -> None:
-    made = provenance.statement(provenance.PREDICATE, "x", scene.outcome.digest, {})
+    made = seal.in_toto(provenance.PREDICATE, "x", scene.outcome.digest, {})
     more = hostile.attestation(made, scene.publisher.key)
     scene.attach(scene.first, "att", [*scene.attached(scene.first, "att"), more])
 
@@ -288,17 +291,17 @@ CASES: dict[Callable[[Scene], None], str] = {
     failed_beside_passed: "says FAILED beside one that says PASSED",
     attestation_moved: r"\(the seal\) is of another image",
     sbom_moved: r"\(the SBOM\) is of another image",
-    tag_moved: "was moved: it stands for .*0.33.0-cu130",
+    tag_moved: "was moved: it is now .*0.33.0-cu130",
     tier_missing: "lacks the required tier run",
     no_seal: "has no seal",
-    no_sbom: "has no SBOM that is believed",
-    two_provenances: "has 2 provenance that is believed",
+    no_sbom: "has no verified SBOM",
+    two_provenances: "has 2 verified provenance",
     sbom_edited: "the SBOM of .* is signed by a key that is not trusted here, or was edited",
-    sbom_edited_on_the_disk: "is damaged in .*: it is corrupt",
+    sbom_edited_on_the_disk: "are damaged in .*: they are corrupt",
     blob_truncated: r"is damaged in .*: \d+ bytes of \d+",
     blob_gone: "lacks the blob",
     config_damaged: "is damaged in .*: it is corrupt",
-    another_lock: "the lock's checksum of .* is not the same everywhere",
+    another_lock: "the lock's checksums of .* differ",
 }
 
 
@@ -315,7 +318,7 @@ def test_harm_is_refused_for_its_own_reason(scene: Scene, harm: Callable[[Scene]
 
 def test_a_damaged_manifest_is_refused_by_its_digest(scene: Scene) -> None:
     manifest_damaged(scene)
-    with pytest.raises(PublishedError, match=r"answers .* for the manifest"):
+    with pytest.raises(PublishedError, match=r"returns .* for the manifest"):
         remote.verify(
             f"{scene.to.place}@{scene.outcome.digest}", scene.publisher.trust,
             lambda _: Required(),
@@ -367,7 +370,7 @@ def test_an_index_of_two_platforms_is_believed(two: Scene) -> None:
 
 def test_an_index_that_names_an_absent_platform(two: Scene) -> None:
     two.remove(two.second.image.digest)
-    with pytest.raises(PublishedError, match=r"names linux/arm64, and its image .* is not there"):
+    with pytest.raises(PublishedError, match=r"lists linux/arm64, but its image .* does not exist"):
         ask(two)
 
 
@@ -378,7 +381,7 @@ def test_an_index_that_calls_a_platform_by_another_name(two: Scene) -> None:
     two.raw.put_manifest("other", data, INDEX)
     layer = hostile.signature(digest_of(data), ["other"], two.publisher.key)
     two.raw.attach(digest_of(data), "sig", [layer])
-    with pytest.raises(PublishedError, match="names linux/riscv64, and its image is for"):
+    with pytest.raises(PublishedError, match="lists linux/riscv64, but its image is for"):
         ask(two, "other")
 
 
@@ -409,13 +412,13 @@ def test_a_channel_moves_on_and_never_back(publisher: Publisher, registry: Regis
     first = publisher.publish(to, old, channels=["stable"])
     second = publisher.publish(to, new, channels=["stable"])
     assert (str(first.tags["stable"]), str(second.tags["stable"])) == ("new", "moved")
-    with pytest.raises(RegistryError, match="would go backwards"):
+    with pytest.raises(RegistryError, match="is newer: it is"):
         publisher.publish(to, old, channels=["stable"])
     assert to.digest_of("stable") == new.image.digest
     # What is not ours is not moved at all.
     empty = {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
     raw.put_manifest("other", json.dumps(empty).encode(), INDEX)
-    with pytest.raises(RegistryError, match="not known to be ours"):
+    with pytest.raises(RegistryError, match="was not published with this key"):
         publisher.publish(to, new, channels=["other"])
 
 
@@ -427,7 +430,7 @@ def test_a_failed_result_of_our_key_is_not_published_over(scene: Scene) -> None:
 
 def test_what_others_attached_stays(scene: Scene) -> None:
     scan = hostile.attestation(
-        provenance.statement("https://example.org/scan", "x", scene.outcome.digest, {}),
+        seal.in_toto("https://example.org/scan", "x", scene.outcome.digest, {}),
         scene.thief,
     )
     scene.attach(scene.first, "att", [scan, *scene.attached(scene.first, "att")])
@@ -437,16 +440,75 @@ def test_what_others_attached_stays(scene: Scene) -> None:
     assert scan[1] in [data for _, data in scene.attached(scene.first, "att")]
 
 
+@dataclass
+class Counting:
+    """The runner of this machine, which keeps the commands that it starts."""
+
+    commands: list[str]
+
+    def run(self, argv: Sequence[str], **options: Any) -> Completed:
+        self.commands.append(" ".join(argv))
+        return Local().run(argv, **options)
+
+
+def counted(scene: Scene) -> tuple[Trust, list[str]]:
+    """The publisher's trust, and the commands that are started with it."""
+    runner = Counting([])
+    tools = scene.publisher.tools
+    tools = replace(tools, outside=replace(tools.outside, runner=runner))
+    return replace(scene.publisher.trust, tools=tools), runner.commands
+
+
+def test_attestations_of_unknown_types_start_no_process(scene: Scene) -> None:
+    trust, usual = counted(scene)
+    ask(scene, trust=trust)
+    foreign = [
+        hostile.attestation(
+            seal.in_toto(f"https://example.org/{number}", "x", scene.outcome.digest, {}),
+            scene.thief,
+        )
+        for number in range(30)
+    ]
+    scene.attach(scene.first, "att", [*foreign, *scene.attached(scene.first, "att")])
+    trust, commands = counted(scene)
+    ask(scene, trust=trust)
+    assert len(commands) == len(usual)
+    assert sum(" verify-attestation " in command for command in commands) == 3
+
+
+def test_an_index_of_many_images_is_refused_before_they_are_read(two: Scene) -> None:
+    index = json.loads(index_of([two.first, two.second], two.publisher.store))
+    index["manifests"] *= 9
+    two.raw.put_manifest("many", json.dumps(index).encode(), INDEX)
+    trust, commands = counted(two)
+    with pytest.raises(PublishedError, match="has 18 images, not 1 to 16"):
+        ask(two, "many", trust=trust)
+    assert len(commands) < 5
+
+
+@pytest.mark.parametrize("manifests", [5, [], [5], [{"platform": [], "digest": 1}]])
+def test_an_index_without_valid_images_is_refused(two: Scene, manifests: object) -> None:
+    data = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).encode()
+    # The registry itself neither takes nor serves such an index.
+    answer = Answer(status=200, body=data, headers={"Content-Type": INDEX})
+    with faulty.proxy(two.registry.address) as proxy:
+        proxy.rule = lambda asked: answer if asked.path.endswith(f"/{two.tag}") else None
+        with pytest.raises(PublishedError, match=r"is not valid|has 0 images"):
+            remote.verify(
+                f"{proxy.address}/{two.to.place.repository}:{two.tag}", two.publisher.trust,
+                lambda _: Required(),
+            )  # fmt: skip
+
+
 def test_the_sbom_is_the_same_each_time_and_knows_nccl(scene: Scene) -> None:
-    from sparkimage.core.process import Local
     from sparkimage.image.layerindex import image_files
 
     store = scene.publisher.store
     item = scene.publisher.item(scene.first.image, real_sbom=True)
-    again = sbom.normal(sbom.scan(item.image, store, Local()), item.image)
+    again = sbom.normalize(sbom.scan(item.image, store, Local()), item.image)
     files = image_files(store, item.image)
-    assert sbom.with_more(again, [*sbom.nccl(item.plan, files)]) == item.bill
-    (nccl,) = [one for one in item.bill["packages"] if one["name"].startswith("libnccl")]
+    assert sbom.with_packages(again, [*sbom.nccl(item.plan, files)]) == item.sbom
+    (nccl,) = [one for one in item.sbom["packages"] if one["name"].startswith("libnccl")]
     assert nccl["versionInfo"] == "2.30.4"
     found = files.final[nccl["packageFileName"].lstrip("/")]
     assert nccl["checksums"][0]["checksumValue"] == found.seen["sha256"]
@@ -467,7 +529,7 @@ def test_inspect_says_what_it_is_from_the_registry_alone(scene: Scene) -> None:
         text=True, check=True,
     ).stdout  # fmt: skip
     found = json.loads(said)
-    assert found["believed"] is True
+    assert found["verified"] is True
     (one,) = found["platforms"].values()
     assert one["versions"] == {"vllm": "0.32.0", "cuda": "13.0", "nccl": "2.30.4"}
     assert one["lock"] == scene.first.plan.lock_checksum
@@ -475,7 +537,7 @@ def test_inspect_says_what_it_is_from_the_registry_alone(scene: Scene) -> None:
     page = subprocess.run(
         argv, env={**os.environ, **nothing}, capture_output=True, text=True, check=True
     ).stdout
-    assert "not trusted" in page
+    assert "not verified" in page
     assert "signed by a key that is not trusted here" in page
     assert "2 passed (static, run)" in page
 
@@ -500,7 +562,7 @@ def test_only_what_says_passed_is_published(publisher: Publisher, registry: Regi
     plan, store = publisher.plan(name("amd64")), publisher.store
     about: dict[str, Any] = {
         "digest": image.digest, "lock": plan.lock_checksum,
-        "plan": publisher.item(image).verdict.statements[-1].plan,
+        "plan": publisher.item(image).verdict.newest.checksum("plan"),
     }  # fmt: skip
     static = seal_maker.check("static/payload", tier=Tier.STATIC)
     run = [seal_maker.check("payload/test_runs", result) for result in ("FAILED", "PASSED")]
@@ -524,4 +586,4 @@ def test_only_what_says_passed_is_published(publisher: Publisher, registry: Regi
     publisher.publish(to, publisher.item(image))
     at = remote.Reference.parse(f"{to.place}@{image.digest}")
     (one,) = remote.read(at, to, publisher.trust).images
-    assert [s.statement["predicate"]["result"] for s in remote.results(one)] == ["PASSED"] * 2
+    assert [result.passed for result in remote.results(one)] == [True, True]

@@ -97,7 +97,7 @@ SILENT = (
     Silent(
         name="needs-a-gpu",
         change="ENV STANDIN_WITHOUT_GPU=1",
-        seen="not run: it answers with a GPU only (exit code 1: RuntimeError",
+        seen="not run: it answers only with a GPU (exit code 1: RuntimeError",
     ),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sparkimage.config.tier import Tier
@@ -25,7 +25,6 @@ def made(
     digest: str = DIGEST,
     plan: str = PLAN,
     finished: float = 1.0,
-    tiers: Sequence[Tier] | None = None,
     image: str = "spark:v",
     not_run: Mapping[str, str] | None = None,
     lock: str = "2" * 64,
@@ -33,9 +32,7 @@ def made(
     checks = checks or (check("static/a", tier=Tier.STATIC), check("l/test_a"))
     return seal.statement(
         digest=digest,
-        platform_name="linux/arm64",
-        result="PASSED" if all(one.passed for one in checks) else "FAILED",
-        tiers=tiers or [tier for tier in Tier if tier in {one.tier for one in checks}],
+        platform="linux/arm64",
         checks=checks,
         lock_checksum=lock,
         tools={"tool": "1"},
@@ -44,5 +41,5 @@ def made(
         finished=finished,
         plan_checksum=plan,
         image=image,
-        not_run=not_run,
+        not_run=not_run or {},
     )

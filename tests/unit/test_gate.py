@@ -53,7 +53,7 @@ class World:
             "plan_checksum": RECORD.checksum, "required": Required(), "name": NAME,
             "say": self.said.append, **more,
         }  # fmt: skip
-        return policy.ask(self.store, self.image.digest, **given)
+        return policy.check(self.store, self.image.digest, **given)
 
     def file(self, decision: PolicyDecision | None = None, record: PlanRecord = RECORD) -> bytes:
         decision = decision or self.ask()
@@ -103,7 +103,7 @@ def failed_later(world: World) -> None:
 
 
 REFUSALS: dict[str, tuple[Callable[[World], object], str, str]] = {
-    "no seal": (lambda _: None, "has no seal", "prove it: python build.py verify"),
+    "no seal": (lambda _: None, "has no seal", "verify it: python build.py verify"),
     "FAILED": (
         lambda w: w.seal(STATIC, check("l/test_a", "FAILED")),
         "says FAILED: 1 of 2 checks",
@@ -125,12 +125,12 @@ REFUSALS: dict[str, tuple[Callable[[World], object], str, str]] = {
     "another plan": (
         lambda w: w.seal(STATIC, RUN, plan="9" * 64),
         "another plan or other checks",
-        "against these",
+        "against the current ones",
     ),
-    "another digest": (of_another, "is of another image", "prove the image again"),
-    "edited": (tampered, "is not a test result for that digest", "prove the image again"),
-    "rebuilt": (rebuilt_and_not_sealed, "was rebuilt: the seal is of", "prove what is there"),
-    "the old one": (rebuilt_and_asked_for_the_old, "was rebuilt: it stands for", "ship what it"),
+    "another digest": (of_another, "is of another image", "verify the image again"),
+    "edited": (tampered, "is not a valid test result", "verify the image again"),
+    "rebuilt": (rebuilt_and_not_sealed, "was rebuilt: its seal is of", "verify the new image"),
+    "the old one": (rebuilt_and_asked_for_the_old, "was rebuilt: it is now", "ship what it is now"),
 }  # fmt: skip
 
 
@@ -194,12 +194,12 @@ def test_a_round_trip(world: World, tmp_path: Path) -> None:
     assert store.names() == {NAME: world.image.digest}
     assert store.damaged(world.image.digest) == []
     assert loaded.decision.unverified == ""
-    here = policy.ask(
+    here = policy.check(
         store, world.image.digest, plan_checksum=RECORD.checksum, required=Required(),
     )  # fmt: skip
     assert here.verdict is not None
     # The plan has come along: what it needs to ship on.
-    assert plan_record.kept(store, world.image.digest) == RECORD
+    assert plan_record.load(store, world.image.digest) == RECORD
     # Once more adds nothing.
     load(world.file(), store)
     assert len(seal.history(store, world.image.digest)) == 1
@@ -226,7 +226,7 @@ def blob(world: World, edit: Callable[[bytes], bytes]) -> bytes:
 
 
 AT_LOAD: dict[str, tuple[Callable[[World], bytes], type[Exception], str]] = {
-    "no seal": (lambda w: without(w, archives.SEAL), StoreError, "holds no plan"),
+    "no seal": (lambda w: without(w, archives.SEAL), StoreError, "has no plan"),
     "another plan": (
         lambda w: change(w, archives.SEAL, lambda s: s["plan"]["plan"].update(python="3.9")),
         GateError, "another plan or other checks",
@@ -247,7 +247,7 @@ AT_LOAD: dict[str, tuple[Callable[[World], bytes], type[Exception], str]] = {
         lambda w: change(
             w, archives.SEAL, lambda s: s["statements"][0]["predicate"].update(result="FAILED")
         ),
-        GateError, "is not a test result",
+        GateError, "is not a valid test result",
     ),
     "another digest": (
         lambda w: change(w, "index.json", lambda s: s["manifests"][0].update(
@@ -276,9 +276,9 @@ AT_LOAD: dict[str, tuple[Callable[[World], bytes], type[Exception], str]] = {
         lambda w: without(w, "blobs/" + w.image.layers[0].digest.replace(":", "/")), StoreError,
         "is incomplete",
     ),
-    "cut off": (lambda w: w.file()[:-3000], StoreError, "no whole archive|is incomplete"),
-    "no archive": (lambda _: b"x" * 4000, StoreError, "no whole archive"),
-    "an empty one": (lambda _: packed({}), StoreError, "no archive of one image"),
+    "cut off": (lambda w: w.file()[:-3000], StoreError, "incomplete or corrupt|is incomplete"),
+    "no archive": (lambda _: b"x" * 4000, StoreError, "incomplete or corrupt"),
+    "an empty one": (lambda _: packed({}), StoreError, "not an archive of one image"),
     "a path that is no blob": (
         lambda w: packed({**members(w.file()), "blobs/sha256/../../x": b""}), StoreError,
         "no sha256 digest",
@@ -394,7 +394,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     write(path, interrupted=False)
     assert path.read_bytes() == b"whole"
-    for wrong, why in ((path / "x", "is not there"), (tmp_path, "is a folder")):
+    for wrong, why in ((path / "x", "does not exist"), (tmp_path, "is a folder")):
         with pytest.raises(UsageError, match=why):
             write(wrong, interrupted=False)
     with pytest.raises(StoreError, match=r"has .* free, the file needs"):

@@ -65,7 +65,7 @@ def test_provenance_is_the_same_each_time_and_says_what_was_measured(tmp_path: P
     image = good_maker.make(Store.open(tmp_path / "store"))
     plan, measured = plan_of(tmp_path), Measured(vllm="1.0", nccl="2.30.4")
     statement = Result(statement=seal_maker.made(digest=image.digest))
-    verdict = seal.total([statement])
+    verdict = seal.combine([statement])
     assert verdict is not None
     made = provenance.predicate(plan, image, measured, verdict)
     assert made == provenance.predicate(plan, image, measured, verdict)
@@ -101,8 +101,8 @@ def said(namespace: str, *, turned: bool = False) -> dict[str, Any]:
 
 def test_syft_is_made_to_say_the_same(tmp_path: Path) -> None:
     image = good_maker.make(Store.open(tmp_path))
-    one = sbom.normal(said("1"), image)
-    assert one == sbom.normal(said("2", turned=True), image)
+    one = sbom.normalize(said("1"), image)
+    assert one == sbom.normalize(said("2", turned=True), image)
     assert image.digest in one["documentNamespace"]
     assert len(one["relationships"]) == 2
     assert "files" not in one
@@ -126,7 +126,7 @@ def test_what_no_package_database_knows_is_in_it(tmp_path: Path) -> None:
     assert "pkg:pypi/nvidia-nccl-cu13@2.30.4" in nccl["sourceInfo"]
     assert patch["packageFileName"] == f"/{path}"
     assert patch["checksums"] == [{"algorithm": "SHA256", "checksumValue": sha256}]
-    whole = sbom.with_more(sbom.normal(said("1"), image), more)
+    whole = sbom.with_packages(sbom.normalize(said("1"), image), more)
     assert sbom.summary(whole)["files"][0]["path"] == f"/{good_maker.SYSTEM}"
     ids = [one["SPDXID"] for one in whole["packages"]]
     assert len(ids) == len(set(ids))
@@ -138,5 +138,5 @@ def test_a_patched_file_that_is_another_is_refused(tmp_path: Path) -> None:
     plan = good_maker.plan()
     patch = good_maker.patch(f"{good_maker.DIST}/vllm/__init__.py", "9" * 64)
     plan = replace(plan, layers=(replace(plan.layers[0], patches=(patch,)),))
-    with pytest.raises(VerifyError, match="is not what patch p makes of it"):
+    with pytest.raises(VerifyError, match="differs from what patch p makes of it"):
         list(sbom.patched(plan, files))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ import pytest
 from sparkimage.config.address import Mirrors, Place
 from sparkimage.core.errors import NetworkError, RegistryError, UsageError
 from sparkimage.core.process import Local
+from sparkimage.registry import skopeo
 from sparkimage.registry.auth import HUB, Access
-from sparkimage.registry.cosign import Statement, Trust, signer
+from sparkimage.registry.cosign import Attestation, Trust, signer
 from sparkimage.registry.remote import Reference
-from sparkimage.registry.skopeo import Document, Repository
+from sparkimage.registry.skopeo import Manifest, Repository
 from sparkimage.registry.tools import USABLE, Tools
 from sparkimage.resolve.context import ResolveContext
 
@@ -91,7 +93,9 @@ def test_logins_come_from_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         configured(tmp_path, how, monkeypatch)
         entry = given(access("one.example/a"))["one.example"]
         assert base64.b64decode(entry["auth"]) == b"u:s"
-        with pytest.raises(RegistryError, match=r"gives no login for broken\.example") as caught:
+        with pytest.raises(
+            RegistryError, match=r"credential store fails for broken\.example"
+        ) as caught:
             _ = access("broken.example/a").environment
         assert "secret-words" not in caught.value.message + caught.value.detail
 
@@ -104,9 +108,9 @@ def test_logins_come_from_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             RegistryError,
             "not trusted",
         ),
-        ("reading manifest: authentication required", RegistryError, "wants a login"),
-        ("requested access to the resource is denied", RegistryError, "does not let this login"),
-        ("unexpected HTTP status: 507", RegistryError, "no room left"),
+        ("reading manifest: authentication required", RegistryError, "requires a login"),
+        ("requested access to the resource is denied", RegistryError, "does not allow this login"),
+        ("unexpected HTTP status: 507", RegistryError, "no space left"),
         ("unexpected HTTP status: 503 Service Unavailable", NetworkError, "does not answer"),
         ("toomanyrequests: slow down", NetworkError, "does not answer"),
         ("dial tcp: lookup r.example: no such host", NetworkError, "does not answer"),
@@ -120,7 +124,7 @@ def test_what_a_failure_means(
     configured(tmp_path, {}, monkeypatch)
     repository = Repository(place=Place.parse("r.example:5000/a/b"), tools=tools)
     for line in (f'time="x" level=fatal msg="{said}"', f"Error: {said}\nerror during {said}"):
-        found = repository.failure(f"Copying blob {DIGEST}\n{line}\n", "an upload")
+        found = repository.error(f"Copying blob {DIGEST}\n{line}\n", "an upload")
         assert type(found) is kind
         assert says in found.message
         assert found.detail == said
@@ -130,23 +134,30 @@ def test_what_a_failure_means(
 def test_an_address_of_an_upload_says_nothing_of_a_failure(tools: Tools) -> None:
     repository = Repository(place=Place.parse("r.example:5000/a/b"), tools=tools)
     said = 'Patch "http://r.example/v2/x?_state=a 401-denied-507": EOF'.replace("a 4", "a-4")
-    found = repository.failure(f"level=fatal msg={said}", "an upload")
+    found = repository.error(f"level=fatal msg={said}", "an upload")
     assert isinstance(found, NetworkError)
     assert "_state" not in found.detail
 
 
+def test_every_error_has_its_placeholders() -> None:
+    facts = dict.fromkeys(("registry", "repository", "what", "certificates", "login"), "x")
+    for known in skopeo._known_errors():
+        assert "{" not in known.message.format(**facts) + known.hint.format(**facts)
+        re.compile(known.pattern)
+
+
 def test_what_a_manifest_is() -> None:
-    assert Document(data=b'{"manifests": []}').is_index
-    assert not Document(data=b'{"layers": []}').is_index
+    assert Manifest(data=b'{"manifests": []}').is_index
+    assert not Manifest(data=b'{"layers": []}').is_index
     for data in (b"", b"[]", b"{"):
-        assert Document(data=data).content == {}
+        assert Manifest(data=data).content == {}
 
 
 def test_a_subject_of_several_is_none() -> None:
     subject = {"digest": {"sha256": "a" * 64}}
-    one = Statement(content={"subject": [subject]}, verified=True)
-    assert (one.subject, one.kind, one.predicate) == (DIGEST, "", {})
-    assert Statement(content={"subject": [subject, subject]}, verified=True).subject == ""
+    one = Attestation(statement={"subject": [subject]}, verified=True)
+    assert (one.subject, one.predicate_type, one.predicate) == (DIGEST, "", {})
+    assert Attestation(statement={"subject": [subject, subject]}, verified=True).subject == ""
 
 
 @pytest.mark.parametrize(
@@ -162,11 +173,11 @@ def test_which_programs_of_the_machine_are_used(name: str, said: str, good: bool
 
 
 def test_somebody_must_be_named(tools: Tools) -> None:
-    with pytest.raises(UsageError, match="whose signature"):
+    with pytest.raises(UsageError, match="no key to verify"):
         Trust.of(None, None, None, tools)
     with pytest.raises(UsageError, match="belong together"):
         Trust.of(None, "job", None, tools)
-    with pytest.raises(UsageError, match="nothing to sign with"), signer(None, None, None, tools):
+    with pytest.raises(UsageError, match="no key to sign with"), signer(None, None, None, tools):
         pass
-    with pytest.raises(UsageError, match="--identity without one"), signer("k", "i", "u", tools):
+    with pytest.raises(UsageError, match="exclude each other"), signer("k", "i", "u", tools):
         pass

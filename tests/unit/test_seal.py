@@ -34,9 +34,13 @@ def test_a_seal_reads_as_it_was_written(store: Store) -> None:
     assert seal.verdict(store, DIGEST) is None
     seal.save(store, statement)
     found = verdict(Store.open(store.root))
-    assert found.statement == statement
+    assert found.newest.statement == statement
     assert [one.result for one in found.checks] == ["PASSED", "FAILED"]
-    assert (found.result, found.tiers, found.when) == ("FAILED", (), "1970-01-01T00:00:01Z")
+    assert (found.result, found.tiers, found.newest.finished) == (
+        "FAILED",
+        (),
+        "1970-01-01T00:00:01Z",
+    )
     assert json.loads(json.dumps(found.to_dict()))["checks"][1]["tier"] == "run"
 
 
@@ -47,7 +51,7 @@ def test_tiers_add_up(store: Store) -> None:
     found = verdict(store)
     assert (found.result, found.tiers) == ("PASSED", (Tier.STATIC, Tier.RUN))
     assert [one.id for one in found.checks] == ["static/a", "l/a"]
-    assert len(found.statements) == 2
+    assert len(found.results) == 2
 
 
 def test_a_later_failed_outweighs_an_earlier_passed(store: Store) -> None:
@@ -101,7 +105,7 @@ def test_what_does_not_agree_is_refused(store: Store, name: str) -> None:
     statement = made()
     TAMPERING[name](statement)
     store.put_fact("seal", DIGEST, [made(), statement])
-    with pytest.raises(GateError, match="is not a test result for that digest") as error:
+    with pytest.raises(GateError, match="is not a valid test result of that digest") as error:
         seal.verdict(store, DIGEST)
     assert error.value.hint.endswith(f"python build.py verify {'a' * 12}")
     assert error.value.exit_code == 14
@@ -124,18 +128,18 @@ def test_proving_again_drops_what_is_no_test_result(store: Store) -> None:
     wrong = made(finished=9)
     wrong["predicate"]["passedTests"] = []
     store.put_fact("seal", DIGEST, [made(STATIC), wrong, {"payload": "of an earlier version"}])
-    with pytest.raises(GateError, match="is not a test result"):
+    with pytest.raises(GateError, match="is not a valid test result"):
         seal.verdict(store, DIGEST)
     seal.save(store, made(check("l/a"), finished=2))
     assert verdict(store).tiers == (Tier.STATIC, Tier.RUN)
-    assert len(verdict(store).statements) == 2
+    assert len(verdict(store).results) == 2
 
 
 def test_a_cut_off_seal_is_refused(store: Store) -> None:
     seal.save(store, made())
     (path,) = (store.root / "facts" / "seal").iterdir()
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(GateError, match="cannot be read"):
+    with pytest.raises(GateError, match="is truncated"):
         seal.verdict(store, DIGEST)
 
 

@@ -173,13 +173,13 @@ def test_each_static_check_can_fail(bench: Bench, id: str) -> None:
     config["config"] = {**config["config"], **fault}
     bench.image = replace(bench.image, config=config)
     # The engine that cannot start such an image does not keep the seal from being written.
-    with pytest.raises(VerifyError, match="is refused"):
+    with pytest.raises(VerifyError, match=r"failed \d+ of \d+ checks"):
         bench.verify(never, *DEFAULT)
     found = bench.verdict()
     assert found is not None
     assert found.result == "FAILED"
     assert id in [one.id for one in found.failed]
-    said = found.statement["predicate"]
+    said = found.newest.predicate
     assert (said["tiers"], said["notRun"]) == (["static"], {"run": "not run: no engine answers"})
 
 
@@ -206,26 +206,26 @@ def test_what_is_required_is_of_the_plan_and_its_checks(bench: Bench) -> None:
 def test_the_record_of_an_image_outlives_the_project(bench: Bench) -> None:
     made = plan_record.record(bench.plan, bench.project, "1" * 64)
     bench.verify(never, Tier.STATIC)
-    plan_record.keep(bench.store, bench.image.digest, made)
+    plan_record.save(bench.store, bench.image.digest, made)
     shutil.rmtree(bench.project)
-    kept = plan_record.kept(bench.store, bench.image.digest)
+    kept = plan_record.load(bench.store, bench.image.digest)
     assert kept == made
     assert kept.checksum == made.checksum == kept.current_checksum
     # Its layers' checks would be left out in silence.
     with pytest.raises(UsageError, match=r"lacks app, whose checks v must pass"):
-        plan_record.again(kept, bench.project)
+        plan_record.refresh(kept, bench.project)
 
 
 @pytest.mark.parametrize("data", [b"", b"null", b"{}", b'{"plan": {}, "checks": []}'])
 def test_a_record_that_is_damaged_or_missing_is_said(bench: Bench, data: bytes) -> None:
     digest = bench.image.digest
     with pytest.raises(GateError, match="is not in the store"):
-        plan_record.kept(bench.store, digest)
-    plan_record.keep(bench.store, digest, plan_record.record(bench.plan, bench.project))
+        plan_record.load(bench.store, digest)
+    plan_record.save(bench.store, digest, plan_record.record(bench.plan, bench.project))
     (file,) = (bench.store.root / "facts" / plan_record.KIND).iterdir()
     file.write_bytes(data)
     with pytest.raises(GateError, match="is damaged"):
-        plan_record.kept(bench.store, digest)
+        plan_record.load(bench.store, digest)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ RECORDED = Path(__file__).with_name("checks-version.json")
 
 
 def test_changed_checks_have_a_new_version() -> None:
-    """Where this fails: raise ``demands.CHECKS_VERSION`` if a result may be another one than before
+    """Where this fails: raise ``CHECKS_VERSION`` if a result may be another one than before
     (all images are then to be proven again), and record the code: make golden."""
     package = Path(plan_record.__file__).parents[1]
     digest = hashlib.sha256()
@@ -300,9 +300,11 @@ def start(
     checks: list[Check] = []
     not_run: dict[str, str] = {}
     plan = replace(bench.plan, answer=answer)
-    with run_entrypoint.begun(plan, replace(ENGINE, arch=arch), "r:v", runner, tier=tier) as begun:
-        if begun is not None:
-            begun.add(checks, not_run)
+    with run_entrypoint.started(
+        plan, replace(ENGINE, arch=arch), "r:v", runner, tier=tier
+    ) as answer_:
+        if answer_ is not None:
+            answer_.add(checks, not_run)
     return checks, not_run, runner
 
 
@@ -348,7 +350,7 @@ def test_what_answers_with_a_gpu_only_has_not_passed(bench: Bench) -> None:
     checks, not_run, _ = start(bench, *answers)
     assert checks == []
     assert not_run == {
-        "run/entrypoint-answers": "not run: it answers with a GPU only "
+        "run/entrypoint-answers": "not run: it answers only with a GPU "
         "(exit code 1: RuntimeError: no device here)"
     }
     # With a GPU it is a failure.
@@ -372,11 +374,11 @@ def test_silence_is_a_failure_and_under_emulation_nothing(bench: Bench) -> None:
 def test_the_wait_for_an_answer_ends_before_the_other_checks_do(bench: Bench) -> None:
     runner = Fake(CREATED, *SILENT, REMOVED)
     plan = replace(bench.plan, answer=ANSWER)
-    with run_entrypoint.begun(plan, replace(ENGINE, arch="amd64"), "r:v", runner) as begun:
-        assert begun is not None
+    with run_entrypoint.started(plan, replace(ENGINE, arch="amd64"), "r:v", runner) as answer_:
+        assert answer_ is not None
         # Nobody has asked for it yet; the other checks go on.
-        said = begun.came.result()
-        assert said == "not run: it answers with a GPU only; no answer after 60 s of emulation"
+        said = answer_.future.result()
+        assert said == "not run: it answers only with a GPU; no answer after 60 s of emulation"
         assert runner.limits == [60.0]
         assert runner.asked[-1][-3:] == ("rm", "--force", "c1")
 
@@ -438,7 +440,7 @@ def good(banner: str = "NCCL version 2.30.4+cuda13.0", **change: Any) -> tuple[i
     return seen(GOOD, banner, **change)
 
 
-def nodes(bench: Bench, *answers: tuple[int, str, str]) -> gpu.Examined:
+def nodes(bench: Bench, *answers: tuple[int, str, str]) -> gpu.NodeOutcome:
     plan = replace(bench.plan, versions={"nccl": "2.30.4"})
     return gpu.examine(plan, ENGINE, "r:v", Fake(*answers))
 
@@ -592,9 +594,10 @@ def test_a_report_escapes_all_that_it_is_given(bench: Bench) -> None:
 
 def test_verifying_says_how_far_it_is(bench: Bench) -> None:
     seen: list[tuple[int, int]] = []
-    run_tiers.run(
-        bench.plan, bench.image, live=never, project=bench.project, store=bench.store,
-        runner=Local(), tiers=[Tier.STATIC], progress=lambda *said: seen.append(said),
+    run_tiers.verify(
+        plan_record.record(bench.plan, bench.project), bench.image, live=never,
+        project=bench.project, store=bench.store, runner=Local(), tiers=[Tier.STATIC],
+        progress=lambda *counts: seen.append(counts),
     )  # fmt: skip
     total = static.count(bench.plan, bench.image, bench.store, bench.project)
     assert total > 20
