@@ -291,7 +291,9 @@ class Process:
 
     def communicate(self) -> tuple[bytes, bytes]:
         self.wait()
-        return self.stdout.read(), self.stderr.read()
+        # As of a real process, they are closed then.
+        with self.stdout, self.stderr:
+            return self.stdout.read(), self.stderr.read()
 
     # As its standard input
 

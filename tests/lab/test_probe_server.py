@@ -312,7 +312,7 @@ def test_a_table_is_for_people_and_json_for_machines(
     ("words", "said"),
     [
         (["--model", "two"], "does not serve two"),
-        (["--image", "lab/nothing:one"], "Docker has no image lab/nothing:one here"),
+        (["--image", "lab/nothing:one"], "no such image here: lab/nothing:one"),
         (["--image", ""], "--url needs --image"),
         (["--nodes", "fleet.yaml"], "pass either --url or --nodes"),
     ],
