@@ -137,14 +137,18 @@ def _sweep(plan: Plan, engine: Engine) -> None:
     """Remove the containers and the names of processes that were killed."""
     repository = plan.image.rpartition(":")[0]
     with engine.cli() as docker:
-        for container in docker.container.list(all=True, filters=[("label", OWNER)]):
-            labels = container.config.labels or {}
-            if locks.has_ended(labels.get(OWNER, "")):
-                container.remove(force=True)
+        containers = docker.container.list(all=True, filters=[("label", OWNER)])
         images = docker.image.list(filters=[("reference", f"{repository}:{OWN}*")])
-        for name in {name for image in images for name in image.repo_tags}:
-            if locks.has_ended(name.partition(f":{OWN}")[2]):
-                untag(name, engine)
+    # Each may be removed by somebody else at the same time: another build sweeps, too.
+    for container in containers:
+        with suppress(CommandError), engine.cli():
+            if locks.has_ended((container.config.labels or {}).get(OWNER, "")):
+                container.remove(force=True)
+    for image in images:
+        with suppress(CommandError), engine.cli():
+            for name in image.repo_tags:
+                if locks.has_ended(name.partition(f":{OWN}")[2]):
+                    untag(name, engine)
 
 
 def _execute(

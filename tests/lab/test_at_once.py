@@ -100,13 +100,14 @@ def unproven(lab: Lab) -> list[str]:
 
 
 def test_two_builds_of_one_name_go_one_after_the_other(lab: Lab, waiting: Waiting) -> None:
+    before = lab.context.store.names().get(NAME)
     with started(waiting.lab) as first:
         wait(lambda: waiting.begun or first.poll() is not None, "the check did not begin")
         assert waiting.begun, first.communicate()
         # Not proven yet, so that it has no name; nor is it one that the other one could take.
         own = f"{REPOSITORY}:unproven-{os.uname().nodename}-{first.pid}"
         wait(lambda: unproven(lab) == [own], "the image did not come into the engine")
-        assert lab.context.store.names().get(NAME) is None
+        assert lab.context.store.names().get(NAME) == before
         with started(lab, "--rebuild") as second:
             assert second.stderr is not None
             said = second.stderr.readline()
