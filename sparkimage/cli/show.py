@@ -85,7 +85,7 @@ def results_table(results: Sequence[Result]) -> Table:
             ("size", f"{human(image.size)} in {base.plural(len(image.layers), 'layer')}"),
             ("verified", f"[green]{len(result.checks)} checks passed[/], sealed"),
             *(
-                ("", f"[yellow]{check}[/] not run: {base.plain(reason)}")
+                ("", f"[yellow]{check}[/]: {base.plain(reason)}")
                 for check, reason in result.not_run.items()
             ),
             ("time", clock(result.seconds) + ", unchanged" * result.unchanged),

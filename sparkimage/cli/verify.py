@@ -154,7 +154,7 @@ def _print_outcome(outcome: run_tiers.Outcome, verdict: seal.Verdict, title: str
     for check in outcome.checks:
         terminal.print(f"{base.OK} {check.tier} {check.id}  [dim]{base.plain(check.title)}[/]")
     for name, reason in outcome.not_run.items():
-        terminal.print(f"[yellow]·[/] {name} not run: {base.plain(reason)}")
+        terminal.print(f"[yellow]·[/] {name}: {base.plain(reason)}")
     terminal.print(
         f"{title}: {base.plural(len(outcome.checks), 'check')} passed in "
         f"{clock(outcome.seconds)}; seal: {verdict.result} ({', '.join(verdict.tiers)})"
