@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -135,5 +135,4 @@ def runtimes(engine: Engine, runner: Runner) -> list[str]:
 
 
 def _check(name: str, title: str, seen: Any, expected: Any) -> Check:
-    check = Check.compare(f"node/{name}", title, seen, expected, tier=Tier.NODE)
-    return replace(check, layer="_every")
+    return Check.compare(f"node/{name}", title, seen, expected, tier=Tier.NODE, layer="_every")

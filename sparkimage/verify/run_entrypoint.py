@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sparkimage.build.engine.engine import OWNER, Engine
 from sparkimage.config.plan import Answer, Plan
@@ -83,8 +83,8 @@ class RunningEntrypoint:
 
     def _check(self, seen: str) -> Check:
         title = f"output of `{' '.join((*self.plan.entrypoint, *self.answer.args))}`"
-        check = Check.compare(f"{self.tier}/{ID}", title, seen, self.answer.says, tier=self.tier)
-        return replace(check, layer="_every")
+        id, says = f"{self.tier}/{ID}", self.answer.says
+        return Check.compare(id, title, seen, says, tier=self.tier, layer="_every")
 
 
 @dataclass(frozen=True, kw_only=True)

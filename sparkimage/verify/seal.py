@@ -43,13 +43,15 @@ class Check:
     tier: Tier = Tier.RUN
 
     @classmethod
-    def compare(cls, id: str, title: str, seen: Any, expected: Any, *, tier: Tier) -> Check:
+    def compare(
+        cls, id: str, title: str, seen: Any, expected: Any, *, tier: Tier, layer: str | None = None
+    ) -> Check:
         """The check LAYER/NAME, passed where ``seen`` equals ``expected``: as JSON, so that the
-        seal holds what was compared."""
+        seal holds what was compared. ``layer``: another one than its id begins with."""
         seen, expected = json.loads(json.dumps([seen, expected]))
         return cls(
-            id=id, layer=id.partition("/")[0], title=title, seen=seen, expected=expected, tier=tier,
-            result="PASSED" if seen == expected else "FAILED",
+            id=id, layer=layer or id.partition("/")[0], title=title, seen=seen, expected=expected,
+            tier=tier, result="PASSED" if seen == expected else "FAILED",
         )  # fmt: skip
 
     @property
