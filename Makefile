@@ -10,8 +10,7 @@ VARIANT ?=
 IMAGE ?=
 # What workflows hand over comes from the environment, and stays a word of the shell: make would
 # expand what is in it.
-export ONLY ?= *
-export TO VERSION NEWS
+export ONLY TO VERSION NEWS
 # Tests wait for nodes as much as they compute. Which tests share a process, and which go first, is
 # said in tests/conftest.py.
 AT_ONCE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
@@ -99,9 +98,9 @@ engine-up: ## Start the private Docker Engine
 engine-down: ## Stop it (`python build.py engine down --purge` removes its images too)
 	python3 build.py engine down
 
-ci-plan: ## A job for each variant (ONLY=GLOB) as a step's output; refuses what is not resolved
-	@python3 build.py --matrix --only "$$ONLY" --print policy > /dev/null
-	@printf 'matrix=' && python3 build.py --matrix --only "$$ONLY" --print github
+ci-plan: ## A job for each resolved variant, as a step's output (ONLY=GLOB: for these, or none)
+	@jobs=$$(python3 build.py --matrix $${ONLY:+--only "$$ONLY"} --print github) \
+	    && printf 'matrix=%s\n' "$$jobs"
 
 login: ## Log in to the registry of TO=REGISTRY/REPOSITORY, as REGISTRY_USER with REGISTRY_TOKEN
 	@test -n "$$TO" || { echo 'error: TO is not set (REGISTRY/REPOSITORY)' >&2; exit 2; }

@@ -90,7 +90,11 @@ def root(
     from sparkimage.config.matrix import select
 
     project = base.read_matrix()
-    _build(project, select(project, only=only), print_, builder=builder)
+    variants = select(project, only=only)
+    if print_ == "github" and only is None:
+        _print_jobs(project, base.plans_of(project, variants))
+        return
+    _build(project, variants, print_, builder=builder)
 
 
 def image(
@@ -165,7 +169,7 @@ def _print(matrix: Matrix, plans: Sequence[Plan], plan_format: PlanFormat) -> No
     from sparkimage.build.preflight import refuse_unresolved
     from sparkimage.cli import show
 
-    if plan_format in ("bake", "policy"):
+    if plan_format in ("bake", "policy", "github"):
         refuse_unresolved(plans)
     match plan_format:
         case "table":
@@ -180,6 +184,24 @@ def _print(matrix: Matrix, plans: Sequence[Plan], plan_format: PlanFormat) -> No
         case "bake":
             # With its build contexts prepared, so that it can be run by hand.
             base.print_json(base.build_context(matrix, quiet=True).definition(plans))
+
+
+def _print_jobs(matrix: Matrix, plans: Sequence[Plan]) -> None:
+    """Print a job for each variant whose pins are resolved; the others are named.
+
+    Raises ``LockError`` when there is none.
+    """
+    from sparkimage.build.preflight import refuse_unresolved
+    from sparkimage.cli import show
+
+    resolved = [plan for plan in plans if not plan.unresolved]
+    if not resolved:
+        refuse_unresolved(plans)
+    for plan in plans:
+        if plan.unresolved:
+            pins = "; ".join(pin.reason for pin in plan.unresolved)
+            base.warn(f"{plan.variant} is left out, its pins are not resolved: {pins}")
+    typer.echo(show.as_github(resolved, matrix))
 
 
 PANELS = {

@@ -34,11 +34,14 @@ def as_table(plans: Sequence[Plan]) -> Table:
     return table
 
 
-def _runner(arch: str, *, big: bool) -> list[str]:
-    """The labels of a runner: one that GitHub hosts (4 cores, 16 GB of memory, 14 GB of disk), or
-    a big self-hosted one, whose last label is set by hand."""
+def _runner(arch: str, *, big: bool) -> dict[str, Any]:
+    """The labels of a runner, and the engine to use on it: one that GitHub hosts (4 cores, 16 GB
+    of memory, 14 GB of disk, which only the private engine's builds fit), or a big self-hosted one,
+    whose last label is set by hand."""
     labels = ARCHES[arch]
-    return ["self-hosted", "linux", labels.self_hosted, "big"] if big else [labels.hosted]
+    if big:
+        return {"runner": ["self-hosted", "linux", labels.self_hosted, "big"], "engine": "auto"}
+    return {"runner": [labels.hosted], "engine": "private"}
 
 
 def as_github(plans: Sequence[Plan], matrix: Matrix) -> str:
@@ -51,10 +54,9 @@ def as_github(plans: Sequence[Plan], matrix: Matrix) -> str:
         {
             "variant": plan.variant,
             "platform": plan.platform,
-            "runner": _runner(plan.arch, big=_is_big(variants[plan.variant], matrix)),
+            **_runner(plan.arch, big=_is_big(variants[plan.variant], matrix)),
             "image": plan.image,
             "lock": plan.lock_checksum,
-            "resolved": not plan.unresolved,
         }
         for plan in plans
     ]

@@ -79,13 +79,13 @@ def test_an_unknown_variant_has_its_nearest() -> None:
 
 
 def test_print_forms_build_nothing() -> None:
-    github = json.loads(run("--matrix", "--print", "github").stdout)
-    assert [row["platform"] for row in github["include"]] == [
-        "linux/arm64", "linux/arm64", "linux/amd64", *["linux/arm64"] * 4,
-    ]  # fmt: skip
-    assert {row["variant"] for row in github["include"] if not row["resolved"]} == {
-        "ds4-flash", "ds4-flash-20260621", "ds4-flash-ga", "ds4-flash-ga-ready",
-    }  # fmt: skip
+    github = run("--matrix", "--print", "github")
+    rows = json.loads(github.stdout)["include"]
+    assert [row["platform"] for row in rows] == ["linux/arm64", "linux/arm64", "linux/amd64"]
+    assert "warning: ds4-flash is left out, its pins are not resolved: " in github.stderr
+    named = run("--matrix", "--only", "*", "--print", "github")
+    assert (named.returncode, named.stdout) == (11, "")
+    assert "ds4-flash" in named.stderr
     only = json.loads(run("--matrix", "--only", "*2.30.7*", "--print", "json").stdout)
     assert [plan["variant"] for plan in only] == ["vllm0.32.0-nccl2.30.7-arm64"]
     assert "2.30.7" in run("--print", "table").stdout
