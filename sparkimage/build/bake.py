@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from sparkimage.config.address import Mirrors
 from sparkimage.config.lockfile import PinnedImage
-from sparkimage.config.plan import LayerPlan, Plan, SourceBuild, context_name
+from sparkimage.config.plan import GitTree, LayerPlan, Plan, SourceBuild, context_name
 from sparkimage.resolve.context import Inputs
 
 NO_MIRRORS = Mirrors()
@@ -57,7 +57,7 @@ def definition(
             last = layer is plan.layers[-1]
             name = target_name(plan, None if last else layer.name)
             if layer.source is None:
-                target = _target(layer, files, below)
+                target = _target(layer, files, below, mirrors)
             else:
                 builders, target = _source_targets(plan, layer, files, below, mirrors)
                 targets |= {key: {**builder, **common} for key, builder in builders.items()}
@@ -92,8 +92,8 @@ def policy(plans: Sequence[Plan], mirrors: Mirrors = NO_MIRRORS) -> dict[str, An
     for plan in plans:
         for layer in plan.layers:
             allowed |= {_reference(image, mirrors) for image in layer.images}
-            if layer.source is not None:
-                allowed.add(_git_identifier(layer.source, mirrors))
+            trees = {_git_context(tree, mirrors) for tree in layer.trees}
+            allowed |= {_git_identifier(context) for context in trees}
 
     def rule(action: str, identifier: str, match: str) -> dict[str, Any]:
         return {"action": action, "selector": {"identifier": identifier, "matchType": match}}
@@ -111,17 +111,33 @@ def _reference(image: PinnedImage, mirrors: Mirrors) -> str:
     return f"docker-image://{mirrors.of(image.name)}@{image.digest}"
 
 
-def _git_context(source: SourceBuild, mirrors: Mirrors) -> str:
-    return f"{mirrors.of(source.repository)}#{source.commit}"
+def _git_context(tree: SourceBuild | GitTree, mirrors: Mirrors) -> str:
+    """https://docs.docker.com/build/concepts/context/#url-fragments"""
+    folder = tree.context if isinstance(tree, SourceBuild) else None
+    return f"{mirrors.of(tree.repository)}#{tree.commit}{f':{folder}' if folder else ''}"
 
 
-def _git_identifier(source: SourceBuild, mirrors: Mirrors) -> str:
-    """BuildKit's name of a git source: without the scheme and the user of its address.
+def _git_identifier(context: str) -> str:
+    """BuildKit's name of a git context: without the scheme and the user of its address.
 
     https://github.com/moby/buildkit/blob/master/client/llb/source.go (Git)
     """
-    context = urlsplit(_git_context(source, mirrors))
-    return f"git://{context.netloc.rpartition('@')[2]}{context.path}#{context.fragment}"
+    url = urlsplit(context)
+    return f"git://{url.netloc.rpartition('@')[2]}{url.path}#{url.fragment}"
+
+
+def _named_contexts(layer: LayerPlan, inputs: Inputs, mirrors: Mirrors) -> dict[str, str]:
+    """The build contexts of a layer's `inputs`."""
+    contexts = {}
+    for taken in layer.inputs:
+        match taken.content:
+            case PinnedImage() as image:
+                contexts[taken.context] = _reference(image, mirrors)
+            case GitTree() as tree:
+                contexts[taken.context] = _git_context(tree, mirrors)
+            case file:
+                contexts[taken.context] = str(inputs.files[file.sha256])
+    return contexts
 
 
 def _source_targets(
@@ -135,10 +151,12 @@ def _source_targets(
     source = layer.source
     assert source is not None
     builders: dict[str, dict[str, Any]] = {}
-    contexts = {}
+    contexts = _named_contexts(layer, inputs, mirrors)
     for arg, image in source.images.items():
         contexts[context_name(arg, image)] = below
-        if image is not None:
+        if image is not None and source.version is None:
+            contexts[context_name(arg, image)] = _reference(image, mirrors)
+        elif image is not None:
             name = target_name(plan, f"{layer.name}--{arg.lower()}")
             contexts[context_name(arg, image)] = f"target:{name}"
             builders[name] = {
@@ -149,16 +167,16 @@ def _source_targets(
     return builders, {
         "context": _git_context(source, mirrors),
         "dockerfile": source.dockerfile,
-        "target": source.target,
+        **({"target": source.target} if source.target is not None else {}),
         "contexts": contexts,
     }
 
 
-def _target(layer: LayerPlan, inputs: Inputs, below: str) -> dict[str, Any]:
+def _target(layer: LayerPlan, inputs: Inputs, below: str, mirrors: Mirrors) -> dict[str, Any]:
     # Resolved: a project may link to the layers of another one.
     dockerfile = (inputs.project / layer.dockerfile).resolve()
     tools = (inputs.project / "images" / "_tools").resolve()
-    contexts = {"layer": below, "tools": str(tools)}
+    contexts = {"layer": below, "tools": str(tools), **_named_contexts(layer, inputs, mirrors)}
     if layer.name in inputs.layers:
         contexts["inputs"] = str(inputs.layers[layer.name])
     target: dict[str, Any] = {

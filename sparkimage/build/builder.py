@@ -229,8 +229,8 @@ def _explain(
             f"the build of {plan.variant} needs {', '.join(sorted(set(denied)))}, which is not "
             "locked",
             detail=output,
-            hint="pin it in the matrix, and name it where the layer takes it "
-            "(`source.images`), or remove it from the Dockerfile",
+            hint="pin it in the matrix, and name it where the layer takes it (`inputs`, or "
+            "`source.images`), or remove it from the Dockerfile",
         )
     if refused := wheels.refused(plan.variant, output):
         return refused

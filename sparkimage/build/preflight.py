@@ -63,7 +63,7 @@ def refuse_open_steps(plan: Plan, project: Path) -> None:
                 f"{layer.dockerfile}: a step has network access, and what it fetches is not locked",
                 detail="\n".join(steps),
                 hint=f"write `RUN {CLOSED} …`, and take what it needs from pins of the "
-                "matrix (`debs`, `wheels`, `patches`)",
+                "matrix (`debs`, `wheels`, `patches`, `inputs`)",
             )
 
 
@@ -82,9 +82,9 @@ def refuse_unresolved(plans: Sequence[Plan]) -> None:
 
 def fetch_key(layer: LayerPlan) -> str | None:
     """A sha256 over what a layer fetches while it is built; None where it fetches nothing."""
-    if not (layer.wheels or layer.image or layer.source):
+    fetched = f"{layer.requirements}{layer.images}{layer.trees}{layer.files}"
+    if not (layer.wheels or layer.images or layer.trees or layer.files):
         return None
-    fetched = f"{layer.requirements}{layer.image}{layer.source}"
     return hashlib.sha256(fetched.encode()).hexdigest()
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 VERSION = 2
 REMEDY = "run `python build.py lock`, and commit matrix.lock"
 ANY = "any"
-"""The platform of what is the same on all of them: a commit, a patch."""
+"""The platform of what is the same on all of them: a commit, a file, a patch."""
 MAX_BYTES = 16 << 20
 MISSING = "missing"
 """In place of the sha256 of a file that does not exist."""
@@ -96,7 +96,16 @@ class Target:
     path: str
 
 
-Item = Wheel | Deb | PinnedImage | Commit | PatchText | Target
+@dataclass(frozen=True, kw_only=True, order=True)
+class File:
+    """A file of a web server: size in bytes, sha256 in hex, its name in the build context."""
+
+    size: int
+    sha256: str
+    name: str
+
+
+Item = Wheel | Deb | PinnedImage | Commit | PatchText | Target | File
 OneItem = TypeVar("OneItem", bound=Item)
 WORDS: Mapping[str, type[Item]] = {
     "wheel": Wheel,
@@ -105,6 +114,7 @@ WORDS: Mapping[str, type[Item]] = {
     "commit": Commit,
     "patch": PatchText,
     "target": Target,
+    "file": File,
 }
 """The items by the first word of their lines."""
 HOLDS: Mapping[str, tuple[type[Item], ...]] = {
@@ -113,11 +123,12 @@ HOLDS: Mapping[str, tuple[type[Item], ...]] = {
     "debian": (Deb,),
     "image": (PinnedImage,),
     "git": (Commit,),
+    "file": (File,),
     "replace": (PatchText, Target),
     "diff": (PatchText, Target),
 }
 """The items of a pin or a patch, by its kind."""
-SINGLE = (PinnedImage, Commit, PatchText)
+SINGLE = (PinnedImage, Commit, PatchText, File)
 """Of these an entry has one for each platform."""
 _SHA256, _SHA1 = "[0-9a-f]{64}", "[0-9a-f]{40}"
 FORMS: Mapping[str, str] = {
@@ -206,7 +217,7 @@ def requests(matrix: Matrix) -> dict[Key, tuple[dict[str, Any], tuple[str, ...]]
     platforms: dict[Key, set[str]] = {}
     for variant in matrix.variants:
         for pin, value in variant.pins.items():
-            same = matrix.pins[pin][value].kind == "git"
+            same = matrix.pins[pin][value].kind in ("git", "file")
             platforms.setdefault((pin, value), set()).add(ANY if same else variant.platform)
         for layer in variant.layers:
             for name in matrix.layers[layer].patches:

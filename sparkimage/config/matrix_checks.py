@@ -15,13 +15,16 @@ from semver import Version
 from sparkimage.config import patch_specs
 from sparkimage.config.patch_specs import PATCHES, Patch
 from sparkimage.config.schema import (
+    FILE_NAME,
     LAYER,
     PYTHON_ARGUMENT,
-    DebPin,
+    DebianPin,
+    FilePin,
+    GitPin,
     ImagePin,
     LayerSpec,
     MatrixFile,
-    WheelsPin,
+    SourceUse,
     version_argument,
 )
 from sparkimage.config.validation import Report
@@ -32,6 +35,20 @@ if TYPE_CHECKING:
 
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 """A valid tag: https://github.com/opencontainers/distribution-spec/blob/main/spec.md"""
+RESERVED_PINS = {
+    PATCHES: "matrix.lock has the patches under this name",
+    LAYER: "among the images of a source this is the layer below",
+}
+OWN_CONTEXTS = {
+    "tools": "the folder with step.sh",
+    "inputs": "the folder with the layer's locked files",
+    "uv": "the folder with the static uv",
+}
+"""Build contexts that our layers have."""
+RELEASE = r"[0-9]+(\.[0-9]+)+[a-z0-9.]*"
+"""The name of a git pin's value that is its version, too (PEP 440)."""
+RESERVED_SECRETS = ("ca", "index")
+"""Of the step that installs wheels."""
 MAX_VARIANTS = 10_000
 """Of the axes' product."""
 HUGE = 10**18
@@ -49,9 +66,10 @@ class MatrixChecks:
 
     def check_pins(self) -> None:
         """Check names and versions; a pin without a version gets the name of its value."""
-        if PATCHES in self.spec.pins:
-            what = f"no pin can be called {PATCHES!r}: matrix.lock has the patches under this name"
-            self.report.add(("pins", PATCHES), what, "rename the pin")
+        for name, reason in RESERVED_PINS.items():
+            if name in self.spec.pins:
+                what = f"no pin can be called {name!r}: {reason}"
+                self.report.add(("pins", name), what, "rename the pin")
         arguments = {PYTHON_ARGUMENT: "Python's X.Y"}
         for name, values in self.spec.pins.items():
             argument, title = version_argument(name), f"the version of pin {name}"
@@ -59,15 +77,30 @@ class MatrixChecks:
                 what = f"a pin cannot be called {name!r}: the build argument {argument} is {other}"
                 self.report.add(("pins", name), what, "rename the pin")
             for value, pin in values.items():
-                if isinstance(pin, WheelsPin | DebPin | ImagePin):
-                    version = pin.version or value
-                    if not Version.is_valid(version):
-                        self.report.add(
-                            ("pins", name, value),
-                            f"pin {name}: {version!r} is not a version",
-                            "use MAJOR.MINOR.PATCH as its name, or give it a `version:`",
-                        )
-                    values[value] = pin.model_copy(update={"version": version})
+                if isinstance(pin, FilePin) and not re.fullmatch(FILE_NAME, pin.file):
+                    what = f"pin {name}: {pin.file!r}, the end of its `url`, is no file name here"
+                    self.report.add(("pins", name, value, "url"), what, "give it a `name:`")
+                if not isinstance(pin, DebianPin):
+                    values[value] = pin.model_copy(update={"version": self._version(name, value)})
+
+    def _version(self, name: str, value: str) -> str | None:
+        """The version of a pin; None where it need not have one, and its value is called
+        otherwise."""
+        pin = self.spec.pins[name][value]
+        if isinstance(pin, DebianPin | FilePin):
+            return None if isinstance(pin, DebianPin) else pin.version or value
+        version = pin.version or value
+        if isinstance(pin, GitPin):
+            return version if pin.version or re.fullmatch(RELEASE, value) else None
+        if Version.is_valid(version):
+            return version
+        if pin.version is not None or not isinstance(pin, ImagePin):
+            self.report.add(
+                ("pins", name, value),
+                f"pin {name}: {version!r} is not a version",
+                "use MAJOR.MINOR.PATCH as its name, or give it a `version:`",
+            )
+        return None
 
     def check_layers(self) -> None:
         """Check each layer's folder, and every name that it refers to."""
@@ -81,6 +114,7 @@ class MatrixChecks:
                 what = f"layer {name} uses pin {pin!r}, which is not in pins"
                 require(key, pin, spec.pins, what)
             self._check_source(name, layer)
+            self._check_inputs(name, layer)
             for i, other in enumerate(layer.checks):
                 what = f"layer {name} takes the checks of {other!r}, which is no layer"
                 require((*key, "checks", i), other, spec.layers, what)
@@ -93,21 +127,33 @@ class MatrixChecks:
         """Check a layer that is built by a repository's own Dockerfile."""
         if layer.source is None:
             return
-        for field in ("base", "debs", "wheels", "patches"):
+        for field in ("base", "debs", "wheels", "patches", "inputs"):
             if getattr(layer, field):
                 self.report.add(
                     ("layers", name, field),
                     f"layer {name} has a `source`, whose Dockerfile would ignore its `{field}`",
                     f"move `{field}` to a layer of its own: below {name}, or above it to change "
-                    "what the source installs",
+                    "what the source installs"
+                    if field != "inputs"
+                    else "move `inputs` into the `source`",
                 )
-        if LAYER not in layer.source.images.values():
-            self.report.add(
-                ("layers", name, "source"),
-                f"layer {name} takes no layer below: the image would have nothing of it",
-                f"give the layer below to the argument of the Dockerfile's last FROM: "
-                f"`images: {{FINAL_BASE_IMAGE: {LAYER}}}`",
-            )
+
+    def _check_inputs(self, name: str, layer: LayerSpec) -> None:
+        """Check the names of a layer's build contexts and secrets."""
+        key: Key = ("layers", name) if layer.source is None else ("layers", name, "source")
+        taken = {LAYER: "the layer below", "scratch": "the empty image"}
+        if layer.source is None:
+            taken |= OWN_CONTEXTS
+        else:
+            taken |= {arg.lower(): f"the image of {arg}" for arg in layer.source.images}
+        for context in layer.named_inputs:
+            if context in taken:
+                what = f"layer {name} has an input called {context!r}: that is {taken[context]}"
+                self.report.add((*key, "inputs", context), what, "give the context another name")
+        for i, secret in enumerate(layer.secrets):
+            if secret in RESERVED_SECRETS:
+                what = f"layer {name} has a secret called {secret!r}, as the step of the wheels has"
+                self.report.add(("layers", name, "secrets", i), what, "give it another name")
 
     def check_axes(self) -> None:
         """Check names, values and the number of variants."""
@@ -185,11 +231,27 @@ class MatrixChecks:
             if spec is not None and spec.kind not in kinds:
                 what = f"{title} has {pin} as `{role}`, but {pin} {value} is a {spec.kind} pin"
                 self.report.add(key, what, f"`{role}` takes a pin of kind {' or '.join(kinds)}")
-        if (layer.base is not None) != (name == variant.layers[0]):
+        lowest = name == variant.layers[0]
+        if layer.source is not None:
+            self._check_below(title, name, layer.source, lowest=lowest)
+        elif (layer.base is not None) != lowest:
             what = f"{title} has a `base`, but is not the lowest"
             if layer.base is None:
                 what = f"{title} is the lowest, but has no `base`"
             self.report.add(key, what, "the lowest layer, and no other, has a `base`")
+
+    def _check_below(self, title: str, name: str, source: SourceUse, *, lowest: bool) -> None:
+        """Check that a source is built on the layer below, if there is one."""
+        if lowest == (LAYER in source.images.values()):
+            what = f"{title} takes no layer below: the image would have nothing of it"
+            todo = (
+                "give the layer below to the argument of the Dockerfile's last FROM: "
+                f"`images: {{FINAL_BASE_IMAGE: {LAYER}}}`; or make it the lowest layer"
+            )
+            if lowest:
+                what = f"{title} is the lowest, but one of its `images` is the layer below"
+                todo = f"give it an image pin in place of `{LAYER}`, or a layer below it"
+            self.report.add(("layers", name, "source"), what, todo)
 
     def check_bake_targets(self, names: Sequence[str]) -> None:
         """Check that names also differ as those of bake's targets, which have fewer characters."""

@@ -16,13 +16,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sparkimage.config import validation, yamlfile
-from sparkimage.config.schema import COMMIT, REPOSITORY
+from sparkimage.config.schema import COMMIT, REPOSITORY, SHA256
 from sparkimage.config.validation import Finding, Name, Report, Strict
 
 FILE = "patches/patches.yaml"
 PATCHES = "patches"
 """The lock has the patches under this name, as values of a pin."""
-SHA256 = r"^[0-9a-f]{64}$"
 Abbreviated = Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")]
 RELATIVE = r"^[^/\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"
 

@@ -59,10 +59,46 @@ class SourceBuild:
     commit: str
     tree: str
     dockerfile: str
-    target: str
-    version: str
+    """Path below ``context``."""
+    target: str | None
+    """None for the last stage."""
+    version: str | None
+    """What the package that is built gets; None where its build decides."""
     images: Mapping[str, PinnedImage | None]
     """By build argument; None for the layer below."""
+    context: str | None = None
+    """Folder of the repository; None for all of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GitTree:
+    """A commit of a repository, as a build context."""
+
+    pin: str
+    value: str
+    repository: str
+    commit: str
+    tree: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebFile:
+    """A file of a web server, alone in a build context."""
+
+    pin: str
+    value: str
+    url: str
+    size: int
+    sha256: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """A pin that a layer takes as a named build context."""
+
+    context: str
+    content: PinnedImage | GitTree | WebFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +147,36 @@ class LayerPlan:
     debs: Debs | None = None
     source: SourceBuild | None = None
     patches: tuple[PatchPlan, ...] = ()
+    inputs: tuple[Input, ...] = ()
+    syntax: PinnedImage | None = None
+    """The Dockerfile's frontend; None for the builder's own."""
+    secrets: tuple[str, ...] = ()
+    """Names of build secrets."""
+    ssh: bool = False
+    """Whether its steps use the user's ssh agent."""
     checks: tuple[str, ...] = ()
     """Other layers whose checks apply to this one too."""
 
     @property
     def images(self) -> tuple[PinnedImage, ...]:
-        """Every image of a registry that the layer is based on or compiled in."""
-        named = (self.image, *(self.source.images.values() if self.source is not None else ()))
-        return tuple(image for image in named if image is not None)
+        """Every image of a registry that the layer is based on, compiled in or takes."""
+        sources = self.source.images.values() if self.source is not None else ()
+        inputs = (taken.content for taken in self.inputs)
+        named = (self.image, *sources, *inputs, self.syntax)
+        return tuple(image for image in named if isinstance(image, PinnedImage))
+
+    @property
+    def trees(self) -> tuple[SourceBuild | GitTree, ...]:
+        """Every commit that the layer is built from or takes."""
+        taken = (taken.content for taken in self.inputs)
+        trees = tuple(content for content in taken if isinstance(content, GitTree))
+        return trees if self.source is None else (self.source, *trees)
+
+    @property
+    def files(self) -> tuple[WebFile, ...]:
+        """Every file of a web server that the layer takes."""
+        taken = (taken.content for taken in self.inputs)
+        return tuple(content for content in taken if isinstance(content, WebFile))
 
     @property
     def requirements(self) -> str:
@@ -164,6 +222,10 @@ class Plan:
     """Tiers that the image must pass before it ships."""
     answer: Answer | None = None
     """None where nothing is started, or no answer is known."""
+    disk: int = 0
+    """Bytes of free disk that its sources need to be built."""
+    memory: int = 0
+    """Bytes of free memory that its sources need to be built."""
 
     @property
     def arch(self) -> str:
@@ -175,9 +237,12 @@ class Plan:
 
     @property
     def download_bytes(self) -> int:
-        """Bytes of the wheels and packages that a build without a cache fetches."""
-        wheels = sum(wheel.size for layer in self.layers for wheel in layer.wheels)
-        return wheels + sum(deb.size for layer in self.layers for deb in debs(layer))
+        """Bytes of wheels, packages and files that a build without a cache fetches."""
+        sizes = [
+            [item.size for items in (la.wheels, debs(la), la.files) for item in items]
+            for la in self.layers
+        ]
+        return sum(map(sum, sizes))
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, for ``--print json``, the checks and the fingerprint."""
@@ -193,9 +258,10 @@ class Plan:
     def checksum(self) -> str:
         """sha256 over all that decides the image and its checks, in canonical JSON.
 
-        Required tiers decide neither: seals stay valid when the matrix requires more.
+        Required tiers, disk and memory decide neither: seals stay valid when they change.
         """
-        data = {key: value for key, value in self.to_dict().items() if key != "requires"}
+        other = ("requires", "disk", "memory")
+        data = {key: value for key, value in self.to_dict().items() if key not in other}
         return hashlib.sha256(canonical(data).encode()).hexdigest()
 
 

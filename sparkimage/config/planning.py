@@ -14,9 +14,18 @@ from sparkimage.config.lockfile import ANY, MISSING, Deb, Key, Lock, OneItem, Wh
 from sparkimage.config.matrix import Matrix, Variant
 from sparkimage.config.patch_specs import PATCHES, Patch, State, Verdict
 from sparkimage.config.plan import LABEL, LayerPlan, Origin, Plan, canonical
-from sparkimage.config.schema import DebianPin, DebPin, GitPin, ImagePin, PinBase, WheelsPin
+from sparkimage.config.schema import (
+    DebianPin,
+    DebPin,
+    FilePin,
+    GitPin,
+    ImagePin,
+    PinBase,
+    WheelsPin,
+)
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.errors import LockError
+from sparkimage.core.units import byte_count
 
 OnePin = TypeVar("OnePin", bound=PinBase)
 
@@ -69,10 +78,11 @@ class _Planner:
             wheels = self._wheels(variant)
             layers = tuple(pins.layer(name, wheels.get(name, ())) for name in variant.layers)
         versions = {
-            name: str(pin.version)
+            name: version
             for name, pin in pins.pins.items()
-            if not isinstance(pin, DebianPin)
+            if (version := schema.version_of(pin)) is not None
         }
+        sources = [s for la in variant.layers if (s := self.matrix.layers[la].source) is not None]
         checksum = self._lock_checksum(variant, keys)
         labels = {
             "org.opencontainers.image.title": variant.name,
@@ -82,7 +92,8 @@ class _Planner:
             f"{LABEL}lock": f"sha256:{checksum}",
             **{f"{LABEL}pin.{pin}": value for pin, value in variant.pins.items()},
             **{f"{LABEL}version.{pin}": version for pin, version in versions.items()},
-            **{f"{LABEL}commit.{la.source.pin}": la.source.commit for la in layers if la.source},
+            **{f"{LABEL}commit.{tree.pin}": tree.commit for la in layers for tree in la.trees},
+            **{f"{LABEL}file.{f.pin}": f"sha256:{f.sha256}" for la in layers for f in la.files},
             **{f"{LABEL}patch.{p.name}": f"sha256:{p.sha256}" for la in layers for p in la.patches},
         }
         if "vllm" in versions:
@@ -103,6 +114,11 @@ class _Planner:
             lock_checksum=checksum,
             epoch=self.origin.epoch,
             unresolved=unresolved,
+            # What one source leaves in the builder is there when the next one is built.
+            disk=sum(byte_count(source.disk) for source in sources if source.disk),
+            memory=max(
+                (byte_count(source.memory) for source in sources if source.memory), default=0
+            ),
         )
 
     def _lock_checksum(self, variant: Variant, keys: Sequence[Key]) -> str:
@@ -206,18 +222,23 @@ class _LockedVariant:
         if self.python is not None:
             args[schema.PYTHON_ARGUMENT] = self.python
         for used in spec.uses:
-            pin = self.pins[used]
-            if not isinstance(pin, DebianPin):
-                args[schema.version_argument(used)] = str(pin.version)
+            if (version := schema.version_of(self.pins[used])) is not None:
+                args[schema.version_argument(used)] = version
+            if (commit := self._commit(used)) is not None:
+                args[schema.commit_argument(used)] = commit
         find_links = None
         if spec.wheels is not None:
             find_links = self._pin(spec.wheels.pin, WheelsPin).find_links
             args["PYTHON_PLATFORM"] = arch.uv_platform
-        args |= spec.args
         source = None
         if spec.source is not None:
             source = self._source(spec.source)
-            args |= _source_args(spec.source, source)
+            # Without it a git context comes without .git, which setuptools_scm needs:
+            # https://docs.docker.com/reference/dockerfile/#buildkit-built-in-build-args
+            args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"] = "1"
+            # The argument of an image names a context of the build.
+            args |= {arg: plan.context_name(arg, image) for arg, image in source.images.items()}
+        args |= spec.args
         root, image = None, None
         if spec.base is not None and self.pins[spec.base].kind == "image":
             image = self._item(spec.base, lockfile.PinnedImage)
@@ -234,6 +255,10 @@ class _LockedVariant:
             debs=self._debs(spec.debs) if spec.debs is not None else None,
             source=source,
             patches=tuple(self._patch(patch) for patch in spec.patches),
+            inputs=tuple(self._input(*item) for item in sorted(spec.named_inputs.items())),
+            syntax=self._item(spec.syntax, lockfile.PinnedImage) if spec.syntax else None,
+            secrets=tuple(spec.secrets),
+            ssh=spec.ssh,
             checks=tuple(spec.checks),
         )
 
@@ -259,6 +284,27 @@ class _LockedVariant:
             repository=pin.address(self.variant.platform) if isinstance(pin, DebPin) else None,
         )
 
+    def _commit(self, name: str) -> str | None:
+        """The commit of a git pin, or the one that an image pin says to be built from."""
+        if isinstance(pin := self.pins[name], ImagePin):
+            return pin.commit
+        return self._item(name, lockfile.Commit).commit if isinstance(pin, GitPin) else None
+
+    def _input(self, context: str, name: str) -> plan.Input:
+        pin, value = self.pins[name], self.variant.pins[name]
+        content: lockfile.PinnedImage | plan.GitTree | plan.WebFile
+        if isinstance(pin, FilePin):
+            file = self._item(name, lockfile.File)
+            content = plan.WebFile(url=pin.url, **asdict(file), pin=name, value=value)
+        elif isinstance(pin, GitPin):
+            commit = self._item(name, lockfile.Commit)
+            content = plan.GitTree(
+                repository=pin.repository, **asdict(commit), pin=name, value=value
+            )
+        else:
+            content = self._item(name, lockfile.PinnedImage)
+        return plan.Input(context=context, content=content)
+
     def _source(self, use: schema.SourceUse) -> plan.SourceBuild:
         pin, commit = self._pin(use.pin, GitPin), self._item(use.pin, lockfile.Commit)
         return plan.SourceBuild(
@@ -269,6 +315,7 @@ class _LockedVariant:
             tree=commit.tree,
             dockerfile=use.dockerfile,
             target=use.target,
+            context=use.context,
             version=pin.version,
             images={
                 arg: None if name == schema.LAYER else self._item(name, lockfile.PinnedImage)
@@ -343,16 +390,3 @@ class _LockedVariant:
             fork=(repository, commit) if repository is not None and commit is not None else None,
             targets=targets,
         )
-
-
-def _source_args(use: schema.SourceUse, source: plan.SourceBuild) -> dict[str, str]:
-    """The arguments of vLLM's Dockerfile; an image's argument names a context of the build."""
-    return {
-        **{arg: plan.context_name(arg, image) for arg, image in source.images.items()},
-        # Without it a git context comes without .git, which setuptools_scm needs:
-        # https://docs.docker.com/reference/dockerfile/#buildkit-built-in-build-args
-        "BUILDKIT_CONTEXT_KEEP_GIT_DIR": "1",
-        "max_jobs": str(use.jobs),
-        "nvcc_threads": str(use.threads),
-        "torch_cuda_arch_list": use.arch_list,
-    }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
@@ -13,7 +15,7 @@ from sparkimage.config.validation import Name, Strict
 
 Platform = Literal["linux/amd64", "linux/arm64"]
 PLATFORMS: tuple[Platform, ...] = ("linux/amd64", "linux/arm64")
-KINDS = ("debian", "deb", "image", "git", "wheels")
+KINDS = ("debian", "deb", "image", "git", "wheels", "file")
 """Of pins."""
 Value = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]+$", max_length=128)]
 """The name of a pin's value, such as a version."""
@@ -21,6 +23,12 @@ PYTHON = r"^3\.\d+$"
 COMMIT = r"^[0-9a-f]{40}$"
 """A full git commit: servers hand out no abbreviated one."""
 REPOSITORY = r"^(https|http|git|ssh)://[^#\s]+$"
+SHA256 = r"^[0-9a-f]{64}$"
+FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._+~-]{0,199}$"
+INSIDE = r"^\.?[^./:#\s][^/:#\s]*(/\.?[^./:#\s][^/:#\s]*)*$"
+"""A path that stays inside the folder that it is below."""
+Size = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(MB|GB|TB)$")]
+"""A number of bytes, in powers of 1000: ``107GB``."""
 REQUIREMENT = r"^[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._-]+(,[A-Za-z0-9._-]+)*\])?==[^\s;,*]+$"
 
 
@@ -89,11 +97,15 @@ class GitPin(PinBase):
         pattern=r"^[0-9a-f]{7,40}$",
         description="all 40 digits; where only fewer are known, `lock` finds the rest",
     )
-    version: str = Field(
+    version: str | None = Field(
+        default=None,
         pattern=r"^[0-9][A-Za-z0-9.]*(\+[a-z0-9.]+)?$",
-        description="version of the package that is built from it (PEP 440)",
+        description="version of the package that is built from it (PEP 440); default: the name of "
+        "the value, if that is a version",
     )
-    python: str = Field(pattern=PYTHON, description="Python's X.Y in the image, quoted")
+    python: str | None = Field(
+        default=None, pattern=PYTHON, description="Python's X.Y in the image, quoted"
+    )
     branch: str | None = Field(default=None, description="where `lock --outdated` looks")
 
 
@@ -111,7 +123,39 @@ class WheelsPin(PinBase):
     version: str | None = Field(default=None, description="default: the name of the value")
 
 
-Pin = Annotated[DebianPin | DebPin | ImagePin | GitPin | WheelsPin, Field(discriminator="kind")]
+class FilePin(PinBase):
+    """One file of a web server, known by its sha256."""
+
+    REQUESTED = ("url", "sha256")
+    kind: Literal["file"]
+    url: str = Field(
+        # A user and a password in it would be in the plan and the provenance.
+        pattern=r"^https?://[^/@#?\s]+/[^#\s]+$",
+        description="https://HOST/PATH",
+    )
+    sha256: str | None = Field(
+        default=None, pattern=SHA256, description="64 hex digits; `lock` finds them"
+    )
+    name: str | None = Field(
+        default=None,
+        pattern=FILE_NAME,
+        description="its name in the build context; default: the last part of `url`",
+    )
+    version: str | None = Field(default=None, description="default: the name of the value")
+
+    @property
+    def file(self) -> str:
+        """Its name in the build context."""
+        return self.name or unquote(posixpath.basename(urlsplit(self.url).path))
+
+    def request(self) -> dict[str, Any]:
+        """What `lock` has to resolve, with the name that it gives the file."""
+        return {**super().request(), "name": self.file}
+
+
+Pin = Annotated[
+    DebianPin | DebPin | ImagePin | GitPin | WheelsPin | FilePin, Field(discriminator="kind")
+]
 PYTHON_ARGUMENT = "PYTHON_VERSION"
 """The build argument for Python's X.Y."""
 
@@ -119,6 +163,20 @@ PYTHON_ARGUMENT = "PYTHON_VERSION"
 def version_argument(pin: str) -> str:
     """The build argument for a pin's version, in the layers that use the pin."""
     return f"{pin.upper().replace('-', '_')}_VERSION"
+
+
+def commit_argument(pin: str) -> str:
+    """The build argument for a pin's commit, in the layers that use the pin."""
+    return f"{pin.upper().replace('-', '_')}_COMMIT"
+
+
+def version_of(pin: Pin) -> str | None:
+    """The version of what a pin brings; None where it has none."""
+    if isinstance(pin, DebianPin):
+        return None
+    if isinstance(pin, GitPin):
+        return pin.version or f"0+g{pin.commit[:9]}"
+    return pin.version
 
 
 class WheelsUse(Strict):
@@ -130,18 +188,41 @@ class WheelsUse(Strict):
     )
 
 
+Context = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]*$", max_length=255)]
+"""A named build context, or the image of a FROM or a COPY --from, which it then replaces."""
+INPUTS = (
+    "git, image or file pin by named build context, or by the image in a FROM or COPY --from that "
+    "it replaces"
+)
+
+
 class SourceUse(Strict):
     """A layer that is built by the Dockerfile of a git repository."""
 
+    REMOVED: ClassVar[dict[str, str]] = {
+        key: f"write it as a build argument of the layer: `args: {{{argument}}}`"
+        for key, argument in (
+            ("jobs", 'max_jobs: "16"'),
+            ("threads", 'nvcc_threads: "2"'),
+            ("arch_list", "torch_cuda_arch_list: 12.1a"),
+        )
+    }
     pin: Name = Field(description="the git pin")
-    dockerfile: str
-    target: str
-    images: dict[str, Name] = Field(
-        description="image pin by build argument; `layer` is the layer below"
+    context: str | None = Field(
+        default=None,
+        pattern=INSIDE,
+        description="folder of the repository that is the build context; default: all of it",
     )
-    jobs: int = Field(ge=1, description="max_jobs: compilers at once, times `threads`")
-    threads: int = Field(ge=1, description="nvcc_threads")
-    arch_list: str = Field(description="torch_cuda_arch_list, such as 12.1a")
+    dockerfile: str = Field(
+        default="Dockerfile", pattern=INSIDE, description="its path below the context"
+    )
+    target: str | None = Field(default=None, description="stage to build; default: the last one")
+    images: dict[str, Name] = Field(
+        default={}, description="image pin by build argument; `layer` is the layer below"
+    )
+    inputs: dict[Context, Name] = Field(default={}, description=INPUTS)
+    disk: Size | None = Field(default=None, description="free disk that the build needs")
+    memory: Size | None = Field(default=None, description="free memory that the build needs")
 
 
 MAX_LAYERS = 125
@@ -162,6 +243,16 @@ class LayerSpec(Strict):
     patches: list[Name] = Field(default=[], description="names in patches/patches.yaml")
     checks: list[Name] = Field(default=[], description="layers whose checks apply here too")
     pins: list[Name] = Field(default=[], description="pins whose version alone is needed")
+    inputs: dict[Context, Name] = Field(default={}, description=INPUTS)
+    syntax: Name | None = Field(
+        default=None,
+        description="image pin of the Dockerfile's frontend; without one its `# syntax=` line is "
+        "dropped",
+    )
+    secrets: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = Field(
+        default=[], description="build secrets, each an environment variable or `--secret`"
+    )
+    ssh: bool = Field(default=False, description="RUN --mount=type=ssh: the user's own ssh agent")
     platforms: list[Platform] = Field(default=list(PLATFORMS), min_length=1)
     args: dict[str, str] = Field(default={}, description="build arguments")
 
@@ -170,15 +261,23 @@ class LayerSpec(Strict):
         """Every pin that the layer needs: its key in the layer, its name, the kinds that fit."""
         source = self.source
         images = sorted({*source.images.values()} - {LAYER}) if source is not None else []
+        inputs = dict.fromkeys(self.named_inputs.values())
         roles = [
             ("base", self.base, ("debian", "image")),
             ("debs", self.debs, ("deb", "debian")),
             ("wheels", self.wheels.pin if self.wheels is not None else None, ("wheels",)),
             ("source", source.pin if source is not None else None, ("git",)),
             *(("source", name, ("image",)) for name in images),
+            *(("inputs", name, ("git", "image", "file")) for name in inputs),
+            ("syntax", self.syntax, ("image",)),
             *(("pins", name, KINDS) for name in dict.fromkeys(self.pins)),
         ]
         return tuple((key, name, kinds) for key, name, kinds in roles if name is not None)
+
+    @property
+    def named_inputs(self) -> dict[str, str]:
+        """The pins that are named build contexts, by context."""
+        return self.inputs if self.source is None else self.source.inputs
 
     @cached_property
     def uses(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -51,6 +51,9 @@ TYPE_NAMES = {list: "a list", dict: "a mapping", NoneType: "empty"}
 
 class Strict(BaseModel):
     """Base of the models of all files that people write: frozen, unknown keys are refused."""
+
+    REMOVED: ClassVar[dict[str, str]] = {}
+    """Keys of earlier versions, and what to write in their place."""
 
     # Each command builds the validators of only those models that it uses.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
@@ -186,7 +189,9 @@ def _problem(document: Document, model: type[Strict], error: Any) -> Problem:
     what, todo = f"{where} cannot be {text}", f"write something else{about}"
     if kind == "extra_forbidden":
         what = f"unknown key {shown(last, quote=True)} in {dotted(key[:-1])}"
-        todo = nearest(last, [name for around in place.around for name in _fields(around)])
+        known = [name for around in place.around for name in _fields(around)]
+        removed = (around.REMOVED.get(last) for around in place.around)
+        todo = next(filter(None, removed), None) or nearest(last, known)
     elif kind == "missing":
         what, todo = f"{where} is missing", f"add `{last}:`{about}"
     elif kind == "string_type" and type(value) not in TYPE_NAMES:

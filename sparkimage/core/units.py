@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def byte_count(size: str) -> int:
+    """The bytes of a size such as ``107GB``, in powers of 1000."""
+    return int(float(size[:-2]) * UNITS[size[-2:]])
+
 
 def human(count: float) -> str:
     """A size in bytes, in powers of 1000."""

@@ -77,11 +77,13 @@ def _materials(plan: Plan) -> Iterator[dict[str, Any]]:
                 "digest": {"sha256": wheel.sha256},
                 "name": wheel.file,
             }
-        if layer.source is not None:
+        for tree in layer.trees:
             yield {
-                "uri": f"git+{layer.source.repository}@{layer.source.commit}",
-                "digest": {"gitCommit": layer.source.commit, "gitTree": layer.source.tree},
+                "uri": f"git+{tree.repository}@{tree.commit}",
+                "digest": {"gitCommit": tree.commit, "gitTree": tree.tree},
             }
+        for file in layer.files:
+            yield {"uri": file.url, "digest": {"sha256": file.sha256}, "name": file.name}
         for patch in layer.patches:
             git = f"git+{patch.repository}@{patch.commit}"
             yield {

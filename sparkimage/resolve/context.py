@@ -62,6 +62,8 @@ class Inputs:
     """Folder with root.tar, where the lowest layer is a Debian root."""
     layers: dict[str, Path]
     """Layer name to the folder with its requirements, packages or patched files."""
+    files: dict[str, Path]
+    """The sha256 of a web server's file to the folder that has it."""
     ca_bundle: str | None
     index: str | None
     """Address of the wheels' index, where a mirror replaces the default one."""

@@ -17,13 +17,14 @@ from tempfile import NamedTemporaryFile, TemporaryDirectory
 from sparkimage.config.address import WHEELS
 from sparkimage.config.lockfile import Wheel
 from sparkimage.config.patch_specs import in_image
-from sparkimage.config.plan import DebianRoot, Debs, LayerPlan, PatchPlan, Plan
+from sparkimage.config.plan import DebianRoot, Debs, LayerPlan, PatchPlan, Plan, WebFile
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.debian_tools import WITHOUT_DOCS
 from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError
 from sparkimage.core.files import new_folder
 from sparkimage.resolve import apt, images, patch_files, wheels
 from sparkimage.resolve.context import Inputs, ResolveContext
+from sparkimage.resolve.files import Download
 from sparkimage.resolve.git import Repository
 from sparkimage.resolve.wheels import ca_bundle
 
@@ -46,6 +47,11 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
             for layer in plan.layers
             if layer.wheels or layer.debs is not None or layer.patches
         },
+        files={
+            file.sha256: _download(file, context).fetch(file.sha256)
+            for layer in plan.layers
+            for file in layer.files
+        },
         root=None if root is None else _debian_root(root, context),
         uv=static_uv(builder_arch, context) if any(la.wheels for la in plan.layers) else None,
         ca_bundle=ca_bundle(),
@@ -54,24 +60,30 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
 
 
 def available(layer: LayerPlan, context: ResolveContext) -> None:
-    """Check that a layer's images and its commit can still be fetched. Errors as ``ready``."""
-    source = layer.source
+    """Check that a layer's images, commits and files can still be fetched. Errors as ``ready``."""
     for image in layer.images:
         locked = Locked(
             title=f"layer {layer.name}",
             update="python build.py lock --update 'PIN==VALUE' (the pin of this layer's image)",
         )
         images.exists(locked, image, context)
-    if source is not None:
-        repository = Repository(f"pin {source.pin} {source.value}", source.repository, context)
-        repository.fetch(source.commit)
-        tree = repository.tree(source.commit)
-        if tree != source.tree:
+    for tree in layer.trees:
+        repository = Repository(f"pin {tree.pin} {tree.value}", tree.repository, context)
+        repository.fetch(tree.commit)
+        seen = repository.tree(tree.commit)
+        if seen != tree.tree:
             raise LockError(
-                f"pin {source.pin}: {source.commit[:12]} has the tree {tree[:12]}, and the "
-                f"lock says {source.tree[:12]}",
+                f"pin {tree.pin}: {tree.commit[:12]} has the tree {seen[:12]}, and the "
+                f"lock says {tree.tree[:12]}",
                 hint="a commit cannot change: the lock was edited; run `python build.py lock`",
             )
+    for file in layer.files:
+        _download(file, context).fetch(file.sha256)
+
+
+def _download(file: WebFile, context: ResolveContext) -> Download:
+    locked = Locked.pin(file.pin, file.value)
+    return Download(locked=locked, url=file.url, name=file.name, context=context)
 
 
 def uv_pins() -> str:

@@ -27,10 +27,11 @@ from sparkimage.config.lockfile import (
     Wheel,
 )
 from sparkimage.config.patch_specs import PATCHES
-from sparkimage.config.schema import DebianPin, DebPin, GitPin, ImagePin, WheelsPin
+from sparkimage.config.schema import DebianPin, DebPin, FilePin, GitPin, ImagePin, WheelsPin
 from sparkimage.core.errors import Locked, LockError, NetworkError, SparkError, UsageError
 from sparkimage.resolve import apt, images, patch_files, wheels
 from sparkimage.resolve.context import ResolveContext
+from sparkimage.resolve.files import Download
 from sparkimage.resolve.git import Repository
 
 if TYPE_CHECKING:
@@ -275,6 +276,9 @@ class _Resolver:
                 commit = repository.full_commit(commit, pin.branch)
             repository.fetch(commit)
             return (Commit(commit=commit, tree=repository.tree(commit)),)
+        if isinstance(pin, FilePin):
+            file = Download(locked=locked, url=pin.url, name=pin.file, context=context)
+            return (file.resolve(pin.sha256),)
         return apt.resolve(locked, _apt_source(pin, platform), sorted(pin.packages), context)
 
     def _patch(self, name: str) -> Items:

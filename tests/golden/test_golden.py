@@ -123,6 +123,7 @@ def given(plan: Plan, index: str | None = None) -> Inputs:
         uv=Path("/home/tools/uv") if any(one.wheels for one in plan.layers) else None,
         root=Path("/home/roots/trixie") if plan.layers[0].root else None,
         layers={one.name: Path("/home/inputs", one.name) for one in fed},
+        files={},
         ca_bundle="/etc/ssl/certs/ca-certificates.crt",
         index=index,
     )

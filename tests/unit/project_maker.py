@@ -13,6 +13,7 @@ from sparkimage.config.lockfile import (
     Commit,
     Deb,
     Entry,
+    File,
     Item,
     Key,
     Lock,
@@ -35,6 +36,7 @@ NCCL = {
     "packages": ["libnccl2=2.30", "libnccl-dev=2.30"],
     "repository": {ARM: "https://repo.example/arm", "linux/amd64": "https://repo.example/amd"},
 }
+FILE = {"kind": "file", "url": "https://files.example/a/words.txt?v=1"}
 APP = {
     "kind": "wheels",
     "require": ["app==1.0", "lib==2.0"],
@@ -118,6 +120,8 @@ def items(read: Matrix, key: Key) -> tuple[Item, ...]:
             Wheel(name=one, version="1.0", size=10, sha256=sha256(one), file=f"{one}.whl")
             for one in ("app", "lib")
         )
+    if pin.kind == "file":
+        return (File(size=10, sha256=pin.sha256 or sha256(name), name=pin.file),)
     parts = ("root", "more") if pin.kind == "debian" else ("more",)
     return tuple(
         Deb(name=f"x-{part}", version="1", part=part, size=5, sha256=sha256(part), file="x.deb")

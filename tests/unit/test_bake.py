@@ -32,9 +32,6 @@ SOURCE = {
     "dockerfile": "docker/Dockerfile",
     "target": "final",
     "images": {"BUILD_IMAGE": "cuda-devel", "FINAL_IMAGE": "layer"},
-    "jobs": 3,
-    "threads": 2,
-    "arch_list": "12.1a",
 }
 PINS: dict[str, Any] = {
     "os": {"trixie": maker.OS},
@@ -43,16 +40,34 @@ PINS: dict[str, Any] = {
     "cuda": {"13.0.0": maker.CUDA},
     "cuda-devel": {"13.0.0": {**maker.CUDA, "image": "nvidia/cuda:13.0-devel"}},
     "fork": {"one": maker.git_pin(COMMIT)},
+    "server": {
+        "one": {"kind": "git", "repository": "https://git.example/server.git", "commit": "b" * 40}
+    },
+    "vocabulary": {"o200k": maker.FILE},
 }
 LAYERS: dict[str, Any] = {
     "root": {"base": "os"},
     "more": {"debs": "os"},
     "wheels": {"wheels": {"pin": "app"}},
     "cuda-base": {"base": "cuda"},
-    "source": {"source": SOURCE},
+    "source": {"source": SOURCE, "args": {"max_jobs": "3"}},
     "debs": {"debs": "nccl"},
     "last": {},
+    "compiled": {
+        "inputs": {"tree": "fork", "devel": "cuda-devel", "words": "vocabulary"},
+    },
+    "lowest": {
+        "source": {
+            "pin": "server",
+            "context": "docker",
+            "images": {"BASE": "cuda"},
+            "inputs": {"nvidia/cuda:13.0-devel": "cuda-devel", "words": "vocabulary"},
+        }
+    },
 }
+
+
+VARIANTS = ["of-wheels", "of.source", "of-inputs", "of-lowest"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +76,8 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Plan]:
     variants = [
         maker.include("of-wheels", "root", "more", "wheels", "last", **values),
         maker.include("of.source", "cuda-base", "source", "debs", "last", **values),
+        maker.include("of-inputs", "root", "compiled", "last", **values),
+        maker.include("of-lowest", "lowest", "last", **values),
     ]
     folder = tmp_path_factory.mktemp("project")
     read = maker.write(folder, maker.document(PINS, LAYERS, variants))
@@ -75,6 +92,7 @@ def inputs(plan: Plan, *, index: str | None = None, ca: str | None = None) -> In
         uv=Path("/uv"),
         root=Path("/root-folder"),
         layers={name: Path("/inputs", name) for name in fed},
+        files={file.sha256: Path("/files", file.sha256) for la in plan.layers for file in la.files},
         ca_bundle=ca,
         index=index,
     )
@@ -169,7 +187,7 @@ def remote(target: Mapping[str, Any]) -> list[str]:
 
 @given(
     st.sampled_from([bake.NO_MIRRORS, MIRRORS]),
-    st.lists(st.sampled_from(["of-wheels", "of.source"]), min_size=1, max_size=2, unique=True),
+    st.lists(st.sampled_from(VARIANTS), min_size=1, unique=True),
 )
 def test_what_is_built_is_what_may_be_read(
     plans: Mapping[str, Plan], mirrors: Mirrors, names: list[str]
@@ -213,8 +231,8 @@ def test_a_source_is_built_at_its_commit_by_its_own_dockerfile(
     }
     args = source["args"]
     assert (args["BUILD_IMAGE"], args["FINAL_IMAGE"]) == ("build_image", "layer")
-    assert (args["max_jobs"], args["nvcc_threads"]) == ("3", "2")
-    assert args["torch_cuda_arch_list"] == "12.1a"
+    assert args["max_jobs"] == "3"
+    assert args["FORK_COMMIT"] == COMMIT
     assert args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"] == "1"
     # The version that its git has no tag for stands in the image that it is compiled in.
     devel = image(plan, "source")
@@ -224,6 +242,46 @@ def test_a_source_is_built_at_its_commit_by_its_own_dockerfile(
     base = image(plan, "cuda-base")
     bottom = made["of_source--cuda-base"]["contexts"]["layer"]
     assert bottom == f"docker-image://{hub}/nvidia/cuda@{base.digest}"
+
+
+def test_a_layer_has_its_inputs_as_named_contexts(plans: Mapping[str, Plan]) -> None:
+    plan = plans["of-inputs"]
+    made = targets(plan, MIRRORS)["of-inputs--compiled"]
+    contexts, layer = made["contexts"], plan.layers[1]
+    sha256 = maker.sha256("vocabulary o200k")
+    (devel,) = layer.images
+    assert contexts == {
+        "layer": "target:of-inputs--root",
+        "tools": "/project/images/_tools",
+        "tree": f"https://mirror.example/git/fork.git#{COMMIT}",
+        "devel": f"docker-image://registry.example:5000/hub/nvidia/cuda@{devel.digest}",
+        "words": f"/files/{sha256}",
+    }
+    expected = {"FORK_COMMIT": COMMIT, "FORK_VERSION": "1.0", "CUDA_DEVEL_VERSION": "13.0.0",
+                "VOCABULARY_VERSION": "o200k"}  # fmt: skip
+    assert expected.items() <= made["args"].items()
+    assert plan.labels["dev.sparkimage.commit.fork"] == COMMIT
+    assert plan.labels["dev.sparkimage.file.vocabulary"] == f"sha256:{sha256}"
+    assert plan.download_bytes == 5 + 10
+
+
+def test_a_source_can_be_the_lowest_layer(plans: Mapping[str, Plan]) -> None:
+    plan = plans["of-lowest"]
+    made = targets(plan)
+    assert list(made) == ["of-lowest--lowest", "of-lowest"]
+    lowest = made["of-lowest--lowest"]
+    base, devel = plan.layers[0].images
+    # Without a version that it is to get, its images are as they are.
+    assert lowest["contexts"] == {
+        "base": f"docker-image://docker.io/nvidia/cuda@{base.digest}",
+        "nvidia/cuda:13.0-devel": f"docker-image://docker.io/nvidia/cuda@{devel.digest}",
+        "words": f"/files/{maker.sha256('vocabulary o200k')}",
+    }
+    assert lowest["context"] == f"https://git.example/server.git#{'b' * 40}:docker"
+    assert lowest["dockerfile"] == "Dockerfile"
+    assert "target" not in lowest
+    assert lowest["args"]["SERVER_VERSION"] == f"0+g{'b' * 9}"
+    assert made["of-lowest"]["contexts"]["layer"] == "target:of-lowest--lowest"
 
 
 def test_a_layer_is_given_its_own_inputs(plans: Mapping[str, Plan]) -> None:

@@ -113,7 +113,7 @@ WRONG = [
     ("nvidia-nccl-cu13==2.30.4", "nvidia-nccl-cu13>=2.30.4", 7, "does not have the right form",
      "NAME==VERSION"),
     ("kind: debian", "kind: ubuntu", 5, "pins.debian.trixie is a mapping",
-     "give it `kind:` and one of 'debian', 'deb', 'image', 'git', 'wheels'"),
+     "give it `kind:` and one of 'debian', 'deb', 'image', 'git', 'wheels', 'file'"),
     ("version: 1\n", "version: 2\n", 1, "version is 2", "it must be 1"),
     ("  debian: [trixie]\n", "", 13, "layer base needs a value for pin debian", "add an axis"),
     ("some/where", "Some/Where", 2, "does not have the right form", "it must match"),
@@ -131,7 +131,7 @@ WRONG = [
     ("{wheels: {pin: nccl}}", "{wheels: {pin: debian}}", 13, ("layer nccl has debian as `wheels`, "
      "but debian trixie is a debian pin"), "`wheels` takes a pin of kind wheels"),
     ("{wheels: {pin: nccl}}", ("{source: {pin: nccl, dockerfile: D, target: t, images: {A: debian, "
-     "B: layer}, jobs: 1, threads: 1, arch_list: x}}"), 13, ("layer nccl has debian as `source`, "
+     "B: layer}}}"), 13, ("layer nccl has debian as `source`, "
      "but debian trixie is a debian pin"), "`source` takes a pin of kind image"),
     ("[base, nccl]", "[nccl, base]", 13, ("variant n2.30.4-arm64: layer base has a `base`, but is "
      "not the lowest"), "the lowest layer, and no other, has a `base`"),
@@ -191,8 +191,8 @@ def test_a_matrix_of_every_kind_of_pin_and_layer(tmp_path: Path) -> None:
         "nccl": {"2.30.0": maker.NCCL},
     }
     source = {
-        "pin": "fork", "dockerfile": "D", "target": "t", "jobs": 1, "threads": 1,
-        "arch_list": "12.1a", "images": {"BUILD": "os", "FINAL": "layer"},
+        "pin": "fork", "dockerfile": "D", "target": "t",
+        "images": {"BUILD": "os", "FINAL": "layer"},
     }  # fmt: skip
     layers = {
         "low": {"base": "os"},
@@ -222,6 +222,7 @@ def test_a_matrix_of_every_kind_of_pin_and_layer(tmp_path: Path) -> None:
         ("debs: nccl", "BUILD: os, FINAL: layer", 12, "would ignore its `debs`"),
         ("wheels: {pin: app}", "BUILD: os, FINAL: layer", 12, "would ignore its `wheels`"),
         ("base: os", "BUILD: os, FINAL: layer", 12, "would ignore its `base`"),
+        ("inputs: {x: os}", "BUILD: os, FINAL: layer", 12, "would ignore its `inputs`"),
         ("args: {}", "BUILD: os", 11, "takes no layer below"),
     ],
 )
@@ -240,7 +241,7 @@ pins:
 layers:
   low: {{base: os}}
   made:
-    source: {{pin: fork, dockerfile: D, target: t, jobs: 1, threads: 1, arch_list: "1", {images}}}
+    source: {{pin: fork, dockerfile: D, target: t, {images}}}
     {more}
 defaults: {{name: x, layers: [low, made]}}
 include: [{json.dumps(maker.include("v", "low", "made", **values))}]
@@ -259,6 +260,121 @@ groups: {{default: [v]}}
     patches = {"version": 1, "patches": {"p": patch}}
     (tmp_path / "patches" / "patches.yaml").write_text(json.dumps(patches))
     assert [at for at, seen, _ in problems(tmp_path, text) if what in seen] == [line]
+
+
+INPUTS = """\
+version: 1
+repository: r
+pins:
+  os: {trixie: {kind: debian, suite: trixie}}
+  words: {v1: {kind: file, url: "https://files.example/words.txt"}}
+  fork: {one: {kind: git, repository: "https://git.example/f.git", commit: aaaaaaa}}
+  cuda: {"13": {kind: image, image: "nvidia/cuda:13.0"}}
+layers:
+  low: {base: os}
+  up: {inputs: {words: words, tree: fork, devel: cuda}, secrets: [TOKEN], ssh: true, syntax: cuda}
+  made: {source: {pin: fork, images: {FINAL: layer}, disk: 1.5GB, memory: 2GB}}
+defaults: {name: x, layers: [low, up, made]}
+include:
+  - {name: v, platform: linux/arm64, pins: {os: trixie, words: v1, fork: one, cuda: "13"}}
+groups: {default: [v]}
+"""
+WRONG_INPUTS = [
+    ("words: words,", "words: wrods,", 10, "layer up uses pin 'wrods', which is not in pins",
+     "did you mean 'words'?"),
+    ("words: words,", "words: os,", 14, ("layer up has os as `inputs`, but os trixie is a debian "
+     "pin"), "`inputs` takes a pin of kind git or image or file"),
+    ("words: words,", "tools: words,", 10, ("layer up has an input called 'tools': that is the "
+     "folder with step.sh"), "give the context another name"),
+    ("words: words,", "layer: words,", 10, "that is the layer below", "another name"),
+    ("words: words,", "scratch: words,", 10, "that is the empty image", "another name"),
+    ("words: words,", "Words: words,", 10, "layers.up.inputs.Words", "it must match"),
+    ("images: {FINAL: layer},", "images: {FINAL: layer}, inputs: {final: cuda},", 11,
+     "layer made has an input called 'final': that is the image of FINAL", "another name"),
+    ("syntax: cuda", "syntax: fork", 14, "layer up has fork as `syntax`, but fork one is a git pin",
+     "`syntax` takes a pin of kind image"),
+    ("secrets: [TOKEN]", "secrets: [ca]", 10, "layer up has a secret called 'ca'", "another name"),
+    ("secrets: [TOKEN]", "secrets: [a=b]", 10, "layers.up.secrets.0: 'a=b' does not have",
+     "it must match"),
+    ("ssh: true", "ssh: agent", 10, "layers.up.ssh must be true or false", "write true or false"),
+    ("disk: 1.5GB", "disk: 107", 11, "source.disk must be text, but is 107", 'quote it: "107"'),
+    ("disk: 1.5GB", "disk: 107G", 11, "source.disk: '107G' does not have the right form",
+     "it must match"),
+    ("memory: 2GB", "jobs: 16", 11, "unknown key 'jobs' in layers.made.source",
+     "write it as a build argument of the layer: `args: {max_jobs: \"16\"}`"),
+    ("memory: 2GB", "context: /x", 11, "source.context: '/x' does not have", "it must match"),
+    ("memory: 2GB", "context: a/../b", 11, "source.context: 'a/../b' does not have", "must match"),
+    ("https://files.example/words.txt", "ftp://files.example/words.txt", 5,
+     "pins.words.v1.url: 'ftp://files.example/words.txt' does not have", "it must match"),
+    ("https://files.example/words.txt", "https://me:secret@files.example/words.txt", 5,
+     "does not have the right form", "https://HOST/PATH"),
+    ("https://files.example/words.txt", "https://files.example/a/", 5,
+     "pin words: '', the end of its `url`, is no file name here", "give it a `name:`"),
+    ('words.txt"}', 'words.txt", sha256: abc}', 5, "pins.words.v1.sha256: 'abc' does not have",
+     "64 hex digits"),
+    ('words.txt"}', 'words.txt", name: "../x"}', 5, "pins.words.v1.name: '../x' does not", "match"),
+    ("kind: git, ", 'kind: git, version: "1 0", ', 6, "pins.fork.one.version: '1 0' does not",
+     "(PEP 440)"),
+    ("  fork:", "  layer: {one: {kind: debian, suite: sid}}\n  fork:", 6,
+     "no pin can be called 'layer': among the images of a source this is the layer below",
+     "rename"),
+    ("layers: [low, up, made]", "layers: [made, up]", 11,
+     "variant v: layer made is the lowest, but one of its `images` is the layer below",
+     "give it an image pin in place of `layer`, or a layer below it"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "line", "what", "todo"), WRONG_INPUTS)
+def test_a_problem_of_an_input_has_its_line_and_next_action(
+    tmp_path: Path, old: str, new: str, line: int, what: str, todo: str
+) -> None:
+    assert INPUTS.count(old) == 1
+    for name in ("low", "up"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "Dockerfile").write_text("FROM layer\n")
+    assert load(tmp_path, INPUTS).variants[0].pins["words"] == "v1"
+    reported = problems(tmp_path, INPUTS.replace(old, new))
+    assert any(at == line and what in seen and todo in hint for at, seen, hint in reported), (
+        reported
+    )
+
+
+def test_disk_and_memory_are_of_the_plan_and_not_of_the_image(tmp_path: Path) -> None:
+    pins = {"os": {"trixie": maker.OS}, "fork": {"one": maker.git_pin("a" * 40)}}
+    source = {"pin": "fork", "images": {"FINAL": "layer"}}
+    layers: dict[str, Any] = {"low": {"base": "os"}}
+    layers |= {name: {"source": dict(source)} for name in ("one", "two")}
+    variant = maker.include("v", *layers, os="trixie", fork="one")
+    read = maker.write(tmp_path, maker.document(pins, layers, [variant]))
+    plain = planning.make(read, read.variants[0], maker.locked(read), ORIGIN)
+    assert (plain.disk, plain.memory) == (0, 0)
+    layers["one"]["source"] |= {"disk": "107GB", "memory": "1.5GB"}
+    layers["two"]["source"] |= {"disk": "500MB", "memory": "0.1TB"}
+    read = maker.write(tmp_path, maker.document(pins, layers, [variant]))
+    plan = planning.make(read, read.variants[0], maker.locked(read), ORIGIN)
+    assert (plan.disk, plan.memory) == (107_500_000_000, 100_000_000_000)
+    assert plan.checksum() == plain.checksum()
+
+
+def test_versions_of_images_commits_and_files(tmp_path: Path) -> None:
+    git = {"kind": "git", "repository": maker.FORK, "commit": "a" * 40}
+    image = {"kind": "image", "image": "x:1"}
+    pins: dict[str, Any] = {
+        "os": {"trixie": maker.OS},
+        "a": {"0.33.0": git, "main": git},
+        "b": {"13.0.3": image, "24.04": image},
+        "c": {"o200k": maker.FILE},
+    }
+    layers = {"low": {"base": "os"}, "up": {"inputs": {"a": "a", "b": "b", "c": "c"}}}
+    variants = [
+        maker.include("v", *layers, os="trixie", a="0.33.0", b="13.0.3", c="o200k"),
+        maker.include("w", *layers, os="trixie", a="main", b="24.04", c="o200k"),
+    ]
+    read = maker.write(tmp_path, maker.document(pins, layers, variants))
+    v, w = planning.make_all(read, read.variants, maker.locked(read), ORIGIN)
+    assert v.versions == {"a": "0.33.0", "b": "13.0.3", "c": "o200k"}
+    assert w.versions == {"a": "0+gaaaaaaaaa", "c": "o200k"}
+    assert "B_VERSION" not in w.layers[1].args
 
 
 def test_an_unknown_value_of_a_pin_is_reported_with_its_line(project: Path) -> None:
@@ -356,8 +472,7 @@ def test_messages_use_the_words_of_the_file(project: Path) -> None:
          "write a list: `pins: ['g']` (pins whose version alone is needed)"),
         (8, "layers.base.platforms is empty", "at least 1 entry must be here"),
         (8, "layers.base.source must be a mapping, but is 'g'",
-         ("write a mapping: `source: {pin: …, dockerfile: …, target: …, images: …, "
-         "jobs: …, threads: …, arch_list: …}`")),
+         "write a mapping: `source: {pin: …}`"),
         (9, "layers.up must be a mapping, but is empty", "write a mapping: `up: {}`"),
         (10, "defaults.answer.says is empty",
          "at least 1 character must be here (a part of its output then)"),
