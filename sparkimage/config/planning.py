@@ -295,7 +295,11 @@ class _LockedVariant:
         content: lockfile.PinnedImage | plan.GitTree | plan.WebFile
         if isinstance(pin, FilePin):
             file = self._item(name, lockfile.File)
-            content = plan.WebFile(url=pin.url, **asdict(file), pin=name, value=value)
+            content = plan.WebFile(
+                pin=name, value=value, url=pin.url, size=file.size, sha256=file.sha256,
+                # Not the lock's: this one is a name and no path.
+                name=pin.file,
+            )  # fmt: skip
         elif isinstance(pin, GitPin):
             commit = self._item(name, lockfile.Commit)
             content = plan.GitTree(

@@ -19,6 +19,7 @@ from sparkimage.config.lockfile import (
     Commit,
     Deb,
     Entry,
+    File,
     Item,
     Key,
     Lock,
@@ -130,7 +131,7 @@ GOOD = lockfile.dump(lock_of({("p", "1"): entry("linux/arm64")}))
         ("a" * 64, "g" * 64, "is damaged"),
         ("a 1.0 3", "a 1.0 three", "is damaged"),
         ("a 1.0 3", "a 1.0", "is damaged"),
-        ("asked:", "axed:", "is damaged: pins.p.1.asked is missing .line 13.$"),
+        ("asked:", "axed:", "is damaged: pins.p.1.asked is missing .line 14.$"),
         (
             "asked: {",
             "asked: x #",
@@ -233,6 +234,7 @@ items: dict[str, st.SearchStrategy[Item]] = {
     "target": st.builds(
         Target, commit=commit, before=sha256 | st.just(MISSING), after=sha256, size=size, path=path
     ),
+    "file": st.builds(File, size=size, sha256=sha256, name=path),
 }  # fmt: skip
 readable = st.text(st.characters(max_codepoint=0xD7FF, exclude_categories=["Cc", "Cs"]))
 # YAML has room for 1,024 characters in a key.
@@ -250,6 +252,7 @@ lines: dict[str, st.SearchStrategy[tuple[Item, ...]]] = {
     "debian": some["deb"].map(tuple),
     "image": st.tuples(items["image"]),
     "git": st.tuples(items["commit"]),
+    "file": st.tuples(items["file"]),
     "replace": patched,
     "diff": patched,
 }
