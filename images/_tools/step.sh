@@ -10,28 +10,40 @@ step_date='2000-01-01 00:00:00 UTC'
 : >/run/step-begin
 
 # Installs the hash-pinned wheels of /run/inputs/requirements.txt, natively even where the
-# image is of another architecture: uv is a static binary of the machine that builds.
-# Needs PYTHON_VERSION (X.Y) and PYTHON_PLATFORM (a uv platform name).
+# image is of another architecture: uv is a static binary of the machine that builds. They go into
+# dist-packages, or into the venv or conda prefix that /run/inputs/into names; a venv is made where
+# nothing is. Needs PYTHON_VERSION (X.Y) and PYTHON_PLATFORM (a uv platform name).
 install_wheels() {
     dist="/usr/local/lib/python${PYTHON_VERSION}/dist-packages"
+    into=
+    if [ -s /run/inputs/into ]; then into=$(cat /run/inputs/into); fi
     # The bundle of the machine that builds, where a proxy re-signs TLS; a secret, never a layer.
     if [ -s /run/ca.pem ]; then export SSL_CERT_FILE=/run/ca.pem; fi
-    # A mirror of the index; a secret, since its address may hold a password.
+    # A mirror of the default index, or an empty line; and the indexes to search before it. A
+    # secret, since an address may hold a password. Uv takes an empty variable for none.
     if [ -s /run/index ]; then
-        UV_DEFAULT_INDEX=$(cat /run/index)
-        export UV_DEFAULT_INDEX
+        { read -r UV_DEFAULT_INDEX || :; read -r UV_INDEX || :; } </run/index
+        export UV_DEFAULT_INDEX UV_INDEX
     fi
     links=
     if [ -d /run/inputs/wheels ]; then links='--find-links /run/inputs/wheels'; fi
     # The cache lies in the same layer as the target, so that wheels are unpacked once and
     # linked, not copied; it is gone when the step ends.
     export UV_CACHE_DIR=/usr/local/.uv-cache UV_NO_INSTALLER_METADATA=1 UV_HTTP_TIMEOUT=120
-    # shellcheck disable=SC2086 # $links is two words or none
+    where="--target $dist"
+    if [ -n "$into" ]; then
+        where="--python $into/bin/python --break-system-packages"
+        if [ ! -e "$into/bin/python" ]; then
+            /run/uv/uv venv --no-config --no-python-downloads --quiet --python "$PYTHON_VERSION" "$into"
+        fi
+    fi
+    # shellcheck disable=SC2086 # $links and $where are words, or none
     /run/uv/uv pip install --no-config --no-python-downloads --no-progress --require-hashes --no-deps --only-binary :all: $links \
         --python-platform "$PYTHON_PLATFORM" --python-version "$PYTHON_VERSION" \
-        --target "$dist" --link-mode hardlink --no-compile-bytecode \
+        $where --link-mode hardlink --no-compile-bytecode \
         --requirements /run/inputs/requirements.txt
     rm -rf "$UV_CACHE_DIR"
+    if [ -n "$into" ]; then return; fi
     for script in "$dist"/bin/*; do
         name="/usr/local/bin/${script##*/}"
         if [ -e "$script" ] && [ ! -e "$name" ]; then ln -s "$script" "$name"; fi
@@ -79,7 +91,7 @@ apply_patches() {
 
 # The last word of every step.
 tidy() {
-    find /usr -xdev -name __pycache__ -type d -newer /run/step-begin -prune -exec rm -rf {} +
+    find / -xdev -name __pycache__ -type d -newer /run/step-begin -prune -exec rm -rf {} +
     find / -xdev -newer /run/step-begin ! -type l -exec touch -d "$step_date" {} +
     find / -xdev -newer /run/step-begin -type l -exec touch -h -d "$step_date" {} +
 }

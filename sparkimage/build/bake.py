@@ -6,19 +6,20 @@ Every layer is a target of its own whose named context ``layer`` is the target b
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from sparkimage.config.address import Mirrors
+from sparkimage.config.address import WHEELS, Mirrors
 from sparkimage.config.lockfile import PinnedImage
 from sparkimage.config.plan import GitTree, LayerPlan, Plan, SourceBuild, context_name
 from sparkimage.resolve.context import Inputs
 
 NO_MIRRORS = Mirrors()
 INDEX_VARIABLE = "SPARKIMAGE_INDEX"
-"""Environment variable that holds the address of the wheels' mirror while bake runs."""
+"""Prefix of the environment variables that hold the addresses of wheel indexes while bake runs."""
 
 COMPRESSION = "compression=zstd,force-compression=true,oci-mediatypes=true"
 """zstd took 79 s for 7.7 GB on 2 cores where plain tar took 104 s (the disk was the limit) and
@@ -107,6 +108,25 @@ def policy(plans: Sequence[Plan], mirrors: Mirrors = NO_MIRRORS) -> dict[str, An
     }
 
 
+def index_variables(layers: Iterable[LayerPlan], mirrors: Mirrors) -> dict[str, str]:
+    """By environment variable, the indexes of the layers' wheels: the default one's mirror (or an
+    empty line), and below it those to search before it. What install_wheels reads as /run/index.
+    """
+    default = mirrors.client(WHEELS) or ""
+    texts = {
+        _index_variable(layer): "\n".join([default, " ".join(map(mirrors.of, layer.index))])
+        for layer in layers
+        if layer.wheels
+    }
+    return {variable: text for variable, text in texts.items() if text.strip()}
+
+
+def _index_variable(layer: LayerPlan) -> str:
+    if not layer.index:
+        return INDEX_VARIABLE
+    return f"{INDEX_VARIABLE}_{hashlib.sha256(' '.join(layer.index).encode()).hexdigest()[:12]}"
+
+
 def _reference(image: PinnedImage, mirrors: Mirrors) -> str:
     return f"docker-image://{mirrors.of(image.name)}@{image.digest}"
 
@@ -190,7 +210,6 @@ def _target(layer: LayerPlan, inputs: Inputs, below: str, mirrors: Mirrors) -> d
     secrets = []
     if inputs.ca_bundle is not None:
         secrets.append(f"id=ca,src={inputs.ca_bundle}")
-    if inputs.index is not None:
-        # A secret: an address may contain a password, and a mirror must not change the image.
-        secrets.append(f"id=index,env={INDEX_VARIABLE}")
+    # A secret: an address may contain a password, and a mirror must not change the image.
+    secrets += [f"id=index,env={variable}" for variable in index_variables([layer], mirrors)]
     return {**target, **({"secret": secrets} if secrets else {})}

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from sparkimage.build import bake, buildkit
 from sparkimage.build.context import BuildContext
 from sparkimage.build.engine.engine import OWNER, Engine, docker_client
-from sparkimage.config.address import WHEELS
+from sparkimage.config.address import without_login
 from sparkimage.config.plan import Plan
 from sparkimage.core import locks
 from sparkimage.core.errors import (
@@ -193,10 +193,9 @@ def _bake(plan: Plan, folder: str, output: str, context: BuildContext, title: st
         "--file", f"{folder}/{DEFINITION}", "--progress", "rawjson",
         "--set", f"{target}.output={output}", target,
     ]  # fmt: skip
-    index = context.mirrors.client(WHEELS)
     environment = {
         **context.builder.environment,
-        **({bake.INDEX_VARIABLE: index} if index is not None else {}),
+        **bake.index_variables(plan.layers, context.mirrors),
         # https://docs.docker.com/build/building/variables/#experimental_buildkit_source_policy
         "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY": f"{folder}/{POLICY}",
         # Provenance, buildx's default, would make the index differ from run to run.
@@ -223,7 +222,7 @@ def _explain(
             hint="start it (`python build.py engine up`) and run the same command: "
             "finished layers are cached",
         )
-    output = "\n".join(dict.fromkeys(errors))
+    output = without_login("\n".join(dict.fromkeys(errors)))
     if denied := DENIED.findall(output):
         return BuildError(
             f"the build of {plan.variant} needs {', '.join(sorted(set(denied)))}, which is not "

@@ -248,7 +248,8 @@ def resolve_context(matrix: Matrix | None, say: Callable[[str], None]) -> Resolv
         **read_rules(paths.mirrors()),
         **parse_rules(Settings.mirrors).rules,
     }
-    return ResolveContext(home=paths.home(), runner=Local(), mirrors=Mirrors(rules=rules), say=say)
+    mirrors = Mirrors(rules=rules, logins=matrix.logins if matrix is not None else {})
+    return ResolveContext(home=paths.home(), runner=Local(), mirrors=mirrors, say=say)
 
 
 def registry_tools(matrix: Matrix | None = None, say: Callable[[str], None] = say) -> Tools:

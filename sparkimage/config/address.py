@@ -81,11 +81,18 @@ class Place:
         return ip.is_loopback if ip is not None else host == "localhost"
 
 
+def without_login(text: str) -> str:
+    """The text without the user and the password of any address in it."""
+    return re.sub(r"(?<=://)[^\s/@]+@", "", text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mirrors:
     """Mirrors by the beginning of the address that they replace; the longest one counts."""
 
     rules: Mapping[str, str] = field(default_factory=dict)
+    logins: Mapping[str, str] = field(default_factory=dict)
+    """Addresses of the matrix with their user and password, by the same without them."""
 
     def of(self, address: str) -> str:
         """The mirror's address for ``address``; itself where there is none."""
@@ -96,7 +103,7 @@ class Mirrors:
             # Whole parts only: a rule for example.org does not apply to example.org.uk.
             if rest != address and (start.endswith("/") or rest.startswith("/")):
                 return f"{to.rstrip('/')}/{rest.lstrip('/')}"
-        return address
+        return self.logins.get(address, address)
 
     def client(self, name: str) -> str | None:
         """The mirror for ``WHEELS`` or ``DEBIAN``; None for the client's own default."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, JsonValue
 
-from sparkimage.config import validation, yamlfile
+from sparkimage.config import below, validation, yamlfile
 from sparkimage.config.patch_specs import PATCHES, same_commit
 from sparkimage.config.validation import Report, Strict, shown
 from sparkimage.core.errors import ConfigError, LockError
@@ -222,9 +222,12 @@ def requests(matrix: Matrix) -> dict[Key, tuple[dict[str, Any], tuple[str, ...]]
         for layer in variant.layers:
             for name in matrix.layers[layer].patches:
                 platforms[PATCHES, name] = {ANY}
+    context = below.requests(matrix)
     return {
         (pin, value): (
-            _patch_request(matrix, value) if pin == PATCHES else matrix.pins[pin][value].request(),
+            _patch_request(matrix, value)
+            if pin == PATCHES
+            else matrix.pins[pin][value].request() | context.get((pin, value), {}),
             tuple(sorted(names)),
         )
         for (pin, value), names in sorted(platforms.items())

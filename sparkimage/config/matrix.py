@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparkimage.config import patch_specs, profiles, validation, yamlfile
+from sparkimage.config import patch_specs, pin_checks, profiles, validation, yamlfile
+from sparkimage.config.address import without_login
 from sparkimage.config.matrix_checks import MatrixChecks
 from sparkimage.config.patch_specs import Patch
 from sparkimage.config.profiles import Profile
-from sparkimage.config.schema import AnswerSpec, Include, LayerSpec, MatrixFile, Pin
+from sparkimage.config.schema import AnswerSpec, Include, LayerSpec, MatrixFile, Pin, WheelsPin
 from sparkimage.config.tier import Tier
 from sparkimage.config.validation import Report
 from sparkimage.config.yamlfile import Key
@@ -62,6 +63,13 @@ class Matrix:
     def root(self) -> Path:
         return self.file.parent
 
+    @property
+    def logins(self) -> dict[str, str]:
+        """The addresses of indexes with a user or a password, by the same without them."""
+        pins = [pin for values in self.pins.values() for pin in values.values()]
+        indexes = [one for pin in pins if isinstance(pin, WheelsPin) for one in pin.index]
+        return {bare: one for one in indexes if (bare := without_login(one)) != one}
+
 
 def load(path: Path) -> Matrix:
     """Read and expand a matrix file. Raises ``ConfigError`` with every problem that it has."""
@@ -92,6 +100,7 @@ def load(path: Path) -> Matrix:
             checks.check_variant(variant, key)
     names = list(variants)
     checks.check_bake_targets(names)
+    pin_checks.check_constraints(spec, [variant for variant, _ in variants.values()], report)
     for name, profile in spec.profiles.items():
         report.extend(("profiles", name), profiles.problems(profile, names), f"profile {name}: ")
     groups = _members("groups", spec.groups, names, report)

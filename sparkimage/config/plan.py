@@ -141,6 +141,10 @@ class LayerPlan:
     wheels: tuple[Wheel, ...] = ()
     find_links: str | None = None
     """Folder with local wheels, below the project's root."""
+    index: tuple[str, ...] = ()
+    """Addresses, without logins, of the indexes to search before the default one."""
+    into: str | None = None
+    """The prefix of the wheels, such as a venv; None for dist-packages."""
     root: DebianRoot | None = None
     image: PinnedImage | None = None
     """The base of the lowest layer is one of ``root`` and ``image``."""

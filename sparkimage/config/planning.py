@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import TypeVar
 
-from sparkimage.config import lockfile, patch_specs, plan, schema
+from sparkimage.config import below, lockfile, patch_specs, plan, schema
+from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import ANY, MISSING, Deb, Key, Lock, OneItem, Wheel
 from sparkimage.config.matrix import Matrix, Variant
 from sparkimage.config.patch_specs import PATCHES, Patch, State, Verdict
@@ -28,6 +29,8 @@ from sparkimage.core.errors import LockError
 from sparkimage.core.units import byte_count
 
 OnePin = TypeVar("OnePin", bound=PinBase)
+Conflict = tuple[tuple[str, Wheel], tuple[str, Wheel]]
+"""A project of two pins: each with its wheel, the lower one first."""
 
 
 def make_all(
@@ -59,6 +62,7 @@ class _Planner:
     def __init__(self, matrix: Matrix, lock: Lock, origin: Origin) -> None:
         self.matrix, self.lock, self.origin = matrix, lock, origin
         self.partition = cache(self._partition)
+        self.divide = cache(self._divide)
         self.locked_json = cache(self._locked_json)
 
     def plan(self, variant: Variant) -> Plan:
@@ -130,29 +134,56 @@ class _Planner:
         items = [asdict(item) for item in self.lock.find(pin, value, platform) or ()]
         return canonical({f"{pin}/{value}": items})[1:-1]
 
-    def _wheels(self, variant: Variant) -> dict[str, tuple[Wheel, ...]]:
-        """The wheels of each layer: every wheel of every wheels pin goes to exactly one."""
-        layers_of: dict[str, tuple[str, ...]] = {}
-        for name in variant.layers:
-            if (use := self.matrix.layers[name].wheels) is not None:
-                layers_of[use.pin] = (*layers_of.get(use.pin, ()), name)
-        wheels: dict[str, tuple[Wheel, ...]] = {}
-        owners: dict[str, tuple[str, str]] = {}
-        for pin, layers in layers_of.items():
-            parts = self.partition(pin, variant.pins[pin], variant.platform, layers)
-            wheels |= parts
-            for wheel in (wheel for part in parts.values() for wheel in part):
-                other, version = owners.setdefault(wheel.name, (pin, wheel.version))
-                if other != pin:
-                    # Files of the upper layer would replace those of the lower one.
-                    raise LockError(
-                        f"variant {variant.name}: pins {other} {variant.pins[other]} and {pin} "
-                        f"{variant.pins[pin]} both bring {wheel.name} ({version} and "
-                        f"{wheel.version})",
-                        hint=f"add `exclude: [{wheel.name}]` to one of the two in "
-                        f"{self.matrix.file.name}, then run `python build.py lock`",
-                    )
+    def _wheels(self, variant: Variant) -> Mapping[str, tuple[Wheel, ...]]:
+        """The wheels of each layer. Raises ``LockError``."""
+        uses = tuple(
+            (name, use.pin, variant.pins[use.pin], use.into)
+            for name in variant.layers
+            if (use := self.matrix.layers[name].wheels) is not None
+        )
+        wheels, conflicts = self.divide(variant.platform, uses)
+        if conflicts:
+            (lower, other), (upper, wheel) = conflicts[0]
+            raise LockError(
+                f"variant {variant.name}: pins {lower} {variant.pins[lower]} and {upper} "
+                f"{variant.pins[upper]} both bring {_two(other, wheel)}",
+                detail="\n".join(
+                    f"pins {one} and {two} both bring {_two(below, above)}"
+                    for (one, below), (two, above) in conflicts[1:]
+                ),
+                hint=f"add `constraints: [{lower}]` to pin {upper} in {self.matrix.file.name}, and "
+                f"it is resolved to those of {lower}; or `exclude: [{wheel.name}]` to one of the "
+                "two; then run `python build.py lock`",
+            )
+        for name, part in wheels.items():
+            if not part:
+                raise LockError(
+                    f"variant {variant.name}: layer {name} gets no wheel: what it selects is in "
+                    "the layers below",
+                    hint="take the layer out of this variant",
+                )
         return wheels
+
+    def _divide(
+        self, platform: str, uses: tuple[tuple[str, str, str, str | None], ...]
+    ) -> tuple[Mapping[str, tuple[Wheel, ...]], Sequence[Conflict]]:
+        """The wheels of each layer (of layer, pin, value and place): every wheel of a pin goes to
+        one layer, and a file that several pins have to the lowest; and what cannot be divided."""
+        parts: dict[str, tuple[Wheel, ...]] = {}
+        for pin, value in dict.fromkeys((pin, value) for _, pin, value, _ in uses):
+            layers = tuple(name for name, other, _, _ in uses if other == pin)
+            parts |= self.partition(pin, value, platform, layers)
+        owners: dict[tuple[str | None, str], tuple[str, Wheel]] = {}
+        wheels: dict[str, tuple[Wheel, ...]] = {}
+        conflicts: list[Conflict] = []
+        for name, pin, _, into in uses:
+            for wheel in parts[name]:
+                owner = owners.setdefault((into, wheel.name), (pin, wheel))
+                if (owner[1].version, owner[1].sha256) != (wheel.version, wheel.sha256):
+                    # Files of the upper layer would replace those of the lower one.
+                    conflicts.append((owner, (pin, wheel)))
+            wheels[name] = tuple(w for w in parts[name] if owners[into, w.name][0] == pin)
+        return wheels, conflicts
 
     def _partition(
         self, pin: str, value: str, platform: str, layers: tuple[str, ...]
@@ -178,6 +209,13 @@ class _Planner:
                 hint="add a layer with this pin and no `select`: it takes what the others leave",
             )
         return parts
+
+
+def _two(one: Wheel, other: Wheel) -> str:
+    """The project of two wheels, and what tells them apart."""
+    if one.version == other.version:
+        return f"{one.name} {one.version} (as {one.file} and {other.file})"
+    return f"{one.name} ({one.version} and {other.version})"
 
 
 def _matches(name: str, globs: Sequence[str]) -> bool:
@@ -227,9 +265,13 @@ class _LockedVariant:
             if (commit := self._commit(used)) is not None:
                 args[schema.commit_argument(used)] = commit
         find_links = None
+        index: tuple[str, ...] = ()
         if spec.wheels is not None:
-            find_links = self._pin(spec.wheels.pin, WheelsPin).find_links
-            args["PYTHON_PLATFORM"] = arch.uv_platform
+            wheels_pin = self._pin(spec.wheels.pin, WheelsPin)
+            find_links = wheels_pin.find_links
+            index = tuple(without_login(address) for address in wheels_pin.index)
+            lowest = self.matrix.layers[self.variant.layers[0]]
+            args["PYTHON_PLATFORM"] = arch.uv_platform(below.glibc(lowest, self.pins))
         source = None
         if spec.source is not None:
             source = self._source(spec.source)
@@ -250,6 +292,8 @@ class _LockedVariant:
             args=dict(sorted(args.items())),
             wheels=wheels,
             find_links=find_links,
+            index=index,
+            into=spec.wheels.into if spec.wheels is not None else None,
             root=root,
             image=image,
             debs=self._debs(spec.debs) if spec.debs is not None else None,

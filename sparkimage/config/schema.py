@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
+from sparkimage.config.address import without_login
 from sparkimage.config.profiles import Profile
 from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.config.validation import Name, Strict
@@ -37,11 +38,14 @@ class PinBase(Strict):
 
     REQUESTED: ClassVar[tuple[str, ...]]
     """The keys that decide what `lock` resolves."""
+    ORDERED: ClassVar[tuple[str, ...]] = ()
+    """More of them, of which a request has those that are given, as they are."""
 
     def request(self) -> dict[str, Any]:
         """What `lock` has to resolve: the locked pin is stale when this has changed."""
         values = self.model_dump(include={"kind", *self.REQUESTED})
-        return {key: sorted(v) if isinstance(v, list) else v for key, v in values.items()}
+        more = self.model_dump(include={*self.ORDERED}, exclude_defaults=True)
+        return {key: sorted(v) if isinstance(v, list) else v for key, v in values.items()} | more
 
 
 class DebianPin(PinBase):
@@ -85,6 +89,11 @@ class ImagePin(PinBase):
     commit: str | None = Field(
         default=None, pattern=COMMIT, description="the fork commit that a prebuilt image has"
     )
+    glibc: str | None = Field(
+        default=None,
+        pattern=r"^2\.[1-9][0-9]$",
+        description='its glibc, quoted: "2.35"; wheels on it need no newer one',
+    )
 
 
 class GitPin(PinBase):
@@ -113,6 +122,7 @@ class WheelsPin(PinBase):
     """Python wheels, resolved together into hash-pinned requirements."""
 
     REQUESTED = ("require", "exclude", "python")
+    ORDERED = ("deps",)
     kind: Literal["wheels"]
     require: list[Annotated[str, Field(pattern=REQUIREMENT)]] = Field(
         min_length=1, description="exact requirements, NAME==VERSION or NAME[EXTRA,…]==VERSION"
@@ -120,7 +130,19 @@ class WheelsPin(PinBase):
     exclude: list[str] = Field(default=[], description="projects that another pin provides")
     python: str = Field(pattern=PYTHON, description="Python's X.Y in the image, quoted")
     find_links: str | None = Field(default=None, description="folder with local wheels")
+    index: list[Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*[^\s/]$")]] = Field(
+        default=[], description="addresses of indexes to search before the default one, in order"
+    )
+    constraints: list[Name] = Field(
+        default=[], description="wheels pins of the same variant, whose versions hold here too"
+    )
+    deps: bool = Field(default=True, description="false: `require` alone, without its dependencies")
     version: str | None = Field(default=None, description="default: the name of the value")
+
+    def request(self) -> dict[str, Any]:
+        # A new password is no reason to resolve anew, and does not belong into the lock.
+        index = [without_login(address) for address in self.index]
+        return super().request() | ({"index": index} if index else {})
 
 
 class FilePin(PinBase):
@@ -185,6 +207,11 @@ class WheelsUse(Strict):
     pin: Name
     select: list[str] = Field(
         default=[], description="globs on project names; default: all that no other layer takes"
+    )
+    into: str | None = Field(
+        default=None,
+        pattern=r"^(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+$",
+        description="a venv or conda prefix, such as /opt/venv; default: dist-packages",
     )
 
 

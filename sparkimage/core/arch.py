@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-GLIBC = (2, 39)
-"""The newest glibc that a wheel may require: Ubuntu 24.04's; Debian 13 has 2.41."""
+GLIBC = "2.39"
+"""The glibc of a base that does not say which one it has: Ubuntu 24.04's."""
+SUITE_GLIBC: Mapping[str, str] = {
+    "bullseye": "2.31", "bookworm": "2.36", "trixie": "2.41",
+    "focal": "2.31", "jammy": "2.35", "noble": "2.39", "plucky": "2.41", "questing": "2.42",
+    "resolute": "2.43",
+}  # fmt: skip
+"""https://tracker.debian.org/pkg/glibc, https://launchpad.net/ubuntu/+source/glibc"""
+UV_GLIBC: tuple[int, ...] = (17, 28, *range(31, 41))
+"""The minor versions of glibc 2 that uv's `--python-platform` takes (`uv pip compile --help`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +41,9 @@ class Arch:
         """Debian's multiarch tuple: https://wiki.debian.org/Multiarch/Tuples."""
         return f"{self.machine}-linux-gnu"
 
-    @property
-    def uv_platform(self) -> str:
-        """Uv's `--python-platform` for ``GLIBC`` and later."""
-        return f"{self.machine}-manylinux_{GLIBC[0]}_{GLIBC[1]}"
+    def uv_platform(self, glibc: str) -> str:
+        """Uv's `--python-platform` for a base with ``glibc`` ("2.39")."""
+        return f"{self.machine}-manylinux_2_{newest_tag(glibc)}"
 
     @property
     def uv_wheel(self) -> str:
@@ -64,6 +71,13 @@ ARCHES: Mapping[str, Arch] = {
         self_hosted="arm64",
     ),
 }
+
+
+def newest_tag(glibc: str) -> int:
+    """The minor version of the newest manylinux tag whose wheels run with ``glibc`` ("2.39"), of
+    those that uv knows."""
+    minor = int(glibc.partition(".")[2])
+    return max(known for known in UV_GLIBC if known <= max(minor, UV_GLIBC[0]))
 
 
 def arch_name(machine: str) -> str:

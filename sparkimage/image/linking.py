@@ -73,10 +73,12 @@ class Root:
         files = (self.file(place) for place in places)
         return next((file for file in files if file is not None and file.mode & 0o111), None)
 
-    def wheels(self, python: str | None) -> dict[str, list[str]]:
+    def wheels(self, python: str | None, into: str | None = None) -> dict[str, list[str]]:
         """The versions of every package that was installed for Python ``python`` (X.Y), without
-        the distribution's own, by its name."""
+        the distribution's own, by its name; those in the venv or conda prefix ``into``."""
         folder = f"usr/local/lib/python{python}/dist-packages/"
+        if into is not None:
+            folder = f"{into.lstrip('/')}/lib/python{python}/site-packages/"
         versions: dict[str, list[str]] = {}
         for path, entry in self.final.items():
             if "wheel" in entry.seen and path.startswith(folder):

@@ -65,5 +65,3 @@ class Inputs:
     files: dict[str, Path]
     """The sha256 of a web server's file to the folder that has it."""
     ca_bundle: str | None
-    index: str | None
-    """Address of the wheels' index, where a mirror replaces the default one."""

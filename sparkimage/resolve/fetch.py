@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 
-from sparkimage.config.address import WHEELS
+from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import Wheel
 from sparkimage.config.patch_specs import in_image
 from sparkimage.config.plan import DebianRoot, Debs, LayerPlan, PatchPlan, Plan, WebFile
@@ -55,7 +55,6 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
         root=None if root is None else _debian_root(root, context),
         uv=static_uv(builder_arch, context) if any(la.wheels for la in plan.layers) else None,
         ca_bundle=ca_bundle(),
-        index=context.mirrors.client(WHEELS),
     )
 
 
@@ -130,24 +129,31 @@ def probe(wheel: Wheel, layer: LayerPlan, plan: Plan, context: ResolveContext) -
         ]  # fmt: skip
         subject = f"layer {layer.name} of {plan.variant}: the wheel {wheel.name} {wheel.version}"
         pin = f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
-        _fetch_wheel(argv, pin, subject, context, UV_HTTP_RETRIES="1")
+        _fetch_wheel(argv, pin, subject, context, layer.index, UV_HTTP_RETRIES="1")
 
 
 def _fetch_wheel(
-    argv: Sequence[str], pin: str, subject: str, context: ResolveContext, **variables: str
+    argv: Sequence[str],
+    pin: str,
+    subject: str,
+    context: ResolveContext,
+    index: Sequence[str] = (),
+    **variables: str,
 ) -> None:
     """Run uv or pip for the requirement ``pin``. Raises ``LockError``, ``NetworkError``."""
-    environment = {**variables, **wheels.environment(context.mirrors)}
+    environment = {**variables, **wheels.environment(context.mirrors, index)}
     with NamedTemporaryFile("w", prefix="sparkimage-", suffix=".txt") as file:
         file.write(pin)
         file.flush()
         try:
             context.runner.run([*argv, "--requirement", file.name], env=environment)
         except CommandError as error:
-            raise wheels.refused(subject, error.output) or NetworkError(
-                f"{subject} cannot be fetched from the package index",
+            text = without_login(error.output)
+            place = next((f"the index {one}" for one in index if one in text), "the package index")
+            raise wheels.refused(subject, text) or NetworkError(
+                f"{subject} cannot be fetched from {place}",
                 hint="check this machine's network and proxy settings, then run the same command",
-                detail="\n".join(error.detail.splitlines()[-5:]),
+                detail="\n".join(text.strip().splitlines()[-5:]),
             ) from None
 
 
@@ -173,6 +179,8 @@ def _layer_inputs(layer: LayerPlan, project: Path, context: ResolveContext) -> P
     """The folder that a layer's RUN step sees as /run/inputs."""
     patched = {patch.name: _apply(patch, project, context) for patch in layer.patches}
     digest = hashlib.sha256(layer.requirements.encode())
+    if layer.into is not None:
+        digest.update(layer.into.encode())
     local = local_wheels(layer, project)
     for path in local.values():
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -182,6 +190,8 @@ def _layer_inputs(layer: LayerPlan, project: Path, context: ResolveContext) -> P
         with new_folder(folder) as new:
             if layer.wheels:
                 (new / "requirements.txt").write_text(layer.requirements)
+            if layer.into is not None:
+                (new / "into").write_text(layer.into)
             if local:
                 (new / "wheels").mkdir()
                 for path in local.values():

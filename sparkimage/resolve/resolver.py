@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sparkimage.config import lockfile
+from sparkimage.config import below, lockfile
 from sparkimage.config.lockfile import (
     ANY,
     Commit,
@@ -133,21 +133,23 @@ def resolve(matrix: Matrix, lock: Lock | None, context: ResolveContext, update: 
         if key in entries and dict(entries[key].requested) == request
     }
     resolver = _Resolver(matrix, entries, context, update)
-    jobs: list[tuple[Key, str]] = []
-    for key, (_, platforms) in wanted.items():
-        for platform in platforms:
-            items = fitting[key].platforms.get(platform) if key in fitting else None
-            if items is not None and not update.includes(key, items):
-                resolver.resolved.setdefault(key, {})[platform] = items
-            else:
-                jobs.append((key, platform))
+    dependencies = below.dependencies(matrix)
     failures: dict[Key, SparkError] = {}
-    # Patches come last: they read the commits that the git pins were resolved to.
-    for patches in (False, True):
-        batch = [job for job in jobs if (job[0][0] == PATCHES) is patches]
+    # What others are resolved against comes first; patches read the commits of git pins.
+    for level in below.levels(wanted, dependencies):
+        jobs: list[tuple[Key, str]] = []
+        for key in level:
+            others = dependencies.get(key, ())
+            moved = any(resolver.resolved.get(o) != _platforms(entries, o) for o in others)
+            for platform in wanted[key][1]:
+                items = fitting[key].platforms.get(platform) if key in fitting else None
+                if items is not None and not moved and not update.includes(key, items):
+                    resolver.resolved.setdefault(key, {})[platform] = items
+                else:
+                    jobs.append((key, platform))
         # Each client waits for the network nearly all of the time.
         with ThreadPoolExecutor(max_workers=8) as pool:
-            for (key, platform), result in zip(batch, pool.map(resolver.run, batch), strict=True):
+            for (key, platform), result in zip(jobs, pool.map(resolver.run, jobs), strict=True):
                 if isinstance(result, SparkError):
                     failures.setdefault(key, result)
                     continue
@@ -263,10 +265,7 @@ class _Resolver:
         pin = self.matrix.pins[key[0]][key[1]]
         locked, context = Locked.pin(*key), self.context
         if isinstance(pin, WheelsPin):
-            before = self.entries[key].platforms.get(platform, ()) if key in self.entries else ()
-            keep = self.update.constraints(key, before)
-            links = self.matrix.root / pin.find_links if pin.find_links else None
-            return wheels.resolve(str(locked), platform, pin, links, context, keep)
+            return self._wheels(key, platform, pin)
         if isinstance(pin, ImagePin):
             return (images.resolve(locked, pin.image, platform, context),)
         if isinstance(pin, GitPin):
@@ -280,6 +279,28 @@ class _Resolver:
             file = Download(locked=locked, url=pin.url, name=pin.file, context=context)
             return (file.resolve(pin.sha256),)
         return apt.resolve(locked, _apt_source(pin, platform), sorted(pin.packages), context)
+
+    def _wheels(self, key: Key, platform: str, pin: WheelsPin) -> Items:
+        title = str(Locked.pin(*key))
+        before = self.entries[key].platforms.get(platform, ()) if key in self.entries else ()
+        keep = self.update.constraints(key, before) or {}
+        for other in below.constraints(self.matrix).get(key, ()):
+            items = self._dependency(title, other, platform)
+            keep |= {item.name: item.version for item in items if isinstance(item, Wheel)}
+        glibc = below.wheels_glibc(self.matrix)[key]
+        links = self.matrix.root / pin.find_links if pin.find_links else None
+        return wheels.resolve(title, platform, pin, glibc, links, self.context, keep)
+
+    def _dependency(self, title: str, other: Key, platform: str) -> Items:
+        """The items of a pin that another one is resolved against."""
+        items = self.resolved.get(other, {}).get(platform)
+        if items is None:
+            # No failure of its own: why that pin is not resolved is reported beside it.
+            raise NetworkError(
+                f"{title}: pin {' '.join(other)}, which it is resolved against, is not resolved",
+                hint="correct that one; then python build.py lock",
+            )
+        return items
 
     def _patch(self, name: str) -> Items:
         patch = self.matrix.patches[name]
@@ -313,6 +334,10 @@ def _apt_source(pin: DebianPin | DebPin, platform: str) -> apt.Source:
             hint="add its address to `repository`, or leave the platform out",
         )
     return apt.Source(repository=address, arch=arch)
+
+
+def _platforms(entries: Mapping[Key, Entry], key: Key) -> Mapping[str, Items]:
+    return entries[key].platforms if key in entries else {}
 
 
 def _title(key: Key) -> str:

@@ -11,15 +11,15 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sparkimage.config.address import WHEELS, Mirrors
+from sparkimage.config.address import WHEELS, Mirrors, without_login
 from sparkimage.config.lockfile import Wheel
-from sparkimage.core.arch import ARCHES, GLIBC
-from sparkimage.core.errors import CommandError, LockError
+from sparkimage.core.arch import ARCHES, newest_tag
+from sparkimage.core.errors import CommandError, LockError, SparkError
 from sparkimage.resolve.context import ResolveContext, unreachable
 
 if TYPE_CHECKING:
@@ -32,14 +32,17 @@ def resolve(
     title: str,
     platform: str,
     pin: WheelsPin,
+    glibc: str,
     links: Path | None,
     context: ResolveContext,
-    keep: Mapping[str, str] | None = None,
+    keep: Mapping[str, str],
 ) -> tuple[Wheel, ...]:
-    """The wheels of the pin for ``platform``; ``links`` is a folder with local ones.
+    """The wheels of the pin for ``platform`` with ``glibc`` ("2.39"); ``links`` is a folder with
+    local ones.
 
-    ``keep`` constrains projects to versions, so that an update moves no other. Raises ``LockError``
-    when the pin cannot be satisfied, ``NetworkError`` when the index does not answer.
+    ``keep`` constrains projects to versions: those of other pins, and those that an update does not
+    move. Raises ``LockError`` when the pin cannot be satisfied, ``NetworkError`` when an index does
+    not answer.
     """
     with TemporaryDirectory(prefix="sparkimage-lock-") as name:
         folder = Path(name)
@@ -47,7 +50,7 @@ def resolve(
             "requirements": pin.require,
             # A marker that is never true removes a project from the resolution (uv's overrides).
             "override": [f"{project}; sys_platform == 'never'" for project in pin.exclude],
-            "constraint": [f"{project}=={version}" for project, version in (keep or {}).items()],
+            "constraint": [f"{project}=={version}" for project, version in keep.items()],
         }
         for file, lines in files.items():
             (folder / file).write_text("".join(f"{line}\n" for line in lines))
@@ -55,25 +58,30 @@ def resolve(
         argv = [
             *UV_PIP, "compile", f"{folder}/requirements",
             "--override", f"{folder}/override", "--constraint", f"{folder}/constraint",
-            "--python-platform", ARCHES[platform.split("/")[1]].uv_platform,
+            "--python-platform", ARCHES[platform.split("/")[1]].uv_platform(glibc),
             "--python-version", pin.python, "--only-binary", ":all:",
             "--no-annotate", "--no-header", "--format", "pylock.toml", "--output-file", str(pylock),
         ]  # fmt: skip
         if links is not None:
             argv += ["--find-links", str(links)]
+        if not pin.deps:
+            argv.append("--no-deps")
+        index = tuple(without_login(address) for address in pin.index)
         try:
-            context.runner.run(argv, env=environment(context.mirrors))
+            context.runner.run(argv, env=environment(context.mirrors, index))
         except CommandError as error:
-            raise _explain(title, platform, error) from None
+            raise _explain(f"{title} on {platform}", error.output, index) from None
         packages = tomllib.loads(pylock.read_text())
-    return pick(packages, title, platform, pin.python, links)
+    return pick(packages, title, platform, pin.python, glibc, links)
 
 
-def environment(mirrors: Mirrors) -> dict[str, str]:
-    """Environment variables for uv and pip: the mirror of their index, this machine's CA bundle."""
+def environment(mirrors: Mirrors, index: Sequence[str] = ()) -> dict[str, str]:
+    """Environment variables for uv and pip: the indexes to search before the default one (uv only),
+    the mirror of that one, this machine's CA bundle."""
     # In the environment, not in the arguments: an address may contain a password.
     variables = {
         "SSL_CERT_FILE": ca_bundle(),
+        "UV_INDEX": " ".join(map(mirrors.of, index)),
         "UV_DEFAULT_INDEX": mirrors.client(WHEELS),
         "PIP_INDEX_URL": mirrors.client(WHEELS),
     }
@@ -89,6 +97,10 @@ GONE = re.compile(r"there is no version of ([A-Za-z0-9._-]+?)(?:\[[^\]]*\])?==(\
 """Uv's words for a version that its index does not have (any more)."""
 NO_PROJECT = re.compile(r"Because (\S+) was not found in the package registry")
 """And for a project that the index does not have at all."""
+NO_WHEEL = re.compile(r"(\S+?)(?:\[\S+\])?==(\S+) has no (?:usable wheels|wheels with a matching)")
+"""And for one that has none for the platform."""
+REFUSED = re.compile(r"An index URL \((\S+)\) could not be queried[^(]*\((\d+ [^)]+)\)")
+"""And for an index that wants a login."""
 
 
 def altered(output: str) -> bool:
@@ -124,20 +136,44 @@ def refused(subject: str, output: str) -> LockError | None:
     return None
 
 
-def _explain(title: str, platform: str, error: CommandError) -> Exception:
-    text = error.output
+def _explain(title: str, output: str, index: Sequence[str]) -> SparkError:
+    """The error for a pin that uv did not resolve; ``index`` is of addresses without logins."""
+    text = without_login(output)
+    flat = " ".join(text.split())
     if any(sign in text for sign in ("error sending request", "dns error", "Failed to fetch")):
-        return unreachable(f"{title} on {platform}", "the wheel index", text)
-    return refused(f"{title} on {platform}", text) or LockError(
-        f"{title} on {platform} cannot be resolved",
-        hint="correct `require` of this pin in the matrix; an update may need other versions of "
-        "projects that were not to move",
+        place = next((f"the wheel index {one}" for one in index if one in flat), "the wheel index")
+        return unreachable(title, place, text)
+    if login := REFUSED.search(flat):
+        return LockError(
+            f"{title}: the wheel index {login[1].rstrip('/')} refuses: {login[2]}",
+            hint="its login stands in its address, https://USER:PASSWORD@…: in `mirrors` of your "
+            "own mirrors.yaml (FROM: the address in the matrix), which is not committed",
+            detail=text,
+        )
+    if none := NO_WHEEL.findall(flat):
+        names = ", ".join(dict.fromkeys(f"{name} {version}" for name, version in none))
+        return LockError(f"{title}: {names} has no wheel for it", hint=FROM_SOURCE, detail=text)
+    return refused(title, text) or LockError(
+        f"{title} cannot be resolved",
+        hint="correct `require` of this pin in the matrix (or its `constraints`); an update may "
+        "need other versions of projects that were not to move",
         detail=text,
     )
 
 
+FROM_SOURCE = (
+    "pin a version with a wheel, leave the platform out, or `exclude` the project here and build "
+    "it in a layer of its own, from a `file` pin of its sdist under `inputs` (docs/images.md)"
+)
+
+
 def pick(
-    pylock: Mapping[str, Any], title: str, platform: str, python: str, links: Path | None
+    pylock: Mapping[str, Any],
+    title: str,
+    platform: str,
+    python: str,
+    glibc: str,
+    links: Path | None,
 ) -> tuple[Wheel, ...]:
     """The wheel of each package of a pylock.toml that an installer takes on the platform.
 
@@ -147,7 +183,7 @@ def pick(
     from packaging.tags import create_compatible_tags_selector
     from packaging.utils import parse_wheel_filename
 
-    select = create_compatible_tags_selector(_tags(platform, python))
+    select = create_compatible_tags_selector(_tags(platform, python, glibc))
     picked = []
     for package in Pylock.from_dict(pylock).packages:
         wheels = sorted(package.wheels or (), key=lambda wheel: wheel.filename)
@@ -156,7 +192,7 @@ def pick(
         if wheel is None:
             raise LockError(
                 f"{title}: {package.name} {package.version} has no wheel for {platform}",
-                hint="pin another version, or leave the platform out",
+                hint=FROM_SOURCE,
             )
         size = wheel.size
         if size is None and links is not None and (links / wheel.filename).is_file():
@@ -173,16 +209,18 @@ def pick(
     return tuple(sorted(picked))
 
 
-def _tags(platform: str, python: str) -> Iterator[Tag]:
-    """Every wheel tag that runs on the platform, best first."""
+def _tags(platform: str, python: str, glibc: str) -> Iterator[Tag]:
+    """Every wheel tag that runs on the platform with ``glibc``, best first."""
     from packaging import tags
 
     arch = ARCHES[platform.split("/")[1]]
-    machine, oldest = arch.machine, arch.oldest_glibc
+    machine, oldest, newest = arch.machine, arch.oldest_glibc, newest_tag(glibc)
     version = tuple(int(part) for part in python.split("."))
-    systems = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC[1], oldest - 1, -1)]
+    systems = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, oldest - 1, -1)]
     aliases = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
-    systems += [f"{alias}_{machine}" for minor, alias in aliases.items() if minor >= oldest]
+    systems += [
+        f"{alias}_{machine}" for minor, alias in aliases.items() if newest >= minor >= oldest
+    ]
     systems.append(f"linux_{machine}")
     yield from tags.cpython_tags(version, platforms=systems)
     yield from tags.compatible_tags(version, f"cp{version[0]}{version[1]}", systems)

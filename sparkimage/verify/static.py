@@ -229,10 +229,15 @@ def _contents(s: _Target) -> Iterator[Compared]:
         # Otherwise a patch that does not parse shows with the first request only.
         wrong = [f"{p}: {why}" for p, e in found.items() if e and (why := _syntax_error(s, e))]
         yield "patches-parse", "patched files with a Python syntax error", wrong, []
-    wheels = {w.name: [w.version] for layer in s.plan.layers for w in layer.wheels}
+    wheels = [(layer.into, wheel) for layer in s.plan.layers for wheel in layer.wheels]
     if wheels:
-        installed = s.root.wheels(s.plan.python)
-        other = {n: installed.get(n, []) for n, v in wheels.items() if installed.get(n) != v}
+        places = {into for into, _ in wheels}
+        installed = {into: s.root.wheels(s.plan.python, into) for into in places}
+        other = {
+            f"{wheel.name} in {into}" if into else wheel.name: installed[into].get(wheel.name, [])
+            for into, wheel in wheels
+            if installed[into].get(wheel.name) != [wheel.version]
+        }
         yield "wheels", f"{len(wheels)} wheels have the lock's versions, except", other, {}
     rights = [
         f"{e.path} {e.mode & 0o7777:o}"

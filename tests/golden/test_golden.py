@@ -115,7 +115,7 @@ def commit(pin: schema.GitPin) -> Commit:
     return Commit(commit=whole, tree=sha256(whole)[:40])
 
 
-def given(plan: Plan, index: str | None = None) -> Inputs:
+def given(plan: Plan) -> Inputs:
     """Where a build of ``plan`` would find what it takes in."""
     fed = [one for one in plan.layers if one.wheels or one.debs or one.patches]
     return Inputs(
@@ -125,7 +125,6 @@ def given(plan: Plan, index: str | None = None) -> Inputs:
         layers={one.name: Path("/home/inputs", one.name) for one in fed},
         files={},
         ca_bundle="/etc/ssl/certs/ca-certificates.crt",
-        index=index,
     )
 
 
@@ -173,7 +172,7 @@ def test_bake_definition_and_policy_once_resolved(
     chosen = (plans[0].variant, *RESOLVED)
     made = planning.make_all(read, matrix.select(read, names=chosen), held, ORIGIN)
     mirrors = MIRRORS if kind == "mirrored" else Mirrors()
-    inputs = {one.variant: given(one, mirrors.client(WHEELS)) for one in made}
+    inputs = {one.variant: given(one) for one in made}
     golden(f"resolved-bake-{kind}.json", text(bake.definition(made, inputs, mirrors)))
     golden(f"resolved-policy-{kind}.json", text(bake.policy(made, mirrors)))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.lab.standin_vllm import nccl
@@ -49,13 +49,17 @@ def wheel(
     *,
     scripts: Mapping[str, str] | None = None,
     platform: str = "any",
+    metadata: Sequence[str] = (),
 ) -> Path:
-    """Write a wheel, the same bytes each time; ``scripts`` are console entry points."""
+    """Write a wheel, the same bytes each time; ``scripts`` are console entry points, ``metadata``
+    more lines of METADATA."""
     info = f"{name}-{version}.dist-info"
     tag = f"py3-none-{platform}"
     members = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": "\n".join(
+            ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *metadata, ""]
+        ),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: lab\n"
         f"Root-Is-Purelib: {str(platform == 'any').lower()}\nTag: {tag}\n",
     }

@@ -85,7 +85,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Plan]:
     return {plan.variant: plan for plan in made}
 
 
-def inputs(plan: Plan, *, index: str | None = None, ca: str | None = None) -> Inputs:
+def inputs(plan: Plan, *, ca: str | None = None) -> Inputs:
     fed = (one.name for one in plan.layers if one.wheels or one.debs or one.patches)
     return Inputs(
         project=Path("/project"),
@@ -94,7 +94,6 @@ def inputs(plan: Plan, *, index: str | None = None, ca: str | None = None) -> In
         layers={name: Path("/inputs", name) for name in fed},
         files={file.sha256: Path("/files", file.sha256) for la in plan.layers for file in la.files},
         ca_bundle=ca,
-        index=index,
     )
 
 
@@ -300,9 +299,7 @@ def test_a_layer_is_given_its_own_inputs(plans: Mapping[str, Plan]) -> None:
 
 def test_secrets_are_given_to_wheels_and_are_no_arguments(plans: Mapping[str, Plan]) -> None:
     plan = plans["of-wheels"]
-    index = MIRRORS.client(WHEELS)
-    assert index is not None
-    made = targets(plan, MIRRORS, index=index, ca="/ca.pem")
+    made = targets(plan, MIRRORS, ca="/ca.pem")
     assert {name: one["secret"] for name, one in made.items() if "secret" in one} == {
         "of-wheels--wheels": ["id=ca,src=/ca.pem", f"id=index,env={bake.INDEX_VARIABLE}"]
     }

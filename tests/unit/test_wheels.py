@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sparkimage.config.address import WHEELS, Mirrors
-from sparkimage.core.errors import CommandError, LockError, NetworkError
+from sparkimage.core.errors import LockError, NetworkError
 from sparkimage.resolve import wheels
 
 
@@ -28,8 +28,8 @@ def pylock(package: dict[str, Any]) -> dict[str, Any]:
     return {"lock-version": "1.0", "created-by": "uv", "packages": [package]}
 
 
-def pick(platform: str, *files: str, python: str = "3.13") -> str:
-    (wheel,) = wheels.pick(pylock(package(*files)), "pin 1", platform, python, None)
+def pick(platform: str, *files: str, python: str = "3.13", glibc: str = "2.39") -> str:
+    (wheel,) = wheels.pick(pylock(package(*files)), "pin 1", platform, python, glibc, None)
     return wheel.file
 
 
@@ -82,7 +82,7 @@ def test_a_local_wheel_has_a_path_and_its_size_from_the_disk(tmp_path: Path) -> 
         "version": "1.0+local",
         "wheels": [{"path": path, "hashes": {"sha256": "a" * 64}}],
     }
-    (wheel,) = wheels.pick(pylock(local), "pin 1", "linux/amd64", "3.13", tmp_path)
+    (wheel,) = wheels.pick(pylock(local), "pin 1", "linux/amd64", "3.13", "2.39", tmp_path)
     assert (wheel.file, wheel.size) == ("x-1.0+local-py3-none-any.whl", 8)
 
 
@@ -93,7 +93,7 @@ def test_a_quoted_address_is_unquoted() -> None:
         "version": "1.0+local",
         "wheels": [{"url": address, "hashes": {"sha256": "a" * 64}}],
     }
-    (wheel,) = wheels.pick(pylock(local), "pin 1", "linux/amd64", "3.13", None)
+    (wheel,) = wheels.pick(pylock(local), "pin 1", "linux/amd64", "3.13", "2.39", None)
     assert wheel.file == "x-1.0+local-py3-none-any.whl"
 
 
@@ -106,7 +106,7 @@ def test_a_quoted_address_is_unquoted() -> None:
     ],
 )
 def test_no_network_is_not_no_version(output: str, kind: type[Exception], what: str) -> None:
-    error = wheels._explain("pin x 1", "linux/arm64", CommandError(["uv"], 2, output))
+    error = wheels._explain("pin x 1 on linux/arm64", output, ())
     assert isinstance(error, kind)
     assert what in str(error)
     assert "pin x 1 on linux/arm64" in str(error)
@@ -153,8 +153,7 @@ def test_what_says_that_a_file_was_altered(said: str, other: bool) -> None:
 
 
 def test_a_withdrawn_wheel_is_named_with_its_pin() -> None:
-    failure = CommandError(["uv"], 1, WITHDRAWN[0][0])
-    error = wheels._explain("pin nccl 2.30.4", "linux/arm64", failure)
+    error = wheels._explain("pin nccl 2.30.4 on linux/arm64", WITHDRAWN[0][0], ())
     assert isinstance(error, LockError)
     assert "pin nccl 2.30.4 on linux/arm64" in error.message
     assert "nvidia-nccl-cu13==2.30.4" in error.message
