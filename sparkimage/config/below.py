@@ -44,9 +44,9 @@ def wheels_glibc(matrix: Matrix) -> dict[Key, str]:
     oldest: dict[Key, str] = {}
     for variant in matrix.variants:
         pins = {name: matrix.pins[name][value] for name, value in variant.pins.items()}
-        here = glibc(matrix.layers[variant.layers[0]], pins)
         for key in variant.pins.items():
             if isinstance(pins[key[0]], WheelsPin):
+                here = glibc(matrix.layers[variant.layers[0]], pins)
                 oldest[key] = min(oldest.get(key, here), here)
     return oldest
 
