@@ -24,7 +24,7 @@ print(json.dumps([version(path) for path in sys.argv[1:]]))
 
 
 def library(plan):
-    return f"/usr/lib/{plan['triplet']}/libnccl.so.{plan['versions']['nccl']}"
+    return f"/usr/lib/{plan['triplet']}/libnccl.so.{plan['expect']['nccl']}"
 
 
 def test_preload_names_the_library(plan, env, check):
@@ -38,7 +38,7 @@ def system(plan):
 
 @pytest.fixture(scope="module")
 def code(plan):
-    major, minor, patch = (int(part) for part in plan["versions"]["nccl"].split("."))
+    major, minor, patch = (int(part) for part in plan["expect"]["nccl"].split("."))
     return major * 10000 + minor * 100 + patch
 
 

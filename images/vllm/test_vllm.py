@@ -5,7 +5,7 @@ import ast
 
 def test_version(plan, root, check):
     installed = root.wheels(plan["python"]).get("vllm", [])
-    check("vLLM", seen=", ".join(installed), expected=plan["versions"]["vllm"])
+    check("vLLM", seen=", ".join(installed), expected=plan["expect"]["version"])
 
 
 def test_command_is_python(root, check):

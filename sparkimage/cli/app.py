@@ -33,8 +33,9 @@ from sparkimage.core import interrupts
 from sparkimage.core.errors import ConfigError, SparkError, UsageError
 
 if TYPE_CHECKING:
-    from sparkimage.config.matrix import Matrix, Variant
+    from sparkimage.config.matrix import Matrix
     from sparkimage.config.plan import Plan
+    from sparkimage.config.variants import Variant
 
 app = typer.Typer(
     name="build.py",

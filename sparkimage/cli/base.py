@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from sparkimage.build.context import BuildContext
     from sparkimage.config.inventory import Fleet
     from sparkimage.config.lockfile import Lock
-    from sparkimage.config.matrix import Matrix, Variant
+    from sparkimage.config.matrix import Matrix
     from sparkimage.config.plan import Plan
+    from sparkimage.config.variants import Variant
     from sparkimage.core.errors import SparkError
     from sparkimage.core.progress import View
     from sparkimage.image.store import Store

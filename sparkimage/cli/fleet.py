@@ -164,7 +164,7 @@ def nodes(
 
     matrix = base.read_matrix()
     views = maintenance.look(
-        base.read_fleet(nodes), base.open_store(), repository=matrix.repository,
+        base.read_fleet(nodes), base.open_store(), repositories=matrix.repositories,
         only=_image_name(matrix, variant) if variant is not None else None, patience_s=patience,
     )  # fmt: skip
     differing = maintenance.differing(views)
@@ -292,10 +292,10 @@ def _image_name(matrix: Matrix, reference: str) -> str:
     """The image name of a variant; an image name as it is. Raises ``UsageError``."""
     from sparkimage.config.matrix import select
 
-    if reference.startswith(f"{matrix.repository}:"):
+    if reference.rpartition(":")[0] in matrix.repositories:
         return reference
     (variant,) = select(matrix, names=[reference])
-    return f"{matrix.repository}:{variant.name}"
+    return variant.image
 
 
 def _nodes_table(views: Sequence[NodeView]) -> Table:

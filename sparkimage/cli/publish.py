@@ -73,7 +73,7 @@ def publish(
                 item = Item(
                     plan=plan,
                     image=image,
-                    measured=tags.measure(files),
+                    measured=tags.measure(files, plan.expect),
                     verdict=decision.verdict,
                     required=record.required,
                     sbom=sbom.create(plan, image, files, store, Local()),

@@ -15,7 +15,8 @@ from sparkimage.core.units import clock, human
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sparkimage.config.matrix import Matrix, Variant
+    from sparkimage.config.matrix import Matrix
+    from sparkimage.config.variants import Variant
     from sparkimage.verify.pipeline import Result
 
 

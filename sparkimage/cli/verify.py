@@ -49,10 +49,11 @@ def find(
     name = reference
     if not IMAGE.fullmatch(reference) and base.Settings.matrix_file.is_file():
         matrix = matrix or base.read_matrix()
-        full = f"{matrix.repository}:{reference}"
+        own = [variant.image for variant in matrix.variants if variant.name == reference]
         # The image of a variant that has left the matrix is still in the store.
-        known = any(variant.name == reference for variant in matrix.variants)
-        name = full if known or full in store.names() else reference
+        kept = [f"{repository}:{reference}" for repository in matrix.repositories]
+        names = store.names() if not own else ()
+        name = next(iter([*own, *(one for one in kept if one in names)]), reference)
     image = store.resolve(name)
     return plan_record.load(store, image.digest), image, matrix
 

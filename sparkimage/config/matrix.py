@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
-import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,28 +12,15 @@ from sparkimage.config.address import without_login
 from sparkimage.config.matrix_checks import MatrixChecks
 from sparkimage.config.patch_specs import Patch
 from sparkimage.config.profiles import Profile
-from sparkimage.config.schema import AnswerSpec, Include, LayerSpec, MatrixFile, Pin, WheelsPin
+from sparkimage.config.schema import LayerSpec, MatrixFile, Pin, WheelsPin
 from sparkimage.config.tier import Tier
 from sparkimage.config.validation import Report
-from sparkimage.config.yamlfile import Key
+from sparkimage.config.variants import Variant, expand
+from sparkimage.config.yamlfile import Document, Key
 from sparkimage.core.errors import Problem, UsageError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One image to build: its platform, its layers from the lowest up, and a value for each pin."""
-
-    name: str
-    platform: str
-    layers: tuple[str, ...]
-    pins: Mapping[str, str]
-    entrypoint: tuple[str, ...]
-    cmd: tuple[str, ...]
-    answer: AnswerSpec | None = None
-
-    @property
-    def arch(self) -> str:
-        return self.platform.split("/")[1]
+ROOT_USERS = ("root", "0")
+"""The names of the user who may write everything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +28,6 @@ class Matrix:
     """A matrix without problems. ``root`` is its folder, with images/ in it."""
 
     file: Path
-    repository: str
     source: str | None
     pins: Mapping[str, Mapping[str, Pin]]
     layers: Mapping[str, LayerSpec]
@@ -70,6 +54,11 @@ class Matrix:
         indexes = [one for pin in pins if isinstance(pin, WheelsPin) for one in pin.index]
         return {bare: one for one in indexes if (bare := without_login(one)) != one}
 
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """Those that the images of some variant go to."""
+        return tuple(dict.fromkeys(variant.repository for variant in self.variants))
+
 
 def load(path: Path) -> Matrix:
     """Read and expand a matrix file. Raises ``ConfigError`` with every problem that it has."""
@@ -82,12 +71,12 @@ def load(path: Path) -> Matrix:
     checks.check_pins()
     checks.check_layers()
     checks.check_axes()
+    checks.check_selectors()
     # What follows would only repeat these problems for every variant.
     report.close()
-    rows, warnings = _rows(spec, report)
+    expanded, warnings = expand(spec, report)
     variants: dict[str, tuple[Variant, Key]] = {}
-    for entry, key in itertools.chain(_from_axes(spec, rows, report), _includes(spec, report)):
-        variant = _variant(spec, entry)
+    for variant, key in expanded:
         if variant.name in variants:
             other = document.line(variants[variant.name][1])
             report.add(
@@ -98,19 +87,19 @@ def load(path: Path) -> Matrix:
         else:
             variants[variant.name] = (variant, key)
             checks.check_variant(variant, key)
-    names = list(variants)
+    names, made = list(variants), [variant for variant, _ in variants.values()]
     checks.check_bake_targets(names)
-    pin_checks.check_constraints(spec, [variant for variant, _ in variants.values()], report)
+    pin_checks.check_constraints(spec, made, report)
     for name, profile in spec.profiles.items():
         report.extend(("profiles", name), profiles.problems(profile, names), f"profile {name}: ")
     groups = _members("groups", spec.groups, names, report)
     channels = _members("channels", spec.channels, names, report)
     if "default" not in groups:
         report.add(("groups",), "there is no group `default`", "add `default: [VARIANT]`")
-    report.close()
+    warnings += tuple(_cache_warnings(spec.profiles, made, document))
+    report.close(warnings)
     return Matrix(
         file=path,
-        repository=spec.repository,
         source=spec.source,
         pins=spec.pins,
         layers=spec.layers,
@@ -118,12 +107,29 @@ def load(path: Path) -> Matrix:
         mirrors=spec.mirrors,
         cache=spec.cache,
         requires=tuple(tier for tier in Tier if tier in spec.requires),
-        variants=tuple(variant for variant, _ in variants.values()),
+        variants=tuple(made),
         groups=groups,
         channels=channels,
         profiles=spec.profiles,
         warnings=warnings,
     )
+
+
+def _cache_warnings(
+    settings: Mapping[str, Profile], variants: Sequence[Variant], document: Document
+) -> Iterator[Problem]:
+    """A warning for each cache below /root in a profile of images that another user runs."""
+    others = [variant for variant in variants if variant.user.partition(":")[0] not in ROOT_USERS]
+    for name, profile in settings.items() if others else ():
+        fits = [one for one in others if name in profiles.fitting({name: profile}, one.name)]
+        for cache, path in profile.caches.items() if fits else ():
+            if path.startswith("/root/"):
+                yield document.problem(
+                    ("profiles", name, "caches", cache),
+                    f"profile {name}: {fits[0].name} runs as {fits[0].user}, who cannot write "
+                    f"{path}",
+                    "keep the cache in a folder of that user",
+                )
 
 
 def select(
@@ -151,89 +157,6 @@ def select(
         if not selected:
             raise UsageError(f"no variant matches {only!r}", hint="known are " + ", ".join(known))
     return tuple(variant for variant in matrix.variants if variant.name in selected)
-
-
-def _rows(spec: MatrixFile, report: Report) -> tuple[list[Mapping[str, str]], tuple[Problem, ...]]:
-    """The product of the axes without what is excluded; a warning for each idle exclude."""
-    axes = spec.axes
-    rows = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    rows = rows if axes else []
-    rows_with: dict[tuple[str, str], set[int]] = {}
-    for n, row in enumerate(rows):
-        for item in row.items():
-            rows_with.setdefault(item, set()).add(n)
-    warnings = []
-    kept = all_rows = frozenset(range(len(rows)))
-    for i, entry in enumerate(spec.exclude):
-        excluded = all_rows.intersection(*(rows_with.get(item, set()) for item in entry.items()))
-        kept -= excluded
-        if not excluded:
-            what = "this exclude matches no variant"
-            todo = "correct its values, or remove it"
-            warnings.append(report.document.problem(("exclude", i), what, todo))
-    return [rows[n] for n in sorted(kept)], tuple(warnings)
-
-
-def _from_axes(
-    spec: MatrixFile, rows: Iterable[Mapping[str, str]], report: Report
-) -> Iterator[tuple[Include, Key]]:
-    """Each row of the axes as an entry of `include` would have it."""
-    template = _name_template(spec, report) if spec.axes else []
-    for row in rows:
-        words = {**row, "arch": row["platform"].split("/")[1]}
-        name = "".join(text + (words[axis] if axis else "") for text, axis in template)
-        entry = Include.model_construct(name=name, platform=row["platform"], pins=row)
-        yield entry, ("defaults", "name")
-
-
-def _name_template(spec: MatrixFile, report: Report) -> list[tuple[str, str | None]]:
-    """``defaults.name`` in pieces: text, and the axis (or None) whose value comes after it."""
-    template, known = spec.defaults.name, (*spec.axes, "arch")
-    wrong = ""
-    try:
-        pieces = [*string.Formatter().parse(template)]
-    except ValueError as error:
-        pieces, wrong = [], str(error)
-    for _, axis, form, conversion in pieces:
-        # Names only: a format such as {axis:>3000000000} would be filled in, too.
-        if axis is not None and (axis not in known or form or conversion):
-            wrong = f"{axis!r} is no axis" if axis not in known else f"{axis!r} takes no format"
-    if wrong:
-        what = f"the name template {template!r} cannot be filled in: {wrong}"
-        todo = "known are " + ", ".join(f"{{{axis}}}" for axis in known)
-        report.add(("defaults", "name"), what, todo)
-        report.close()
-    return [(text, axis) for text, axis, _, _ in pieces]
-
-
-def _includes(spec: MatrixFile, report: Report) -> Iterator[tuple[Include, Key]]:
-    """The entries of `include`, their pins checked."""
-    for i, entry in enumerate(spec.include):
-        for pin, value in entry.pins.items():
-            values = spec.pins.get(pin, {})
-            if value not in values:
-                what = f"variant {entry.name} names {pin} {value!r}, which is not in pins"
-                wrong, known = (value, values) if pin in spec.pins else (pin, spec.pins)
-                report.require(("include", i, "pins", pin), wrong, known, what)
-        yield entry, ("include", i, "name")
-
-
-def _variant(spec: MatrixFile, entry: Include) -> Variant:
-    """The variant of an entry, with the defaults for what it leaves out."""
-    defaults = spec.defaults
-    layers = entry.layers or defaults.layers
-    used = {pin for name in layers if name in spec.layers for pin in spec.layers[name].uses}
-    # Another program gives another answer.
-    answer = defaults.answer if entry.entrypoint in (None, defaults.entrypoint) else None
-    return Variant(
-        name=entry.name,
-        platform=entry.platform,
-        layers=tuple(layers),
-        pins={pin: entry.pins[pin] for pin in sorted(used) if pin in entry.pins},
-        entrypoint=tuple(defaults.entrypoint if entry.entrypoint is None else entry.entrypoint),
-        cmd=tuple(defaults.cmd if entry.cmd is None else entry.cmd),
-        answer=entry.answer or answer,
-    )
 
 
 def _members(

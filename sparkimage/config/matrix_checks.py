@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from semver import Version
 
@@ -17,6 +16,7 @@ from sparkimage.config.patch_specs import PATCHES, Patch
 from sparkimage.config.schema import (
     FILE_NAME,
     LAYER,
+    NOT,
     PYTHON_ARGUMENT,
     DebianPin,
     FilePin,
@@ -24,21 +24,25 @@ from sparkimage.config.schema import (
     ImagePin,
     LayerSpec,
     MatrixFile,
+    Selector,
     SourceUse,
     version_argument,
+    version_of,
 )
 from sparkimage.config.validation import Report
+from sparkimage.config.variants import (
+    ARCH,
+    PLATFORM,
+    Variant,
+    expecting,
+    fillable,
+    known_values,
+    template_error,
+)
 from sparkimage.config.yamlfile import Key
-
-if TYPE_CHECKING:
-    from sparkimage.config.matrix import Variant
 
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 """A valid tag: https://github.com/opencontainers/distribution-spec/blob/main/spec.md"""
-RESERVED_PINS = {
-    PATCHES: "matrix.lock has the patches under this name",
-    LAYER: "among the images of a source this is the layer below",
-}
 OWN_CONTEXTS = {
     "tools": "the folder with step.sh",
     "inputs": "the folder with the layer's locked files",
@@ -52,6 +56,13 @@ RESERVED_SECRETS = ("ca", "index")
 MAX_VARIANTS = 10_000
 """Of the axes' product."""
 HUGE = 10**18
+RESERVED = {
+    PATCHES: "matrix.lock has the patches under this name",
+    LAYER: "among the images of a source this is the layer below",
+    PLATFORM: "it is the axis of the platforms",
+    ARCH: "{arch} is the platform's architecture",
+}
+"""Names that no pin and no axis of a project's own can have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +77,9 @@ class MatrixChecks:
 
     def check_pins(self) -> None:
         """Check names and versions; a pin without a version gets the name of its value."""
-        for name, reason in RESERVED_PINS.items():
-            if name in self.spec.pins:
-                what = f"no pin can be called {name!r}: {reason}"
-                self.report.add(("pins", name), what, "rename the pin")
+        for name in RESERVED.keys() & self.spec.pins.keys():
+            what = f"no pin can be called {name!r}: {RESERVED[name]}"
+            self.report.add(("pins", name), what, "rename the pin")
         arguments = {PYTHON_ARGUMENT: "Python's X.Y"}
         for name, values in self.spec.pins.items():
             argument, title = version_argument(name), f"the version of pin {name}"
@@ -115,6 +125,7 @@ class MatrixChecks:
                 require(key, pin, spec.pins, what)
             self._check_source(name, layer)
             self._check_inputs(name, layer)
+            self._check_templates(name, layer)
             for i, other in enumerate(layer.checks):
                 what = f"layer {name} takes the checks of {other!r}, which is no layer"
                 require((*key, "checks", i), other, spec.layers, what)
@@ -155,18 +166,54 @@ class MatrixChecks:
                 what = f"layer {name} has a secret called {secret!r}, as the step of the wheels has"
                 self.report.add(("layers", name, "secrets", i), what, "give it another name")
 
+    def _check_templates(self, name: str, layer: LayerSpec) -> None:
+        """Check the ``{axis}`` in a layer's arguments."""
+        known = (*known_values(self.spec), ARCH)
+        texts: list[tuple[Key, str]] = [(("args", arg), text) for arg, text in layer.args.items()]
+        texts += [(("expect", "cuda"), layer.expect.cuda or "")]
+        for below, text in texts:
+            if wrong := template_error(text, known):
+                what = f"layer {name}: {'.'.join(map(str, below))} cannot be filled in: {wrong}"
+                todo = f"{fillable(known)}; a brace of the value itself is doubled: {{{{ or }}}}"
+                self.report.add(("layers", name, *below), what, todo)
+
+    def check_selectors(self) -> None:
+        """Check the axes and values that `when` and `exclude` name."""
+        known = known_values(self.spec)
+        for name, layer in self.spec.layers.items():
+            for axis, selector in layer.when.items():
+                key, title = ("layers", name, "when", axis), f"layer {name}: `when`"
+                self._check_selector(key, title, axis, selector, known, strict=True)
+        axes = {axis: dict.fromkeys(values) for axis, values in self.spec.axes.items()}
+        for i, entry in enumerate(self.spec.exclude):
+            for axis, selector in entry.items():
+                # A value that has left its axis is only idle here, but "!VALUE" is then all.
+                self._check_selector(("exclude", i, axis), "exclude", axis, selector, axes)
+
+    def _check_selector(
+        self, key: Key, title: str, axis: str, selector: Selector,
+        known: Mapping[str, Collection[str]], *, strict: bool = False,
+    ) -> None:  # fmt: skip
+        if axis not in known:
+            self.report.require(key, axis, known, f"{title} names {axis!r}, which is no axis")
+            return
+        for i, choice in enumerate([selector] if isinstance(selector, str) else selector):
+            if strict or choice.startswith(NOT) or isinstance(selector, list):
+                value = choice.removeprefix(NOT)
+                what = f"{title} names {axis} {value!r}, which is no value of it"
+                self.report.require((*key, i), value, known[axis], what)
+
     def check_axes(self) -> None:
         """Check names, values and the number of variants."""
         axes, pins = self.spec.axes, self.spec.pins
         for axis, values in axes.items():
             known: Collection[str] = pins.get(axis, {})
             what = f"axis {axis} has {{!r}}, which is not in pins.{axis}"
-            if axis == "platform":
+            if axis == PLATFORM:
                 known = {p for layer in self.spec.layers.values() for p in layer.platforms}
                 what = "no layer supports platform {!r}"
             elif axis not in pins:
-                what = f"axis {axis!r} is neither `platform` nor a pin"
-                self.report.require(("axes", axis), axis, [*pins, "platform"], what)
+                self._check_free_axis(axis, values)
                 continue
             for i, value in enumerate(values):
                 self.report.require(("axes", axis, i), value, known, what.format(value))
@@ -178,8 +225,18 @@ class MatrixChecks:
                 f"the axes multiply to {number} variants; the limit is {MAX_VARIANTS:,}",
                 "remove values, or list the variants under `include`",
             )
-        if "platform" not in axes and (axes or not self.spec.include):
+        if PLATFORM not in axes and (axes or not self.spec.include):
             self.report.add(("axes",), "there is no platform axis", "add `platform: [linux/arm64]`")
+
+    def _check_free_axis(self, axis: str, values: Sequence[str]) -> None:
+        """Check an axis that is no pin."""
+        if axis in RESERVED:
+            what = f"no axis can be called {axis!r}: {RESERVED[axis]}"
+            self.report.add(("axes", axis), what, "rename the axis")
+        for i, value in enumerate(values):
+            if value.startswith(NOT):
+                what = f"axis {axis} has {value!r}, which would mean all but {value[1:]!r}"
+                self.report.add(("axes", axis, i), what, "begin it with another character")
 
     def check_variant(self, variant: Variant, key: Key) -> None:
         """Check that the layers of a variant go together, and with the values of its pins."""
@@ -199,13 +256,18 @@ class MatrixChecks:
         if len(set(pythons.values())) > 1:
             what = f"{title}: its pins are for different Pythons: {', '.join(sorted(pythons))}"
             self.report.add(key, what, "use pins of one `python`")
+        if not variant.layers:
+            what, todo = f"{title} has no layer: the `when` of each leaves it out", "correct them"
+            self.report.add(layers_key, what, todo)
         rest: dict[str, str] = {}
+        expected: dict[str, tuple[str, str]] = {}
         for name in variant.layers:
             if name not in self.spec.layers:
                 self.report.require(layers_key, name, self.spec.layers, f"unknown layer {name!r}")
                 continue
             layer = self.spec.layers[name]
             self._check_layer_of(variant, key, name, layer)
+            self._check_expected(variant, layers_key, name, expected)
             if layer.wheels is not None and not layer.wheels.select:
                 pin = layer.wheels.pin
                 if pin in rest:
@@ -224,6 +286,11 @@ class MatrixChecks:
                 what = f"{title} needs a value for pin {pin}"
                 todo = f"add an axis {pin}, or `pins: {{{pin}: ...}}` to the include"
                 self.report.add(key, what, todo)
+        for axis in sorted(layer.filled - variant.words.keys()):
+            what = f"{title} needs a value for {{{axis}}}"
+            self.report.add(
+                key, what, f"add an axis {axis}, or `axes: {{{axis}: …}}` to the include"
+            )
         for role, pin, kinds in layer.roles:
             value = variant.pins.get(pin, "")
             # A value that is not there is a problem of its own.
@@ -252,6 +319,31 @@ class MatrixChecks:
                 what = f"{title} is the lowest, but one of its `images` is the layer below"
                 todo = f"give it an image pin in place of `{LAYER}`, or a layer below it"
             self.report.add(("layers", name, "source"), what, todo)
+
+    def _check_expected(
+        self, variant: Variant, key: Key, name: str, expected: dict[str, tuple[str, str]]
+    ) -> None:
+        """Check that what a layer expects of the image is what those below it do."""
+        layers, title = self.spec.layers, f"variant {variant.name}"
+        for one in expecting(layers, name):
+            for what, value in layers[one].expect:
+                other, same = expected.setdefault(what, (one, value)) if value else ("", value)
+                if same != value:
+                    self.report.add(
+                        key,
+                        f"{title}: layers {other} and {one} expect {what} {same} and {value}",
+                        "leave out one of the layers, or let them expect the same",
+                    )
+            for pin in layers[one].expect.pins:
+                value = variant.pins.get(pin, "")
+                named = self.spec.pins[pin].get(value)
+                if named is not None and version_of(named) is None:
+                    what = f"{title}: layer {one} expects the version of {pin}, but {pin} {value}"
+                    self.report.add(key, f"{what} has none", "give it a `version:`")
+                elif named is None and one != name:
+                    # Of its own pins the layer says so itself.
+                    what = f"{title}: layer {name} has the checks of {one}, which expects {pin}"
+                    self.report.add(key, what, f"add a value for pin {pin}")
 
     def check_bake_targets(self, names: Sequence[str]) -> None:
         """Check that names also differ as those of bake's targets, which have fewer characters."""

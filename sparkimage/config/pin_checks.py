@@ -9,7 +9,7 @@ from sparkimage.config.schema import MatrixFile, WheelsPin
 from sparkimage.config.validation import Report
 
 if TYPE_CHECKING:
-    from sparkimage.config.matrix import Variant
+    from sparkimage.config.variants import Variant
 
 
 def check_constraints(spec: MatrixFile, variants: Sequence[Variant], report: Report) -> None:

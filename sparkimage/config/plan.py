@@ -131,6 +131,20 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What the matrix holds the image to; None for what it does not expect."""
+
+    nccl: str | None = None
+    """The version of every libnccl."""
+    cuda: str | None = None
+    """The CUDA that torch is built for: X or X.Y."""
+    version: str | None = None
+    """The version of the image, for its label."""
+    project: str | None = None
+    """The Python project whose installed version heads the version tag."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerPlan:
     """One layer of a variant: a Dockerfile, its arguments and its inputs."""
 
@@ -230,6 +244,9 @@ class Plan:
     """Bytes of free disk that its sources need to be built."""
     memory: int = 0
     """Bytes of free memory that its sources need to be built."""
+    expect: Expected = Expected()
+    user: str = "root"
+    """USER of the image's config."""
 
     @property
     def arch(self) -> str:
@@ -257,7 +274,7 @@ class Plan:
         """The plan of the data that ``to_dict`` made. Raises ``ValueError`` for anything else."""
         from pydantic import TypeAdapter
 
-        return TypeAdapter(Plan).validate_python(data)
+        return TypeAdapter(Plan).validate_python(_with_expected(data))
 
     def checksum(self) -> str:
         """sha256 over all that decides the image and its checks, in canonical JSON.
@@ -267,6 +284,15 @@ class Plan:
         other = ("requires", "disk", "memory")
         data = {key: value for key, value in self.to_dict().items() if key not in other}
         return hashlib.sha256(canonical(data).encode()).hexdigest()
+
+
+def _with_expected(data: Any) -> Any:
+    """The data of a plan; one of before ``expect`` expects what these names meant by themselves."""
+    if not isinstance(data, dict) or "expect" in data or not isinstance(data.get("versions"), dict):
+        return data
+    versions = data["versions"]
+    expect = {"nccl": versions.get("nccl"), "version": versions.get("vllm")}
+    return {**data, "expect": {**expect, "project": "vllm" if "vllm" in versions else None}}
 
 
 def debs(layer: LayerPlan) -> tuple[Deb, ...]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from sparkimage.config import below, lockfile, patch_specs, plan, schema
 from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import ANY, MISSING, Deb, Key, Lock, OneItem, Wheel
-from sparkimage.config.matrix import Matrix, Variant
+from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES, Patch, State, Verdict
 from sparkimage.config.plan import LABEL, LayerPlan, Origin, Plan, canonical
 from sparkimage.config.schema import (
@@ -24,6 +24,8 @@ from sparkimage.config.schema import (
     PinBase,
     WheelsPin,
 )
+from sparkimage.config.template import Template
+from sparkimage.config.variants import Variant, expecting
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.errors import LockError
 from sparkimage.core.units import byte_count
@@ -95,17 +97,19 @@ class _Planner:
             f"{LABEL}variant": variant.name,
             f"{LABEL}lock": f"sha256:{checksum}",
             **{f"{LABEL}pin.{pin}": value for pin, value in variant.pins.items()},
+            **{f"{LABEL}axis.{axis}": value for axis, value in variant.axes.items()},
             **{f"{LABEL}version.{pin}": version for pin, version in versions.items()},
             **{f"{LABEL}commit.{tree.pin}": tree.commit for la in layers for tree in la.trees},
             **{f"{LABEL}file.{f.pin}": f"sha256:{f.sha256}" for la in layers for f in la.files},
             **{f"{LABEL}patch.{p.name}": f"sha256:{p.sha256}" for la in layers for p in la.patches},
         }
-        if "vllm" in versions:
-            labels["org.opencontainers.image.version"] = versions["vllm"]
+        expect = pins.expect(versions)
+        if expect.version is not None:
+            labels["org.opencontainers.image.version"] = expect.version
         answer = variant.answer
         return Plan(
             variant=variant.name,
-            image=f"{self.matrix.repository}:{variant.name}",
+            image=variant.image,
             platform=variant.platform,
             layers=layers,
             entrypoint=variant.entrypoint,
@@ -123,6 +127,8 @@ class _Planner:
             memory=max(
                 (byte_count(source.memory) for source in sources if source.memory), default=0
             ),
+            expect=expect,
+            user=variant.user,
         )
 
     def _lock_checksum(self, variant: Variant, keys: Sequence[Key]) -> str:
@@ -240,6 +246,22 @@ class _LockedVariant:
         pins = [pin for pin in self.pins.values() if isinstance(pin, WheelsPin | GitPin | ImagePin)]
         return min((pin.python for pin in pins if pin.python is not None), default=None)
 
+    def expect(self, versions: Mapping[str, str]) -> plan.Expected:
+        """What the layers expect of the image; they agree, as the matrix was checked."""
+        layers = self.matrix.layers
+        names = dict.fromkeys(one for la in self.variant.layers for one in expecting(layers, la))
+        values = {
+            what: value
+            for name in names
+            for what, value in layers[name].expect
+            if value is not None
+        }
+        for what in values.keys() & {"nccl", "version"}:
+            values[what] = versions[values[what]]
+        if "cuda" in values:
+            values["cuda"] = Template.parse(values["cuda"]).fill(self.variant.words)
+        return plan.Expected(**values)
+
     def _pin(self, name: str, kind: type[OnePin]) -> OnePin:
         pin = self.pins[name]
         assert isinstance(pin, kind)
@@ -280,7 +302,7 @@ class _LockedVariant:
             args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"] = "1"
             # The argument of an image names a context of the build.
             args |= {arg: plan.context_name(arg, image) for arg, image in source.images.items()}
-        args |= spec.args
+        args |= {arg: text.fill(self.variant.words) for arg, text in spec.templates.items()}
         root, image = None, None
         if spec.base is not None and self.pins[spec.base].kind == "image":
             image = self._item(spec.base, lockfile.PinnedImage)

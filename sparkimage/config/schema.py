@@ -7,10 +7,11 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from sparkimage.config.address import without_login
 from sparkimage.config.profiles import Profile
+from sparkimage.config.template import Template
 from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.config.validation import Name, Strict
 
@@ -30,6 +31,20 @@ INSIDE = r"^\.?[^./:#\s][^/:#\s]*(/\.?[^./:#\s][^/:#\s]*)*$"
 """A path that stays inside the folder that it is below."""
 Size = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(MB|GB|TB)$")]
 """A number of bytes, in powers of 1000: ``107GB``."""
+NAME_TEMPLATE = r"([a-z0-9]|\{[a-z0-9_-]+\})+"
+USER = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?$"
+ROOT = "root"
+RepositoryName = Annotated[
+    str, Field(pattern=rf"^{NAME_TEMPLATE}([._/-]{NAME_TEMPLATE})*$", max_length=255)
+]
+"""The name of an image without its tag; ``{axis}`` in it is filled in for each variant."""
+User = Annotated[str, Field(pattern=USER, description="USER of the image, as its config has it")]
+NOT = "!"
+Selector = Annotated[
+    Annotated[str, Tag("word")] | Annotated[list[str], Tag("list"), Field(min_length=1)],
+    Discriminator(lambda value: "list" if isinstance(value, list) else "word"),
+]
+"""Values of an axis: VALUE, [VALUE, …], or "!VALUE" for all but one."""
 REQUIREMENT = r"^[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._-]+(,[A-Za-z0-9._-]+)*\])?==[^\s;,*]+$"
 
 
@@ -252,6 +267,32 @@ class SourceUse(Strict):
     memory: Size | None = Field(default=None, description="free memory that the build needs")
 
 
+class Expect(Strict):
+    """What an image with a layer is held to, beside the checks in the layer's folder."""
+
+    nccl: Name | None = Field(
+        default=None, description="pin with the version that every libnccl of the image must have"
+    )
+    cuda: str | None = Field(
+        default=None,
+        pattern=r"^(\d+(\.\d+)*|\{[a-z0-9_-]+\})$",
+        description="CUDA that torch is built for, such as 13 or 13.0, quoted",
+    )
+    version: Name | None = Field(
+        default=None, description="pin with the version of the image (its OCI label)"
+    )
+    project: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$",
+        description="Python project whose installed version heads the image's version tag",
+    )
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        """The pins whose versions are expected."""
+        return tuple(pin for pin in (self.nccl, self.version) if pin is not None)
+
+
 MAX_LAYERS = 125
 """The most that Docker stacks: https://github.com/moby/moby/blob/master/layer/layer.go"""
 LAYER = "layer"
@@ -281,7 +322,13 @@ class LayerSpec(Strict):
     )
     ssh: bool = Field(default=False, description="RUN --mount=type=ssh: the user's own ssh agent")
     platforms: list[Platform] = Field(default=list(PLATFORMS), min_length=1)
-    args: dict[str, str] = Field(default={}, description="build arguments")
+    args: dict[str, str] = Field(
+        default={}, description="build arguments; {axis} is the variant's value of an axis or pin"
+    )
+    when: dict[Name, Selector] = Field(
+        default={}, description="the layer is left out where the variant's values do not fit"
+    )
+    expect: Expect = Expect()
 
     @cached_property
     def roles(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
@@ -298,6 +345,7 @@ class LayerSpec(Strict):
             *(("inputs", name, ("git", "image", "file")) for name in inputs),
             ("syntax", self.syntax, ("image",)),
             *(("pins", name, KINDS) for name in dict.fromkeys(self.pins)),
+            *(("expect", name, KINDS) for name in self.expect.pins),
         ]
         return tuple((key, name, kinds) for key, name, kinds in roles if name is not None)
 
@@ -305,6 +353,17 @@ class LayerSpec(Strict):
     def named_inputs(self) -> dict[str, str]:
         """The pins that are named build contexts, by context."""
         return self.inputs if self.source is None else self.source.inputs
+
+    @cached_property
+    def templates(self) -> dict[str, Template]:
+        """The build arguments as templates. Raises ``ValueError`` for one that is none."""
+        return {name: Template.parse(value) for name, value in self.args.items()}
+
+    @cached_property
+    def filled(self) -> frozenset[str]:
+        """The axes and pins whose values it has as ``{NAME}``."""
+        named = {name for template in self.templates.values() for name in template.names}
+        return frozenset({*named, *Template.parse(self.expect.cuda or "").names})
 
     @cached_property
     def uses(self) -> tuple[str, ...]:
@@ -333,19 +392,27 @@ class Defaults(Strict):
     )
     entrypoint: list[str] = Field(default=[])
     cmd: list[str] = Field(default=[])
+    user: User = ROOT
     answer: AnswerSpec | None = None
 
 
 class Include(Strict):
-    """One variant, beside the product of the axes."""
+    """One variant, or one for each of several platforms, beside the product of the axes."""
 
-    name: str = Field(max_length=128)
-    platform: Platform
+    name: str = Field(max_length=128, description="with several platforms -{arch} is added to it")
+    extends: str | None = Field(
+        default=None, max_length=128, description="another include: what is not said here is its"
+    )
+    platform: Platform | None = None
+    platforms: list[Platform] | None = Field(default=None, min_length=1)
+    repository: RepositoryName | None = Field(default=None, description="default: the matrix's")
+    user: User | None = None
     layers: list[Name] | None = Field(default=None, min_length=1, max_length=MAX_LAYERS)
     entrypoint: list[str] | None = None
     cmd: list[str] | None = None
     answer: AnswerSpec | None = None
     pins: dict[Name, str] = Field(default={})
+    axes: dict[Name, Value] = Field(default={}, description="its values of axes without pins")
 
 
 class MatrixFile(Strict):
@@ -367,15 +434,15 @@ class MatrixFile(Strict):
         min_length=1,
         description="tiers that an image must have passed before it ships",
     )
-    repository: str = Field(
-        pattern=r"^[a-z0-9]+([._/-][a-z0-9]+)*$", description="images are <repository>:<variant>"
-    )
+    repository: RepositoryName = Field(description="images are <repository>:<variant>")
     source: str | None = Field(default=None, description="address for the OCI source label")
     pins: dict[Name, dict[Value, Pin]] = Field(description="pin name, then value, then what it is")
     layers: dict[Name, LayerSpec]
     defaults: Defaults
-    axes: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(default={})
-    exclude: list[dict[Name, str]] = Field(default=[])
+    axes: dict[Name, Annotated[list[Value], Field(min_length=1)]] = Field(
+        default={}, description="`platform`, pins, and names of your own; they multiply"
+    )
+    exclude: list[Annotated[dict[Name, Selector], Field(min_length=1)]] = Field(default=[])
     include: list[Include] = Field(default=[])
     groups: dict[Name, Annotated[list[str], Field(min_length=1)]]
     channels: dict[

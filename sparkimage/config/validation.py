@@ -91,10 +91,10 @@ class Report:
         if name not in known:
             self.add(key, what, if_none if if_none and not known else nearest(name, known))
 
-    def close(self) -> None:
-        """Raise ``ConfigError`` when there are problems."""
+    def close(self, warnings: Iterable[Problem] = ()) -> None:
+        """Raise ``ConfigError`` when there are problems, beside the warnings."""
         if self.problems:
-            raise ConfigError(list(self.problems))
+            raise ConfigError(list({**self.problems, **dict.fromkeys(warnings)}))
 
 
 def dotted(key: Key) -> str:
@@ -114,11 +114,16 @@ def parse(document: Document, model: type[Model]) -> Model:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The next action for an unknown name: the nearest known one, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(name[:MAX_LETTERS], names[:1000], n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    if (other := closest(name, names)) is not None:
+        return f"did you mean {other!r}?"
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return "known are " + ", ".join(names[:MAX_NAMES]) + more if names else "none is known"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` may be a misspelling of."""
+    names = sorted(known)[:1000]
+    return next(iter(difflib.get_close_matches(name[:MAX_LETTERS], names, n=1, cutoff=0.5)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +173,11 @@ def _options(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
-    return get_args(model.model_fields["kind"].annotation)
+def _kinds(member: Any) -> tuple[Any, ...]:
+    """The parts of pydantic's locations that mean this member of a union."""
+    if isinstance(member, type) and issubclass(member, BaseModel):
+        return get_args(member.model_fields["kind"].annotation)
+    return ("list",) if get_origin(member) is list else ("word",)
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:

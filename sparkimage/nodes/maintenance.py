@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,9 +101,14 @@ def differing(views: Sequence[NodeView]) -> list[str]:
 
 
 def look(
-    fleet: Fleet, store: Store, *, repository: str, only: str | None, patience_s: float
+    fleet: Fleet,
+    store: Store,
+    *,
+    repositories: Collection[str],
+    only: str | None,
+    patience_s: float,
 ) -> tuple[NodeView, ...]:
-    """Every node with its images of the repository, or (``only``) those of one name and its
+    """Every node with its images of the repositories, or (``only``) those of one name and its
     previous one. A node that failed has an ``error``."""
     reports = survey(fleet, IMAGES, patience_s=patience_s)
     # An engine's id is one or the other.
@@ -120,7 +125,8 @@ def look(
             digest = digests.get(image.id) or snapshot.receipt_of(image).get("digest")
             when = snapshot.receipt(digest).get("when")
             for tag in image.tags:
-                if tag.startswith(f"{repository}:") and (shown is None or tag in shown):
+                ours = tag.rpartition(":")[0] in repositories
+                if ours and (shown is None or tag in shown):
                     yield TaggedImage(
                         name=tag, identity=image.identity,
                         digest=str(digest) if digest else None,

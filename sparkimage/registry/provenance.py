@@ -94,8 +94,9 @@ def _materials(plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def measured_of(predicate: Mapping[str, Any]) -> Measured:
-    """The versions that a provenance records. Raises ``KeyError``, ``TypeError`` for none."""
+    """The versions that a provenance records. Raises ``KeyError``, ``TypeError``,
+    ``AttributeError``, ``ValueError`` for none."""
     for byproduct in predicate["runDetails"]["byproducts"]:
         if byproduct["name"] == MEASURED:
-            return Measured(**byproduct["annotations"])
+            return Measured.from_dict(byproduct["annotations"])
     return Measured()

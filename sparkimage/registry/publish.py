@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sparkimage.config.matrix import Matrix, Variant
+from sparkimage.config.matrix import Matrix
 from sparkimage.config.plan import LABEL, Plan
+from sparkimage.config.variants import Variant
 from sparkimage.core.errors import PublishedError, RegistryError, UsageError
 from sparkimage.core.progress import View
 from sparkimage.image.store import INDEX, Image, Store
@@ -126,12 +127,20 @@ def channels(matrix: Matrix | None, plans: Sequence[Plan]) -> tuple[str, ...]:
 
 def _content(plan: Plan) -> object:
     """What the platforms of one image have in common."""
-    pins = {name: value for name, value in plan.labels.items() if name.startswith(f"{LABEL}pin.")}
-    return [layer.name for layer in plan.layers], pins, plan.entrypoint, plan.cmd
+    values = {
+        name: value
+        for name, value in plan.labels.items()
+        if name.startswith((f"{LABEL}pin.", f"{LABEL}axis."))
+    }
+    layers = [layer.name for layer in plan.layers]
+    return layers, values, plan.entrypoint, plan.cmd, plan.user
 
 
 def _variant_content(variant: Variant) -> object:
-    return variant.layers, sorted(variant.pins.items()), variant.entrypoint, variant.cmd
+    values = sorted(variant.pins.items()), sorted(variant.axes.items())
+    return (
+        variant.layers, values, variant.entrypoint, variant.cmd, variant.user, variant.repository
+    )  # fmt: skip
 
 
 def index_of(items: Sequence[Item], store: Store) -> bytes:

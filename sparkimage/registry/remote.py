@@ -266,7 +266,7 @@ def _verified(
     try:
         source_lock = str(source["buildDefinition"]["internalParameters"]["lock"]["sha256"])
         measured = provenance.measured_of(source)
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise PublishedError(
             f"the provenance of {short} has no lock or no versions", hint=REPUBLISH
         ) from None

@@ -5,62 +5,82 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import semver
 from packaging.version import InvalidVersion, Version
 
-from sparkimage.config.plan import canonical
+from sparkimage.config.plan import Expected, canonical
 from sparkimage.core.errors import VerifyError
 from sparkimage.image.layerindex import ImageFiles
 from sparkimage.verify import static_nccl
 
-_VLLM = re.compile(r"(?:^|/)vllm-([^/]+)\.dist-info/METADATA$")
 _TORCH = re.compile(r"(?:^|/)torch/version\.py$")
 Order = tuple[tuple[semver.Version, int], ...]
-"""Sorts images by vLLM's version, then CUDA's, then NCCL's."""
+"""Sorts images by the version of their project, then CUDA's, then NCCL's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """The versions that are installed in an image; None for what it does not contain."""
 
-    vllm: str | None = None
+    project: str = ""
+    """The Python project that ``version`` is of."""
+    version: str | None = None
     cuda: str | None = None
     nccl: str | None = None
 
     def to_dict(self) -> dict[str, str]:
-        """Those that are not None."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Those that are not None, by what they are of."""
+        versions = {self.project: self.version, "cuda": self.cuda, "nccl": self.nccl}
+        return {name: value for name, value in versions.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, versions: Mapping[str, str]) -> Measured:
+        """The inverse of ``to_dict``. Raises ``ValueError`` for anything else."""
+        project, *others = [name for name in versions if name not in ("cuda", "nccl")] or [""]
+        if others:
+            raise ValueError(f"versions of several projects: {versions}")
+        own = {name: versions[name] for name in ("cuda", "nccl") if name in versions}
+        return cls(project=project, version=versions.get(project), **own)
 
     @property
     def order(self) -> Order:
-        return tuple(ordered(value) for value in (self.vllm, self.cuda, self.nccl))
+        return tuple(ordered(value) for value in (self.version, self.cuda, self.nccl))
 
 
-def measure(files: ImageFiles) -> Measured:
-    """The versions by the image's files. Raises ``VerifyError`` where it has two of one."""
-    seen: dict[str, set[str]] = {"vllm": set(), "cuda": set(), "nccl": set()}
+def measure(files: ImageFiles, expect: Expected) -> Measured:
+    """The versions by the image's files, of what is expected of it and of what it has once.
+
+    Raises ``VerifyError`` where it has two versions of something expected.
+    """
+    project = expect.project or ""
+    metadata = re.compile(
+        rf"(?:^|/){project.replace('-', '[-_.]')}-([^/]+)\.dist-info/METADATA$", re.IGNORECASE
+    )
+    seen: dict[str, set[str]] = {"version": set(), "cuda": set(), "nccl": set()}
     for path, entry in files.final.items():
-        if (match := _VLLM.search(path)) is not None:
-            seen["vllm"].add(match[1])
+        if project and (match := metadata.search(path)) is not None:
+            seen["version"].add(match[1])
         elif _TORCH.search(path) and entry.seen.get("cuda") not in (None, "None"):
             seen["cuda"].add(str(entry.seen["cuda"]))
         elif static_nccl.is_copy(entry) and entry.seen.get("nccl"):
             seen["nccl"].add(str(entry.seen["nccl"]))
     for name, values in seen.items():
-        if len(values) > 1:
+        if len(values) > 1 and getattr(expect, name) is not None:
+            what = project if name == "version" else name
             raise VerifyError(
-                f"the image has {len(values)} versions of {name}: {', '.join(sorted(values))}",
+                f"the image has {len(values)} versions of {what}: {', '.join(sorted(values))}",
                 hint="build it with one of them: its tag names one",
             )
-    return Measured(**{name: min(values, default=None) for name, values in seen.items()})
+    once = {name: min(values) for name, values in seen.items() if len(values) == 1}
+    return Measured(project=project if "version" in once else "", **once)
 
 
 def version_tag(measured: Measured, checksum: str) -> str:
-    """``<vllm>-cu<cuda>-nccl<nccl>-<lock8>``; without what is not in the image."""
+    """``<version>-cu<cuda>-nccl<nccl>-<lock8>``; without what is not in the image."""
     parts = [
-        measured.vllm or "",
+        measured.version or "",
         f"cu{measured.cuda.replace('.', '')}" if measured.cuda else "",
         f"nccl{measured.nccl}" if measured.nccl else "",
     ]

@@ -75,7 +75,7 @@ def choose(libraries: Mapping[str, str], pin: str, env: Mapping[str, str]) -> st
     if not fitting:
         has = ", ".join(f"{version or 'unknown'} ({path})" for path, version in libraries.items())
         raise LaunchError(
-            f"the image has no NCCL {pin}, which its variant pins: it has {has or 'none'}",
+            f"the image has no NCCL {pin}, which its matrix expects: it has {has or 'none'}",
             hint="rebuild it: python build.py image VARIANT --rebuild",
         )
     return min(fitting, key=lambda path: (path not in preload, not path.startswith("/usr/lib/")))

@@ -24,6 +24,10 @@ from sparkimage.verify.seal import Check
 from sparkimage.verify.static_nccl import system_path
 
 NO_GPU = "not run: no GPU"
+NO_PYTHON = "not run: the image has no python3, with which its GPUs are looked at"
+NOT_FOUND = 127
+"""The exit code of `docker run` where the image lacks the program:
+https://docs.docker.com/engine/containers/run/#exit-status"""
 BANNER = re.compile(r"NCCL version (\d+\.\d+\.\d+)")
 """NCCL_DEBUG=VERSION prints it when the first communicator is created."""
 NO_DEVICE = re.compile(r"select device driver|nvidia-container|CDI device|nvidia\.com/gpu")
@@ -52,7 +56,12 @@ def examine(plan: Plan, engine: Engine, reference: str, runner: Runner) -> NodeO
 
     Raises ``CommandError`` where the probe cannot run in the image.
     """
-    bare, _ = _probe(plan, engine, reference, runner)
+    try:
+        bare, _ = _probe(plan, engine, reference, runner)
+    except CommandError as error:
+        if plan.expect.nccl is None and error.returncode == NOT_FOUND:
+            return NodeOutcome(not_run={Tier.NODE: NO_PYTHON})
+        raise
     assert bare is not None
     seen, process = _probe(plan, engine, reference, runner, *GPUS)
     if seen is None or not seen["gpus"]:
@@ -67,19 +76,19 @@ def examine(plan: Plan, engine: Engine, reference: str, runner: Runner) -> NodeO
     checks = [
         _check("runtime", GPUS_TITLE, True, True),
         *_machine(seen),
-        _check(
-            "nccl-communicator", "ncclCommInitRank of one process per GPU (0: success)",
-            [worker["nccl"] for worker in workers], [0] * seen["gpus"],
-        ),
-    ]  # fmt: skip
-    version = plan.versions.get("nccl")
+    ]
+    version = plan.expect.nccl
     if version is not None:
         banner = BANNER.search(process.stdout + process.stderr)
         mapped, path = [worker["mapped"] for worker in workers], [f"/{system_path(plan)}"]
         checks += [
+            _check(
+                "nccl-communicator", "ncclCommInitRank of one process per GPU (0: success)",
+                [worker["nccl"] for worker in workers], [0] * seen["gpus"],
+            ),
             _check("nccl-mapped", "libnccl that each worker maps", mapped, [path] * seen["gpus"]),
             _check("nccl-banner", "NCCL's own banner", banner[1] if banner else None, version),
-        ]
+        ]  # fmt: skip
     not_run: dict[str, str] = {}
     with run_entrypoint.started(
         plan, engine, reference, runner, tier=Tier.NODE, options=GPUS

@@ -19,8 +19,8 @@ TITLES = {
     Tier.NODE: "Node: a container with a GPU",
 }
 LIBRARY = re.compile(r"/?[^\s,'\"]*libnccl\.so[^\s,'\"]*")
-LOADED = ("nccl-pip/test_torch_maps_exactly_one_nccl", "nccl-pip/test_preload_names_the_library")
-"""Checks that tell which library programs load, the most reliable first."""
+LOADED = ("test_torch_maps_exactly_one_nccl", "test_preload_names_the_library")
+"""Checks of a layer that tell which library programs load, the most reliable first."""
 FILES = "static/nccl-root"
 """The check that lists the library files; every other path is a link."""
 
@@ -61,7 +61,8 @@ def _libraries(checks: list[Check]) -> list[dict[str, Any]]:
         facts = paths.setdefault(path, [])
         if fact and fact not in facts:
             facts.append(fact)
-    loaded = [seen[id_][0][0] for id_ in LOADED if len(seen.get(id_, ())) == 1]
+    telling = {id_.rpartition("/")[2]: facts for id_, facts in seen.items() if len(facts) == 1}
+    loaded = [telling[name][0][0] for name in LOADED if name in telling]
     regular = {path for path, _ in seen.get(FILES, ())}
 
     def note(path: str) -> str:

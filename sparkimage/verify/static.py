@@ -124,6 +124,7 @@ def _comparisons(target: _Target) -> Iterator[Compared]:
     yield from _programs(target)
     yield from static_nccl.checks(target.plan, target.files, target.root, target.first_own)
     yield from _preloads(target)
+    yield from _expected(target)
     yield from _contents(target)
     yield from _origin(target)
     yield from _secrets(target)
@@ -146,11 +147,14 @@ def _config(s: _Target) -> Iterator[Compared]:
     found = bool(argv) and s.root.program(argv[0], s.env.get("PATH", "")) is not None
     expected = bool(s.plan.entrypoint or s.plan.cmd)
     yield "program", f"{argv[:1]} is in PATH and executable", found, expected
-    # Caches and models are mounted below /root.
-    user = s.settings.user or "root"
-    yield "user", "USER", "root" if user in ("0", "0:0", "root:root") else user, "root"
+    yield "user", "USER", _user(s.settings.user), _user(s.plan.user)
     labels = s.settings.labels
     yield "labels", "labels", {name: labels.get(name) for name in s.plan.labels}, s.plan.labels
+
+
+def _user(user: str) -> str:
+    """A USER in one spelling, where it is root."""
+    return "root" if user in ("", "0", "0:0", "root:root") else user
 
 
 def _programs(s: _Target) -> Iterator[Compared]:
@@ -208,6 +212,20 @@ def _preloads(s: _Target) -> Iterator[Compared]:
             wrong[path] = "missing" if entry is None else what
     # glibc only prints a line to stderr when it cannot preload a library.
     yield "preload", "preloaded libraries that ld.so ignores", wrong, {}
+
+
+def _expected(s: _Target) -> Iterator[Compared]:
+    """What the matrix expects of torch and of the image's own project."""
+    expect = s.plan.expect
+    if expect.cuda is not None:
+        wanted = expect.cuda.split(".")[:2]
+        found = [str(e.seen["cuda"]) for e in s.root.final.values() if "cuda" in e.seen]
+        seen = [".".join(version.split(".")[: len(wanted)]) for version in found]
+        title = "CUDA of torch/version.py (None: a CPU build)"
+        yield "torch-cuda", title, seen, [".".join(wanted)]
+    if expect.project is not None:
+        versions = s.root.wheels(s.plan.python).get(expect.project, [])
+        yield "project", f"{expect.project} is installed once", len(versions), 1
 
 
 def _patched(plan: Plan) -> dict[str, str]:

@@ -31,12 +31,12 @@ def is_copy(entry: Entry) -> bool:
 
 def system_path(plan: Plan) -> str:
     """The path of the only copy, without a leading slash."""
-    return f"usr/lib/{plan.triplet}/libnccl.so.{plan.versions['nccl']}"
+    return f"usr/lib/{plan.triplet}/libnccl.so.{plan.expect.nccl}"
 
 
 def checks(plan: Plan, files: ImageFiles, root: Root, first_own: int) -> Iterator[Compared]:
-    """The comparisons for NCCL; none where the plan pins no NCCL."""
-    if "nccl" not in plan.versions:
+    """The comparisons for NCCL; none where the plan expects none."""
+    if plan.expect.nccl is None:
         return
     system = system_path(plan)
     copies = [e for layer in files.layers for e in layer if is_copy(e)]
@@ -55,7 +55,7 @@ def checks(plan: Plan, files: ImageFiles, root: Root, first_own: int) -> Iterato
         "nccl-version",
         "version, SONAME and architecture of each visible libnccl",
         {e.path: _identity(e) for e in final},
-        {system: [plan.versions["nccl"], SONAME, plan.arch]},
+        {system: [plan.expect.nccl, SONAME, plan.arch]},
     )
     names = [p for p, e in root.final.items() if layerscan.NCCL.search(p) and e.kind != "5"]
     targets = {path: root.real(path) for path in sorted(names)}

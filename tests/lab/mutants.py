@@ -414,7 +414,7 @@ MUTANTS = (
     # What is in it
     Mutant(
         name="torch for the CPU",
-        check="torch/test_cuda_build",
+        check="torch-cuda",
         make=lambda c: c.add(
             {f"{c.dist}/torch/version.py": b"cuda: Optional[str] = None\nhip = None\n"}
         ),

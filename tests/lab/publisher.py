@@ -107,7 +107,7 @@ class Publisher(Project):
         verdict = seal.verdict(store, image.digest)
         assert verdict is not None
         return publish.Item(
-            plan=plan, image=image, measured=tags.measure(files), verdict=verdict,
+            plan=plan, image=image, measured=tags.measure(files, plan.expect), verdict=verdict,
             required=Required(tiers=plan.requires),
             sbom=sbom.create(plan, image, files, store, Local())
             if real_sbom

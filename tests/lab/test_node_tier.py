@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage.build.engine.engine import Engine
-from sparkimage.config.plan import Plan
+from sparkimage.config.plan import Expected, Plan
 from sparkimage.verify import gpu
 from tests.lab.conftest import Lab
 
@@ -106,7 +106,7 @@ def machine(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 @pytest.fixture
 def plan(lab: Lab) -> Plan:
-    return dataclasses.replace(lab.plan("plain-amd64"), versions={"nccl": "2.30.4"})
+    return dataclasses.replace(lab.plan("plain-amd64"), expect=Expected(nccl="2.30.4"))
 
 
 def test_this_machine_has_no_gpu(lab: Lab, plan: Plan) -> None:

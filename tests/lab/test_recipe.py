@@ -98,7 +98,7 @@ def test_mutants_of_the_twin(
     results = list(mutants.run(good.plan, good.image, store, tmp_path / "work", of))
     assert {one.mutant.check for one in results} >= {
         "packages", "patches", "patches-parse", "entrypoint", "apt-lists", "nccl-root",
-        "torch/test_cuda_build", "cuda-base/test_version", "cuda-base/test_toolkit_folder",
+        "torch-cuda", "cuda-base/test_version", "cuda-base/test_toolkit_folder",
         "vllm-source/test_place",
     }  # fmt: skip
     assert [one.mutant.name for one in results if not one.killed] == []

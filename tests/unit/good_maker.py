@@ -13,7 +13,7 @@ from typing import Any
 import zstandard
 
 from sparkimage.config.lockfile import Deb, Target, Wheel
-from sparkimage.config.plan import DebianRoot, LayerPlan, PatchPlan, Plan
+from sparkimage.config.plan import DebianRoot, Expected, LayerPlan, PatchPlan, Plan
 from sparkimage.image.layerindex import STEP
 from sparkimage.image.store import MANIFEST, TAR, Image, Store
 from tests.unit import elf_maker
@@ -182,6 +182,7 @@ def plan() -> Plan:
         python="3.13",
         labels={"dev.sparkimage.pin.nccl": "2.30.4", "dev.sparkimage.variant": "small"},
         lock_checksum="2" * 64,
+        expect=Expected(nccl="2.30.4", cuda="13", version="0.32.0+x", project="vllm"),
     )
 
 

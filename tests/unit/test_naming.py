@@ -24,12 +24,12 @@ def files(tmp_path: Path, *more: good_maker.Files) -> tags.Measured:
     layers = [good_maker.put_layer(store, one) for one in (*good_maker.stack(), *more)]
     config = good_maker.config([id for _, id in layers])
     image = good_maker.put_image(store, config, [blob for blob, _ in layers])
-    return tags.measure(image_files(store, image))
+    return tags.measure(image_files(store, image), good_maker.plan().expect)
 
 
 def test_versions_are_measured_in_the_layers(tmp_path: Path) -> None:
     seen = files(tmp_path)
-    assert seen == Measured(vllm="0.32.0+x", cuda="13.0", nccl="2.30.4")
+    assert seen == Measured(project="vllm", version="0.32.0+x", cuda="13.0", nccl="2.30.4")
 
 
 def test_what_a_higher_layer_removed_is_not_measured(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_what_a_higher_layer_removed_is_not_measured(tmp_path: Path) -> None:
         {f"{DIST}/vllm-0.31.0.dist-info/METADATA": b""},
         {f"{DIST}/.wh.vllm-0.31.0.dist-info": b""},
     )
-    assert seen.vllm == "0.32.0+x"
+    assert seen.version == "0.32.0+x"
 
 
 def test_two_versions_have_no_tag(tmp_path: Path) -> None:
@@ -49,9 +49,12 @@ def test_two_versions_have_no_tag(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("measured", "tag"),
     [
-        (Measured(vllm="0.32.0", cuda="13.0", nccl="2.30.4"), "0.32.0-cu130-nccl2.30.4-01234567"),
         (
-            Measured(vllm="1.dev2+gab", cuda="13.0", nccl="2.30.4"),
+            Measured(version="0.32.0", cuda="13.0", nccl="2.30.4"),
+            "0.32.0-cu130-nccl2.30.4-01234567",
+        ),
+        (
+            Measured(version="1.dev2+gab", cuda="13.0", nccl="2.30.4"),
             "1.dev2_gab-cu130-nccl2.30.4-01234567",
         ),
         (Measured(nccl="2.30.4"), "nccl2.30.4-01234567"),
@@ -70,7 +73,7 @@ def test_versions_of_python_and_semver_are_ordered_alike() -> None:
 
 
 def test_platforms_must_hold_the_same() -> None:
-    one, two = Measured(vllm="1.0"), Measured(vllm="1.1")
+    one, two = Measured(version="1.0"), Measured(version="1.1")
     assert tags.agree([("a", one), ("b", one)]) == one
     with pytest.raises(VerifyError, match="different versions"):
         tags.agree([("a", one), ("b", two)])

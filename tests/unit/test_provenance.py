@@ -63,7 +63,7 @@ def test_materials_are_the_entries_of_the_lock(tmp_path: Path) -> None:
 
 def test_provenance_is_the_same_each_time_and_says_what_was_measured(tmp_path: Path) -> None:
     image = good_maker.make(Store.open(tmp_path / "store"))
-    plan, measured = plan_of(tmp_path), Measured(vllm="1.0", nccl="2.30.4")
+    plan, measured = plan_of(tmp_path), Measured(project="vllm", version="1.0", nccl="2.30.4")
     statement = Result(statement=seal_maker.made(digest=image.digest))
     verdict = seal.combine([statement])
     assert verdict is not None

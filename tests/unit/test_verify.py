@@ -22,7 +22,7 @@ from sparkimage.build.engine.emulation import program
 from sparkimage.build.engine.engine import Engine
 from sparkimage.cli.verify import tiers_of
 from sparkimage.config import planning
-from sparkimage.config.plan import Answer, Plan
+from sparkimage.config.plan import Answer, Expected, Plan
 from sparkimage.config.schema import MatrixFile
 from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.core import progress
@@ -441,7 +441,7 @@ def good(banner: str = "NCCL version 2.30.4+cuda13.0", **change: Any) -> tuple[i
 
 
 def nodes(bench: Bench, *answers: tuple[int, str, str]) -> gpu.NodeOutcome:
-    plan = replace(bench.plan, versions={"nccl": "2.30.4"})
+    plan = replace(bench.plan, expect=Expected(nccl="2.30.4"))
     return gpu.examine(plan, ENGINE, "r:v", Fake(*answers))
 
 
