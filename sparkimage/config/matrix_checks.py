@@ -339,7 +339,7 @@ class MatrixChecks:
                 named = self.spec.pins[pin].get(value)
                 if named is not None and version_of(named) is None:
                     what = f"{title}: layer {one} expects the version of {pin}, but {pin} {value}"
-                    self.report.add(key, f"{what} has none", "give it a `version:`")
+                    self.report.add(key, f"{what} has none", "give it one, or name another pin")
                 elif named is None and one != name:
                     # Of its own pins the layer says so itself.
                     what = f"{title}: layer {name} has the checks of {one}, which expects {pin}"

@@ -303,7 +303,7 @@ def _idle_axes(spec: MatrixFile, report: Report) -> Iterator[Problem]:
     for key in keys:
         axis = str(key[-1])
         if axis not in used:
-            other = closest(axis, used)
+            other = closest(axis, used - {str(key[-1]) for key in keys} - {PLATFORM})
             todo = f"use it in a layer: a pin, `when`, or {{{axis}}} in `args`; or remove it"
             yield report.document.problem(
                 key, f"no layer uses axis {axis}: it changes no image",

@@ -1,0 +1,309 @@
+"""Axes, `when`, templates, exclude and include: which variants come out of a matrix."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparkimage.config import matrix, planning
+from sparkimage.config.matrix import Matrix
+from sparkimage.config.plan import Plan
+from sparkimage.config.variants import fits
+from sparkimage.core.errors import ConfigError
+from tests.unit import project_maker as maker
+
+TEXT = """\
+version: 1
+repository: "team/{stack}"
+pins:
+  os: {trixie: {kind: debian, suite: trixie}, bookworm: {kind: debian, suite: bookworm}}
+  app:
+    "1.0.0": {kind: wheels, require: ["app==1.0"], python: "3.13"}
+    "2.0.0": {kind: wheels, require: ["app==2.0"], python: "3.13"}
+layers:
+  low: {base: os}
+  app: {wheels: {pin: app}, expect: {version: app, project: app}}
+  tools: {when: {stack: "!small"}}
+  start: {args: {STACK: "{stack} of {app}", JSON: '{{"a": 1}}'}}
+defaults:
+  name: "{stack}-{app}-{arch}"
+  layers: [low, app, tools, start]
+  user: "1000"
+axes:
+  platform: [linux/arm64, linux/amd64]
+  os: [trixie]
+  app: ["1.0.0", "2.0.0"]
+  stack: [small, full, more]
+exclude:
+  - {stack: small, platform: "!linux/arm64"}
+  - {stack: [more, full], app: "2.0.0"}
+include:
+  - {name: debug, extends: base, user: root, axes: {stack: small}}
+  - {name: base, platforms: [linux/arm64, linux/amd64], repository: other/place,
+     axes: {stack: full}, pins: {os: trixie, app: "1.0.0"}}
+groups: {default: ["*"]}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("variants")
+    for name in ("low", "app", "tools", "start"):
+        (made / "images" / name).mkdir(parents=True)
+        (made / "images" / name / "Dockerfile").write_text(f"FROM layer AS {name}\n")
+    return made
+
+
+def load(folder: Path, text: str) -> Matrix:
+    (folder / "matrix.yaml").write_text(text)
+    return matrix.load(folder / "matrix.yaml")
+
+
+def plans(read: Matrix) -> dict[str, Plan]:
+    made = planning.make_all(read, read.variants, maker.locked(read), maker.ORIGIN)
+    return {plan.variant: plan for plan in made}
+
+
+def test_the_variants_that_come_out(folder: Path) -> None:
+    read = load(folder, TEXT)
+    assert read.warnings == ()
+    assert {v.name: (v.repository, v.user, v.layers[2:]) for v in read.variants} == {
+        "small-1.0.0-arm64": ("team/small", "1000", ("start",)),
+        "small-2.0.0-arm64": ("team/small", "1000", ("start",)),
+        "full-1.0.0-arm64": ("team/full", "1000", ("tools", "start")),
+        "full-1.0.0-amd64": ("team/full", "1000", ("tools", "start")),
+        "more-1.0.0-arm64": ("team/more", "1000", ("tools", "start")),
+        "more-1.0.0-amd64": ("team/more", "1000", ("tools", "start")),
+        "debug-arm64": ("other/place", "root", ("start",)),
+        "debug-amd64": ("other/place", "root", ("start",)),
+        "base-arm64": ("other/place", "1000", ("tools", "start")),
+        "base-amd64": ("other/place", "1000", ("tools", "start")),
+    }
+    assert read.repositories == ("team/small", "team/full", "team/more", "other/place")
+
+
+def test_a_plan_has_the_values_of_its_axes(folder: Path) -> None:
+    plan = plans(load(folder, TEXT))["small-2.0.0-arm64"]
+    assert plan.image == "team/small:small-2.0.0-arm64"
+    assert plan.user == "1000"
+    assert plan.layers[-1].args["STACK"] == "small of 2.0.0"
+    assert plan.layers[-1].args["JSON"] == '{"a": 1}'
+    assert plan.labels["dev.sparkimage.axis.stack"] == "small"
+    assert plan.labels["org.opencontainers.image.version"] == "2.0.0"
+    assert (plan.expect.version, plan.expect.project) == ("2.0.0", "app")
+    assert (plan.expect.nccl, plan.expect.cuda) == (None, None)
+
+
+def test_a_layer_that_is_left_out_needs_no_pin(folder: Path) -> None:
+    text = TEXT.replace("app: {wheels: {pin: app}, expect", "app: {when: {stack: full}, "
+                        "wheels: {pin: app}, expect")  # fmt: skip
+    made = plans(load(folder, text))
+    assert made["small-1.0.0-arm64"].versions == {}
+    assert made["full-1.0.0-arm64"].versions == {"app": "1.0.0"}
+
+
+def test_the_lowest_layer_is_the_lowest_that_is_in(folder: Path) -> None:
+    text = TEXT.replace("low: {base: os}", "low: {base: os, when: {stack: small}}").replace(
+        'tools: {when: {stack: "!small"}}', 'tools: {base: os, when: {stack: "!small"}}'
+    )
+    read = load(folder, text.replace("[low, app, tools, start]", "[low, tools, app, start]"))
+    assert {v.layers[0] for v in read.variants} == {"low", "tools"}
+
+
+def test_extends_takes_what_is_not_said_and_a_chain_of_it(folder: Path) -> None:
+    more = '  - {name: top, extends: debug, platform: linux/amd64, pins: {app: "2.0.0"}}\n'
+    read = load(folder, TEXT.replace("groups:", f"{more}groups:"))
+    (top,) = matrix.select(read, names=["top"])
+    assert (top.platform, top.user, top.repository) == ("linux/amd64", "root", "other/place")
+    assert (top.axes, top.pins) == ({"stack": "small"}, {"os": "trixie", "app": "2.0.0"})
+
+
+def test_names_of_includes_are_templates(folder: Path) -> None:
+    read = load(folder, TEXT.replace("name: debug,", 'name: "{arch}-{stack}-of-{app}",'))
+    names = [variant.name for variant in read.variants]
+    assert {"arm64-small-of-1.0.0", "amd64-small-of-1.0.0"} <= set(names)
+
+
+WRONG = [
+    ("stack: [small, full, more]", "stakc: [small, full, more]", 23, "exclude names 'stack'",
+     "did you mean 'stakc'?"),
+    ('{stack: "!small"}', "{stakc: small}", 11, ("layer tools: `when` names 'stakc', which is no "
+      "axis"), "did you mean 'stack'?"),
+    ('{stack: "!small"}', '{stack: "!smal"}', 11, "names stack 'smal', which is no value of it",
+     "did you mean 'small'?"),
+    ('{stack: "!small"}', "{stack: [small, ful]}", 11, "names stack 'ful', which is no value",
+     "did you mean 'full'?"),
+    ('{stack: "!small"}', '{app: "3.0.0"}', 11, "names app '3.0.0', which is no value of it",
+     "did you mean '2.0.0'?"),
+    ('{stack: "!small"}', "{platform: linux/arm}", 11, "names platform 'linux/arm'", "did you"),
+    ('{stack: "!small"}', "{stack: 3.10}", 11, "layers.tools.when.stack must be text, but is 3.10",
+     'quote it: "3.10"'),
+    ('{stack: "!small"}', "{stack: {a: b}}", 11, "must be one word, but is a mapping", "one word"),
+    ('{stack: "!small"}', "{stack: []}", 11, "stack is empty", "at least 1 entry"),
+    ('{stack: "!small"}', "{stack: [3.10]}", 11, "must be text, but is 3.10", 'quote it: "3.10"'),
+    ('{stack: "!small"}', "small", 11, "layers.tools.when must be a mapping", "when: {NAME: …}"),
+    ("{stack} of {app}", "{stakc} of {app}", 12, ("layer start: args.STACK cannot be filled in: "
+      "'stakc' is no axis"), "known are {platform}, {os}, {app}, {stack}, {arch}; a brace"),
+    ("{stack} of {app}", "{stack:>9}", 12, "'stack' takes no format", "known are"),
+    ("{stack} of {app}", "{stack.x}", 12, "'stack.x' is no axis", "known are"),
+    ("{stack} of {app}", "{stack", 12, "cannot be filled in: expected '}'", "is doubled"),
+    ("{stack} of {app}", "{}", 12, "cannot be filled in: '' is no axis", "known are"),
+    ("expect: {version: app", "expect: {version: ap", 10, "uses pin 'ap', which is not in pins",
+     "did you mean 'app'?"),
+    ("expect: {version: app", "expect: {version: os", 15, ("layer app expects the version of os, "
+      "but os trixie has none"), "give it one"),
+    ("expect: {version: app", "expect: {cuda: 13.0, version: app", 10, "must be text, but is 13.0",
+     'quote it: "13.0"'),
+    ("expect: {version: app", 'expect: {cuda: "{cuda}", version: app', 10,
+     "layer app: expect.cuda cannot be filled in: 'cuda' is no axis", "known are"),
+    ("expect: {version: app", "expect: {ncl: app", 10, "unknown key 'ncl'", "did you mean 'nccl'?"),
+    ("base: os}", "base: os, expect: {project: other}}", 15, ("layers low and app expect project "
+      "other and app"), "leave out one"),
+    ('user: "1000"', "user: 1000", 16, "defaults.user must be text, but is 1000", "quote it"),
+    ('user: "1000"', 'user: "a b"', 16, "defaults.user: 'a b' does not have the right form", ""),
+    ("stack: [small,", "stack: [Small,", 2, ("variant Small-1.0.0-arm64: 'team/Small' cannot be a "
+      "repository"), "lower-case"),
+    ('"team/{stack}"', '"team/{tack}"', 2, ("variant small-1.0.0-arm64: the repository "
+      "'team/{tack}' cannot be filled in: 'tack' is no axis"), "known are"),
+    ('"team/{stack}"', "Team/x", 2, "repository: 'Team/x' does not have the right form", ""),
+    ("stack: [small,", 'stack: ["!small",', 21, ("axis stack has '!small', which would mean "
+      "all but 'small'"), "another character"),
+    ("stack: [small,", "arch: [x]\n  stack: [small,", 21, "no axis can be called 'arch'", "rename"),
+    ("stack: [small,", "stack: [a b,", 21, "axes.stack.0: 'a b' does not have the right form", ""),
+    ("{stack: small, pl", "{stakc: small, pl", 23, "exclude names 'stakc', which is no axis",
+     "did you mean 'stack'?"),
+    ('"!linux/arm64"', '"!linux/arm"', 23, "exclude names platform 'linux/arm', which is no value",
+     "did you mean 'linux/arm64'?"),
+    ("[more, full]", "[more, ful]", 24, "exclude names stack 'ful'", "did you mean 'full'?"),
+    ("  - {stack: [more", "  - {}\n  - {stack: [more", 24, "exclude.1 is empty", "at least 1"),
+    ("extends: base", "extends: bse", 26, "variant debug extends 'bse', which is no include",
+     "did you mean 'base'?"),
+    ("name: base, pl", "name: base, extends: debug, pl", 26, ("variant debug extends itself: debug "
+      "→ base → debug"), "remove one `extends`"),
+    ("platforms: [linux/arm64, linux/amd64], rep", "rep", 27, "variant base has no platform",
+     "add `platform: linux/arm64`"),
+    ("name: base, pl", "name: base, platform: linux/arm64, pl", 27, ("variant base has both "
+      "`platform` and `platforms`"), "keep one"),
+    ("axes: {stack: full}", "axes: {os: trixie}", 28, "variant base: os is a pin", "`pins: {os"),
+    ("axes: {stack: full}", "axes: {platform: x}", 28, ("variant base has platform as an axis of "
+      "its own"), "`platforms:`"),
+    ("axes: {stack: full}", "axes: {}", 27, ("variant base-arm64: layer start needs a value for "
+      "{stack}"), "add an axis stack, or `axes: {stack: …}` to the include"),
+    ("name: debug,", 'name: "debug-{tack}",', 26, "filled in: 'tack' is no axis", "known"),
+    ("name: debug,", "name: base,", 27, "two variants are called 'base-arm64'", "rename one"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "line", "what", "todo"), WRONG)
+def test_a_problem_has_its_line_and_next_action(
+    folder: Path, old: str, new: str, line: int, what: str, todo: str
+) -> None:
+    assert old in TEXT
+    with pytest.raises(ConfigError) as error:
+        load(folder, TEXT.replace(old, new, 1))
+    reported = [(p.line, p.what, p.todo) for p in error.value.problems]
+    assert any(at == line and what in seen and todo in hint for at, seen, hint in reported), (
+        reported
+    )
+
+
+def test_a_variant_without_a_layer_is_refused(folder: Path) -> None:
+    text = TEXT
+    for layer in ("low: {", "app: {wh", "start: {"):
+        name, _, rest = layer.partition("{")
+        text = text.replace(layer, f"{name}{{when: {{stack: full}}, {rest}", 1)
+    with pytest.raises(ConfigError) as error:
+        load(folder, text)
+    what = "variant small-1.0.0-arm64 has no layer: the `when` of each leaves it out"
+    assert what in [problem.what for problem in error.value.problems]
+
+
+def test_an_axis_that_no_layer_uses_is_told(folder: Path) -> None:
+    idle = TEXT.replace("  stack: [small", "  flavor: [a]\n  stack: [small")
+    idle = idle.replace("{stack: full}, pins", "{stack: full, flavour: b}, pins")
+    assert [(w.line, w.what, w.todo) for w in load(folder, idle).warnings] == [
+        (21, "no layer uses axis flavor: it changes no image",
+         "use it in a layer: a pin, `when`, or {flavor} in `args`; or remove it"),
+        (29, "no layer uses axis flavour: it changes no image",
+         "use it in a layer: a pin, `when`, or {flavour} in `args`; or remove it"),
+    ]  # fmt: skip
+    # A name alone makes two images of the same content.
+    named = idle.replace("{stack}-{app}-", "{stack}-{app}-{flavor}-").replace(": [a]", ": [a, b]")
+    assert [w.line for w in load(folder, named).warnings] == [21, 29]
+    near = TEXT.replace("  os: [trixie]", "  oss: [trixie]")
+    with pytest.raises(ConfigError) as error:
+        load(folder, near)
+    assert (19, "did you mean 'os'?") in [(p.line, p.todo) for p in error.value.problems]
+    pin = TEXT.replace("app: {wheels: {pin: app}, expect: {version: app, project: app}}", "app: {}")
+    pin = pin.replace("{stack} of {app}", "{stack}")
+    assert [(w.line, w.what) for w in load(folder, pin).warnings] == [
+        (20, "no layer uses axis app: it changes no image")
+    ]
+
+
+def test_what_takes_the_checks_of_a_layer_expects_what_it_does(folder: Path) -> None:
+    text = TEXT.replace("tools: {when", "tools: {checks: [app], when").replace(
+        "layers: [low, app, tools, start]", "layers: [low, tools, start]"
+    )
+    made = plans(load(folder, text))
+    assert made["full-1.0.0-arm64"].expect.version == "1.0.0"
+    assert made["small-1.0.0-arm64"].expect.version is None
+    with pytest.raises(ConfigError) as error:
+        load(folder, text.replace(', app: "1.0.0"}}', "}}"))
+    assert "variant base-arm64: layer tools has the checks of app, which expects app" in [
+        problem.what for problem in error.value.problems
+    ]
+
+
+def test_caches_that_the_user_cannot_write_are_told(folder: Path) -> None:
+    profile = {"variants": ["debug*", "base*"], "caches": {"a": "/root/.cache/a", "b": "/home/x"}}
+    text = TEXT + yaml.safe_dump({"profiles": {"p": profile}})
+    (warning,) = load(folder, text).warnings
+    assert warning.what == ("profile p: base-arm64 runs as 1000, who cannot write /root/.cache/a")
+    assert text.splitlines()[warning.line - 1].strip() == "a: /root/.cache/a"
+    assert load(folder, text.replace("- base*", "- debug-arm64")).warnings == ()
+
+
+values = st.sampled_from("abcd")
+choices = st.lists(st.builds("".join, st.tuples(st.sampled_from(["", "!"]), values)), min_size=1)
+
+
+@given(value=values, selector=choices)
+def test_a_list_selects_what_each_of_its_parts_does(value: str, selector: list[str]) -> None:
+    plain = [choice for choice in selector if not choice.startswith("!")]
+    negated = all(fits(value, choice) for choice in selector if choice.startswith("!"))
+    assert fits(value, selector) == (negated and (not plain or value in plain))
+    assert fits(value, f"!{value}") != fits(value, value)
+    assert not fits(None, value)
+    assert fits(None, f"!{value}")
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_exclude_takes_away_what_it_selects(folder: Path, data: st.DataObject) -> None:
+    document: dict[str, Any] = yaml.safe_load(TEXT)
+    axes = document["axes"]
+    selectors = {
+        axis: st.lists(st.sampled_from(values), min_size=1, unique=True)
+        | st.sampled_from(values)
+        | st.sampled_from([f"!{value}" for value in values])
+        for axis, values in axes.items()
+    }
+    entry = st.fixed_dictionaries({}, optional=selectors).filter(bool)
+    document["exclude"] = data.draw(st.lists(entry, max_size=4))
+    document["include"] = [{"name": "one", "platform": "linux/arm64", "layers": ["low"],
+                            "pins": {"os": "trixie"}, "axes": {"stack": "x"}}]  # fmt: skip
+    read = load(folder, json.dumps(document))
+    kept = [v for v in read.variants if v.name != "one"]
+    for variant in kept:
+        for excluded in document["exclude"]:
+            assert not all(fits(variant.words[axis], s) for axis, s in excluded.items())
+    if not document["exclude"]:
+        assert len(kept) == math.prod(map(len, axes.values()))
