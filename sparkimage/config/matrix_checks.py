@@ -154,7 +154,8 @@ class MatrixChecks:
         key: Key = ("layers", name) if layer.source is None else ("layers", name, "source")
         taken = {LAYER: "the layer below", "scratch": "the empty image"}
         if layer.source is None:
-            taken |= OWN_CONTEXTS
+            # BuildKit would take the context in place of a stage that is called so.
+            taken |= {**OWN_CONTEXTS, name: "the stage of its own Dockerfile"}
         else:
             taken |= {arg.lower(): f"the image of {arg}" for arg in layer.source.images}
         for context in layer.named_inputs:

@@ -142,7 +142,10 @@ class WheelsPin(PinBase):
     require: list[Annotated[str, Field(pattern=REQUIREMENT)]] = Field(
         min_length=1, description="exact requirements, NAME==VERSION or NAME[EXTRA,…]==VERSION"
     )
-    exclude: list[str] = Field(default=[], description="projects that another pin provides")
+    exclude: list[str] = Field(
+        default=[],
+        description="projects that another pin provides; one of `require` stands for what it needs",
+    )
     python: str = Field(pattern=PYTHON, description="Python's X.Y in the image, quoted")
     find_links: str | None = Field(default=None, description="folder with local wheels")
     index: list[Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*[^\s/]$")]] = Field(

@@ -44,12 +44,16 @@ def resolve(
     move. Raises ``LockError`` when the pin cannot be satisfied, ``NetworkError`` when an index does
     not answer.
     """
-    with TemporaryDirectory(prefix="sparkimage-lock-") as name:
-        folder = Path(name)
+    with TemporaryDirectory(prefix="sparkimage-lock-") as temporary:
+        folder = Path(temporary)
+        # A project that is required and excluded stands for its requirements: those of what a layer
+        # compiles itself.
+        required = {project_name(requirement) for requirement in pin.require}
+        gone = {project_name(project) for project in pin.exclude}
         files = {
             "requirements": pin.require,
             # A marker that is never true removes a project from the resolution (uv's overrides).
-            "override": [f"{project}; sys_platform == 'never'" for project in pin.exclude],
+            "override": [f"{name}; sys_platform == 'never'" for name in sorted(gone - required)],
             "constraint": [f"{project}=={version}" for project, version in keep.items()],
         }
         for file, lines in files.items():
@@ -72,7 +76,16 @@ def resolve(
         except CommandError as error:
             raise _explain(f"{title} on {platform}", error.output, index) from None
         packages = tomllib.loads(pylock.read_text())
+    found = packages.get("packages", [])
+    packages["packages"] = [one for one in found if one["name"] not in gone]
     return pick(packages, title, platform, pin.python, glibc, links)
+
+
+def project_name(requirement: str) -> str:
+    """The project of NAME, NAME==VERSION or NAME[EXTRA]==VERSION, as a lock writes it."""
+    from packaging.utils import canonicalize_name
+
+    return canonicalize_name(re.split(r"[\[=]", requirement, maxsplit=1)[0])
 
 
 def environment(mirrors: Mirrors, index: Sequence[str] = ()) -> dict[str, str]:

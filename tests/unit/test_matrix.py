@@ -288,6 +288,7 @@ WRONG_INPUTS = [
      "folder with step.sh"), "give the context another name"),
     ("words: words,", "layer: words,", 10, "that is the layer below", "another name"),
     ("words: words,", "scratch: words,", 10, "that is the empty image", "another name"),
+    ("words: words,", "up: words,", 10, "that is the stage of its own Dockerfile", "another name"),
     ("words: words,", "Words: words,", 10, "layers.up.inputs.Words", "it must match"),
     ("images: {FINAL: layer},", "images: {FINAL: layer}, inputs: {final: cuda},", 11,
      "layer made has an input called 'final': that is the image of FINAL", "another name"),

@@ -120,6 +120,15 @@ def test_without_its_dependencies(home: Path, index: tuple[Index, str]) -> None:
     assert [request.get("deps") for request in requests] == [False, None]
 
 
+def test_what_a_project_needs_without_itself(home: Path, index: tuple[Index, str]) -> None:
+    made, address = index
+    made.add("My.Engine", "1.0", "lib>=1", "other")
+    (made.folder / "my.engine").rename(made.folder / "my-engine")
+    made.add("lib", "1.5", "other", "my-engine")
+    read = project(home, {"app": wheels("my-engine==1.0", exclude=["my_engine", "Other"])})
+    assert files(resolve(read, address), "app") == ["lib-1.5-py3-none-any.whl"]
+
+
 def test_an_index_of_the_pin_goes_before_the_default_one(
     home: Path, index: tuple[Index, str]
 ) -> None:
