@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from sparkimage.build.secrets import NO_SECRETS, BuildSecrets
 from sparkimage.config.address import WHEELS, Mirrors
 from sparkimage.config.lockfile import PinnedImage
 from sparkimage.config.plan import GitTree, LayerPlan, Plan, SourceBuild, context_name
@@ -38,6 +39,7 @@ def definition(
     inputs: dict[str, Inputs],
     mirrors: Mirrors = NO_MIRRORS,
     cache: str | None = None,
+    secrets: BuildSecrets = NO_SECRETS,
 ) -> dict[str, Any]:
     """The bake file for these plans; ``inputs`` by variant name.
 
@@ -63,7 +65,16 @@ def definition(
                 builders, target = _source_targets(plan, layer, files, below, mirrors)
                 targets |= {key: {**builder, **common} for key, builder in builders.items()}
             args = {**layer.args, "SOURCE_DATE_EPOCH": str(plan.epoch)}
+            if layer.syntax is not None:
+                # It goes before the line of the Dockerfile:
+                # https://docs.docker.com/reference/dockerfile/#buildkit-built-in-build-args
+                args["BUILDKIT_SYNTAX"] = _reference(layer.syntax, mirrors).partition("://")[2]
+            if layer.name in files.dockerfiles:
+                del target["dockerfile"]
+                target["dockerfile-inline"] = files.dockerfiles[layer.name]
             targets[name] = {**target, "args": args, **common}
+            for kind, words in secrets.of(layer, mirrors).items():
+                targets[name][kind] = [*target.get(kind, ()), *words]
             below = f"target:{name}"
             if last:
                 targets[name] |= {

@@ -128,6 +128,7 @@ def execute(plan: Plan, context: BuildContext) -> Iterator[Staged]:
     with TemporaryDirectory(prefix="sparkimage-bake-") as folder:
         try:
             image, load = _execute(plan, own, folder, context)
+            context.secrets.refuse_leaks(plan, image, context.store)
             yield Staged(image=image, engine=context.engine, own=own, load=load)
         finally:
             untag(own, context.engine)
@@ -204,7 +205,8 @@ def _bake(plan: Plan, folder: str, output: str, context: BuildContext, title: st
         "BUILDX_NO_DEFAULT_LOAD": "1",
     }
     source = next((layer.name for layer in plan.layers if layer.source is not None), None)
-    state = buildkit.Build([layer.name for layer in plan.layers], foreign=source)
+    layers = [layer.name for layer in plan.layers]
+    state = buildkit.Build(layers, foreign=source, hide=context.secrets.hide(plan))
     view = context.view if title else View(context.view.console, quiet=True)
     with buildkit.show(view, state, title) as feed:
         done = context.runner.run(argv, on_stderr=feed, check=False, env=environment)

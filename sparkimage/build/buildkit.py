@@ -58,6 +58,8 @@ class Build:
     clock: Callable[[], float] = time.monotonic
     foreign: str | None = None
     """The layer that its source's own Dockerfile builds, in stages that are no layer's name."""
+    hide: Callable[[str], str] = str
+    """What replaces the values of secrets in the steps' output."""
 
     def __post_init__(self) -> None:
         self.rows = {name: Row(name) for name in (*self.layers, EXPORT)}
@@ -129,7 +131,7 @@ class Build:
         row.current, row.total = map(sum, zip(*sizes, strict=True))
 
     def _log(self, log: dict[str, Any]) -> None:
-        text = base64.b64decode(log.get("data") or b"").decode("utf-8", "replace")
+        text = self.hide(base64.b64decode(log.get("data") or b"").decode("utf-8", "replace"))
         lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
         if lines:
             self.logs.setdefault(log["vertex"], []).extend(lines)

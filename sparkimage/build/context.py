@@ -10,6 +10,7 @@ from typing import Any
 from sparkimage.build import bake
 from sparkimage.build.engine.builders import Builder
 from sparkimage.build.engine.engine import Engine
+from sparkimage.build.secrets import NO_SECRETS, BuildSecrets
 from sparkimage.config.plan import Plan
 from sparkimage.core.progress import View
 from sparkimage.image.store import Store
@@ -29,6 +30,7 @@ class BuildContext(ResolveContext):
     """Where BuildKit runs: in the engine, or elsewhere."""
     cache: str | None = None
     """REGISTRY/REPOSITORY that keeps the build cache."""
+    secrets: BuildSecrets = NO_SECRETS
 
     @property
     def project(self) -> Path:
@@ -41,4 +43,4 @@ class BuildContext(ResolveContext):
             plan.variant: fetch.ready(plan, self.project, self, self.builder.native(plan.arch))
             for plan in plans
         }
-        return bake.definition(plans, inputs, self.mirrors, self.cache)
+        return bake.definition(plans, inputs, self.mirrors, self.cache, self.secrets)

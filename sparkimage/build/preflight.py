@@ -31,7 +31,8 @@ WHEELS = re.compile(r"--mount=\S*\bfrom=uv(,|$)")
 
 
 def check(plan: Plan, context: BuildContext) -> None:
-    """Check disk and emulation before anything long starts. Raises ``PreflightError``."""
+    """Check secrets, disk and emulation before anything long starts. Raises ``PreflightError``."""
+    context.secrets.require([plan], context.mirrors)
     need = int(plan.download_bytes * UNPACKED_PER_BYTE) + BASE_BYTES
     data_root = Path(context.engine.data_root)
     if free_bytes(data_root) < need:

@@ -49,6 +49,10 @@ app = typer.Typer(
 PlanFormat = Literal["table", "json", "bake", "policy", "github"]
 Print = Annotated[PlanFormat | None, typer.Option("--print", help="Print the plan; build nothing.")]
 Builder = Annotated[str | None, value("NAME", "Build with this buildx builder.")]
+Secret = Annotated[
+    list[str] | None,
+    value("id=NAME,src=FILE", "A layer's build secret; default: the environment variable NAME."),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,6 +68,7 @@ def root(
     only: Annotated[str | None, value("GLOB", "Build the variants that match GLOB.")] = None,
     print_: Print = None,
     builder: Builder = None,
+    secret: Secret = None,
     _mirror: options.Mirror = None,
     matrix_file: Annotated[Path, value("FILE", "Read this matrix.")] = Path("matrix.yaml"),
     debug: Annotated[bool, flag("--debug", "Print tracebacks.")] = False,
@@ -78,9 +83,10 @@ def root(
     base.Settings.matrix_file = matrix_file
     base.Settings.debug = debug
     if context.invoked_subcommand is not None:
-        if matrix or only or print_ or builder:
+        if matrix or only or print_ or builder or secret:
             raise UsageError(
-                "--matrix, --only, --print and --builder cannot be combined with a command",
+                "--matrix, --only, --print, --builder and --secret cannot be combined with a "
+                "command",
                 hint="python build.py --matrix --only 'GLOB'; "
                 "python build.py image NAME --print FORMAT",
             )
@@ -95,7 +101,7 @@ def root(
     if print_ == "github" and only is None:
         _print_jobs(project, base.plans_of(project, variants))
         return
-    _build(project, variants, print_, builder=builder)
+    _build(project, variants, print_, builder=builder, secrets=secret or ())
 
 
 def image(
@@ -106,6 +112,7 @@ def image(
     rebuild: Annotated[bool, flag("--rebuild", "Rebuild and verify unchanged variants.")] = False,
     repair: Annotated[bool, flag("--repair", "Replace corrupt blobs in the image store.")] = False,
     builder: Builder = None,
+    secret: Secret = None,
     _mirror: options.Mirror = None,
     as_json: options.Json = False,
 ) -> None:
@@ -116,7 +123,7 @@ def image(
     variants = select(matrix, names=variant) if variant else select(matrix, group="default")
     _build(
         matrix, variants, print_,
-        rebuild=rebuild, repair=repair, as_json=as_json, builder=builder,
+        rebuild=rebuild, repair=repair, as_json=as_json, builder=builder, secrets=secret or (),
     )  # fmt: skip
 
 
@@ -139,6 +146,7 @@ def _build(
     repair: bool = False,
     as_json: bool = False,
     builder: str | None = None,
+    secrets: Sequence[str] = (),
 ) -> None:
     plans = base.plans_of(matrix, variants)
     if plan_format is not None:
@@ -149,7 +157,8 @@ def _build(
     from sparkimage.verify import pipeline
 
     refuse_unresolved(plans)
-    context = base.build_context(matrix, quiet=as_json, builder=builder)
+    context = base.build_context(matrix, quiet=as_json, builder=builder, secrets=secrets)
+    pipeline.require_secrets(plans, context, rebuild=rebuild or repair)
     results = [pipeline.build(plan, context, rebuild=rebuild, repair=repair) for plan in plans]
     if as_json:
         base.print_json([show.facts(result) for result in results])

@@ -261,13 +261,21 @@ def registry_tools(matrix: Matrix | None = None, say: Callable[[str], None] = sa
 
 
 def build_context(
-    matrix: Matrix, *, quiet: bool = False, builder: str | None = None
+    matrix: Matrix,
+    *,
+    quiet: bool = False,
+    builder: str | None = None,
+    secrets: Sequence[str] = (),
 ) -> BuildContext:
-    """What a build works with; starts the private engine where no engine answers."""
+    """What a build works with, with the secrets of ``--secret``; starts the private engine where no
+    engine answers."""
     from sparkimage.build.context import BuildContext
     from sparkimage.build.engine import builders
     from sparkimage.build.engine.private import ensure
+    from sparkimage.build.secrets import BuildSecrets
 
+    known = {name for layer in matrix.layers.values() for name in layer.secrets}
+    given = BuildSecrets.parse(secrets, known)
     view = new_view(quiet=quiet)
     context = resolve_context(matrix, view.say)
     engine = ensure(context.home, context.runner, view.say)
@@ -284,4 +292,5 @@ def build_context(
         if builder is None
         else builders.named(builder, engine, context.runner),
         cache=matrix.cache,
+        secrets=given,
     )

@@ -24,7 +24,8 @@ Value = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]+$", max_length=128)]
 PYTHON = r"^3\.\d+$"
 COMMIT = r"^[0-9a-f]{40}$"
 """A full git commit: servers hand out no abbreviated one."""
-REPOSITORY = r"^(https|http|git|ssh)://[^#\s]+$"
+REPOSITORY = r"^((https|http|git)://[^/@#\s]+|ssh://([^/:@#\s]+@)?[^/@#\s]+)/[^#\s]+$"
+"""Without a password, which the plan and the lock would show."""
 SHA256 = r"^[0-9a-f]{64}$"
 FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._+~-]{0,199}$"
 INSIDE = r"^\.?[^./:#\s][^/:#\s]*(/\.?[^./:#\s][^/:#\s]*)*$"
@@ -116,7 +117,10 @@ class GitPin(PinBase):
 
     REQUESTED = ("repository", "commit")
     kind: Literal["git"]
-    repository: str = Field(pattern=REPOSITORY)
+    repository: str = Field(
+        pattern=REPOSITORY,
+        description="https://HOST/PATH, or ssh://git@HOST/PATH where it is private",
+    )
     commit: str = Field(
         pattern=r"^[0-9a-f]{7,40}$",
         description="all 40 digits; where only fewer are known, `lock` finds the rest",

@@ -162,7 +162,7 @@ def content(store: Store, layer: Layer, path: str) -> bytes:
     """The bytes of a regular file of a layer, which is read up to there."""
     with (
         store.open_blob(layer.digest) as blob,
-        tarfile.open(fileobj=_decompressed(blob, layer.media_type), mode="r|") as archive,
+        tarfile.open(fileobj=decompressed(blob, layer.media_type), mode="r|") as archive,
     ):
         for member in archive:
             if member.isreg() and _path(member.name) == path:
@@ -197,7 +197,7 @@ def _read(store: Store, layer: Layer) -> list[Sequence[Any]]:
     known: dict[str, dict[str, Any]] = {}
     with store.open_blob(layer.digest) as blob:
         try:
-            plain = HashingReader(_decompressed(blob, layer.media_type))
+            plain = HashingReader(decompressed(blob, layer.media_type))
             with tarfile.open(fileobj=plain, mode="r|", bufsize=BUFFER) as archive:  # type: ignore[call-overload]
                 for member in archive:
                     path = _path(member.name)
@@ -221,7 +221,8 @@ def _read(store: Store, layer: Layer) -> list[Sequence[Any]]:
     return rows
 
 
-def _decompressed(blob: IO[bytes], media_type: str) -> Any:
+def decompressed(blob: IO[bytes], media_type: str) -> Any:
+    """The blob to read from, unpacked where its media type says that it is packed."""
     if media_type.endswith(("+gzip", ".gzip")):
         return gzip.GzipFile(fileobj=blob)
     if media_type.endswith("+zstd"):

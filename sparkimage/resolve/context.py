@@ -64,4 +64,6 @@ class Inputs:
     """Layer name to the folder with its requirements, packages or patched files."""
     files: dict[str, Path]
     """The sha256 of a web server's file to the folder that has it."""
+    dockerfiles: dict[str, str]
+    """Layer name to its Dockerfile's text, where that is not built as it is."""
     ca_bundle: str | None

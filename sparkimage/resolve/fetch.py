@@ -22,7 +22,7 @@ from sparkimage.core.arch import ARCHES
 from sparkimage.core.debian_tools import WITHOUT_DOCS
 from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError
 from sparkimage.core.files import new_folder
-from sparkimage.resolve import apt, images, patch_files, wheels
+from sparkimage.resolve import apt, frontends, images, patch_files, wheels
 from sparkimage.resolve.context import Inputs, ResolveContext
 from sparkimage.resolve.files import Download
 from sparkimage.resolve.git import Repository
@@ -37,7 +37,7 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
 
     ``builder_arch`` is of the machine that builds. Raises ``NetworkError`` for what cannot be
     fetched (naming it), ``LockError`` for what is gone or not as locked, ``PreflightError`` for a
-    tool that this machine lacks.
+    tool that this machine lacks, ``BuildError`` for a Dockerfile that cannot be built as it is.
     """
     root = plan.layers[0].root
     return Inputs(
@@ -51,6 +51,11 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
             file.sha256: _download(file, context).fetch(file.sha256)
             for layer in plan.layers
             for file in layer.files
+        },
+        dockerfiles={
+            layer.name: text
+            for layer in plan.layers
+            if (text := frontends.rewritten(layer, project, context)) is not None
         },
         root=None if root is None else _debian_root(root, context),
         uv=static_uv(builder_arch, context) if any(la.wheels for la in plan.layers) else None,

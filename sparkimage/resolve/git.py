@@ -14,17 +14,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 from sparkimage.core import locks
 from sparkimage.core.errors import CommandError, LockError
 from sparkimage.resolve.context import ResolveContext, unreachable
 
-ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+ENVIRONMENT = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "LC_ALL": "C",
+    # ssh asks nothing either, whichever ssh the user has git call: what it asks, a program that
+    # fails answers (https://man.openbsd.org/ssh#SSH_ASKPASS_REQUIRE).
+    "SSH_ASKPASS": "false",
+    "SSH_ASKPASS_REQUIRE": "force",
+}
 FETCH = ("fetch", "--quiet", "--force", "--no-tags")
 GONE = re.compile(
     r"not our ref|couldn't find remote ref|unadvertised object|no such remote ref|bad object"
 )
 NO_REPOSITORY = re.compile(r"epository .*not found|does not appear to be a git|not exported")
+REFUSED = re.compile(
+    r"Permission denied \(|Authentication failed|could not read (Username|Password)"
+)
+NEW_HOST = re.compile(r"Host key verification failed")
 HISTORY_TIMEOUT_S = 900.0
 
 
@@ -132,6 +144,19 @@ class Repository:
                 raise LockError(
                     f"{self.title}: there is no repository {self.address}",
                     hint="correct its address in the matrix, or name a mirror",
+                    detail=error.output,
+                ) from None
+            if REFUSED.search(error.output):
+                raise LockError(
+                    f"{self.title}: the server of {self.address} wants a login",
+                    hint="ssh-add a key that it takes, for ssh://git@HOST/PATH; for https, a "
+                    "credential helper of git",
+                    detail=error.output,
+                ) from None
+            if NEW_HOST.search(error.output):
+                raise LockError(
+                    f"{self.title}: ssh does not know the host key of {self.address}",
+                    hint=f"compare and accept it once: ssh -T {urlsplit(self._url).netloc}",
                     detail=error.output,
                 ) from None
             raise unreachable(self.title, self.address, error.output) from None

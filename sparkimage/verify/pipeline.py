@@ -8,7 +8,7 @@ names meanwhile.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sparkimage.build import builder, preflight
@@ -54,6 +54,18 @@ def build(
     say = context.view.say
     with context.store.naming(plan.image, say), context.store.in_use(say):
         return _build(plan, context, rebuild=rebuild, repair=repair)
+
+
+def require_secrets(plans: Sequence[Plan], context: BuildContext, *, rebuild: bool) -> None:
+    """Raise ``PreflightError`` for secrets that a build of one of ``plans`` needs and is not given;
+    what is unchanged is not built."""
+    secret = [plan for plan in plans if any(la.secrets or la.ssh for la in plan.layers)]
+    changed = (
+        plan
+        for plan in secret
+        if rebuild or _unchanged(plan, context, fingerprint(plan, context.project)) is None
+    )
+    context.secrets.require(changed, context.mirrors)
 
 
 def _build(plan: Plan, context: BuildContext, *, rebuild: bool, repair: bool) -> Result:

@@ -124,6 +124,7 @@ def given(plan: Plan) -> Inputs:
         root=Path("/home/roots/trixie") if plan.layers[0].root else None,
         layers={one.name: Path("/home/inputs", one.name) for one in fed},
         files={},
+        dockerfiles={},
         ca_bundle="/etc/ssl/certs/ca-certificates.crt",
     )
 
