@@ -64,7 +64,7 @@ types: venv ## Python types, strict
 	$(BIN)/mypy
 
 dockerfiles: venv ## Lint of every Dockerfile
-	find images tests -name Dockerfile -print0 | xargs -0 -r $(BIN)/hadolint
+	find images sparkimage tests -name Dockerfile -print0 | xargs -0 -r $(BIN)/hadolint
 
 # There is no shellcheck wheel for aarch64: there it is Debian's package.
 shell: venv ## Lint of every shell script

@@ -191,7 +191,7 @@ def _source_targets(
             name = target_name(plan, f"{layer.name}--{arg.lower()}")
             contexts[context_name(arg, image)] = f"target:{name}"
             builders[name] = {
-                "context": str((inputs.project / "images" / "_builder").resolve()),
+                "context": str(inputs.builder),
                 "contexts": {"layer": _reference(image, mirrors)},
                 "args": {"VERSION": source.version},
             }
@@ -206,8 +206,11 @@ def _source_targets(
 def _target(layer: LayerPlan, inputs: Inputs, below: str, mirrors: Mirrors) -> dict[str, Any]:
     # Resolved: a project may link to the layers of another one.
     dockerfile = (inputs.project / layer.dockerfile).resolve()
-    tools = (inputs.project / "images" / "_tools").resolve()
-    contexts = {"layer": below, "tools": str(tools), **_named_contexts(layer, inputs, mirrors)}
+    contexts = {
+        "layer": below,
+        "tools": str(inputs.tools),
+        **_named_contexts(layer, inputs, mirrors),
+    }
     if layer.name in inputs.layers:
         contexts["inputs"] = str(inputs.layers[layer.name])
     target: dict[str, Any] = {

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from sparkimage.build import bake, buildkit
 from sparkimage.build.context import BuildContext
 from sparkimage.build.engine.engine import OWNER, Engine, docker_client
+from sparkimage.config import folders
 from sparkimage.config.address import without_login
 from sparkimage.config.plan import Plan
 from sparkimage.core import locks
@@ -50,14 +51,13 @@ def fingerprint(plan: Plan, project: Path) -> str:
     That includes every file of the layers' folders, without their own checks.
     """
     digest = hashlib.sha256(plan.checksum().encode())
-    folders = [project / "images" / "_tools", project / "images" / "_builder"]
-    folders += [project / "images" / layer.name for layer in plan.layers]
-    for folder in folders:
+    for name in (folders.TOOLS, folders.BUILDER, *(layer.name for layer in plan.layers)):
+        folder = folders.of(project, name)
         for path in sorted(folder.rglob("*")):
             if "__pycache__" in path.parts or (path.parent == folder and path.match("test_*.py")):
                 continue
             status = path.lstat()
-            head = f"{path.relative_to(project)}\0{status.st_mode:o}\0"
+            head = f"{name}/{path.relative_to(folder)}\0{status.st_mode:o}\0"
             if path.is_symlink():
                 content = os.fsencode(path.readlink())
             else:

@@ -56,6 +56,10 @@ class Inputs:
 
     project: Path
     """The folder with images/."""
+    tools: Path
+    """The folder with step.sh."""
+    builder: Path
+    """The folder with the Dockerfile of the images that sources are compiled in."""
     uv: Path | None
     """Folder with the static uv, where there are wheels."""
     root: Path | None

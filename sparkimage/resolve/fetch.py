@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 
+from sparkimage.config import folders
 from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import Wheel
 from sparkimage.config.patch_specs import in_image
@@ -42,6 +43,9 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
     root = plan.layers[0].root
     return Inputs(
         project=project,
+        # Resolved: a project may link to the folders of another one.
+        tools=folders.of(project, folders.TOOLS).resolve(),
+        builder=folders.of(project, folders.BUILDER).resolve(),
         layers={
             layer.name: _layer_inputs(layer, project, context)
             for layer in plan.layers

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparkimage.config import patch_specs
+from sparkimage.config import folders, patch_specs
 from sparkimage.config.plan import Plan, canonical
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import GateError, UsageError
@@ -121,7 +121,7 @@ def refresh(old: PlanRecord, project: Path) -> PlanRecord:
     Raises ``UsageError`` for a layer that ``project`` lacks: its checks would be skipped silently.
     """
     layers = {name.partition("/")[0] for name in old.checks["files"]}
-    missing = sorted(name for name in layers if not (project / "images" / name).is_dir())
+    missing = sorted(name for name in layers if not folders.of(project, name).is_dir())
     if missing:
         raise UsageError(
             f"{project}/images lacks {', '.join(missing)}, whose checks {old.plan.variant} "
@@ -151,9 +151,9 @@ def load(store: Store, digest: str) -> PlanRecord:
 
 def check_folders(plan: Plan, project: Path) -> tuple[Path, ...]:
     """The folders whose checks an image of ``plan`` must pass: its layers', and ``_every``."""
-    names = ["_every", *(name for layer in plan.layers for name in (*layer.checks, layer.name))]
-    folders = (project / "images" / name for name in dict.fromkeys(names))
-    return tuple(folder for folder in folders if any(folder.glob("test_*.py")))
+    layers = (name for layer in plan.layers for name in (*layer.checks, layer.name))
+    found = (folders.of(project, name) for name in dict.fromkeys([folders.EVERY, *layers]))
+    return tuple(folder for folder in found if any(folder.glob("test_*.py")))
 
 
 def sources_checksum(matrix_file: Path) -> str:

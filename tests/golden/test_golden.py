@@ -123,6 +123,8 @@ def given(plan: Plan) -> Inputs:
         uv=Path("/home/tools/uv") if any(one.wheels for one in plan.layers) else None,
         root=Path("/home/roots/trixie") if plan.layers[0].root else None,
         layers={one.name: Path("/home/inputs", one.name) for one in fed},
+        tools=Path("/package/_tools"),
+        builder=Path("/package/_builder"),
         files={},
         dockerfiles={},
         ca_bundle="/etc/ssl/certs/ca-certificates.crt",

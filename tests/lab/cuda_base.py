@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sparkimage.build.engine.engine import Engine
+from sparkimage.config import folders
 from tests.lab import nccl_debs, wheelhouse
 from tests.lab.servers import Registry
 
@@ -46,7 +47,7 @@ def build(engine: Engine, registry: Registry, *, bases: Mapping[str, str | None]
             wheelhouse.fill(wheels, arch=arch)
             contexts = {
                 "below": f"docker-image://{below or 'scratch'}",
-                "tools": str(PROJECT / "images" / "_tools"),
+                "tools": str(folders.of(PROJECT, folders.TOOLS)),
                 "debs": str(debs),
                 "wheels": str(wheels),
             }

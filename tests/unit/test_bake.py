@@ -89,6 +89,8 @@ def inputs(plan: Plan, *, ca: str | None = None) -> Inputs:
     fed = (one.name for one in plan.layers if one.wheels or one.debs or one.patches)
     return Inputs(
         project=Path("/project"),
+        tools=Path("/package/_tools"),
+        builder=Path("/package/_builder"),
         uv=Path("/uv"),
         root=Path("/root-folder"),
         layers={name: Path("/inputs", name) for name in fed},
@@ -236,7 +238,7 @@ def test_a_source_is_built_at_its_commit_by_its_own_dockerfile(
     assert args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"] == "1"
     # The version that its git has no tag for stands in the image that it is compiled in.
     devel = image(plan, "source")
-    assert builder["context"] == "/project/images/_builder"
+    assert builder["context"] == "/package/_builder"
     assert builder["args"] == {"VERSION": "1.0"}
     assert builder["contexts"] == {"layer": f"docker-image://{hub}/nvidia/cuda@{devel.digest}"}
     base = image(plan, "cuda-base")
@@ -252,7 +254,7 @@ def test_a_layer_has_its_inputs_as_named_contexts(plans: Mapping[str, Plan]) -> 
     (devel,) = layer.images
     assert contexts == {
         "layer": "target:of-inputs--root",
-        "tools": "/project/images/_tools",
+        "tools": "/package/_tools",
         "tree": f"https://mirror.example/git/fork.git#{COMMIT}",
         "devel": f"docker-image://registry.example:5000/hub/nvidia/cuda@{devel.digest}",
         "words": f"/files/{sha256}",

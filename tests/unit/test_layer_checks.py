@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sparkimage.config import folders
 from sparkimage.config.plan import LayerPlan
 from sparkimage.config.tier import Tier
 from sparkimage.image.linking import Root
@@ -20,7 +21,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def checks() -> Iterator[str]:
-    for path in sorted((PROJECT / "images").glob("*/test_*.py")):
+    every = folders.of(PROJECT, folders.EVERY)
+    for path in sorted([*(PROJECT / "images").glob("*/test_*.py"), *every.glob("test_*.py")]):
         for one in ast.parse(path.read_text()).body:
             if isinstance(one, ast.FunctionDef) and one.name.startswith("test_"):
                 yield f"{path.parent.name}/{one.name}"
