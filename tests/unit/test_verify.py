@@ -188,7 +188,8 @@ def test_what_is_required_is_of_the_plan_and_its_checks(bench: Bench) -> None:
         return plan_record.record(plan, bench.project)
 
     required = record(bench.plan).required
-    assert (required.tiers, required.checks) == (DEFAULT, ("app/test_a",))
+    every = ("_every/test_platform_of_the_programs", "_every/test_package_database")
+    assert (required.tiers, required.checks) == (DEFAULT, (*every, "app/test_a"))
     more = replace(bench.plan, requires=tuple(Tier))
     assert record(more).required.tiers == tuple(Tier)
     # Asking for more leaves the seal as it is; other checks do not.
