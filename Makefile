@@ -1,6 +1,6 @@
 # Thin: build.py and the tools of .venv do the work. `make` alone shows what there is.
 .DEFAULT_GOAL := help
-.PHONY: help image test test-all test-arm64 test-unit bench-recipe bench-distribute bench-publish bench-launch mutants check lint dockerfiles shell types workflows lab golden record schema lock \
+.PHONY: help image test test-all test-arm64 test-unit bench-recipe bench-distribute bench-publish bench-launch mutants inventories check lint dockerfiles shell types workflows lab golden record schema lock \
         engine-up engine-down ci-plan login logout propose release-notes source-archive release \
         clean venv
 
@@ -52,6 +52,9 @@ bench-launch: venv ## Measure `launch` until it is ready, on the lab's four node
 
 mutants: venv ## Put faults into a good image and see each refused (IMAGE=NAME: one of the store)
 	$(if $(IMAGE),$(BIN)/python -P -m tests.lab.mutants --image $(IMAGE),$(PYTEST) -q -s tests/lab/test_mutants.py)
+
+inventories: venv ## Read the real wheels of tests/real anew (downloads about 10 GB, one wheel at a time)
+	$(BIN)/python -P -m tests.real.inventory
 
 check: lint types dockerfiles shell workflows ## All that reads the code and runs none
 

@@ -15,6 +15,7 @@ from sparkimage.core.errors import LockError, NetworkError, UsageError
 from sparkimage.core.files import write
 
 if TYPE_CHECKING:
+    from sparkimage.config.lockfile import Lock
     from sparkimage.config.matrix import Matrix
     from sparkimage.core.errors import SparkError
 
@@ -87,7 +88,21 @@ def _resolve(matrix: Matrix, update: Sequence[str]) -> None:
         else:
             write(path, text.encode())
             typer.echo(f"wrote {path.name}; review it with `git diff {path.name}`")
+        _print_known(old, outcome.lock)
     _raise_failures(outcome.failures, "; all others are in the lock")
+
+
+def _print_known(old: Lock | None, new: Lock) -> None:
+    """What is known of the releases of NCCL that were not in the lock before."""
+    from sparkimage.config.lockfile import nccl_releases
+    from sparkimage.serve.explain import failures
+
+    chosen = nccl_releases(new)
+    for release in chosen.keys() - (nccl_releases(old) if old is not None else {}).keys():
+        for one in failures.known().known_of(nccl=release):
+            pins = ", ".join(chosen[release])
+            typer.echo(f"note: {pins}: NCCL {release} is {one.known}")
+            typer.echo(f"  → {one.fix} {one.sources[0]}")
 
 
 def _raise_failures(failures: Mapping[tuple[str, str], SparkError], rest: str = "") -> None:

@@ -179,6 +179,10 @@ def _platform_table(name: str, facts: dict[str, Any]) -> Table:
         ("lock", facts["lock"] or "none"),
         ("source", f"{facts['source'] or 'unknown'} at {facts['revision'] or 'unknown'}"),
         ("created", facts["created"]),
+        *(
+            ("NCCL", f"{one['path']} {one['version']}, Build ID {one['build_id']}")
+            for one in facts["nccl"]
+        ),
         ("entrypoint", " ".join(facts["entrypoint"])),
         ("layers", f"{facts['layers']}, {human(facts['size'])}"),
         ("materials", f"{facts['materials']} of the lock"),

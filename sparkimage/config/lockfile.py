@@ -184,6 +184,17 @@ class Lock:
         return entry.unresolved if entry is not None else None
 
 
+def nccl_releases(lock: Lock) -> dict[str, list[str]]:
+    """The releases of NCCL that are locked, as wheels or as packages, and the pins with each."""
+    found: dict[str, list[str]] = {}
+    for (pin, value), entry in sorted(lock.entries.items()):
+        for item in (one for items in entry.platforms.values() for one in items):
+            if isinstance(item, Wheel | Deb) and re.match(r"nvidia-nccl-|libnccl2$", item.name):
+                pins = found.setdefault(item.version.partition("-")[0], [])
+                pins += [f"{pin} {value}"] if f"{pin} {value}" not in pins else []
+    return found
+
+
 def _patch_request(matrix: Matrix, name: str) -> dict[str, Any]:
     """What `lock` has to resolve for a patch: its text, and the commits that it is applied to."""
     patch = matrix.patches[name]

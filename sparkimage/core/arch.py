@@ -73,6 +73,11 @@ ARCHES: Mapping[str, Arch] = {
 }
 
 
+GPU_MACHINES: Mapping[int, str] = {190: "CUDA", 224: "AMDGPU"}
+"""``e_machine`` of code for GPUs, which lies in images of every architecture:
+https://gabi.xinuos.com/elf/a-emachine.html"""
+
+
 def newest_tag(glibc: str) -> int:
     """The minor version of the newest manylinux tag whose wheels run with ``glibc`` ("2.39"), of
     those that uv knows."""

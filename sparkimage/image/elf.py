@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sparkimage.core.arch import ARCHES
+from sparkimage.core.arch import ARCHES, GPU_MACHINES
 
 MAGIC = b"\x7fELF"
 KEPT = 64 << 20
@@ -25,7 +25,9 @@ MACHINES = {arch.elf_machine: arch.name for arch in ARCHES.values()}
 """e_machine of what we build for; https://www.sco.com/developers/gabi/latest/ch4.eheader.html"""
 RELOCATABLE, PROGRAM, SHARED = 1, 2, 3
 
-_LOAD, _DYNAMIC, _INTERP = 1, 2, 3
+_LOAD, _DYNAMIC, _INTERP, _NOTE = 1, 2, 3, 4
+_GNU_BUILD_ID = 3
+"""The type of a note by GNU: https://refspecs.linuxfoundation.org/LSB_5.0.0/LSB-Core-generic/LSB-Core-generic/noteabi.html"""
 _NEEDED, _STRTAB, _STRSZ, _SONAME, _RPATH, _RUNPATH = 1, 5, 10, 14, 15, 29
 
 
@@ -42,6 +44,9 @@ class Elf:
     rpath: tuple[str, ...] = ()
     runpath: tuple[str, ...] = ()
     interpreter: str | None = None
+    build_id: str | None = None
+    """In hex; the linker makes it of what it links, so that it tells two builds of one version
+    apart: https://man7.org/linux/man-pages/man1/ld.1.html (--build-id)."""
     problem: str | None = None
     """Why the rest of it could not be read."""
 
@@ -51,6 +56,11 @@ class Elf:
         if self.wide and self.machine in MACHINES:
             return MACHINES[self.machine]
         return f"machine {self.machine}" + ("" if self.wide else ", not 64-bit little-endian")
+
+    @property
+    def is_gpu_code(self) -> bool:
+        """Whether a GPU executes it, and no processor: it is loaded by a driver."""
+        return self.machine in GPU_MACHINES
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data that JSON keeps as it is, without what is empty."""
@@ -126,6 +136,8 @@ def _parse(window: _Window, fields: dict[str, Any]) -> None:
     fields["type"], fields["machine"] = struct.unpack_from(f"{order}HH", head, 16)
     if not fields["wide"] or fields["type"] not in (PROGRAM, SHARED):
         return
+    if fields["machine"] in GPU_MACHINES:
+        return
     (offset,) = struct.unpack_from("<Q", head, 32)
     size, count = struct.unpack_from("<HH", head, 54)
     if not count:
@@ -137,6 +149,11 @@ def _parse(window: _Window, fields: dict[str, Any]) -> None:
     loads = [(s[3], s[2], s[5]) for s in segments if s[0] == _LOAD]
     interp = next((s for s in segments if s[0] == _INTERP), None)
     dynamic = next((s for s in segments if s[0] == _DYNAMIC), None)
+    # In the order of the file: it is only read forward.
+    notes = sorted((s[2], s[5]) for s in segments if s[0] == _NOTE and s[5] <= MOST_DYNAMIC)
+    for place, length in notes:
+        if place + length <= KEPT or dynamic is None or place < dynamic[2]:
+            fields["build_id"] = fields.get("build_id") or _build_id(window.at(place, length))
     if interp is not None:
         fields["interpreter"] = window.text(interp[2], interp[5])
     # A library that was stripped to its debug information has the header and no bytes.
@@ -148,7 +165,6 @@ def _parse(window: _Window, fields: dict[str, Any]) -> None:
     if _STRTAB not in single:
         return
     strings, length = _offset(single[_STRTAB], loads), single.get(_STRSZ, LONGEST)
-    # In the order of the file: it is only read forward.
     places = sorted({value for tag, value in tags if tag in (_NEEDED, _SONAME, _RPATH, _RUNPATH)})
     texts = {place: window.text(strings + place, length - place) for place in places}
 
@@ -160,6 +176,18 @@ def _parse(window: _Window, fields: dict[str, Any]) -> None:
     for name, tag in (("rpath", _RPATH), ("runpath", _RUNPATH)):
         folders = ":".join(values(tag)).split(":")
         fields[name] = tuple(folder for folder in folders if folder)
+
+
+def _build_id(notes: bytes) -> str | None:
+    """The Build ID of a segment of notes, which are name and descriptor, each padded to 4 bytes."""
+    at = 0
+    while at + 12 <= len(notes):
+        name, size, kind = struct.unpack_from("<III", notes, at)
+        begin = at + 12 + -(-name // 4) * 4
+        if kind == _GNU_BUILD_ID and notes[at + 12 : at + 12 + name] == b"GNU\0":
+            return notes[begin : begin + size].hex()
+        at = begin + -(-size // 4) * 4
+    return None
 
 
 def _offset(address: int, loads: list[tuple[int, int, int]]) -> int:

@@ -137,15 +137,21 @@ class ImageFiles:
         }
 
 
-def first_own(*, foreign: bool, history: Iterable[Mapping[str, Any]]) -> int:
-    """The number of the lowest layer that a step of this project made.
+def own_layers(
+    count: int, *, base: bool, source: bool, history: Iterable[Mapping[str, Any]]
+) -> frozenset[int]:
+    """The numbers of those of ``count`` layers that a step of this project made.
 
-    ``foreign``: whether there are layers of a base image or of a source's own Dockerfile, which are
-    not held to this project's rules. Pure.
+    ``base``: whether the image is based on one that is not built here; ``source``: whether a
+    source's own Dockerfile made layers, which may lie above some of this project's. Neither are
+    held to this project's rules. All are, where the history does not tell. Pure.
     """
-    layers = [step for step in history if not step.get("empty_layer")]
-    own = [number for number, step in enumerate(layers) if STEP in step.get("created_by", "")]
-    return own[0] if foreign and own else 0
+    steps = [step for step in history if not step.get("empty_layer")]
+    if not (base or source) or len(steps) != count:
+        return frozenset(range(count))
+    own = {number for number, step in enumerate(steps) if STEP in step.get("created_by", "")}
+    # A layer that a COPY made has no step in its history.
+    return frozenset(own if source else range(min(own, default=count), count))
 
 
 def image_files(store: Store, image: Image) -> ImageFiles:
@@ -212,6 +218,7 @@ def _read(store: Store, layer: Layer) -> list[Sequence[Any]]:
                     rows.append((path, kind, member.size, member.mode, member.linkname, facts))
                     archive.members = []  # or the list grows with the layer
             plain.drain()
+            layerscan.account(rows)
         except (tarfile.TarError, OSError, EOFError, ValueError, zstandard.ZstdError) as error:
             raise store.damage(layer.digest, f"cannot be unpacked: {error}") from None
     if plain.digest != layer.diff_id:

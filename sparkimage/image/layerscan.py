@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
+from collections.abc import Sequence
 from email.parser import Parser
 from typing import IO, Any
 
@@ -11,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 from sparkimage.image import elf, secrets
 
-VERSION = 3
+VERSION = 4
 """Raised with every change of the facts, so that those of an older version are not used."""
 CHUNK = 1 << 20
 SMALL = 1 << 20
@@ -31,6 +33,7 @@ _SCRIPT = re.compile(r"(^|/)bin/[^/]+$")
 SHORT = 1 << 13
 """Bytes of the longest script that is kept: those that pip and uv write have a few hundred."""
 _STATUS = re.compile(r"^var/lib/dpkg/status(\.d/[^/]+)?$")
+_LIST = re.compile(r"^var/lib/dpkg/info/[^/]+\.list$")
 _TORCH = re.compile(r"(^|/)torch/version\.py$")
 _CUDA = re.compile(rb"(?m)^cuda\b[^=\n]*=\s*['\"]?([^'\"\s#]+)")
 _METADATA = re.compile(r"(^|/)[^/]+-packages/[^/]+\.(dist|egg)-info/(METADATA|PKG-INFO)$")
@@ -42,7 +45,8 @@ def learn(path: str, size: int, stream: IO[bytes]) -> dict[str, Any]:
 
     Returns ``sha256``; ``elf`` (as ``Elf.to_dict``); ``nccl``: the version string in a libnccl;
     ``cuda``: of torch/version.py; ``secrets``: their kinds; ``certificates``: their count;
-    ``packages``: name to version, by dpkg; ``wheel``: name and version, by a wheel's METADATA;
+    ``packages``: name to version, by dpkg; ``lists``: the paths that a package of dpkg has;
+    ``wheel``: name and version, by a wheel's METADATA;
     ``text`` of a few files.
     """
     is_nccl = NCCL.search(path) is not None
@@ -89,9 +93,36 @@ def _of_text(path: str, data: bytes) -> dict[str, Any]:
         facts["certificates"] = data.count(b"-----BEGIN CERTIFICATE-----")
     if _STATUS.match(path):
         facts["packages"] = packages(data.decode(errors="replace"))
+    if _LIST.match(path):
+        facts["lists"] = data.decode(errors="replace").split("\n")
     if _METADATA.search(path):
         facts["wheel"] = wheel(data.decode(errors="replace"))
     return facts
+
+
+def account(rows: list[Sequence[Any]]) -> None:
+    """Write into the facts of every program, library and setuid file which of dpkg's packages has
+    it (``package``), by the lists of the same layer, which are dropped.
+
+    A package's files and its list come with one step: what a later step writes is not the
+    package's. https://man7.org/linux/man-pages/man1/dpkg.1.html (FILES)
+    """
+    packages: dict[str, str] = {}
+    for path, *_, facts in rows:
+        # NAME.list or NAME:ARCHITECTURE.list
+        package = posixpath.basename(path).removesuffix(".list").partition(":")[0]
+        packages |= dict.fromkeys(map(_merged, facts.pop("lists", ())), package)
+    for number, (path, kind, size, mode, target, facts) in enumerate(rows):
+        if (mode & 0o6000 or "elf" in facts) and kind in ("0", "1"):
+            package = packages.get(_merged(path), "")
+            if package:
+                rows[number] = (path, kind, size, mode, target, {**facts, "package": package})
+
+
+def _merged(path: str) -> str:
+    """The path below /usr: packages still name what was below / before
+    https://wiki.debian.org/UsrMerge."""
+    return path.lstrip("/").removeprefix("usr/")
 
 
 def wheel(metadata: str) -> list[str]:

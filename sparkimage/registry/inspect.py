@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparkimage.config.plan import LABEL
+from sparkimage.config.tier import Tier
 from sparkimage.core.errors import PublishedError
 from sparkimage.registry import provenance, remote, sbom
 from sparkimage.registry.cosign import Attestation
 from sparkimage.registry.remote import PlatformImage, RemoteImage
-from sparkimage.verify import seal
+from sparkimage.verify import seal, static_nccl
 from sparkimage.verify.policy import Required
 
 
@@ -59,6 +60,7 @@ def _platform(image: PlatformImage) -> dict[str, Any]:
             for name, value in sorted(image.labels.items())
             if name.startswith(version_label)
         },
+        "nccl": _nccl(image),
         "entrypoint": list(image.settings.entrypoint),
         "layers": len(image.manifest["layers"]),
         "size": image.size,
@@ -73,6 +75,19 @@ def _predicate(image: PlatformImage, predicate_type: str) -> Mapping[str, Any]:
     """The predicate of a type, preferably a verified one."""
     attestations = [*image.verified(predicate_type), *image.of_type(predicate_type)]
     return attestations[0].predicate if attestations else {}
+
+
+def _nccl(image: PlatformImage) -> list[Any]:
+    """Path, version, Build ID and sha256 of every libnccl that was measured."""
+    return next(
+        (
+            check["seen"]
+            for attestation in image.of_type(seal.TEST_RESULT)
+            for check in attestation.predicate.get("evidence", ())
+            if check["id"] == f"{Tier.STATIC}/{static_nccl.BUILDS}"
+        ),
+        [],
+    )
 
 
 def _result(attestation: Attestation) -> dict[str, Any]:

@@ -27,12 +27,14 @@ from sparkimage.serve import command, deployments, waiting
 from sparkimage.serve.command import Container, Host, Request
 from sparkimage.serve.deployments import HEAD, Deployment
 from sparkimage.serve.doctor import doctor
-from sparkimage.serve.doctor.checks import FAIL, ClusterReport
+from sparkimage.serve.doctor.checks import FAIL, WARN, ClusterReport
 from sparkimage.serve.explain import knowledge
 from sparkimage.serve.waiting import Rank, Ready
 
-PREFLIGHT = ("gpu", "gpus-flag", "verbs", "interface", "model", "shards", "ports")
-"""The doctor's checks that must not fail before anything is started."""
+KNOWN = "combinations"
+PREFLIGHT = (KNOWN, "gpu", "gpus-flag", "verbs", "interface", "model", "shards", "ports")
+"""The doctor's checks that must not fail before anything is started; the first one's warnings are
+shown."""
 START_S = 120.0
 """Seconds that Docker may take to start one container."""
 QUICK_S = 5
@@ -147,14 +149,18 @@ class Launch:
         cluster = ClusterReport(
             nodes=tuple(NodeReport(node=one.remote.node, snapshot=one.now) for one in all_),
             model=request.model, port=profile.port, master_port=profile.master_port,
-            rdma=request.rdma, gpus=profile.gpus,
+            rdma=request.rdma, gpus=profile.gpus, nccl=request.nccl,
         )  # fmt: skip
         findings = doctor.examine(cluster, [doctor.CHECKS[id] for id in checks]).findings
+        for finding in findings:
+            if finding.check == KNOWN and finding.severity is WARN:
+                nodes = ", ".join(finding.nodes)
+                self.view.say(f"warning: {nodes}: {finding.what}\n  → {finding.fix}")
         failed = [finding for finding in findings if finding.severity is FAIL]
-        nodes = {name for finding in failed for name in finding.nodes}
+        names = {name for finding in failed for name in finding.nodes}
         if failed:
             raise LaunchError(
-                f"{len(nodes)} of {len(all_)} nodes cannot run it; nothing was started",
+                f"{len(names)} of {len(all_)} nodes cannot run it; nothing was started",
                 detail="\n".join(
                     f"✗ {', '.join(finding.nodes)}: {finding.what} ({finding.check})\n"
                     f"    → {finding.fix}"

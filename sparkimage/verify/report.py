@@ -19,6 +19,8 @@ TITLES = {
     Tier.NODE: "Node: a container with a GPU",
 }
 LIBRARY = re.compile(r"/?[^\s,'\"]*libnccl\.so[^\s,'\"]*")
+EXACT = {"path": "", "build_id": "Build ID", "sha256": "sha256"}
+"""The facts of a library that have a line of their own, and its title."""
 LOADED = ("test_torch_maps_exactly_one_nccl", "test_preload_names_the_library")
 """Checks of a layer that tell which library programs load, the most reliable first."""
 FILES = "static/nccl-root"
@@ -83,12 +85,13 @@ def _paths(value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         path = value.get("path")
         if isinstance(path, str) and LIBRARY.fullmatch(path):
-            facts = {key: fact for key, fact in value.items() if key not in ("path", "sha256")}
+            facts = {key: fact for key, fact in value.items() if key not in EXACT}
             if "visible" in facts:
                 facts["visible"] = "yes" if facts["visible"] else "no, overwritten or deleted above"
             yield _absolute(path), ", ".join(f"{key} {fact}" for key, fact in facts.items())
-            if "sha256" in value:
-                yield _absolute(path), f"sha256 {value['sha256']}"
+            for key, name in EXACT.items():
+                if name and value.get(key):
+                    yield _absolute(path), f"{name} {value[key]}"
             return
         value = [*value, *value.values()]
     if isinstance(value, list):

@@ -16,7 +16,7 @@ from typing import Any
 from sparkimage.config.plan import Plan, debs
 from sparkimage.config.tier import Tier
 from sparkimage.image import secrets
-from sparkimage.image.layerindex import Entry, ImageFiles, content, first_own, image_files
+from sparkimage.image.layerindex import Entry, ImageFiles, content, image_files, own_layers
 from sparkimage.image.linking import Linker, Root
 from sparkimage.image.settings import Settings
 from sparkimage.image.store import Image, Store
@@ -51,8 +51,8 @@ class _Target:
     store: Store
     files: ImageFiles
     root: Root
-    first_own: int
-    """The index of the lowest layer that we build: those below are the base image's."""
+    own: frozenset[int]
+    """The numbers of the layers that we build: the others are a base image's, or a source's."""
     rules: Rules
     limits: Limits
 
@@ -76,7 +76,25 @@ class _Target:
     @cached_property
     def own_entries(self) -> Sequence[Entry]:
         """The same of the layers that we build."""
-        return [entry for entry in self.entries if entry.layer >= self.first_own]
+        return [entry for entry in self.entries if entry.layer in self.own]
+
+    @cached_property
+    def base(self) -> Root:
+        """The files without the layers that we build."""
+        layers = (la for number, la in enumerate(self.files.layers) if number not in self.own)
+        return Root(ImageFiles(tuple(layers)).final)
+
+    @cached_property
+    def installed(self) -> Mapping[str, str]:
+        """Name to version of every package that dpkg has installed."""
+        status = self.root.file("var/lib/dpkg/status")
+        return status.seen.get("packages", {}) if status is not None else {}
+
+    def package(self, entry: Entry) -> str | None:
+        """The package of a layer that is not ours, by that layer's own records, which has the
+        file."""
+        name = entry.seen.get("package") if entry.layer not in self.own else None
+        return name if name in self.installed else None
 
 
 def examine(
@@ -106,14 +124,19 @@ def count(plan: Plan, image: Image, store: Store, project: Path) -> int:
 def _target(
     plan: Plan, image: Image, store: Store, files: ImageFiles, project: Path | None, limits: Limits
 ) -> _Target:
-    foreign = any(layer.image or layer.source for layer in plan.layers)
+    history = image.config.get("history") or ()
     return _Target(
         plan=plan,
         image=image,
         store=store,
         files=files,
         root=Root(files.final),
-        first_own=first_own(foreign=foreign, history=image.config.get("history") or ()),
+        own=own_layers(
+            len(image.layers),
+            base=any(layer.image for layer in plan.layers),
+            source=any(layer.source for layer in plan.layers),
+            history=history,
+        ),
         rules=rule_file.load(project),
         limits=limits,
     )
@@ -122,7 +145,7 @@ def _target(
 def _comparisons(target: _Target) -> Iterator[Compared]:
     yield from _config(target)
     yield from _programs(target)
-    yield from static_nccl.checks(target.plan, target.files, target.root, target.first_own)
+    yield from static_nccl.checks(target.plan, target.files, target.root, target.own)
     yield from _preloads(target)
     yield from _expected(target)
     yield from _contents(target)
@@ -159,23 +182,40 @@ def _user(user: str) -> str:
 
 def _programs(s: _Target) -> Iterator[Compared]:
     heads = list(s.root.elves())
-    other = [
-        f"{entry.path}: {head.arch}"
-        for entry, head in heads
+    code = [(entry, head) for entry, head in heads if not head.is_gpu_code]
+    seen, known = _reported(
+        (s.package(entry), f"{entry.path}: {head.arch}")
+        for entry, head in code
         if head.arch != s.plan.arch and not _allowed(entry.path, s.rules.foreign_elf)
-    ]
-    seen = other[:SHOWN] if heads else ["the image has no ELF file"]
-    yield "architecture", f"{len(heads)} ELF files are for {s.plan.arch}, except", seen, []
+    )
+    title = f"{len(heads)} ELF files are for {s.plan.arch}"
+    if len(code) < len(heads):
+        title += f" or ({len(heads) - len(code)}) for GPUs"
+    seen = seen if code else ["the image has no ELF file"]
+    yield "architecture", f"{title}, except", seen, known
     broken = [f"{entry.path}: {head.problem}" for entry, head in heads if head.problem]
     yield "elf-heads", "ELF files with an unreadable dynamic section", broken[:SHOWN], []
     linker = _linker(s)
-    missing = [
-        f"{entry.path} needs {name}"
+    seen, known = _reported(
+        (_lacked(s, entry, name), f"{entry.path} needs {name}")
         for entry, name in linker.unresolved()
         if not _excused(s, linker, entry.path, name)
-    ]
+    )
     number = sum(len(head.needed) for _, head in heads)
-    yield "needed", f"{number} needed libraries resolve, except", missing[:SHOWN], []
+    yield "needed", f"{number} needed libraries resolve, except", seen, known
+
+
+def _reported(found: Iterable[tuple[str | None, str]]) -> tuple[list[str], list[str]]:
+    """What is seen and what is expected of files that are not as they should be: what a package of
+    the base accounts for (its name, and what to say of a file) is reported and no more."""
+    refused, known = [], []
+    for package, text in found:
+        if package is None:
+            refused.append(text)
+        else:
+            known.append(f"{text} (of the base's package {package})")
+    known = sorted(known)[:SHOWN]
+    return [*sorted(refused)[:SHOWN], *known], known
 
 
 def _allowed(path: str, rules: Iterable[PathRule]) -> bool:
@@ -183,8 +223,14 @@ def _allowed(path: str, rules: Iterable[PathRule]) -> bool:
     return any(matches(path, rule.path) for rule in rules)
 
 
-def _linker(s: _Target) -> Linker:
-    return Linker.of(s.root, s.plan.arch, s.plan.triplet, s.env.get("LD_LIBRARY_PATH", ""))
+def _lacked(s: _Target, entry: Entry, name: str) -> str | None:
+    """The package of a base image's program that lacked the library before a layer of ours."""
+    package = s.package(entry)
+    return package if package and _linker(s, s.base).find(name, entry) is None else None
+
+
+def _linker(s: _Target, root: Root | None = None) -> Linker:
+    return Linker.of(root or s.root, s.plan.arch, s.plan.triplet, s.env.get("LD_LIBRARY_PATH", ""))
 
 
 def _excused(s: _Target, linker: Linker, path: str, name: str) -> bool:
@@ -257,14 +303,14 @@ def _contents(s: _Target) -> Iterator[Compared]:
             if installed[into].get(wheel.name) != [wheel.version]
         }
         yield "wheels", f"{len(wheels)} wheels have the lock's versions, except", other, {}
-    rights = [
-        f"{e.path} {e.mode & 0o7777:o}"
+    rights, known = _reported(
+        (s.package(e), f"{e.path} {e.mode & 0o7777:o}")
         for e in s.root.final.values()
         if e.kind in ("0", "1")
         and e.mode & 0o6000
         and not _allowed(e.path, (r for r in s.rules.setuid if int(r.mode, 8) == e.mode & 0o7777))
-    ]
-    yield "setuid", "setuid and setgid files", sorted(rights)[:SHOWN], []
+    )
+    yield "setuid", "setuid and setgid files", rights, known
 
 
 def _syntax_error(s: _Target, entry: Entry) -> str | None:
@@ -294,8 +340,7 @@ def _origin(s: _Target) -> Iterator[Compared]:
         yield "suite", "Debian suite", match[1] if match else None, lowest.suite
     expected = {deb.name: deb.version for layer in s.plan.layers for deb in debs(layer)}
     if expected:
-        status = s.root.file("var/lib/dpkg/status")
-        installed = status.seen.get("packages", {}) if status is not None else {}
+        installed = s.installed
         # A base image that we do not build has others, too.
         names = expected.keys() | installed.keys() if lowest is not None else expected.keys()
         wrong = [n for n in sorted(names) if installed.get(n) != expected.get(n)]
@@ -345,14 +390,15 @@ def _layers(s: _Target) -> Iterator[Compared]:
         ]
         yield rule.name, f"{rule.name} in any of our layers", left[:SHOWN], []
     patched = _patched(s.plan)
+    own = tuple(la for number, la in enumerate(s.files.layers) if number in s.own)
     twice = [
         path
-        for path in ImageFiles(layers=s.files.layers[s.first_own :]).duplicates()
+        for path in ImageFiles(layers=own).duplicates()
         if path not in patched and not _allowed(path, s.rules.rewritten)
     ]
     yield "stored-twice", "files in more than one of our layers", twice[:SHOWN], []
     stored = {la.digest: la.size for la in s.image.layers if la.size > s.limits.stored}
     yield "layer-stored", f"layers over {s.limits.stored} bytes compressed", stored, {}
     sizes = dict(enumerate(s.files.layer_sizes()))
-    large = {n: b for n, b in sizes.items() if n >= s.first_own and b > s.limits.unpacked}
+    large = {n: b for n, b in sizes.items() if n in s.own and b > s.limits.unpacked}
     yield "layer-unpacked", f"our layers over {s.limits.unpacked} bytes uncompressed", large, {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 from sparkimage.config.plan import Plan
@@ -17,6 +17,8 @@ from sparkimage.image.layerindex import Entry, ImageFiles
 from sparkimage.image.linking import Root
 
 SONAME = "libnccl.so.2"
+BUILDS = "nccl-builds"
+"""The check that says which builds of NCCL the image has."""
 Compared = tuple[str, str, Any, Any]
 """A check's name and title, what was seen, what is expected."""
 
@@ -34,20 +36,21 @@ def system_path(plan: Plan) -> str:
     return f"usr/lib/{plan.triplet}/libnccl.so.{plan.expect.nccl}"
 
 
-def checks(plan: Plan, files: ImageFiles, root: Root, first_own: int) -> Iterator[Compared]:
-    """The comparisons for NCCL; none where the plan expects none."""
+def checks(plan: Plan, files: ImageFiles, root: Root, own_layers: Set[int]) -> Iterator[Compared]:
+    """The comparisons for NCCL; where the plan expects none, only that of the builds."""
+    copies = [e for layer in files.layers for e in layer if is_copy(e)]
+    final = [e for e in copies if root.final.get(e.path) is e]
+    yield _builds(final)
     if plan.expect.nccl is None:
         return
     system = system_path(plan)
-    copies = [e for layer in files.layers for e in layer if is_copy(e)]
-    final = [e for e in copies if root.final.get(e.path) is e]
     seen = [_evidence(e, e in final) for e in copies]
-    own = [_evidence(e, e in final) for e in copies if e.layer < first_own or e.path == system]
+    allowed = [e for e in copies if e.layer not in own_layers or e.path == system]
     yield (
         "nccl-every-layer",
         "libnccl files of every layer: our layers contain only the pinned one",
         seen,
-        own,
+        [_evidence(e, e in final) for e in allowed],
     )
     visible = sorted(e.path for e in final)
     yield "nccl-root", "libnccl files visible in a container", visible, [system]
@@ -59,7 +62,7 @@ def checks(plan: Plan, files: ImageFiles, root: Root, first_own: int) -> Iterato
     )
     names = [p for p, e in root.final.items() if layerscan.NCCL.search(p) and e.kind != "5"]
     targets = {path: root.real(path) for path in sorted(names)}
-    expected = dict.fromkeys(sorted(_places(plan)), system)
+    expected = dict.fromkeys(sorted(_places(plan, root)), system)
     yield "nccl-places", "target of every libnccl.so*", targets, expected
     if any(w.name.startswith("nvidia-nccl") for layer in plan.layers for w in layer.wheels):
         library = root.final.get(system)
@@ -67,10 +70,41 @@ def checks(plan: Plan, files: ImageFiles, root: Root, first_own: int) -> Iterato
         yield "nccl-bytes", "sha256 of libnccl as in its wheel's RECORD", sha256, _recorded(root)
 
 
-def _places(plan: Plan) -> list[str]:
+def _builds(final: Iterable[Entry]) -> Compared:
+    """Which builds of NCCL a container sees. A version is no identity: two builds of one version
+    were seen to behave differently (https://github.com/vllm-project/vllm/issues/46097)."""
+    first: dict[str, Entry] = {}
+    seen, expected, names = [], [], []
+    for entry in sorted(final, key=lambda entry: entry.path):
+        version = str(entry.seen.get("nccl"))
+        known = first.setdefault(version, entry)
+        fact = {
+            "path": entry.path,
+            "version": version,
+            "build_id": entry.elf.build_id if entry.elf else None,
+            "sha256": entry.seen.get("sha256"),
+        }
+        expected.append(fact)
+        if known is entry:
+            names.append(f"{version} has Build ID {fact['build_id']}")
+        if _build(known) != _build(entry):
+            fact = {**fact, "differs": f"another build of {version} than {known.path}"}
+        seen.append(fact)
+    title = ", ".join(["one build of each version of NCCL", *names])
+    return BUILDS, title, seen, expected
+
+
+def _build(entry: Entry) -> str | None:
+    """What tells two builds apart: a stripped copy keeps its Build ID."""
+    return (entry.elf.build_id if entry.elf else None) or entry.seen.get("sha256")
+
+
+def _places(plan: Plan, root: Root) -> list[str]:
     folder = posixpath.dirname(system_path(plan))
     places = [system_path(plan), f"{folder}/{SONAME}"]
-    if any(deb.name == "libnccl-dev" for la in plan.layers if la.debs for deb in la.debs.debs):
+    # Of the plan, or of a base image that has it.
+    status = root.file("var/lib/dpkg/status")
+    if status is not None and "libnccl-dev" in status.seen.get("packages", {}):
         places.append(f"{folder}/libnccl.so")
     if plan.python is not None:
         places.append(f"usr/local/lib/python{plan.python}/dist-packages/nvidia/nccl/lib/{SONAME}")
@@ -92,6 +126,7 @@ def _evidence(entry: Entry, seen: bool) -> dict[str, Any]:
         "path": entry.path,
         "layer": entry.layer,
         "sha256": entry.seen.get("sha256"),
+        "build_id": entry.elf.build_id if entry.elf else None,
         "soname": soname,
         "version": version,
         "visible": seen,

@@ -280,6 +280,13 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="another build that says the pinned version",
+        check="nccl-builds",
+        make=lambda c: c.add(
+            {"opt/libnccl.so.2": nccl(c.arch, c.plan.versions["nccl"], build_id="1f" * 20)}
+        ),
+    ),
+    Mutant(
         name="a name for the library where there must be none",
         check="nccl-places",
         make=lambda c: c.add({f"{c.dist}/torch/lib/libnccl.so.2": f"/{c.system}"}),
@@ -445,6 +452,11 @@ MUTANTS = (
         make=lambda c: c.add(
             {f"{c.dist}/x-0.dist-info/METADATA": _metadata(c.some_wheel(), "0.31.0")}
         ),
+    ),
+    Mutant(
+        name="the project that names the version left out",
+        check="project",
+        make=lambda c: c.add({removed(c.metadata("vllm")): b""}),
     ),
     Mutant(
         name="vLLM in another version",

@@ -17,6 +17,7 @@ def library(
     runpath: str | None = None,
     interpreter: str | None = None,
     text: bytes = b"",
+    build_id: str = "",
     strings_last: bool = False,
 ) -> bytes:
     """A 64-bit shared object; ``text`` lies in it as a string of a program does.
@@ -32,10 +33,14 @@ def library(
     ):
         tags.append((tag, len(strings)))
         strings += value.encode() + b"\0"
-    count = 3 if interpreter else 2
+    notes = b""
+    if build_id:
+        identity = bytes.fromhex(build_id)
+        notes = struct.pack("<III4s", 4, len(identity), 3, b"GNU") + identity
+    count = 2 + bool(interpreter) + bool(notes)
     start = 64 + 56 * count
     inter = (interpreter or "").encode() + b"\0"
-    begin = start + len(inter) + len(text)
+    begin = start + len(inter) + len(notes) + len(text)
     size = 16 * (len(tags) + 3)
     dynstr = begin + size if strings_last else begin
     dynamic = begin if strings_last else begin + len(strings)
@@ -50,14 +55,18 @@ def library(
     headers = [(1, 0, total), (2, dynamic, size)]
     if interpreter:
         headers.append((3, start, len(inter)))
+    if notes:
+        headers.append((4, start + len(inter), len(notes)))
     table = b"".join(
         struct.pack("<IIQQQQQQ", kind, 5, at, BASE + at, BASE + at, length, length, 0x1000)
         for kind, at, length in headers
     )
-    return head + table + inter + text + tail
+    return head + table + inter + notes + text + tail
 
 
-def nccl(arch: str, version: str = "2.30.4", soname: str = "libnccl.so.2") -> bytes:
+def nccl(
+    arch: str, version: str = "2.30.4", soname: str = "libnccl.so.2", build_id: str = "ab" * 20
+) -> bytes:
     """What of NCCL can be seen from outside."""
     text = f"\0NCCL version {version} compiled with CUDA 13.2\0".encode()
-    return library(arch, soname=soname, needed=["libc.so.6"], text=text)
+    return library(arch, soname=soname, needed=["libc.so.6"], text=text, build_id=build_id)

@@ -83,6 +83,24 @@ def test_two_sparks_as_they_should_be() -> None:
     assert found.findings == ()
 
 
+def test_what_is_known_of_an_nccl_depends_on_the_nodes() -> None:
+    four = [node_report(number) for number in range(1, 5)]
+    wedge = examined("combinations", *four, nccl="2.28.9")
+    assert wedge.worst is WARN
+    assert "NCCL 2.28.9 is known to wedge long generations at TP=4 → Pin 2.30.4" in text_of(wedge)
+    assert "wedge" not in text_of(examined("combinations", *four[:2], nccl="2.28.9"))
+    nvls = examined("combinations", *four[:2], nccl="2.30.4")
+    assert nvls.worst is INFO
+    assert "NCCL_NVLS_ENABLE" in text_of(nvls)
+    assert examined("combinations", four[0], nccl="2.30.4").worst is OK
+    other = [
+        node_report(number, gpus="@smi\n0, NVIDIA H200, 580.95.05, 143771 MiB, GPU-1")
+        for number in (1, 2)
+    ]
+    assert examined("combinations", *other, nccl="2.30.4").worst is OK
+    assert examined("combinations", *four, nccl="2.32.3").worst is OK
+
+
 # Of each check: what is wrong on spark2, how bad it is, and what is said of it.
 WRONG: list[tuple[str, dict[str, Any], Severity, str]] = [
     ("distinct", {"machine": PARTS["machine"]}, FAIL, "these are one machine, spark1"),
@@ -91,6 +109,8 @@ WRONG: list[tuple[str, dict[str, Any], Severity, str]] = [
     ("system", {"machine": edited("machine", ("6.17.0-1014", "6.14.0-1000"))}, INFO,
      "different kernels"),
     ("system", {"machine": edited("machine", ("24.04.4", "24.04.3"))}, INFO, "different systems"),
+    ("combinations", {"machine": edited("machine", ("6.17.0-1014", "7.0.0-1019"))}, WARN,
+     "kernel 7.0.0-1019-nvidia is known to break RDMA"),
     ("docker", {"docker": "permission denied"}, FAIL, "usermod -aG docker nv"),
     ("docker", {"docker": "permission denied", "node": {"sudo": True}}, FAIL, "through sudo"),
     ("docker", {"docker": "sh: docker: not found"}, FAIL, "no docker command"),

@@ -45,12 +45,25 @@ def test_real_files_as_pyelftools_reads_them(path: Path) -> None:
         (dynamic,) = (s for s in real.iter_segments() if isinstance(s, DynamicSegment))
         needed = tuple(t.needed for t in dynamic.iter_tags("DT_NEEDED"))
         soname = [t.soname for t in dynamic.iter_tags("DT_SONAME")]
+        notes = [note for s in real.iter_segments("PT_NOTE") for note in s.iter_notes()]
+        build_ids = [n["n_desc"] for n in notes if n["n_type"] == "NT_GNU_BUILD_ID"]
         interp = [s.get_interp_name() for s in real.iter_segments("PT_INTERP")]
     assert head is not None
     assert (head.machine, head.problem) == (ARCHES[head.arch].elf_machine, None)
     assert head.needed == needed
     assert [head.soname] == (soname or [None])
     assert [head.interpreter] == (interp or [None])
+    assert [head.build_id] == (build_ids or [None])
+
+
+def test_code_for_a_gpu_is_read_no_further_than_its_machine() -> None:
+    cubin = bytearray(elf_maker.library("amd64", needed=["a.so"]))
+    cubin[18:20] = (190).to_bytes(2, "little")
+    head = parse(bytes(cubin))
+    assert head is not None
+    assert head.is_gpu_code
+    assert (head.needed, head.problem) == ((), None)
+    assert not Elf(machine=183, type=3).is_gpu_code
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -89,6 +89,22 @@ def test_a_wedge_says_which_nccl_was_loaded() -> None:
     assert "NCCL_DEBUG=INFO" in silent[0].note
 
 
+def test_what_is_known_of_a_release_is_told_where_it_shows() -> None:
+    timeout = TRUE["nccl-timeout"][0][1]
+    (match,) = knowledge.read(f"NCCL version 2.30.4+cuda13.2\n{timeout}".splitlines())
+    assert "2.30.4 is known to deadlock over RoCE on four GB10" in match.note
+    assert "NCCL_NVLS_ENABLE" in match.note
+    assert "https://github.com/NVIDIA/nccl/issues/2334" in match.note
+    (match,) = knowledge.read(f"NCCL version 2.29.7+cuda13.2\n{timeout}".splitlines())
+    assert match.note == "NCCL that was loaded: 2.29.7+cuda13.2"
+
+
+def test_a_combination_shows_as_failures_that_are_known() -> None:
+    known = failures.known()
+    assert [one.id for one in known.combinations if not set(one.shows) <= known.by_id.keys()] == []
+    assert all(one.nccl or one.kernel for one in known.combinations)
+
+
 def test_each_start_in_a_log_is_judged_for_itself() -> None:
     start = "INFO [api_server.py:1896] vLLM API server version 0.10.2"
     wedge, ready = TRUE["shm-broadcast"][0][1], "INFO:     Application startup complete."

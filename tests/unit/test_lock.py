@@ -106,6 +106,13 @@ def test_the_real_lock_without_one_platform() -> None:
         replace(lock, entries=entries).items("vllm", "0.32.0", "linux/amd64")
 
 
+def test_the_releases_of_nccl_in_the_real_lock() -> None:
+    found = lockfile.nccl_releases(lockfile.load(PROJECT / "matrix.lock"))
+    assert {release: pins for release, pins in found.items() if release == "2.30.4"} == {
+        "2.30.4": ["nccl 2.30.4"]
+    }
+
+
 def test_all_differences_are_in_one_report() -> None:
     read = matrix.load(PROJECT / "matrix.yaml")
     lock = lockfile.load(PROJECT / "matrix.lock")

@@ -14,7 +14,7 @@ import pytest
 from sparkimage.config.lockfile import PinnedImage
 from sparkimage.core.errors import ConfigError
 from sparkimage.image import layerscan
-from sparkimage.image.layerindex import FACT, STEP, Entry, first_own, image_files
+from sparkimage.image.layerindex import FACT, STEP, Entry, image_files, own_layers
 from sparkimage.image.linking import Linker, Root, configured
 from sparkimage.image.store import TAR, Store
 from sparkimage.verify import rules, static
@@ -120,15 +120,19 @@ def test_where_the_linker_looks(tmp_path: Path) -> None:
 
 def test_which_layers_are_ours() -> None:
     ours: dict[str, Any] = {"created_by": f"RUN . {STEP}"}
-    history: list[dict[str, Any]] = [
-        {"created_by": "ADD"},
-        {"created_by": "ENV", "empty_layer": True},
-        ours,
-        ours,
-    ]
-    assert first_own(foreign=True, history=history) == 1
-    assert first_own(foreign=False, history=history) == 0
-    assert first_own(foreign=True, history=history[:1]) == 0
+    base, env, copied = {"created_by": "ADD"}, {"empty_layer": True}, {"created_by": "COPY a /a"}
+
+    def own(*history: dict[str, Any], base: bool = False, source: bool = False) -> list[int]:
+        count = sum("empty_layer" not in step for step in history)
+        return sorted(own_layers(count, base=base, source=source, history=history))
+
+    assert own(base, env, ours, copied, ours) == [0, 1, 2, 3]
+    assert own(base, env, ours, copied, ours, base=True) == [1, 2, 3]
+    # A ready image as it is.
+    assert own(base, env, copied, base=True) == []
+    # A source's Dockerfile made the layer between.
+    assert own(base, ours, copied, ours, base=True, source=True) == [1, 3]
+    assert sorted(own_layers(2, base=True, source=False, history=[ours])) == [0, 1]
 
 
 def test_packages_of_dpkg() -> None:

@@ -49,6 +49,8 @@ class ClusterReport:
     gpus: int = 0
     """GPUs that each node must have at least."""
     utilization: float = GPU_MEMORY_UTILIZATION
+    nccl: str = ""
+    """The release of NCCL of the image, where one is to run."""
 
     @property
     def known(self) -> tuple[NodeSnapshot, ...]:

@@ -6,6 +6,7 @@ from sparkimage.core.units import human
 from sparkimage.nodes.snapshot import MIN_CUDA, SKEW_S, UNLIMITED, NodeSnapshot, version
 from sparkimage.serve.doctor.checks import (
     FAIL,
+    INFO,
     WARN,
     ClusterReport,
     Findings,
@@ -16,6 +17,7 @@ from sparkimage.serve.doctor.checks import (
     node_check,
     several,
 )  # fmt: skip
+from sparkimage.serve.explain import failures
 
 FULL = 1_000_000_000
 """Bytes free below which Docker does not work reliably: containers, logs and caches need some."""
@@ -71,6 +73,21 @@ def system(cluster: ClusterReport) -> Findings:
     """Different systems or kernels."""
     yield from differing("system/os", cluster, lambda node: node.os)
     yield from differing("system/kernel", cluster, lambda node: node.kernel)
+
+
+@node_check("combinations", seen=lambda node: node.kernel)
+def combinations(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    """A kernel, or the image's NCCL, that is known to fail on such nodes."""
+    for subject, what in (
+        (f"kernel {node.kernel}", {"kernel": node.kernel}),
+        (f"NCCL {cluster.nccl}", {"nccl": cluster.nccl or None}),
+    ):
+        gpus = [gpu.name for gpu in node.gpus] or None
+        for one in failures.known().known_of(**what, gpus=gpus, nodes=len(cluster.nodes)):
+            yield finding(
+                "combinations", severity=WARN if one.warn else INFO,
+                subject=subject, known=one.known, fix=one.fix, source=one.sources[0],
+            )  # fmt: skip
 
 
 # Docker

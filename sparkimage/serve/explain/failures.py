@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -130,10 +131,30 @@ class Entry(Strict):
         return self.when is None or CONDITIONS[self.when].holds(match, facts)
 
 
+class Combination(Strict):
+    """What is known of a release of NCCL, or of a kernel, on some nodes."""
+
+    id: Name
+    nccl: list[Text] = Field(default=[])
+    kernel: list[Text] = Field(default=[])
+    gpu: Text = "*"
+    nodes: int = Field(default=1, ge=1)
+    known: Text = Field(alias="is")
+    shows: list[Name] = Field(min_length=1)
+    fix: Text
+    warn: bool = False
+    sources: list[Text] = Field(min_length=1)
+
+    @staticmethod
+    def fits_any(globs: Iterable[str], value: str | None) -> bool:
+        """Whether one of the globs matches; none does what is not known."""
+        return value is not None and any(fnmatchcase(value, glob) for glob in globs)
+
+
 class Failures(Strict):
     """failures.yaml"""
 
-    wedging_nccl: list[Text]
+    combinations: list[Combination]
     areas: dict[str, list[Entry]]
 
     @cached_property
@@ -149,16 +170,41 @@ class Failures(Strict):
             (sign.literal, entry, sign) for entry in self.by_id.values() for sign in entry.signs
         )
 
-    def judge_nccl(self, versions: Iterable[str]) -> str:
-        """What is known of these versions of NCCL; empty: nothing."""
+    def known_of(
+        self,
+        *,
+        nccl: str | None = None,
+        kernel: str | None = None,
+        gpus: Iterable[str] | None = None,
+        nodes: int | None = None,
+    ) -> list[Combination]:
+        """What is known of this release of NCCL, or of this kernel; None: not known here."""
+        return [
+            one
+            for one in self.combinations
+            if (one.fits_any(one.nccl, nccl) or one.fits_any(one.kernel, kernel))
+            and (nodes is None or nodes >= one.nodes)
+            and (gpus is None or any(fnmatchcase(gpu, one.gpu) for gpu in gpus))
+        ]
+
+    def judge_nccl(self, versions: Iterable[str], shown: str) -> str:
+        """What is known of these versions of NCCL that shows as the failure ``shown``."""
         releases = dict.fromkeys(version.split("+")[0] for version in versions)
-        bad = [release for release in releases if release in self.wedging_nccl]
-        return f" ({', '.join(bad)} is known to wedge long generations at TP=4)" if bad else ""
+        known = [
+            f"{release} is {one.known}: {one.fix} {one.sources[0]}"
+            for release in releases
+            for one in self.known_of(nccl=release)
+            if shown in one.shows
+        ]
+        return f" ({'; '.join(known)})" if known else ""
 
 
 def reference() -> str:
     """docs/troubleshooting.md"""
-    page = templates.render("troubleshooting.md", areas=known().areas, conditions=CONDITIONS)
+    page = templates.render(
+        "troubleshooting.md", areas=known().areas, combinations=known().combinations,
+        conditions=CONDITIONS,
+    )  # fmt: skip
     return page.rstrip()
 
 

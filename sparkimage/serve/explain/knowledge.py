@@ -72,7 +72,8 @@ class Reading:
         versions = ", ".join(loaded)
         note = "this log does not show which NCCL was loaded; NCCL_DEBUG=INFO makes it do so"
         if loaded:
-            note = f"NCCL that was loaded: {versions}{self.known.judge_nccl(loaded)}"
+            note = f"NCCL that was loaded: {versions}"
+            note += self.known.judge_nccl(loaded, match.entry.id)
         return replace(match, captured={**match.captured, "nccl": versions}, note=note)
 
     def _cold(self) -> list[Match]:
