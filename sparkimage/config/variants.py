@@ -102,6 +102,8 @@ class _Expansion:
     def __init__(self, spec: MatrixFile, report: Report) -> None:
         self.spec, self.report = spec, report
         self.warnings: list[Problem] = []
+        self.sole = {pin: next(iter(known)) for pin, known in spec.pins.items() if len(known) == 1}
+        """The pins of which there is one value: it need not be chosen."""
         self.used_pins = cache(self._used_pins)
 
     def from_axes(self) -> Iterator[tuple[Variant, Key]]:
@@ -109,7 +111,7 @@ class _Expansion:
         spec, key = self.spec, ("defaults", "name")
         if not spec.axes:
             return
-        name = self._name(key, spec.defaults.name, (*spec.axes, ARCH))
+        name = self._name(key, spec.defaults.name, (*{**spec.axes, **self.sole}, ARCH))
         if name is None:
             # What follows would only repeat this problem.
             self.report.close()
@@ -149,7 +151,8 @@ class _Expansion:
             entry = self._extended(i, own)
             if entry is None:
                 continue
-            name = self._name(key, own.name, (*entry.axes, *entry.pins, PLATFORM, ARCH))
+            known = (*{**entry.axes, **entry.pins, **self.sole}, PLATFORM, ARCH)
+            name = self._name(key, own.name, known)
             if name is None:
                 continue
             if entry.platforms and ARCH not in name.names:
@@ -219,6 +222,7 @@ class _Expansion:
     ) -> Variant:
         """The variant of an entry, with the defaults for what it leaves out."""
         spec, defaults = self.spec, self.spec.defaults
+        values = {**self.sole, **values}
         words = {**values, ARCH: platform.split("/")[1]}
         layers = tuple(
             layer for layer in entry.layers or defaults.layers if self._is_in(layer, values)

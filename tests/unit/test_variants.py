@@ -117,6 +117,22 @@ def test_the_lowest_layer_is_the_lowest_that_is_in(folder: Path) -> None:
     assert {v.layers[0] for v in read.variants} == {"low", "tools"}
 
 
+def test_a_pin_with_one_value_need_not_be_chosen(folder: Path) -> None:
+    sole = TEXT.replace(", bookworm: {kind: debian, suite: bookworm}", "")
+    sole = sole.replace("  os: [trixie]\n", "").replace("pins: {os: trixie, app", "pins: {app")
+    sole = sole.replace('name: "{stack}-{app}', 'name: "{os}-{stack}-{app}')
+    read = load(folder, sole)
+    assert {variant.pins["os"] for variant in read.variants} == {"trixie"}
+    assert plans(read)["trixie-small-2.0.0-arm64"].labels["dev.sparkimage.pin.os"] == "trixie"
+    # Of two values one is to be chosen, and a layer that is left out needs none.
+    other = sole.replace("suite: trixie}", "suite: trixie}, sid: {kind: debian, suite: sid}")
+    with pytest.raises(ConfigError) as error:
+        load(folder, other.replace("{os}-", ""))
+    assert [(p.line, p.todo) for p in error.value.problems if "for pin os" in p.what][:1] == [
+        (14, "add an axis os, or `pins: {os: ...}` to the include")
+    ]
+
+
 def test_extends_takes_what_is_not_said_and_a_chain_of_it(folder: Path) -> None:
     more = '  - {name: top, extends: debug, platform: linux/amd64, pins: {app: "2.0.0"}}\n'
     read = load(folder, TEXT.replace("groups:", f"{more}groups:"))
