@@ -50,7 +50,7 @@ OWN_CONTEXTS = {
 }
 """Build contexts that our layers have."""
 RELEASE = r"[0-9]+(\.[0-9]+)+[a-z0-9.]*"
-"""The name of a git pin's value that is its version, too (PEP 440)."""
+"""The name of a value that is its version, too: Python's form (PEP 440), with a dot."""
 RESERVED_SECRETS = ("ca", "index")
 """Of the step that installs wheels."""
 MAX_VARIANTS = 10_000
@@ -94,21 +94,24 @@ class MatrixChecks:
                     values[value] = pin.model_copy(update={"version": self._version(name, value)})
 
     def _version(self, name: str, value: str) -> str | None:
-        """The version of a pin; None where it need not have one, and its value is called
-        otherwise."""
+        """The version of a pin: the one that it says, or else its value's name, if that is one."""
         pin = self.spec.pins[name][value]
-        if isinstance(pin, DebianPin | FilePin):
-            return None if isinstance(pin, DebianPin) else pin.version or value
+        if isinstance(pin, DebianPin):
+            return None
+        if isinstance(pin, FilePin):
+            return pin.version or value
         version = pin.version or value
         if isinstance(pin, GitPin):
             return version if pin.version or re.fullmatch(RELEASE, value) else None
-        if Version.is_valid(version):
+        if Version.is_valid(version) or (
+            not isinstance(pin, ImagePin) and re.fullmatch(RELEASE, version)
+        ):
             return version
-        if pin.version is not None or not isinstance(pin, ImagePin):
+        if pin.version is not None:
             self.report.add(
-                ("pins", name, value),
+                ("pins", name, value, "version"),
                 f"pin {name}: {version!r} is not a version",
-                "use MAJOR.MINOR.PATCH as its name, or give it a `version:`",
+                "write MAJOR.MINOR.PATCH, or remove it",
             )
         return None
 

@@ -49,6 +49,9 @@ Selector = Annotated[
 REQUIREMENT = r"^[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._-]+(,[A-Za-z0-9._-]+)*\])?==[^\s;,*]+$"
 
 
+DEFAULT_VERSION = "default: the name of the value, if that is a version"
+
+
 class PinBase(Strict):
     """What the pins of all kinds have in common."""
 
@@ -84,7 +87,7 @@ class DebPin(PinBase):
     packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+=\S+$")]] = Field(
         min_length=1, description="exact packages, NAME=VERSION"
     )
-    version: str | None = Field(default=None, description="default: the name of the value")
+    version: str | None = Field(default=None, description=DEFAULT_VERSION)
 
     def address(self, platform: str) -> str | None:
         """The repository for a platform; None where it has none."""
@@ -100,7 +103,7 @@ class ImagePin(PinBase):
         pattern=r"^[a-z0-9][a-zA-Z0-9._:/-]*(@sha256:[0-9a-f]{64})?$",
         description="NAME:TAG, and @sha256:… where its digest is known",
     )
-    version: str | None = Field(default=None, description="default: the name of the value")
+    version: str | None = Field(default=None, description=DEFAULT_VERSION)
     python: str | None = Field(default=None, pattern=PYTHON, description="its Python's X.Y")
     commit: str | None = Field(
         default=None, pattern=COMMIT, description="the fork commit that a prebuilt image has"
@@ -159,7 +162,7 @@ class WheelsPin(PinBase):
         default=[], description="wheels pins of the same variant, whose versions hold here too"
     )
     deps: bool = Field(default=True, description="false: `require` alone, without its dependencies")
-    version: str | None = Field(default=None, description="default: the name of the value")
+    version: str | None = Field(default=None, description=DEFAULT_VERSION)
 
     def request(self) -> dict[str, Any]:
         # A new password is no reason to resolve anew, and does not belong into the lock.

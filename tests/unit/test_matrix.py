@@ -87,7 +87,7 @@ WRONG = [
      "axis nccl has '2.30.9', which is not in pins.nccl", "did you mean"),
     ("  base: {base", "  gone: {}\n  base: {base", 10, "layer gone has no images/gone/Dockerfile",
      "write it"),
-    ('"2.30.7": {kind', '"newest": {kind', 8, "pin nccl: 'newest' is not a version",
+    ('"2.30.7": {kind', '"2.30.7": {version: newest, kind', 8, "pin nccl: 'newest' is not a version",
      "MAJOR.MINOR.PATCH"),
     ("[linux/arm64, linux/amd64]\n  deb", "[linux/arm64, linux/riscv64]\n  deb", 17,
      "no layer supports platform 'linux/riscv64'", "did you mean"),
@@ -367,15 +367,22 @@ def test_versions_of_images_commits_and_files(tmp_path: Path) -> None:
         "a": {"0.33.0": git, "main": git},
         "b": {"13.0.3": image, "24.04": image},
         "c": {"o200k": maker.FILE},
+        "d": {"0.6.16.post3": maker.APP, "noble": maker.APP},
     }
-    layers = {"low": {"base": "os"}, "up": {"inputs": {"a": "a", "b": "b", "c": "c"}}}
+    layers = {
+        "low": {"base": "os"},
+        "up": {"inputs": {"a": "a", "b": "b", "c": "c"}},
+        "app": {"wheels": {"pin": "d"}},
+    }
     variants = [
-        maker.include("v", *layers, os="trixie", a="0.33.0", b="13.0.3", c="o200k"),
-        maker.include("w", *layers, os="trixie", a="main", b="24.04", c="o200k"),
+        maker.include(
+            "v", *layers, os="trixie", a="0.33.0", b="13.0.3", c="o200k", d="0.6.16.post3"
+        ),
+        maker.include("w", *layers, os="trixie", a="main", b="24.04", c="o200k", d="noble"),
     ]
     read = maker.write(tmp_path, maker.document(pins, layers, variants))
     v, w = planning.make_all(read, read.variants, maker.locked(read), ORIGIN)
-    assert v.versions == {"a": "0.33.0", "b": "13.0.3", "c": "o200k"}
+    assert v.versions == {"a": "0.33.0", "b": "13.0.3", "c": "o200k", "d": "0.6.16.post3"}
     assert w.versions == {"a": "0+gaaaaaaaaa", "c": "o200k"}
     assert "B_VERSION" not in w.layers[1].args
 
