@@ -205,7 +205,8 @@ def _source_targets(
 
 def _target(layer: LayerPlan, inputs: Inputs, below: str, mirrors: Mirrors) -> dict[str, Any]:
     # Resolved: a project may link to the layers of another one.
-    dockerfile = (inputs.project / layer.dockerfile).resolve()
+    own = (inputs.project / layer.dockerfile).resolve()
+    dockerfile = inputs.installs.get(layer.name, own)
     contexts = {
         "layer": below,
         "tools": str(inputs.tools),

@@ -51,7 +51,10 @@ def fingerprint(plan: Plan, project: Path) -> str:
     That includes every file of the layers' folders, without their own checks.
     """
     digest = hashlib.sha256(plan.checksum().encode())
-    for name in (folders.TOOLS, folders.BUILDER, *(layer.name for layer in plan.layers)):
+    own = [layer for layer in plan.layers if layer.source is None]
+    names = [folders.dockerfile(project, layer).parent.name for layer in own]
+    names += [layer.name for layer in plan.layers]
+    for name in dict.fromkeys([folders.TOOLS, folders.BUILDER, *names]):
         folder = folders.of(project, name)
         for path in sorted(folder.rglob("*")):
             if "__pycache__" in path.parts or (path.parent == folder and path.match("test_*.py")):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparkimage.build.engine.emulation import ensure_emulation
+from sparkimage.config import folders
 from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.core.errors import BuildError, CommandError, LockError, PreflightError
 from sparkimage.core.units import human
@@ -59,7 +60,9 @@ def check(plan: Plan, context: BuildContext) -> None:
 def refuse_open_steps(plan: Plan, project: Path) -> None:
     """Raises ``BuildError`` for a step of a layer that could fetch what is not locked."""
     for layer in plan.layers:
-        if layer.source is None and (steps := open_steps((project / layer.dockerfile).read_text())):
+        if layer.source is not None:
+            continue
+        if steps := open_steps(folders.dockerfile(project, layer).read_text()):
             raise BuildError(
                 f"{layer.dockerfile}: a step has network access, and what it fetches is not locked",
                 detail="\n".join(steps),

@@ -120,7 +120,8 @@ class MatrixChecks:
         spec, require = self.spec, self.report.require
         for name, layer in spec.layers.items():
             key: Key = ("layers", name)
-            if layer.source is None and not (self.images / name / "Dockerfile").is_file():
+            own = layer.source is not None or (self.images / name / "Dockerfile").is_file()
+            if not own and not layer.only_installs:
                 what = f"layer {name} has no images/{name}/Dockerfile"
                 self.report.add(key, what, "write it (it begins `FROM layer`), or remove the layer")
             for pin in layer.uses:

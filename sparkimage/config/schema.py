@@ -364,6 +364,12 @@ class LayerSpec(Strict):
         """The pins that are named build contexts, by context."""
         return self.inputs if self.source is None else self.source.inputs
 
+    @property
+    def only_installs(self) -> bool:
+        """Whether all that it does is to install what is locked: it needs no Dockerfile then."""
+        installed = [name for name in ("base", "debs", "wheels", "patches") if getattr(self, name)]
+        return len(installed) == 1 and not (self.inputs or self.secrets or self.ssh or self.syntax)
+
     @cached_property
     def templates(self) -> dict[str, Template]:
         """The build arguments as templates. Raises ``ValueError`` for one that is none."""

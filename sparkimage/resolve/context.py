@@ -70,4 +70,6 @@ class Inputs:
     """The sha256 of a web server's file to the folder that has it."""
     dockerfiles: dict[str, str]
     """Layer name to its Dockerfile's text, where that is not built as it is."""
+    installs: dict[str, Path]
+    """Layer name to the package's Dockerfile, where the layer has none of its own."""
     ca_bundle: str | None

@@ -61,6 +61,12 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
             for layer in plan.layers
             if (text := frontends.rewritten(layer, project, context)) is not None
         },
+        installs={
+            layer.name: path.resolve()
+            for layer in plan.layers
+            if layer.source is None
+            and (path := folders.dockerfile(project, layer)) != project / layer.dockerfile
+        },
         root=None if root is None else _debian_root(root, context),
         uv=static_uv(builder_arch, context) if any(la.wheels for la in plan.layers) else None,
         ca_bundle=ca_bundle(),

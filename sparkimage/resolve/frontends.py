@@ -10,6 +10,7 @@ import posixpath
 import re
 from pathlib import Path
 
+from sparkimage.config import folders
 from sparkimage.config.plan import LayerPlan
 from sparkimage.core.errors import BuildError, LockError
 from sparkimage.resolve.context import ResolveContext
@@ -65,7 +66,7 @@ def rewritten(layer: LayerPlan, project: Path, context: ResolveContext) -> str |
 def _read(layer: LayerPlan, path: str, project: Path, context: ResolveContext) -> str | None:
     """A file beside the layer's Dockerfile, or in the repository that it is built from."""
     if (source := layer.source) is None:
-        file = project / path
+        file = folders.dockerfile(project, layer).with_name(posixpath.basename(path))
         return file.read_text() if file.is_file() else None
     repository = Repository(f"pin {source.pin} {source.value}", source.repository, context)
     repository.fetch(source.commit)

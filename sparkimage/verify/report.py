@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sparkimage.config import folders
 from sparkimage.config.plan import Plan
 from sparkimage.config.tier import Tier
 from sparkimage.core import templates
@@ -127,7 +128,7 @@ def _layer_names(plan: Plan, project: Path) -> list[str]:
     """The layer of each step that writes files, by the Dockerfiles."""
     names = []
     for layer in plan.layers:
-        path = project / layer.dockerfile
+        path = folders.dockerfile(project, layer)
         if layer.source is None and path.is_file():
             last = re.split(r"^FROM .*$", path.read_text(), flags=re.MULTILINE)[-1]
             names += [layer.name] * len(re.findall(r"^(?:RUN|COPY|ADD)\b", last, re.MULTILINE))

@@ -127,6 +127,7 @@ def given(plan: Plan) -> Inputs:
         builder=Path("/package/_builder"),
         files={},
         dockerfiles={},
+        installs={},
         ca_bundle="/etc/ssl/certs/ca-certificates.crt",
     )
 

@@ -96,6 +96,7 @@ def inputs(plan: Plan, *, ca: str | None = None) -> Inputs:
         layers={name: Path("/inputs", name) for name in fed},
         files={file.sha256: Path("/files", file.sha256) for la in plan.layers for file in la.files},
         dockerfiles={},
+        installs={},
         ca_bundle=ca,
     )
 
