@@ -183,7 +183,10 @@ def _print(matrix: Matrix, plans: Sequence[Plan], plan_format: PlanFormat) -> No
         refuse_unresolved(plans)
     match plan_format:
         case "table":
-            base.console().print(show.as_table(plans))
+            head, *lines = show.as_table(plans, base.console().width)
+            typer.secho(head, bold=True)
+            red = typer.style(show.UNRESOLVED, fg="red")
+            typer.echo("\n".join(line.replace(show.UNRESOLVED, red) for line in lines))
         case "json":
             base.print_json([plan.to_dict() for plan in plans])
         case "github":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import textwrap
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.cli import base
@@ -19,20 +22,46 @@ if TYPE_CHECKING:
     from sparkimage.config.variants import Variant
     from sparkimage.verify.pipeline import Result
 
+UNRESOLVED = "not resolved"
+GAP = 2
+"""Spaces between columns."""
+NARROW = 8
+"""The least width of a column that wraps."""
 
-def as_table(plans: Sequence[Plan]) -> Table:
-    """One row a variant."""
-    columns = ("variant", "platform", "versions", "layers", "download")
-    table = base.new_table(*columns, whole=["variant", "platform"])
-    for plan in plans:
-        table.add_row(
+
+def as_table(plans: Sequence[Plan], width: int) -> list[str]:
+    """One row a variant, in ``width`` columns; several repositories have a column of their own.
+
+    Plain lines: rich takes most of a second for the table of a thousand variants.
+    """
+    rows = [["repository", "variant", "platform", "versions", "layers", "download"]]
+    rows += [
+        [
+            plan.image.rpartition(":")[0],
             plan.variant,
             plan.platform,
             " ".join(f"{pin} {version}" for pin, version in plan.versions.items()),
             " ".join(layer.name for layer in plan.layers),
-            human(plan.download_bytes) if not plan.unresolved else "[red]not resolved[/]",
-        )
-    return table
+            human(plan.download_bytes) if not plan.unresolved else UNRESOLVED,
+        ]
+        for plan in plans
+    ]
+    if len({row[0] for row in rows[1:]}) < 2:
+        rows = [row[1:] for row in rows]
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # The versions and the layers share what the other columns leave.
+    versions, layers = sizes[-3:-1]
+    free = max(2 * NARROW, width - sum(sizes) + versions + layers - GAP * (len(sizes) - 1))
+    sizes[-3] = min(versions, max(free // 2, free - layers))
+    sizes[-2] = min(layers, free - sizes[-3])
+    wrap = cache(partial(textwrap.wrap, break_on_hyphens=False))
+    lines = []
+    for row in rows:
+        cells = [wrap(text, size) for text, size in zip(row, sizes, strict=True)]
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            padded = (f"{part:<{size}}" for part, size in zip(parts, sizes, strict=True))
+            lines.append((" " * GAP).join(padded).rstrip())
+    return lines
 
 
 def _runner(arch: str, *, big: bool) -> dict[str, Any]:

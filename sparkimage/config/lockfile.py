@@ -398,12 +398,14 @@ def _parse(line: str) -> Item:
     names = [f.name for f in fields(kind)] if kind is not None else []
     # The last one is a file's name or path, which may have spaces.
     parts: dict[str, Any] = dict(zip(names, rest.split(" ", len(names) - 1), strict=False))
-    text = shown(line, quote=True)
     if kind is None or len(parts) < len(names):
-        raise ValueError(f"{text} is not a lock line ({', '.join(WORDS)}, each with its parts)")
+        known = ", ".join(WORDS)
+        raise ValueError(
+            f"{shown(line, quote=True)} is not a lock line ({known}, each with its parts)"
+        )
     for name, part in parts.items():
         if not re.fullmatch(FORMS.get(name, r"[^\x00-\x1f\x7f]+"), part):
-            raise ValueError(f"{text} has an invalid {name}")
+            raise ValueError(f"{shown(line, quote=True)} has an invalid {name}")
     if "size" in parts:
         parts["size"] = int(parts["size"])
     return kind(**parts)

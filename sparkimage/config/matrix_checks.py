@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from semver import Version
@@ -19,6 +20,7 @@ from sparkimage.config.schema import (
     NOT,
     PYTHON_ARGUMENT,
     DebianPin,
+    Expect,
     FilePin,
     GitPin,
     ImagePin,
@@ -329,26 +331,40 @@ class MatrixChecks:
         self, variant: Variant, key: Key, name: str, expected: dict[str, tuple[str, str]]
     ) -> None:
         """Check that what a layer expects of the image is what those below it do."""
-        layers, title = self.spec.layers, f"variant {variant.name}"
-        for one in expecting(layers, name):
-            for what, value in layers[one].expect:
-                other, same = expected.setdefault(what, (one, value)) if value else ("", value)
-                if same != value:
-                    self.report.add(
-                        key,
-                        f"{title}: layers {other} and {one} expect {what} {same} and {value}",
-                        "leave out one of the layers, or let them expect the same",
-                    )
-            for pin in layers[one].expect.pins:
-                value = variant.pins.get(pin, "")
-                named = self.spec.pins[pin].get(value)
-                if named is not None and version_of(named) is None:
-                    what = f"{title}: layer {one} expects the version of {pin}, but {pin} {value}"
-                    self.report.add(key, f"{what} has none", "give it one, or name another pin")
-                elif named is None and one != name:
-                    # Of its own pins the layer says so itself.
-                    what = f"{title}: layer {name} has the checks of {one}, which expects {pin}"
-                    self.report.add(key, what, f"add a value for pin {pin}")
+        title = f"variant {variant.name}"
+        for one, expectation, wanted in self.expectations[name]:
+            other, same = expected.setdefault(expectation, (one, wanted))
+            if same != wanted:
+                self.report.add(
+                    key,
+                    f"{title}: layers {other} and {one} expect {expectation} {same} and {wanted}",
+                    "leave out one of the layers, or let them expect the same",
+                )
+            if expectation not in Expect.PINS:
+                continue
+            value = variant.pins.get(wanted, "")
+            pin = self.spec.pins[wanted].get(value)
+            if pin is not None and version_of(pin) is None:
+                what = f"{title}: layer {one} expects the version of {wanted}, but {wanted} {value}"
+                self.report.add(key, f"{what} has none", "give it one, or name another pin")
+            elif pin is None and one != name:
+                # Of its own pins the layer says so itself.
+                what = f"{title}: layer {name} has the checks of {one}, which expects {wanted}"
+                self.report.add(key, what, f"add a value for pin {wanted}")
+
+    @cached_property
+    def expectations(self) -> Mapping[str, tuple[tuple[str, str, str], ...]]:
+        """What each layer expects of the image: the layer that says so, the key and its value."""
+        layers = self.spec.layers
+        return {
+            name: tuple(
+                (one, what, value)
+                for one in expecting(layers, name)
+                for what, value in layers[one].expect
+                if value is not None
+            )
+            for name in layers
+        }
 
     def check_bake_targets(self, names: Sequence[str]) -> None:
         """Check that names also differ as those of bake's targets, which have fewer characters."""

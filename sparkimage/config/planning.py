@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import TypeVar
@@ -14,10 +14,11 @@ from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import ANY, MISSING, Deb, Key, Lock, OneItem, Wheel
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES, Patch, State, Verdict
-from sparkimage.config.plan import LABEL, LayerPlan, Origin, Plan, canonical
+from sparkimage.config.plan import LABEL, Expected, LayerPlan, Origin, Plan, canonical
 from sparkimage.config.schema import (
     DebianPin,
     DebPin,
+    Expect,
     FilePin,
     GitPin,
     ImagePin,
@@ -66,6 +67,9 @@ class _Planner:
         self.partition = cache(self._partition)
         self.divide = cache(self._divide)
         self.locked_json = cache(self._locked_json)
+        self.lock_checksum = cache(self._lock_checksum)
+        self.expectations = cache(self._expectations)
+        self.layers: dict[Hashable, LayerPlan] = {}
 
     def plan(self, variant: Variant) -> Plan:
         pins = _LockedVariant(matrix=self.matrix, variant=variant, lock=self.lock)
@@ -76,20 +80,21 @@ class _Planner:
             for pin, value in keys
             if (reason := self.lock.unresolved(pin, value)) is not None
         )
-        layers = tuple(
-            LayerPlan(name=name, dockerfile=f"images/{name}/Dockerfile", args={})
-            for name in variant.layers
-        )
-        if not unresolved:
+        if unresolved:
+            layers = tuple(
+                LayerPlan(name=name, dockerfile=f"images/{name}/Dockerfile", args={})
+                for name in variant.layers
+            )
+        else:
             wheels = self._wheels(variant)
-            layers = tuple(pins.layer(name, wheels.get(name, ())) for name in variant.layers)
+            layers = tuple(self._layer(pins, la, wheels.get(la, ())) for la in variant.layers)
         versions = {
             name: version
             for name, pin in pins.pins.items()
             if (version := schema.version_of(pin)) is not None
         }
         sources = [s for la in variant.layers if (s := self.matrix.layers[la].source) is not None]
-        checksum = self._lock_checksum(variant, keys)
+        checksum = self.lock_checksum(tuple(keys), variant.platform)
         labels = {
             "org.opencontainers.image.title": variant.name,
             "org.opencontainers.image.source": self.origin.source,
@@ -103,7 +108,7 @@ class _Planner:
             **{f"{LABEL}file.{f.pin}": f"sha256:{f.sha256}" for la in layers for f in la.files},
             **{f"{LABEL}patch.{p.name}": f"sha256:{p.sha256}" for la in layers for p in la.patches},
         }
-        expect = pins.expect(versions)
+        expect = self._expect(variant, versions)
         if expect.version is not None:
             labels["org.opencontainers.image.version"] = expect.version
         answer = variant.answer
@@ -131,13 +136,37 @@ class _Planner:
             user=variant.user,
         )
 
-    def _lock_checksum(self, variant: Variant, keys: Sequence[Key]) -> str:
+    def _expect(self, variant: Variant, versions: Mapping[str, str]) -> Expected:
+        """What the layers of a variant expect of its image."""
+        values = {
+            key: versions[value] if key in Expect.PINS else value
+            for key, value in self.expectations(variant.layers).items()
+        }
+        if "cuda" in values:
+            values["cuda"] = Template.parse(values["cuda"]).fill(variant.words)
+        return Expected(**values)
+
+    def _expectations(self, names: tuple[str, ...]) -> dict[str, str]:
+        """What these layers expect, as in the matrix; they agree, as that was checked."""
+        layers = self.matrix.layers
+        expects = [layers[one].expect for name in names for one in expecting(layers, name)]
+        return {key: value for one in expects for key, value in one if value is not None}
+
+    def _layer(self, pins: _LockedVariant, name: str, wheels: tuple[Wheel, ...]) -> LayerPlan:
+        """The plan of a layer: that of another variant where it is the same."""
+        # Wheels are the lock's own: comparing hundreds of them would take longer than a plan.
+        key = (id(wheels), *pins.decisive(name))
+        if key not in self.layers:
+            self.layers[key] = pins.layer(name, wheels)
+        return self.layers[key]
+
+    def _lock_checksum(self, keys: tuple[Key, ...], platform: str) -> str:
         """sha256 over the locked items of these pins, as canonical JSON: ``{"pin/value": […]}``."""
-        parts = (self.locked_json(*key, variant.platform) for key in sorted(keys, key="/".join))
+        parts = (self.locked_json(*key, platform) for key in sorted(keys, key="/".join))
         return hashlib.sha256(f"{{{','.join(parts)}}}".encode()).hexdigest()
 
     def _locked_json(self, pin: str, value: str, platform: str) -> str:
-        items = [asdict(item) for item in self.lock.find(pin, value, platform) or ()]
+        items = [vars(item) for item in self.lock.find(pin, value, platform) or ()]
         return canonical({f"{pin}/{value}": items})[1:-1]
 
     def _wheels(self, variant: Variant) -> Mapping[str, tuple[Wheel, ...]]:
@@ -188,7 +217,8 @@ class _Planner:
                 if (owner[1].version, owner[1].sha256) != (wheel.version, wheel.sha256):
                     # Files of the upper layer would replace those of the lower one.
                     conflicts.append((owner, (pin, wheel)))
-            wheels[name] = tuple(w for w in parts[name] if owners[into, w.name][0] == pin)
+            own = tuple(w for w in parts[name] if owners[into, w.name][0] == pin)
+            wheels[name] = parts[name] if len(own) == len(parts[name]) else own
         return wheels, conflicts
 
     def _partition(
@@ -246,22 +276,6 @@ class _LockedVariant:
         pins = [pin for pin in self.pins.values() if isinstance(pin, WheelsPin | GitPin | ImagePin)]
         return min((pin.python for pin in pins if pin.python is not None), default=None)
 
-    def expect(self, versions: Mapping[str, str]) -> plan.Expected:
-        """What the layers expect of the image; they agree, as the matrix was checked."""
-        layers = self.matrix.layers
-        names = dict.fromkeys(one for la in self.variant.layers for one in expecting(layers, la))
-        values = {
-            what: value
-            for name in names
-            for what, value in layers[name].expect
-            if value is not None
-        }
-        for what in values.keys() & {"nccl", "version"}:
-            values[what] = versions[values[what]]
-        if "cuda" in values:
-            values["cuda"] = Template.parse(values["cuda"]).fill(self.variant.words)
-        return plan.Expected(**values)
-
     def _pin(self, name: str, kind: type[OnePin]) -> OnePin:
         pin = self.pins[name]
         assert isinstance(pin, kind)
@@ -274,6 +288,17 @@ class _LockedVariant:
     def _item(self, name: str, kind: type[OneItem]) -> OneItem:
         (item,) = self._items(name, kind)
         return item
+
+    def decisive(self, name: str) -> tuple[Hashable, ...]:
+        """What decides the plan of a layer, besides its wheels."""
+        variant, spec, lowest = self.variant, self.matrix.layers[name], self.variant.layers[0]
+        pins, words = variant.pins, variant.words
+        # A patch is judged by all that the variant has.
+        used = pins if spec.patches else (*spec.uses, *self.matrix.layers[lowest].uses)
+        return (
+            name, variant.platform, self.python, variant.layers if spec.patches else lowest,
+            tuple(map(pins.get, used)), tuple(words[axis] for axis in sorted(spec.filled)),
+        )  # fmt: skip
 
     def layer(self, name: str, wheels: tuple[Wheel, ...]) -> LayerPlan:
         """The plan of a layer. Raises ``LockError``."""

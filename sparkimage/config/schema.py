@@ -280,6 +280,9 @@ class SourceUse(Strict):
 class Expect(Strict):
     """What an image with a layer is held to, beside the checks in the layer's folder."""
 
+    PINS: ClassVar = ("nccl", "version")
+    """The keys that name a pin, whose version is expected."""
+
     nccl: Name | None = Field(
         default=None, description="pin with the version that every libnccl of the image must have"
     )
@@ -300,7 +303,7 @@ class Expect(Strict):
     @property
     def pins(self) -> tuple[str, ...]:
         """The pins whose versions are expected."""
-        return tuple(pin for pin in (self.nccl, self.version) if pin is not None)
+        return tuple(pin for key in self.PINS if (pin := getattr(self, key)) is not None)
 
 
 MAX_LAYERS = 125

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparkimage.cli import show
 from sparkimage.config import matrix, planning
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.plan import Plan
@@ -323,3 +324,22 @@ def test_exclude_takes_away_what_it_selects(folder: Path, data: st.DataObject) -
             assert not all(fits(variant.words[axis], s) for axis, s in excluded.items())
     if not document["exclude"]:
         assert len(kept) == math.prod(map(len, axes.values()))
+
+
+def test_plans_made_together_are_those_made_one_by_one(folder: Path) -> None:
+    read = load(folder, TEXT)
+    lock = maker.locked(read)
+    together = planning.make_all(read, read.variants, lock, maker.ORIGIN)
+    assert together == tuple(planning.make(read, v, lock, maker.ORIGIN) for v in read.variants)
+    # What several variants have in common is one object: there may be thousands of them.
+    lowest = [plan.layers[0] for plan in together if plan.platform == "linux/arm64"]
+    assert all(layer is lowest[0] for layer in lowest)
+
+
+def test_several_repositories_have_a_column(folder: Path) -> None:
+    made = list(plans(load(folder, TEXT)).values())
+    head, *lines = show.as_table(made, 120)
+    assert head.split() == ["repository", "variant", "platform", "versions", "layers", "download"]
+    assert "other/place  debug-arm64" in "\n".join(lines)
+    one_place = [plan for plan in made if plan.image.startswith("other/place:")]
+    assert show.as_table(one_place, 120)[0].startswith("variant ")
