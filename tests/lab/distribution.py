@@ -228,18 +228,21 @@ class Distribution:
         self.fleet.each(_no_move)
         self.fleet.quiet()
 
-    def complete(self, new: Image, *words: str) -> dict[str, Any]:
-        """A run that nothing happens to, and all that holds after it. What it says of the nodes."""
+    def complete(self, new: Image, *words: str, interrupted: Node | None = None) -> dict[str, Any]:
+        """A run that nothing happens to, and all that holds after it. What it says of the nodes.
+
+        ``interrupted`` is a node whose engine was killed while it unpacked the image.
+        """
         done = self.shipment.distribute("--json", *words)
         while BUSY in done.stderr:
             # A killed one lets go when the node hears of it.
             self.quiet()
             done = self.shipment.distribute("--json", *words)
         assert done.returncode == 0, done.stderr
-        self.arrived(new)
+        self.arrived(new, interrupted)
         return {one["node"]: one for one in json.loads(done.stdout)["nodes"]}
 
-    def arrived(self, new: Image) -> None:
+    def arrived(self, new: Image, interrupted: Node | None = None) -> None:
         """All show the new image, and nothing else is left."""
         found = self.looks()
         assert self.moved(new, found), f"not moved: {found}"
@@ -253,10 +256,17 @@ class Distribution:
         for node in self.nodes:
             # Noise is half of a layer.
             due = 2 * blobs + (blobs if node.spec.containerd_store else 0)
+            if node is interrupted:
+                # What a killed engine was unpacking stays until its lease ends, hours later:
+                # https://github.com/containerd/containerd/blob/main/docs/garbage-collection.md
+                due += 2 * blobs
             if node.name in self.used:
                 most = self.used[node.name] + due + SLACK
                 # containerd collects its garbage when it has the time.
-                wait(partial(self._within, found, node, most), f"{node.name}'s disk holds more")
+                wait(
+                    partial(self._within, found, node, most),
+                    f"{node.name}'s disk holds more than {most}",
+                )
         self.used = {name: one.used for name, one in found.items()}
         self.old, self.at_rest = new, True
 

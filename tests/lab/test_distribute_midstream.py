@@ -172,7 +172,7 @@ def test_dockerd_killed_in_mid_transfer(distribution: Distribution, way: Way, st
     assert f"{node.name}: its Docker" in running.said
     node.start_dockerd()
     distribution.kept(new)
-    distribution.complete(new)
+    distribution.complete(new, interrupted=node)
 
 
 @ways_and_stores_that_wait("a disk that fills in mid-stream")
