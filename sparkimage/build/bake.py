@@ -193,6 +193,7 @@ def _source_targets(
             builders[name] = {
                 "context": str(inputs.builder),
                 "contexts": {"layer": _reference(image, mirrors)},
+                "target": "vllm" if layer.name in inputs.overrides else "setuptools-scm",
                 "args": {"VERSION": source.version},
             }
     return builders, {

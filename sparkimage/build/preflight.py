@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparkimage.build import capacity
 from sparkimage.build.engine.emulation import ensure_emulation
 from sparkimage.config import folders
 from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.core.errors import BuildError, CommandError, LockError, PreflightError
+from sparkimage.core.files import free_bytes
 from sparkimage.core.units import human
 from sparkimage.resolve import fetch
 
@@ -53,6 +54,7 @@ def check(plan: Plan, context: BuildContext) -> None:
                 f"{place} has {human(free)} free; {plan.variant} needs {human(bytes_needed)}",
                 hint="free some disk, or point SPARKIMAGE_HOME (or SPARKIMAGE_STORE) elsewhere",
             )
+    capacity.check(plan, context)
     # The image is verified here, even where another machine builds it.
     ensure_emulation(context.home, context.runner, plan.platform, context.say)
 
@@ -110,13 +112,6 @@ def reachable(plan: Plan, context: BuildContext) -> None:
             smallest = min(remote, key=lambda wheel: (wheel.size, wheel.name))
             fetch.probe(smallest, layer, plan, context)
             probed = True
-
-
-def free_bytes(place: Path) -> int:
-    """Free bytes of the file system on which ``place`` is or will be."""
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 def open_steps(text: str) -> tuple[str, ...]:

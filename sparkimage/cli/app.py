@@ -149,6 +149,9 @@ def _build(
     secrets: Sequence[str] = (),
 ) -> None:
     plans = base.plans_of(matrix, variants)
+    if any(layer.source for plan in plans for layer in plan.layers):
+        outside = base.resolve_context(matrix, base.quiet)
+        base.check_sources(matrix, plans, outside, offline=plan_format is not None)
     if plan_format is not None:
         _print(matrix, plans, plan_format)
         return

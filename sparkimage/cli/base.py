@@ -237,6 +237,16 @@ def plans_of(matrix: Matrix, variants: Sequence[Variant]) -> list[Plan]:
     return list(planning.make_all(matrix, variants, read_lock(matrix), source))
 
 
+def check_sources(
+    matrix: Matrix, plans: Sequence[Plan], context: ResolveContext, *, offline: bool = False
+) -> None:
+    """Hold every source against its own Dockerfile. Raises ``ConfigError``."""
+    from sparkimage.resolve import source_files
+
+    for reason in source_files.check(matrix, plans, context, offline=offline):
+        warn(reason)
+
+
 def resolve_context(matrix: Matrix | None, say: Callable[[str], None]) -> ResolveContext:
     """How this machine reaches registries, repositories and indexes. ``--mirror`` overrides the
     user's own file, and that one the matrix."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +12,14 @@ import typer
 from sparkimage.cli import base, options
 from sparkimage.cli.options import flag, value
 from sparkimage.core import locks
-from sparkimage.core.errors import LockError, NetworkError, UsageError
+from sparkimage.core.errors import ConfigError, LockError, NetworkError, UsageError
 from sparkimage.core.files import write
 
 if TYPE_CHECKING:
     from sparkimage.config.lockfile import Lock
     from sparkimage.config.matrix import Matrix
+    from sparkimage.config.plan import Plan
+    from sparkimage.config.variants import Variant
     from sparkimage.core.errors import SparkError
 
 
@@ -26,19 +29,24 @@ def lock(
         list[str] | None, value("NAME[==V]", "Update one pin, patch or wheel; may be a glob.")
     ] = None,
     outdated: Annotated[bool, flag("--outdated", "Only list what has newer versions.")] = False,
+    only: Annotated[
+        str | None, value("GLOB", "Resolve the pins of the variants that match GLOB.")
+    ] = None,
     _mirror: options.Mirror = None,
     as_json: options.Json = False,
 ) -> None:
     """Resolve the pins that matrix.lock lacks; resolved pins stay as they are."""
-    if check + outdated + bool(update) > 1:
-        raise UsageError("--check, --update and --outdated exclude each other", hint="pass one")
+    if check + outdated + bool(update or only) > 1:
+        raise UsageError(
+            "--check, --outdated, and --update or --only exclude each other", hint="pass one"
+        )
     matrix = base.read_matrix()
     if check:
         _check(matrix)
     elif outdated:
         _print_outdated(matrix, as_json=as_json)
     else:
-        _resolve(matrix, update or ())
+        _resolve(matrix, update or (), only)
 
 
 def _check(matrix: Matrix) -> None:
@@ -68,11 +76,13 @@ def _print_outdated(matrix: Matrix, *, as_json: bool) -> None:
     _raise_failures(outcome.failures)
 
 
-def _resolve(matrix: Matrix, update: Sequence[str]) -> None:
+def _resolve(matrix: Matrix, update: Sequence[str], only: str | None) -> None:
     from sparkimage.config import lockfile
+    from sparkimage.config.matrix import select
     from sparkimage.resolve import resolver
 
     path = matrix.file.with_suffix(".lock")
+    variants = None if only is None else select(matrix, only=only)
     # Locked is the folder, since files in it are replaced.
     with locks.exclusive(matrix.root, base.say, f"writes {path.name}"):
         try:
@@ -81,7 +91,7 @@ def _resolve(matrix: Matrix, update: Sequence[str]) -> None:
             old = None  # missing, of an older version or damaged: resolved from scratch
         targets = resolver.parse_update(matrix, old, update)
         context = base.resolve_context(matrix, typer.echo)
-        outcome = resolver.resolve(matrix, old, context, targets)
+        outcome = resolver.resolve(matrix, old, context, targets, variants)
         text = lockfile.dump(outcome.lock)
         if path.is_file() and path.read_text() == text:
             typer.echo(f"{path.name} is unchanged")
@@ -89,6 +99,12 @@ def _resolve(matrix: Matrix, update: Sequence[str]) -> None:
             write(path, text.encode())
             typer.echo(f"wrote {path.name}; review it with `git diff {path.name}`")
         _print_known(old, outcome.lock)
+    try:
+        base.check_sources(matrix, _plans(matrix, variants or matrix.variants), context)
+    except ConfigError as error:
+        if not outcome.failures:
+            raise
+        base.warn(f"{error.message}\n{error.detail}")
     _raise_failures(outcome.failures, "; all others are in the lock")
 
 
@@ -103,6 +119,22 @@ def _print_known(old: Lock | None, new: Lock) -> None:
             pins = ", ".join(chosen[release])
             typer.echo(f"note: {pins}: NCCL {release} is {one.known}")
             typer.echo(f"  → {one.fix} {one.sources[0]}")
+
+
+def _plans(matrix: Matrix, variants: Sequence[Variant]) -> list[Plan]:
+    """The plans of those variants with a source that can be planned; `image` says what the others
+    lack."""
+    from sparkimage.config import origin, planning
+    from sparkimage.core.process import Local
+
+    lock = base.read_lock(matrix)
+    source = origin.of(matrix.root, matrix.source, Local())
+    plans = []
+    for variant in variants:
+        if any(matrix.layers[layer].source is not None for layer in variant.layers):
+            with suppress(LockError):
+                plans.append(planning.make(matrix, variant, lock, source))
+    return plans
 
 
 def _raise_failures(failures: Mapping[tuple[str, str], SparkError], rest: str = "") -> None:

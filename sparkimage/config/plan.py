@@ -174,6 +174,8 @@ class LayerPlan:
     """Whether its steps use the user's ssh agent."""
     checks: tuple[str, ...] = ()
     """Other layers whose checks apply to this one too."""
+    downgrade: bool = False
+    """Whether what it installs may be older than what lies below."""
 
     @property
     def images(self) -> tuple[PinnedImage, ...]:

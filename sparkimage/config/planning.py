@@ -351,6 +351,7 @@ class _LockedVariant:
             secrets=tuple(spec.secrets),
             ssh=spec.ssh,
             checks=tuple(spec.checks),
+            downgrade=spec.downgrade,
         )
 
     def _root(self, name: str) -> plan.DebianRoot:

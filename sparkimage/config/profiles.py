@@ -32,6 +32,8 @@ class Speculative(Strict):
     method: str = Field(pattern=r"^[a-z0-9_]+$", description="deepseek_mtp, dspark, …")
     num_speculative_tokens: Positive
     draft_sample_method: str | None = Field(default=None, pattern=r"^[a-z0-9_]+$")
+    rejection_sample_method: str | None = Field(default=None, pattern=r"^[a-z0-9_]+$")
+    enable_adaptive_verification: bool | None = None
     model: Word | None = Field(default=None, description="the draft model, for methods with one")
 
 

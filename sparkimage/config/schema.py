@@ -342,6 +342,9 @@ class LayerSpec(Strict):
         default={}, description="the layer is left out where the variant's values do not fit"
     )
     expect: Expect = Expect()
+    downgrade: bool = Field(
+        default=False, description="what the layer installs may be older than what lies below"
+    )
 
     @cached_property
     def roles(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,3 +68,10 @@ def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     with atomic_file(path.absolute().parent) as file:
         file.sink.write(data)
         file.rename_to(path, mode=mode)
+
+
+def free_bytes(place: Path) -> int:
+    """Free bytes of the file system on which ``place`` is or will be."""
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

@@ -72,4 +72,6 @@ class Inputs:
     """Layer name to its Dockerfile's text, where that is not built as it is."""
     installs: dict[str, Path]
     """Layer name to the package's Dockerfile, where the layer has none of its own."""
+    overrides: frozenset[str]
+    """Layers whose source knows ``VLLM_VERSION_OVERRIDE``."""
     ca_bundle: str | None

@@ -23,7 +23,7 @@ from sparkimage.core.arch import ARCHES
 from sparkimage.core.debian_tools import WITHOUT_DOCS
 from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError
 from sparkimage.core.files import new_folder
-from sparkimage.resolve import apt, frontends, images, patch_files, wheels
+from sparkimage.resolve import apt, frontends, images, patch_files, source_files, wheels
 from sparkimage.resolve.context import Inputs, ResolveContext
 from sparkimage.resolve.files import Download
 from sparkimage.resolve.git import Repository
@@ -69,6 +69,11 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
         },
         root=None if root is None else _debian_root(root, context),
         uv=static_uv(builder_arch, context) if any(la.wheels for la in plan.layers) else None,
+        overrides=frozenset(
+            layer.name
+            for layer in plan.layers
+            if layer.source is not None and source_files.takes_version(layer.source, context)
+        ),
         ca_bundle=ca_bundle(),
     )
 

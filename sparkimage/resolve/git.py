@@ -68,6 +68,11 @@ class Repository:
         """The tree of a fetched commit."""
         return self._git("rev-parse", f"{commit}^{{tree}}")
 
+    def paths(self, commit: str) -> tuple[str, ...]:
+        """The paths of all files of a fetched commit."""
+        names = self._git("ls-tree", "-r", "-z", "--name-only", commit)
+        return tuple(filter(None, names.split("\0")))
+
     def full_commit(self, start: str, branch: str | None) -> str:
         """All 40 digits of an abbreviated commit, from the history of every branch and tag.
 

@@ -10,7 +10,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sparkimage.config import below, lockfile
@@ -36,8 +36,11 @@ from sparkimage.resolve.git import Repository
 
 if TYPE_CHECKING:
     from sparkimage.config.matrix import Matrix
+    from sparkimage.config.variants import Variant
 
 Items = tuple[Item, ...]
+NOT_ASKED = "no `lock` has been asked for it yet"
+"""Why the lock lacks a pin that ``--only`` leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +126,21 @@ def parse_update(matrix: Matrix, lock: Lock | None, words: Sequence[str]) -> Upd
     return Update(pins=tuple(dict.fromkeys(pins)), projects=projects)
 
 
-def resolve(matrix: Matrix, lock: Lock | None, context: ResolveContext, update: Update) -> Outcome:
-    """Resolve what the lock lacks, what the matrix has changed, and what is to be updated."""
+def resolve(
+    matrix: Matrix,
+    lock: Lock | None,
+    context: ResolveContext,
+    update: Update,
+    variants: Sequence[Variant] | None = None,
+) -> Outcome:
+    """Resolve what the lock lacks, what the matrix has changed, and what is to be updated.
+
+    ``variants``: only the pins of these; others stay as they are, or unresolved.
+    """
     wanted = lockfile.requests(matrix)
+    asked = (
+        wanted if variants is None else lockfile.requests(replace(matrix, variants=tuple(variants)))
+    )
     entries = {} if lock is None else dict(lock.entries)
     fitting = {
         key: entries[key]
@@ -134,11 +149,16 @@ def resolve(matrix: Matrix, lock: Lock | None, context: ResolveContext, update: 
     }
     resolver = _Resolver(matrix, entries, context, update)
     dependencies = below.dependencies(matrix)
+    needed = set(asked)
+    while more := {other for key in needed for other in dependencies.get(key, ())} - needed:
+        needed |= more
     failures: dict[Key, SparkError] = {}
     # What others are resolved against comes first; patches read the commits of git pins.
     for level in below.levels(wanted, dependencies):
         jobs: list[tuple[Key, str]] = []
         for key in level:
+            if key not in needed and not (key in fitting and fitting[key].platforms):
+                continue
             others = dependencies.get(key, ())
             moved = any(resolver.resolved.get(o) != _platforms(entries, o) for o in others)
             for platform in wanted[key][1]:
@@ -157,7 +177,10 @@ def resolve(matrix: Matrix, lock: Lock | None, context: ResolveContext, update: 
                 context.say(f"{' '.join(key)} {platform}: {_summary(result)}")
     new: dict[Key, Entry] = {}
     for key, (request, platforms) in wanted.items():
-        if key not in failures:
+        if key not in resolver.resolved and key not in failures:
+            reason = f"{_title(key)}: {NOT_ASKED}"
+            new[key] = fitting.get(key, Entry(requested=request, unresolved=reason))
+        elif key not in failures:
             items_of = {platform: resolver.resolved[key][platform] for platform in platforms}
             new[key] = Entry(requested=request, platforms=items_of)
         elif key in fitting and set(platforms) <= set(fitting[key].platforms):
@@ -166,7 +189,7 @@ def resolve(matrix: Matrix, lock: Lock | None, context: ResolveContext, update: 
             new[key] = Entry(requested=request, unresolved=failures[key].message)
     return Outcome(
         lock=Lock(file="matrix.lock", request_digest=lockfile.request_digest(matrix), entries=new),
-        failures=failures,
+        failures={key: failure for key, failure in failures.items() if key in asked},
     )
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sparkimage.build import builder, preflight
+from sparkimage.build import builder, capacity, preflight
 from sparkimage.build.builder import Staged, execute, fingerprint
 from sparkimage.build.context import BuildContext
 from sparkimage.build.engine.engine import OWNER
@@ -96,6 +96,7 @@ def _build(plan: Plan, context: BuildContext, *, rebuild: bool, repair: bool) ->
     for layer in plan.layers:
         if (fetched := preflight.fetch_key(layer)) is not None:
             context.store.put_fact("fetched", fetched, {"variant": plan.variant})
+    capacity.record(plan, context)
     digest = staged.image.digest
     context.store.put_fact("built", key, {"digest": digest, "variant": plan.variant})
     return Result(

@@ -30,6 +30,7 @@ CHECKERS = (
     "image/layerscan.py", "image/linking.py", "image/secrets.py", "image/settings.py",
     "verify/gpu.py", "verify/gpu_probe.py", "verify/layer_checks.py", "verify/rules.py",
     "verify/run_entrypoint.py", "verify/static.py", "verify/static_nccl.py",
+    "verify/static_order.py", "core/debian_version.py",
     "verify/torch_probe.py",
 )  # fmt: skip
 """The package's own files that contain checks."""

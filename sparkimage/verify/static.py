@@ -20,7 +20,7 @@ from sparkimage.image.layerindex import Entry, ImageFiles, content, image_files,
 from sparkimage.image.linking import Linker, Root
 from sparkimage.image.settings import Settings
 from sparkimage.image.store import Image, Store
-from sparkimage.verify import layer_checks, static_nccl
+from sparkimage.verify import layer_checks, static_nccl, static_order
 from sparkimage.verify import rules as rule_file
 from sparkimage.verify.rules import PathRule, Rules, matches, matches_any
 from sparkimage.verify.seal import Check
@@ -146,6 +146,7 @@ def _comparisons(target: _Target) -> Iterator[Compared]:
     yield from _config(target)
     yield from _programs(target)
     yield from static_nccl.checks(target.plan, target.files, target.root, target.own)
+    yield from static_order.checks(target.plan, target.files)
     yield from _preloads(target)
     yield from _expected(target)
     yield from _contents(target)

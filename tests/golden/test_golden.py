@@ -128,6 +128,7 @@ def given(plan: Plan) -> Inputs:
         files={},
         dockerfiles={},
         installs={},
+        overrides=frozenset(),
         ca_bundle="/etc/ssl/certs/ca-certificates.crt",
     )
 

@@ -238,6 +238,11 @@ MUTANTS = (
         make=lambda c: _add_and_delete(c, {"opt/libnccl.so.2": nccl(c.arch, "2.28.9")}),
     ),
     Mutant(
+        name="a newer libnccl, replaced by the pinned one",
+        check="overlay-order",
+        make=lambda c: _add_and_delete(c, {"opt/libnccl.so.2": nccl(c.arch, "9.0.0")}),
+    ),
+    Mutant(
         name="a second libnccl under another file name",
         check="nccl-root",
         make=lambda c: c.add({"opt/fast.so": nccl(c.arch)}),

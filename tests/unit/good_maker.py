@@ -69,6 +69,11 @@ def put_image(
     return store.resolve(store.put_bytes(json.dumps(manifest).encode(), MANIFEST).digest)
 
 
+def package(name: str, version: str) -> bytes:
+    """What dpkg's status file has of an installed package."""
+    return f"Package: {name}\nStatus: install ok installed\nVersion: {version}\n".encode()
+
+
 def stack() -> list[Files]:
     """The layers, from the lowest up."""
     libc = elf_maker.library(ARCH, soname="libc.so.6", needed=["ld-linux-aarch64.so.1"])

@@ -146,8 +146,15 @@ Status:   inactive
 
 
 @pytest.mark.parametrize(
-    ("said", "native"),
-    [(ONE, ("arm64",)), (TWO, ("amd64", "arm64")), (SILENT, ()), ("", ())],
+    ("said", "nodes"),
+    [
+        (ONE, {"default": "arm64"}),
+        (TWO, {"tcp://one.example:1234": "amd64", "tcp://two.example:1234": "arm64"}),
+        (SILENT, {}),
+        ("", {}),
+    ],
 )
-def test_the_native_architecture_of_each_node(said: str, native: tuple[str, ...]) -> None:
-    assert builders.parse(said) == native
+def test_the_endpoint_and_the_native_architecture_of_each_node(
+    said: str, nodes: dict[str, str]
+) -> None:
+    assert builders.parse(said) == (tuple(nodes), tuple(nodes.values()))

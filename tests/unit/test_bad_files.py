@@ -49,7 +49,10 @@ KEPT = ("nvidia-cudnn-cu13", "nvidia-nccl-cu13", "torch", "triton", "vllm", "num
 def with_every_key(text: str) -> str:
     """The project's matrix with what it does not use itself."""
     for old, new in (
-        ("  serve: {}\n", "  serve: {when: {flavor: '!bare'}, args: {F: '{flavor} {nccl}'}}\n"),
+        (
+            "  python: {debs: debian}\n",
+            "  python: {debs: debian, when: {flavor: '!bare'}, args: {F: '{flavor} {nccl}'}}\n",
+        ),
         ("axes:\n", "axes:\n  flavor: [plain]\n"),
         ("exclude:\n", "exclude:\n  - {flavor: '!plain', platform: [linux/amd64]}\n"),
         ("  entrypoint: [", "  user: '0'\n  entrypoint: ["),

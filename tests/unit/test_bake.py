@@ -97,6 +97,7 @@ def inputs(plan: Plan, *, ca: str | None = None) -> Inputs:
         files={file.sha256: Path("/files", file.sha256) for la in plan.layers for file in la.files},
         dockerfiles={},
         installs={},
+        overrides=frozenset(),
         ca_bundle=ca,
     )
 
@@ -240,7 +241,7 @@ def test_a_source_is_built_at_its_commit_by_its_own_dockerfile(
     # The version that its git has no tag for stands in the image that it is compiled in.
     devel = image(plan, "source")
     assert builder["context"] == "/package/_builder"
-    assert builder["args"] == {"VERSION": "1.0"}
+    assert (builder["target"], builder["args"]) == ("setuptools-scm", {"VERSION": "1.0"})
     assert builder["contexts"] == {"layer": f"docker-image://{hub}/nvidia/cuda@{devel.digest}"}
     base = image(plan, "cuda-base")
     bottom = made["of_source--cuda-base"]["contexts"]["layer"]

@@ -289,6 +289,50 @@ def test_what_was_never_reached_stands_as_not_resolved(
     ]
 
 
+def variants_of(folder: Path, *pins: Mapping[str, Any]) -> Matrix:
+    """As ``forks``, with a variant ``v<number>`` for each pin."""
+    values = {"os": {"trixie": maker.OS}}
+    values |= {f"fork{number}": {"one": dict(pin)} for number, pin in enumerate(pins)}
+    layers: dict[str, Any] = {"low": {"base": "os"}}
+    layers |= {f"with{number}": {"pins": [f"fork{number}"]} for number in range(len(pins))}
+    variants = [
+        maker.include(f"v{n}", "low", f"with{n}", os="trixie", **{f"fork{n}": "one"})
+        for n in range(len(pins))
+    ]
+    folder.mkdir(exist_ok=True)
+    return maker.write(folder, maker.document(values, layers, variants))
+
+
+def test_only_some_variants_are_resolved(tmp_path: Path, site: Path) -> None:
+    remote = Remote.make(site, "fork.git")
+    pins = [
+        maker.git_pin(remote.commit({"x": "1"}), remote.address),
+        maker.git_pin("b" * 40, f"{SITE}/gone.git"),
+        maker.git_pin(remote.commit({"x": "2"}), remote.address),
+    ]
+    read = variants_of(tmp_path / "p", *pins)
+    context = resolve_context(site, tmp_path / "home")
+    first = resolver.resolve(read, base_only(read), context, Update(), read.variants[:1])
+    # What was not asked for is no failure, and spoils no other variant.
+    assert first.failures == {}
+    assert lockfile.check(read, first.lock) == []
+    assert first.lock.unresolved("fork0", "one") is None
+    assert first.lock.unresolved("fork1", "one") == (
+        "pin fork1 one: no `lock` has been asked for it yet"
+    )
+    plans = planning.make_all(read, read.variants, first.lock, maker.ORIGIN)
+    assert [bool(plan.unresolved) for plan in plans] == [False, True, True]
+    # What was asked for and failed is one; what is there stays.
+    second = resolver.resolve(read, first.lock, context, Update(), read.variants[1:2])
+    assert list(second.failures) == [("fork1", "one")]
+    assert second.lock.entries["fork0", "one"] == first.lock.entries["fork0", "one"]
+    third = resolver.resolve(read, second.lock, context, Update(), read.variants[2:])
+    assert third.failures == {}
+    # The reason of a failure is kept when others are asked for.
+    assert third.lock.unresolved("fork1", "one") == second.failures["fork1", "one"].message
+    assert third.lock.unresolved("fork2", "one") is None
+
+
 def patched(folder: Path, commit: str, address: str, *needed: str) -> Matrix:
     patches = {"fix": {**FIX, "needed_by": list(needed)}}
     read = forks(folder, maker.git_pin(commit, address), patches=patches)

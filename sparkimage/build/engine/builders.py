@@ -11,6 +11,8 @@ from sparkimage.build.engine.engine import Engine
 from sparkimage.core.errors import CommandError, EngineError
 from sparkimage.core.process import Runner
 
+NODE = r"(?s)\nEndpoint:\s+(\S+)\n.*\nPlatforms:\s+linux/([a-z0-9]+)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Builder:
@@ -24,6 +26,8 @@ class Builder:
     remote: bool
     arches: tuple[str, ...]
     """Native architectures of its nodes."""
+    endpoints: tuple[str, ...] = ()
+    """Where the nodes are: an address, or the name of a Docker context; in the same order."""
 
     def native(self, wanted: str) -> str:
         """The architecture of the node that builds for ``wanted`` ("arm64")."""
@@ -67,7 +71,7 @@ def named(name: str, engine: Engine, runner: Runner) -> Builder:
             detail=error.output.strip(),
             hint="docker buildx ls; docker context ls",
         ) from None
-    arches = parse(output)
+    endpoints, arches = parse(output)
     if not arches:
         raise EngineError(
             f"no node of the builder {name!r} reports its platforms",
@@ -80,12 +84,16 @@ def named(name: str, engine: Engine, runner: Runner) -> Builder:
         environment=environment,
         remote=True,
         arches=arches,
+        endpoints=endpoints,
     )
 
 
-def parse(output: str) -> tuple[str, ...]:
-    """The native architecture of each node, from the output of ``docker buildx inspect``. Pure.
+def parse(output: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The endpoint and the native architecture of each node that runs, from the output of
+    ``docker buildx inspect``. Pure.
 
     A node lists its own platform first: "Platforms: linux/arm64, linux/amd64 …".
     """
-    return tuple(re.findall(r"^Platforms:\s+linux/([a-z0-9]+)", output, re.MULTILINE))
+    nodes = (re.search(NODE, part) for part in re.split(r"(?m)^Name:", output))
+    found = [(node[1], node[2]) for node in nodes if node is not None]
+    return tuple(endpoint for endpoint, _ in found), tuple(arch for _, arch in found)

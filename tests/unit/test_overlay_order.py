@@ -1,0 +1,91 @@
+"""What is installed is not older than what lies below, unless the matrix allows it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparkimage.config.lockfile import Deb
+from sparkimage.config.plan import Debs
+from sparkimage.core import debian_version
+from sparkimage.core.process import Local
+from sparkimage.image.store import Store
+from sparkimage.verify import static
+from sparkimage.verify.seal import Check
+from tests.unit import elf_maker, good_maker
+from tests.unit.good_maker import DIST, Files
+
+
+def order(tmp_path: Path, below: Files, *, downgrade: bool = False) -> Check:
+    """The check's result for a good image on top of ``below``."""
+    store = Store.open(tmp_path)
+    layers = [good_maker.put_layer(store, files) for files in (below, *good_maker.stack())]
+    image = good_maker.put_image(
+        store, good_maker.config([one for _, one in layers]), [one for one, _ in layers]
+    )
+    plan = good_maker.plan()
+    deb = Deb(name="libc6", version="2.41", part="more", size=1, sha256="0" * 64, file="c.deb")
+    debs = Debs(
+        pin="nccl", value="1", arch="arm64", debs=(deb,), names=(), suite=None, repository=None
+    )
+    nccl = dataclasses.replace(plan.layers[2], debs=debs, downgrade=downgrade)
+    plan = dataclasses.replace(plan, layers=(*plan.layers[:2], nccl, plan.layers[3]))
+    found = {one.id: one for one in static.examine(plan, image, store, None)}
+    return found["static/overlay-order"]
+
+
+METADATA = f"{DIST}/nvidia_nccl_cu13-1.dist-info/METADATA"
+
+
+@pytest.mark.parametrize(
+    ("below", "faults"),
+    [
+        ({}, []),
+        ({"var/lib/dpkg/status": good_maker.package("libc6", "2.41")}, []),
+        ({"var/lib/dpkg/status": good_maker.package("libc6", "2.41~rc1")}, []),
+        ({"var/lib/dpkg/status": good_maker.package("other", "9")}, []),
+        (
+            {"var/lib/dpkg/status": good_maker.package("libc6", "2.41-1")},
+            ["libc6 2.41: layer 0 has 2.41-1"],
+        ),
+        ({METADATA: b"Name: nvidia-nccl-cu13\nVersion: 2.28.9\n"}, []),
+        (
+            {METADATA: b"Name: nvidia-nccl-cu13\nVersion: 2.31.2\n"},
+            ["nvidia-nccl-cu13 2.30.4: layer 0 has 2.31.2"],
+        ),
+        ({"opt/libnccl.so.2": elf_maker.nccl("arm64", "2.30.4")}, []),
+        (
+            {"opt/libnccl.so.2": elf_maker.nccl("arm64", "2.31.2")},
+            ["NCCL 2.30.4: opt/libnccl.so.2 (layer 0) is 2.31.2"],
+        ),
+    ],
+)
+def test_an_older_overlay_is_refused(tmp_path: Path, below: Files, faults: list[str]) -> None:
+    check = order(tmp_path, below)
+    assert check.seen == faults
+    assert (check.result == "PASSED") is (not faults)
+    assert order(tmp_path, below, downgrade=True).result == "PASSED"
+
+
+PART = st.text("0159az~+.", max_size=5)
+
+
+@given(
+    *[
+        st.builds(
+            lambda a, b, c: f"{a}1{b}{c}",
+            st.sampled_from(["", "2:"]),
+            PART,
+            st.sampled_from(["", "-1", "-1~x"]),
+        )
+    ]
+    * 2
+)
+def test_versions_sort_as_dpkg_sorts_them(one: str, two: str) -> None:
+    argv = ["dpkg", "--compare-versions", one, "lt", two]
+    lower = Local().run(argv, check=False).returncode == 0
+    assert (debian_version.key(one) < debian_version.key(two)) is lower
