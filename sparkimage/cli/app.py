@@ -19,6 +19,7 @@ from sparkimage.cli import (
     engine,
     explain,
     fleet,
+    init,
     launch,
     lock,
     options,
@@ -170,7 +171,7 @@ def _build(
     terminal.print(show.results_table(results))
     plan = results[0].plan
     terminal.print(
-        f"\n[bold]Next:[/] python build.py verify {plan.variant}\n"
+        f"\n[bold]Next:[/] {base.program()} verify {plan.variant}\n"
         f"      docker run --rm --gpus all {plan.image} MODEL   [dim](arguments follow "
         f"`{' '.join(plan.entrypoint)}`)[/]",
         soft_wrap=True,
@@ -235,6 +236,7 @@ PANELS = {
 for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(init.app, name="init", rich_help_panel="Build")
 app.add_typer(patches.app, name="patches", rich_help_panel="Build")
 app.add_typer(engine.app, name="engine", rich_help_panel="Build")
 app.add_typer(store.app, name="store", rich_help_panel="Image store")

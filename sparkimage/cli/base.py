@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 OK = "[green]✓[/]"
 SAME = "[green]=[/]"
 FAILED = "[red]✗[/]"
+HERE = "python build.py"
+"""How this program is started in its own repository: so texts name it."""
 WARNING = "[yellow]![/]"
 
 
@@ -51,9 +54,14 @@ def use_mirrors(rules: Sequence[str] | None) -> None:
     Settings.mirrors += tuple(rules or ())
 
 
+def program() -> str:
+    """How the user starts this program: pip installs it under a name of its own."""
+    return "sparkimage" if Path(sys.argv[0]).name == "sparkimage" else HERE
+
+
 def say(line: str) -> None:
     """Print a line beside the result: on standard error."""
-    typer.echo(line, err=True)
+    typer.echo(line.replace(HERE, program()), err=True)
 
 
 def quiet(line: str) -> None:

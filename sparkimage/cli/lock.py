@@ -70,7 +70,7 @@ def _print_outdated(matrix: Matrix, *, as_json: bool) -> None:
         for pin in pins:
             table.add_row(pin.pin, pin.what, pin.locked, pin.newest)
         base.console().print(table)
-        typer.echo("\nto update one: python build.py lock --update NAME")
+        typer.echo(f"\nto update one: {base.program()} lock --update NAME")
     else:
         typer.echo("no newer version found")
     _raise_failures(outcome.failures)

@@ -23,6 +23,8 @@ LABEL = "dev.sparkimage.launch"
 CAPABILITIES = ("SYS_PTRACE", "IPC_LOCK")
 INFINIBAND = "/dev/infiniband"
 SHELLS = ("sh", "bash", "dash", "ash")
+WRAPPERS = ("tini", "dumb-init", "catatonit", "env", "gosu", "su-exec")
+"""Programs that start the command that follows them."""
 CLI_MODULES = (("-m", "vllm"), ("-m", "vllm.entrypoints.cli.main"))
 """The command line `vllm` as Python starts it."""
 Words = tuple[str, ...]
@@ -345,7 +347,25 @@ def serve_prefix(entrypoint: Words, command: Sequence[str] | None) -> Words:
             "the image's ENTRYPOINT is vLLM's API server, which has no --headless",
             hint="build the image with ENTRYPOINT [vllm, serve], or set `command` in the profile",
         )
+    if (engine := _other_engine(entrypoint)) is not None:
+        raise UsageError(
+            f"the image's ENTRYPOINT starts {engine}, and launch derives the arguments of "
+            f"`vllm serve`: {shlex.join(entrypoint)}",
+            hint="start another engine with docker run and its own arguments; if this one starts "
+            "the command that it is given, set `command: [vllm, serve]` in the profile",
+        )
     return ("vllm", "serve")
+
+
+def _other_engine(entrypoint: Words) -> str | None:
+    """The program that the ENTRYPOINT starts; None for one that starts what it is given, such as a
+    script."""
+    words = [word for word in entrypoint if not word.startswith("-")]
+    words = [word for word in words if posixpath.basename(word) not in WRAPPERS]
+    name = posixpath.basename(words[0]) if words else ""
+    if not name or name in SHELLS or name.endswith(".sh") or "entrypoint" in name:
+        return None
+    return words[1] if name.startswith("python") and len(words) > 1 else name
 
 
 def _command(request: Request, arguments: Sequence[Words]) -> tuple[Words, ...]:

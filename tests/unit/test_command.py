@@ -65,6 +65,8 @@ def made(**values: Any) -> tuple[Container, ...]:
         (("python3", "-m", "vllm.entrypoints.cli.main"), ("serve",)),
         (("/entry.sh",), ("vllm", "serve")),
         (("/opt/nvidia/nvidia_entrypoint.sh",), ("vllm", "serve")),
+        (("tini", "-s", "--", "/docker-entrypoint"), ("vllm", "serve")),
+        (("tini", "--"), ("vllm", "serve")),
         ((), ("vllm", "serve")),
         (("/bin/sh", "-c"), ("vllm", "serve")),
     ],
@@ -90,6 +92,31 @@ def test_what_cannot_be_known_is_asked_for(entrypoint: tuple[str, ...]) -> None:
     assert "`command`" in caught.value.hint
     assert command.serve_prefix(entrypoint, []) == ()
     assert command.serve_prefix(entrypoint, ["a", "b"]) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "engine"),
+    [
+        (("/app/llama-server",), "llama-server"),
+        (("tini", "--", "/opt/bin/llama-server", "--metrics"), "llama-server"),
+        (("python3", "-m", "sglang.launch_server"), "sglang.launch_server"),
+        (("/usr/bin/python3.12", "/app/serve.py"), "/app/serve.py"),
+        (("python3",), "python3"),
+        (("sglang", "serve"), "sglang"),
+    ],
+)
+def test_another_engine_is_named_with_what_can_be_done(
+    entrypoint: tuple[str, ...], engine: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        made(entrypoint=entrypoint)
+    assert error.value.message == (
+        f"the image's ENTRYPOINT starts {engine}, and launch derives the arguments of "
+        f"`vllm serve`: {' '.join(entrypoint)}"
+    )
+    assert "docker run" in error.value.hint
+    assert "`command: [vllm, serve]`" in error.value.hint
+    assert command.serve_prefix(entrypoint, ["vllm", "serve"]) == ("vllm", "serve")
 
 
 def test_head_and_worker() -> None:
