@@ -168,7 +168,7 @@ def test_caches_are_those_of_the_digest() -> None:
 @settings(max_examples=40)
 @given(
     model=WORDS, env=st.dictionaries(st.sampled_from("ABC"), WORDS), more=st.lists(WORDS),
-    entrypoint=st.sampled_from([("vllm", "serve"), ("vllm",), ("/e",), (), ("sh", "-c")]),
+    entrypoint=st.sampled_from([("vllm", "serve"), ("vllm",), ("/e.sh",), (), ("sh", "-c")]),
 )  # fmt: skip
 def test_what_is_shown_is_what_runs(
     model: str, env: dict[str, str], more: list[str], entrypoint: tuple[str, ...]
