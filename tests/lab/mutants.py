@@ -469,6 +469,16 @@ MUTANTS = (
         make=lambda c: c.add({c.metadata("vllm"): _metadata("vllm", "0.31.0")}),
     ),
     Mutant(
+        name="vLLM of which no metadata tells",
+        check="project",
+        make=lambda c: c.add({removed(c.metadata("vllm")): b""}),
+    ),
+    Mutant(
+        name="torch for another CUDA",
+        check="torch-cuda",
+        make=lambda c: c.add({f"{c.dist}/torch/version.py": b"cuda: Optional[str] = '12.9'\n"}),
+    ),
+    Mutant(
         name="vLLM beside its place",
         check="vllm-source/test_place",
         make=lambda c: c.add(

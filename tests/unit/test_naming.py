@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage.config import planning
+from sparkimage.config.plan import Expected
 from sparkimage.core.errors import UsageError, VerifyError
 from sparkimage.image.layerindex import image_files
 from sparkimage.image.store import Store
@@ -39,6 +40,20 @@ def test_what_a_higher_layer_removed_is_not_measured(tmp_path: Path) -> None:
         {f"{DIST}/.wh.vllm-0.31.0.dist-info": b""},
     )
     assert seen.version == "0.32.0+x"
+
+
+def test_what_is_not_expected_is_measured_where_it_is_there_once(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    other = {"opt/libnccl.so.2.28.9": elf_maker.nccl("arm64", "2.28.9")}
+    layers = [good_maker.put_layer(store, one) for one in (*good_maker.stack(), other)]
+    config = good_maker.config([id for _, id in layers])
+    image = good_maker.put_image(store, config, [blob for blob, _ in layers])
+    seen = tags.measure(image_files(store, image), Expected())
+    assert seen == Measured(cuda="13.0")
+    assert Measured.from_dict(seen.to_dict()) == seen
+    full = Measured(project="vllm", version="0.32.0", nccl="2.30.4")
+    assert full.to_dict() == {"vllm": "0.32.0", "nccl": "2.30.4"}
+    assert Measured.from_dict(full.to_dict()) == full
 
 
 def test_two_versions_have_no_tag(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from sparkimage.config.lockfile import PinnedImage
+from sparkimage.config.plan import Expected, Plan
 from sparkimage.core.errors import ConfigError
 from sparkimage.image import layerscan
 from sparkimage.image.layerindex import FACT, STEP, Entry, image_files, own_layers
 from sparkimage.image.linking import Linker, Root, configured
-from sparkimage.image.store import TAR, Store
+from sparkimage.image.store import TAR, Image, Store
 from sparkimage.verify import rules, static
 from sparkimage.verify.seal import Check
 from tests.unit import elf_maker, good_maker
@@ -83,6 +84,79 @@ def test_an_older_nccl_of_a_base_image_must_not_be_visible(tmp_path: Path) -> No
     old = elf_maker.nccl(good_maker.ARCH, "2.28.9")
     found = examined(Store.open(tmp_path), {"usr/lib/libnccl.so.2.28.9": old})
     assert found["static/nccl-root"].result == "FAILED"
+
+
+def failed(plan: Plan, image: Image, store: Store) -> list[str]:
+    return [one.id for one in static.examine(plan, image, store, None) if not one.passed]
+
+
+def test_what_nothing_expects_is_not_looked_for(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    image, plan = good_maker.make(store), good_maker.plan()
+    bare = dataclasses.replace(plan, expect=Expected())
+    ids = {one.id for one in static.examine(plan, image, store, None)}
+    gone = ids - {one.id for one in static.examine(bare, image, store, None)}
+    assert gone == {
+        "static/nccl-every-layer", "static/nccl-root", "static/nccl-version",
+        "static/nccl-places", "static/nccl-bytes", "static/torch-cuda", "static/project",
+    }  # fmt: skip
+    # Whatever the image has of them.
+    layers = [good_maker.put_layer(store, files) for files in good_maker.stack()[:1]]
+    config = good_maker.config([diff_id for _, diff_id in layers])
+    del config["config"]["Env"][1]
+    plan = dataclasses.replace(bare, entrypoint=("su",), layers=bare.layers[:1])
+    config["config"]["Entrypoint"] = ["su"]
+    small = put_image(store, config | {"history": config["history"][:1]}, [layers[0][0]])
+    assert failed(plan, small, store) == []
+    # What is expected and not there is refused.
+    for expect, ids_of in (
+        (Expected(nccl="2.30.4"), {"nccl-root", "nccl-version", "nccl-places"}),
+        (Expected(cuda="13"), {"torch-cuda"}),
+        (Expected(project="vllm"), {"project"}),
+    ):
+        wanting = dataclasses.replace(plan, expect=expect)
+        assert {id.removeprefix("static/") for id in failed(wanting, small, store)} == ids_of
+
+
+@pytest.mark.parametrize(
+    ("expect", "refused"),
+    [
+        (Expected(cuda="13"), []),
+        (Expected(cuda="13.0"), []),
+        (Expected(cuda="13.0.3"), []),
+        (Expected(cuda="13.1"), ["static/torch-cuda"]),
+        (Expected(cuda="12"), ["static/torch-cuda"]),
+        (Expected(project="vllm"), []),
+        (Expected(project="sglang"), ["static/project"]),
+        (Expected(nccl="2.30.4"), []),
+    ],
+)
+def test_expectations_are_held_against_the_files(
+    tmp_path: Path, expect: Expected, refused: list[str]
+) -> None:
+    store = Store.open(tmp_path)
+    image = good_maker.make(store)
+    assert failed(dataclasses.replace(good_maker.plan(), expect=expect), image, store) == refused
+
+
+@pytest.mark.parametrize(
+    ("planned", "user", "passes"),
+    [
+        ("root", None, True), ("root", "0", True), ("root", "0:0", True), ("0", "root", True),
+        ("root", "app", False), ("1000", "1000", True), ("1000", "1000:1000", False),
+        ("1000", None, False), ("app", "app", True),
+    ],
+)  # fmt: skip
+def test_the_user_is_the_planned_one(
+    tmp_path: Path, planned: str, user: str | None, passes: bool
+) -> None:
+    store = Store.open(tmp_path)
+    layers = [good_maker.put_layer(store, files) for files in good_maker.stack()]
+    config = good_maker.config([diff_id for _, diff_id in layers])
+    config["config"] |= {"User": user} if user is not None else {}
+    image = put_image(store, config, [blob for blob, _ in layers])
+    plan = dataclasses.replace(good_maker.plan(), user=planned)
+    assert failed(plan, image, store) == ([] if passes else ["static/user"])
 
 
 def test_a_hard_link_is_what_it_links_to(tmp_path: Path) -> None:

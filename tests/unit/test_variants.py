@@ -12,12 +12,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.cli import show
+from sparkimage.cli import base, show, verify
 from sparkimage.config import matrix, planning
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.plan import Plan
 from sparkimage.config.variants import fits
-from sparkimage.core.errors import ConfigError
+from sparkimage.core.errors import ConfigError, ImageMissingError, UsageError
+from sparkimage.image.store import Store
+from sparkimage.registry import publish
+from sparkimage.verify import plan_record
+from tests.unit import good_maker
 from tests.unit import project_maker as maker
 
 TEXT = """\
@@ -343,3 +347,41 @@ def test_several_repositories_have_a_column(folder: Path) -> None:
     assert "other/place  debug-arm64" in "\n".join(lines)
     one_place = [plan for plan in made if plan.image.startswith("other/place:")]
     assert show.as_table(one_place, 120)[0].startswith("variant ")
+
+
+def test_the_platforms_of_an_image_have_its_repository_and_axes(folder: Path) -> None:
+    # `base` has the same layers and pins in another repository, `more` another argument.
+    text = TEXT + "channels: {stable: [full-1.0.0-*]}\n"
+    read = load(folder, text)
+    made = plans(read)
+    both = [made["full-1.0.0-arm64"], made["full-1.0.0-amd64"]]
+    assert publish.channels(read, both) == ("stable",)
+    with pytest.raises(UsageError, match=r"the platforms full-1.0.0-amd64$"):
+        publish.channels(read, both[:1])
+    with pytest.raises(UsageError, match="differ by more than their platform"):
+        publish.channels(read, [both[0], made["more-1.0.0-amd64"]])
+
+
+def test_a_variant_is_found_in_its_repository(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plans(load(folder, TEXT))
+    monkeypatch.setattr(base.Settings, "matrix_file", folder / "matrix.yaml")
+    store = Store.open(tmp_path)
+    digests = {}
+    for variant in ("full-1.0.0-arm64", "base-arm64"):
+        layer, diff_id = good_maker.put_layer(store, {variant: b""})
+        image = good_maker.put_image(store, good_maker.config([diff_id]), [layer])
+        plan_record.save(store, image.digest, plan_record.record(made[variant], folder))
+        store.name(made[variant].image, store.descriptor(image.digest))
+        digests[variant] = image.digest
+    assert sorted(store.names()) == [
+        "other/place:base-arm64", "team/full:full-1.0.0-arm64",
+    ]  # fmt: skip
+    for variant, digest in digests.items():
+        assert verify.find(store, variant)[1].digest == digest
+    # Also when it has left the matrix.
+    load(folder, TEXT.replace("name: base,", "name: other,").replace(": base,", ": other,"))
+    assert verify.find(store, "base-arm64")[1].digest == digests["base-arm64"]
+    with pytest.raises(ImageMissingError):
+        verify.find(store, "base-amd64")

@@ -517,6 +517,20 @@ def test_without_a_gpu_nothing_has_passed(bench: Bench, answers: list[Any]) -> N
     assert found.tiers == (Tier.STATIC,)
 
 
+def test_an_image_of_which_no_nccl_is_expected_is_not_asked_for_one(bench: Bench) -> None:
+    worker = {"nccl": "libnccl.so.2: cannot open shared object file", "mapped": []}
+    plan = replace(bench.plan, expect=Expected())
+    runner = Fake(seen(BARE), good(workers=[worker] * 2))
+    came = gpu.examine(plan, ENGINE, "r:v", runner)
+    assert [one.id for one in came.checks] == ["node/runtime", "node/infiniband", "node/memlock"]
+    assert all(one.passed for one in came.checks)
+    no_python = (127, "", 'exec: "python3": executable file not found in $PATH')
+    came = gpu.examine(plan, ENGINE, "r:v", Fake(no_python))
+    assert (came.checks, came.not_run) == ((), {Tier.NODE: gpu.NO_PYTHON})
+    with pytest.raises(CommandError):
+        nodes(bench, no_python)
+
+
 def test_another_failure_of_the_node_is_an_error(bench: Bench) -> None:
     for answers in ([(125, "", "No such image")], [seen(BARE), (125, "", "No such image")]):
         with pytest.raises(CommandError):
