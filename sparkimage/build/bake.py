@@ -104,7 +104,9 @@ def policy(plans: Sequence[Plan], mirrors: Mirrors = NO_MIRRORS) -> dict[str, An
     for plan in plans:
         for layer in plan.layers:
             allowed |= {_reference(image, mirrors) for image in layer.images}
-            trees = {_git_context(tree, mirrors) for tree in layer.trees}
+            # A source that is patched is a folder.
+            built = layer.source if layer.patches else None
+            trees = {_git_context(tree, mirrors) for tree in layer.trees if tree is not built}
             allowed |= {_git_identifier(context) for context in trees}
 
     def rule(action: str, identifier: str, match: str) -> dict[str, Any]:
@@ -196,9 +198,12 @@ def _source_targets(
                 "target": "vllm" if layer.name in inputs.overrides else "setuptools-scm",
                 "args": {"VERSION": source.version},
             }
+    place = {"context": _git_context(source, mirrors), "dockerfile": source.dockerfile}
+    if (patched := inputs.sources.get(layer.name)) is not None:
+        folder = patched / "tree" / (source.context or "")
+        place = {"context": str(folder), "dockerfile": str(patched / "Dockerfile")}
     return builders, {
-        "context": _git_context(source, mirrors),
-        "dockerfile": source.dockerfile,
+        **place,
         **({"target": source.target} if source.target is not None else {}),
         "contexts": contexts,
     }

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from sparkimage.core.errors import SparkError
     from sparkimage.core.progress import View
     from sparkimage.image.store import Store
-    from sparkimage.registry.tools import Tools
     from sparkimage.resolve.context import ResolveContext
+    from sparkimage.resolve.tools import Tools
 
 OK = "[green]✓[/]"
 SAME = "[green]=[/]"
@@ -273,7 +273,7 @@ def resolve_context(matrix: Matrix | None, say: Callable[[str], None]) -> Resolv
 
 def registry_tools(matrix: Matrix | None = None, say: Callable[[str], None] = say) -> Tools:
     """Skopeo and cosign, fetched when they are first needed."""
-    from sparkimage.registry.tools import Tools
+    from sparkimage.resolve.tools import Tools
 
     return Tools(outside=resolve_context(matrix, say))
 

@@ -86,9 +86,9 @@ def _resolve(matrix: Matrix, update: Sequence[str], only: str | None) -> None:
     # Locked is the folder, since files in it are replaced.
     with locks.exclusive(matrix.root, base.say, f"writes {path.name}"):
         try:
-            old = lockfile.load(path)
+            old = lockfile.load(path, older=True)
         except LockError:
-            old = None  # missing, of an older version or damaged: resolved from scratch
+            old = None  # missing or damaged: resolved from scratch
         targets = resolver.parse_update(matrix, old, update)
         context = base.resolve_context(matrix, typer.echo)
         outcome = resolver.resolve(matrix, old, context, targets, variants)

@@ -20,29 +20,42 @@ def patches(context: typer.Context, as_json: options.Json = False) -> None:
     """List patches and which variants apply them, or export patched files."""
     if context.invoked_subcommand is not None:
         return
-    from sparkimage.config import planning
+    from sparkimage.config.patch_planning import PatchPlanner
 
     matrix = base.read_matrix()
     lock = base.read_lock(matrix)
     rows = [
-        {"patch": name, "variant": variant.name, "state": verdict.state, "reason": verdict.reason}
+        {
+            "patch": one.patch,
+            "variant": variant.name,
+            "layer": one.layer,
+            "number": one.number,
+            "of": one.count,
+            "pin": one.pin,
+            "state": one.verdict.state,
+            "reason": one.verdict.reason,
+        }
         for variant in matrix.variants
-        for name, verdict in planning.judge_patches(matrix, variant, lock).items()
+        for one in PatchPlanner(matrix=matrix, variant=variant, lock=lock).states()
     ]
     if as_json:
         base.print_json(rows)
         return
     terminal = base.console()
     for name, patch in sorted(matrix.patches.items()):
-        address, commit, path = patch.place
-        source = f"{path} of {address} at {commit[:12]}" if commit else f"patches/{path}"
         licence = f" ({patch.origin.licence})" if patch.origin else ""
         terminal.print(f"[bold]{name}[/]: {base.plain(patch.purpose)}")
-        terminal.print(f"  [dim]{patch.kind}: {base.plain(source + licence)}[/]")
-        table = base.new_table("  variant", "state", "why")
+        terminal.print(f"  [dim]{patch.kind}: {base.plain(patch.place + licence)}[/]")
+    if rows:
+        table = base.new_table("variant", "layer", "", "patch", "of", "state", "why")
         for row in rows:
-            if row["patch"] == name:
-                table.add_row(f"  {row['variant']}", row["state"], base.plain(row["reason"]))
+            place = f"{row['number']}/{row['of']}" if row["layer"] else ""
+            table.add_row(
+                *(base.plain(str(text or "")) for text in (
+                    row["variant"], row["layer"], place, row["patch"], row["pin"],
+                    row["state"], row["reason"],
+                ))
+            )  # fmt: skip
         terminal.print(table)
 
 

@@ -51,7 +51,7 @@ def publish(
     from sparkimage.image import layerindex
     from sparkimage.registry import cosign, sbom, tags
     from sparkimage.registry.publish import Item, Publication, channels
-    from sparkimage.registry.skopeo import Repository
+    from sparkimage.resolve.skopeo import Repository
 
     matrix = base.read_matrix_if_any()
     store, view = base.open_store(), base.new_view(quiet=as_json)
@@ -143,7 +143,7 @@ def inspect(
     """Show a published image: versions, lock, seal, SBOM and signature, from the registry only."""
     from sparkimage.registry import inspect, remote
     from sparkimage.registry.cosign import Trust
-    from sparkimage.registry.skopeo import Repository
+    from sparkimage.resolve.skopeo import Repository
 
     # An image can be shown without trusting it.
     signed = key or identity or issuer

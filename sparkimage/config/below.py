@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
-from sparkimage.config.patch_specs import PATCHES
+from sparkimage.config import series
 from sparkimage.config.schema import DebianPin, ImagePin, LayerSpec, Pin, WheelsPin
+from sparkimage.config.series import SERIES
 from sparkimage.core.arch import GLIBC, SUITE_GLIBC
 
 if TYPE_CHECKING:
@@ -62,18 +63,16 @@ def constraints(matrix: Matrix) -> dict[Key, tuple[Key, ...]]:
 
 
 def levels(keys: Iterable[Key], dependencies: Mapping[Key, Iterable[Key]]) -> Iterator[list[Key]]:
-    """The keys in groups: what they depend on is in an earlier one; patches come last."""
+    """The keys in groups: what they depend on is in an earlier one."""
     sorter = TopologicalSorter({key: dependencies.get(key, ()) for key in keys})
-    patches = []
     sorter.prepare()
     while sorter.is_active():
         level = sorter.get_ready()
-        patches += [key for key in level if key[0] == PATCHES]
-        yield [key for key in level if key[0] != PATCHES]
+        yield list(level)
         sorter.done(*level)
-    yield patches
 
 
 def dependencies(matrix: Matrix) -> dict[Key, tuple[Key, ...]]:
-    """The pins that a pin is resolved against: when one of them moves, it is resolved anew."""
-    return constraints(matrix)
+    """What a pin or a series is resolved against: when that moves, it is resolved anew."""
+    made = (one for variant in matrix.variants for one in series.to_lock(matrix, variant))
+    return {**constraints(matrix), **{(SERIES, one.key): one.depends_on for one in made}}

@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, JsonValue
 
-from sparkimage.config import below, validation, yamlfile
-from sparkimage.config.patch_specs import PATCHES, same_commit
+from sparkimage.config import below, series, validation, yamlfile
+from sparkimage.config.patch_specs import MISSING, PATCHES
+from sparkimage.config.series import SERIES, Series
 from sparkimage.config.validation import Report, Strict, shown
 from sparkimage.core.errors import ConfigError, LockError
 
 if TYPE_CHECKING:
     from sparkimage.config.matrix import Matrix
-    from sparkimage.config.patch_specs import Patch
 
-VERSION = 2
+VERSION = 3
+OLDER = 2
+"""The version before, whose wheels, packages, images and commits have the same form."""
 REMEDY = "run `python build.py lock`, and commit matrix.lock"
 ANY = "any"
 """The platform of what is the same on all of them: a commit, a file, a patch."""
 MAX_BYTES = 16 << 20
-MISSING = "missing"
-"""In place of the sha256 of a file that does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -85,14 +85,25 @@ class PatchText:
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
-class Target:
-    """A file that a patch changes at a fork's commit: sha256 before and after (or ``MISSING``),
-    size after, path below the patch's root."""
+class Step:
+    """A patch of a series: its place in it from 1 on, what it does (``CHANGES``, or ``PRESENT``
+    where the files have it already), its name."""
 
-    commit: str
+    number: int
+    state: str
+    patch: str
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Target:
+    """A file that a series changes: sha256 before its first and after its last patch (or
+    ``MISSING``), size after, the mode that the patches give it (or ``KEPT``), path below the
+    patches' root."""
+
     before: str
     after: str
     size: int
+    mode: str
     path: str
 
 
@@ -105,7 +116,9 @@ class File:
     name: str
 
 
-Item = Wheel | Deb | PinnedImage | Commit | PatchText | Target | File
+Item = Wheel | Deb | PinnedImage | Commit | PatchText | Step | Target | File
+CHANGES, PRESENT = "changes", "present"
+KEPT = "kept"
 OneItem = TypeVar("OneItem", bound=Item)
 WORDS: Mapping[str, type[Item]] = {
     "wheel": Wheel,
@@ -113,6 +126,7 @@ WORDS: Mapping[str, type[Item]] = {
     "image": PinnedImage,
     "commit": Commit,
     "patch": PatchText,
+    "step": Step,
     "target": Target,
     "file": File,
 }
@@ -124,8 +138,9 @@ HOLDS: Mapping[str, tuple[type[Item], ...]] = {
     "image": (PinnedImage,),
     "git": (Commit,),
     "file": (File,),
-    "replace": (PatchText, Target),
-    "diff": (PatchText, Target),
+    "replace": (PatchText,),
+    "diff": (PatchText,),
+    "series": (Step, Target),
 }
 """The items of a pin or a patch, by its kind."""
 SINGLE = (PinnedImage, Commit, PatchText, File)
@@ -135,7 +150,10 @@ FORMS: Mapping[str, str] = {
     "size": "[0-9]{1,15}",
     "sha256": _SHA256,
     "before": f"{_SHA256}|{MISSING}",
-    "after": _SHA256,
+    "after": f"{_SHA256}|{MISSING}",
+    "number": "[0-9]{1,4}",
+    "state": f"{CHANGES}|{PRESENT}",
+    "mode": f"{KEPT}|644|755",
     "digest": f"sha256:{_SHA256}",
     "tagged": f"sha256:{_SHA256}",
     "commit": _SHA1,
@@ -144,7 +162,8 @@ FORMS: Mapping[str, str] = {
 }
 """The patterns of an item's fields; the others are any text."""
 Key = tuple[str, str]
-"""The names of a pin and of its value; or ``PATCHES`` and the name of a patch."""
+"""The names of a pin and of its value; ``PATCHES`` and the name of a patch; or ``SERIES`` and the
+key of a series."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,36 +215,30 @@ def nccl_releases(lock: Lock) -> dict[str, list[str]]:
 
 
 def _patch_request(matrix: Matrix, name: str) -> dict[str, Any]:
-    """What `lock` has to resolve for a patch: its text, and the commits that it is applied to."""
-    patch = matrix.patches[name]
-    return {
-        "kind": patch.kind,
-        "origin": patch.origin.model_dump() if patch.origin is not None else None,
-        "file": patch.file,
-        "replaces": patch.replaces,
-        "forks": sorted(
-            f"{pin} {value} {matrix.pins[pin][value].request()['commit']}"
-            for pin, value in forks(matrix, name, patch)
-        ),
-    }
+    """What `lock` has to resolve for a patch: its text."""
+    fields = (
+        "kind",
+        "origin",
+        "file",
+        "url",
+        "sha256",
+        "replaces",
+        "expects",
+        "exclude",
+        "project",
+    )
+    return matrix.patches[name].model_dump(include={*fields}, exclude_defaults=True)
 
 
-def forks(matrix: Matrix, name: str, patch: Patch) -> tuple[Key, ...]:
-    """The git pins whose commits some variant applies the patch to."""
-    keys = {
-        key
-        for variant in matrix.variants
-        if any(name in matrix.layers[layer].patches for layer in variant.layers)
-        for key in variant.pins.items()
-        if (pin := matrix.pins[key[0]][key[1]]).kind == "git"
-        and any(same_commit(pin.commit, known) for known in patch.needed_by)
-    }
-    return tuple(sorted(keys))
+def series_to_lock(matrix: Matrix) -> dict[str, Series]:
+    """Every series of the variants that can be locked, by its key."""
+    return {one.key: one for variant in matrix.variants for one in series.to_lock(matrix, variant)}
 
 
 def requests(matrix: Matrix) -> dict[Key, tuple[dict[str, Any], tuple[str, ...]]]:
     """What the variants need of the lock: the request and the platforms of each pin and patch."""
     platforms: dict[Key, set[str]] = {}
+    asked: dict[Key, dict[str, Any]] = {}
     for variant in matrix.variants:
         for pin, value in variant.pins.items():
             same = matrix.pins[pin][value].kind in ("git", "file")
@@ -233,15 +246,23 @@ def requests(matrix: Matrix) -> dict[Key, tuple[dict[str, Any], tuple[str, ...]]
         for layer in variant.layers:
             for name in matrix.layers[layer].patches:
                 platforms[PATCHES, name] = {ANY}
+                asked[PATCHES, name] = _patch_request(matrix, name)
+        for one in series.to_lock(matrix, variant):
+            kind = matrix.pins[str(one.pin)][str(one.value)].kind
+            platform = ANY if kind == "git" else variant.platform
+            platforms.setdefault((SERIES, one.key), set()).add(platform)
+            # The paths of an image are below the root; those of all others are the pin's own.
+            root = {"root": one.root} if kind == "image" else {}
+            asked[SERIES, one.key] = {"kind": "series", **root}
     context = below.requests(matrix)
     return {
-        (pin, value): (
-            _patch_request(matrix, value)
-            if pin == PATCHES
-            else matrix.pins[pin][value].request() | context.get((pin, value), {}),
+        key: (
+            asked[key]
+            if key in asked
+            else matrix.pins[key[0]][key[1]].request() | context.get(key, {}),
             tuple(sorted(names)),
         )
-        for (pin, value), names in sorted(platforms.items())
+        for key, names in sorted(platforms.items())
     }
 
 
@@ -260,21 +281,28 @@ class _EntryText(Strict):
 class _LockText(Strict):
     """matrix.lock"""
 
-    version: Literal[2]
+    version: Literal[2, 3]
     matrix: str
     pins: dict[str, dict[str, _EntryText]]
 
 
-def load(path: Path) -> Lock:
+def load(path: Path, *, older: bool = False) -> Lock:
     """Read ``matrix.lock``. Raises ``LockError`` when it is missing, damaged or of another version,
-    with every problem."""
+    with every problem.
+
+    ``older``: of a lock of version 2, take all but the patches, which had another form.
+    """
     if not path.exists():
         raise LockError(f"{path.name} is missing", hint=REMEDY)
     try:
         document = yamlfile.load(path, max_bytes=MAX_BYTES)
-        if not isinstance(document.data, dict) or document.data.get("version") != VERSION:
-            raise LockError(f"{path.name} is not a lock of version {VERSION}", hint=REMEDY)
+        version = document.data.get("version") if isinstance(document.data, dict) else None
+        if version not in (VERSION, OLDER if older else VERSION):
+            what = f"is of version {OLDER}, not" if version == OLDER else "is not a lock of version"
+            raise LockError(f"{path.name} {what} {VERSION}", hint=REMEDY)
         text = validation.parse(document, _LockText)
+        if version == OLDER:
+            text.pins.pop(PATCHES, None)
         report = Report(document)
         entries = {
             (pin, value): _entry(report, (pin, value), entry)
@@ -406,6 +434,7 @@ def _parse(line: str) -> Item:
     for name, part in parts.items():
         if not re.fullmatch(FORMS.get(name, r"[^\x00-\x1f\x7f]+"), part):
             raise ValueError(f"{shown(line, quote=True)} has an invalid {name}")
-    if "size" in parts:
-        parts["size"] = int(parts["size"])
+    for name in ("size", "number"):
+        if name in parts:
+            parts[name] = int(parts[name])
     return kind(**parts)

@@ -87,6 +87,7 @@ def load(path: Path) -> Matrix:
         else:
             variants[variant.name] = (variant, key)
             checks.check_variant(variant, key)
+            checks.check_patches(variant)
     names, made = list(variants), [variant for variant, _ in variants.values()]
     checks.check_bake_targets(names)
     pin_checks.check_constraints(spec, made, report)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from semver import Version
 
-from sparkimage.config import patch_specs
+from sparkimage.config import patch_specs, series
 from sparkimage.config.patch_specs import PATCHES, Patch
 from sparkimage.config.schema import (
     FILE_NAME,
@@ -144,7 +144,7 @@ class MatrixChecks:
         """Check a layer that is built by a repository's own Dockerfile."""
         if layer.source is None:
             return
-        for field in ("base", "debs", "wheels", "patches", "inputs"):
+        for field in ("base", "debs", "wheels", "inputs"):
             if getattr(layer, field):
                 self.report.add(
                     ("layers", name, field),
@@ -365,6 +365,12 @@ class MatrixChecks:
             )
             for name in layers
         }
+
+    def check_patches(self, variant: Variant) -> None:
+        """Check that each patch of a variant is for one of its pins."""
+        found = series.problems(variant, self.spec.layers, self.patches, self.spec.pins)
+        for layer, what, todo in found:
+            self.report.add(("layers", layer, "patches"), what, todo)
 
     def check_bake_targets(self, names: Sequence[str]) -> None:
         """Check that names also differ as those of bake's targets, which have fewer characters."""

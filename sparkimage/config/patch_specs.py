@@ -1,6 +1,6 @@
 """Patches: the entries of patches/patches.yaml, and whether one fits a variant.
 
-A patch replaces a file, or is a unified diff. The file lists the fork commits that need it, and
+A patch replaces a file, or is a unified diff. The file may list the fork commits that need it, and
 the first one that includes it: the history of a fork that is force-pushed does not tell.
 """
 
@@ -22,6 +22,8 @@ from sparkimage.config.validation import Finding, Name, Report, Strict
 FILE = "patches/patches.yaml"
 PATCHES = "patches"
 """The lock has the patches under this name, as values of a pin."""
+MISSING = "missing"
+"""In place of the sha256 of a file that does not exist."""
 Abbreviated = Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")]
 RELATIVE = r"^[^/\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"
 
@@ -40,17 +42,42 @@ class Patch(Strict):
 
     kind: Literal["replace", "diff"]
     purpose: str = Field(min_length=1)
+    pin: Name | None = Field(
+        default=None, alias="for", description="the pin that it changes; default: the only git pin"
+    )
     origin: Origin | None = Field(default=None, description="fetched by commit")
     file: str | None = Field(default=None, pattern=RELATIVE, description="or a file below patches/")
-    root: str = Field(pattern=r"^/.+[^/]$", description="folder in the image that has the paths")
+    url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s#]+$",
+        description="or a file of a web server, such as a pull request's .diff",
+    )
+    sha256: str | None = Field(
+        default=None, pattern=SHA256, description="of the file at `url`; default: what `lock` finds"
+    )
+    root: str | None = Field(
+        default=None,
+        pattern=r"^/.+[^/]$",
+        description="folder in the image that has the paths; a layer with a `source` needs none",
+    )
     replaces: str | None = Field(
         default=None, pattern=RELATIVE, description="kind replace: the path below `root`"
     )
     expects: str | None = Field(
-        default=None, pattern=SHA256, description="kind replace: sha256 of what is replaced"
+        default=None,
+        pattern=rf"{SHA256}|^{MISSING}$",
+        description=f"kind replace: sha256 of what is replaced, or `{MISSING}` for a new file",
     )
-    needed_by: list[Abbreviated] = Field(
-        min_length=1, description="fork commits, in full or abbreviated"
+    exclude: list[Annotated[str, Field(pattern=RELATIVE)]] = Field(
+        default=[], description="kind diff: globs on paths that are left out, such as tests/*"
+    )
+    project: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="the wheel with its files; default: the one that is called as their folder",
+    )
+    needed_by: list[Abbreviated] | None = Field(
+        default=None, min_length=1, description="fork commits, in full or abbreviated; default: all"
     )
     native_from: str | None = Field(
         default=None, pattern=COMMIT, description="the first fork commit that includes it"
@@ -60,11 +87,24 @@ class Patch(Strict):
     )
 
     @property
-    def place(self) -> tuple[str | None, str | None, str]:
-        """Where its file is: repository and commit (or neither), and path."""
+    def repository(self) -> str | None:
+        return self.origin.repository if self.origin is not None else None
+
+    @property
+    def commit(self) -> str | None:
+        return self.origin.commit if self.origin is not None else None
+
+    @property
+    def path(self) -> str:
+        """The path of its file: in its repository, below patches/, or its URL."""
+        return self.origin.path if self.origin is not None else str(self.file or self.url)
+
+    @property
+    def place(self) -> str:
+        """Where its file is, for messages."""
         if self.origin is not None:
-            return self.origin.repository, self.origin.commit, self.origin.path
-        return None, None, str(self.file)
+            return f"{self.path} of {self.origin.repository} at {self.origin.commit[:12]}"
+        return self.url or f"patches/{self.file}"
 
 
 class PatchFile(Strict):
@@ -75,9 +115,10 @@ class PatchFile(Strict):
 
 
 class State(StrEnum):
-    """Whether a patch applies to a variant."""
+    """What a patch is to a variant."""
 
     APPLIED = "applied"
+    PRESENT = "already there"
     NEEDED = "needed, but no layer applies it"
     NOT_NEEDED = "not needed"
     DOES_NOT_FIT = "does not fit"
@@ -106,57 +147,55 @@ def load(path: Path) -> Mapping[str, Patch]:
 
 
 def _check(patch: Patch) -> Iterator[Finding]:
-    if (patch.origin is None) == (patch.file is None):
-        yield (), "needs either `origin` or `file`", "give it one of the two"
+    if [patch.origin, patch.file, patch.url].count(None) != 2:
+        yield (), "needs one of `origin`, `file` and `url`", "give it exactly one"
+    if patch.sha256 is not None and patch.url is None:
+        yield ("sha256",), "has `sha256` without `url`", "remove it: the lock has the patch's hash"
     if (patch.kind == "replace") != (patch.replaces is not None):
         what = f"is of kind {patch.kind}, and `replaces` goes with kind replace"
         yield (), what, "a diff names its own paths; a replacing file needs `replaces`"
     if patch.expects is not None and patch.replaces is None:
         yield (), "has `expects` without `replaces`", "remove `expects`"
+    if patch.exclude and patch.kind == "replace":
+        yield ("exclude",), "has `exclude`, which goes with kind diff", "remove `exclude`"
     for path in (patch.file, patch.replaces, patch.origin.path if patch.origin else None):
         if path is not None and ".." in path.split("/"):
             what = f"has the path {path!r}, which leads out of its folder"
             yield (), what, "write it without `..`"
 
 
-def judge(
-    patch: Patch, *, commit: str | None, applied: bool, before: Mapping[str, str | None] | None
-) -> Verdict:
-    """Whether ``patch`` applies to an image of the fork's ``commit``.
+def judge(patch: Patch, *, commit: str | None, applied: bool) -> Verdict:
+    """Whether ``patch`` applies to a pin's ``commit``, by what patches.yaml says.
 
-    ``applied`` says whether one of its layers has the patch; ``before`` are the locked files that
-    it changes: sha256 by path, None for a missing one; None when nothing is locked.
+    ``commit`` is None where its pin has none; ``applied`` says whether a layer has the patch.
     """
     unneeded = State.DOES_NOT_FIT if applied else State.NOT_NEEDED
-    if commit is None and patch.expects is None:
-        return Verdict(unneeded, "the image has no fork commit")
     if commit is None:
-        return Verdict(State.APPLIED if applied else State.NOT_NEEDED, "checked in the image")
+        if patch.needed_by is not None and patch.expects is None:
+            return Verdict(unneeded, "the image has no fork commit, and `needed_by` lists some")
+        return Verdict(State.APPLIED if applied else State.NOT_NEEDED, "for every value")
     for known, reason in patch.not_for.items():
         if same_commit(commit, known):
             return Verdict(State.DOES_NOT_FIT, reason)
     short = commit[:9]
     if patch.native_from is not None and same_commit(commit, patch.native_from):
         return Verdict(unneeded, f"native since {patch.native_from[:9]}")
+    if patch.needed_by is None:
+        if applied:
+            return Verdict(State.APPLIED, f"to {short}")
+        return Verdict(State.NOT_NEEDED, "no layer applies it")
     if not any(same_commit(commit, known) for known in patch.needed_by):
         return Verdict(unneeded, f"{short} is not in `needed_by` of {FILE}")
     if not applied:
         return Verdict(State.NEEDED, f"{short} is in `needed_by`")
-    if before is None:
-        return Verdict(State.UNRESOLVED, "the file that it changes is not in the lock")
-    for path, sha256 in before.items():
-        if sha256 is None:
-            return Verdict(State.DOES_NOT_FIT, f"{path} is not in the fork at {short}")
-        if patch.expects is not None and patch.expects != sha256:
-            reason = f"{path} has sha256 {sha256[:12]} at {short}, not {patch.expects[:12]}"
-            return Verdict(State.DOES_NOT_FIT, reason)
     return Verdict(State.APPLIED, f"to {short}")
 
 
 def mentions(patch: Patch, commit: str) -> bool:
     """Whether patches.yaml has this commit in any list of the patch."""
     native = [patch.native_from] if patch.native_from is not None else []
-    return any(same_commit(commit, known) for known in (*patch.needed_by, *native, *patch.not_for))
+    listed = (*(patch.needed_by or ()), *native, *patch.not_for)
+    return any(same_commit(commit, known) for known in listed)
 
 
 def same_commit(commit: str, known: str) -> bool:

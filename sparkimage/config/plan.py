@@ -103,19 +103,66 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchPlan:
-    """One patch of a layer: its file by sha256, and each file that it changes, before and after."""
+    """One patch: its file by sha256, and how it is applied."""
 
     name: str
     kind: str
     repository: str | None
     commit: str | None
     path: str
-    """Path in its repository, or below patches/ without one."""
+    """Path in its repository, or below patches/; without either its URL."""
+    url: str | None
     sha256: str
-    root: str
-    fork: tuple[str, str] | None
-    """Repository and commit of the files before the patch."""
+    replaces: str | None
+    """Kind replace: the path of the file."""
+    expects: str | None
+    """Kind replace: sha256 of what is replaced, or ``MISSING``."""
+    exclude: tuple[str, ...]
+    """Kind diff: globs on paths that are left out."""
+    project: str | None
+    """The wheel with its files, where they are not below a folder of that name."""
+
+    @property
+    def uri(self) -> str:
+        """Where it is from, for provenance."""
+        if self.repository is not None:
+            return f"git+{self.repository}@{self.commit}#{self.path}"
+        return self.url or f"file:patches#{self.path}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSeries:
+    """The patches of a layer that change the files of one pin, each applied to what the one before
+    made; and each file, before the first and after the last."""
+
+    pin: str | None
+    value: str | None
+    repository: str | None
+    commit: str | None
+    """A git pin's repository and commit."""
+    wheels: tuple[Wheel, ...]
+    """The wheels with the files, of a wheels pin."""
+    find_links: str | None
+    """Folder with local wheels, below the project's root."""
+    index: tuple[str, ...]
+    """Indexes of wheels to search before the default one."""
+    python: str | None
+    image: PinnedImage | None
+    """An image pin's manifest."""
+    root: str | None
+    """The folder in the image; None for the tree that a source is built from."""
+    installed: str | None
+    """Where a source installs files of its tree, if that is known."""
+    below: tuple[PatchPlan, ...]
+    """Those that layers below have applied to the same files."""
+    patches: tuple[PatchPlan, ...]
     targets: tuple[Target, ...]
+
+    @property
+    def title(self) -> str:
+        """What is patched, for messages."""
+        at = f" ({self.commit[:9]})" if self.commit is not None else ""
+        return f"{self.pin} {self.value}{at}" if self.pin is not None else "the image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +211,7 @@ class LayerPlan:
     """The base of the lowest layer is one of ``root`` and ``image``."""
     debs: Debs | None = None
     source: SourceBuild | None = None
-    patches: tuple[PatchPlan, ...] = ()
+    patches: tuple[PatchSeries, ...] = ()
     inputs: tuple[Input, ...] = ()
     syntax: PinnedImage | None = None
     """The Dockerfile's frontend; None for the builder's own."""
@@ -266,6 +313,17 @@ class Plan:
             for la in self.layers
         ]
         return sum(map(sum, sizes))
+
+    @property
+    def patched_files(self) -> dict[str, tuple[PatchSeries, Target]]:
+        """What the patches make of each file of the image, by its path without a leading /: of
+        several series that change it, the last one. A source's files need not be installed."""
+        files = {}
+        for series in (series for layer in self.layers for series in layer.patches):
+            root = series.installed if series.root is None else series.root
+            for target in series.targets if root is not None else ():
+                files[f"{root}/{target.path}".lstrip("/")] = series, target
+        return files
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, for ``--print json``, the checks and the fingerprint."""

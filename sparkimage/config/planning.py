@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import TypeVar
 
-from sparkimage.config import below, lockfile, patch_specs, plan, schema
+from sparkimage.config import below, lockfile, plan, schema, series
 from sparkimage.config.address import without_login
-from sparkimage.config.lockfile import ANY, MISSING, Deb, Key, Lock, OneItem, Wheel
+from sparkimage.config.lockfile import Deb, Key, Lock, OneItem, Wheel
 from sparkimage.config.matrix import Matrix
-from sparkimage.config.patch_specs import PATCHES, Patch, State, Verdict
+from sparkimage.config.patch_planning import PatchPlanner
+from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.plan import LABEL, Expected, LayerPlan, Origin, Plan, canonical
 from sparkimage.config.schema import (
     DebianPin,
@@ -25,6 +26,7 @@ from sparkimage.config.schema import (
     PinBase,
     WheelsPin,
 )
+from sparkimage.config.series import SERIES
 from sparkimage.config.template import Template
 from sparkimage.config.variants import Variant, expecting
 from sparkimage.core.arch import ARCHES
@@ -52,13 +54,6 @@ def make(matrix: Matrix, variant: Variant, lock: Lock, origin: Origin) -> Plan:
     return make_all(matrix, [variant], lock, origin)[0]
 
 
-def judge_patches(matrix: Matrix, variant: Variant, lock: Lock) -> dict[str, Verdict]:
-    """Whether each known patch applies to ``variant``; empty where that has no fork's commit."""
-    pins = _LockedVariant(matrix=matrix, variant=variant, lock=lock)
-    names = sorted(matrix.patches) if any(pins.forks()) else ()
-    return {name: pins.judge(name) for name in names}
-
-
 class _Planner:
     """Plans variants; what many of them share is computed once."""
 
@@ -74,7 +69,8 @@ class _Planner:
     def plan(self, variant: Variant) -> Plan:
         pins = _LockedVariant(matrix=self.matrix, variant=variant, lock=self.lock)
         patches = {patch for la in variant.layers for patch in self.matrix.layers[la].patches}
-        keys = [*variant.pins.items(), *((PATCHES, name) for name in sorted(patches))]
+        keys: list[Key] = [*variant.pins.items(), *((PATCHES, name) for name in sorted(patches))]
+        keys += [(SERIES, one.key) for one in series.to_lock(self.matrix, variant)]
         unresolved = tuple(
             plan.Unresolved(pin=pin, value=value, reason=reason)
             for pin, value in keys
@@ -106,7 +102,12 @@ class _Planner:
             **{f"{LABEL}version.{pin}": version for pin, version in versions.items()},
             **{f"{LABEL}commit.{tree.pin}": tree.commit for la in layers for tree in la.trees},
             **{f"{LABEL}file.{f.pin}": f"sha256:{f.sha256}" for la in layers for f in la.files},
-            **{f"{LABEL}patch.{p.name}": f"sha256:{p.sha256}" for la in layers for p in la.patches},
+            **{
+                f"{LABEL}patch.{patch.name}": f"sha256:{patch.sha256}"
+                for layer in layers
+                for one in layer.patches
+                for patch in one.patches
+            },
         }
         expect = self._expect(variant, versions)
         if expect.version is not None:
@@ -271,6 +272,10 @@ class _LockedVariant:
         return {name: self.matrix.pins[name][value] for name, value in self.variant.pins.items()}
 
     @cached_property
+    def _patches(self) -> PatchPlanner:
+        return PatchPlanner(matrix=self.matrix, variant=self.variant, lock=self.lock)
+
+    @cached_property
     def python(self) -> str | None:
         """Python's X.Y: the pins that have one agree, as the matrix was checked."""
         pins = [pin for pin in self.pins.values() if isinstance(pin, WheelsPin | GitPin | ImagePin)]
@@ -345,7 +350,7 @@ class _LockedVariant:
             image=image,
             debs=self._debs(spec.debs) if spec.debs is not None else None,
             source=source,
-            patches=tuple(self._patch(patch) for patch in spec.patches),
+            patches=self._patches.of_layer(name),
             inputs=tuple(self._input(*item) for item in sorted(spec.named_inputs.items())),
             syntax=self._item(spec.syntax, lockfile.PinnedImage) if spec.syntax else None,
             secrets=tuple(spec.secrets),
@@ -417,72 +422,4 @@ class _LockedVariant:
                 arg: None if name == schema.LAYER else self._item(name, lockfile.PinnedImage)
                 for arg, name in sorted(use.images.items())
             },
-        )
-
-    def forks(self) -> Iterator[tuple[str | None, str]]:
-        """Repository and commit of every git pin, and the commit of an image that has one."""
-        for name, pin in self.pins.items():
-            if isinstance(pin, GitPin):
-                items = self.lock.find(name, self.variant.pins[name], ANY) or ()
-                locked = [item.commit for item in items if isinstance(item, lockfile.Commit)]
-                yield pin.repository, locked[0] if locked else pin.commit
-            elif isinstance(pin, ImagePin) and pin.commit is not None:
-                yield None, pin.commit
-
-    def _fork(self, patch: Patch) -> tuple[str | None, str | None]:
-        """The fork that the patch is for: of several the one that patches.yaml mentions."""
-        forks = list(self.forks())
-        mentioned = [fork for fork in forks if patch_specs.mentions(patch, fork[1])]
-        return next(iter(mentioned or forks), (None, None))
-
-    def _targets(self, name: str, commit: str | None) -> tuple[lockfile.Target, ...]:
-        items = self.lock.find(PATCHES, name, ANY) or ()
-        return tuple(i for i in items if isinstance(i, lockfile.Target) and i.commit == commit)
-
-    def judge(self, name: str) -> Verdict:
-        """Whether the patch applies to this variant, by the matrix and the lock."""
-        patch = self.matrix.patches[name]
-        repository, commit = self._fork(patch)
-        before: dict[str, str | None] = {
-            target.path: None if target.before == MISSING else target.before
-            for target in self._targets(name, commit)
-        }
-        if not before and repository is None and patch.replaces and patch.expects:
-            before = {patch.replaces: patch.expects}
-        applied = any(name in self.matrix.layers[la].patches for la in self.variant.layers)
-        return patch_specs.judge(patch, commit=commit, applied=applied, before=before or None)
-
-    def _patch(self, name: str) -> plan.PatchPlan:
-        patch = self.matrix.patches[name]
-        verdict = self.judge(name)
-        if verdict.state is not State.APPLIED:
-            raise LockError(
-                f"patch {name} does not fit variant {self.variant.name}: {verdict.reason}",
-                hint=f"correct {patch_specs.FILE}, take the patch out of the variant's layers, or "
-                "look at `python build.py patches`",
-            )
-        repository, commit = self._fork(patch)
-        items = self.lock.items(PATCHES, name, ANY)
-        text = next(item for item in items if isinstance(item, lockfile.PatchText))
-        targets = self._targets(name, commit)
-        if not targets:
-            assert patch.replaces is not None
-            assert patch.expects is not None
-            targets = (
-                lockfile.Target(
-                    commit=commit or ANY, before=patch.expects, after=text.sha256, size=text.size,
-                    path=patch.replaces,
-                ),
-            )  # fmt: skip
-        origin, origin_commit, path = patch.place
-        return plan.PatchPlan(
-            name=name,
-            kind=patch.kind,
-            repository=origin,
-            commit=origin_commit,
-            path=path,
-            sha256=text.sha256,
-            root=patch.root,
-            fork=(repository, commit) if repository is not None and commit is not None else None,
-            targets=targets,
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from sparkimage.core.errors import PreflightError
 
 GLIBC = "2.39"
 """The glibc of a base that does not say which one it has: Ubuntu 24.04's."""
@@ -88,3 +91,18 @@ def newest_tag(glibc: str) -> int:
 def arch_name(machine: str) -> str:
     """Docker's name for a ``uname -m``; an unknown one is returned as it is."""
     return next((arch.name for arch in ARCHES.values() if arch.machine == machine), machine)
+
+
+def native_arch() -> str:
+    """This machine's architecture, "amd64" or "arm64".
+
+    Raises ``PreflightError`` for any other.
+    """
+    machine = platform.machine()
+    name = arch_name(machine)
+    if name not in ARCHES:
+        raise PreflightError(
+            f"this machine is {machine}; only x86_64 and aarch64 are supported",
+            hint="run this on one of those",
+        )
+    return name

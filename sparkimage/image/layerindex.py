@@ -171,14 +171,15 @@ def content(store: Store, layer: Layer, path: str) -> bytes:
         tarfile.open(fileobj=decompressed(blob, layer.media_type), mode="r|") as archive,
     ):
         for member in archive:
-            if member.isreg() and _path(member.name) == path:
+            if member.isreg() and entry_path(member.name) == path:
                 file = archive.extractfile(member)
                 assert file is not None
                 return file.read()
     raise StoreError(f"layer {layer.digest} has no file {path}")
 
 
-def _path(name: str) -> str:
+def entry_path(name: str) -> str:
+    """The path of an entry of a layer's tar, without a leading /."""
     return name.removeprefix("./").strip("/")
 
 
@@ -206,14 +207,14 @@ def _read(store: Store, layer: Layer) -> list[Sequence[Any]]:
             plain = HashingReader(decompressed(blob, layer.media_type))
             with tarfile.open(fileobj=plain, mode="r|", bufsize=BUFFER) as archive:  # type: ignore[call-overload]
                 for member in archive:
-                    path = _path(member.name)
+                    path = entry_path(member.name)
                     facts: dict[str, Any] = {}
                     if member.isreg():
                         content = archive.extractfile(member)
                         assert content is not None
                         facts = known[path] = layerscan.learn(path, member.size, content)
                     elif member.islnk():
-                        facts = known.get(_path(member.linkname), {})
+                        facts = known.get(entry_path(member.linkname), {})
                     kind = member.type.decode().replace("\0", "0")
                     rows.append((path, kind, member.size, member.mode, member.linkname, facts))
                     archive.members = []  # or the list grows with the layer

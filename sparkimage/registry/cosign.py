@@ -23,8 +23,8 @@ from sparkimage.core.errors import (
     PublishedError,
     UsageError,
 )
-from sparkimage.registry.skopeo import Repository
-from sparkimage.registry.tools import Tools
+from sparkimage.resolve.skopeo import Repository
+from sparkimage.resolve.tools import Tools
 from sparkimage.verify import seal
 
 KMS = ("awskms://", "azurekms://", "gcpkms://", "hashivault://", "k8s://", "pkcs11:")

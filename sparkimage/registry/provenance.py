@@ -84,13 +84,8 @@ def _materials(plan: Plan) -> Iterator[dict[str, Any]]:
             }
         for file in layer.files:
             yield {"uri": file.url, "digest": {"sha256": file.sha256}, "name": file.name}
-        for patch in layer.patches:
-            git = f"git+{patch.repository}@{patch.commit}"
-            yield {
-                "uri": f"{git if patch.repository else 'file:patches'}#{patch.path}",
-                "digest": {"sha256": patch.sha256},
-                "name": patch.name,
-            }
+        for patch in (patch for series in layer.patches for patch in series.patches):
+            yield {"uri": patch.uri, "digest": {"sha256": patch.sha256}, "name": patch.name}
 
 
 def measured_of(predicate: Mapping[str, Any]) -> Measured:

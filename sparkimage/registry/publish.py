@@ -23,8 +23,8 @@ from sparkimage.image.store import INDEX, Image, Store
 from sparkimage.registry import provenance, remote, sbom
 from sparkimage.registry.cosign import Signature, Signer
 from sparkimage.registry.remote import PlatformImage, Reference, RemoteImage
-from sparkimage.registry.skopeo import BlobCounts, Repository
 from sparkimage.registry.tags import Measured, agree, joint_checksum, version_tag
+from sparkimage.resolve.skopeo import BlobCounts, Repository
 from sparkimage.verify import policy, seal
 from sparkimage.verify.policy import Required
 from sparkimage.verify.seal import Verdict

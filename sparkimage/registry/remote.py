@@ -14,8 +14,8 @@ from sparkimage.core.progress import Moved
 from sparkimage.image.settings import Settings
 from sparkimage.registry import provenance, sbom, tags
 from sparkimage.registry.cosign import Attestation, Signature, Trust
-from sparkimage.registry.skopeo import Manifest, Repository
 from sparkimage.registry.tags import Measured
+from sparkimage.resolve.skopeo import Manifest, Repository
 from sparkimage.verify import policy, seal
 from sparkimage.verify.policy import Required
 from sparkimage.verify.seal import Result, Verdict

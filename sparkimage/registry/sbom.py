@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
-from sparkimage.config.patch_specs import in_image
+from sparkimage.config.patch_specs import MISSING
 from sparkimage.config.plan import Plan
 from sparkimage.core.errors import VerifyError
 from sparkimage.core.process import Runner
@@ -143,25 +143,24 @@ def _nccl_origin(plan: Plan) -> str:
 
 def patched(plan: Plan, files: ImageFiles) -> Iterator[dict[str, Any]]:
     """Every patched file. Raises ``VerifyError`` for one that differs in the image."""
-    for layer in plan.layers:
-        for patch in layer.patches:
-            for target in patch.targets:
-                path = in_image(patch.root, target.path).lstrip("/")
-                entry = files.final.get(path)
-                if entry is None or entry.seen.get("sha256") != target.after:
-                    raise VerifyError(
-                        f"{path} of the image differs from what patch {patch.name} makes of it",
-                        hint="build it again: python build.py image " + plan.variant,
-                    )
-                origin = (
-                    f"git+{patch.repository}@{patch.commit}#{patch.path}"
-                    if patch.repository
-                    else f"patches/{patch.path}"
-                )
-                yield _file(
-                    f"patch-{patch.name}", path, (patch.commit or patch.sha256)[:12],
-                    target.after, f"{origin} (sha256 {patch.sha256})",
-                )  # fmt: skip
+    for path, (series, target) in plan.patched_files.items():
+        entry = files.final.get(path)
+        if series.root is None and entry is None:
+            continue
+        names = ", ".join(patch.name for patch in series.patches)
+        sha256 = entry.seen.get("sha256") if entry is not None else MISSING
+        if sha256 != target.after:
+            raise VerifyError(
+                f"{path} of the image differs from what patch {names} makes of it",
+                hint="build it again: python build.py image " + plan.variant,
+            )
+        if target.after != MISSING:
+            origins = [f"{patch.uri} (sha256 {patch.sha256})" for patch in series.patches]
+            last = series.patches[-1]
+            yield _file(
+                f"patch-{last.name}", path, (last.commit or last.sha256)[:12],
+                target.after, ", then ".join(origins),
+            )  # fmt: skip
 
 
 def _file(kind: str, path: str, version: str, sha256: str, origin: str) -> dict[str, Any]:

@@ -74,4 +74,6 @@ class Inputs:
     """Layer name to the package's Dockerfile, where the layer has none of its own."""
     overrides: frozenset[str]
     """Layers whose source knows ``VLLM_VERSION_OVERRIDE``."""
+    sources: dict[str, Path]
+    """Layer name to the folder with the tree and the Dockerfile of a source that is patched."""
     ca_bundle: str | None

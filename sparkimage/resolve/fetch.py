@@ -16,14 +16,22 @@ from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 from sparkimage.config import folders
 from sparkimage.config.address import without_login
-from sparkimage.config.lockfile import Wheel
-from sparkimage.config.patch_specs import in_image
-from sparkimage.config.plan import DebianRoot, Debs, LayerPlan, PatchPlan, Plan, WebFile
+from sparkimage.config.lockfile import KEPT, Wheel
+from sparkimage.config.patch_specs import MISSING, in_image
+from sparkimage.config.plan import DebianRoot, Debs, LayerPlan, PatchSeries, Plan, WebFile
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.debian_tools import WITHOUT_DOCS
 from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError
 from sparkimage.core.files import new_folder
-from sparkimage.resolve import apt, frontends, images, patch_files, source_files, wheels
+from sparkimage.resolve import (
+    apt,
+    frontends,
+    images,
+    patch_files,
+    source_files,
+    source_tree,
+    wheels,
+)
 from sparkimage.resolve.context import Inputs, ResolveContext
 from sparkimage.resolve.files import Download
 from sparkimage.resolve.git import Repository
@@ -49,7 +57,12 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
         layers={
             layer.name: _layer_inputs(layer, project, context)
             for layer in plan.layers
-            if layer.wheels or layer.debs is not None or layer.patches
+            if layer.source is None and (layer.wheels or layer.debs is not None or layer.patches)
+        },
+        sources={
+            layer.name: source_tree.context(layer, project, context)
+            for layer in plan.layers
+            if layer.source is not None and layer.patches
         },
         files={
             file.sha256: _download(file, context).fetch(file.sha256)
@@ -59,7 +72,9 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
         dockerfiles={
             layer.name: text
             for layer in plan.layers
-            if (text := frontends.rewritten(layer, project, context)) is not None
+            # The Dockerfile of a source that is patched is a file of its own.
+            if (layer.source is None or not layer.patches)
+            and (text := frontends.rewritten(layer, project, context)) is not None
         },
         installs={
             layer.name: path.resolve()
@@ -186,18 +201,23 @@ def local_wheels(layer: LayerPlan, project: Path) -> dict[str, Path]:
 
 
 def patched(plan: Plan, project: Path, context: ResolveContext) -> Mapping[str, bytes]:
-    """Every file that the patches of ``plan`` write, by its path in the image. Errors as
+    """Every installed file that the patches of ``plan`` write, by its path in the image. Errors as
     ``ready``."""
     files: dict[str, bytes] = {}
     for layer in plan.layers:
-        for patch in layer.patches:
-            files |= _apply(patch, project, context)
+        for one in layer.patches if layer.source is None else ():
+            for path, file in patch_files.after(one, project, context).items():
+                files.pop(in_image(str(one.root), path), None)
+                if file is not None:
+                    files[in_image(str(one.root), path)] = file.data
     return files
 
 
 def _layer_inputs(layer: LayerPlan, project: Path, context: ResolveContext) -> Path:
     """The folder that a layer's RUN step sees as /run/inputs."""
-    patched = {patch.name: _apply(patch, project, context) for patch in layer.patches}
+    for one in layer.patches:
+        # A file of ours that was edited is no longer the locked one.
+        patch_files.texts(one.patches, project, context)
     digest = hashlib.sha256(layer.requirements.encode())
     if layer.into is not None:
         digest.update(layer.into.encode())
@@ -219,7 +239,7 @@ def _layer_inputs(layer: LayerPlan, project: Path, context: ResolveContext) -> P
             if layer.debs is not None:
                 _write_debs(layer.debs, new, context)
             if layer.patches:
-                _write_patches(layer.patches, patched, new)
+                _write_patches(layer.patches, new, project, context)
     return folder
 
 
@@ -231,55 +251,33 @@ def _write_debs(debs: Debs, folder: Path, context: ResolveContext) -> None:
     (folder / "packages").write_text("".join(f"{name}\n" for name in debs.names))
 
 
-def _apply(patch: PatchPlan, project: Path, context: ResolveContext) -> Mapping[str, bytes]:
-    """The files of a patch, patched, by their paths in the image. Raises ``LockError`` where they
-    are not as the lock says."""
-    title, update = f"patch {patch.name}", f"python build.py lock --update '{patch.name}'"
-    data = patch_files.read(title, patch.repository, patch.commit, patch.path, project, context)
-    sha256 = patch_files.summary(data).sha256
-    if sha256 != patch.sha256:
-        raise LockError(
-            f"{title}: its file has sha256 {sha256}, and the lock says {patch.sha256}",
-            hint=f"look at what changed, then: {update}",
-        )
-    before = {target.path: b"" for target in patch.targets}
-    if patch.kind == "diff":
-        if patch.fork is None:
-            raise LockError(
-                f"{title} is a diff, and a ready image has no source to apply it to",
-                hint="use a patch of kind `replace`",
-            )
-        address, commit = patch.fork
-        fork = Repository(title, address, context)
-        fork.fetch(commit)
-        before = {path: fork.read(commit, path) or b"" for path in before}
-    after = patch_files.apply(patch.name, patch.kind, data, before, context.runner)
-    for target in patch.targets:
-        sha256 = patch_files.summary(after[target.path]).sha256
-        if sha256 != target.after:
-            raise LockError(
-                f"{title}: {target.path} has sha256 {sha256[:12]} after it, and the lock says "
-                f"{target.after[:12]}",
-                hint=update,
-            )
-    return {in_image(patch.root, path): content for path, content in after.items()}
-
-
 def _write_patches(
-    patches: Sequence[PatchPlan], patched: Mapping[str, Mapping[str, bytes]], folder: Path
+    patches: Sequence[PatchSeries], folder: Path, project: Path, context: ResolveContext
 ) -> None:
-    """The files after the patches, and the checksums of those before and after."""
-    sums: dict[str, list[str]] = {"before": [], "after": []}
-    for patch in patches:
-        for target in patch.targets:
-            path = in_image(patch.root, target.path)
-            file = folder / "files" / path.lstrip("/")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(patched[patch.name][path])
-            sums["before"].append(f"{target.before}  {path}\n")
-            sums["after"].append(f"{target.after}  {path}\n")
-    for name, lines in sums.items():
-        (folder / f"{name}.sha256").write_text("".join(lines))
+    """What `apply_patches` of step.sh reads: the files after the patches, the paths of those that
+    are removed and that must not be there yet, the modes that change, and the checksums."""
+    lists: dict[str, list[str]] = {
+        name: [] for name in ("before.sha256", "after.sha256", "absent", "removed", "modes")
+    }
+    for one in patches:
+        files = patch_files.after(one, project, context)
+        for target in one.targets:
+            path, file = in_image(str(one.root), target.path), files[target.path]
+            if target.before == MISSING:
+                lists["absent"].append(f"{path}\n")
+            else:
+                lists["before.sha256"].append(f"{target.before}  {path}\n")
+            if file is None:
+                lists["removed"].append(f"{path}\n")
+                continue
+            lists["after.sha256"].append(f"{target.after}  {path}\n")
+            if target.mode != KEPT:
+                lists["modes"].append(f"{target.mode} {path}\n")
+            place = folder / "files" / path.lstrip("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(file.data)
+    for name, lines in lists.items():
+        (folder / name).write_text("".join(lines))
 
 
 def _debian_root(root: DebianRoot, context: ResolveContext) -> Path:

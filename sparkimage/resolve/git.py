@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,15 +102,32 @@ class Repository:
 
     def read(self, commit: str, path: str) -> bytes | None:
         """A file of a fetched commit as a checkout writes it; None when the commit has none."""
-        if not self._git("ls-tree", commit, "--", path).startswith("100"):
-            return None
-        with self._lock(), TemporaryDirectory(prefix="sparkimage-git-") as name:
-            # A checkout and not cat-file, as for a build's context: it applies the attributes.
+        file = self.read_files(commit, [path])[path]
+        return file[0] if file is not None else None
+
+    def read_files(self, commit: str, paths: Iterable[str]) -> dict[str, tuple[bytes, bool] | None]:
+        """Files of a fetched commit as a checkout writes them, and whether they are executable;
+        None for what is no regular file of it."""
+        wanted = list(paths)
+        listed = self._git("--literal-pathspecs", "ls-tree", "-z", commit, "--", *wanted)
+        entries = (entry.partition("\t") for entry in listed.split("\0") if entry)
+        modes = {path: head.split()[0] for head, _, path in entries if head.startswith("100")}
+        files: dict[str, tuple[bytes, bool] | None] = dict.fromkeys(wanted)
+        if modes:
+            with TemporaryDirectory(prefix="sparkimage-git-") as name:
+                self.checkout(commit, Path(name), sorted(modes))
+                for path, mode in modes.items():
+                    files[path] = Path(name, path).read_bytes(), mode == "100755"
+        return files
+
+    def checkout(self, commit: str, folder: Path, paths: Iterable[str] = (".",)) -> None:
+        """Write files of a fetched commit into ``folder``, as for a build's context: with the
+        attributes, which cat-file does not apply."""
+        with self._lock():
             self._remote(
-                f"--work-tree={name}", "-c", "core.autocrlf=false",
-                "checkout", "--force", commit, "--", path,
+                f"--work-tree={folder}", "-c", "core.autocrlf=false", "--literal-pathspecs",
+                "checkout", "--force", commit, "--", *paths,
             )  # fmt: skip
-            return Path(name, path).read_bytes()
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

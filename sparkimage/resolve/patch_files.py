@@ -1,116 +1,136 @@
-"""The files of patches: fetched by commit, and applied to a fork's files."""
+"""The texts of patches, and the trees that their series are applied to."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from sparkimage.config.lockfile import MISSING, PatchText, Target
-from sparkimage.config.patch_specs import FILE, Patch
-from sparkimage.core.errors import CommandError, LockError
-from sparkimage.core.process import Runner
+from sparkimage.config import series
+from sparkimage.config.lockfile import PatchText
+from sparkimage.config.patch_specs import FILE, MISSING
+from sparkimage.config.plan import PatchPlan, PatchSeries
+from sparkimage.core.errors import Locked, LockError
+from sparkimage.resolve import patching
 from sparkimage.resolve.context import ResolveContext
+from sparkimage.resolve.files import Download
 from sparkimage.resolve.git import Repository
+from sparkimage.resolve.patch_trees import File, GitTree, ImageTree, Tree, WheelTree
+from sparkimage.resolve.patching import Patch, Result
+from sparkimage.resolve.wheel_files import wheel_file
 
-CHANGED = re.compile(r"^\+\+\+ b/(.+?)\t?$", re.MULTILINE)
-"""A file that a unified diff writes, as git names it."""
+FILE_NAME = "patch"
+"""The name of a patch from a web server in the cache of files."""
 
 
-def read(
-    title: str,
-    address: str | None,
-    commit: str | None,
-    path: str,
-    project: Path,
-    context: ResolveContext,
-) -> bytes:
-    """A patch's own file: from a repository's commit, or else from the project's patches/.
+def read(patch: PatchPlan, project: Path, context: ResolveContext) -> bytes:
+    """A patch's own file: from a repository's commit, a web server, or the project's patches/.
 
     Raises ``LockError`` when it does not exist, ``NetworkError``.
     """
-    if address is None or commit is None:
-        local = project / "patches" / path
+    title = f"patch {patch.name}"
+    if patch.url is not None:
+        locked = Locked(title=title, update=f"python build.py lock --update '{patch.name}'")
+        file = Download(locked=locked, url=patch.url, name=FILE_NAME, context=context)
+        sha256 = patch.sha256 or file.resolve(None).sha256
+        return (file.fetch(sha256) / FILE_NAME).read_bytes()
+    if patch.repository is None or patch.commit is None:
+        local = project / "patches" / patch.path
         if not local.is_file():
-            raise LockError(f"{title}: patches/{path} is missing", hint=f"correct {FILE}")
+            raise LockError(f"{title}: patches/{patch.path} is missing", hint=f"correct {FILE}")
         return local.read_bytes()
-    repository = Repository(title, address, context)
-    repository.fetch(commit)
-    data = repository.read(commit, path)
+    repository = Repository(title, patch.repository, context)
+    repository.fetch(patch.commit)
+    data = repository.read(patch.commit, patch.path)
     if data is None:
         raise LockError(
-            f"{title}: {path} is not in {address} at {commit[:9]}", hint=f"correct {FILE}"
+            f"{title}: {patch.path} is not in {patch.repository} at {patch.commit[:9]}",
+            hint=f"correct {FILE}",
         )
     return data
 
 
 def summary(data: bytes) -> PatchText:
     """The size and sha256 of a patch's file, for the lock."""
-    return PatchText(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return PatchText(size=len(data), sha256=patching.sha256(data))
 
 
-def targets(
-    name: str, patch: Patch, data: bytes, commit: str, fork: Repository
-) -> tuple[Target, ...]:
-    """Every file that the patch changes at the fork's commit, before and after."""
-    before = {path: fork.read(commit, path) for path in paths(name, patch, data)}
-    existing = {path: content for path, content in before.items() if content is not None}
-    after: Mapping[str, bytes] = dict.fromkeys(before, b"")
-    if len(existing) == len(before):
-        after = apply(name, patch.kind, data, existing, fork.context.runner)
-    return tuple(
-        sorted(
-            Target(
-                commit=commit,
-                before=MISSING if content is None else summary(content).sha256,
-                after=summary(after[path]).sha256,
-                size=len(after[path]),
-                path=path,
-            )
-            for path, content in before.items()
-        )
-    )
-
-
-def paths(name: str, patch: Patch, data: bytes) -> tuple[str, ...]:
-    """The paths, below the patch's root, that it changes."""
-    if patch.replaces is not None:
-        return (patch.replaces,)
-    changed = tuple(CHANGED.findall(data.decode("utf-8", "replace")))
-    if not changed:
-        raise LockError(
-            f"patch {name} is no unified diff: no line begins with `+++ b/`",
-            hint="make it with `git diff`, or give it `kind: replace`",
-        )
-    return changed
-
-
-def apply(
-    name: str, kind: str, data: bytes, before: Mapping[str, bytes], runner: Runner
-) -> Mapping[str, bytes]:
-    """These files, patched. Raises ``LockError`` when a diff does not apply."""
-    if kind == "replace":
-        return dict.fromkeys(before, data)
-    with TemporaryDirectory(prefix="sparkimage-patch-") as folder:
-        root = Path(folder, "tree")
-        for path, content in before.items():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_bytes(content)
-        diff = Path(folder, "patch.diff")
-        diff.write_bytes(data)
-        try:
-            # Not in a repository: outside of one `git apply` works on plain files.
-            runner.run(
-                ["git", "apply", "--whitespace=nowarn", str(diff)], cwd=root,
-                env={"GIT_CEILING_DIRECTORIES": folder},
-            )  # fmt: skip
-        except CommandError as error:
+def texts(
+    patches: Sequence[PatchPlan], project: Path, context: ResolveContext
+) -> tuple[Patch, ...]:
+    """The patches with their files. Raises ``LockError`` for one that is not as the lock says."""
+    made = []
+    for patch in patches:
+        data = read(patch, project, context)
+        sha256 = patching.sha256(data)
+        if sha256 != patch.sha256:
             raise LockError(
-                f"patch {name} does not apply to {', '.join(before)}",
-                hint="it was made for another version of these files: correct `needed_by` or "
-                f"`origin` in {FILE}",
-                detail=error.detail,
-            ) from None
-        return {path: (root / path).read_bytes() for path in before}
+                f"patch {patch.name}: its file has sha256 {sha256}, and the lock says "
+                f"{patch.sha256}",
+                hint=f"look at what changed, then: python build.py lock --update '{patch.name}'",
+            )
+        made.append(
+            Patch(
+                name=patch.name,
+                kind=patch.kind,
+                data=data,
+                replaces=patch.replaces,
+                expects=patch.expects,
+                exclude=patch.exclude,
+            )
+        )
+    return tuple(made)
+
+
+def apply(one: PatchSeries, project: Path, context: ResolveContext) -> Result:
+    """The files that a series changes, before and after.
+
+    Raises ``LockError`` for a patch that does not fit and for what is not as locked,
+    ``NetworkError``.
+    """
+    below, patches = (texts(some, project, context) for some in (one.below, one.patches))
+    return patching.apply(tree(one, project, context), patches, below, context.runner)
+
+
+def after(one: PatchSeries, project: Path, context: ResolveContext) -> dict[str, File | None]:
+    """Every file that a series changes as it is after the last patch, by its path in the tree; None
+    for a removed one. Errors as ``apply``; ``LockError`` also where they are not as locked."""
+    files: dict[str, File | None] = {}
+    if all(patch.replaces is not None for patch in one.patches):
+        # What is replaced as a whole need not be fetched.
+        for text in texts(one.patches, project, context):
+            files[str(text.replaces)] = File(text.data)
+    else:
+        files |= apply(one, project, context).after
+    for target in one.targets:
+        file = files.get(target.path)
+        sha256 = patching.sha256(file.data) if file is not None else MISSING
+        if sha256 != target.after:
+            names = [patch.name for patch in one.patches]
+            raise LockError(
+                f"patch {', '.join(names)}: {target.path} has sha256 {sha256[:12]} after it, and "
+                f"the lock says {target.after[:12]}",
+                hint=f"python build.py lock --update '{names[-1]}'",
+            )
+    return {target.path: files.get(target.path) for target in one.targets}
+
+
+def tree(one: PatchSeries, project: Path, context: ResolveContext) -> Tree:
+    """The files of a pin, as its series finds them. Errors as ``apply``."""
+    locked = Locked.pin(str(one.pin), str(one.value))
+    if one.repository is not None and one.commit is not None:
+        repository = Repository(str(locked), one.repository, context)
+        repository.fetch(one.commit)
+        return GitTree(title=one.title, repository=repository, commit=one.commit)
+    if one.image is not None:
+        root = str(one.root)
+        return ImageTree(
+            title=one.title, locked=locked, image=one.image, root=root, context=context
+        )
+    links = project / one.find_links if one.find_links is not None else None
+    projects = [patch.project for patch in (*one.below, *one.patches)]
+
+    def wheels(paths: Iterable[str]) -> list[Path]:
+        found = series.wheels_of(one.wheels, projects, paths)
+        return [wheel_file(str(locked), wheel, one, links, context) for wheel in found]
+
+    return WheelTree(title=one.title, wheels=wheels)

@@ -22,12 +22,16 @@ from sparkimage.config.lockfile import (
     Item,
     Key,
     Lock,
+    PatchText,
     PinnedImage,
+    Step,
     Target,
     Wheel,
 )
-from sparkimage.config.patch_specs import PATCHES
+from sparkimage.config.patch_planning import patch_plan, to_plan
+from sparkimage.config.patch_specs import FILE, PATCHES
 from sparkimage.config.schema import DebianPin, DebPin, FilePin, GitPin, ImagePin, WheelsPin
+from sparkimage.config.series import SERIES, Series
 from sparkimage.core.errors import Locked, LockError, NetworkError, SparkError, UsageError
 from sparkimage.resolve import apt, images, patch_files, wheels
 from sparkimage.resolve.context import ResolveContext
@@ -91,7 +95,7 @@ def parse_update(matrix: Matrix, lock: Lock | None, words: Sequence[str]) -> Upd
     of ``--update`` name. Raises ``UsageError`` for one that names nothing."""
     pins: list[Key] = []
     projects: dict[str, str | None] = {}
-    known = lockfile.requests(matrix)
+    known = [key for key in lockfile.requests(matrix) if key[0] != SERIES]
     locked_projects = {
         item.name
         for entry in (lock.entries.values() if lock is not None else ())
@@ -147,13 +151,13 @@ def resolve(
         for key, (request, _) in wanted.items()
         if key in entries and dict(entries[key].requested) == request
     }
-    resolver = _Resolver(matrix, entries, context, update)
+    resolver = _Resolver(matrix, entries, context, update, lockfile.series_to_lock(matrix))
     dependencies = below.dependencies(matrix)
     needed = set(asked)
     while more := {other for key in needed for other in dependencies.get(key, ())} - needed:
         needed |= more
     failures: dict[Key, SparkError] = {}
-    # What others are resolved against comes first; patches read the commits of git pins.
+    # What others are resolved against comes first.
     for level in below.levels(wanted, dependencies):
         jobs: list[tuple[Key, str]] = []
         for key in level:
@@ -218,7 +222,7 @@ def outdated(
         if before is not None and entry is not before:
             compare(key, _versions(before), _versions(entry))
     for key, (_, platforms) in lockfile.requests(matrix).items():
-        pin = matrix.pins[key[0]][key[1]] if key[0] != PATCHES else None
+        pin = matrix.pins[key[0]][key[1]] if key[0] not in (PATCHES, SERIES) else None
         for platform in () if lock.unresolved(*key) else platforms:
             # What cannot be reached was reported when it was resolved anew.
             with suppress(SparkError):
@@ -251,6 +255,8 @@ def _name(item: Item) -> str:
         return f"tag of {item.name}"
     if isinstance(item, Wheel | Deb):
         return item.name
+    if isinstance(item, Step):
+        return f"patch {item.number}"
     return item.path if isinstance(item, Target) else type(item).__name__.lower()
 
 
@@ -262,6 +268,8 @@ def _version(item: Item) -> str:
         return item.tagged[:19]
     if isinstance(item, Commit):
         return item.commit[:12]
+    if isinstance(item, Step):
+        return f"{item.patch} {item.state}"
     return (item.after if isinstance(item, Target) else item.sha256)[:12]
 
 
@@ -274,12 +282,16 @@ class _Resolver:
     """Of the lock until now."""
     context: ResolveContext
     update: Update
+    series: Mapping[str, Series]
+    """By their keys in the lock."""
     resolved: dict[Key, dict[str, Items]] = field(default_factory=dict)
     """What was resolved until now, or stays, by platform."""
 
     def run(self, job: tuple[Key, str]) -> Items | SparkError:
         key, platform = job
         try:
+            if key[0] == SERIES:
+                return self._series(key, platform)
             return self._patch(key[1]) if key[0] == PATCHES else self._pin(key, platform)
         except SparkError as error:
             return error
@@ -316,7 +328,8 @@ class _Resolver:
 
     def _dependency(self, title: str, other: Key, platform: str) -> Items:
         """The items of a pin that another one is resolved against."""
-        items = self.resolved.get(other, {}).get(platform)
+        platforms = self.resolved.get(other, {})
+        items = platforms.get(platform, platforms.get(ANY))
         if items is None:
             # No failure of its own: why that pin is not resolved is reported beside it.
             raise NetworkError(
@@ -326,24 +339,29 @@ class _Resolver:
         return items
 
     def _patch(self, name: str) -> Items:
-        patch = self.matrix.patches[name]
-        text = patch_files.read(f"patch {name}", *patch.place, self.matrix.root, self.context)
-        items: list[Item] = [patch_files.summary(text)]
-        for key in lockfile.forks(self.matrix, name, patch):
-            pin = self.matrix.pins[key[0]][key[1]]
-            assert isinstance(pin, GitPin)
-            if ANY not in self.resolved.get(key, {}):
-                # No failure of its own: why that commit is not resolved is reported beside it.
-                raise NetworkError(
-                    f"patch {name}: the fork commit {' '.join(key)} is not resolved",
-                    hint=f"python build.py lock --update '{'=='.join(key)}' where it can be",
-                )
-            (fork,) = self.resolved[key][ANY]
-            assert isinstance(fork, Commit)
-            repository = Repository(_title(key), pin.repository, self.context)
-            repository.fetch(fork.commit)
-            items += patch_files.targets(name, patch, text, fork.commit, repository)
-        return tuple(items)
+        patch = patch_plan(self.matrix, name, "")
+        text = patch_files.summary(patch_files.read(patch, self.matrix.root, self.context))
+        expected = self.matrix.patches[name].sha256
+        if expected not in (None, text.sha256):
+            raise LockError(
+                f"patch {name}: {patch.url} has sha256 {text.sha256}, and {FILE} says {expected}",
+                hint=f"look at what changed, then correct `sha256` in {FILE}",
+            )
+        return (text,)
+
+    def _series(self, key: Key, platform: str) -> Items:
+        one = self.series[key[1]]
+        pin, *texts = (self._dependency(" ".join(key), other, platform) for other in one.depends_on)
+        names = dict(zip((*one.below, *one.names), texts, strict=True))
+
+        def sha256(name: str) -> str:
+            (text,) = names[name]
+            assert isinstance(text, PatchText)
+            return text.sha256
+
+        plan = to_plan(self.matrix, one, pin, sha256)
+        result = patch_files.apply(plan, self.matrix.root, self.context)
+        return (*result.steps, *result.targets)
 
 
 def _apt_source(pin: DebianPin | DebPin, platform: str) -> apt.Source:
@@ -372,4 +390,5 @@ def _summary(items: Sequence[Item]) -> str:
         return _version(items[0])
     size = sum(item.size for item in items if isinstance(item, Wheel | Deb))
     kind = "packages" if any(isinstance(item, Deb) for item in items) else "wheels"
-    return f"{len(items)} {kind}, {size / 1e6:.0f} MB" if size else f"{len(items)} files"
+    files = [item for item in items if isinstance(item, Target)]
+    return f"{len(items)} {kind}, {size / 1e6:.0f} MB" if size else f"{len(files)} files"

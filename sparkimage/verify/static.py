@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sparkimage.config.patch_specs import MISSING
 from sparkimage.config.plan import Plan, debs
 from sparkimage.config.tier import Tier
 from sparkimage.image import secrets
@@ -275,21 +276,16 @@ def _expected(s: _Target) -> Iterator[Compared]:
         yield "project", f"{expect.project} is installed once", len(versions), 1
 
 
-def _patched(plan: Plan) -> dict[str, str]:
-    """sha256 of what the plan's patches make of each file, by its path."""
-    return {
-        f"{patch.root}/{target.path}".lstrip("/"): target.after
-        for layer in plan.layers
-        for patch in layer.patches
-        for target in patch.targets
-    }
-
-
 def _contents(s: _Target) -> Iterator[Compared]:
-    expected = _patched(s.plan)
-    if expected:
-        found = {path: s.root.file(path) for path in expected}
-        seen = {path: e.seen.get("sha256") if e else "missing" for path, e in found.items()}
+    if patched := s.plan.patched_files:
+        found = {path: s.root.file(path) for path in patched}
+        expected = {
+            path: target.after
+            for path, (series, target) in patched.items()
+            # What a source installs of its tree only it knows.
+            if series.root is not None or found[path] is not None
+        }
+        seen = {p: e.seen.get("sha256") if (e := found[p]) else MISSING for p in expected}
         yield "patches", "sha256 of the patched files", seen, expected
         # Otherwise a patch that does not parse shows with the first request only.
         wrong = [f"{p}: {why}" for p, e in found.items() if e and (why := _syntax_error(s, e))]
@@ -390,7 +386,7 @@ def _layers(s: _Target) -> Iterator[Compared]:
             str(entry) for entry in s.own_entries if entry.is_file and pattern.search(entry.path)
         ]
         yield rule.name, f"{rule.name} in any of our layers", left[:SHOWN], []
-    patched = _patched(s.plan)
+    patched = s.plan.patched_files
     own = tuple(la for number, la in enumerate(s.files.layers) if number in s.own)
     twice = [
         path

@@ -16,9 +16,11 @@ import pytest
 
 from sparkimage.build import bake
 from sparkimage.cli import show
-from sparkimage.config import lockfile, matrix, planning, schema
+from sparkimage.config import lockfile, matrix, planning, schema, series
 from sparkimage.config.address import WHEELS, Mirrors, image_name
 from sparkimage.config.lockfile import (
+    CHANGES,
+    KEPT,
     Commit,
     Deb,
     Entry,
@@ -27,11 +29,13 @@ from sparkimage.config.lockfile import (
     Lock,
     PatchText,
     PinnedImage,
+    Step,
     Target,
 )
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.plan import MORE, Origin, Plan
+from sparkimage.config.series import SERIES
 from sparkimage.resolve.context import Inputs
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -74,7 +78,8 @@ def made_up(read: Matrix, held: Lock) -> Lock:
     entries = dict(held.entries)
     for variant in matrix.select(read, names=RESOLVED):
         names = {patch for layer in variant.layers for patch in read.layers[layer].patches}
-        for key in (*variant.pins.items(), *((PATCHES, name) for name in names)):
+        made = [(SERIES, one.key) for one in series.to_lock(read, variant)]
+        for key in (*variant.pins.items(), *((PATCHES, name) for name in names), *made):
             ask, platforms = lockfile.requests(read)[key]
             found = items(read, key)
             entries[key] = Entry(requested=ask, platforms=dict.fromkeys(platforms, found))
@@ -82,7 +87,7 @@ def made_up(read: Matrix, held: Lock) -> Lock:
 
 
 def items(read: Matrix, key: Key) -> tuple[Item, ...]:
-    pin = None if key[0] == PATCHES else read.pins[key[0]][key[1]]
+    pin = None if key[0] in (PATCHES, SERIES) else read.pins[key[0]][key[1]]
     if isinstance(pin, schema.ImagePin):
         full = image_name(pin.image)
         tagged = full.digest or f"sha256:{sha256(pin.image)}"
@@ -97,17 +102,13 @@ def items(read: Matrix, key: Key) -> tuple[Item, ...]:
                 file=f"{deb}_{version}_arm64.deb")
             for deb, version in named
         )  # fmt: skip
-    patch = read.patches[key[1]]
-    text = PatchText(size=100, sha256=sha256(key[1]))
-    targets: list[Item] = []
-    for name, value in lockfile.forks(read, key[1], patch):
-        fork = read.pins[name][value]
-        assert isinstance(fork, schema.GitPin)
-        targets.append(
-            Target(commit=commit(fork).commit, before=sha256("before"), after=text.sha256,
-                   size=text.size, path=str(patch.replaces))
-        )  # fmt: skip
-    return (text, *targets)
+    if key[0] == PATCHES:
+        return (PatchText(size=100, sha256=sha256(key[1])),)
+    (name,) = lockfile.series_to_lock(read)[key[1]].names
+    step = Step(number=1, state=CHANGES, patch=name)
+    path = str(read.patches[name].replaces)
+    target = Target(before=sha256("before"), after=sha256(name), size=100, mode=KEPT, path=path)
+    return (step, target)
 
 
 def commit(pin: schema.GitPin) -> Commit:
@@ -129,6 +130,7 @@ def given(plan: Plan) -> Inputs:
         dockerfiles={},
         installs={},
         overrides=frozenset(),
+        sources={},
         ca_bundle="/etc/ssl/certs/ca-certificates.crt",
     )
 

@@ -184,9 +184,7 @@ def _metadata(name: str, version: str) -> bytes:
 
 
 def _patch_target(plan: Plan) -> str:
-    (target, *_) = (t for la in plan.layers for p in la.patches for t in p.targets)
-    (root, *_) = (p.root for la in plan.layers for p in la.patches)
-    return f"{root}/{target.path}".lstrip("/")
+    return next(iter(plan.patched_files))
 
 
 MUTANTS = (
@@ -435,6 +433,11 @@ MUTANTS = (
         name="a patch with one byte changed",
         check="patches",
         make=lambda c: c.add({_patch_target(c.plan): b"1\n"}),
+    ),
+    Mutant(
+        name="a patched file that is gone",
+        check="patches",
+        make=lambda c: c.add({removed(_patch_target(c.plan)): b""}),
     ),
     Mutant(
         name="a patched file that is no Python",

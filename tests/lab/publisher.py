@@ -17,9 +17,9 @@ from sparkimage.image.store import Image
 from sparkimage.registry import cosign, publish, sbom, tags
 from sparkimage.registry.cosign import Trust
 from sparkimage.registry.publish import Outcome, Publication
-from sparkimage.registry.skopeo import Repository
-from sparkimage.registry.tools import Tools
 from sparkimage.resolve.context import ResolveContext
+from sparkimage.resolve.skopeo import Repository
+from sparkimage.resolve.tools import Tools
 from sparkimage.verify import seal
 from sparkimage.verify.policy import Required
 from tests.lab import hostile

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from sparkimage.build.engine import emulation, engine, private, processes
-from sparkimage.build.engine.emulation import native_arch, program
+from sparkimage.build.engine.emulation import program
 from sparkimage.build.engine.engine import Engine
 from sparkimage.core import debian_tools, paths
-from sparkimage.core.arch import ARCHES
+from sparkimage.core.arch import ARCHES, native_arch
 from sparkimage.core.errors import EngineError, EnginePermissionError, NetworkError
 from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Local

@@ -108,20 +108,18 @@ def local_wheel(plan: Plan) -> Plan:
     return changed(plan, "vllm", wheels=(first, *wheels[1:]))
 
 
-def _patch(plan: Plan, **changes: str) -> Plan:
-    (patch,) = layer(plan, "sm12x-patch").patches
-    return changed(plan, "sm12x-patch", patches=(dataclasses.replace(patch, **changes),))  # type: ignore[arg-type]
-
-
 def patch_text(plan: Plan) -> Plan:
-    return _patch(plan, sha256=ZEROS)
+    (series,) = layer(plan, "sm12x-patch").patches
+    (patch,) = series.patches
+    patches = (dataclasses.replace(patch, sha256=ZEROS),)
+    return changed(plan, "sm12x-patch", patches=(dataclasses.replace(series, patches=patches),))
 
 
 def _target(plan: Plan, **changes: str) -> Plan:
-    (patch,) = layer(plan, "sm12x-patch").patches
-    (target,) = patch.targets
+    (series,) = layer(plan, "sm12x-patch").patches
+    (target,) = series.targets
     targets = (dataclasses.replace(target, **changes),)  # type: ignore[arg-type]
-    other = dataclasses.replace(patch, targets=targets)
+    other = dataclasses.replace(series, targets=targets)
     return changed(plan, "sm12x-patch", patches=(other,))
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sparkimage.core.errors import RegistryError
-from sparkimage.registry import auth
-from sparkimage.registry.skopeo import Repository
+from sparkimage.resolve import auth
+from sparkimage.resolve.skopeo import Repository
 from tests.lab import servers, tokens
 from tests.lab.hostile import Client
 from tests.lab.publisher import Publisher, name

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.build.engine.emulation import native_arch
 from sparkimage.build.engine.engine import Engine
 from sparkimage.config.address import Mirrors
 from sparkimage.core import paths
+from sparkimage.core.arch import native_arch
 from sparkimage.core.errors import Locked
 from sparkimage.core.process import Local
 from sparkimage.image.store import Image

@@ -21,7 +21,7 @@ from sparkimage.image.store import INDEX, digest_of
 from sparkimage.registry import provenance, remote, sbom
 from sparkimage.registry.cosign import Trust
 from sparkimage.registry.publish import Item, Outcome, index_of
-from sparkimage.registry.skopeo import Repository
+from sparkimage.resolve.skopeo import Repository
 from sparkimage.verify import seal
 from sparkimage.verify.policy import Required
 from tests.lab import faulty, hostile, servers

@@ -11,6 +11,7 @@ import pytest
 from sparkimage.config.address import Mirrors
 from sparkimage.core.process import Local, Runner
 from sparkimage.resolve.context import ResolveContext
+from sparkimage.resolve.git import Repository
 
 SITE = "https://git.example"
 """Stands for a forge; a mirror leads to a folder of bare repositories."""
@@ -43,6 +44,10 @@ class Remote:
     @property
     def address(self) -> str:
         return f"{SITE}/{self.folder.name}"
+
+    def there(self, context: ResolveContext) -> Repository:
+        """It, as a pin reaches it."""
+        return Repository("pin fork one", self.address, context)
 
     def git(self, *words: str, stdin: str | None = None) -> str:
         return git("--git-dir", str(self.folder), *words, stdin=stdin)

@@ -12,8 +12,8 @@ from typing import Any
 
 import zstandard
 
-from sparkimage.config.lockfile import Deb, Target, Wheel
-from sparkimage.config.plan import DebianRoot, Expected, LayerPlan, PatchPlan, Plan
+from sparkimage.config.lockfile import KEPT, Deb, Target, Wheel
+from sparkimage.config.plan import DebianRoot, Expected, LayerPlan, PatchPlan, PatchSeries, Plan
 from sparkimage.image.layerindex import STEP
 from sparkimage.image.store import MANIFEST, TAR, Image, Store
 from tests.unit import elf_maker
@@ -191,10 +191,15 @@ def plan() -> Plan:
     )
 
 
-def patch(path: str, sha256: str) -> PatchPlan:
-    """A patch that made the file ``path`` of the image what it is."""
-    target = Target(commit="*", path=path, before="3" * 64, after=sha256, size=1)
-    return PatchPlan(
-        name="p", kind="replace", repository=None, commit=None, path="p.py", sha256=sha256,
-        root="", fork=None, targets=(target,),
+def patch(path: str, sha256: str) -> PatchSeries:
+    """The series of the one patch that made the file ``path`` of the image what it is."""
+    one = PatchPlan(
+        name="p", kind="replace", repository=None, commit=None, path="p.py", url=None,
+        sha256=sha256, replaces=path, expects=None, exclude=(), project=None,
+    )  # fmt: skip
+    target = Target(before="3" * 64, after=sha256, size=1, mode=KEPT, path=path)
+    return PatchSeries(
+        pin=None, value=None, repository=None, commit=None, wheels=(), find_links=None,
+        index=(), python=None, image=None, root="", installed=None, below=(), patches=(one,),
+        targets=(target,),
     )  # fmt: skip

@@ -10,6 +10,8 @@ from typing import Any
 
 from sparkimage.config import lockfile, matrix, patch_specs
 from sparkimage.config.lockfile import (
+    CHANGES,
+    KEPT,
     Commit,
     Deb,
     Entry,
@@ -19,12 +21,14 @@ from sparkimage.config.lockfile import (
     Lock,
     PatchText,
     PinnedImage,
+    Step,
     Target,
     Wheel,
 )
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.plan import Origin
+from sparkimage.config.series import SERIES
 
 ORIGIN = Origin(source="https://example.org/x", revision="0" * 40, epoch=7)
 ARM = "linux/arm64"
@@ -91,24 +95,15 @@ def items(read: Matrix, key: Key) -> tuple[Item, ...]:
     """What ``key`` comes to in a lock that is made up."""
     name = " ".join(key)
     if key[0] == PATCHES:
-        text = PatchText(size=1, sha256=sha256(name))
-        forks = (
-            read.pins[pin][value]
-            for pin, value in lockfile.forks(read, key[1], read.patches[key[1]])
+        return (PatchText(size=1, sha256=sha256(name)),)
+    if key[0] == SERIES:
+        patches = lockfile.series_to_lock(read)[key[1]].names
+        steps = (
+            Step(number=number, state=CHANGES, patch=patch)
+            for number, patch in enumerate(patches, 1)
         )
-        before = sha256("before")
-        targets = (
-            Target(
-                commit=fork.commit.ljust(40, "0"),
-                before=before,
-                after=text.sha256,
-                size=1,
-                path="a/b",
-            )
-            for fork in forks
-            if fork.kind == "git"
-        )
-        return (text, *targets)
+        text = sha256(f"{PATCHES} {patches[-1]}")
+        return (*steps, Target(before=sha256("before"), after=text, size=1, mode=KEPT, path="a/b"))
     pin = read.pins[key[0]][key[1]]
     if pin.kind == "git":
         return (Commit(commit=pin.commit.ljust(40, "0"), tree=sha256(name)[:40]),)

@@ -23,6 +23,7 @@ from sparkimage.cli import show
 from sparkimage.config import inventory, lockfile, matrix, planning
 from sparkimage.config.address import Mirrors
 from sparkimage.config.lockfile import Entry, Wheel
+from sparkimage.config.patch_planning import PatchPlanner
 from sparkimage.core.errors import ConfigError, LockError
 from tests.unit import project_maker as maker
 
@@ -117,7 +118,7 @@ def use(folder: Path, name: str, content: bytes) -> ConfigError | LockError | No
         show.as_table(plans, 80)
         bake.policy(plans, Mirrors(rules=read.mirrors))
         for variant in read.variants:
-            planning.judge_patches(read, variant, lock)
+            list(PatchPlanner(matrix=read, variant=variant, lock=lock).states())
     except (ConfigError, LockError) as error:
         return error
     finally:

@@ -98,6 +98,7 @@ def inputs(plan: Plan, *, ca: str | None = None) -> Inputs:
         dockerfiles={},
         installs={},
         overrides=frozenset(),
+        sources={},
         ca_bundle=ca,
     )
 

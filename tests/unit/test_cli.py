@@ -148,7 +148,8 @@ def test_the_patches_of_the_real_matrix() -> None:
     assert f"{patch}: " in table.stdout
     assert "Apache-2.0" in table.stdout
     rows = json.loads(run("patches", "--json").stdout)
-    assert all(set(row) == {"patch", "variant", "state", "reason"} for row in rows)
+    keys = {"patch", "variant", "layer", "number", "of", "pin", "state", "reason"}
+    assert all(set(row) == keys for row in rows)
     # What holds no commit of a fork is not in question.
     states = {row["variant"]: row["state"] for row in rows if row["patch"] == patch}
     assert states.pop("ds4-flash") in ("applied", "not resolved")

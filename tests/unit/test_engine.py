@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from sparkimage.build.engine import emulation, engine, private, processes
 from sparkimage.build.engine.emulation import Entry
 from sparkimage.core import debian_tools, paths
+from sparkimage.core.arch import native_arch
 from sparkimage.core.errors import (
     EngineError,
     EnginePermissionError,
@@ -283,8 +284,8 @@ def test_an_entry_of_the_kernel_is_read() -> None:
 
 
 def test_the_probe_runs_natively_and_an_unknown_platform_is_refused(tmp_path: Path) -> None:
-    assert emulation.probe(emulation.native_arch(), Local())
-    emulation.ensure_emulation(tmp_path, Local(), f"linux/{emulation.native_arch()}", print)
+    assert emulation.probe(native_arch(), Local())
+    emulation.ensure_emulation(tmp_path, Local(), f"linux/{native_arch()}", print)
     with pytest.raises(UsageError, match="windows/amd64"):
         emulation.ensure_emulation(tmp_path, Local(), "windows/amd64", print)
     assert not list(tmp_path.iterdir())

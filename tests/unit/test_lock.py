@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sparkimage.config import lockfile, matrix, yamlfile
 from sparkimage.config.lockfile import (
     ANY,
-    MISSING,
+    KEPT,
+    PRESENT,
     Commit,
     Deb,
     Entry,
@@ -25,11 +26,13 @@ from sparkimage.config.lockfile import (
     Lock,
     PatchText,
     PinnedImage,
+    Step,
     Target,
     Wheel,
 )
 from sparkimage.config.matrix import Matrix
-from sparkimage.config.patch_specs import PATCHES
+from sparkimage.config.patch_specs import MISSING
+from sparkimage.config.series import SERIES
 from sparkimage.core.errors import LockError
 from tests.unit import project_maker as maker
 
@@ -138,7 +141,7 @@ GOOD = lockfile.dump(lock_of({("p", "1"): entry("linux/arm64")}))
         ("a" * 64, "g" * 64, "is damaged"),
         ("a 1.0 3", "a 1.0 three", "is damaged"),
         ("a 1.0 3", "a 1.0", "is damaged"),
-        ("asked:", "axed:", "is damaged: pins.p.1.asked is missing .line 14.$"),
+        ("asked:", "axed:", "is damaged: pins.p.1.asked is missing .line 15.$"),
         (
             "asked: {",
             "asked: x #",
@@ -165,7 +168,8 @@ GOOD = lockfile.dump(lock_of({("p", "1"): entry("linux/arm64")}))
         ("asked:", "asked: {}\n      asked:", "is damaged: duplicate key 'asked'"),
         ('"p":', "[p]:", "is damaged: a key must be a plain word"),
         ("linux/arm64:\n", "linux/arm64: [\n", "is damaged: invalid YAML"),
-        ("version: 2", "version: 1", "is not a lock of version 2"),
+        ("version: 3", "version: 1", "is not a lock of version 3"),
+        ("version: 3", "version: 2", "is of version 2, not 3"),
         ("- wheel", "- wheal", "is damaged"),
         ("matrix:", "matrx:", "is damaged"),
     ],
@@ -179,6 +183,19 @@ def test_a_damaged_lock_says_what_is_wrong_and_what_to_run(
     with pytest.raises(LockError, match=f"^matrix.lock {what}") as error:
         lockfile.load(path)
     assert error.value.hint == lockfile.REMEDY
+
+
+def test_what_lock_takes_of_a_lock_of_the_version_before(tmp_path: Path) -> None:
+    path = tmp_path / "matrix.lock"
+    patch = (
+        '"patches":\n    "x":\n      asked: {"kind": "diff"}\n      platforms: {any: [patch 1 a]}\n'
+    )
+    path.write_text(GOOD.replace("version: 3", "version: 2") + f"  {patch}")
+    lock = lockfile.load(path, older=True)
+    assert lock.entries == {("p", "1"): entry("linux/arm64")}
+    path.write_text(GOOD.replace("version: 3", "version: 1"))
+    with pytest.raises(LockError, match="is not a lock of version 3"):
+        lockfile.load(path, older=True)
 
 
 def test_all_damage_is_in_one_report(tmp_path: Path) -> None:
@@ -238,8 +255,13 @@ items: dict[str, st.SearchStrategy[Item]] = {
     "image": st.builds(PinnedImage, name=token, digest=image_digest, tagged=image_digest),
     "commit": st.builds(Commit, commit=commit, tree=commit),
     "patch": st.builds(PatchText, size=size, sha256=sha256),
+    "step": st.builds(
+        Step, number=st.integers(1, 99),
+        state=st.sampled_from([lockfile.CHANGES, PRESENT]), patch=token,
+    ),
     "target": st.builds(
-        Target, commit=commit, before=sha256 | st.just(MISSING), after=sha256, size=size, path=path
+        Target, before=sha256 | st.just(MISSING), after=sha256 | st.just(MISSING), size=size,
+        mode=st.sampled_from([KEPT, "644", "755"]), path=path,
     ),
     "file": st.builds(File, size=size, sha256=sha256, name=path),
 }  # fmt: skip
@@ -252,7 +274,7 @@ names = st.text(st.characters(max_codepoint=0xD7FF, exclude_categories=["Cc", "C
 some: dict[str, st.SearchStrategy[list[Item]]] = {
     word: st.lists(item, min_size=1, max_size=3) for word, item in items.items()
 }
-patched = st.tuples(items["patch"], some["target"]).map(lambda both: (both[0], *both[1]))
+series = st.tuples(some["step"], some["target"]).map(lambda both: (*both[0], *both[1]))
 lines: dict[str, st.SearchStrategy[tuple[Item, ...]]] = {
     "wheels": some["wheel"].map(tuple),
     "deb": some["deb"].map(tuple),
@@ -260,8 +282,9 @@ lines: dict[str, st.SearchStrategy[tuple[Item, ...]]] = {
     "image": st.tuples(items["image"]),
     "git": st.tuples(items["commit"]),
     "file": st.tuples(items["file"]),
-    "replace": patched,
-    "diff": patched,
+    "replace": st.tuples(items["patch"]),
+    "diff": st.tuples(items["patch"]),
+    "series": series,
 }
 
 
@@ -307,10 +330,9 @@ def unordered(entry: Entry) -> tuple[object, ...]:
 
 
 def patching(path: str) -> Lock:
-    target = Target(commit="a" * 40, before=MISSING, after="b" * 64, size=1, path=path)
-    text = PatchText(size=1, sha256="c" * 64)
-    entry = Entry(requested={"kind": "replace"}, platforms={ANY: (target, text)})
-    return lock_of({(PATCHES, "x"): entry})
+    target = Target(before=MISSING, after="b" * 64, size=1, mode="644", path=path)
+    entry = Entry(requested={"kind": "series"}, platforms={ANY: (target,)})
+    return lock_of({(SERIES, "fork one: x"): entry})
 
 
 UNQUOTED = {

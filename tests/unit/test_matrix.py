@@ -216,7 +216,6 @@ def test_a_matrix_of_every_kind_of_pin_and_layer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "images", "line", "what"),
     [
-        ("patches: [p]", "BUILD: os, FINAL: layer", 12, "would ignore its `patches`"),
         ("debs: nccl", "BUILD: os, FINAL: layer", 12, "would ignore its `debs`"),
         ("wheels: {pin: app}", "BUILD: os, FINAL: layer", 12, "would ignore its `wheels`"),
         ("base: os", "BUILD: os, FINAL: layer", 12, "would ignore its `base`"),
@@ -247,16 +246,6 @@ groups: {{default: [v]}}
 """
     (tmp_path / "images" / "low").mkdir(parents=True)
     (tmp_path / "images" / "low" / "Dockerfile").write_text("FROM layer\n")
-    patch = {
-        "kind": "diff",
-        "purpose": "p",
-        "file": "p.diff",
-        "root": "/x/y",
-        "needed_by": ["a" * 9],
-    }
-    (tmp_path / "patches").mkdir()
-    patches = {"version": 1, "patches": {"p": patch}}
-    (tmp_path / "patches" / "patches.yaml").write_text(json.dumps(patches))
     assert [at for at, seen, _ in problems(tmp_path, text) if what in seen] == [line]
 
 

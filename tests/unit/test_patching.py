@@ -1,4 +1,4 @@
-"""Patches: patches.yaml, whether a patch applies to a commit, and the patched files."""
+"""Patches: patches.yaml, the pins that they are for, their series and their plans."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from typing import Any
 
 import pytest
 
-from sparkimage.config import patch_specs, planning
-from sparkimage.config.lockfile import ANY, MISSING, Entry, Lock, PatchText, Target
+from sparkimage.config import lockfile, patch_specs, planning, series
+from sparkimage.config.lockfile import (
+    ANY,
+    CHANGES,
+    KEPT,
+    PRESENT,
+    Entry,
+    Item,
+    Lock,
+    Step,
+    Target,
+)
 from sparkimage.config.matrix import Matrix
-from sparkimage.config.patch_specs import PATCHES, Patch, State
+from sparkimage.config.patch_planning import PatchPlanner
+from sparkimage.config.patch_specs import MISSING, Patch, State
+from sparkimage.config.series import SERIES
 from sparkimage.core.errors import ConfigError, LockError
-from sparkimage.core.process import Local
-from sparkimage.resolve import patch_files
-from sparkimage.resolve.git import Repository
 from tests.unit import project_maker as maker
-from tests.unit.git_maker import Remote, isolate, resolve_context
 
 NEEDS, NATIVE, MOVED, OTHER = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
 SHA = "1" * 64
@@ -68,9 +76,11 @@ patches:
 
 def test_the_file_is_read(tmp_path: Path) -> None:
     one, two = load(tmp_path, GOOD).values()
-    assert one.place == (None, None, "one.py")
-    assert two.place == ("https://git.example/x.git", "a" * 40, "two.diff")
-    assert patch_specs.in_image(one.root, "a/b.py") == "/opt/site/a/b.py"
+    assert (one.place, one.repository, one.path) == ("patches/one.py", None, "one.py")
+    assert two.place == f"two.diff of https://git.example/x.git at {'a' * 12}"
+    assert (two.repository, two.commit, two.path) == (
+        "https://git.example/x.git", "a" * 40, "two.diff",
+    )  # fmt: skip
     assert patch_specs.load(tmp_path / "nothing.yaml") == {}
 
 
@@ -92,8 +102,16 @@ def test_the_file_is_read(tmp_path: Path) -> None:
         ("commit: a", "commit: ", 15, "patches.two.origin.commit"),
         ("https://git", "git@git", 14, "patches.two.origin.repository"),
         ("      licence: Apache-2.0\n", "", 13, "patches.two.origin.licence"),
-        ("file: one.py\n    ", "", 3, "either `origin` or `file`"),
-        ("kind: diff", "kind: diff\n    file: x", 10, "either `origin` or `file`"),
+        ("file: one.py\n    ", "", 3, "one of `origin`, `file` and `url`"),
+        ("kind: diff", "kind: diff\n    file: x", 10, "one of `origin`, `file` and `url`"),
+        ("kind: diff", "kind: diff\n    url: https://x/1.diff", 10, "one of `origin`, `file`"),
+        ("file: one.py", "url: ftp://x/1.diff", 6, "patches.one.url"),
+        ("file: one.py", "file: one.py\n    sha256: " + "a" * 64, 7, "has `sha256` without `url`"),
+        ("file: one.py", "url: https://x/1\n    sha256: abc", 7, "patches.one.sha256"),
+        ("file: one.py", "file: one.py\n    expects: none", 7, "patches.one.expects"),
+        ("file: one.py", "file: one.py\n    exclude: [x]", 7, "`exclude`, which goes with kind"),
+        ("kind: diff", "kind: diff\n    exclude: [/x]", 12, "patches.two.exclude.0"),
+        ("kind: diff", "kind: diff\n    for: Fork", 12, "patches.two.for"),
         ("kind: replace", "kind: diff", 3, "of kind diff, and `replaces` goes with kind replace"),
         (
             "kind: diff",
@@ -126,226 +144,255 @@ def test_all_problems_are_in_one_report(tmp_path: Path) -> None:
     assert [p.line for p in error.value.problems] == [3, 10, 10, 10]
 
 
-HELD = {"a/b.py": SHA}
-
-
 @pytest.mark.parametrize(
-    ("more", "commit", "applied", "before", "state", "reason"),
+    ("more", "commit", "applied", "state", "reason"),
     [
-        ({}, NEEDS, True, HELD, State.APPLIED, "to aaaaaaaaa"),
-        ({}, NEEDS[:8], True, HELD, State.APPLIED, "to aaaaaaaa"),
-        ({}, NEEDS, False, None, State.NEEDED, "aaaaaaaaa is in `needed_by`"),
-        ({}, NEEDS, True, None, State.UNRESOLVED, "not in the lock"),
-        ({}, NEEDS, True, {"a/b.py": None}, State.DOES_NOT_FIT, "a/b.py is not in the fork at aaa"),
-        ({"expects": SHA}, NEEDS, True, HELD, State.APPLIED, "to aaaaaaaaa"),
-        ({"expects": "2" * 64}, NEEDS, True, HELD, State.DOES_NOT_FIT, "111111111111 at aaaaaaaaa"),
-        ({}, NATIVE, False, None, State.NOT_NEEDED, "native since bbbbbbbbb"),
-        ({}, NATIVE, True, HELD, State.DOES_NOT_FIT, "native since bbbbbbbbb"),
-        ({}, MOVED, False, None, State.DOES_NOT_FIT, "its file moved"),
-        ({}, MOVED, True, HELD, State.DOES_NOT_FIT, "its file moved"),
-        ({}, OTHER, False, None, State.NOT_NEEDED, "ddddddddd is not in `needed_by`"),
-        ({}, OTHER, True, HELD, State.DOES_NOT_FIT, "ddddddddd is not in `needed_by`"),
-        ({}, None, False, None, State.NOT_NEEDED, "no fork commit"),
-        ({}, None, True, None, State.DOES_NOT_FIT, "no fork commit"),
-        ({"expects": SHA}, None, True, None, State.APPLIED, "checked in the image"),
-        ({"expects": SHA}, None, False, None, State.NOT_NEEDED, "checked in the image"),
+        ({}, NEEDS, True, State.APPLIED, "to aaaaaaaaa"),
+        ({}, NEEDS[:8], True, State.APPLIED, "to aaaaaaaa"),
+        ({}, NEEDS, False, State.NEEDED, "aaaaaaaaa is in `needed_by`"),
+        ({}, NATIVE, False, State.NOT_NEEDED, "native since bbbbbbbbb"),
+        ({}, NATIVE, True, State.DOES_NOT_FIT, "native since bbbbbbbbb"),
+        ({}, MOVED, False, State.DOES_NOT_FIT, "its file moved"),
+        ({}, MOVED, True, State.DOES_NOT_FIT, "its file moved"),
+        ({}, MOVED[:10], False, State.DOES_NOT_FIT, "its file moved"),
+        ({}, OTHER, False, State.NOT_NEEDED, "ddddddddd is not in `needed_by`"),
+        ({}, OTHER, True, State.DOES_NOT_FIT, "ddddddddd is not in `needed_by`"),
+        ({"needed_by": None}, OTHER, True, State.APPLIED, "to ddddddddd"),
+        ({"needed_by": None}, OTHER, False, State.NOT_NEEDED, "no layer applies it"),
+        ({"needed_by": None}, MOVED, True, State.DOES_NOT_FIT, "its file moved"),
+        ({"needed_by": None}, NATIVE, True, State.DOES_NOT_FIT, "native since bbbbbbbbb"),
+        ({}, None, False, State.NOT_NEEDED, "no fork commit"),
+        ({}, None, True, State.DOES_NOT_FIT, "no fork commit"),
+        ({"expects": SHA}, None, True, State.APPLIED, "for every value"),
+        ({"expects": SHA}, None, False, State.NOT_NEEDED, "for every value"),
+        ({"needed_by": None}, None, True, State.APPLIED, "for every value"),
     ],
 )  # fmt: skip
-def test_whether_a_patch_applies_to_a_commit(
-    more: dict[str, Any],
-    commit: str | None,
-    applied: bool,
-    before: Mapping[str, str | None] | None,
-    state: State,
-    reason: str,
+def test_what_patches_yaml_says_of_a_commit(
+    more: dict[str, Any], commit: str | None, applied: bool, state: State, reason: str
 ) -> None:
-    verdict = patch_specs.judge(patch(**more), commit=commit, applied=applied, before=before)
+    verdict = patch_specs.judge(patch(**more), commit=commit, applied=applied)
     assert verdict.state is state
     assert reason in verdict.reason
 
 
-def test_not_for_matches_an_abbreviated_commit() -> None:
-    verdict = patch_specs.judge(patch(), commit=MOVED[:10], applied=False, before=None)
-    assert (verdict.state, verdict.reason) == (State.DOES_NOT_FIT, "its file moved")
+BASE = {"kind": "image", "image": "x:1", "python": "3.12"}
+PINS: dict[str, Any] = {
+    "os": {"trixie": maker.OS},
+    "base": {"1.0.0": BASE, "2.0.0": {**BASE, "commit": NEEDS}},
+    "fork": {"one": maker.git_pin(NEEDS), "two": maker.git_pin(OTHER)},
+    "other": {"one": maker.git_pin(MOVED, "https://git.example/other.git")},
+    "app": {"1.0.0": maker.APP},
+}
+SOURCE = {
+    "pin": "fork",
+    "dockerfile": "D",
+    "target": "t",
+    "images": {"BASE": "layer"},
+}
+FREE = {
+    key: value for key, value in PATCH.items() if key not in ("needed_by", "not_for", "native_from")
+}
 
 
-BEFORE = b"one\ntwo\nthree\n"
-DIFF = b"""\
---- a/a/b.py
-+++ b/a/b.py
-@@ -1,3 +1,3 @@
- one
--two
-+2
- three
-"""
-
-
-@pytest.fixture
-def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remote:
-    isolate(monkeypatch)
-    return Remote.make(tmp_path / "site", "fork.git")
-
-
-@pytest.mark.parametrize(
-    ("kind", "text", "after"),
-    [("replace", b"all new\n", b"all new\n"), ("diff", DIFF, b"one\n2\nthree\n")],
-)
-def test_targets_of_a_patch_at_a_fork_commit(
-    tmp_path: Path, remote: Remote, kind: str, text: bytes, after: bytes
-) -> None:
-    commit = remote.commit({"a/b.py": BEFORE.decode(), "c": "other\n"})
-    fork = Repository(
-        "fork 1", remote.address, resolve_context(tmp_path / "site", tmp_path / "home")
-    )
-    fork.fetch(commit)
-    given = patch(kind=kind, replaces="a/b.py" if kind == "replace" else None)
-    (target,) = patch_files.targets("fix", given, text, commit, fork)
-    assert target == Target(
-        commit=commit,
-        before=maker.sha256(BEFORE.decode()),
-        after=maker.sha256(after.decode()),
-        size=len(after),
-        path="a/b.py",
-    )
-    assert patch_files.apply("fix", kind, text, {"a/b.py": BEFORE}, Local()) == {"a/b.py": after}
-
-
-def test_a_file_that_is_not_in_the_fork_is_missing(tmp_path: Path, remote: Remote) -> None:
-    commit = remote.commit({"c": "other\n"})
-    fork = Repository(
-        "fork 1", remote.address, resolve_context(tmp_path / "site", tmp_path / "home")
-    )
-    fork.fetch(commit)
-    (target,) = patch_files.targets("fix", patch(), b"new\n", commit, fork)
-    assert (target.before, target.path) == (MISSING, "a/b.py")
-
-
-def test_a_diff_of_several_files() -> None:
-    two = DIFF + DIFF.replace(b"a/b.py", b"with space/c.py")
-    given = patch(kind="diff", replaces=None)
-    assert patch_files.paths("fix", given, two) == ("a/b.py", "with space/c.py")
-    before = {"a/b.py": BEFORE, "with space/c.py": BEFORE}
-    after = patch_files.apply("fix", "diff", two, before, Local())
-    assert after == dict.fromkeys(before, b"one\n2\nthree\n")
-
-
-def test_a_diff_that_does_not_apply() -> None:
-    with pytest.raises(LockError, match=r"^patch fix does not apply to a/b.py$") as error:
-        patch_files.apply("fix", "diff", DIFF, {"a/b.py": b"something else\n"}, Local())
-    assert "a/b.py" in error.value.detail
-    assert patch_specs.FILE in error.value.hint
-
-
-def test_a_diff_without_files() -> None:
-    with pytest.raises(LockError, match="patch fix is no unified diff"):
-        patch_files.paths("fix", patch(kind="diff", replaces=None), b"print('no diff')\n")
-
-
-def test_where_a_patch_is_read_from(tmp_path: Path, remote: Remote) -> None:
-    commit = remote.commit({"p/fix.py": "fixed\n"})
-    reached = resolve_context(tmp_path / "site", tmp_path / "home")
-    (tmp_path / "patches").mkdir()
-    (tmp_path / "patches" / "fix.py").write_text("ours\n")
-
-    def read(address: str | None, commit: str | None, path: str) -> bytes:
-        return patch_files.read("patch fix", address, commit, path, tmp_path, reached)
-
-    assert read(None, None, "fix.py") == b"ours\n"
-    assert read(remote.address, commit, "p/fix.py") == b"fixed\n"
-    with pytest.raises(LockError, match=r"^patch fix: patches/gone.py is missing$"):
-        read(None, None, "gone.py")
-    with pytest.raises(LockError, match=r"^patch fix: fix.py is not in https://git.example/fork"):
-        read(remote.address, commit, "fix.py")
-
-
-def project(folder: Path, commit: str) -> Matrix:
-    pins = {"os": {"trixie": maker.OS}, "fork": {"one": maker.git_pin(commit)}}
-    layers = {"low": {"base": "os", "pins": ["fork"]}, "fix": {"patches": ["fix"]}}
-    variants = [maker.include("v", *layers, os="trixie", fork="one")]
-    return maker.write(folder, maker.document(pins, layers, variants), {"fix": PATCH})
-
-
-def with_targets(read: Matrix, *targets: Target) -> Lock:
-    lock = maker.locked(read)
-    entry = lock.entries[PATCHES, "fix"]
-    text = next(item for item in entry.platforms[ANY] if isinstance(item, PatchText))
-    resolved = Entry(requested=entry.requested, platforms={ANY: (text, *targets)})
-    return replace(lock, entries={**lock.entries, (PATCHES, "fix"): resolved})
-
-
-def test_the_plan_of_a_patch_that_fits(tmp_path: Path) -> None:
-    read = project(tmp_path, NEEDS)
-    lock = maker.locked(read)
-    plan = planning.make(read, read.variants[0], lock, maker.ORIGIN)
-    (patched,) = plan.layers[1].patches
-    text, target = lock.items(PATCHES, "fix", ANY)
-    assert isinstance(text, PatchText)
-    assert (patched.name, patched.kind, patched.path, patched.sha256) == (
-        "fix",
-        "replace",
-        "fix.py",
-        text.sha256,
-    )
-    assert patched.targets == (target,)
-    assert patched.fork == (maker.FORK, NEEDS)
-    assert plan.labels["dev.sparkimage.patch.fix"] == f"sha256:{text.sha256}"
-    assert planning.judge_patches(read, read.variants[0], lock)["fix"].state is State.APPLIED
-
-
-def test_a_patch_is_for_the_git_pin_that_it_mentions(tmp_path: Path) -> None:
-    pins = {
-        "os": {"trixie": maker.OS},
-        "app": {"one": maker.git_pin(OTHER, "https://git.example/app.git")},
-        "fork": {"one": maker.git_pin(NEEDS)},
+def project(
+    folder: Path,
+    values: Mapping[str, str],
+    patches: Mapping[str, Any],
+    *,
+    fix: Mapping[str, Any] | None = None,
+    low: str = "os",
+) -> Matrix:
+    """A variant with a layer that applies all the patches, on a layer that uses these pins."""
+    layers: dict[str, Any] = {
+        "low": {"base": low, "pins": [pin for pin in values if pin != low]},
+        "fix": {"patches": list(patches), **(fix or {})},
     }
-    layers = {"low": {"base": "os", "pins": ["app", "fork"]}, "fix": {"patches": ["fix"]}}
-    variants = [maker.include("v", *layers, os="trixie", app="one", fork="one")]
-    read = maker.write(tmp_path, maker.document(pins, layers, variants), {"fix": PATCH})
-    plan = planning.make(read, read.variants[0], maker.locked(read), maker.ORIGIN)
-    (patched,) = plan.layers[1].patches
-    assert patched.fork == (maker.FORK, NEEDS)
+    data = maker.document(PINS, layers, [maker.include("v", *layers, **values)])
+    return maker.write(folder, data, patches)
 
 
 @pytest.mark.parametrize(
-    ("commit", "targets", "reason"),
+    ("values", "more", "pin"),
     [
-        (NATIVE, (), "native since"),
-        (MOVED, (), "its file moved"),
-        (OTHER, (), "ddddddddd is not in `needed_by`"),
-        (NEEDS, (), "the file that it changes is not in the lock"),
-        (NEEDS, (Target(commit=NEEDS, before=MISSING, after=SHA, size=1, path="a/b.py"),),
-         "a/b.py is not in the fork at aaaaaaaaa"),
-        (NEEDS, (Target(commit=OTHER, before=SHA, after=SHA, size=1, path="a/b.py"),),
-         "the file that it changes is not in the lock"),
+        ({"os": "trixie", "fork": "two"}, {}, "fork"),
+        # Of several the one whose commit patches.yaml has in one of its lists.
+        ({"os": "trixie", "fork": "one", "other": "one"}, {"needed_by": [NEEDS]}, "fork"),
+        ({"os": "trixie", "fork": "one", "other": "one"}, {"needed_by": [MOVED]}, "other"),
+        ({"os": "trixie", "fork": "two", "other": "one"}, {"for": "other"}, "other"),
+        ({"os": "trixie", "fork": "two", "app": "1.0.0"}, {"for": "app"}, "app"),
+        ({"base": "2.0.0", "os": "trixie"}, {}, "base"),
+        ({"base": "1.0.0", "app": "1.0.0"}, {}, "base"),
+        ({"os": "trixie", "app": "1.0.0"}, {"expects": SHA}, None),
     ],
 )  # fmt: skip
-def test_a_plan_with_a_patch_that_does_not_fit_is_refused(
-    tmp_path: Path, commit: str, targets: tuple[Target, ...], reason: str
+def test_the_pin_that_a_patch_is_for(
+    tmp_path: Path, values: dict[str, str], more: dict[str, Any], pin: str | None
 ) -> None:
-    read = project(tmp_path, commit)
-    lock = with_targets(read, *targets)
+    low = "base" if "base" in values else "os"
+    read = project(tmp_path, values, {"fix": {**FREE, **more}}, low=low)
+    (one,) = series.of(read, read.variants[0])
+    assert (one.pin, one.names, one.root) == (pin, ("fix",), "/opt/site")
+    plan = planning.make(read, read.variants[0], maker.locked(read), maker.ORIGIN)
+    (planned,) = plan.layers[1].patches
+    assert planned.pin == pin
+
+
+@pytest.mark.parametrize(
+    ("values", "patches", "fix", "what", "todo"),
+    [
+        ({"fork": "one", "other": "one"}, {"fix": FREE}, {}, "may be for fork or other",
+         "`for: fork`"),
+        ({"app": "1.0.0"}, {"fix": FREE}, {}, "is for no pin of the variant", "`for: PIN`"),
+        ({"fork": "one"}, {"fix": {**FREE, "for": "forc"}}, {}, "for forc, which is not in pins",
+         "known are app, base, fork"),
+        ({"fork": "one"}, {"fix": {**FREE, "for": "app"}}, {}, "for pin app, which the variant has",
+         "correct `for`"),
+        ({"fork": "one"}, {"fix": {**FREE, "for": "os"}}, {}, "for os, which is of kind debian",
+         "git, image, wheels can be patched"),
+        ({"fork": "one"}, {"fix": {**FREE, "root": None}}, {}, "has no `root`", "`root: /…`"),
+        ({"fork": "one"}, {"fix": {**FREE, "project": "x"}}, {}, "has a `project`", "remove it"),
+        ({"fork": "one"}, {"fix": FREE}, {"patches": ["fix", "fix"]}, "is applied twice",
+         "keep one"),
+        ({"fork": "one", "other": "one"}, {"fix": {**FREE, "for": "other"}}, {"source": SOURCE},
+         "is for other, and the source is built from fork", "a layer above"),
+    ],
+)  # fmt: skip
+def test_a_patch_that_is_for_no_pin_is_refused(
+    tmp_path: Path,
+    values: dict[str, str],
+    patches: dict[str, Any],
+    fix: dict[str, Any],
+    what: str,
+    todo: str,
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        project(tmp_path, {"os": "trixie", **values}, patches, fix=fix)
+    (problem, *_) = error.value.problems
+    assert problem.what.startswith("variant v: layer fix: patch fix ")
+    assert what in problem.what
+    assert todo in problem.todo
+
+
+def test_a_source_takes_patches_of_its_own_pin(tmp_path: Path) -> None:
+    patches = {"a": {**FREE, "root": None}, "b": FREE}
+    values = {"os": "trixie", "fork": "two", "other": "one"}
+    read = project(tmp_path, values, patches, fix={"source": SOURCE})
+    (one,) = series.of(read, read.variants[0])
+    assert (one.pin, one.names, one.root) == ("fork", ("a", "b"), None)
+
+
+def test_a_series_is_what_a_layer_applies_to_one_pin(tmp_path: Path) -> None:
+    patches = dict.fromkeys(("a", "b", "c", "d"), FREE)
+    patches["b"] = {**FREE, "for": "other"}
+    layers: dict[str, Any] = {
+        "low": {"base": "os", "pins": ["other"]},
+        "made": {"source": SOURCE, "patches": ["a"]},
+        "fix": {"patches": ["b", "c", "d"]},
+    }
+    for name in ("c", "d"):
+        patches[name] = {**FREE, "for": "fork"}
+    values = {"os": "trixie", "fork": "one", "other": "one"}
+    data = maker.document(PINS, layers, [maker.include("v", *layers, **values)])
+    read = maker.write(tmp_path, data, patches)
+    made = [(s.layer, s.pin, s.below, s.names, s.key) for s in series.of(read, read.variants[0])]
+    assert made == [
+        ("made", "fork", (), ("a",), "fork one: a"),
+        ("fix", "other", (), ("b",), "other one: b"),
+        ("fix", "fork", ("a",), ("c", "d"), "fork one with a: c d"),
+    ]
+    keys = [key for key in lockfile.requests(read) if key[0] == SERIES]
+    assert keys == sorted((SERIES, key) for *_, key in made)
+
+
+def with_items(read: Matrix, *items: Item) -> Lock:
+    lock = maker.locked(read)
+    (key,) = (key for key in lock.entries if key[0] == SERIES)
+    entry = Entry(requested=lock.entries[key].requested, platforms={ANY: items})
+    return replace(lock, entries={**lock.entries, key: entry})
+
+
+def states(read: Matrix, lock: Lock) -> list[tuple[str, str | None, int | None, State]]:
+    planner = PatchPlanner(matrix=read, variant=read.variants[0], lock=lock)
+    return [(one.patch, one.layer, one.number, one.verdict.state) for one in planner.states()]
+
+
+def test_the_plan_of_a_series(tmp_path: Path) -> None:
+    patches = {"one": PATCH, "two": {**FREE, "kind": "diff", "replaces": None, "exclude": ["t/*"]}}
+    read = project(tmp_path, {"os": "trixie", "fork": "one"}, patches)
+    target = Target(before=SHA, after=MISSING, size=0, mode=KEPT, path="a/b.py")
+    steps = [Step(number=n, state=s, patch=p) for n, s, p in
+             ((1, PRESENT, "one"), (2, CHANGES, "two"))]  # fmt: skip
+    lock = with_items(read, *steps, target)
+    plan = planning.make(read, read.variants[0], lock, maker.ORIGIN)
+    (planned,) = plan.layers[1].patches
+    assert (planned.repository, planned.commit, planned.root) == (maker.FORK, NEEDS, "/opt/site")
+    assert planned.targets == (target,)
+    assert [(p.name, p.kind, p.path, p.exclude) for p in planned.patches] == [
+        ("one", "replace", "fix.py", ()), ("two", "diff", "fix.py", ("t/*",)),
+    ]  # fmt: skip
+    assert plan.labels["dev.sparkimage.patch.two"] == f"sha256:{planned.patches[1].sha256}"
+    assert plan.patched_files == {"opt/site/a/b.py": (planned, target)}
+    assert states(read, lock) == [
+        ("one", "fix", 1, State.PRESENT), ("two", "fix", 2, State.APPLIED),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "more", "reason"),
+    [
+        ("one", {"native_from": NEEDS}, "native since"),
+        ("one", {"not_for": {NEEDS: "its file moved"}}, "its file moved"),
+        ("two", {}, "ddddddddd is not in `needed_by`"),
+        ("one", {}, "the files that it changes are not in the lock"),
+    ],
+)
+def test_a_plan_with_a_patch_that_does_not_fit_is_refused(
+    tmp_path: Path, value: str, more: dict[str, Any], reason: str
+) -> None:
+    read = project(tmp_path, {"os": "trixie", "fork": value}, {"fix": {**PATCH, **more}})
+    lock = maker.locked(read)
+    lock = replace(lock, entries={k: v for k, v in lock.entries.items() if k[0] != SERIES})
     with pytest.raises(LockError, match="patch fix does not fit variant v") as error:
         planning.make(read, read.variants[0], lock, maker.ORIGIN)
     assert reason in error.value.message
     assert "python build.py patches" in error.value.hint
 
 
-@pytest.mark.parametrize("expects", [SHA, None])
-def test_a_patch_on_a_ready_image(tmp_path: Path, expects: str | None) -> None:
-    pins = {"base": {"1.0.0": {**maker.CUDA, "commit": NEEDS, "python": "3.12"}}}
-    layers = {"low": {"base": "base"}, "fix": {"patches": ["fix"]}}
-    variants = [maker.include("v", *layers, base="1.0.0")]
-    patches = {"fix": {**PATCH, **({"expects": expects} if expects else {})}}
-    read = maker.write(tmp_path, maker.document(pins, layers, variants), patches)
+def test_a_variant_waits_for_its_series(tmp_path: Path) -> None:
+    read = project(tmp_path, {"os": "trixie", "fork": "one"}, {"fix": PATCH})
     lock = maker.locked(read)
-    if expects is None:
-        # Nothing says what lies in the image, and there is no source to look into.
-        with pytest.raises(LockError, match="the file that it changes is not in the lock"):
-            planning.make(read, read.variants[0], lock, maker.ORIGIN)
-        return
-    (patched,) = planning.make(read, read.variants[0], lock, maker.ORIGIN).layers[1].patches
-    (target,) = patched.targets
-    assert (target.commit, target.before, target.path) == (NEEDS, SHA, "a/b.py")
-    assert target.after == patched.sha256
-    assert patched.fork is None
+    (key,) = (key for key in lock.entries if key[0] == SERIES)
+    entry = Entry(requested=lock.entries[key].requested, unresolved="it does not apply")
+    lock = replace(lock, entries={**lock.entries, key: entry})
+    plan = planning.make(read, read.variants[0], lock, maker.ORIGIN)
+    assert [(one.pin, one.value, one.reason) for one in plan.unresolved] == [
+        (SERIES, "fork one: fix", "it does not apply")
+    ]
+    assert states(read, lock) == [("fix", "fix", 1, State.UNRESOLVED)]
+
+
+def test_what_no_layer_applies(tmp_path: Path) -> None:
+    patches = {"fix": FREE, "more": PATCH, "none": {**FREE, "not_for": {NEEDS: "it moved"}}}
+    values = {"os": "trixie", "fork": "one"}
+    read = project(tmp_path, values, patches, fix={"patches": ["fix"]})
+    assert states(read, maker.locked(read)) == [
+        ("fix", "fix", 1, State.APPLIED),
+        ("more", None, None, State.NEEDED),
+        ("none", None, None, State.DOES_NOT_FIT),
+    ]
+
+
+def test_a_file_of_no_pin(tmp_path: Path) -> None:
+    patches = {
+        "one": {**FREE, "expects": SHA},
+        "two": {**FREE, "replaces": "new.py", "expects": MISSING},
+    }
+    read = project(tmp_path, {"os": "trixie", "app": "1.0.0"}, patches)
+    assert not [key for key in lockfile.requests(read) if key[0] == SERIES]
+    plan = planning.make(read, read.variants[0], maker.locked(read), maker.ORIGIN)
+    (planned,) = plan.layers[1].patches
+    assert [(t.path, t.before, t.mode) for t in planned.targets] == [
+        ("a/b.py", SHA, KEPT), ("new.py", MISSING, "644"),
+    ]  # fmt: skip
+    assert [t.after for t in planned.targets] == [p.sha256 for p in planned.patches]

@@ -12,13 +12,13 @@ import pytest
 from sparkimage.config.address import Mirrors, Place
 from sparkimage.core.errors import NetworkError, RegistryError, UsageError
 from sparkimage.core.process import Local
-from sparkimage.registry import skopeo
-from sparkimage.registry.auth import HUB, Access
 from sparkimage.registry.cosign import Attestation, Trust, signer
 from sparkimage.registry.remote import Reference
-from sparkimage.registry.skopeo import Manifest, Repository
-from sparkimage.registry.tools import USABLE, Tools
+from sparkimage.resolve import skopeo
+from sparkimage.resolve.auth import HUB, Access
 from sparkimage.resolve.context import ResolveContext
+from sparkimage.resolve.skopeo import Manifest, Repository
+from sparkimage.resolve.tools import USABLE, Tools
 
 DIGEST = f"sha256:{'a' * 64}"
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from sparkimage.config import lockfile, planning
 from sparkimage.config.address import Mirrors
-from sparkimage.config.lockfile import ANY, Commit, Entry, Key, Lock, Target
+from sparkimage.config.lockfile import ANY, CHANGES, KEPT, Commit, Entry, Key, Lock, Step, Target
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
+from sparkimage.config.series import SERIES
 from sparkimage.core.errors import LockError, NetworkError, UsageError
 from sparkimage.core.process import Completed
 from sparkimage.resolve import resolver
@@ -65,7 +66,7 @@ def everything(folder: Path) -> Matrix:
 def test_what_is_locked_is_left_alone_and_starts_no_process(tmp_path: Path) -> None:
     read = everything(tmp_path)
     held = maker.locked(read)
-    assert {key[0] for key in held.entries} == {*ALL, PATCHES}
+    assert {key[0] for key in held.entries} == {*ALL, PATCHES, SERIES}
     done = resolver.resolve(read, held, resolve_context(tmp_path, tmp_path, NoProcess()), Update())
     assert done.lock == held
     assert done.failures == {}
@@ -347,13 +348,15 @@ def test_a_patch_is_resolved_against_the_forks_commit(tmp_path: Path, site: Path
     reached = resolve_context(site, tmp_path / "home")
     done = resolver.resolve(read, base_only(read), reached, Update())
     assert done.failures == {}
-    _, target = done.lock.items(PATCHES, "fix", ANY)
-    assert target == Target(
-        commit=commit,
-        before=maker.sha256("broken\n"),
-        after=maker.sha256("fixed\n"),
-        size=6,
-        path="a/b.py",
+    assert done.lock.items(SERIES, "fork0 one: fix", ANY) == (
+        Step(number=1, state=CHANGES, patch="fix"),
+        Target(
+            before=maker.sha256("broken\n"),
+            after=maker.sha256("fixed\n"),
+            size=6,
+            mode=KEPT,
+            path="a/b.py",
+        ),
     )
     # Its own file has changed: that moves it when it is asked to, and nothing else.
     (read.root / "patches" / "fix.py").write_text("better\n")
@@ -369,9 +372,12 @@ def test_a_patch_waits_for_its_fork(tmp_path: Path, site: Path) -> None:
     done = resolver.resolve(
         read, base_only(read), resolve_context(site, tmp_path / "home"), Update()
     )
-    assert set(done.failures) == {("fork0", "one"), (PATCHES, "fix")}
-    said = done.lock.unresolved(PATCHES, "fix")
-    assert said == "patch fix: the fork commit fork0 one is not resolved"
+    assert set(done.failures) == {("fork0", "one"), (SERIES, "fork0 one: fix")}
+    said = done.lock.unresolved(SERIES, "fork0 one: fix")
+    assert (
+        said
+        == "patches of fork0 one: fix: pin fork0 one, which it is resolved against, is not resolved"
+    )
 
 
 def test_a_patch_follows_a_fork_that_moves(tmp_path: Path, site: Path) -> None:
@@ -383,8 +389,11 @@ def test_a_patch_follows_a_fork_that_moves(tmp_path: Path, site: Path) -> None:
     moved = patched(tmp_path / "p", two, remote.address, one, two)
     done = resolver.resolve(moved, held, reached, Update())
     assert (done.failures, lockfile.check(moved, done.lock)) == ({}, [])
-    items = done.lock.items(PATCHES, "fix", ANY)
-    assert [one.commit for one in items if isinstance(one, Target)] == [two]
+    targets = [
+        [one.before for one in lock.items(SERIES, "fork0 one: fix", ANY) if isinstance(one, Target)]
+        for lock in (held, done.lock)
+    ]
+    assert targets == [[maker.sha256("broken\n")], [maker.sha256("still broken\n")]]
 
 
 def test_news_of_a_branch(tmp_path: Path, site: Path) -> None:

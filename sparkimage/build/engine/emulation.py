@@ -7,7 +7,6 @@ open, so that it works in every container; of two entries that match, the newer 
 from __future__ import annotations
 
 import os
-import platform as python_platform
 import re
 import struct
 from collections.abc import Callable, Iterable
@@ -17,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sparkimage.core import debian_tools
-from sparkimage.core.arch import ARCHES, arch_name
+from sparkimage.core.arch import ARCHES, native_arch
 from sparkimage.core.errors import CommandError, PreflightError, UsageError
 from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Runner
@@ -39,21 +38,6 @@ class Entry:
     interpreter: str
     flags: str
     magic: str
-
-
-def native_arch() -> str:
-    """This machine's architecture, "amd64" or "arm64".
-
-    Raises ``PreflightError`` for any other.
-    """
-    machine = python_platform.machine()
-    name = arch_name(machine)
-    if name not in ARCHES:
-        raise PreflightError(
-            f"this machine is {machine}; only x86_64 and aarch64 are supported",
-            hint="run this on one of those",
-        )
-    return name
 
 
 def magic(arch: str) -> bytes:

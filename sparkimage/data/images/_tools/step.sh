@@ -79,14 +79,36 @@ update_certificates() {
     (cd /etc/ssl/certs && openssl rehash .)
 }
 
-# Puts the files of /run/inputs/files in the place of those that they were made for. What is there
-# must be what the lock expects, before and after.
+# Puts the files of /run/inputs/files in the place of those that they were made for, and removes what
+# the patches remove. What is there must be what the lock expects, before and after.
 apply_patches() {
-    sha256sum --check --strict --quiet /run/inputs/before.sha256
-    (cd /run/inputs/files && find . -type f) | while read -r path; do
-        cat "/run/inputs/files/$path" >"/$path"
-    done
-    sha256sum --check --strict --quiet /run/inputs/after.sha256
+    check_sums /run/inputs/before.sha256
+    check_absent /run/inputs/absent
+    if [ -d /run/inputs/files ]; then
+        (cd /run/inputs/files && find . -type f) | while IFS= read -r path; do
+            mkdir -p "/${path%/*}"
+            cat "/run/inputs/files/$path" >"/$path"
+        done
+    fi
+    while read -r mode path; do chmod "$mode" "$path"; done </run/inputs/modes
+    while IFS= read -r path; do rm "$path"; done </run/inputs/removed
+    check_sums /run/inputs/after.sha256
+    check_absent /run/inputs/removed
+}
+
+# The checksums of a file, which may have none.
+check_sums() {
+    if [ -s "$1" ]; then sha256sum --check --strict --quiet "$1"; fi
+}
+
+# The paths of a file are not there.
+check_absent() {
+    while IFS= read -r path; do
+        if [ -e "$path" ]; then
+            echo "$path: is there" >&2
+            exit 1
+        fi
+    done <"$1"
 }
 
 # The last word of every step.

@@ -30,8 +30,8 @@ from sparkimage.core.errors import (
 )
 from sparkimage.core.process import Runner, start_bytes
 from sparkimage.image.store import INDEX, Descriptor, Store, digest_of
-from sparkimage.registry.auth import CERTIFICATES, Access
-from sparkimage.registry.tools import Tools
+from sparkimage.resolve.auth import CERTIFICATES, Access
+from sparkimage.resolve.tools import Tools
 
 T = TypeVar("T")
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"

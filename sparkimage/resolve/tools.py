@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sparkimage.build.engine.emulation import native_arch
+from sparkimage.core.arch import native_arch
 from sparkimage.core.errors import CommandError, Locked
 from sparkimage.core.files import new_folder
 from sparkimage.core.process import Runner
