@@ -19,6 +19,8 @@ from tests.lab.servers import Registry
 PROJECT = Path(__file__).resolve().parents[2]
 CUDA = "13.0.3"
 TAGS = {target: f"{CUDA}-{target}-ubuntu24.04" for target in ("base", "devel")}
+MANYLINUX = "pytorch/manylinuxaarch64-builder:cuda13.0"
+"""Where vLLM's Dockerfile since 0.28 is built: here the same image as devel."""
 NVARCH = {"amd64": "x86_64", "arm64": "sbsa"}
 OUTPUT = "push=true,compression=zstd,force-compression=true,oci-mediatypes=true"
 
@@ -55,12 +57,12 @@ def build(engine: Engine, registry: Registry, *, bases: Mapping[str, str | None]
                 stage = target if below is not None else "never-built"
                 digest = _build(engine, repository, target, platform, contexts, stage)
                 pushed[target].append(f"{repository}@{digest}")
-    return Bases(
-        **{
-            target: _join(engine, f"{repository}:{TAGS[target]}", parts)
-            for target, parts in pushed.items()
-        }
-    )
+    made = {
+        target: _join(engine, f"{repository}:{TAGS[target]}", parts)
+        for target, parts in pushed.items()
+    }
+    _join(engine, f"{registry.address}/{MANYLINUX}", [made["devel"]])
+    return Bases(**made)
 
 
 def _build(

@@ -30,6 +30,8 @@ class Fork:
     """It has moved to ``LATER_PATH``, and still needs the patch."""
     ga: str
     """The fix is in the fork."""
+    latest: str
+    """Its Dockerfile is one of vLLM 0.28, and its setup.py knows VLLM_VERSION_OVERRIDE."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +45,25 @@ class PatchRepository:
 
 def make_fork(base: Path) -> Fork:
     """Write ``base``/jasl/vllm.git; its commits are the same each time."""
-    dockerfile = Path(__file__).with_name("fork") / "Dockerfile"
-    common = {**_PACKAGE, "docker/Dockerfile": dockerfile.read_text()}
+    folder = Path(__file__).with_name("fork")
+    common = {**_PACKAGE, "docker/Dockerfile": (folder / "Dockerfile").read_text()}
+    later = {
+        **common,
+        "docker/Dockerfile": (folder / "Dockerfile.dnf").read_text(),
+        "setup.py": common["setup.py"].replace(*_OVERRIDE),
+    }
     repository = base / "jasl" / "vllm.git"
-    recipe, between, ga = _make(
+    recipe, between, ga, latest = _make(
         repository,
         BRANCH,
         {
             f"{TAG}20260613": {**common, **_module(RECIPE_PATH, "slow")},
             f"{TAG}20260621a": {**common, **_module(LATER_PATH, "slow")},
             f"{TAG}20260727d": {**common, **_module(LATER_PATH, "native")},
+            f"{TAG}20260804": {**later, **_module(LATER_PATH, "native")},
         },
     )
-    return Fork(repository=repository, recipe=recipe, between=between, ga=ga)
+    return Fork(repository=repository, recipe=recipe, between=between, ga=ga, latest=latest)
 
 
 def make_patches(base: Path) -> PatchRepository:
@@ -132,14 +140,17 @@ from setuptools.command.build_py import build_py
 from setuptools_scm import get_version
 
 
+NAMES = ("TORCH_CUDA_ARCH_LIST", "MAX_JOBS", "NVCC_THREADS", "BUILT_FOR_NCCL",
+         "SETUPTOOLS_SCM_PRETEND_VERSION")
+GIVEN = {name: os.environ.get(name) for name in NAMES}
+
+
 class BuildPy(build_py):
     '''Writes down what the Dockerfile's arguments came to; vLLM compiles its kernels by them.'''
 
     def run(self):
         super().run()
-        names = ("TORCH_CUDA_ARCH_LIST", "MAX_JOBS", "NVCC_THREADS")
-        said = json.dumps({name: os.environ.get(name) for name in names})
-        pathlib.Path(self.build_lib, "vllm", "_build.json").write_text(said)
+        pathlib.Path(self.build_lib, "vllm", "_build.json").write_text(json.dumps(GIVEN))
 
 
 setup(
@@ -164,6 +175,18 @@ def main():
         print(json.dumps(["stand-in vllm", *sys.argv[1:]]))
 """,
 }
+
+
+_OVERRIDE = (
+    "\nsetup(\n",
+    """
+if version := os.environ.get("VLLM_VERSION_OVERRIDE"):
+    os.environ["SETUPTOOLS_SCM_PRETEND_VERSION"] = version
+
+setup(
+""",
+)
+"""What vLLM's own setup.py has had since June 2026, in short."""
 
 
 def _make(

@@ -28,6 +28,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 PATCH = "sm12x-deep-gemm-fallbacks"
 NVIDIA = "https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2404"
 TWIN = "ds4-flash-amd64"
+LATEST = "ds4-flash-latest-amd64"
+"""By a Dockerfile in the form of vLLM 0.28, whose builder is a manylinux image."""
 STACK = ("cuda-base", "vllm-source", "nccl-apt", "nccl-pip", "sm12x-patch")
 PINS = {"cuda": "13.0.3", "cuda-devel": "13.0.3", "vllm": "20260613", "nccl": "2.30.4-cuda13.2"}
 
@@ -166,22 +168,29 @@ def matrix_data(made: Fork, repository: str) -> dict[str, Any]:
     pins["20260613"]["commit"] = made.recipe[:10]
     pins["20260621"]["commit"] = made.between
     pins["20260727"]["commit"] = made.ga
+    pins["20260804"] = {**pins["20260727"], "commit": made.latest, "version": "20260804.1"}
+    data["pins"]["cuda-devel"]["manylinux"] = {
+        "kind": "image", "image": cuda_base.MANYLINUX, "version": "13.0.0",
+    }  # fmt: skip
+    # The stand-in compiles nothing.
+    data["layers"]["vllm-source"]["source"] |= {"disk": "1GB", "memory": "1GB"}
     for layer in ("cuda-base", "vllm-source", "prebuilt"):
         data["layers"][layer]["platforms"] = ["linux/arm64", "linux/amd64"]
     # The ready image is made in its test.
     data["include"] = [one for one in data["include"] if one["name"] != "ds4-flash-ga-ready"]
     # They name variants that are not here; nothing is launched.
     del data["profiles"]
-    for name, commit, stack in (
-        (TWIN, "20260613", STACK),
-        ("ds4-flash-ga-amd64", "20260727", STACK[:-1]),
+    for name, commit, devel, stack in (
+        (TWIN, "20260613", "13.0.3", STACK),
+        ("ds4-flash-ga-amd64", "20260727", "13.0.3", STACK[:-1]),
+        (LATEST, "20260804", "manylinux", STACK[:-1]),
     ):
         data["include"].append(
             {
                 "name": name,
                 "platform": "linux/amd64",
                 "layers": list(stack),
-                "pins": {**PINS, "vllm": commit},
+                "pins": {**PINS, "vllm": commit, "cuda-devel": devel},
             }
         )
     return data

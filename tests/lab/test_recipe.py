@@ -13,7 +13,7 @@ from sparkimage.core.errors import BuildError, VerifyError
 from sparkimage.verify import pipeline, seal
 from tests.lab import fork, mutants, sampling
 from tests.lab.conftest import REPOSITORY
-from tests.lab.recipe import FAULTS, PATCH, STACK, TWIN, Fault, Recipe
+from tests.lab.recipe import FAULTS, LATEST, PATCH, STACK, TWIN, Fault, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,58 @@ def test_the_fork_got_its_arguments(recipe: Recipe, good: pipeline.Result) -> No
 def test_arguments_follow_the_entrypoint(recipe: Recipe, good: pipeline.Result) -> None:
     said = recipe.lab.docker.run(good.plan.image, ["MODEL", "--port", "1"], remove=True)
     assert json.loads(str(said))[1:] == ["serve", "MODEL", "--port", "1"]
+
+
+def test_a_dockerfile_since_0_28_with_a_manylinux_builder(recipe: Recipe) -> None:
+    made = recipe.lab.build(LATEST)
+    said = recipe.lab.docker.run(
+        made.plan.image,
+        ["/usr/local/lib/python3.12/dist-packages/vllm/_build.json"],
+        entrypoint="cat",
+        remove=True,
+    )
+    built = json.loads(str(said))
+    # What is compiled and what runs agree.
+    assert built["BUILT_FOR_NCCL"] == made.plan.expect.nccl == "2.30.4"
+    # vLLM's own variable has the version, and no other package is given it.
+    assert built["SETUPTOOLS_SCM_PRETEND_VERSION"] is None
+    seen = {check.id: check.seen for check in made.checks}
+    assert seen["vllm/test_version"] == "20260804.1"
+    assert seen["static/overlay-order"] == []
+
+
+def test_a_machine_that_is_too_small_is_told_before_it_starts(recipe: Recipe) -> None:
+    source = recipe.data["layers"]["vllm-source"]["source"]
+    source["memory"] = "100TB"
+    # Another argument, so that it was not compiled here before.
+    recipe.data["layers"]["vllm-source"]["args"]["max_jobs"] = "1"
+    try:
+        recipe.lab.write(recipe.data)
+        done = recipe.lab.run("image", LATEST)
+    finally:
+        source["memory"] = "1GB"
+        recipe.data["layers"]["vllm-source"]["args"]["max_jobs"] = "16"
+        recipe.lab.write(recipe.data)
+    assert done.returncode == 9
+    assert f"{LATEST} cannot be compiled here: this machine has " in done.stderr
+    assert "vllm-source needs 100000.0 GB free" in done.stderr
+
+
+def test_what_the_forks_dockerfile_lacks_is_said_by_lock_and_image(recipe: Recipe) -> None:
+    args = recipe.data["layers"]["vllm-source"]["args"]
+    args["BUILD_OS"] = "ubuntu"
+    try:
+        recipe.lab.write(recipe.data)
+        for words in (("lock", "--only", LATEST), ("image", LATEST)):
+            done = recipe.lab.run(*words)
+            assert done.returncode == 2, done.stderr
+            assert (
+                f"docker/Dockerfile of vllm 20260804 ({recipe.fork.latest[:9]}) has no argument "
+                "BUILD_OS" in done.stderr
+            )
+    finally:
+        del args["BUILD_OS"]
+        recipe.lab.write(recipe.data)
 
 
 @pytest.mark.thorough
