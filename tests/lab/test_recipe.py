@@ -261,16 +261,25 @@ def test_export_writes_what_a_mount_takes(
 
 
 @pytest.mark.thorough
-def test_a_ready_image_takes_the_overlay(recipe: Recipe) -> None:
+def test_a_ready_image_takes_the_overlay(recipe: Recipe, tmp_path: Path) -> None:
     lab = recipe.lab
     ready = lab.build("ds4-flash-ga-amd64")
     name = f"{recipe.registry.address}/hazyumps/deepseek-v4-flash-gb10:ready"
-    lab.docker.image.tag(ready.plan.image, name)
-    lab.docker.image.push(name, quiet=True)
+    # The author's image starts another program, and has this NCCL already.
+    (tmp_path / "Dockerfile").write_text(
+        f'FROM {ready.plan.image}\nENTRYPOINT ["/opt/nvidia/entrypoint.sh"]\n'
+    )
+    said = tmp_path / "metadata.json"
+    argv = [
+        *lab.engine.docker, "buildx", "build", "--quiet", "--provenance=false",
+        "--metadata-file", str(said), f"--output=type=image,name={name},push=true", str(tmp_path),
+    ]  # fmt: skip
+    lab.runner.run(argv, env=lab.engine.environment)
     lab.docker.image.remove(name)
     pin = recipe.data["pins"]["vllm"]["ready-20260727"]
     pin |= {
-        "image": f"hazyumps/deepseek-v4-flash-gb10:ready@{ready.image.digest}",
+        "image": "hazyumps/deepseek-v4-flash-gb10:ready@"
+        + json.loads(said.read_text())["containerimage.digest"],
         "version": "0.1.0",
         "commit": recipe.fork.ga,
     }
@@ -278,12 +287,15 @@ def test_a_ready_image_takes_the_overlay(recipe: Recipe) -> None:
         {
             "name": "ready-amd64",
             "platform": "linux/amd64",
-            "layers": ["prebuilt", "nccl-apt", "nccl-pip"],
+            "layers": ["prebuilt", "nccl-apt", "nccl-pip", "serve"],
             "pins": {"vllm": "ready-20260727", "nccl": "2.30.4-cuda13.2"},
         }
     )
     lab.write(recipe.data)
     lab.lock()
     made = lab.build("ready-amd64")
-    assert made.image.layers[: len(ready.image.layers)] == ready.image.layers
+    assert [layer.diff_id for layer in made.image.layers[: len(ready.image.layers)]] == [
+        layer.diff_id for layer in ready.image.layers
+    ]
     assert {"prebuilt", "torch", "nccl-pip"} <= {check.layer for check in made.checks}
+    assert made.image.settings.entrypoint == ("vllm", "serve")
