@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from sparkimage.image.elf import Elf
@@ -120,6 +120,8 @@ class Linker:
     arch: str
     folders: tuple[str, ...]
     """Where it searches after the folders that a file itself names."""
+    _usable: dict[str, Entry | None] = field(default_factory=dict, repr=False, compare=False)
+    """The answers of ``usable``: an image has tens of thousands of needed libraries."""
 
     @classmethod
     def of(cls, root: Root, arch: str, triplet: str, library_path: str = "") -> Linker:
@@ -130,8 +132,11 @@ class Linker:
 
     def usable(self, path: str) -> Entry | None:
         """The library at ``path`` if it is of this architecture; ld.so ignores others."""
-        entry = self.root.file(path)
-        return entry if entry and entry.elf and entry.elf.arch == self.arch else None
+        if path not in self._usable:
+            entry = self.root.file(path)
+            fits = entry is not None and entry.elf is not None and entry.elf.arch == self.arch
+            self._usable[path] = entry if fits else None
+        return self._usable[path]
 
     def find(self, name: str, user: Entry | None = None) -> Entry | None:
         """The library ``name`` that the file ``user`` gets (None: a program without a RUNPATH)."""
@@ -153,11 +158,44 @@ class Linker:
 
     def unresolved(self) -> Iterator[tuple[Entry, str]]:
         """Every file with a library or an interpreter that it needs and that is not found."""
+        left: list[tuple[Entry, str]] = []
+        loaders: dict[str, list[Entry]] = {}
         for entry, head in self.root.elves():
             if head.arch != self.arch:
                 continue
             for name in head.needed:
-                if self.find(name, entry) is None:
-                    yield entry, name
+                if (found := self.find(name, entry)) is not None:
+                    loaders.setdefault(found.path, []).append(entry)
+                else:
+                    left.append((entry, name))
             if head.interpreter is not None and self.usable(head.interpreter) is None:
                 yield entry, head.interpreter
+        before = len(left) + 1
+        while len(left) < before:
+            before, rest = len(left), []
+            for entry, name in left:
+                if (found := self._inherited(name, entry, loaders)) is not None:
+                    loaders.setdefault(found.path, []).append(entry)
+                else:
+                    rest.append((entry, name))
+            left = rest
+        yield from left
+
+    def _inherited(
+        self, name: str, user: Entry, loaders: Mapping[str, Sequence[Entry]]
+    ) -> Entry | None:
+        """The library ``name`` by the RPATH of a file that loads ``user``, or of one that loads
+        that: it counts for all that is loaded, unless a file has a RUNPATH."""
+        known, files = {user.path}, [user]
+        while files:
+            file = files.pop()
+            head = file.elf
+            if head is None or head.runpath:
+                continue
+            for folder in head.rpath:
+                if (library := self.usable(f"{self._expanded(folder, file)}/{name}")) is not None:
+                    return library
+            new = [loader for loader in loaders.get(file.path, ()) if loader.path not in known]
+            known |= {loader.path for loader in new}
+            files += new
+        return None

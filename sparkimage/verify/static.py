@@ -80,10 +80,28 @@ class _Target:
         return [entry for entry in self.entries if entry.layer in self.own]
 
     @cached_property
-    def base(self) -> Root:
-        """The files without the layers that we build."""
+    def linker(self) -> Linker:
+        return self._linker(self.root)
+
+    @cached_property
+    def base_linker(self) -> Linker:
+        """The same without the layers that we build."""
         layers = (la for number, la in enumerate(self.files.layers) if number not in self.own)
-        return Root(ImageFiles(tuple(layers)).final)
+        return self._linker(Root(ImageFiles(tuple(layers)).final))
+
+    def _linker(self, root: Root) -> Linker:
+        plan = self.plan
+        return Linker.of(root, plan.arch, plan.triplet, self.env.get("LD_LIBRARY_PATH", ""))
+
+    @cached_property
+    def cuda(self) -> str | None:
+        """The major version of CUDA that the matrix expects, else that torch is built for."""
+        seen = [
+            str(entry.seen["cuda"]) for entry in self.root.final.values() if "cuda" in entry.seen
+        ]
+        return next(
+            (version.split(".")[0] for version in (self.plan.expect.cuda, *seen) if version), None
+        )
 
     @cached_property
     def installed(self) -> Mapping[str, str]:
@@ -197,7 +215,7 @@ def _programs(s: _Target) -> Iterator[Compared]:
     yield "architecture", f"{title}, except", seen, known
     broken = [f"{entry.path}: {head.problem}" for entry, head in heads if head.problem]
     yield "elf-heads", "ELF files with an unreadable dynamic section", broken[:SHOWN], []
-    linker = _linker(s)
+    linker = s.linker
     seen, known = _reported(
         (_lacked(s, entry, name), f"{entry.path} needs {name}")
         for entry, name in linker.unresolved()
@@ -225,20 +243,27 @@ def _allowed(path: str, rules: Iterable[PathRule]) -> bool:
     return any(matches(path, rule.path) for rule in rules)
 
 
+_CUDA_MARK = re.compile(r"(?:^|[/_.-])cu(?:da)?(1\d)\d?(?=[/_.-]|$)")
+"""How wheels name what is for one CUDA: `bitsandbytes_cuda118.so`, `nixl_cu12.libs/`."""
+
+
+def _is_for_other_cuda(s: _Target, path: str) -> bool:
+    """Whether a file is a part for a major version of CUDA that the image does not have: wheels
+    carry one part for each, and load the one that fits."""
+    marks = set(_CUDA_MARK.findall(path))
+    return bool(marks) and s.cuda is not None and s.cuda not in marks
+
+
 def _lacked(s: _Target, entry: Entry, name: str) -> str | None:
     """The package of a base image's program that lacked the library before a layer of ours."""
     package = s.package(entry)
-    return package if package and _linker(s, s.base).find(name, entry) is None else None
-
-
-def _linker(s: _Target, root: Root | None = None) -> Linker:
-    return Linker.of(root or s.root, s.plan.arch, s.plan.triplet, s.env.get("LD_LIBRARY_PATH", ""))
+    return package if package and s.base_linker.find(name, entry) is None else None
 
 
 def _excused(s: _Target, linker: Linker, path: str, name: str) -> bool:
     if any(library.name == name for library in s.rules.driver_libraries):
         return True
-    if any(rule.covers(path, name) for rule in s.rules.absent):
+    if any(rule.covers(path, name) for rule in s.rules.absent) or _is_for_other_cuda(s, path):
         return True
     origins = [rule.origin for rule in s.rules.loaded_before if rule.covers(path, name)]
     return bool(origins) and any(
@@ -248,7 +273,7 @@ def _excused(s: _Target, linker: Linker, path: str, name: str) -> bool:
 
 
 def _preloads(s: _Target) -> Iterator[Compared]:
-    linker = _linker(s)
+    linker = s.linker
     listed = re.split(r"[\s:]+", s.root.text("etc/ld.so.preload"))
     named = re.split(r"[\s:]+", s.env.get("LD_PRELOAD", ""))
     wrong = {}

@@ -210,6 +210,11 @@ MUTANTS = (
         make=lambda c: c.add({f"{c.dist}/vllm/_x.so": library(c.arch, needed=["libnone.so.3"])}),
     ),
     Mutant(
+        name="an extension for another CUDA",
+        check="needed",
+        make=lambda c: c.add({f"{c.dist}/vllm/_x.so": library(c.arch, needed=["libcudart.so.12"])}),
+    ),
+    Mutant(
         name="a NEEDED library deleted",
         check="needed",
         make=lambda c: c.add({removed(c.needed_library()): b""}),

@@ -515,6 +515,12 @@ def test_the_sbom_is_the_same_each_time_and_knows_nccl(scene: Scene) -> None:
 
 
 def test_inspect_says_what_it_is_from_the_registry_alone(scene: Scene) -> None:
+    nccl = {"path": "usr/lib/libnccl.so.2", "version": "2.30.4", "build_id": "4" * 40}
+    builds = seal_maker.check("static/nccl-builds", tier=Tier.STATIC)
+    sealed = scene.result(
+        replace(builds, seen=[nccl], expected=[nccl]), seal_maker.check("payload/test_runs")
+    )
+    scene.attach(scene.first, "att", [*scene.beside(seal.TEST_RESULT), sealed])
     # A machine that has neither the project nor its store.
     reference = f"{scene.to.place}:{scene.tag}"
     home = scene.publisher.folder / "elsewhere"
@@ -540,6 +546,8 @@ def test_inspect_says_what_it_is_from_the_registry_alone(scene: Scene) -> None:
     assert "not verified" in page
     assert "signed by a key that is not trusted here" in page
     assert "2 passed (static, run)" in page
+    assert one["nccl"] == [nccl]
+    assert f"usr/lib/libnccl.so.2 2.30.4, Build ID {'4' * 40}" in " ".join(page.split())
 
 
 def test_distribute_via_asks_before_any_node(scene: Scene) -> None:

@@ -114,6 +114,62 @@ def test_what_no_package_of_a_base_accounts_for_is_refused(
     assert failed(examined(tmp_path, ARM, layers, images.plan(ARM, pinned=False))) == [check]
 
 
+REAL = ("vllm0.23.0-arm64", "vllm0.33.0-arm64", "vllm0.33.0-amd64")
+
+
+def wheels_of(name: str) -> list[Row]:
+    """The wheels of an inventory, on which the overlay puts another NCCL."""
+    return images.without_nccl(images.wheels(name))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_wheels_as_a_sources_dockerfile_installs_them(tmp_path: Path, name: str) -> None:
+    arch = name.rpartition("-")[2]
+    below, packages = with_sudo(arch)
+    installed = Layer(rows=[*packages.rows, images.deep_ep(arch), *wheels_of(name)])
+    layers = [Layer(rows=bare(below.rows)), installed, *images.overlay(arch)]
+    found = examined(tmp_path, arch, layers, images.plan(arch, source=True))
+    assert failed(found) == []
+    assert "usr/bin/sudo 4755 (of the base's package sudo)" in found["static/setuid"].seen
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_wheels_in_a_layer_of_ours(tmp_path: Path, name: str) -> None:
+    arch = name.rpartition("-")[2]
+    below = Layer(rows=[*bare(images.cuda(arch)), VLLM])
+    layers = [below, Layer(rows=wheels_of(name), step=OURS), *images.overlay(arch)]
+    # All of them in one layer, which the matrix has in three.
+    assert failed(examined(tmp_path, arch, layers)) == ["layer-unpacked"]
+
+
+def bare(rows: Sequence[Row]) -> list[Row]:
+    """NVIDIA's base image: the development image without what only that has."""
+    return [
+        row
+        for row in rows
+        if not row[0].startswith(("opt/", "usr/local/cuda"))
+        or row[1] != "0"
+        or "/libcudart" in row[0]
+        or "/compat/" in row[0]
+    ]
+
+
+def test_what_wheels_have_for_another_cuda_is_unused_by_its_name_only(tmp_path: Path) -> None:
+    needs = images.elf(ARM, needed=["libcudart.so.12"])
+    rows = [
+        file(f"{SITE}/torch/version.py", {"cuda": "13.0"}),
+        file(f"{SITE}/bitsandbytes/libbitsandbytes_cuda128.so", needs),
+        file(f"{SITE}/nixl_cu12.libs/x.so", needs),
+    ]
+    layers = [base(ARM), Layer(rows=rows)]
+    plan = images.plan(ARM, pinned=False)
+    assert failed(examined(tmp_path / "marked", ARM, layers, plan)) == []
+    main = Layer(rows=[*rows, file(f"{SITE}/vllm/_C.abi3.so", needs)])
+    found = examined(tmp_path / "main", ARM, [base(ARM), main], plan)
+    assert failed(found) == ["needed"]
+    assert found["static/needed"].seen[0] == f"{SITE}/vllm/_C.abi3.so needs libcudart.so.12"
+
+
 def test_code_for_gpus_is_no_foreign_program(tmp_path: Path) -> None:
     rows = [
         file(f"{SITE}/flashinfer_cubin/cubins/{number}.cubin", {"elf": {"machine": 190, "type": 2}})

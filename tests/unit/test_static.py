@@ -192,6 +192,41 @@ def test_where_the_linker_looks(tmp_path: Path) -> None:
     assert linker.find("libown.so.1", root.file(f"{DIST}/vllm/_C.abi3.so")) is not None
 
 
+def elves(files: Mapping[str, dict[str, Any]]) -> Root:
+    """Libraries of arm64 by their paths."""
+    return Root(
+        {
+            path: Entry(0, path, "0", 1, 0o644, "", {"elf": {"machine": 183, "type": 3, **fields}})
+            for path, fields in files.items()
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "between", "unresolved"),
+    [
+        # The RPATH of what loads a library counts for what that needs; a RUNPATH does not.
+        ({"rpath": ("$ORIGIN/libs",)}, {}, []),
+        ({"runpath": ("$ORIGIN/libs",)}, {}, ["c.so"]),
+        # A file with a RUNPATH looks at no RPATH.
+        ({"rpath": ("$ORIGIN/libs",)}, {"runpath": ("/none",)}, ["c.so"]),
+    ],
+)
+def test_an_rpath_is_inherited(
+    module: dict[str, Any], between: dict[str, Any], unresolved: list[str]
+) -> None:
+    root = elves(
+        {
+            "module.so": {"needed": ("b.so",), **module},
+            "libs/b.so": {"needed": ("c.so",), **between},
+            "libs/c.so": {},
+        }
+    )
+    linker = Linker.of(root, "arm64", "aarch64-linux-gnu")
+    found = [name for entry, name in linker.unresolved() if entry.path == "libs/b.so"]
+    assert found == unresolved
+
+
 def test_which_layers_are_ours() -> None:
     ours: dict[str, Any] = {"created_by": f"RUN . {STEP}"}
     base, env, copied = {"created_by": "ADD"}, {"empty_layer": True}, {"created_by": "COPY a /a"}

@@ -564,7 +564,8 @@ def page(bench: Bench, *checks: Check, statements: Mapping[str, Any] | None = No
 
 def test_a_report_shows_everything_and_loads_nothing(bench: Bench) -> None:
     winner = "/usr/lib/aarch64-linux-gnu/libnccl.so.2.30.4"
-    copies = [{"path": "opt/x/libnccl.so.2", "layer": 3, "version": "2.28.9"}]
+    library = {"path": "opt/x/libnccl.so.2", "layer": 3, "version": "2.28.9"}
+    copies = [{**library, "build_id": "c0ffee", "sha256": "5" * 64}]
     text = page(
         bench,
         replace(check("static/nccl_copies", tier=Tier.STATIC), seen=copies, expected=copies),
@@ -582,7 +583,9 @@ def test_a_report_shows_everything_and_loads_nothing(bench: Bench) -> None:
     (row,) = re.findall(r'<tr class="winner">.*?</tr>', text)
     assert winner in row
     assert "/opt/x/libnccl.so.2" in text
-    assert "layer 3, version 2.28.9" in text
+    assert "layer 3, version 2.28.9<" in text
+    assert "Build ID c0ffee<" in text
+    assert f"sha256 {'5' * 64}<" in text
     for said in (bench.image.digest, "FAILED", "not run"):
         assert said in text
     assert all(layer.digest in text for layer in bench.image.layers)
