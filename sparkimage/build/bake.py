@@ -109,9 +109,6 @@ def policy(plans: Sequence[Plan], mirrors: Mirrors = NO_MIRRORS) -> dict[str, An
             trees = {_git_context(tree, mirrors) for tree in layer.trees if tree is not built}
             allowed |= {_git_identifier(context) for context in trees}
 
-    def rule(action: str, identifier: str, match: str) -> dict[str, Any]:
-        return {"action": action, "selector": {"identifier": identifier, "matchType": match}}
-
     return {
         "rules": [
             rule("DENY", "*", "WILDCARD"),
@@ -119,6 +116,11 @@ def policy(plans: Sequence[Plan], mirrors: Mirrors = NO_MIRRORS) -> dict[str, An
             *(rule("ALLOW", identifier, "EXACT") for identifier in sorted(allowed)),
         ]
     }
+
+
+def rule(action: str, identifier: str, match: str) -> dict[str, Any]:
+    """One rule of a source policy."""
+    return {"action": action, "selector": {"identifier": identifier, "matchType": match}}
 
 
 def index_variables(layers: Iterable[LayerPlan], mirrors: Mirrors) -> dict[str, str]:

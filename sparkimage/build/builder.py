@@ -7,42 +7,31 @@ BuildKit's cache lets that one resume.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sparkimage.build import bake, buildkit
+from sparkimage.build import bake, export
 from sparkimage.build.context import BuildContext
 from sparkimage.build.engine.engine import OWNER, Engine, docker_client
 from sparkimage.config import folders
-from sparkimage.config.address import without_login
 from sparkimage.config.plan import Plan
 from sparkimage.core import locks
 from sparkimage.core.errors import (
-    BuildError,
     CommandError,
     EngineError,
     ImageMissingError,
-    LockError,
-    SparkError,
 )
-from sparkimage.core.progress import View
 from sparkimage.image import archive
 from sparkimage.image.store import Image
-from sparkimage.resolve import fetch, wheels
+from sparkimage.resolve import fetch
 
 OWN = "unproven-"
 """Prefix of the tag of an image that a process has not verified yet; its owner follows."""
-DEFINITION, POLICY = "bake.json", "policy.json"
-ORPHANED = re.compile(r"could not get object info|repository does not contain ref|not our ref")
-"""BuildKit's words for a commit that was force-pushed away: it fetches branches and tags."""
-DENIED = re.compile(r'source "([^"]+)" denied by policy')
 
 
 def fingerprint(plan: Plan, project: Path) -> str:
@@ -124,13 +113,16 @@ class Staged:
 
 
 @contextmanager
-def execute(plan: Plan, context: BuildContext) -> Iterator[Staged]:
-    """Run bake. Within the context the engine keeps the image under a name of this process."""
+def execute(plan: Plan, context: BuildContext, *, lean: bool = False) -> Iterator[Staged]:
+    """Run bake. Within the context the engine keeps the image under a name of this process.
+
+    ``lean`` drops the build cache once the image is in the store, before it is unpacked.
+    """
     _sweep(plan, context.engine)
     own = f"{plan.image.rpartition(':')[0]}:{OWN}{locks.owner()}"
     with TemporaryDirectory(prefix="sparkimage-bake-") as folder:
         try:
-            image, load = _execute(plan, own, folder, context)
+            image, load = _execute(plan, own, folder, context, lean)
             context.secrets.refuse_leaks(plan, image, context.store)
             yield Staged(image=image, engine=context.engine, own=own, load=load)
         finally:
@@ -156,30 +148,33 @@ def _sweep(plan: Plan, engine: Engine) -> None:
 
 
 def _execute(
-    plan: Plan, own: str, folder: str, context: BuildContext
+    plan: Plan, own: str, folder: str, context: BuildContext, lean: bool
 ) -> tuple[Image, Callable[[], object]]:
     """The image in the store, and what loads it into the engine as ``own``."""
-    definition = context.definition([plan])
-    Path(folder, DEFINITION).write_text(json.dumps(definition, indent=1))
-    policy = bake.policy([plan], context.mirrors)
-    Path(folder, POLICY).write_text(json.dumps(policy, indent=1))
+    definition, policy = context.definition([plan]), bake.policy([plan], context.mirrors)
+    export.write(folder, definition, policy)
     title = f"building {plan.variant}"
+    local = context.engine.private and not context.builder.remote
     if context.builder.remote or context.engine.containerd_store:
-        with context.store.incoming() as incoming:
-            output = f"type=oci,tar=false,dest={incoming},name={plan.image},{bake.COMPRESSION}"
-            _bake(plan, folder, output, context, title)
-            image = context.store.resolve(context.store.adopt(incoming).digest)
+        cut = next((n for n, layer in enumerate(plan.layers) if layer.wheels), 0)
+        if local and lean and cut > 0:
+            export.build_lowest(plan, cut, own, folder, context, definition, policy)
+            plan = replace(plan, layers=plan.layers[cut:])
+        image = export.to_store(plan, own, folder, context, title)
+        if lean:
+            export.drop_cache(context)
 
         def load() -> None:
-            context.view.say("loading it into the engine")
-            if context.builder.remote:
-                _load(own, image, context)
-            else:
-                _bake(plan, folder, f"type=image,name={own},{bake.COMPRESSION}", context)
+            if not local:
+                context.view.say("loading it into the engine")
+                if context.builder.remote or lean:
+                    _load(own, image, context)
+                else:
+                    export.run(plan, folder, f"type=image,name={own},{bake.COMPRESSION}", context)
 
         return image, load
     # BuildKit in an engine with the older image store cannot export an OCI layout.
-    _bake(plan, folder, f"type=docker,name={own}", context, title)
+    export.run(plan, folder, f"type=docker,name={own}", context, title)
     with (
         context.view.busy("saving it into the image store"),
         closing(docker_client(context.engine.host)) as client,
@@ -187,77 +182,6 @@ def _execute(
         chunks = client.images.get(own).save(chunk_size=1 << 20, named=False)
         descriptor = archive.import_docker_archive(Chunks(iter(chunks)), context.store)
     return context.store.resolve(descriptor.digest), lambda: None
-
-
-def _bake(plan: Plan, folder: str, output: str, context: BuildContext, title: str = "") -> None:
-    """Run bake for the files in ``folder``; without a title its progress is not shown."""
-    target = bake.target_name(plan)
-    argv = [
-        *context.builder.buildx, "bake", *context.builder.options,
-        "--file", f"{folder}/{DEFINITION}", "--progress", "rawjson",
-        "--set", f"{target}.output={output}", target,
-    ]  # fmt: skip
-    environment = {
-        **context.builder.environment,
-        **bake.index_variables(plan.layers, context.mirrors),
-        # https://docs.docker.com/build/building/variables/#experimental_buildkit_source_policy
-        "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY": f"{folder}/{POLICY}",
-        # Provenance, buildx's default, would make the index differ from run to run.
-        "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
-        # Else the docker driver exports every layer below as an image, too.
-        "BUILDX_NO_DEFAULT_LOAD": "1",
-    }
-    source = next((layer.name for layer in plan.layers if layer.source is not None), None)
-    layers = [layer.name for layer in plan.layers]
-    state = buildkit.Build(layers, foreign=source, hide=context.secrets.hide(plan))
-    view = context.view if title else View(context.view.console, quiet=True)
-    with buildkit.show(view, state, title) as feed:
-        done = context.runner.run(argv, on_stderr=feed, check=False, env=environment)
-    if done.returncode != 0:
-        raise _explain(plan, state.errors, done.returncode, context)
-
-
-def _explain(
-    plan: Plan, errors: Sequence[str], returncode: int, context: BuildContext
-) -> SparkError:
-    """The error for a build that failed, by BuildKit's own errors."""
-    if not engine_answers(context):
-        return EngineError(
-            f"the engine at {context.engine.host} stopped during the build of {plan.variant}",
-            hint="start it (`python build.py engine up`) and run the same command: "
-            "finished layers are cached",
-        )
-    output = without_login("\n".join(dict.fromkeys(errors)))
-    if denied := DENIED.findall(output):
-        return BuildError(
-            f"the build of {plan.variant} needs {', '.join(sorted(set(denied)))}, which is not "
-            "locked",
-            detail=output,
-            hint="pin it in the matrix, and name it where the layer takes it (`inputs`, or "
-            "`source.images`), or remove it from the Dockerfile",
-        )
-    if refused := wheels.refused(plan.variant, output):
-        return refused
-    if ORPHANED.search(output):
-        return LockError(
-            f"the build of {plan.variant} cannot fetch its commit: no branch or tag of the "
-            "repository leads to it any more",
-            detail=output,
-            hint="give it a branch in a mirror of the repository (git push MIRROR "
-            "COMMIT:refs/heads/kept), and name that with --mirror",
-        )
-    return BuildError(
-        f"the build of {plan.variant} failed",
-        detail=output or f"buildx ended with {returncode}",
-        hint="to run it by hand: "
-        f"python build.py image {plan.variant} --print bake >bake.json; "
-        "docker buildx bake -f bake.json",
-    )
-
-
-def engine_answers(context: BuildContext) -> bool:
-    """Whether the engine still answers."""
-    return context.runner.run([*context.engine.docker, "version"], check=False).returncode == 0
 
 
 def _load(name: str, image: Image, context: BuildContext) -> None:

@@ -31,6 +31,8 @@ class BuildContext(ResolveContext):
     cache: str | None = None
     """REGISTRY/REPOSITORY that keeps the build cache."""
     secrets: BuildSecrets = NO_SECRETS
+    lean: bool = False
+    """Whether to drop the build cache before an image is unpacked."""
 
     @property
     def project(self) -> Path:

@@ -11,52 +11,76 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparkimage.build import capacity
+from sparkimage.build.engine import content
 from sparkimage.build.engine.emulation import ensure_emulation
 from sparkimage.config import folders
 from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.core.errors import BuildError, CommandError, LockError, PreflightError
-from sparkimage.core.files import free_bytes
+from sparkimage.core.files import device, free_bytes
 from sparkimage.core.units import human
 from sparkimage.resolve import fetch
 
 if TYPE_CHECKING:
     from sparkimage.build.context import BuildContext
 
-UNPACKED_PER_BYTE = 6.5
-"""Bytes of disk for each byte of wheels: 2.1 in BuildKit's snapshots, 2.1 unpacked for running,
-1.0 compressed in the engine, 1.0 in the store, and the temporary files of one step."""
-BASE_BYTES = 2_000_000_000
+UNPACKED, COMPRESSED = 2.1, 0.95
+"""Bytes of disk for each byte of wheels and packages: as files of a layer, and as its blob."""
+BASE_BYTES = 600_000_000
+"""What a build takes beside: build contexts, the temporary files of a step, databases."""
 CLOSED = "--network=none"
 """Flag of a RUN step: https://docs.docker.com/reference/dockerfile/#run---networknone"""
 WHEELS = re.compile(r"--mount=\S*\bfrom=uv(,|$)")
 """Mount of the step that installs the locked wheels, by hash."""
 
 
-def check(plan: Plan, context: BuildContext) -> None:
-    """Check secrets, disk and emulation before anything long starts. Raises ``PreflightError``."""
+def check(plan: Plan, context: BuildContext) -> bool:
+    """Check secrets, disk and emulation before anything long starts.
+
+    Returns whether to drop the build cache before the image is unpacked: because the user wants it,
+    or because the private engine's disk is short. Raises ``PreflightError``.
+    """
     context.secrets.require([plan], context.mirrors)
-    need = int(plan.download_bytes * UNPACKED_PER_BYTE) + BASE_BYTES
-    data_root = Path(context.engine.data_root)
+    lean = _lean(plan, context)
+    capacity.check(plan, context)
+    # The image is verified here, even where another machine builds it.
+    ensure_emulation(context.home, context.runner, plan.platform, context.say)
+    return lean
+
+
+def _lean(plan: Plan, context: BuildContext) -> bool:
+    short = _short(plan, context, lean=context.lean)
+    if not short:
+        return context.lean
+    if _short(plan, context, lean=True):
+        hint = "free some disk, or point SPARKIMAGE_HOME (or SPARKIMAGE_STORE) elsewhere"
+        raise PreflightError(short, hint=hint)
+    if not context.engine.private:
+        hint = f"python build.py image {plan.variant} --lean, which drops the engine's build cache"
+        raise PreflightError(short, hint=hint)
+    context.view.say("the disk is short: dropping the build cache before unpacking")
+    return True
+
+
+def _short(plan: Plan, context: BuildContext, *, lean: bool) -> str:
+    """Which disk is too small for a build, and by how much; empty where each suffices."""
+    unpacked, compressed = (int(plan.download_bytes * each) for each in (UNPACKED, COMPRESSED))
+    data_root, store = Path(context.engine.data_root), context.store.root
+    # A layer is unpacked in BuildKit's cache, and again for running (or by `docker save`).
+    once = context.builder.remote or (lean and context.engine.containerd_store)
+    need = compressed + BASE_BYTES + unpacked * (1 if once else 2)
     if free_bytes(data_root) < need:
         # What is in BuildKit's cache is not made again. Only asked where it matters: for the answer
         # an engine measures every container and volume.
         with suppress(CommandError), context.engine.cli() as docker:
             need -= docker.system.disk_free().build_cache.size or 0
-    places = {
-        # The store gets the compressed layers once, the engine all the rest.
-        context.store.root: plan.download_bytes + BASE_BYTES // 4,
-        data_root: need,
-    }
-    for place, bytes_needed in places.items():
-        free = free_bytes(place)
-        if free < bytes_needed:
-            raise PreflightError(
-                f"{place} has {human(free)} free; {plan.variant} needs {human(bytes_needed)}",
-                hint="free some disk, or point SPARKIMAGE_HOME (or SPARKIMAGE_STORE) elsewhere",
-            )
-    capacity.check(plan, context)
-    # The image is verified here, even where another machine builds it.
-    ensure_emulation(context.home, context.runner, plan.platform, context.say)
+    needs = [(data_root, need)]
+    if not content.linkable(context.engine, context.home, store):
+        needs.append((store, compressed + BASE_BYTES))
+    for place, _ in needs:
+        needed = sum(each for other, each in needs if device(other) == device(place))
+        if (free := free_bytes(place)) < needed:
+            return f"{place} has {human(free)} free; {plan.variant} needs {human(needed)}"
+    return ""
 
 
 def refuse_open_steps(plan: Plan, project: Path) -> None:

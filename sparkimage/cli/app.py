@@ -54,6 +54,7 @@ Secret = Annotated[
     list[str] | None,
     value("id=NAME,src=FILE", "A layer's build secret; default: the environment variable NAME."),
 ]
+Lean = Annotated[bool, flag("--lean", "Use half the disk: drop the build cache after the build.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -70,6 +71,7 @@ def root(
     print_: Print = None,
     builder: Builder = None,
     secret: Secret = None,
+    lean: Lean = False,
     _mirror: options.Mirror = None,
     matrix_file: Annotated[Path, value("FILE", "Read this matrix.")] = Path("matrix.yaml"),
     debug: Annotated[bool, flag("--debug", "Print tracebacks.")] = False,
@@ -84,10 +86,10 @@ def root(
     base.Settings.matrix_file = matrix_file
     base.Settings.debug = debug
     if context.invoked_subcommand is not None:
-        if matrix or only or print_ or builder or secret:
+        if matrix or only or print_ or builder or secret or lean:
             raise UsageError(
-                "--matrix, --only, --print, --builder and --secret cannot be combined with a "
-                "command",
+                "--matrix, --only, --print, --builder, --secret and --lean cannot be combined with "
+                "a command",
                 hint="python build.py --matrix --only 'GLOB'; "
                 "python build.py image NAME --print FORMAT",
             )
@@ -102,7 +104,9 @@ def root(
     if print_ == "github" and only is None:
         _print_jobs(project, base.plans_of(project, variants))
         return
-    _build(project, variants, print_, builder=builder, secrets=secret or ())
+    _build(
+        project, variants, print_, builder=builder, secrets=secret or (), lean=lean,
+    )  # fmt: skip
 
 
 def image(
@@ -114,6 +118,7 @@ def image(
     repair: Annotated[bool, flag("--repair", "Replace corrupt blobs in the image store.")] = False,
     builder: Builder = None,
     secret: Secret = None,
+    lean: Lean = False,
     _mirror: options.Mirror = None,
     as_json: options.Json = False,
 ) -> None:
@@ -125,6 +130,7 @@ def image(
     _build(
         matrix, variants, print_,
         rebuild=rebuild, repair=repair, as_json=as_json, builder=builder, secrets=secret or (),
+        lean=lean,
     )  # fmt: skip
 
 
@@ -148,6 +154,7 @@ def _build(
     as_json: bool = False,
     builder: str | None = None,
     secrets: Sequence[str] = (),
+    lean: bool = False,
 ) -> None:
     plans = base.plans_of(matrix, variants)
     if any(layer.source for plan in plans for layer in plan.layers):
@@ -161,7 +168,7 @@ def _build(
     from sparkimage.verify import pipeline
 
     refuse_unresolved(plans)
-    context = base.build_context(matrix, quiet=as_json, builder=builder, secrets=secrets)
+    context = base.build_context(matrix, quiet=as_json, builder=builder, secrets=secrets, lean=lean)
     pipeline.require_secrets(plans, context, rebuild=rebuild or repair)
     results = [pipeline.build(plan, context, rebuild=rebuild, repair=repair) for plan in plans]
     if as_json:

@@ -284,6 +284,7 @@ def build_context(
     quiet: bool = False,
     builder: str | None = None,
     secrets: Sequence[str] = (),
+    lean: bool = False,
 ) -> BuildContext:
     """What a build works with, with the secrets of ``--secret``; starts the private engine where no
     engine answers."""
@@ -311,4 +312,5 @@ def build_context(
         else builders.named(builder, engine, context.runner),
         cache=matrix.cache,
         secrets=given,
+        lean=lean,
     )

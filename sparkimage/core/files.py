@@ -72,6 +72,15 @@ def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 def free_bytes(place: Path) -> int:
     """Free bytes of the file system on which ``place`` is or will be."""
+    return shutil.disk_usage(_existing(place)).free
+
+
+def device(place: Path) -> int:
+    """The number of the file system on which ``place`` is or will be."""
+    return _existing(place).stat().st_dev
+
+
+def _existing(place: Path) -> Path:
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free
+    return place

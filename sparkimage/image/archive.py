@@ -98,6 +98,19 @@ def partial(step: Step, store: Store) -> tuple[Iterator[bytes], bytes]:
     return _blobs([(layer.digest, layer.size) for layer in step.send], store), b"".join(end)
 
 
+def without_layers(image: Image, name: str, store: Store) -> bytes:
+    """An archive in which ``image`` is called ``name``, for an engine that has all its layers.
+
+    Raises ``StoreError``.
+    """
+    own = []
+    for digest in (image.digest, image.manifest["config"]["digest"]):
+        with store.open_blob(digest) as blob:
+            own.append(Document(digest=digest, data=blob.read()))
+    part = Part(name=name, manifest=own[0], config=own[1], layers=image.layers)
+    return partial(Step(part=part, send=()), store)[1]
+
+
 END = bytes(2 * tarfile.BLOCKSIZE)
 
 

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,6 +212,15 @@ class Store:
         """Remove a damaged blob, so that the next build writes it again."""
         self.path(digest).unlink(missing_ok=True)
 
+    def is_shared(self, digest: str) -> bool:
+        """Whether an engine has the same file; False for one that is missing."""
+        path = self.path(digest)
+        return path.exists() and path.stat().st_nlink > 1
+
+    def uses(self, manifest: str, blobs: Iterable[str]) -> bool:
+        """Whether the image of this manifest has one of these blobs."""
+        return not set(blobs).isdisjoint(self._blobs_of(manifest))
+
     def damaged(self, digest: str) -> list[str]:
         """The blobs of an image that are missing or corrupt; reads them all."""
 
@@ -339,9 +348,21 @@ class Store:
 
         The blobs that it writes are stored at once; its index.json is its own.
         """
+        with self._folder() as folder:
+            (folder / "blobs").symlink_to("../blobs")
+            yield folder
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """As ``incoming``, with blobs of its own: ``adopt`` moves the image's into the store."""
+        with self._folder() as folder:
+            (folder / "blobs" / "sha256").mkdir(parents=True)
+            yield folder
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f"incoming-{os.getpid()}-", dir=self.root))
         try:
-            (folder / "blobs").symlink_to("../blobs")
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -368,18 +389,38 @@ class Store:
             if len(images) != 1:
                 raise StoreError(f"expected one image in the export, but it has {len(images)}")
             digest: str = images[0]["digest"]
+            self._move(incoming, digest)
             if images[0]["mediaType"] not in (INDEX, DOCKER_INDEX):
                 break
             index = self.read_json(digest)
+        for blob in self._blobs_of(digest):
+            self._move(incoming, blob)
         if not self.holds(digest):
             raise StoreError(
                 f"the export of {digest} is incomplete", hint="run the same command again"
             )
         return self.descriptor(digest)
 
+    def _move(self, incoming: Path, digest: str) -> None:
+        """Move a blob of ``incoming``, if it has it, into the store once its digest is checked. The
+        store's own file is replaced: two that are hard links of one are on the disk once."""
+        file, held = incoming / "blobs" / "sha256" / digest[7:], self.path(digest)
+        if not file.exists() or (held.exists() and held.samefile(file)):
+            return
+        with file.open("rb") as raw:
+            reader = HashingReader(raw)
+            reader.drain()
+        if reader.digest != digest:
+            raise StoreError(
+                f"the engine's blob {digest} is corrupt: {reader.digest}",
+                hint="make the engine anew: python build.py engine down --purge; then run the "
+                "same command",
+            )
+        file.replace(held)
+
     def gc(self, say: Say = locks.silent) -> int:
         """Remove the blobs that no named image uses, and what a killed command was writing.
-        Returns the bytes freed.
+        Returns the bytes freed: none for a blob that an engine shares.
 
         Waits for commands that use the store: a build names its image when it is verified, long
         after its blobs are stored. ``say`` gets the line that says for which process it waits.
@@ -390,7 +431,8 @@ class Store:
             freed = 0
             for path in (self.root / "blobs" / "sha256").iterdir():
                 if f"sha256:{path.name}" not in used:
-                    freed += path.stat().st_size
+                    status = path.stat()
+                    freed += status.st_size if status.st_nlink == 1 else 0
                     path.unlink()
             for file in self.root.glob(".new-*"):
                 if file.stat().st_mtime < time.time() - ABANDONED_S:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sparkimage.build import builder, capacity, preflight
+from sparkimage.build import builder, capacity, export, preflight
 from sparkimage.build.builder import Staged, execute, fingerprint
 from sparkimage.build.context import BuildContext
 from sparkimage.build.engine.engine import OWNER
@@ -84,9 +84,9 @@ def _build(plan: Plan, context: BuildContext, *, rebuild: bool, repair: bool) ->
                 plan=plan, image=image, checks=verdict.checks, not_run=verdict.not_run,
                 seconds=time.monotonic() - started, unchanged=True,
             )  # fmt: skip
-    preflight.check(plan, context)
+    lean = preflight.check(plan, context)
     preflight.reachable(plan, context)
-    with execute(plan, context) as staged:
+    with execute(plan, context, lean=lean) as staged:
         try:
             outcome = _verify(record, staged, context)
         except VerifyError:
@@ -137,12 +137,21 @@ def _unchanged(plan: Plan, context: BuildContext, key: str) -> Image | None:
 
 
 def _repair(plan: Plan, context: BuildContext) -> None:
-    digest = context.store.names().get(plan.image)
-    if digest is None:
+    names = context.store.names()
+    if plan.image not in names:
         return
-    for damaged in context.store.damaged(digest):
-        context.view.say(f"removing the damaged blob {damaged}")
-        context.store.discard(damaged)
+    damaged = context.store.damaged(names[plan.image])
+    shared = [blob for blob in damaged if context.store.is_shared(blob)]
+    if shared:
+        # The engine has the same damaged files, and gives them up with all that uses them.
+        users = [name for name, digest in names.items() if context.store.uses(digest, shared)]
+        for name in users:
+            builder.untag(name, context.engine)
+        context.view.say(f"removing {', '.join(users)} and the build cache from the engine")
+        export.drop_cache(context)
+    for blob in damaged:
+        context.view.say(f"removing the damaged blob {blob}")
+        context.store.discard(blob)
 
 
 def _verify(record: PlanRecord, staged: Staged, context: BuildContext) -> run_tiers.Outcome:

@@ -254,7 +254,8 @@ def test_a_flipped_bit_is_found_named_and_mended(lab: Lab, tiny: pipeline.Result
     path = store.path(layer.digest)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    path.chmod(0o644)
+    # The store's alone: what it shares with the engine is in test_disk.py.
+    path.unlink()
     path.write_bytes(bytes(data))
     found = lab.run("store", "check")
     assert found.returncode == 8

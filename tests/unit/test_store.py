@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -277,3 +278,61 @@ def test_a_digest_is_never_a_path(store: Store) -> None:
         with pytest.raises(StoreError, match="no sha256 digest"):
             store.path(bad)
     assert Descriptor(media_type="m", digest=ONE, size=1).to_dict()["mediaType"] == "m"
+
+
+def exported(source: Store, image: Image, folder: Path) -> None:
+    """What an exporter writes of an image: its index, and its blobs among others."""
+    entry = source.descriptor(image.digest).to_dict()
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    for path in (source.root / "blobs" / "sha256").iterdir():
+        os.link(path, folder / "blobs" / "sha256" / path.name)
+
+
+def test_an_export_gives_the_store_the_files_that_it_has(store: Store, tmp_path: Path) -> None:
+    engine = Store.open(tmp_path / "engine")
+    image, other = make_image(engine), make_image(engine, [{"other": b"x"}])
+    # A copy that the store has gives way to the file of the engine.
+    copy = store.put_bytes(engine.path(image.layers[0].digest).read_bytes(), TAR)
+    assert not store.is_shared(copy.digest)
+    with store.staging() as staging:
+        exported(engine, image, staging)
+        assert store.adopt(staging).digest == image.digest
+    assert store.holds(image.digest)
+    assert not store.path(other.digest).exists()
+    for blob in (image.digest, *(each for each, _ in image.blobs())):
+        assert store.path(blob).samefile(engine.path(blob))
+        assert store.is_shared(blob)
+    assert [path.name for path in store.root.glob("incoming-*")] == []
+    # What the engine keeps is not freed, and stays as it is.
+    assert store.gc() == 0
+    assert not store.path(image.digest).exists()
+    assert engine.damaged(image.digest) == []
+
+
+def test_a_damaged_blob_of_an_export_never_becomes_one_of_the_store(
+    store: Store, tmp_path: Path
+) -> None:
+    engine = Store.open(tmp_path / "engine")
+    image = make_image(engine)
+    layer = image.layers[1].digest
+    flip(engine.path(layer))
+    with store.staging() as staging:
+        exported(engine, image, staging)
+        with pytest.raises(StoreError, match=f"the engine's blob {layer} is corrupt") as error:
+            store.adopt(staging)
+    assert "engine down --purge" in error.value.hint
+    assert not store.path(layer).exists()
+
+
+def test_an_archive_without_layers_names_the_image(store: Store) -> None:
+    image = make_image(store)
+    packed = archive.without_layers(image, "lab/x:1", store)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar_file:
+        members = {one.name: tar_file.extractfile(one) for one in tar_file}
+    blobs = {name.replace("blobs/sha256/", "sha256:") for name in members if "blobs/" in name}
+    assert blobs == {image.digest, image.manifest["config"]["digest"]}
+    file = members["index.json"]
+    assert file is not None
+    (entry,) = json.load(file)["manifests"]
+    assert entry["digest"] == image.digest
+    assert entry["annotations"]["io.containerd.image.name"] == "docker.io/lab/x:1"

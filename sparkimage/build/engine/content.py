@@ -1,0 +1,56 @@
+"""The blobs of the private engine, which it shares with the image store.
+
+Its containerd keeps each blob in a file that is named by its digest and never written again
+(https://github.com/containerd/containerd/blob/main/docs/content-flow.md). A hard link to that file
+is the blob in the image store, for no more disk.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from sparkimage.build.engine.engine import Engine
+from sparkimage.core.errors import CommandError
+from sparkimage.core.paths import EnginePlace
+from sparkimage.core.process import Runner
+from sparkimage.core.rights import run_as_root
+
+BLOBS = Path("containerd", "daemon", "io.containerd.content.v1.content", "blobs", "sha256")
+"""In dockerd's data root; only root may read it."""
+NAMESPACE = "moby"
+"""dockerd's own in containerd."""
+
+
+def linkable(engine: Engine, home: Path, store: Path) -> bool:
+    """Whether the engine is the private one, and its blobs are on the file system of ``store``."""
+    if not (engine.private and engine.containerd_store):
+        return False
+    return EnginePlace.of(home).data.stat().st_dev == store.stat().st_dev
+
+
+def link(home: Path, folder: Path, runner: Runner) -> None:
+    """Link every blob of the private engine into ``folder``. Raises ``PreflightError``.
+
+    One that cannot be linked is left out, as is one that the engine removes meanwhile.
+    """
+    blobs = EnginePlace.of(home).data / BLOBS
+    with suppress(CommandError):
+        run_as_root(
+            runner,
+            ("find", str(blobs), "-type", "f", "-exec", "ln", "-t", str(folder), "{}", "+"),
+        )
+
+
+def add_image(home: Path, archive: Path, runner: Runner) -> None:
+    """Give the private engine the image of an archive whose layers it has; nothing is unpacked.
+
+    ``docker load`` would unpack it at once. Raises ``CommandError``, ``PreflightError``.
+    """
+    place = EnginePlace.of(home)
+    argv = (
+        str(place.root / "usr" / "bin" / "ctr"),
+        "--address", str(place.run / "containerd" / "containerd.sock"), "--namespace", NAMESPACE,
+        "images", "import", "--local", "--all-platforms", "--no-unpack", str(archive),
+    )  # fmt: skip
+    run_as_root(runner, argv)

@@ -1,0 +1,184 @@
+"""Runs bake: builds a plan's image, or a layer's below it, and puts it into the store."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sparkimage.build import bake, buildkit
+from sparkimage.build.context import BuildContext
+from sparkimage.build.engine import content
+from sparkimage.config.address import image_name, without_login
+from sparkimage.config.plan import Plan
+from sparkimage.core import locks
+from sparkimage.core.errors import (
+    BuildError,
+    EngineError,
+    LockError,
+    PreflightError,
+    SparkError,
+)
+from sparkimage.core.files import free_bytes
+from sparkimage.core.progress import View
+from sparkimage.core.units import human
+from sparkimage.image import archive
+from sparkimage.image.store import Image
+from sparkimage.resolve import wheels
+
+CACHE_IN_USE = "build-cache.lock"
+"""The lock file of the home that every build holds, shared, until its layers are in the store."""
+DEFINITION, POLICY = "bake.json", "policy.json"
+ORPHANED = re.compile(r"could not get object info|repository does not contain ref|not our ref")
+"""BuildKit's words for a commit that was force-pushed away: it fetches branches and tags."""
+FULL = "no space left on device"
+FULL_BYTES = 100_000_000
+"""A disk with less free than this has stopped a build."""
+DENIED = re.compile(r'source "([^"]+)" denied by policy')
+
+
+def build_lowest(
+    plan: Plan, cut: int, own: str, folder: str, context: BuildContext,
+    definition: dict[str, Any], policy: dict[str, Any],
+) -> None:  # fmt: skip
+    """Build the layers below ``cut`` as an image ``own`` of the private engine, drop the cache, and
+    let the others be built on it: the lower ones' build contexts are not on the disk meanwhile."""
+    lowest = replace(plan, layers=plan.layers[:cut])
+    title = f"building {plan.variant}, the layers below {plan.layers[cut].name}"
+    target = bake.target_name(plan, lowest.layers[-1].name)
+    image = to_store(lowest, own, folder, context, title, target)
+    drop_cache(context)
+    upper = plan.layers[cut].name if cut < len(plan.layers) - 1 else None
+    source = f"docker-image://{image_name(own)}"
+    definition["target"][bake.target_name(plan, upper)]["contexts"]["layer"] = source
+    # BuildKit asks for the tag, and then for what the tag stands for.
+    for identifier in (source, f"{source}@{image.digest}"):
+        policy["rules"].append(bake.rule("ALLOW", identifier, "EXACT"))
+    write(folder, definition, policy)
+
+
+def to_store(
+    plan: Plan, own: str, folder: str, context: BuildContext, title: str, target: str = ""
+) -> Image:
+    """Build the image, or a ``target`` below it, into the store, and into the private engine as
+    ``own``, where nothing is unpacked until it is run."""
+    layout = f"type=oci,tar=false,name={plan.image},{bake.COMPRESSION},dest="
+    store = context.store
+    with locks.shared(context.home / CACHE_IN_USE, context.view.say, "drops the build cache"):
+        if context.builder.remote or not content.linkable(context.engine, context.home, store.root):
+            with store.incoming() as incoming:
+                run(plan, folder, layout + str(incoming), context, title, target)
+                image = store.resolve(store.adopt(incoming).digest)
+        else:
+            # The blobs are made first: the export leaves out those that it finds linked.
+            blobs = f"type=image,store=false,name={plan.image},{bake.COMPRESSION}"
+            run(plan, folder, blobs, context, title, target)
+            with store.staging() as staging:
+                content.link(context.home, staging / "blobs" / "sha256", context.runner)
+                run(plan, folder, layout + str(staging), context, target=target)
+                image = store.resolve(store.adopt(staging).digest)
+        if context.engine.private and not context.builder.remote:
+            path = Path(folder, "image.tar")
+            path.write_bytes(archive.without_layers(image, own, store))
+            content.add_image(context.home, path, context.runner)
+    return image
+
+
+def write(folder: str, definition: dict[str, Any], policy: dict[str, Any]) -> None:
+    """Write what ``run`` reads: the bake file and the source policy."""
+    for name, document in ((DEFINITION, definition), (POLICY, policy)):
+        Path(folder, name).write_text(json.dumps(document, indent=1))
+
+
+def drop_cache(context: BuildContext) -> None:
+    """Remove all of the builder's cache that no build uses; waits for those of this home."""
+    with locks.exclusive(context.home / CACHE_IN_USE, context.view.say, "builds, too"):
+        argv = [*context.builder.buildx, "prune", *context.builder.options, "--all", "--force"]
+        context.runner.run(argv, env=context.builder.environment)
+
+
+def run(
+    plan: Plan, folder: str, output: str, context: BuildContext, title: str = "", target: str = ""
+) -> None:
+    """Run bake for the files in ``folder`` and one target, by default the variant's; without a
+    title its progress is not shown."""
+    target = target or bake.target_name(plan)
+    argv = [
+        *context.builder.buildx, "bake", *context.builder.options,
+        "--file", f"{folder}/{DEFINITION}", "--progress", "rawjson",
+        "--set", f"{target}.output={output}", target,
+    ]  # fmt: skip
+    environment = {
+        **context.builder.environment,
+        **bake.index_variables(plan.layers, context.mirrors),
+        # https://docs.docker.com/build/building/variables/#experimental_buildkit_source_policy
+        "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY": f"{folder}/{POLICY}",
+        # Provenance, buildx's default, would make the index differ from run to run.
+        "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
+        # Else the docker driver exports every layer below as an image, too.
+        "BUILDX_NO_DEFAULT_LOAD": "1",
+    }
+    source = next((layer.name for layer in plan.layers if layer.source is not None), None)
+    layers = [layer.name for layer in plan.layers]
+    state = buildkit.Build(layers, foreign=source, hide=context.secrets.hide(plan))
+    view = context.view if title else View(context.view.console, quiet=True)
+    with buildkit.show(view, state, title) as feed:
+        done = context.runner.run(argv, on_stderr=feed, check=False, env=environment)
+    if done.returncode != 0:
+        raise _explain(plan, state.errors, done.returncode, context)
+
+
+def _explain(
+    plan: Plan, errors: Sequence[str], returncode: int, context: BuildContext
+) -> SparkError:
+    """The error for a build that failed, by BuildKit's own errors."""
+    if not _engine_answers(context):
+        return EngineError(
+            f"the engine at {context.engine.host} stopped during the build of {plan.variant}",
+            hint="start it (`python build.py engine up`) and run the same command: "
+            "finished layers are cached",
+        )
+    output = without_login("\n".join(dict.fromkeys(errors)))
+    place = Path(context.engine.data_root)
+    free = free_bytes(place)
+    # BuildKit 0.13 reports a full disk as "unsupported diff media type" when it makes a blob.
+    if FULL in output or (not context.builder.remote and free < FULL_BYTES):
+        return PreflightError(
+            f"the build of {plan.variant} filled the disk: {place} has {human(free)} free",
+            detail=output,
+            hint="free some disk, or try --lean, then run the same command: what is built is "
+            "cached",
+        )
+    if denied := DENIED.findall(output):
+        return BuildError(
+            f"the build of {plan.variant} needs {', '.join(sorted(set(denied)))}, which is not "
+            "locked",
+            detail=output,
+            hint="pin it in the matrix, and name it where the layer takes it (`inputs`, or "
+            "`source.images`), or remove it from the Dockerfile",
+        )
+    if refused := wheels.refused(plan.variant, output):
+        return refused
+    if ORPHANED.search(output):
+        return LockError(
+            f"the build of {plan.variant} cannot fetch its commit: no branch or tag of the "
+            "repository leads to it any more",
+            detail=output,
+            hint="give it a branch in a mirror of the repository (git push MIRROR "
+            "COMMIT:refs/heads/kept), and name that with --mirror",
+        )
+    return BuildError(
+        f"the build of {plan.variant} failed",
+        detail=output or f"buildx ended with {returncode}",
+        hint="to run it by hand: "
+        f"python build.py image {plan.variant} --print bake >bake.json; "
+        "docker buildx bake -f bake.json",
+    )
+
+
+def _engine_answers(context: BuildContext) -> bool:
+    """Whether the engine still answers."""
+    return context.runner.run([*context.engine.docker, "version"], check=False).returncode == 0
