@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from sparkimage.serve.waiting import Ready
 
 NAME = "vllm"
-NEEDED_CACHES = {"/.cache/vllm": "vllm", "/.triton/cache": "triton"}
-"""Where vLLM and Triton cache compiled kernels, below the home of the container's user."""
 NAME_PATTERN = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
 Timeout = Annotated[float, value("SECONDS", "Give up if not ready after SECONDS.", min=1)]
 Keep = Annotated[bool, flag("--keep", "Leave the containers of a failed start running.")]
@@ -63,7 +61,7 @@ def launch(
     from sparkimage.config.inventory import Fleet
     from sparkimage.image import layerindex
     from sparkimage.serve import choices
-    from sparkimage.serve.command import Request, serve_prefix
+    from sparkimage.serve.command import Request
     from sparkimage.serve.launch import Launch
 
     if not model.startswith("/") or re.search(r"[\x00-\x1f]", model):
@@ -90,14 +88,7 @@ def launch(
         with store.in_use(base.say):
             libraries = choices.libraries(layerindex.image_files(store, image))
         preload = choices.choose(libraries, nccl, image.settings.env)
-    missing = [
-        name
-        for folder, name in NEEDED_CACHES.items()
-        if not any(path.endswith(folder) for path in settings.caches.values())
-    ]
-    entrypoint = image.settings.entrypoint
-    started = (*entrypoint, *serve_prefix(entrypoint, settings.command))
-    if missing and any("vllm" in word for word in started):
+    if missing := choices.uncached(image.settings.entrypoint, settings):
         caches = ", ".join(missing)
         base.warn(f"profile {profile_name} has no cache for {caches}: every start recompiles")
     deployment = Launch(

@@ -9,7 +9,11 @@ from sparkimage.config.profiles import Profile, fitting
 from sparkimage.config.validation import nearest
 from sparkimage.core.errors import LaunchError, UsageError
 from sparkimage.image.layerindex import ImageFiles
+from sparkimage.serve.command import serve_prefix
 from sparkimage.verify import static_nccl
+
+CACHES = {"/.cache/vllm": "vllm", "/.triton/cache": "triton"}
+"""Where compiled kernels are kept below the home of the container's user, and by whom."""
 
 
 def order(fleet: Fleet, count: int) -> tuple[Node, ...]:
@@ -58,6 +62,16 @@ def pick(
             hint=f"pass --profile NAME, or another number of --nodes: {available}",
         )
     return same[0], profiles[same[0]]
+
+
+def uncached(entrypoint: tuple[str, ...], profile: Profile) -> list[str]:
+    """Whose compiled kernels the profile does not keep from one start to the next: vLLM's and
+    Triton's; none where the image starts another engine. Raises as ``serve_prefix`` does."""
+    started = (*entrypoint, *serve_prefix(entrypoint, profile.command))
+    if not any("vllm" in word for word in started):
+        return []
+    kept = profile.caches.values()
+    return [name for end, name in CACHES.items() if not any(path.endswith(end) for path in kept)]
 
 
 def libraries(files: ImageFiles) -> dict[str, str]:

@@ -129,6 +129,9 @@ def use(folder: Path, name: str, content: bytes) -> ConfigError | LockError | No
 def test_the_files_are_good(folder: Path) -> None:
     for name, text in TEXTS.items():
         assert use(folder, name, text.encode()) is None
+    read, lock = matrix.load(folder / "matrix.yaml"), lockfile.load(folder / "matrix.lock")
+    together = planning.make_all(read, read.variants, lock, maker.ORIGIN)
+    assert together == tuple(planning.make(read, v, lock, maker.ORIGIN) for v in read.variants)
 
 
 TOKENS = [

@@ -253,3 +253,25 @@ def test_the_profile_for_so_many_nodes() -> None:
             choices.pick(known, variant, wanted, nodes)
     with pytest.raises(UsageError, match="no profile of the matrix"):
         choices.pick({}, "a", None, 1)
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "command", "caches", "missing"),
+    [
+        (("vllm", "serve"), None, {}, ["vllm", "triton"]),
+        (("vllm", "serve"), None, {"a": "/root/.cache/vllm", "b": "/root/.triton/cache"}, []),
+        # A user who is not root has another home.
+        (("vllm", "serve"), None, {"a": "/home/app/.cache/vllm"}, ["triton"]),
+        (("/start.sh",), None, {}, ["vllm", "triton"]),
+        (("/start.sh",), ["sglang"], {}, []),
+        (("python3", "-m", "vllm", "serve"), [], {}, ["vllm", "triton"]),
+    ],
+)
+def test_caches_that_vllm_needs_are_named(
+    entrypoint: tuple[str, ...],
+    command: list[str] | None,
+    caches: dict[str, str],
+    missing: list[str],
+) -> None:
+    profile = Profile(variants=["*"], caches=caches, command=command)
+    assert choices.uncached(entrypoint, profile) == missing
