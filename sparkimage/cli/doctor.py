@@ -64,6 +64,7 @@ def doctor(
         return
     if local and nodes != options.FLEET_FILE:
         raise UsageError("--local cannot be combined with --nodes", hint="drop one of them")
+    matrix = base.read_matrix_if_any()
     began = time.monotonic()
     if local:
         reports = doctors.this_machine(model, patience_s=patience)
@@ -72,7 +73,7 @@ def doctor(
         reports = session.survey(fleet, ssh.MACHINE, patience_s=patience, model=model)
     cluster = ClusterReport(
         nodes=reports, model=model, port=port, master_port=master_port, rdma=rdma,
-        utilization=utilization,
+        utilization=utilization, cuda=matrix.cuda if matrix is not None else "",
     )  # fmt: skip
     diagnosis = doctors.examine(cluster)
     if as_json:

@@ -106,6 +106,7 @@ def launch(
         ),
         image=image,
         image_name=plan.image,
+        cuda=plan.expect.cuda or "",
         fleet=Fleet(nodes=ranks, file=fleet.file),
         view=base.new_view(quiet=as_json),
         timeout_s=timeout,

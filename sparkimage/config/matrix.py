@@ -13,9 +13,10 @@ from sparkimage.config.matrix_checks import MatrixChecks
 from sparkimage.config.patch_specs import Patch
 from sparkimage.config.profiles import Profile
 from sparkimage.config.schema import LayerSpec, MatrixFile, Pin, WheelsPin
+from sparkimage.config.template import Template
 from sparkimage.config.tier import Tier
 from sparkimage.config.validation import Report
-from sparkimage.config.variants import Variant, expand
+from sparkimage.config.variants import Variant, expand, expectations
 from sparkimage.config.yamlfile import Document, Key
 from sparkimage.core.errors import Problem, UsageError
 
@@ -53,6 +54,16 @@ class Matrix:
         pins = [pin for values in self.pins.values() for pin in values.values()]
         indexes = [one for pin in pins if isinstance(pin, WheelsPin) for one in pin.index]
         return {bare: one for one in indexes if (bare := without_login(one)) != one}
+
+    @property
+    def cuda(self) -> str:
+        """The newest CUDA that a variant expects torch to be built for, or nothing."""
+        found = {
+            Template.parse(text).fill(variant.words)
+            for variant in self.variants
+            if (text := expectations(self.layers, variant.layers).get("cuda")) is not None
+        }
+        return max(found, key=lambda text: [int(part) for part in text.split(".")], default="")
 
     @property
     def repositories(self) -> tuple[str, ...]:

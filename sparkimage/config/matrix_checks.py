@@ -31,6 +31,7 @@ from sparkimage.config.schema import (
     version_argument,
     version_of,
 )
+from sparkimage.config.template import Template
 from sparkimage.config.validation import Report
 from sparkimage.config.variants import (
     ARCH,
@@ -58,6 +59,7 @@ RESERVED_SECRETS = ("ca", "index")
 MAX_VARIANTS = 10_000
 """Of the axes' product."""
 HUGE = 10**18
+CUDA = r"\d{1,9}(\.\d{1,9})*"
 RESERVED = {
     PATCHES: "matrix.lock has the patches under this name",
     LAYER: "among the images of a source this is the layer below",
@@ -340,6 +342,8 @@ class MatrixChecks:
                     f"{title}: layers {other} and {one} expect {expectation} {same} and {wanted}",
                     "leave out one of the layers, or let them expect the same",
                 )
+            if expectation == "cuda":
+                self._check_cuda(variant, key, one, wanted)
             if expectation not in Expect.PINS:
                 continue
             value = variant.pins.get(wanted, "")
@@ -351,6 +355,16 @@ class MatrixChecks:
                 # Of its own pins the layer says so itself.
                 what = f"{title}: layer {name} has the checks of {one}, which expects {wanted}"
                 self.report.add(key, what, f"add a value for pin {wanted}")
+
+    def _check_cuda(self, variant: Variant, key: Key, name: str, text: str) -> None:
+        """Check the CUDA that a layer, or one whose checks it takes, expects of a variant."""
+        template, title = Template.parse(text), f"variant {variant.name}"
+        if missing := template.missing(variant.words):
+            what = f"{title}: layer {name} expects CUDA {text}, and it has no {missing[0]}"
+            self.report.add(key, what, f"give it a value of {missing[0]}")
+        elif not re.fullmatch(CUDA, cuda := template.fill(variant.words)):
+            what = f"{title}: layer {name} expects CUDA {cuda}, which is no version"
+            self.report.add(key, what, "write it as X.Y, or name an axis whose values are so")
 
     @cached_property
     def expectations(self) -> Mapping[str, tuple[tuple[str, str, str], ...]]:

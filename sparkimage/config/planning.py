@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TypeVar
 
 from sparkimage.config import below, lockfile, plan, schema, series
@@ -28,7 +28,7 @@ from sparkimage.config.schema import (
 )
 from sparkimage.config.series import SERIES
 from sparkimage.config.template import Template
-from sparkimage.config.variants import Variant, expecting
+from sparkimage.config.variants import Variant, expectations
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.errors import LockError
 from sparkimage.core.units import byte_count
@@ -63,7 +63,7 @@ class _Planner:
         self.divide = cache(self._divide)
         self.locked_json = cache(self._locked_json)
         self.lock_checksum = cache(self._lock_checksum)
-        self.expectations = cache(self._expectations)
+        self.expectations = cache(partial(expectations, matrix.layers))
         self.layers: dict[Hashable, LayerPlan] = {}
 
     def plan(self, variant: Variant) -> Plan:
@@ -146,12 +146,6 @@ class _Planner:
         if "cuda" in values:
             values["cuda"] = Template.parse(values["cuda"]).fill(variant.words)
         return Expected(**values)
-
-    def _expectations(self, names: tuple[str, ...]) -> dict[str, str]:
-        """What these layers expect, as in the matrix; they agree, as that was checked."""
-        layers = self.matrix.layers
-        expects = [layers[one].expect for name in names for one in expecting(layers, name)]
-        return {key: value for one in expects for key, value in one if value is not None}
 
     def _layer(self, pins: _LockedVariant, name: str, wheels: tuple[Wheel, ...]) -> LayerPlan:
         """The plan of a layer: that of another variant where it is the same."""

@@ -288,7 +288,7 @@ class Expect(Strict):
     )
     cuda: str | None = Field(
         default=None,
-        pattern=r"^(\d+(\.\d+)*|\{[a-z0-9_-]+\})$",
+        pattern=r"^(\d{1,9}(\.\d{1,9})*|\{[a-z0-9_-]+\})$",
         description="CUDA that torch is built for, such as 13 or 13.0, quoted",
     )
     version: Name | None = Field(
@@ -299,6 +299,11 @@ class Expect(Strict):
         pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$",
         description="Python project whose installed version heads the image's version tag",
     )
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes and pins whose values it has as ``{NAME}``."""
+        return Template.parse(self.cuda or "").names
 
     @property
     def pins(self) -> tuple[str, ...]:
@@ -383,9 +388,8 @@ class LayerSpec(Strict):
 
     @cached_property
     def filled(self) -> frozenset[str]:
-        """The axes and pins whose values it has as ``{NAME}``."""
-        named = {name for template in self.templates.values() for name in template.names}
-        return frozenset({*named, *Template.parse(self.expect.cuda or "").names})
+        """The axes and pins whose values its arguments have as ``{NAME}``."""
+        return frozenset(name for text in self.templates.values() for name in text.names)
 
     @cached_property
     def uses(self) -> tuple[str, ...]:

@@ -96,6 +96,13 @@ def expecting(layers: Mapping[str, LayerSpec], name: str) -> tuple[str, ...]:
     return tuple(one for one in (*layers[name].checks, name) if one in layers)
 
 
+def expectations(layers: Mapping[str, LayerSpec], names: Sequence[str]) -> dict[str, str]:
+    """What an image with the layers ``names`` is held to, as in the matrix; they agree, as that
+    was checked."""
+    expects = [layers[one].expect for name in names for one in expecting(layers, name)]
+    return {key: value for one in expects for key, value in one if value is not None}
+
+
 class _Expansion:
     """Makes the variants; what many of them share is computed once."""
 
@@ -301,7 +308,7 @@ def _idle_axes(spec: MatrixFile, report: Report) -> Iterator[Problem]:
     layers = [one for la in names if la in spec.layers for one in expecting(spec.layers, la)]
     used = {PLATFORM}
     for layer in (spec.layers[name] for name in layers):
-        used |= {*layer.uses, *layer.when, *layer.filled}
+        used |= {*layer.uses, *layer.when, *layer.filled, *layer.expect.axes}
     keys: list[Key] = [("axes", axis) for axis in spec.axes]
     keys += [("include", i, "axes", a) for i, entry in enumerate(spec.include) for a in entry.axes]
     for key in keys:

@@ -28,9 +28,6 @@ TELLS_UNPACKED = (28, 0)
 """The first Docker that reports each layer that it has unpacked into containerd's store."""
 CDI_FOR_GPUS = (29,)
 """The first Docker that surely maps ``--gpus`` to CDI devices, where there is no hook."""
-MIN_CUDA = (13, 0)
-"""The CUDA of our images; a driver without support for this major version runs none of them.
-https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html"""
 SKEW_S = 60.0
 """Seconds of clock skew from which on certificates and signatures may be refused."""
 

@@ -51,6 +51,8 @@ class Launch:
     fleet: Fleet
     """The nodes by rank."""
     view: View
+    cuda: str = ""
+    """The CUDA that the image's torch is built for, where it is expected to have one."""
     timeout_s: float = 1800.0
     """Seconds until it must be ready."""
     keep: bool = False
@@ -149,7 +151,7 @@ class Launch:
         cluster = ClusterReport(
             nodes=tuple(NodeReport(node=one.remote.node, snapshot=one.now) for one in all_),
             model=request.model, port=profile.port, master_port=profile.master_port,
-            rdma=request.rdma, gpus=profile.gpus, nccl=request.nccl,
+            rdma=request.rdma, gpus=profile.gpus, nccl=request.nccl, cuda=self.cuda,
         )  # fmt: skip
         findings = doctor.examine(cluster, [doctor.CHECKS[id] for id in checks]).findings
         for finding in findings:

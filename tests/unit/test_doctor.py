@@ -53,7 +53,7 @@ def node_report(number: int, node: Mapping[str, Any] | None = None, **changes: A
 
 
 def cluster(*nodes: NodeReport, **more: Any) -> ClusterReport:
-    return ClusterReport(nodes=nodes, model=MODEL, **more)
+    return ClusterReport(nodes=nodes, model=MODEL, **{"cuda": "13.0", **more})
 
 
 def check(id: str) -> Check:
@@ -422,3 +422,12 @@ def test_what_does_not_go_together() -> None:
     done = run("--local", "--nodes", "spark1")
     assert done.returncode == 2
     assert "cannot be combined with" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cuda", "severity"), [("", OK), ("12.9", OK), ("13", FAIL), ("13.0", FAIL), ("14.1", FAIL)]
+)
+def test_a_driver_is_held_against_the_cuda_of_the_images(cuda: str, severity: Severity) -> None:
+    old = node_report(1, gpus=edited("gpus", (": 13.0", ": 12.8")))
+    result = check("driver").examine(cluster(old, cuda=cuda))
+    assert result.worst is severity

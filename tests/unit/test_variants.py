@@ -184,6 +184,8 @@ WRONG = [
      'quote it: "13.0"'),
     ("expect: {version: app", 'expect: {cuda: "{cuda}", version: app', 10,
      "layer app: expect.cuda cannot be filled in: 'cuda' is no axis", "known are"),
+    ("expect: {version: app", 'expect: {cuda: "{stack}", version: app', 15, ("layer app expects "
+      "CUDA small, which is no version"), "write it as X.Y"),
     ("expect: {version: app", "expect: {ncl: app", 10, "unknown key 'ncl'", "did you mean 'nccl'?"),
     ("base: os}", "base: os, expect: {project: other}}", 15, ("layers low and app expect project "
       "other and app"), "leave out one"),
@@ -279,6 +281,25 @@ def test_what_takes_the_checks_of_a_layer_expects_what_it_does(folder: Path) -> 
     with pytest.raises(ConfigError) as error:
         load(folder, text.replace(', app: "1.0.0"}}', "}}"))
     assert "variant base-arm64: layer tools has the checks of app, which expects app" in [
+        problem.what for problem in error.value.problems
+    ]
+
+
+def test_the_expected_cuda_may_be_a_value_of_an_axis(folder: Path) -> None:
+    text = TEXT.replace("expect: {version: app", 'expect: {cuda: "{stack}", version: app')
+    text = text.replace("small", "12.9.1").replace("full", "13.0.3").replace("more", "13.1.2")
+    read = load(folder, text)
+    assert {plan.expect.cuda for plan in plans(read).values()} == {"12.9.1", "13.0.3", "13.1.2"}
+    assert read.cuda == "13.1.2"
+    assert load(folder, TEXT).cuda == ""
+    with pytest.raises(ConfigError) as error:
+        load(
+            folder,
+            text.replace("tools: {when", "tools: {checks: [app], when")
+            .replace("{stack} of {app}", "{app}")
+            .replace("axes: {stack: 13.0.3}", "layers: [low, tools]"),
+        )
+    assert "variant base-arm64: layer app expects CUDA {stack}, and it has no stack" in [
         problem.what for problem in error.value.problems
     ]
 

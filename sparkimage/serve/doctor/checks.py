@@ -51,6 +51,8 @@ class ClusterReport:
     utilization: float = GPU_MEMORY_UTILIZATION
     nccl: str = ""
     """The release of NCCL of the image, where one is to run."""
+    cuda: str = ""
+    """The CUDA that torch of the images is built for, where one expects any."""
 
     @property
     def known(self) -> tuple[NodeSnapshot, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparkimage.core.units import human
-from sparkimage.nodes.snapshot import MIN_CUDA, SKEW_S, UNLIMITED, NodeSnapshot, version
+from sparkimage.nodes.snapshot import SKEW_S, UNLIMITED, NodeSnapshot, version
 from sparkimage.serve.doctor.checks import (
     FAIL,
     INFO,
@@ -177,10 +177,13 @@ def gpus_equal(cluster: ClusterReport) -> Findings:
     seen=lambda node: f"{node.driver}, CUDA {node.cuda}",
     knows=lambda node: node.gpus and node.cuda,
 )
-def driver(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """A driver that is too old for our images."""
-    if version(node.cuda) < MIN_CUDA:
-        yield finding("driver", node=node, needed=".".join(map(str, MIN_CUDA)))
+def driver(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    """A driver that is too old for our images: one of their major version runs them.
+
+    https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+    """
+    if version(node.cuda)[:1] < version(cluster.cuda)[:1]:
+        yield finding("driver", node=node, needed=cluster.cuda)
 
 
 @check(
