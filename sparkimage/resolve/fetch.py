@@ -87,7 +87,7 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
         overrides=frozenset(
             layer.name
             for layer in plan.layers
-            if layer.source is not None and source_files.takes_version(layer.source, context)
+            if source_files.takes_version(layer, project, context)
         ),
         ca_bundle=ca_bundle(),
     )

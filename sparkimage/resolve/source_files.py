@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cache
+from pathlib import Path
 
 from sparkimage.config import source_checks, yamlfile
 from sparkimage.config.matrix import Matrix
-from sparkimage.config.plan import Plan, SourceBuild
+from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.config.source_checks import SourceFile
 from sparkimage.config.validation import Finding, Report
 from sparkimage.core.errors import SparkError
 from sparkimage.core.files import write
+from sparkimage.resolve import patch_files
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.git import Repository
 
@@ -28,25 +29,23 @@ def check(
     Raises ``ConfigError`` with every problem.
     """
     skipped: dict[str, None] = {}
-
-    @cache
-    def file(pin: str, repository: str, commit: str, path: str) -> SourceFile | None:
-        try:
-            return _read(pin, repository, commit, path, context, offline=offline)
-        except SparkError as error:
-            skipped[f"{path} of {pin} was not read, and is not checked: {error.message}"] = None
-            return None
-
+    files: dict[object, SourceFile | None] = {}
     found: dict[tuple[str, Finding], None] = {}
     for plan in plans:
         for layer in plan.layers:
             source = layer.source
             if source is None or plan.unresolved:
                 continue
-            title = f"{source.pin} {source.value}"
             path = source_checks.source_path(source)
-            read = file(title, source.repository, source.commit, path)
-            if read is not None:
+            key = (source.repository, source.commit, path, layer.patches)
+            if key not in files:
+                try:
+                    files[key] = _read(layer, path, matrix.root, context, offline=offline)
+                except SparkError as error:
+                    files[key] = None
+                    what = f"{path} of {source.pin} {source.value}"
+                    skipped[f"{what} was not read, and is not checked: {error.message}"] = None
+            if (read := files[key]) is not None:
                 findings = source_checks.findings(matrix, plan, layer, source, read)
                 found |= {(layer.name, finding): None for finding in findings}
     if found:
@@ -57,29 +56,39 @@ def check(
     return tuple(skipped)
 
 
-def takes_version(source: SourceBuild, context: ResolveContext) -> bool:
-    """Whether the source's setup.py takes vLLM's own variable for its version.
+def takes_version(layer: LayerPlan, project: Path, context: ResolveContext) -> bool:
+    """Whether the setup.py of the layer's source takes vLLM's own variable for its version.
 
     Errors as ``Repository.fetch``.
     """
-    if source.version is None:
+    if layer.source is None or layer.source.version is None:
         return False
-    title = f"{source.pin} {source.value}"
-    path = "/".join(filter(None, (source.context, "setup.py")))
-    read = _read(title, source.repository, source.commit, path, context, offline=False)
+    path = "/".join(filter(None, (layer.source.context, "setup.py")))
+    read = _read(layer, path, project, context, offline=False)
     return read is not None and OVERRIDE in (read.text or "")
 
 
 def _read(
-    pin: str, repository: str, commit: str, path: str, context: ResolveContext, *, offline: bool
+    layer: LayerPlan, path: str, project: Path, context: ResolveContext, *, offline: bool
 ) -> SourceFile | None:
+    """A file of the layer's source, as its patches leave it; None where ``offline`` has it not."""
+    source = layer.source
+    assert source is not None
+    for series in layer.patches:
+        if path in (target.path for target in series.targets):
+            if offline:
+                return None
+            file = patch_files.after(series, project, context)[path]
+            text = file.data.decode(errors="replace") if file is not None else None
+            return SourceFile(text=text)
+    commit = source.commit
     name = hashlib.sha256(path.encode()).hexdigest()[:16]
     kept = context.home / "git" / "files" / f"{commit}-{name}"
     if kept.is_file():
         return SourceFile(text=kept.read_text(errors="replace"))
     if offline:
         return None
-    clone = Repository(f"pin {pin}", repository, context)
+    clone = Repository(f"pin {source.pin} {source.value}", source.repository, context)
     clone.fetch(commit)
     data = clone.read(commit, path)
     if data is None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from sparkimage.config import lockfile, matrix, planning
-from sparkimage.config.lockfile import ANY, Commit, Entry
+from sparkimage.config.lockfile import ANY, KEPT, Commit, Entry, Key, Lock, PatchText, Target
+from sparkimage.config.patch_specs import PATCHES
+from sparkimage.config.series import SERIES
 from sparkimage.resolve import source_files
 from tests.lab import command
 from tests.unit import project_maker as maker
@@ -36,9 +38,16 @@ class Project:
     home: Path
 
     def write(
-        self, files: Mapping[str, str], layer: Mapping[str, Any] | None = None, nccl: str = "2.31.2"
+        self,
+        files: Mapping[str, str],
+        layer: Mapping[str, Any] | None = None,
+        nccl: str = "2.31.2",
+        patched: str | None = None,
     ) -> None:
-        """Commit ``files`` and lock that commit, for a layer with these changes."""
+        """Commit ``files`` and lock that commit, for a layer with these changes.
+
+        ``patched`` takes the place of the Dockerfile.
+        """
         commit = self.remote.commit(dict(files))
         pins: dict[str, dict[str, Any]] = {
             "cuda": {"13.0": maker.CUDA},
@@ -53,17 +62,43 @@ class Project:
         }
         chosen = {pin: next(iter(found)) for pin, found in pins.items()}
         data = maker.document(pins, layers, [maker.include(VARIANT, *layers, **chosen)])
-        read = maker.write(self.folder, data)
+        fix = {"kind": "replace", "purpose": "x", "for": "fork", "file": "fix",
+               "replaces": "docker/Dockerfile"}  # fmt: skip
+        if patched is not None:
+            data["layers"]["compiled"]["patches"] = ["fix"]
+            (self.folder / "patches").mkdir(exist_ok=True)
+            (self.folder / "patches" / "fix").write_text(patched)
+        read = maker.write(self.folder, data, {"fix": fix} if patched is not None else None)
         held = maker.locked(read)
         key = ("fork", "1.0")
         entry = held.entries[key]
         tree = self.remote.git("rev-parse", f"{commit}^{{tree}}")
         items = {ANY: (Commit(commit=commit, tree=tree),)}
         entries = {**held.entries, key: Entry(requested=entry.requested, platforms=items)}
+        if patched is not None:
+            entries |= self._patched(held, files["docker/Dockerfile"], patched)
         text = lockfile.dump(
-            lockfile.Lock(file="matrix.lock", request_digest=held.request_digest, entries=entries)
+            Lock(file="matrix.lock", request_digest=held.request_digest, entries=entries)
         )
         (self.folder / "matrix.lock").write_text(text)
+
+    def _patched(self, held: Lock, before: str, after: str) -> dict[Key, Entry]:
+        """The entries of the patch, and of its series."""
+        sha256 = maker.sha256(after)
+        found: dict[str, PatchText | Target] = {
+            PATCHES: PatchText(size=len(after), sha256=sha256),
+            SERIES: Target(
+                before=maker.sha256(before), after=sha256, size=1, mode=KEPT,
+                path="docker/Dockerfile",
+            ),
+        }  # fmt: skip
+        entries = {}
+        for key, entry in held.entries.items():
+            if (item := found.get(key[0])) is not None:
+                kept = (i for i in entry.platforms[ANY] if not isinstance(i, type(item)))
+                platforms = {ANY: (*kept, item)}
+                entries[key] = Entry(requested=entry.requested, platforms=platforms)
+        return entries
 
     def run(self, *words: str, site: Path | None = None) -> tuple[int, str]:
         """Exit code and standard error of a command."""
@@ -171,6 +206,16 @@ def test_a_context_below_the_root(project: Project) -> None:
     assert "has no other/docker/Dockerfile" in "\n".join(project.problems())
 
 
+def test_a_dockerfile_is_read_as_its_patches_leave_it(project: Project) -> None:
+    args = {"args": {"new": "1"}}
+    project.write(GOOD, args)
+    assert "has no argument new" in "\n".join(project.problems())
+    project.write(GOOD, args, patched=f"ARG new\n{LIKE_VLLM}")
+    assert project.problems() == []
+    project.write(GOOD, patched=LIKE_VLLM.replace("AS vllm-openai", "AS other"))
+    assert "has no target 'vllm-openai'" in "\n".join(project.problems())
+
+
 def test_an_input_stands_for_what_the_dockerfile_names(project: Project) -> None:
     text = LIKE_VLLM.replace("FROM ${BUILD_BASE_IMAGE}", "FROM docker.io/library/rust:1")
     source = {**SOURCE, "images": {"FINAL_BASE_IMAGE": "layer"}}
@@ -251,7 +296,6 @@ def test_who_takes_vllms_own_variable_for_the_version(
     project.write(files)
     read = matrix.load(project.folder / "matrix.yaml")
     lock = lockfile.load(project.folder / "matrix.lock")
-    source = planning.make(read, read.variants[0], lock, maker.ORIGIN).layers[1].source
-    assert source is not None
+    layer = planning.make(read, read.variants[0], lock, maker.ORIGIN).layers[1]
     context = resolve_context(project.remote.folder.parent, project.home)
-    assert source_files.takes_version(source, context) is takes
+    assert source_files.takes_version(layer, project.folder, context) is takes
