@@ -115,7 +115,7 @@ def _layer(store: Store, payload: Payload, index: int, arch: str) -> tuple[Descr
     held = _made.get(key)
     if held is not None and store.path(held[0].digest).exists():
         return held
-    stream = _Hashed(_busybox(arch) if part is None else _file(f"data/{index}", part))
+    stream = _Hashed(busybox_tar(arch) if part is None else _file(f"data/{index}", part))
     source: Readable = stream
     if payload.packed == ZSTD:
         pack = zstandard.ZstdCompressor(level=payload.level, threads=-1)
@@ -125,7 +125,8 @@ def _layer(store: Store, payload: Payload, index: int, arch: str) -> tuple[Descr
     return _made[key]
 
 
-def _busybox(arch: str) -> Iterator[bytes]:
+def busybox_tar(arch: str) -> Iterator[bytes]:
+    """A root file system with nothing but busybox."""
     yield good_maker.tar({
         "bin": None,
         "bin/busybox": (0o755, node_image.busybox(arch)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -152,6 +153,25 @@ def git_server(base: Path) -> Iterator[str]:
         _serving(argv, Path(name, "log")) as port,
     ):
         yield f"git://{LOOPBACK}:{port}"
+
+
+@contextmanager
+def ssh_agent(*keys: Path) -> Iterator[str]:
+    """An ssh agent that has ``keys``; yields its socket."""
+    # A socket's path has at most 107 bytes.
+    with TemporaryDirectory(prefix="lab-agent-", dir="/tmp") as name:
+        place = f"{name}/socket"
+        with subprocess.Popen(["ssh-agent", "-D", "-a", place], stdout=subprocess.PIPE) as agent:
+            assert agent.stdout is not None
+            # It has its socket when it says where that is.
+            agent.stdout.readline()
+            try:
+                for key in keys:
+                    environment = {"PATH": os.environ["PATH"], "SSH_AUTH_SOCK": place}
+                    subprocess.run(["ssh-add", "-q", str(key)], env=environment, check=True)
+                yield place
+            finally:
+                agent.terminate()
 
 
 @contextmanager
