@@ -15,7 +15,8 @@ from sparkimage.core.errors import UsageError
 
 WHEELS = "wheels"
 DEBIAN = "debian"
-"""Names of the clients' defaults: the index of wheels, and Debian's mirror."""
+UBUNTU = "ubuntu"
+"""Names of the clients' defaults: the index of wheels, and the mirrors of the distributions."""
 
 DEFAULT_REGISTRY = "docker.io"
 """The registry of a name without one: https://pkg.go.dev/github.com/distribution/reference."""
@@ -106,7 +107,7 @@ class Mirrors:
         return self.logins.get(address, address)
 
     def client(self, name: str) -> str | None:
-        """The mirror for ``WHEELS`` or ``DEBIAN``; None for the client's own default."""
+        """The mirror for ``WHEELS``, ``DEBIAN`` or ``UBUNTU``; None for the client's own."""
         return self.rules.get(name)
 
 
@@ -119,7 +120,7 @@ def parse_rules(words: Iterable[str]) -> Mirrors:
             raise UsageError(
                 f"--mirror {word!r} is not FROM=TO",
                 hint="for instance --mirror docker.io=registry.example:5000/hub; FROM can be the "
-                f"beginning of an address, {WHEELS} or {DEBIAN}",
+                f"beginning of an address, {WHEELS}, {DEBIAN} or {UBUNTU}",
             )
         rules[start] = to
     return Mirrors(rules=rules)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.config import series
-from sparkimage.config.schema import DebianPin, ImagePin, LayerSpec, Pin, WheelsPin
+from sparkimage.config.schema import DebianPin, DebPin, ImagePin, LayerSpec, Pin, WheelsPin
 from sparkimage.config.series import SERIES
-from sparkimage.core.arch import GLIBC, SUITE_GLIBC
+from sparkimage.core import suites
+from sparkimage.core.arch import GLIBC
+from sparkimage.core.errors import LockError
 
 if TYPE_CHECKING:
     from sparkimage.config.lockfile import Key
     from sparkimage.config.matrix import Matrix
+    from sparkimage.config.variants import Variant
+
+Stack = tuple["Key", ...]
+"""The base of a layer, and the pins whose packages lie below it, from the lowest up."""
+ON = "on"
+"""The key of a request that names these."""
 
 
 def glibc(lowest: LayerSpec, pins: Mapping[str, Pin]) -> str:
@@ -25,7 +33,7 @@ def glibc(lowest: LayerSpec, pins: Mapping[str, Pin]) -> str:
 
 def _glibc(base: DebianPin | ImagePin) -> str:
     if isinstance(base, DebianPin):
-        return SUITE_GLIBC.get(base.suite, GLIBC)
+        return suites.find(base.suite).glibc
     return base.glibc or GLIBC
 
 
@@ -37,6 +45,13 @@ def requests(matrix: Matrix) -> dict[Key, dict[str, Any]]:
         more[key] = {"glibc": oldest}
     for key, others in constraints(matrix).items():
         more[key]["constraints"] = [" ".join(other) for other in others]
+    rooted = roots(matrix)
+    for key, platforms in stacks(matrix).items():
+        found = {stack for several in platforms.values() for stack in several}
+        if key in rooted:
+            found.add((key,))
+        names = [" + ".join(" ".join(one) for one in stack) for stack in found]
+        more.setdefault(key, {})[ON] = sorted(names)
     return more
 
 
@@ -62,10 +77,49 @@ def constraints(matrix: Matrix) -> dict[Key, tuple[Key, ...]]:
     }
 
 
+def stacks(matrix: Matrix) -> dict[Key, dict[str, tuple[Stack, ...]]]:
+    """What the packages of a suite are installed on, by pin and platform; without the root of their
+    own suite, which they are resolved together with."""
+    found: dict[Key, dict[str, tuple[Stack, ...]]] = {}
+    for variant in matrix.variants:
+        stack = _base(matrix, variant)
+        for debs in (matrix.layers[name].debs for name in variant.layers):
+            if debs is None:
+                continue
+            key = (debs, variant.pins[debs])
+            pin = matrix.pins[debs][key[1]]
+            if key in stack:
+                continue
+            if isinstance(pin, DebianPin | DebPin) and pin.suite is not None:
+                known = found.setdefault(key, {}).setdefault(variant.platform, ())
+                found[key][variant.platform] = tuple(dict.fromkeys((*known, stack)))
+            stack = (*stack, key)
+    return found
+
+
+def roots(matrix: Matrix) -> set[Key]:
+    """The pins that are the base of a variant."""
+    return {key for variant in matrix.variants for key in _base(matrix, variant)}
+
+
+def _base(matrix: Matrix, variant: Variant) -> Stack:
+    """The base of a variant's lowest layer, where it has one."""
+    base = matrix.layers[variant.layers[0]].base
+    return tuple((pin, value) for pin, value in variant.pins.items() if pin == base)
+
+
 def levels(keys: Iterable[Key], dependencies: Mapping[Key, Iterable[Key]]) -> Iterator[list[Key]]:
     """The keys in groups: what they depend on is in an earlier one."""
     sorter = TopologicalSorter({key: dependencies.get(key, ()) for key in keys})
-    sorter.prepare()
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        one, other, *_ = (" ".join(key) for key in error.args[1])
+        raise LockError(
+            f"pins {one} and {other} are each below the other in some variant",
+            hint="keep their layers in one order, or give one of them another value where it lies "
+            "differently",
+        ) from None
     while sorter.is_active():
         level = sorter.get_ready()
         yield list(level)
@@ -75,4 +129,8 @@ def levels(keys: Iterable[Key], dependencies: Mapping[Key, Iterable[Key]]) -> It
 def dependencies(matrix: Matrix) -> dict[Key, tuple[Key, ...]]:
     """What a pin or a series is resolved against: when that moves, it is resolved anew."""
     made = (one for variant in matrix.variants for one in series.to_lock(matrix, variant))
-    return {**constraints(matrix), **{(SERIES, one.key): one.depends_on for one in made}}
+    found = {**constraints(matrix), **{(SERIES, one.key): one.depends_on for one in made}}
+    for key, platforms in stacks(matrix).items():
+        keys = (one for several in platforms.values() for stack in several for one in stack)
+        found[key] = tuple(dict.fromkeys(keys))
+    return found

@@ -397,7 +397,7 @@ def dump(lock: Lock) -> str:
             continue
         lines.append("      platforms:")
         for platform, items in sorted(entry.platforms.items()):
-            lines.append(f"        {platform}:")
+            lines.append(f"        {platform}:" + " []" * (not items))
             lines += sorted(f"          - {_scalar(_format(item))}" for item in items)
     return "\n".join(lines) + "\n"
 

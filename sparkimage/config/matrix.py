@@ -83,6 +83,7 @@ def load(path: Path) -> Matrix:
     checks.check_layers()
     checks.check_axes()
     checks.check_selectors()
+    pin_checks.check_apt(spec, path.parent, report)
     # What follows would only repeat these problems for every variant.
     report.close()
     expanded, warnings = expand(spec, report)

@@ -24,29 +24,38 @@ LABEL = "dev.sparkimage."
 
 
 @dataclass(frozen=True, kw_only=True)
-class DebianRoot:
-    """The root that mmdebstrap builds from a suite's minimal set of packages, for ``arch``."""
+class Packages:
+    """Debian packages of the lock, and where they come from."""
 
     pin: str
     value: str
-    suite: str
     arch: str
     debs: tuple[Deb, ...]
+    suite: str | None
+    """None for a flat repository."""
+    repository: str | None = None
+    """None for the suite's default mirror."""
+    components: tuple[str, ...] = ()
+    pockets: tuple[str, ...] = ()
+    own_key: bool = False
+    """Whether the matrix has the key that its repository is signed with."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Debs:
+class DebianRoot(Packages):
+    """The root that mmdebstrap builds from a suite's minimal set of packages, for ``arch``."""
+
+    suite: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debs(Packages):
     """Packages for a layer: every file of the lock, and the requested ones by name."""
 
-    pin: str
-    value: str
-    arch: str
-    debs: tuple[Deb, ...]
     names: tuple[str, ...]
     """Arguments of apt-get: NAME or NAME=VERSION."""
-    suite: str | None
-    """Debian's suite, whose default mirror has them; else they are in ``repository``."""
-    repository: str | None
+    exact: bool = True
+    """Whether each of the files is installed: false where the lock has those for several bases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,6 +367,15 @@ def _with_expected(data: Any) -> Any:
 def debs(layer: LayerPlan) -> tuple[Deb, ...]:
     """Every Debian package of a layer."""
     return (*(layer.root.debs if layer.root else ()), *(layer.debs.debs if layer.debs else ()))
+
+
+def installed(layer: LayerPlan) -> tuple[Deb, ...]:
+    """The packages of a layer that are installed for certain, each in this version."""
+    if layer.debs is None or layer.debs.exact:
+        return debs(layer)
+    names = layer.debs.names
+    named = (deb for deb in layer.debs.debs if f"{deb.name}={deb.version}" in names)
+    return (*(layer.root.debs if layer.root else ()), *named)
 
 
 @dataclass(frozen=True, kw_only=True)

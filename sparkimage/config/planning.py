@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sparkimage.config import below, lockfile, plan, schema, series
 from sparkimage.config.address import without_login
@@ -17,6 +17,7 @@ from sparkimage.config.patch_planning import PatchPlanner
 from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.plan import LABEL, Expected, LayerPlan, Origin, Plan, canonical
 from sparkimage.config.schema import (
+    AptPin,
     DebianPin,
     DebPin,
     Expect,
@@ -354,26 +355,32 @@ class _LockedVariant:
         )
 
     def _root(self, name: str) -> plan.DebianRoot:
-        return plan.DebianRoot(
-            pin=name,
-            value=self.variant.pins[name],
-            suite=self._pin(name, DebianPin).suite,
-            arch=self.variant.arch,
-            debs=tuple(deb for deb in self._items(name, Deb) if deb.part == plan.ROOT),
-        )
+        pin = self._pin(name, DebianPin)
+        debs = tuple(deb for deb in self._items(name, Deb) if deb.part == plan.ROOT)
+        return plan.DebianRoot(**self._archive(name, pin), suite=pin.suite, debs=debs)
 
     def _debs(self, name: str) -> plan.Debs:
         pin = self.pins[name]
         assert isinstance(pin, DebianPin | DebPin)
+        entry = self.lock.entries[name, self.variant.pins[name]]
         return plan.Debs(
-            pin=name,
-            value=self.variant.pins[name],
-            arch=self.variant.arch,
+            **self._archive(name, pin),
+            suite=pin.suite,
             debs=tuple(deb for deb in self._items(name, Deb) if deb.part == plan.MORE),
             names=tuple(sorted(pin.packages)),
-            suite=pin.suite if isinstance(pin, DebianPin) else None,
-            repository=pin.address(self.variant.platform) if isinstance(pin, DebPin) else None,
+            exact=len(entry.requested.get(below.ON, ())) <= 1,
         )
+
+    def _archive(self, name: str, pin: AptPin) -> dict[str, Any]:
+        return {
+            "pin": name,
+            "value": self.variant.pins[name],
+            "arch": self.variant.arch,
+            "repository": pin.address(self.variant.platform),
+            "components": tuple(pin.components),
+            "pockets": tuple(pin.pockets),
+            "own_key": pin.key is not None,
+        }
 
     def _commit(self, name: str) -> str | None:
         """The commit of a git pin, or the one that an image pin says to be built from."""

@@ -67,31 +67,64 @@ class PinBase(Strict):
         return {key: sorted(v) if isinstance(v, list) else v for key, v in values.items()} | more
 
 
-class DebianPin(PinBase):
-    """A Debian suite's minimal root, and packages beside it."""
+class AptPin(PinBase):
+    """What the pins of Debian packages have in common: where they come from."""
+
+    repository: dict[Platform, str] = Field(
+        default={}, description="address by platform; default: the mirror of the suite"
+    )
+    components: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9/+._-]*$")]] = Field(
+        default=[], description="of the suite, such as universe; default: main"
+    )
+    pockets: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]] = Field(
+        default=[],
+        description="suites beside it, such as updates and security; the default mirror has them",
+    )
+    key: str | None = Field(
+        default=None,
+        pattern=INSIDE,
+        description="the key that signs it: a path below the project, or the name of a file pin",
+    )
+    snapshot: str | None = Field(
+        default=None,
+        pattern=r"^[0-9]{8}T[0-9]{6}Z$",
+        description="YYYYMMDDTHHMMSSZ; `repository` is then the address of a snapshot service",
+    )
+
+    def address(self, platform: str) -> str | None:
+        """The repository for a platform, at its snapshot; None where it has none."""
+        url = next((url for known, url in self.repository.items() if known == platform), None)
+        return f"{url.rstrip('/')}/{self.snapshot}" if url and self.snapshot else url
+
+
+class DebianPin(AptPin):
+    """The minimal root of a suite of Debian or Ubuntu, and packages beside it."""
 
     REQUESTED = ("suite", "packages")
+    ORDERED = ("repository", "components", "pockets", "key", "snapshot")
     kind: Literal["debian"]
-    suite: str = Field(pattern=r"^[a-z]+$", description="Debian's code name, such as trixie")
+    suite: str = Field(pattern=r"^[a-z]+$", description="its code name, such as trixie or noble")
     packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]] = Field(
         default=[], description="packages for the layer that has this pin as `debs`"
     )
 
 
-class DebPin(PinBase):
-    """Packages of one apt repository, each in an exact version."""
+class DebPin(AptPin):
+    """Packages of an apt repository: of a suite, with what they need and lies not below; or of a
+    flat one, each in an exact version and nothing else."""
 
     REQUESTED = ("repository", "packages")
+    ORDERED = ("suite", "components", "pockets", "key", "snapshot")
     kind: Literal["deb"]
-    repository: dict[Platform, str] = Field(min_length=1, description="address by platform")
-    packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+=\S+$")]] = Field(
-        min_length=1, description="exact packages, NAME=VERSION"
+    suite: str | None = Field(
+        default=None,
+        pattern=r"^[a-z][a-z0-9./-]*$",
+        description="such as noble or stable; without one, `repository` is flat",
+    )
+    packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+(=\S+)?$")]] = Field(
+        min_length=1, description="NAME=VERSION; of a suite, NAME is its newest version"
     )
     version: str | None = Field(default=None, description=DEFAULT_VERSION)
-
-    def address(self, platform: str) -> str | None:
-        """The repository for a platform; None where it has none."""
-        return next((url for known, url in self.repository.items() if known == platform), None)
 
 
 class ImagePin(PinBase):
@@ -452,8 +485,8 @@ class MatrixFile(Strict):
     )
     mirrors: dict[str, str] = Field(
         default={},
-        description="mirror by the beginning of the address that it replaces; `wheels` and "
-        "`debian` replace the clients' defaults",
+        description="mirror by the beginning of the address that it replaces; `wheels`, `debian` "
+        "and `ubuntu` replace the clients' defaults",
     )
     requires: list[Annotated[Tier, Field(strict=False)]] = Field(
         default=list(DEFAULT),

@@ -10,12 +10,6 @@ from sparkimage.core.errors import PreflightError
 
 GLIBC = "2.39"
 """The glibc of a base that does not say which one it has: Ubuntu 24.04's."""
-SUITE_GLIBC: Mapping[str, str] = {
-    "bullseye": "2.31", "bookworm": "2.36", "trixie": "2.41",
-    "focal": "2.31", "jammy": "2.35", "noble": "2.39", "plucky": "2.41", "questing": "2.42",
-    "resolute": "2.43",
-}  # fmt: skip
-"""https://tracker.debian.org/pkg/glibc, https://launchpad.net/ubuntu/+source/glibc"""
 UV_GLIBC: tuple[int, ...] = (17, 28, *range(31, 41))
 """The minor versions of glibc 2 that uv's `--python-platform` takes (`uv pip compile --help`)."""
 

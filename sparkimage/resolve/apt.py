@@ -18,9 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote
 
-from sparkimage.config.address import DEBIAN, Mirrors
+from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import Deb
 from sparkimage.config.plan import MORE, ROOT
+from sparkimage.core import suites
 from sparkimage.core.debian_tools import HOST_PACKAGES, install_on_host
 from sparkimage.core.errors import CommandError, Locked, LockError, SparkError
 from sparkimage.core.rights import root_prefix
@@ -37,27 +38,88 @@ GONE = re.compile(
     r"Version '([^']+)' for '([^']+)' was not found|Unable to locate package (\S+)"
     r"|Package '?([^\s']+)'? has no installation candidate|Can't find a source to download version"
 )
+REMOVED = re.compile(r"(?m)^Remv (\S+)")
+UNMET = re.compile(r"The following packages have unmet dependencies:(\n .*)+")
+NO_KEY = re.compile(r"(?:NO_PUBKEY|Missing key) ([0-9A-F]{16,40})")
+"""The words of apt with gpgv, and with sqv (apt 3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where packages come from: a Debian ``suite``, or else a flat ``repository``."""
+    """Where packages come from: a ``suite`` of a ``repository`` or of the default mirror, or a flat
+    ``repository``."""
 
     suite: str | None = None
     repository: str | None = None
+    components: tuple[str, ...] = ()
+    pockets: tuple[str, ...] = ()
+    """Suites beside it, of ``repository``: ``updates`` for SUITE-updates."""
     arch: str
+    key: bytes | None = None
+    """A binary keyring; else this machine's keys are trusted."""
+    dated: bool = False
+    """Whether it is a snapshot: its Release file has expired."""
+    own_key: bool = False
+    """Whether this machine's keys need not have that of the suite."""
 
     def __str__(self) -> str:
-        return f"{self.repository or f'Debian {self.suite}'} ({self.arch})"
+        place = self.repository or self.distribution.title
+        return " ".join(filter(None, (place, self.suite, f"({self.arch})")))
 
-    def words(self, mirrors: Mirrors) -> tuple[str, ...]:
-        """Mmdebstrap's SUITE, TARGET and MIRROR."""
+    @property
+    def distribution(self) -> suites.Distribution:
+        """Whose suite it is, or whose it is called."""
+        return suites.find(self.suite or "").distribution
+
+    def words(self, context: ResolveContext, keyring: Path, *, locked: bool) -> tuple[str, ...]:
+        """Mmdebstrap's options, SUITE, TARGET and MIRRORs; ``keyring`` is the file of ``key``;
+        ``locked``: for packages whose sha256 is known, so that neither signatures nor dates
+        matter."""
+        components = self.components or ("main",)
+        options = [f"--components={','.join(components)}"]
+        mirror = context.mirrors.client(self.distribution.mirror)
+        if self.repository is not None:
+            address = context.mirrors.of(self.repository)
+            lines = self._lines(address, components, keyring, locked=locked)
+        elif mirror is not None and locked:
+            lines = self._lines(mirror, components, keyring, locked=locked)
+        elif self.own_key and locked:
+            text = default_sources(str(self.suite), self.arch, components, context)
+            lines = re.sub(r"(?m)^deb( \[[^]]*\])? ", "deb [trusted=yes] ", text).splitlines()
+        else:
+            lines = [mirror] if mirror is not None else []
+            if self.key is not None:
+                options += [f"--keyring={keyring}", "--skip=check/signed-by"]
+        return (*options, self.suite or "flat", os.devnull, *filter(None, lines))
+
+    def in_image(self, context: ResolveContext) -> str:
+        """The sources.list of a root that is made of it; needs no network."""
+        components = self.components or ("main",)
         if self.repository is None:
-            mirror = mirrors.client(DEBIAN)
-            return (str(self.suite), os.devnull, *((mirror,) if mirror else ()))
-        # Unsigned repositories too: each package is checked against the sha256 of the lock.
-        address = mirrors.of(self.repository).rstrip("/")
-        return ("flat", os.devnull, f"deb [trusted=yes] {address}/ /")
+            return default_sources(str(self.suite), self.arch, components, context)
+        address = without_login(self.repository)
+        return "".join(
+            f"{line}\n" for line in self._lines(address, components, Path(), locked=False)
+        )
+
+    def _lines(
+        self, address: str, components: Sequence[str], keyring: Path, *, locked: bool
+    ) -> Sequence[str]:
+        """Lines of sources.list: https://manpages.debian.org/sources.list.5"""
+        address = f"{address.rstrip('/')}/"
+        if self.suite is None:
+            # Unsigned repositories too: each package is checked against the sha256 of the lock.
+            return [f"deb [trusted=yes] {address} /"]
+        if self.key is None and self.suite in suites.SUITES:
+            keyring = Path(self.distribution.keyring)
+        options = ["check-valid-until=no"] * (self.dated or locked)
+        if locked:
+            options.append("trusted=yes")
+        elif keyring.is_file():
+            options.append(f"signed-by={keyring}")
+        trust = f"[{' '.join(options)}] " if options else ""
+        names = (self.suite, *(f"{self.suite}-{pocket}" for pocket in self.pockets))
+        return [f"deb {trust}{address} {name} {' '.join(components)}" for name in names]
 
 
 def mmdebstrap(context: ResolveContext, *arguments: str, **environment: str) -> None:
@@ -74,22 +136,49 @@ def mmdebstrap(context: ResolveContext, *arguments: str, **environment: str) -> 
 def resolve(
     locked: Locked, source: Source, packages: Sequence[str], context: ResolveContext
 ) -> tuple[Deb, ...]:
-    """Of a suite, the minimal root and ``packages`` with their dependencies; of a flat repository
-    exactly ``packages`` (NAME=VERSION).
+    """The minimal root of a suite, and ``packages`` with their dependencies.
 
     Raises ``NetworkError``, or ``LockError`` for a package that does not exist.
     """
     with TemporaryDirectory(prefix="sparkimage-apt-") as name:
         folder = Path(name)
-        if source.repository is not None:
-            _ask_apt(locked, source, {"find": packages}, folder, context)
-            return _parse_uris(folder / "uris-find", MORE)
         requests = {"install-root": MINIMAL, "install-more": (*MINIMAL, *packages)}
         _ask_apt(locked, source, requests, folder, context)
         root = _parse_uris(folder / "uris-install-root", ROOT)
         files = {deb.file for deb in root}
         more = _parse_uris(folder / "uris-install-more", MORE)
         return (*root, *(deb for deb in more if deb.file not in files))
+
+
+def find(
+    locked: Locked, source: Source, packages: Sequence[str], context: ResolveContext
+) -> tuple[Deb, ...]:
+    """Exactly ``packages`` (NAME or NAME=VERSION), without dependencies. Errors as ``resolve``."""
+    with TemporaryDirectory(prefix="sparkimage-apt-") as name:
+        _ask_apt(locked, source, {"find": packages}, Path(name), context)
+        return _parse_uris(Path(name, "uris-find"), MORE)
+
+
+def closure(
+    locked: Locked, source: Source, packages: Sequence[str], status: str, context: ResolveContext
+) -> tuple[Deb, ...]:
+    """What an installation of ``packages`` (NAME or NAME=VERSION) adds to or changes in a root with
+    the dpkg ``status`` (the text of /var/lib/dpkg/status).
+
+    Raises ``LockError`` for a package that does not exist, needs one that does not, or does not go
+    together with what is there; ``NetworkError``.
+    """
+    with TemporaryDirectory(prefix="sparkimage-apt-") as name:
+        folder = Path(name)
+        (folder / "status").write_text(status)
+        _ask_apt(locked, source, {"install-on": packages}, folder, context)
+        gone = REMOVED.findall((folder / "simulated-install-on").read_text())
+        if gone:
+            raise LockError(
+                f"{locked}: an installation would remove {', '.join(gone)}, which lies below",
+                hint="a layer only adds to what lies below: take packages that go together with it",
+            )
+        return _parse_uris(folder / "uris-install-on", MORE)
 
 
 def fetch(
@@ -107,7 +196,7 @@ def fetch(
         with TemporaryDirectory(prefix=".fetch-", dir=cache) as name:
             folder = Path(name)
             packages = [f"{deb.name}={deb.version}" for deb in missing]
-            _ask_apt(locked, source, {"fetch": packages}, folder, context)
+            _ask_apt(locked, source, {"fetch": packages}, folder, context, fetch=True)
             for deb in missing:
                 _check(locked, deb, folder / deb.file)
                 (folder / deb.file).replace(cache / deb.sha256)
@@ -153,13 +242,16 @@ def write_repository(
     (folder / "Release").write_text(f"{named}SHA256:\n {digest} {len(packages)} Packages\n")
 
 
-def default_sources(suite: str, context: ResolveContext) -> str:
+def default_sources(
+    suite: str, arch: str, components: Sequence[str], context: ResolveContext
+) -> str:
     """The sources.list that mmdebstrap writes for ``suite``; needs no network."""
     with TemporaryDirectory(prefix="sparkimage-apt-") as name:
         hook = 'install -m 644 "$1/etc/apt/sources.list" "$SPARKIMAGE_APT/sources"'
         mmdebstrap(
             context, "--quiet", "--variant=custom", "--skip=update", f"--setup-hook={hook}",
-            suite, os.devnull, SPARKIMAGE_APT=name,
+            f"--architectures={arch}", f"--components={','.join(components)}", suite, os.devnull,
+            SPARKIMAGE_APT=name,
         )  # fmt: skip
         return Path(name, "sources").read_text()
 
@@ -170,17 +262,25 @@ def _ask_apt(
     requests: Mapping[str, Iterable[str]],
     folder: Path,
     context: ResolveContext,
+    *,
+    fetch: bool = False,
 ) -> None:
     """Run the requests of ``data/apt.sh`` by name; apt's answers are files in ``folder`` then."""
     for request, packages in requests.items():
         (folder / request).write_text("".join(f"{package}\n" for package in packages))
+    # Apt verifies as another user.
+    folder.chmod(0o755)
+    keyring = folder / "key.gpg"
+    if source.key is not None:
+        keyring.write_bytes(source.key)
     hook = folder / "hook"
     hook.write_text(resources.files("sparkimage").joinpath("data", "apt.sh").read_text())
     hook.chmod(0o755)
     try:
         mmdebstrap(
             context, "--variant=custom", f"--architectures={source.arch}",
-            f"--customize-hook={hook}", *source.words(context.mirrors), SPARKIMAGE_APT=str(folder),
+            f"--customize-hook={hook}", *source.words(context, keyring, locked=fetch),
+            SPARKIMAGE_APT=str(folder),
         )  # fmt: skip
     except CommandError as error:
         raise _explain(locked, source, error.output) from None
@@ -190,10 +290,36 @@ def _explain(locked: Locked, source: Source, output: str) -> SparkError:
     tail = "\n".join(output.splitlines()[-12:])
     if gone := GONE.findall(output):
         names = [" ".join(filter(None, match[1::-1])) or match[2] or match[3] for match in gone]
-        packages = ", ".join(name for name in names if name) or "a package"
+        packages = ", ".join(dict.fromkeys(name for name in names if name)) or "a package"
+        return _gone(locked, source, packages, tail)
+    if unmet := UNMET.search(output):
         return LockError(
-            f"{locked}: {source} no longer has {packages}: withdrawn, or superseded",
-            hint=f"take what it has now: {locked.update}; or name a mirror that keeps old versions",
+            f"{locked}: {source} cannot satisfy all dependencies",
+            hint="what is missing is in another component or pocket (`components`, `pockets`), or "
+            "in another repository: give it a deb pin of its own in a layer below",
+            detail=unmet[0],
+        )
+    if missing := NO_KEY.search(output):
+        return _no_key(locked, source, missing[1], tail)
+    if "is not signed" in output:
+        return LockError(
+            f"{locked}: {source} is not signed",
+            hint="name a signed repository; one without suites, which the lock's sha256 protects, "
+            "is a pin without `suite`",
+            detail=tail,
+        )
+    if "does not have a Release file" in output:
+        return LockError(
+            f"{locked}: there is no {source}",
+            hint="correct its `suite`, `pockets`, `repository` or `snapshot`; on Debian, package "
+            "distro-info-data knows Ubuntu's suites",
+            detail=tail,
+        )
+    if "did not find any indices" in output or "doesn't have the component" in output:
+        return LockError(
+            f"{locked}: {source} has none of the components "
+            f"{', '.join(source.components or ('main',))}",
+            hint="correct its `components`, or leave the platform out",
             detail=tail,
         )
     if UNREACHABLE.search(output):
@@ -201,6 +327,33 @@ def _explain(locked: Locked, source: Source, output: str) -> SparkError:
     return LockError(
         f"{locked}: apt failed for {source}", hint="correct this pin in the matrix", detail=tail
     )
+
+
+def _gone(locked: Locked, source: Source, packages: str, tail: str) -> LockError:
+    if source.dated:
+        return LockError(
+            f"{locked}: the snapshot {source} does not have {packages}",
+            hint="take a later (or an earlier) `snapshot`, or another version",
+            detail=tail,
+        )
+    return LockError(
+        f"{locked}: {source} no longer has {packages}: withdrawn, or superseded",
+        hint=f"take what it has now: {locked.update}; or name a mirror that keeps old versions",
+        detail=tail,
+    )
+
+
+def _no_key(locked: Locked, source: Source, key: str, tail: str) -> LockError:
+    """The error for a suite that is signed with a key which this machine has not."""
+    if source.key is not None:
+        what, hint = "which its `key` is not", "correct its `key`"
+    else:
+        what = "which this machine does not have"
+        hint = "give the pin its `key:`, a file below the project or a file pin"
+        if source.suite in suites.SUITES:
+            package = source.distribution.package
+            hint = f"sudo apt-get install {package}, where this machine's suite has it; or {hint}"
+    return LockError(f"{locked}: {source} is signed with {key}, {what}", hint=hint, detail=tail)
 
 
 def _parse_uris(output: Path, part: str) -> tuple[Deb, ...]:

@@ -18,7 +18,7 @@ from sparkimage.config import folders
 from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import KEPT, Wheel
 from sparkimage.config.patch_specs import MISSING, in_image
-from sparkimage.config.plan import DebianRoot, Debs, LayerPlan, PatchSeries, Plan, WebFile
+from sparkimage.config.plan import DebianRoot, Debs, LayerPlan, Packages, PatchSeries, Plan, WebFile
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.debian_tools import WITHOUT_DOCS
 from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError
@@ -245,8 +245,7 @@ def _layer_inputs(layer: LayerPlan, project: Path, context: ResolveContext) -> P
 
 def _write_debs(debs: Debs, folder: Path, context: ResolveContext) -> None:
     """The layer's packages as a repository, and the names to install."""
-    source = apt.Source(suite=debs.suite, repository=debs.repository, arch=debs.arch)
-    files = apt.fetch(Locked.pin(debs.pin, debs.value), source, debs.debs, context)
+    files = apt.fetch(Locked.pin(debs.pin, debs.value), _source(debs), debs.debs, context)
     apt.write_repository(files, folder / "debs", None, context, repack=True)
     (folder / "packages").write_text("".join(f"{name}\n" for name in debs.names))
 
@@ -280,6 +279,17 @@ def _write_patches(
         (folder / name).write_text("".join(lines))
 
 
+def _source(packages: Packages) -> apt.Source:
+    return apt.Source(
+        suite=packages.suite,
+        repository=packages.repository,
+        components=packages.components,
+        pockets=packages.pockets,
+        arch=packages.arch,
+        own_key=packages.own_key,
+    )
+
+
 def _debian_root(root: DebianRoot, context: ResolveContext) -> Path:
     """The folder with the Debian root's root.tar, made by mmdebstrap once."""
     content = hashlib.sha256(repr(root).encode()).hexdigest()[:12]
@@ -287,12 +297,12 @@ def _debian_root(root: DebianRoot, context: ResolveContext) -> Path:
     if folder.is_dir():
         return folder
     context.say(f"making the Debian {root.suite} root for {root.arch}")
-    source = apt.Source(suite=root.suite, arch=root.arch)
+    source = _source(root)
     files = apt.fetch(Locked.pin(root.pin, root.value), source, root.debs, context)
     with new_folder(folder) as new:
         debs, sources = new.with_name("debs"), new.with_name("sources.list")
         apt.write_repository(files, debs, root.suite, context)
-        sources.write_text(apt.default_sources(root.suite, context))
+        sources.write_text(source.in_image(context))
         apt.mmdebstrap(
             context, "--quiet", "--variant=minbase", f"--architectures={root.arch}",
             *WITHOUT_DOCS,

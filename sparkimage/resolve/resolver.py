@@ -33,8 +33,9 @@ from sparkimage.config.patch_specs import FILE, PATCHES
 from sparkimage.config.schema import DebianPin, DebPin, FilePin, GitPin, ImagePin, WheelsPin
 from sparkimage.config.series import SERIES, Series
 from sparkimage.core.errors import Locked, LockError, NetworkError, SparkError, UsageError
-from sparkimage.resolve import apt, images, patch_files, wheels
+from sparkimage.resolve import images, patch_files, wheels
 from sparkimage.resolve.context import ResolveContext
+from sparkimage.resolve.debs import Below, DebResolver
 from sparkimage.resolve.files import Download
 from sparkimage.resolve.git import Repository
 
@@ -233,10 +234,12 @@ def outdated(
                     compare(key, {branch: commit}, {branch: tip[:12]} if tip is not None else {})
                 elif isinstance(pin, DebPin):
                     # The newest versions of packages that are requested in an exact one.
-                    names = [package.partition("=")[0] for package in pin.packages]
-                    debs = apt.resolve(Locked.pin(*key), _apt_source(pin, platform), names, context)
+                    debs = DebResolver(
+                        matrix=matrix, locked=Locked.pin(*key), pin=pin, platform=platform,
+                        context=context,
+                    )  # fmt: skip
                     locked = _named(lock.items(*key, platform))
-                    newest = _named(debs)
+                    newest = _named(debs.newest())
                     compare(key, locked, {n: v for n, v in newest.items() if n in locked})
     return tuple(dict.fromkeys(rows)), fresh
 
@@ -313,7 +316,25 @@ class _Resolver:
         if isinstance(pin, FilePin):
             file = Download(locked=locked, url=pin.url, name=pin.file, context=context)
             return (file.resolve(pin.sha256),)
-        return apt.resolve(locked, _apt_source(pin, platform), sorted(pin.packages), context)
+        return self._debs(key, platform, pin)
+
+    def _debs(self, key: Key, platform: str, pin: DebianPin | DebPin) -> Items:
+        locked = Locked.pin(*key)
+        stacks = [
+            [
+                Below(
+                    locked=Locked.pin(*other),
+                    pin=self.matrix.pins[other[0]][other[1]],
+                    items=self._dependency(str(locked), other, platform),
+                )
+                for other in stack
+            ]
+            for stack in below.stacks(self.matrix).get(key, {}).get(platform, ())
+        ]
+        debs = DebResolver(
+            matrix=self.matrix, locked=locked, pin=pin, platform=platform, context=self.context
+        )
+        return debs.resolve(stacks, is_root=key in below.roots(self.matrix))
 
     def _wheels(self, key: Key, platform: str, pin: WheelsPin) -> Items:
         title = str(Locked.pin(*key))
@@ -362,19 +383,6 @@ class _Resolver:
         plan = to_plan(self.matrix, one, pin, sha256)
         result = patch_files.apply(plan, self.matrix.root, self.context)
         return (*result.steps, *result.targets)
-
-
-def _apt_source(pin: DebianPin | DebPin, platform: str) -> apt.Source:
-    arch = platform.rsplit("/", maxsplit=1)[-1]
-    if isinstance(pin, DebianPin):
-        return apt.Source(suite=pin.suite, arch=arch)
-    address = pin.address(platform)
-    if address is None:
-        raise LockError(
-            f"the deb pin with {pin.packages[0]} names no repository for {platform}",
-            hint="add its address to `repository`, or leave the platform out",
-        )
-    return apt.Source(repository=address, arch=arch)
 
 
 def _platforms(entries: Mapping[Key, Entry], key: Key) -> Mapping[str, Items]:

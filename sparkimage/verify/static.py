@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sparkimage.config.patch_specs import MISSING
-from sparkimage.config.plan import Plan, debs
+from sparkimage.config.plan import Plan
+from sparkimage.config.plan import installed as installed_debs
 from sparkimage.config.tier import Tier
 from sparkimage.image import secrets
 from sparkimage.image.layerindex import Entry, ImageFiles, content, image_files, own_layers
@@ -360,7 +361,7 @@ def _origin(s: _Target) -> Iterator[Compared]:
     if lowest is not None:
         match = re.search(r"(?m)^VERSION_CODENAME=\"?([\w-]+)", s.root.text("etc/os-release"))
         yield "suite", "Debian suite", match[1] if match else None, lowest.suite
-    expected = {deb.name: deb.version for layer in s.plan.layers for deb in debs(layer)}
+    expected = {deb.name: deb.version for layer in s.plan.layers for deb in installed_debs(layer)}
     if expected:
         installed = s.installed
         # A base image that we do not build has others, too.

@@ -220,9 +220,7 @@ def test_an_image_is_one_line(tmp_path: Path) -> None:
     for items in ((), (image, replace(image, name="b"))):
         resolved = Entry(requested={"kind": "image"}, platforms={"linux/arm64": items})
         text = lockfile.dump(lock_of({("p", "1"): resolved}))
-        (tmp_path / "matrix.lock").write_text(
-            text.replace("arm64:", "arm64:" + " []" * (not items))
-        )
+        (tmp_path / "matrix.lock").write_text(text)
         with pytest.raises(LockError, match=r"pins.p.1: linux/arm64 must have one `image` line"):
             lockfile.load(tmp_path / "matrix.lock")
 
