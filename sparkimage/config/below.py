@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from sparkimage.config.variants import Variant
 
 Stack = tuple["Key", ...]
-"""The base of a layer, and the pins whose packages lie below it, from the lowest up."""
+"""The base of a layer, and the pins whose packages lie below it, from the lowest up; a pin is twice
+in it where both its root and its packages are."""
 ON = "on"
 """The key of a request that names these."""
 
@@ -88,12 +89,12 @@ def stacks(matrix: Matrix) -> dict[Key, dict[str, tuple[Stack, ...]]]:
                 continue
             key = (debs, variant.pins[debs])
             pin = matrix.pins[debs][key[1]]
-            if key in stack:
-                continue
-            if isinstance(pin, DebianPin | DebPin) and pin.suite is not None:
+            on_itself = key in stack  # the root of its own suite, or another layer with it
+            if isinstance(pin, DebianPin | DebPin) and pin.suite is not None and not on_itself:
                 known = found.setdefault(key, {}).setdefault(variant.platform, ())
                 found[key][variant.platform] = tuple(dict.fromkeys((*known, stack)))
-            stack = (*stack, key)
+            if key not in stack[1:]:
+                stack = (*stack, key)
     return found
 
 

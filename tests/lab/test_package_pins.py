@@ -1,0 +1,151 @@
+"""Pins of wheels and of Debian packages in real builds: where they are installed, and from what."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from tests.lab import servers, standins
+from tests.lab.apt_maker import Archive, Key
+from tests.lab.conftest import PROJECT, REPOSITORY, Lab
+
+USER, PASSWORD = "team", "only-for-this-test"
+SERVER = """
+import base64, functools, http.server
+class Private(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        login = base64.b64encode(b"{user}:{password}").decode()
+        if self.headers.get("Authorization") == "Basic " + login:
+            return super().do_GET()
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", 'Basic realm="lab"')
+        self.end_headers()
+handler = functools.partial(Private, directory="/srv")
+http.server.ThreadingHTTPServer(("", 80), handler).serve_forever()
+"""
+RECORD = """
+import base64, csv, hashlib, importlib.metadata, pathlib, sys
+found = importlib.metadata.distribution(sys.argv[1])
+for path, digest, _ in csv.reader(found.read_text("RECORD").splitlines()):
+    data = pathlib.Path(found.locate_file(path)).read_bytes()
+    made = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+    assert digest in ("", "sha256=" + made), path
+print(found.version, found.locate_file(""))
+"""
+OLD = """\
+FROM layer AS old
+RUN python3 -m venv --without-pip /opt/conda
+COPY site /opt/conda/lib/python3.13/site-packages
+"""
+INFO = "lab_standin-1.0.dist-info"
+OLD_FILES = {
+    "lab_standin_old.py": "old\n",
+    f"{INFO}/METADATA": "Metadata-Version: 2.1\nName: lab-standin\nVersion: 1.0\n",
+    f"{INFO}/RECORD": f"lab_standin_old.py,,\n{INFO}/METADATA,,\n{INFO}/RECORD,,\n",
+}
+
+
+def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
+    """A venv that is made, a prefix with an older version in it, an index with a login that steps
+    can reach, too, and a package of a suite that needs what lies below."""
+    index = tmp_path / "index" / "simple" / "lab-standin"
+    made = standins.wheel(
+        index, "lab_standin", "2.0", {"lab_standin.py": "def main():\n    print('new')\n"},
+        scripts={"lab-standin": "lab_standin:main"},
+    )  # fmt: skip
+    (index / "index.html").write_text(f'<a href="{made.name}">{made.name}</a>\n')
+    key = Key.make(tmp_path / "gnupg")
+    archive = Archive(folder=tmp_path / "archive", key=key)
+    archive.add("lab", "lab-tool", "1.0", arch="amd64", Depends="python3, lab-data")
+    archive.add("lab", "lab-data", "1.0", arch="all")
+    archive.publish()
+    project = tmp_path / "project"
+    (project / "images").mkdir(parents=True)
+    for one in (PROJECT / "images").iterdir():
+        (project / "images" / one.name).symlink_to(one)
+    (project / "wheels").symlink_to(lab.project / "wheels")
+    (project / "key.asc").write_bytes(key.public(armored=True))
+    script = SERVER.format(user=USER, password=PASSWORD)
+    server = str(
+        lab.docker.run(
+            lab.plain("amd64"), ["-c", script], entrypoint="python3", detach=True, remove=True,
+            volumes=[(tmp_path / "index", "/srv", "ro")],
+        ).id
+    )  # fmt: skip
+    try:
+        host = str(lab.docker.container.inspect(server).network_settings.ip_address)
+        with servers.http_folder(archive.folder) as web:
+            mine = Lab(project, lab.context.store.root, lab.engine)
+            wheels = (PROJECT / "images/vllm/Dockerfile").read_text()
+            debs = (PROJECT / "images/python/Dockerfile").read_text()
+            mine.add_layer("old", OLD)
+            for path, text in OLD_FILES.items():
+                file = project / "images" / "old" / "site" / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text)
+            for name, text in (("venv", wheels), ("conda", wheels), ("tools", debs)):
+                mine.add_layer(name, re.sub("AS (vllm|python)", f"AS {name}", text))
+            vllm = {"kind": "wheels", "python": "3.13", "find_links": "wheels", "deps": False}
+            data = lab.data | {
+                "axes": {}, "exclude": [], "groups": {"default": ["places"]},
+                "pins": {
+                    "debian": lab.data["pins"]["debian"],
+                    "vllm": {"1": {**vllm, "require": ["vllm==0.32.0+standin"]}},
+                    "tool": {"2": {
+                        "kind": "wheels", "python": "3.13", "require": ["lab-standin==2.0"],
+                        "index": [f"http://{USER}:{PASSWORD}@{host}/simple"],
+                    }},
+                    "tools": {"lab": {
+                        "kind": "deb", "suite": "lab", "repository": {"linux/amd64": web.url},
+                        "packages": ["lab-tool"], "key": "key.asc",
+                    }},
+                },
+                "layers": {
+                    "debian": {"base": "debian"},
+                    "python": {"debs": "debian"},
+                    "old": {},
+                    "venv": {"wheels": {"pin": "vllm", "into": "/opt/venv"}},
+                    "conda": {"wheels": {"pin": "tool", "into": "/opt/conda"}},
+                    "tools": {"debs": "tools"},
+                },
+            }  # fmt: skip
+            data["include"] = [{
+                "name": "places", "platform": "linux/amd64", "layers": list(data["layers"]),
+                "entrypoint": [],
+                "pins": {"debian": "trixie", "vllm": "1", "tool": "2", "tools": "lab"},
+            }]  # fmt: skip
+            mine.write(data)
+            mine.lock()
+            locked = (project / "matrix.lock").read_text()
+            # Python lies below; what it needs beside that is locked.
+            assert [line.split()[2] for line in locked.splitlines() if "- deb lab-" in line] == [
+                "lab-data", "lab-tool",
+            ]  # fmt: skip
+            built = mine.build("places")
+            plan = mine.plan("places")
+        secret = (locked, json.dumps(built.image.config), json.dumps(plan.to_dict()))
+        assert not any(PASSWORD in text for text in secret)
+        image = f"{REPOSITORY}:places"
+
+        def run(program: str, *words: str) -> str:
+            said = lab.docker.run(image, [*words], entrypoint=program, remove=True)
+            return str(said).strip()
+
+        venv, conda = "/opt/venv", "/opt/conda"
+        assert "stand-in vllm" in run(f"{venv}/bin/vllm", "x")
+        assert run(f"{conda}/bin/lab-standin") == "new"
+        both = ((venv, "vllm", "0.32.0+standin"), (conda, "lab-standin", "2.0"))
+        for place, name, version in both:
+            said = run(f"{place}/bin/python", "-c", RECORD, name)
+            assert said.split() == [version, f"{place}/lib/python3.13/site-packages"]
+        # The older version is gone, and nothing of both is where the others are.
+        assert run("ls", f"{conda}/lib/python3.13/site-packages").split() == [
+            "lab_standin-2.0.dist-info", "lab_standin.py",
+        ]  # fmt: skip
+        assert run("find", "/usr/local/lib", "-name", "*.dist-info") == ""
+        assert run("cat", "/opt/lab-tool", "/opt/lab-data") == "1.01.0"
+        mine.said.close()
+    finally:
+        lab.docker.container.remove(server, force=True)
+        key.stop()
