@@ -186,6 +186,9 @@ class _Expansion:
             elif axis in (PLATFORM, ARCH):
                 what = f"variant {entry.name} has {axis} as an axis of its own"
                 self.report.add(key, what, "write `platform:` or `platforms:` beside its name")
+            elif entry.axes[axis].startswith(NOT):
+                what = f"variant {entry.name}: {axis} {entry.axes[axis]!r} would mean all but one"
+                self.report.add(key, what, "begin it with another character")
 
     def _extended(self, i: int, entry: Include) -> Include | None:
         """The include with what it takes from those that it extends; None with a problem of it."""
@@ -293,7 +296,7 @@ def template_error(text: str, known: Collection[str]) -> str:
     try:
         missing = Template.parse(text).missing(known)
     except ValueError as error:
-        return str(error)
+        return str(error).removesuffix(" in format string")
     return f"{missing[0]!r} is no axis" if missing else ""
 
 

@@ -175,6 +175,7 @@ WRONG = [
     ("{stack} of {app}", "{stack:>9}", 12, "'stack' takes no format", "known are"),
     ("{stack} of {app}", "{stack.x}", 12, "'stack.x' is no axis", "known are"),
     ("{stack} of {app}", "{stack", 12, "cannot be filled in: expected '}'", "is doubled"),
+    ("{stack} of {app}", "{stack} }", 12, "cannot be filled in: Single '}' encountered", "doubled"),
     ("{stack} of {app}", "{}", 12, "cannot be filled in: '' is no axis", "known are"),
     ("expect: {version: app", "expect: {version: ap", 10, "uses pin 'ap', which is not in pins",
      "did you mean 'app'?"),
@@ -219,6 +220,8 @@ WRONG = [
       "its own"), "`platforms:`"),
     ("axes: {stack: full}", "axes: {}", 27, ("variant base-arm64: layer start needs a value for "
       "{stack}"), "add an axis stack, or `axes: {stack: …}` to the include"),
+    ("axes: {stack: full}", 'axes: {stack: "!full"}', 28, ("variant base: stack '!full' would mean "
+     "all but one"), "another character"),
     ("name: debug,", 'name: "debug-{tack}",', 26, "filled in: 'tack' is no axis", "known"),
     ("name: debug,", "name: base,", 27, "two variants are called 'base-arm64'", "rename one"),
 ]  # fmt: skip
