@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from typing import Any, TypeVar
 
-from sparkimage.config import below, lockfile, plan, schema, series
+from sparkimage.config import below, lockfile, overlays, plan, schema, series
 from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import Deb, Key, Lock, OneItem, Wheel
 from sparkimage.config.matrix import Matrix
@@ -85,6 +85,8 @@ class _Planner:
         else:
             wheels = self._wheels(variant)
             layers = tuple(self._layer(pins, la, wheels.get(la, ())) for la in variant.layers)
+            if sum(layer.debs is not None or layer.root is not None for layer in layers) > 1:
+                overlays.refuse_older(variant.name, layers)
         versions = {
             name: version
             for name, pin in pins.pins.items()

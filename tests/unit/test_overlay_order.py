@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparkimage.config import planning
 from sparkimage.config.lockfile import Deb
-from sparkimage.config.plan import Debs
+from sparkimage.config.plan import Debs, Plan
 from sparkimage.core import debian_version
+from sparkimage.core.errors import LockError
 from sparkimage.core.process import Local
 from sparkimage.image.store import Store
 from sparkimage.verify import static
 from sparkimage.verify.seal import Check
 from tests.unit import elf_maker, good_maker
+from tests.unit import project_maker as maker
 from tests.unit.good_maker import DIST, Files
 
 
@@ -89,3 +92,44 @@ def test_versions_sort_as_dpkg_sorts_them(one: str, two: str) -> None:
     argv = ["dpkg", "--compare-versions", one, "lt", two]
     lower = Local().run(argv, check=False).returncode == 0
     assert (debian_version.key(one) < debian_version.key(two)) is lower
+
+
+def planned(folder: Path, *, below: str, above: str, downgrade: bool = False) -> Plan:
+    """A variant whose base and upper layer both install libnccl2, in these versions."""
+    pins = {
+        "cuda": {"1": maker.CUDA},
+        **{name: {"1": {**maker.NCCL, "version": "1.0.0"}} for name in ("low", "high")},
+    }
+    layers = {
+        "base": {"base": "cuda"},
+        "first": {"debs": "low"},
+        "second": {"debs": "high", "downgrade": downgrade},
+    }
+    chosen = dict.fromkeys(pins, "1")
+    read = maker.write(
+        folder, maker.document(pins, layers, [maker.include("v", *layers, **chosen)])
+    )
+    held = maker.locked(read)
+    entries = dict(held.entries)
+    for pin, version in (("low", below), ("high", above)):
+        deb = Deb(
+            name="libnccl2", version=version, part="more", size=1, sha256="0" * 64, file="n.deb"
+        )
+        entry = entries[pin, "1"]
+        entries[pin, "1"] = dataclasses.replace(
+            entry, platforms=dict.fromkeys(entry.platforms, (deb,))
+        )
+    lock = dataclasses.replace(held, entries=entries)
+    return planning.make(read, read.variants[0], lock, maker.ORIGIN)
+
+
+def test_an_older_package_is_told_from_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(LockError, match="variant v would install older packages") as refusal:
+        planned(tmp_path, below="2.30.7-1", above="2.30.4-1")
+    assert refusal.value.detail == (
+        "layer second: libnccl2 2.30.4-1, where layer first has 2.30.7-1"
+    )
+    assert "downgrade: true" in refusal.value.hint
+    assert planned(tmp_path, below="2.30.7-1", above="2.30.4-1", downgrade=True).layers
+    assert planned(tmp_path, below="2.30.4-1", above="2.30.7-1").layers
+    assert planned(tmp_path, below="2.30.4-1", above="2.30.4-1").layers
