@@ -76,8 +76,8 @@ def _builds(final: Iterable[Entry]) -> Compared:
     first: dict[str, Entry] = {}
     seen, expected, names = [], [], []
     for entry in sorted(final, key=lambda entry: entry.path):
-        version = str(entry.seen.get("nccl"))
-        known = first.setdefault(version, entry)
+        version = entry.seen.get("nccl")
+        known = first.setdefault(version or entry.path, entry)
         fact = {
             "path": entry.path,
             "version": version,
@@ -86,7 +86,7 @@ def _builds(final: Iterable[Entry]) -> Compared:
         }
         expected.append(fact)
         if known is entry:
-            names.append(f"{version} has Build ID {fact['build_id']}")
+            names.append(f"{version or entry.path} has Build ID {fact['build_id']}")
         if _build(known) != _build(entry):
             fact = {**fact, "differs": f"another build of {version} than {known.path}"}
         seen.append(fact)
@@ -106,9 +106,10 @@ def _places(plan: Plan, root: Root) -> list[str]:
     status = root.file("var/lib/dpkg/status")
     if status is not None and "libnccl-dev" in status.seen.get("packages", {}):
         places.append(f"{folder}/libnccl.so")
-    if plan.python is not None:
-        places.append(f"usr/local/lib/python{plan.python}/dist-packages/nvidia/nccl/lib/{SONAME}")
-    return places
+    # torch looks beside itself, wherever it is installed.
+    torch = [p.removesuffix("torch/version.py") for p, e in root.final.items() if "cuda" in e.seen]
+    default = [f"usr/local/lib/python{plan.python}/dist-packages/"] if plan.python else []
+    return [*places, *(f"{site}nvidia/nccl/lib/{SONAME}" for site in torch or default)]
 
 
 def _identity(entry: Entry) -> list[Any]:

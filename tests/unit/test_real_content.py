@@ -18,6 +18,7 @@ from tests.real.images import OURS, PINNED, SITE, Layer, file
 from tests.real.inventory import Row
 
 ARM, AMD = "arm64", "amd64"
+NCCL = f"/usr/lib/aarch64-linux-gnu/libnccl.so.{PINNED}"
 VLLM = file("usr/local/bin/vllm", {}, 0o755)
 
 
@@ -168,6 +169,17 @@ def test_what_wheels_have_for_another_cuda_is_unused_by_its_name_only(tmp_path: 
     found = examined(tmp_path / "main", ARM, [base(ARM), main], plan)
     assert failed(found) == ["needed"]
     assert found["static/needed"].seen[0] == f"{SITE}/vllm/_C.abi3.so needs libcudart.so.12"
+
+
+def test_torchs_place_of_nccl_is_beside_torch(tmp_path: Path) -> None:
+    """In a venv, too."""
+    venv = "opt/venv/lib/python3.12/site-packages"
+    torch = file(f"{venv}/torch/version.py", {"cuda": "13.0"})
+    system, pip = images.overlay(ARM)
+    beside = Layer(rows=[images.link(f"{venv}/nvidia/nccl/lib/libnccl.so.2", NCCL)], step=OURS)
+    layers = [base(ARM), Layer(rows=[torch]), system]
+    assert failed(examined(tmp_path / "beside", ARM, [*layers, beside])) == []
+    assert failed(examined(tmp_path / "elsewhere", ARM, [*layers, pip])) == ["nccl-places"]
 
 
 def test_code_for_gpus_is_no_foreign_program(tmp_path: Path) -> None:
