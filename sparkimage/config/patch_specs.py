@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ PATCHES = "patches"
 """The lock has the patches under this name, as values of a pin."""
 MISSING = "missing"
 """In place of the sha256 of a file that does not exist."""
+ROOT = r"^/.+[^/]$"
 Abbreviated = Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")]
 RELATIVE = r"^[^/\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"
 
@@ -57,7 +58,7 @@ class Patch(Strict):
     )
     root: str | None = Field(
         default=None,
-        pattern=r"^/.+[^/]$",
+        pattern=ROOT,
         description="folder in the image that has the paths; a layer with a `source` needs none",
     )
     replaces: str | None = Field(
@@ -107,11 +108,39 @@ class Patch(Strict):
         return self.url or f"patches/{self.file}"
 
 
+class OriginDefaults(Strict):
+    """What origins have that do not say otherwise."""
+
+    repository: str | None = Field(default=None, pattern=REPOSITORY)
+    commit: str | None = Field(default=None, pattern=COMMIT)
+    licence: str | None = Field(default=None, min_length=1, description="SPDX identifier")
+
+
+class PatchDefaults(Strict):
+    """What patches have that do not say otherwise."""
+
+    kind: Literal["replace", "diff"] | None = None
+    pin: Name | None = Field(default=None, alias="for")
+    origin: OriginDefaults | None = Field(
+        default=None, description="of the patches that have no `file` and no `url`"
+    )
+    root: str | None = Field(default=None, pattern=ROOT)
+    needed_by: list[Abbreviated] | None = Field(default=None, min_length=1)
+    native_from: str | None = Field(default=None, pattern=COMMIT)
+
+
 class PatchFile(Strict):
     """patches/patches.yaml"""
 
     version: Literal[1]
+    defaults: PatchDefaults = PatchDefaults()
     patches: dict[Name, Patch]
+
+
+class _Defaults(Strict):
+    """The part of the file that all its patches are completed with."""
+
+    defaults: PatchDefaults = PatchDefaults()
 
 
 class State(StrEnum):
@@ -138,12 +167,35 @@ def load(path: Path) -> Mapping[str, Patch]:
     if not path.is_file():
         return {}
     document = yamlfile.load(path)
+    if isinstance(document.data, dict) and "defaults" in document.data:
+        own = {"defaults": document.data["defaults"]}
+        # What is wrong there would only be repeated by every patch.
+        validation.parse(replace(document, data=own), _Defaults)
+        document = replace(document, data=_completed(document.data))
     patches = validation.parse(document, PatchFile).patches
     report = Report(document)
     for name, patch in patches.items():
         report.extend(("patches", name), _check(patch), f"patch {name} ")
     report.close()
     return patches
+
+
+def _completed(data: dict[str, Any]) -> dict[str, Any]:
+    """The data of the file, in which every patch has the defaults."""
+    defaults, patches = data["defaults"], data.get("patches")
+    if not isinstance(patches, dict):
+        return data
+    made = {}
+    for name, patch in patches.items():
+        whole = patch
+        if isinstance(patch, dict):
+            whole = {**defaults, **patch}
+            if "file" in patch or "url" in patch:
+                whole = {**defaults, "origin": None, **patch}
+            elif isinstance(patch.get("origin"), dict):
+                whole["origin"] = {**defaults.get("origin", {}), **patch["origin"]}
+        made[name] = whole
+    return {**data, "patches": made}
 
 
 def _check(patch: Patch) -> Iterator[Finding]:

@@ -133,6 +133,50 @@ def test_a_problem_has_its_line(tmp_path: Path, old: str, new: str, line: int, w
     assert all(p.todo and p.file == "patches.yaml" for p in error.value.problems)
 
 
+DEFAULTS = """\
+version: 1
+defaults:
+  kind: replace
+  for: fork
+  root: /opt/site
+  origin: {repository: "https://git.example/x.git", licence: Apache-2.0,
+           commit: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa}
+patches:
+  one: {purpose: why, replaces: a/b.py, origin: {path: one.py}}
+  two: {purpose: why, kind: diff, for: other, file: two.diff}
+"""
+
+
+def test_patches_have_the_defaults_that_they_do_not_overrule(tmp_path: Path) -> None:
+    one, two = load(tmp_path, DEFAULTS).values()
+    assert (one.kind, one.pin, one.root) == ("replace", "fork", "/opt/site")
+    assert (one.repository, one.commit, one.path) == (
+        "https://git.example/x.git", "a" * 40, "one.py",
+    )  # fmt: skip
+    assert (two.kind, two.pin, two.origin, two.path) == ("diff", "other", None, "two.diff")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "what"),
+    [
+        ("  for: fork", "  for: Fork", 4, "defaults.for: 'Fork'"),
+        ("  root: /opt", "  rot: /opt", 5, "unknown key 'rot' in defaults"),
+        ("{repository", "{path: x, repository", 6, "unknown key 'path' in defaults.origin"),
+        ("origin: {path: one.py}", "origin: {pat: one.py}", 9, "unknown key 'pat' in patches.one"),
+        ("origin: {path: one.py}", "url: ftp://x", 9, "patches.one.url"),
+        ("defaults:\n", "defaults: []\nx:\n", 2, "defaults must be a mapping"),
+    ],
+)
+def test_a_problem_with_defaults_has_its_line(
+    tmp_path: Path, old: str, new: str, line: int, what: str
+) -> None:
+    assert old in DEFAULTS
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, DEFAULTS.replace(old, new, 1))
+    reported = [(p.line, p.what) for p in error.value.problems]
+    assert any(at == line and what in seen for at, seen in reported), reported
+
+
 def test_all_problems_are_in_one_report(tmp_path: Path) -> None:
     text = GOOD.replace("purpose: why\n    file: one.py", "file: /one").replace("diff\n", "dif\n")
     with pytest.raises(ConfigError) as error:
