@@ -20,6 +20,7 @@ from sparkimage.config.plan import Plan
 from sparkimage.core.errors import VerifyError
 from sparkimage.core.process import Runner
 from sparkimage.image.layerindex import ImageFiles
+from sparkimage.image.linking import Root
 from sparkimage.image.store import Image, Store
 from sparkimage.verify import static_nccl
 
@@ -143,8 +144,9 @@ def _nccl_origin(plan: Plan) -> str:
 
 def patched(plan: Plan, files: ImageFiles) -> Iterator[dict[str, Any]]:
     """Every patched file. Raises ``VerifyError`` for one that differs in the image."""
+    root = Root(files.final)
     for path, (series, target) in plan.patched_files.items():
-        entry = files.final.get(path)
+        entry = root.file(path)
         if series.root is None and entry is None:
             continue
         names = ", ".join(patch.name for patch in series.patches)

@@ -217,17 +217,24 @@ def test_a_changed_patch_is_one_layer_of_kilobytes(recipe: Recipe, good: pipelin
 def test_a_patch_at_a_wrong_path_stops_before_the_build(recipe: Recipe) -> None:
     held = (recipe.lab.project / "matrix.lock").read_text()
     try:
-        recipe.write_patches(replaces="vllm/v1/attention/ops/elsewhere.py")
-        recipe.lab.lock()
+        moved = fork.RECIPE_PATH.replace("deepseek_v4_ops/", "")
+        recipe.write_patches(replaces=moved)
+        locked = recipe.lab.run("lock")
         done = recipe.lab.run("image", TWIN)
-        listed = recipe.lab.run("patches")
+        listed = recipe.lab.run("patches", "--json")
     finally:
         recipe.write_patches()
         (recipe.lab.project / "matrix.lock").write_text(held)
-    assert done.returncode == 11
-    assert "vllm/v1/attention/ops/elsewhere.py is not in the fork at" in done.stderr
+    said = (
+        f"patch {PATCH} does not apply to vllm 20260613 ({recipe.fork.recipe[:9]}): {moved} is not "
+        f"there; a file of that name is {fork.RECIPE_PATH}"
+    )
+    assert (locked.returncode, done.returncode) == (11, 11)
+    assert said in " ".join(locked.stderr.split())
+    assert said in " ".join(done.stderr.split())
     assert "layer" not in done.stderr.split("error:")[0]
-    assert "does not fit" in listed.stdout
+    states = {row["variant"]: row["state"] for row in json.loads(listed.stdout)}
+    assert states[TWIN] == "not resolved"
 
 
 def test_a_diff_is_applied_as_git_does(recipe: Recipe, good: pipeline.Result) -> None:
@@ -237,8 +244,8 @@ def test_a_diff_is_applied_as_git_does(recipe: Recipe, good: pipeline.Result) ->
         recipe.write_patches(origin=origin, kind="diff", replaces=None)
         recipe.lab.lock()
         made = recipe.lab.unproven(TWIN)
-        (patch,) = recipe.lab.plan(TWIN).layers[-1].patches
-        assert [target.path for target in patch.targets] == [fork.RECIPE_PATH]
+        (series,) = recipe.lab.plan(TWIN).layers[-1].patches
+        assert [target.path for target in series.targets] == [fork.RECIPE_PATH]
     finally:
         recipe.write_patches()
         (recipe.lab.project / "matrix.lock").write_text(held)
