@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,8 +12,8 @@ from sparkimage.config import planning
 from sparkimage.config.lockfile import Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.plan import Plan
-from sparkimage.core.errors import LockError
-from sparkimage.resolve import resolver, source_tree
+from sparkimage.core.errors import ConfigError, LockError
+from sparkimage.resolve import resolver, source_files, source_tree
 from sparkimage.resolve.context import Inputs
 from sparkimage.resolve.resolver import Update
 from tests.unit import project_maker as maker
@@ -67,8 +66,10 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remote:
     return Remote.make(tmp_path / "site", "fork.git")
 
 
-def project(folder: Path, commit: str, address: str, **more: Any) -> Matrix:
-    source = {"pin": "fork", "dockerfile": "docker/Dockerfile", "target": "t"}
+def project(
+    folder: Path, commit: str, address: str, *, target: str = "t", more: str = ""
+) -> Matrix:
+    source = {"pin": "fork", "dockerfile": "docker/Dockerfile", "target": target}
     layers = {
         "low": {"base": "os"},
         "made": {
@@ -79,10 +80,9 @@ def project(folder: Path, commit: str, address: str, **more: Any) -> Matrix:
     pins = {"os": {"trixie": maker.OS}, "fork": {"one": maker.git_pin(commit, address)}}
     (folder / "patches").mkdir(parents=True)
     (folder / "patches" / "one.diff").write_text(DIFF)
-    (folder / "patches" / "two.diff").write_text(MORE)
+    (folder / "patches" / "two.diff").write_text(MORE + more)
     variant = maker.include("v", *layers, os="trixie", fork="one")
-    patches = {name: {**patch, **more} for name, patch in PATCHES.items()}
-    return maker.write(folder, maker.document(pins, layers, [variant]), patches)
+    return maker.write(folder, maker.document(pins, layers, [variant]), PATCHES)
 
 
 def planned(read: Matrix, site: Path, home: Path) -> tuple[Plan, Lock]:
@@ -178,3 +178,29 @@ def test_what_cannot_be_a_context(tmp_path: Path, remote: Remote) -> None:
     with pytest.raises(LockError, match=r"patch two: its file has sha256 .*, and the lock says"):
         source_tree.context(plan.layers[1], read.root, resolve_context(site, home))
     assert not (home / "sources").exists() or not list((home / "sources").iterdir())
+
+
+STAGE = """\
+diff --git a/docker/Dockerfile b/docker/Dockerfile
+--- a/docker/Dockerfile
++++ b/docker/Dockerfile
+@@ -3,2 +3,3 @@
+ FROM ${BASE} AS t
+ COPY . .
++FROM t AS added
+"""
+
+
+def test_the_dockerfile_is_checked_as_it_is_patched(tmp_path: Path, remote: Remote) -> None:
+    site, home, commit = tmp_path / "site", tmp_path / "home", remote.commit(FILES)
+    for more, wrong in (("", "has no target 'added'"), (STAGE, "")):
+        read = project(tmp_path / f"p{wrong}", commit, remote.address, target="added", more=more)
+        plan, _ = planned(read, site, home)
+        reached = resolve_context(site, home)
+        if not wrong:
+            assert source_files.check(read, [plan], reached) == ()
+            assert source_files.check(read, [plan], reached, offline=True) == ()
+            continue
+        with pytest.raises(ConfigError) as error:
+            source_files.check(read, [plan], reached)
+        assert wrong in error.value.detail
