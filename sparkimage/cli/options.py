@@ -29,7 +29,7 @@ Mirror = Annotated[
         "--mirror",
         metavar="FROM=TO",
         callback=base.use_mirrors,
-        help="Use TO in place of FROM: the start of a URL, `wheels` or `debian`.",
+        help="Use TO in place of FROM: the start of a URL, `wheels`, `debian` or `ubuntu`.",
     ),
 ]
 AllowUnverified = Annotated[

@@ -70,8 +70,9 @@ class PinBase(Strict):
 class AptPin(PinBase):
     """What the pins of Debian packages have in common: where they come from."""
 
-    repository: dict[Platform, str] = Field(
-        default={}, description="address by platform; default: the mirror of the suite"
+    # A login in it would be in the plan and the provenance: it belongs to a mirror of it.
+    repository: dict[Platform, Annotated[str, Field(pattern=r"^[a-z]+:[^@\s]+$")]] = Field(
+        default={}, description="address by platform, without a login; default: the suite's mirror"
     )
     components: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9/+._-]*$")]] = Field(
         default=[], description="of the suite, such as universe; default: main"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origi
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from sparkimage.config.address import without_login
 from sparkimage.config.yamlfile import Document, Key
 from sparkimage.core.errors import ConfigError, Problem
 
@@ -234,7 +235,7 @@ def _example(wanted: tuple[Any, ...], text: str) -> str:
 
 def shown(value: object, *, quote: bool = False) -> str:
     """A value of a file for messages: on one line, and cut where it is long."""
-    text = str(value)
+    text = without_login(str(value))
     short = text[:MAX_LETTERS]
     if quote and isinstance(value, str):
         short = repr(short)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shutil
+import tarfile
 from pathlib import Path
 
-from tests.lab import servers, standins
+from tests.lab import servers, standins, wheelhouse
 from tests.lab.apt_maker import Archive, Key
 from tests.lab.conftest import PROJECT, REPOSITORY, Lab
 
@@ -38,6 +41,30 @@ FROM layer AS old
 RUN python3 -m venv --without-pip /opt/conda
 COPY site /opt/conda/lib/python3.13/site-packages
 """
+BUILT = """\
+FROM layer AS built
+RUN --mount=type=tmpfs,target=/run \\
+    --mount=type=tmpfs,target=/tmp \\
+    --mount=type=bind,from=tools,target=/run/tools \\
+    --mount=type=bind,from=sdist,target=/run/sdist \\
+    . /run/tools/step.sh; \\
+    /opt/build/bin/python -m pip install --no-deps --no-index --no-build-isolation --no-compile \\
+        --target /usr/local/lib/python3.13/dist-packages /run/sdist/*.tar.gz; \\
+    tidy
+"""
+SDIST = {
+    "pyproject.toml": """\
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "lab-built"
+version = "3.0"
+[tool.setuptools]
+py-modules = ["lab_built"]
+""",
+    "lab_built.py": "text = 'built'\n",
+}
 INFO = "lab_standin-1.0.dist-info"
 OLD_FILES = {
     "lab_standin_old.py": "old\n",
@@ -48,7 +75,8 @@ OLD_FILES = {
 
 def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
     """A venv that is made, a prefix with an older version in it, an index with a login that steps
-    can reach, too, and a package of a suite that needs what lies below."""
+    can reach, too, a package of a suite that needs what lies below, and a project without a wheel.
+    """
     index = tmp_path / "index" / "simple" / "lab-standin"
     made = standins.wheel(
         index, "lab_standin", "2.0", {"lab_standin.py": "def main():\n    print('new')\n"},
@@ -60,11 +88,20 @@ def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
     archive.add("lab", "lab-tool", "1.0", arch="amd64", Depends="python3, lab-data")
     archive.add("lab", "lab-data", "1.0", arch="all")
     archive.publish()
+    with tarfile.open(archive.folder / "lab_built-3.0.tar.gz", "w:gz") as sdist:
+        for path, text in SDIST.items():
+            member = tarfile.TarInfo(f"lab_built-3.0/{path}")
+            member.size = len(text)
+            sdist.addfile(member, io.BytesIO(text.encode()))
     project = tmp_path / "project"
     (project / "images").mkdir(parents=True)
     for one in (PROJECT / "images").iterdir():
         (project / "images" / one.name).symlink_to(one)
     (project / "wheels").symlink_to(lab.project / "wheels")
+    (project / "building").mkdir()
+    building = [wheel for wheel in wheelhouse.BUILDING if wheel.name in ("pip", "setuptools")]
+    for wheel in building:
+        (project / "building" / wheel.file).symlink_to(wheelhouse.fetch(wheel))
     (project / "key.asc").write_bytes(key.public(armored=True))
     script = SERVER.format(user=USER, password=PASSWORD)
     server = str(
@@ -80,11 +117,17 @@ def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
             wheels = (PROJECT / "images/vllm/Dockerfile").read_text()
             debs = (PROJECT / "images/python/Dockerfile").read_text()
             mine.add_layer("old", OLD)
+            mine.add_layer("built", BUILT)
             for path, text in OLD_FILES.items():
                 file = project / "images" / "old" / "site" / path
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(text)
-            for name, text in (("venv", wheels), ("conda", wheels), ("tools", debs)):
+            for name, text in (
+                ("venv", wheels),
+                ("conda", wheels),
+                ("building", wheels),
+                ("tools", debs),
+            ):
                 mine.add_layer(name, re.sub("AS (vllm|python)", f"AS {name}", text))
             vllm = {"kind": "wheels", "python": "3.13", "find_links": "wheels", "deps": False}
             data = lab.data | {
@@ -96,6 +139,11 @@ def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
                         "kind": "wheels", "python": "3.13", "require": ["lab-standin==2.0"],
                         "index": [f"http://{USER}:{PASSWORD}@{host}/simple"],
                     }},
+                    "building": {"3": {
+                        "kind": "wheels", "python": "3.13", "find_links": "building",
+                        "deps": False, "require": [f"{w.name}=={w.version}" for w in building],
+                    }},
+                    "sdist": {"3": {"kind": "file", "url": f"{web.url}/lab_built-3.0.tar.gz"}},
                     "tools": {"lab": {
                         "kind": "deb", "suite": "lab", "repository": {"linux/amd64": web.url},
                         "packages": ["lab-tool"], "key": "key.asc",
@@ -108,24 +156,34 @@ def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
                     "venv": {"wheels": {"pin": "vllm", "into": "/opt/venv"}},
                     "conda": {"wheels": {"pin": "tool", "into": "/opt/conda"}},
                     "tools": {"debs": "tools"},
+                    "building": {"wheels": {"pin": "building", "into": "/opt/build"}},
+                    "built": {"inputs": {"sdist": "sdist"}},
                 },
             }  # fmt: skip
             data["include"] = [{
                 "name": "places", "platform": "linux/amd64", "layers": list(data["layers"]),
                 "entrypoint": [],
-                "pins": {"debian": "trixie", "vllm": "1", "tool": "2", "tools": "lab"},
+                "pins": {
+                    "debian": "trixie", "vllm": "1", "tool": "2", "tools": "lab",
+                    "building": "3", "sdist": "3",
+                },
             }]  # fmt: skip
             mine.write(data)
-            mine.lock()
+            shutil.copy(lab.project / "matrix.lock", project)
+            done = mine.run("lock")
+            assert done.returncode == 0, done.stderr
             locked = (project / "matrix.lock").read_text()
             # Python lies below; what it needs beside that is locked.
             assert [line.split()[2] for line in locked.splitlines() if "- deb lab-" in line] == [
                 "lab-data", "lab-tool",
             ]  # fmt: skip
-            built = mine.build("places")
-            plan = mine.plan("places")
-        secret = (locked, json.dumps(built.image.config), json.dumps(plan.to_dict()))
-        assert not any(PASSWORD in text for text in secret)
+            built = mine.run("image", "places")
+            assert built.returncode == 0, built.stderr
+        told = [locked, done.stdout, done.stderr, built.stdout, built.stderr]
+        told += [mine.run("image", "places", "--print", kind).stdout for kind in ("json", "bake")]
+        stored = mine.store.resolve(f"{REPOSITORY}:places")
+        told.append(json.dumps(stored.config))
+        assert not any(PASSWORD in text for text in told)
         image = f"{REPOSITORY}:places"
 
         def run(program: str, *words: str) -> str:
@@ -143,7 +201,9 @@ def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
         assert run("ls", f"{conda}/lib/python3.13/site-packages").split() == [
             "lab_standin-2.0.dist-info", "lab_standin.py",
         ]  # fmt: skip
-        assert run("find", "/usr/local/lib", "-name", "*.dist-info") == ""
+        dist = "/usr/local/lib/python3.13/dist-packages"
+        assert run("find", dist, "-name", "*.dist-info") == f"{dist}/lab_built-3.0.dist-info"
+        assert run("python3", "-c", "import lab_built; print(lab_built.text)") == "built"
         assert run("cat", "/opt/lab-tool", "/opt/lab-data") == "1.01.0"
         mine.said.close()
     finally:
