@@ -37,8 +37,6 @@ class Packages:
     """None for the suite's default mirror."""
     components: tuple[str, ...] = ()
     pockets: tuple[str, ...] = ()
-    own_key: bool = False
-    """Whether the matrix has the key that its repository is signed with."""
 
 
 @dataclass(frozen=True, kw_only=True)

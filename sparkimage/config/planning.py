@@ -381,7 +381,6 @@ class _LockedVariant:
             "repository": pin.address(self.variant.platform),
             "components": tuple(pin.components),
             "pockets": tuple(pin.pockets),
-            "own_key": pin.key is not None,
         }
 
     def _commit(self, name: str) -> str | None:

@@ -23,25 +23,14 @@ from sparkimage.config.lockfile import Deb
 from sparkimage.config.plan import MORE, ROOT
 from sparkimage.core import suites
 from sparkimage.core.debian_tools import HOST_PACKAGES, install_on_host
-from sparkimage.core.errors import CommandError, Locked, LockError, SparkError
+from sparkimage.core.errors import CommandError, Locked, LockError
 from sparkimage.core.rights import root_prefix
-from sparkimage.resolve.context import ResolveContext, unreachable
+from sparkimage.resolve.apt_output import REMOVED, explain
+from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.deb import repacked
 
 MINIMAL = ("?essential", "?priority(required)", "apt")
 """What mmdebstrap's variant minbase installs: https://manpages.debian.org/mmdebstrap."""
-UNREACHABLE = re.compile(
-    r"Could not resolve|Temporary failure|Could not connect|Connection (refused|timed out|failed)"
-    r"|Unable to connect|Network is unreachable|Failed to fetch|Could not handshake"
-)
-GONE = re.compile(
-    r"Version '([^']+)' for '([^']+)' was not found|Unable to locate package (\S+)"
-    r"|Package '?([^\s']+)'? has no installation candidate|Can't find a source to download version"
-)
-REMOVED = re.compile(r"(?m)^Remv (\S+)")
-UNMET = re.compile(r"The following packages have unmet dependencies:(\n .*)+")
-NO_KEY = re.compile(r"(?:NO_PUBKEY|Missing key) ([0-9A-F]{16,40})")
-"""The words of apt with gpgv, and with sqv (apt 3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +48,6 @@ class Source:
     """A binary keyring; else this machine's keys are trusted."""
     dated: bool = False
     """Whether it is a snapshot: its Release file has expired."""
-    own_key: bool = False
-    """Whether this machine's keys need not have that of the suite."""
 
     def __str__(self) -> str:
         place = self.repository or self.distribution.title
@@ -83,7 +70,7 @@ class Source:
             lines = self._lines(address, components, keyring, locked=locked)
         elif mirror is not None and locked:
             lines = self._lines(mirror, components, keyring, locked=locked)
-        elif self.own_key and locked:
+        elif locked:
             text = default_sources(str(self.suite), self.arch, components, context)
             lines = re.sub(r"(?m)^deb( \[[^]]*\])? ", "deb [trusted=yes] ", text).splitlines()
         else:
@@ -283,77 +270,7 @@ def _ask_apt(
             SPARKIMAGE_APT=str(folder),
         )  # fmt: skip
     except CommandError as error:
-        raise _explain(locked, source, error.output) from None
-
-
-def _explain(locked: Locked, source: Source, output: str) -> SparkError:
-    tail = "\n".join(output.splitlines()[-12:])
-    if gone := GONE.findall(output):
-        names = [" ".join(filter(None, match[1::-1])) or match[2] or match[3] for match in gone]
-        packages = ", ".join(dict.fromkeys(name for name in names if name)) or "a package"
-        return _gone(locked, source, packages, tail)
-    if unmet := UNMET.search(output):
-        return LockError(
-            f"{locked}: {source} cannot satisfy all dependencies",
-            hint="what is missing is in another component or pocket (`components`, `pockets`), or "
-            "in another repository: give it a deb pin of its own in a layer below",
-            detail=unmet[0],
-        )
-    if missing := NO_KEY.search(output):
-        return _no_key(locked, source, missing[1], tail)
-    if "is not signed" in output:
-        return LockError(
-            f"{locked}: {source} is not signed",
-            hint="name a signed repository; one without suites, which the lock's sha256 protects, "
-            "is a pin without `suite`",
-            detail=tail,
-        )
-    if "does not have a Release file" in output:
-        return LockError(
-            f"{locked}: there is no {source}",
-            hint="correct its `suite`, `pockets`, `repository` or `snapshot`; on Debian, package "
-            "distro-info-data knows Ubuntu's suites",
-            detail=tail,
-        )
-    if "did not find any indices" in output or "doesn't have the component" in output:
-        return LockError(
-            f"{locked}: {source} has none of the components "
-            f"{', '.join(source.components or ('main',))}",
-            hint="correct its `components`, or leave the platform out",
-            detail=tail,
-        )
-    if UNREACHABLE.search(output):
-        return unreachable(locked, source, tail)
-    return LockError(
-        f"{locked}: apt failed for {source}", hint="correct this pin in the matrix", detail=tail
-    )
-
-
-def _gone(locked: Locked, source: Source, packages: str, tail: str) -> LockError:
-    if source.dated:
-        return LockError(
-            f"{locked}: the snapshot {source} does not have {packages}",
-            hint="take a later (or an earlier) `snapshot`, or another version",
-            detail=tail,
-        )
-    return LockError(
-        f"{locked}: {source} no longer has {packages}: withdrawn, or superseded",
-        hint=f"take what it has now: {locked.update}; or name a mirror that keeps old versions",
-        detail=tail,
-    )
-
-
-def _no_key(locked: Locked, source: Source, key: str, tail: str) -> LockError:
-    """The error for a suite that is signed with a key which this machine has not."""
-    if source.key is not None:
-        what, hint = "which its `key` is not", "correct its `key`"
-    else:
-        what = "which this machine does not have"
-        hint = "give the pin its `key:`, a file below the project or a file pin"
-        if source.suite in suites.SUITES:
-            package = source.distribution.package
-            hint = f"sudo apt-get install {package}, where this machine's suite has it; or {hint}"
-    return LockError(f"{locked}: {source} is signed with {key}, {what}", hint=hint, detail=tail)
+        raise explain(locked, source, error.output) from None
 
 
 def _parse_uris(output: Path, part: str) -> tuple[Deb, ...]:

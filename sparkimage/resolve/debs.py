@@ -80,7 +80,6 @@ class DebResolver:
             arch=self.platform.rsplit("/", maxsplit=1)[-1],
             key=None if pin.key is None else self._key(pin.key),
             dated=pin.snapshot is not None,
-            own_key=pin.key is not None,
         )
 
     def _key(self, name: str) -> bytes:

@@ -286,7 +286,6 @@ def _source(packages: Packages) -> apt.Source:
         components=packages.components,
         pockets=packages.pockets,
         arch=packages.arch,
-        own_key=packages.own_key,
     )
 
 
