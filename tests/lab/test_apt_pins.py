@@ -75,7 +75,7 @@ class Site:
         moved = resolver.parse_update(read, lock, update)
         return resolver.resolve(read, lock, self.context(), moved)
 
-    def push(self, *packages: str, status: bool = True) -> None:
+    def push(self, *packages: str, status: bool = True, tag: str = "1") -> None:
         """An image of the registry that has these packages: stanzas of dpkg's status."""
         store = Store.open(self.root / "store")
         files: oci_maker.Files = {"etc": None, "etc/os-release": b"ID=lab\n"}
@@ -87,7 +87,7 @@ class Site:
             place=Place.parse(f"{self.registry}/lab/cuda"), tools=Tools(outside=self.context())
         )
         repository.copy(store, Descriptor(media_type=MANIFEST, digest=image.digest, size=size))
-        repository.tag(image.digest, "1")
+        repository.tag(image.digest, tag)
 
 
 BASE = (
@@ -294,6 +294,19 @@ def test_a_key_of_a_file_pin(site: Site) -> None:
     file = {"kind": "file", "url": f"{site.url}/lab.gpg", "sha256": digest}
     read = site.write({"tools": site.pin("less", key="lab-key")}, more={"lab-key": {"1": file}})
     assert debs(site.lock(read), "tools") == ["less=590"]
+
+
+def test_what_any_of_several_bases_needs_is_locked(site: Site) -> None:
+    site.push(*BASE)
+    site.push(*BASE, installed("git-man", "2.43", "all"), tag="2")
+    bases = {"a": IMAGE, "b": {**IMAGE, "image": "lab/cuda:2"}}
+    pins = {"os": bases, "tools": {"noble": site.pin("git")}}
+    layers = {"low": {"base": "os"}, "tools": {"debs": "tools"}}
+    variants = [maker.include(f"on-{n}", *layers, os=n, tools="noble") for n in bases]
+    outcome = site.lock(maker.write(site.root, maker.document(pins, layers, variants)))
+    assert outcome.failures == {}
+    items = outcome.lock.items("tools", "noble", ARM)
+    assert [item.name for item in items if isinstance(item, Deb)] == ["git", "git-man"]
 
 
 def test_one_pin_on_several_bases(tmp_path: Path) -> None:
