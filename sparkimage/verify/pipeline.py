@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from sparkimage.build import builder, capacity, export, preflight
 from sparkimage.build.builder import Staged, execute, fingerprint
 from sparkimage.build.context import BuildContext
+from sparkimage.build.engine import content
 from sparkimage.build.engine.engine import OWNER
 from sparkimage.config.plan import Plan
 from sparkimage.config.tier import DEFAULT
@@ -93,6 +94,8 @@ def _build(plan: Plan, context: BuildContext, *, rebuild: bool, repair: bool) ->
             builder.tag(staged.id, plan.image + REFUSED, context.engine)
             raise
         _name(plan, staged, context)
+    if lean and context.engine.private and context.engine.containerd_store:
+        content.drop_files(context.home, staged.image.manifest["config"]["digest"], context.runner)
     for layer in plan.layers:
         if (fetched := preflight.fetch_key(layer)) is not None:
             context.store.put_fact("fetched", fetched, {"variant": plan.variant})

@@ -272,7 +272,7 @@ def examine(
 def container(engine: Engine, runner: Runner, reference: str, platform: str) -> Iterator[str]:
     """An idle container of the image, removed at the end."""
     argv = [
-        *engine.docker, "run", "--detach", "--rm", "--pull", "never", "--platform", platform,
+        *engine.docker, "run", "--detach", "--pull", "never", "--platform", platform,
         "--network", "none", "--label", f"{OWNER}={owner()}",
         "--entrypoint", "sleep", reference, "infinity",
     ]  # fmt: skip
@@ -287,4 +287,4 @@ def container(engine: Engine, runner: Runner, reference: str, platform: str) -> 
     try:
         yield name
     finally:
-        runner.run([*engine.docker, "kill", name], check=False)
+        runner.run([*engine.docker, "rm", "--force", name], check=False)

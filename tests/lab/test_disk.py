@@ -42,6 +42,13 @@ class Spare(Lab):
         output = self.runner.run([*self.engine.docker, "buildx", "du"]).stdout
         return output.split()[-2:] != ["Total:", "0B"]
 
+    def unpacked_bytes(self) -> int:
+        """Of all layers that are unpacked, in the build cache or for running."""
+        driver = "io.containerd.snapshotter.v1.overlayfs"
+        folder = self.place.data / "containerd" / "daemon" / driver / "snapshots"
+        output = self.runner.run(["du", "--summarize", "--bytes", str(folder)]).stdout
+        return int(output.split()[0])
+
     def blob(self, digest: str) -> Path:
         """The engine's file of a blob."""
         return self.place.data / content.BLOBS / digest.removeprefix("sha256:")
@@ -77,6 +84,8 @@ def test_lean_drops_the_cache_and_keeps_the_image(spare: Spare) -> None:
     assert made.image.digest == before.image.digest
     assert not spare.has_cache()
     assert spare.docker.image.inspect(NAME).id == made.image.digest
+    # Nothing is unpacked until it is run.
+    assert spare.unpacked_bytes() < 1_000_000
     spare.docker.run(NAME, ["true"], remove=True)
     assert spare.build("tiny-amd64").unchanged
     # The next build starts from nothing and makes the same.

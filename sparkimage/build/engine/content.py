@@ -7,6 +7,7 @@ is the blob in the image store, for no more disk.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,10 +48,28 @@ def add_image(home: Path, archive: Path, runner: Runner) -> None:
 
     ``docker load`` would unpack it at once. Raises ``CommandError``, ``PreflightError``.
     """
+    argv = ("images", "import", "--local", "--all-platforms", "--no-unpack", str(archive))
+    _ctr(home, argv, runner)
+
+
+def drop_files(home: Path, config: str, runner: Runner) -> None:
+    """Remove the unpacked files of the image with this ``config``; its blobs stay, and it is
+    unpacked again when it is run. Raises ``CommandError``, ``PreflightError``.
+
+    They go with the label that keeps them: https://github.com/containerd/containerd/blob/main/docs/garbage-collection.md.
+    """
+    _ctr(home, ("content", "label", config, "containerd.io/gc.ref.snapshot.overlayfs="), runner)
+    # The end of a lease is what collects garbage at once.
+    lease = f"sparkimage-{os.getpid()}"
+    _ctr(home, ("leases", "create", "--id", lease), runner)
+    _ctr(home, ("leases", "delete", "--sync", lease), runner)
+
+
+def _ctr(home: Path, words: tuple[str, ...], runner: Runner) -> None:
     place = EnginePlace.of(home)
     argv = (
         str(place.root / "usr" / "bin" / "ctr"),
         "--address", str(place.run / "containerd" / "containerd.sock"), "--namespace", NAMESPACE,
-        "images", "import", "--local", "--all-platforms", "--no-unpack", str(archive),
+        *words,
     )  # fmt: skip
     run_as_root(runner, argv)
