@@ -213,5 +213,6 @@ def test_the_default_variant_is_built_and_published_on_14_gb(tmp_path: Path) -> 
         finally:
             private.down(place / "home", Local(), purge=True)
             print(sampler.report())
-        assert "the disk is short: dropping the build cache before unpacking" in (sampler.peaks)
+        said = "the disk is short: dropping the build cache before unpacking"
+        assert any(step.endswith(said) for step in sampler.peaks)
         assert sampler.peak <= LIMIT
