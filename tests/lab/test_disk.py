@@ -13,6 +13,7 @@ import pytest
 
 from sparkimage.build import builder, export, preflight
 from sparkimage.build.engine import content, private
+from sparkimage.config import matrix
 from sparkimage.core import paths
 from sparkimage.core.errors import PreflightError
 from sparkimage.core.paths import EnginePlace
@@ -208,8 +209,8 @@ def test_the_default_variant_is_built_and_published_on_14_gb(tmp_path: Path) -> 
             with disk.Sampler(place) as sampler:
                 run("image")
                 to = f"{registry.address}/spark-vllm"
-                name = "vllm0.32.0-nccl2.30.4-arm64"
-                run("publish", name, "--to", to, "--key", str(key))
+                (variant,) = matrix.select(matrix.load(PROJECT / "matrix.yaml"), group="default")
+                run("publish", variant.name, "--to", to, "--key", str(key))
         finally:
             private.down(place / "home", Local(), purge=True)
             print(sampler.report())
