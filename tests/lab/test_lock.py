@@ -95,7 +95,7 @@ def test_what_is_newer_is_told_and_not_followed(recipe: Recipe, kept: str) -> No
         "pin": "vllm 20260613",
         "what": f"branch {data['pins']['vllm']['20260613']['branch']}",
         "locked": recipe.fork.recipe[:12],
-        "newest": recipe.fork.ga[:12],
+        "newest": recipe.fork.latest[:12],
     } in rows
     assert {
         "pin": "nccl 2.30.4-cuda13.2",

@@ -115,6 +115,7 @@ def test_what_no_package_of_a_base_accounts_for_is_refused(
     assert failed(examined(tmp_path, ARM, layers, images.plan(ARM, pinned=False))) == [check]
 
 
+THOROUGH = pytest.mark.thorough
 REAL = ("vllm0.23.0-arm64", "vllm0.33.0-arm64", "vllm0.33.0-amd64")
 
 
@@ -134,7 +135,7 @@ def test_real_wheels_as_a_sources_dockerfile_installs_them(tmp_path: Path, name:
     assert "usr/bin/sudo 4755 (of the base's package sudo)" in found["static/setuid"].seen
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [REAL[1], *(pytest.param(n, marks=THOROUGH) for n in REAL[::2])])
 def test_real_wheels_in_a_layer_of_ours(tmp_path: Path, name: str) -> None:
     arch = name.rpartition("-")[2]
     below = Layer(rows=[*bare(images.cuda(arch)), VLLM])
