@@ -114,7 +114,7 @@ def _print_known(old: Lock | None, new: Lock) -> None:
     from sparkimage.serve.explain import failures
 
     chosen = nccl_releases(new)
-    for release in chosen.keys() - (nccl_releases(old) if old is not None else {}).keys():
+    for release in sorted(chosen.keys() - (nccl_releases(old) if old is not None else {}).keys()):
         for one in failures.known().known_of(nccl=release):
             pins = ", ".join(chosen[release])
             typer.echo(f"note: {pins}: NCCL {release} is {one.known}")
