@@ -53,7 +53,7 @@ def make_fork(base: Path) -> Fork:
         "setup.py": common["setup.py"].replace(*_OVERRIDE),
     }
     repository = base / "jasl" / "vllm.git"
-    recipe, between, ga, latest = _make(
+    recipe, between, ga, latest = make_bare(
         repository,
         BRANCH,
         {
@@ -69,7 +69,7 @@ def make_fork(base: Path) -> Fork:
 def make_patches(base: Path) -> PatchRepository:
     """Write ``base``/hazyumps/deepseek-v4-flash-gb10.git; its commits are the same each time."""
     repository = base / "hazyumps" / "deepseek-v4-flash-gb10.git"
-    first, second = _make(
+    first, second = make_bare(
         repository,
         "main",
         {
@@ -189,7 +189,7 @@ setup(
 """What vLLM's own setup.py has had since June 2026, in short."""
 
 
-def _make(
+def make_bare(
     repository: Path, branch: str, commits: Mapping[str, Mapping[str, str]], *, tags: bool = True
 ) -> list[str]:
     """A bare repository with one commit for each item, whose key is its message and its tag."""

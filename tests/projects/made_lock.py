@@ -1,0 +1,102 @@
+"""Locks that are made up for the projects: what each pin comes to, the same each time."""
+
+from __future__ import annotations
+
+import hashlib
+
+from sparkimage.config import lockfile
+from sparkimage.config.address import image_name
+from sparkimage.config.lockfile import (
+    CHANGES,
+    KEPT,
+    Commit,
+    Deb,
+    Entry,
+    File,
+    Item,
+    Key,
+    Lock,
+    PatchText,
+    PinnedImage,
+    Step,
+    Target,
+    Wheel,
+)
+from sparkimage.config.matrix import Matrix
+from sparkimage.config.patch_specs import PATCHES
+from sparkimage.config.plan import MORE, ROOT
+from sparkimage.config.schema import DebianPin, DebPin, FilePin, GitPin, ImagePin, Pin, WheelsPin
+from sparkimage.config.series import SERIES
+from sparkimage.resolve.wheels import project_name
+
+NEEDED = {"vllm": {"torch": "2.13.0", "triton": "3.7.1", "nvidia-cublas": "13.1.0.3"}}
+"""A few of the projects that another one needs."""
+
+
+def of(read: Matrix) -> Lock:
+    """A lock that fits the matrix."""
+    return Lock(
+        file="matrix.lock",
+        request_digest=lockfile.request_digest(read),
+        entries={
+            key: Entry(
+                requested=asked, platforms={one: _items(read, key, one) for one in platforms}
+            )
+            for key, (asked, platforms) in lockfile.requests(read).items()
+        },
+    )
+
+
+def sha256(*words: str) -> str:
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()
+
+
+def _items(read: Matrix, key: Key, platform: str) -> tuple[Item, ...]:
+    if key[0] == PATCHES:
+        return (PatchText(size=1_000, sha256=sha256(*key)),)
+    if key[0] == SERIES:
+        names = lockfile.series_to_lock(read)[key[1]].names
+        steps = (Step(number=n, state=CHANGES, patch=name) for n, name in enumerate(names, 1))
+        before, after = sha256("before", *key), sha256("after", *key)
+        target = Target(before=before, after=after, size=1_000, mode=KEPT, path=f"{names[0]}.py")
+        return (*steps, target)
+    return tuple(_pin(read.pins[key[0]][key[1]], sha256(*key, platform)))
+
+
+def _pin(pin: Pin, digest: str) -> list[Item]:
+    match pin:
+        case GitPin():
+            return [Commit(commit=pin.commit.ljust(40, "0"), tree=digest[:40])]
+        case FilePin():
+            return [File(size=1_000, sha256=pin.sha256 or digest, name=pin.file)]
+        case ImagePin():
+            name = image_name(pin.image).repository
+            return [PinnedImage(name=name, digest=f"sha256:{digest}", tagged=f"sha256:{digest}")]
+        case WheelsPin():
+            return [*_wheels(pin)]
+        case DebPin() | DebianPin():
+            names = [name.partition("=") for name in pin.packages]
+            debs = [(name, version or "1.0-1", MORE) for name, _, version in names]
+            root = [("base-files", "1.0-1", ROOT)] if isinstance(pin, DebianPin) else []
+            return [_deb(*one) for one in sorted([*root, *debs])]
+
+
+def _deb(name: str, version: str, part: str) -> Deb:
+    digest = sha256(name, version)
+    file = f"{name}_{version.replace(':', '%3a')}.deb"
+    return Deb(name=name, version=version, part=part, size=100_000, sha256=digest, file=file)
+
+
+def _wheels(pin: WheelsPin) -> list[Wheel]:
+    versions: dict[str, str] = {}
+    for requirement in pin.require:
+        name = project_name(requirement)
+        versions |= NEEDED.get(name, {}) if pin.deps else {}
+        versions[name] = requirement.rpartition("==")[2]
+    gone = {project_name(name) for name in pin.exclude}
+    return [
+        Wheel(name=name, version=version, size=1_000_000, sha256=sha256(name, version),
+              file=f"{name.replace('-', '_')}-{version}-py3-none-any.whl")
+        for name, version in sorted(versions.items())
+        if name not in gone
+    ]  # fmt: skip
