@@ -166,6 +166,8 @@ def resolve(
                 continue
             others = dependencies.get(key, ())
             moved = any(resolver.resolved.get(o) != _platforms(entries, o) for o in others)
+            # The same text at another path makes other files.
+            moved |= key[0] == SERIES and any(other not in fitting for other in others)
             for platform in wanted[key][1]:
                 items = fitting[key].platforms.get(platform) if key in fitting else None
                 if items is not None and not moved and not update.includes(key, items):

@@ -367,6 +367,24 @@ def test_a_patch_is_resolved_against_the_forks_commit(tmp_path: Path, site: Path
     assert {line.split()[2] for line in changed(done.lock, updated)} == {"patch", "target"}
 
 
+def test_a_patch_that_goes_elsewhere_is_applied_anew(tmp_path: Path, site: Path) -> None:
+    remote = Remote.make(site, "fork.git")
+    commit = remote.commit({"a/b.py": "broken\n", "a/c.py": "broken\n"})
+    reached = resolve_context(site, tmp_path / "home")
+    read = patched(tmp_path / "p", commit, remote.address, commit)
+    held = resolver.resolve(read, base_only(read), reached, Update()).lock
+    moved = forks(
+        tmp_path / "p",
+        maker.git_pin(commit, remote.address),
+        patches={"fix": {**FIX, "needed_by": [commit], "replaces": "a/c.py"}},
+    )
+    done = resolver.resolve(moved, held, reached, Update())
+    assert (done.failures, lockfile.check(moved, done.lock)) == ({}, [])
+    _, target = done.lock.items(SERIES, "fork0 one: fix", ANY)
+    assert isinstance(target, Target)
+    assert target.path == "a/c.py"
+
+
 def test_a_patch_waits_for_its_fork(tmp_path: Path, site: Path) -> None:
     read = patched(tmp_path / "p", "a" * 40, f"{SITE}/gone.git", "a" * 7)
     done = resolver.resolve(
