@@ -71,14 +71,17 @@ def export(
     from sparkimage.resolve import fetch
 
     matrix = base.read_matrix()
-    layers = {name for name, layer in matrix.layers.items() if layer.patches}
+    # What a source is built from is no file of the image.
+    layers = {
+        name for name, layer in matrix.layers.items() if layer.patches and layer.source is None
+    }
     patched = [one for one in matrix.variants if layers & set(one.layers)]
     chosen = select(matrix, names=[variant]) if variant else tuple(patched)
     if len(chosen) != 1 or chosen[0] not in patched:
         raise UsageError(
-            f"{variant} applies no patches"
+            f"{variant} applies no patches to installed files"
             if variant
-            else f"{len(patched)} variants apply patches",
+            else f"{len(patched)} variants apply patches to installed files",
             hint="pass one with --variant: " + ", ".join(one.name for one in patched),
         )
     plans = base.plans_of(matrix, chosen)

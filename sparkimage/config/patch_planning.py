@@ -87,8 +87,12 @@ class PatchPlanner:
         patch = self.matrix.patches[one.names[number - 1]]
         commit = self._known_commit(one.pin)
         verdict = patch_specs.judge(patch, commit=commit, applied=True)
-        if verdict.state is not State.APPLIED or one.pin is None:
+        if verdict.state is not State.APPLIED:
             return verdict
+        if one.pin is None:
+            return Verdict(State.APPLIED, "checked in the image")
+        if commit is None:
+            verdict = Verdict(State.APPLIED, f"to {one.pin} {one.value}")
         if (reason := self.lock.unresolved(SERIES, one.key)) is not None:
             return Verdict(State.UNRESOLVED, reason)
         for item in self.lock.find(SERIES, one.key, self.variant.platform) or ():
