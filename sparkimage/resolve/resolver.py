@@ -183,14 +183,20 @@ def resolve(
                 resolver.resolved.setdefault(key, {})[platform] = result
                 context.say(f"{' '.join(key)} {platform}: {_summary(result)}")
     new: dict[Key, Entry] = {}
-    for key, (request, platforms) in wanted.items():
+    for key, (request, platforms) in sorted(wanted.items(), key=lambda item: item[0][0] == SERIES):
+        others = dependencies.get(key, ())
         if key not in resolver.resolved and key not in failures:
             reason = f"{_title(key)}: {NOT_ASKED}"
             new[key] = fitting.get(key, Entry(requested=request, unresolved=reason))
         elif key not in failures:
             items_of = {platform: resolver.resolved[key][platform] for platform in platforms}
             new[key] = Entry(requested=request, platforms=items_of)
-        elif key in fitting and set(platforms) <= set(fitting[key].platforms):
+        elif (
+            key in fitting
+            and set(platforms) <= set(fitting[key].platforms)
+            # What patches made of other files, or other patches of them, says nothing any more.
+            and (key[0] != SERIES or all(new.get(o) == entries.get(o) for o in others))
+        ):
             new[key] = fitting[key]  # it could not be updated: it stays
         else:
             new[key] = Entry(requested=request, unresolved=failures[key].message)

@@ -383,6 +383,27 @@ def test_a_patch_that_goes_elsewhere_is_applied_anew(tmp_path: Path, site: Path)
     _, target = done.lock.items(SERIES, "fork0 one: fix", ANY)
     assert isinstance(target, Target)
     assert target.path == "a/c.py"
+    # Where it does not fit, what the lock had of it does not stay.
+    wrong = forks(
+        tmp_path / "p",
+        maker.git_pin(commit, remote.address),
+        patches={"fix": {**FIX, "needed_by": [commit], "replaces": "c.py"}},
+    )
+    done = resolver.resolve(wrong, held, reached, Update())
+    assert "a file of that name is a/c.py" in str(done.lock.unresolved(SERIES, "fork0 one: fix"))
+
+
+def test_a_series_stays_where_its_pin_does(tmp_path: Path, site: Path) -> None:
+    remote = Remote.make(site, "fork.git")
+    commit = remote.commit({"a/b.py": "broken\n"})
+    read = patched(tmp_path / "p", commit, remote.address, commit)
+    held = resolver.resolve(
+        read, base_only(read), resolve_context(site, tmp_path / "home"), Update()
+    ).lock
+    away = resolve_context(tmp_path / "none", tmp_path / "home2")
+    done = resolver.resolve(read, held, away, resolver.parse_update(read, held, ["fork0"]))
+    assert set(done.failures) == {("fork0", "one"), (SERIES, "fork0 one: fix")}
+    assert done.lock == held
 
 
 def test_a_patch_waits_for_its_fork(tmp_path: Path, site: Path) -> None:
