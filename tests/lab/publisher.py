@@ -46,7 +46,7 @@ class Publisher(Project):
     def make(cls, folder: Path, *, channels: bool = False) -> Publisher:
         data = maker.document(
             {"os": {"trixie": maker.OS}},
-            {"os": {"base": "os"}},
+            {"os": {"base": "os", "expect": {"project": "vllm"}}},
             [maker.include(name(a), "os", platform=f"linux/{a}", os="trixie") for a in ARCHES],
         )
         if channels:
