@@ -13,6 +13,8 @@ from tests.lab import servers, standins, wheelhouse
 from tests.lab.apt_maker import Archive, Key
 from tests.lab.conftest import PROJECT, REPOSITORY, Lab
 
+CLOSED = "--network=none "
+"""What `add_layer` writes itself."""
 USER, PASSWORD = "team", "only-for-this-test"
 SERVER = """
 import base64, functools, http.server
@@ -38,7 +40,7 @@ print(found.version, found.locate_file(""))
 """
 OLD = """\
 FROM layer AS old
-RUN python3 -m venv --without-pip /opt/conda
+RUN python3 -B -m venv --without-pip /opt/conda
 COPY site /opt/conda/lib/python3.13/site-packages
 """
 BUILT = """\
@@ -49,7 +51,7 @@ RUN --mount=type=tmpfs,target=/run \\
     --mount=type=bind,from=sdist,target=/run/sdist \\
     . /run/tools/step.sh; \\
     /opt/build/bin/python -m pip install --no-deps --no-index --no-build-isolation --no-compile \\
-        --target /usr/local/lib/python3.13/dist-packages /run/sdist/*.tar.gz; \\
+        --no-cache-dir --target /usr/local/lib/python3.13/dist-packages /run/sdist/*.tar.gz; \\
     tidy
 """
 SDIST = {
@@ -115,7 +117,7 @@ def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
         with servers.http_folder(archive.folder) as web:
             mine = Lab(project, lab.context.store.root, lab.engine)
             wheels = (PROJECT / "images/vllm/Dockerfile").read_text()
-            debs = (PROJECT / "images/python/Dockerfile").read_text()
+            debs = (PROJECT / "images/python/Dockerfile").read_text().replace(CLOSED, "")
             mine.add_layer("old", OLD)
             mine.add_layer("built", BUILT)
             for path, text in OLD_FILES.items():
@@ -155,7 +157,7 @@ def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
                     "old": {},
                     "venv": {"wheels": {"pin": "vllm", "into": "/opt/venv"}},
                     "conda": {"wheels": {"pin": "tool", "into": "/opt/conda"}},
-                    "tools": {"debs": "tools"},
+                    "suite": {"debs": "tools"},
                     "building": {"wheels": {"pin": "building", "into": "/opt/build"}},
                     "built": {"inputs": {"sdist": "sdist"}},
                 },
