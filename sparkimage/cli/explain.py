@@ -1,4 +1,4 @@
-"""The command that finds known failures in logs."""
+"""The command that finds known failures in logs, and where unknown ones began."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ def explain(
     logs: Annotated[
         list[str] | None, typer.Argument(metavar="FILE|-", help="Logs of one or more nodes.")
     ] = None,
-    check: Annotated[bool, flag("--check", "Exit with 21 if a known failure is found.")] = False,
+    check: Annotated[bool, flag("--check", "Exit with 21 if a failure is found.")] = False,
     reference: Annotated[bool, flag("--reference", "Print all known failures.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Find known failures in logs of vLLM, NCCL or Docker, with cause and fix.
+    """Find failures in logs of vLLM, NCCL or Docker: what began it, its cause and its fix.
+
+    A failure that is not known is shown with its line and those around it.
 
     Example: `docker logs NAME 2>&1 | python build.py explain -`
     """
@@ -51,19 +53,24 @@ def explain(
         )
     readings = [_read(name) for name in logs]
     across = knowledge.across(readings)
-    count = sum(len(reading.matches()) for reading in readings) + len(across)
+    story = knowledge.together(readings)
+    count = len(story)
     if as_json:
         base.print_json(
             {
                 "found": count,
                 "logs": [_to_dict(reading) for reading in readings],
                 "across": [match.to_dict() for match in across],
+                "story": [match.to_dict() for match in story] if len(readings) > 1 else [],
             }
         )
     else:
         _print(base.console(), readings, across)
+        if len(readings) > 1:
+            _print_story(base.console(), story)
     if check and count:
-        raise KnownFailureError(f"{base.plural(count, 'known failure')} in {', '.join(logs)}")
+        what = _how_many(story)
+        raise KnownFailureError(f"{what} in {', '.join(logs)}")
 
 
 def _read(name: str) -> Reading:
@@ -88,23 +95,24 @@ def _to_dict(reading: Reading) -> dict[str, object]:
         "lines": reading.lines,
         "facts": reading.facts.to_dict(),
         "matches": [match.to_dict() for match in reading.matches()],
+        "began": began.to_dict() if (began := reading.began()) else None,
+        "remarks": [match.to_dict() for match in reading.remarks()],
     }
 
 
 def _print(to: Console, readings: Sequence[Reading], across: Sequence[Match]) -> None:
     for reading in readings:
         matches = reading.matches()
-        failures = base.plural(len(matches), "known failure") if matches else "no known failure"
         to.print(
-            f"{reading.source}: {failures} in {base.plural(reading.lines, 'line')}",
+            f"{reading.source}: {_how_many(matches)} in {base.plural(reading.lines, 'line')}",
             style="bold" if matches else "", markup=False,
         )  # fmt: skip
         for match in matches:
             _print_match(to, match)
-        facts = _facts(reading.facts)
-        if facts:
+        rows = [*_began(reading, matches), *_remarks(reading), *_facts(reading.facts)]
+        if rows:
             to.print()
-        for name, value in facts:
+        for name, value in rows:
             base.print_field(to, name, value, width=WIDTH, style="dim")
         to.print()
     if across:
@@ -114,17 +122,65 @@ def _print(to: Console, readings: Sequence[Reading], across: Sequence[Match]) ->
         to.print()
 
 
+def _how_many(matches: Sequence[Match]) -> str:
+    known = sum(match.known for match in matches)
+    if known:
+        return base.plural(known, "known failure")
+    return "it failed, and not in a known way" if matches else "no known failure"
+
+
+def _began(reading: Reading, matches: Sequence[Match]) -> list[tuple[str, str]]:
+    """The first fault, where no failure that was found is that line."""
+    began = reading.began()
+    if began is None or any(
+        match.line_number == began.line_number or not match.known for match in matches
+    ):
+        return []
+    return [("began", f"line {began.line_number}: {began.line.strip()[:MAX_LINE]}")]
+
+
+def _remarks(reading: Reading) -> list[tuple[str, str]]:
+    """What did not keep the server from getting ready."""
+    return [
+        ("remark", f"line {match.line_number}, before it was ready: {match.title}")
+        for match in reading.remarks()
+    ]
+
+
+def _print_story(to: Console, story: Sequence[Match]) -> None:
+    """The failures of all logs in one order: what began it first."""
+    if not story:
+        return
+    to.print("in this order:", style="bold")
+    for match in story:
+        what = match.title if match.known else match.line.strip()[:MAX_LINE]
+        where = ", ".join(
+            part
+            for part in (
+                match.source,
+                f"line {match.line_number}" if match.line_number else "",
+                match.time,
+            )
+            if part
+        )
+        to.print(f"  {match.entry.rank}: {what} ({where or 'all logs'})", markup=False)
+    to.print()
+
+
 def _print_match(to: Console, match: Match) -> None:
     where = f" (line {match.line_number}" if match.line_number else ""
     if where:
         where += f", {match.count} times)" if match.count > 1 else ")"
-    to.print(f"\n{base.FAILED} [bold]{base.plain(match.entry.title)}[/]{where}")
+    to.print(f"\n{base.FAILED} [bold]{base.plain(match.title)}[/]{where}")
     for name, value, style in (
-        ("line", match.line.strip()[:MAX_LINE], "dim"),
+        *(
+            ("line" if line == match.line else "near", line.strip()[:MAX_LINE], "dim")
+            for line in match.near or (match.line,)
+        ),
         ("seen", match.note, ""),
-        ("cause", match.entry.cause, ""),
-        ("fix", match.entry.fix, ""),
-        ("source", match.entry.sources[0], "dim"),
+        ("cause", match.cause, ""),
+        ("fix", match.fix, ""),
+        ("source", match.sources[0] if match.known else "", "dim"),
     ):
         if value:
             base.print_field(to, name, value, width=WIDTH, style=style)

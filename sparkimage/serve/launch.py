@@ -239,12 +239,12 @@ class Launch:
             if member.name == container.name and member.state == "created"
         ]
         stderr = started.stderr.strip()
-        matches = knowledge.read(stderr.splitlines())
+        matches = [match for match in knowledge.read(stderr.splitlines()) if match.known]
         known = [line for match in matches for line in match.as_lines()]
         raise LaunchError(
             f"{session.name} (rank {container.rank}): docker run failed",
             detail="\n".join([stderr, *known]),
-            hint=matches[0].entry.fix if matches else f"look there: {session.remote.ssh}",
+            hint=matches[0].fix if matches else f"look there: {session.remote.ssh}",
         )
 
     @contextmanager

@@ -365,8 +365,7 @@ class Waiting:
         """The known failures in the logs as lines, each failure once, those of ``first`` first."""
         order = sorted(self._logs, key=lambda rank: (rank != first, rank))
         readings = [self._logs[rank].reading for rank in order]
-        matches = [match for reading in readings for match in reading.matches()]
         by_id: dict[str, Match] = {}
-        for match in (*matches, *knowledge.across(readings)):
+        for match in knowledge.together(readings):
             by_id.setdefault(match.entry.id, match)
         return [line for match in by_id.values() for line in match.as_lines()]

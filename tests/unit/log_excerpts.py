@@ -737,10 +737,7 @@ LOOKS_LIKE: dict[str, tuple[str, ...]] = {
     "model-not-there": (
         "Repo id must be in the form 'repo_name' or 'namespace/repo_name': 'one two'.",
     ),
-    "broken-safetensors": (
-        "SafetensorError: Error while deserializing header: header too large",
-        "Loading safetensors checkpoint shards: 100% Completed | 3/3",
-    ),
+    "broken-safetensors": ("Loading safetensors checkpoint shards: 100% Completed | 3/3",),
     "gated-model": ("the repo was accessed", "gated activation units"),
     "memory-not-free": ("GPU memory utilization 0.9 is desired on startup",),
     "cuda-out-of-memory": ("CUDA memory: 3.18 GiB out of 24", "out of memory budget: none"),

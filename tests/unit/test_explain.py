@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.serve.explain import failures
+from sparkimage.serve.explain import failures, knowledge
 from tests.lab.command import call
 from tests.unit.log_excerpts import HEALTHY, TRUE
 
@@ -33,13 +33,13 @@ def test_a_failure_is_named_with_its_line_its_cause_and_its_fix(
     assert done.returncode == 0
     text = " ".join(done.stdout.split())
     assert f"{log}: 1 known failure in 4 lines" in text
-    assert "✗ The workers do not answer any more (shm_broadcast) (line 3, 2 times)" in text
+    (match,) = knowledge.read(log.read_text().splitlines())
+    assert f"✗ {match.title} (line 3, 2 times)" in text
     assert "No available shared memory broadcast block found in 60 seconds" in text
     assert "seen NCCL that was loaded: 2.28.9+cuda13.0 (2.28.9 is known to wedge" in text
-    entry = failures.known().by_id["shm-broadcast"]
-    assert f"cause {entry.cause}" in text
-    assert f"fix {entry.fix}" in text
-    assert entry.sources[0] in text
+    assert f"cause {match.cause}" in text
+    assert f"fix {match.fix}" in text
+    assert match.sources[0] in text
     assert "phases ready" in text
     # It reads well in a terminal of 80 columns; links alone may be longer.
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if "https://" not in line)
@@ -62,6 +62,16 @@ def test_check_is_for_scripts() -> None:
     assert done.returncode == 21
     assert "error: 1 known failure in -" in done.stderr
     assert "vLLM sees no GPU" in done.stdout
+
+
+def test_what_is_not_known_is_shown_with_its_neighbours() -> None:
+    log = 'one\nTraceback (most recent call last):\n  File "a.py", line 1, in b\n    c()\n'
+    log += "strange.pkg.OddThing: 42\nafter\n"
+    done = run("-", "--check", given=log.encode())
+    assert done.returncode == 21
+    assert "it failed, and not in a known way" in done.stdout
+    assert "✗ Not in the list of known failures; this is where it began (line 5)" in done.stdout
+    assert "  near     c()\n  line     strange.pkg.OddThing: 42\n  near     after" in done.stdout
 
 
 def test_json_says_the_same(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 FILE = "failures.yaml"
 MIXED_NCCL = "mixed-nccl"
 COLD_CACHE = "cold-cache"
+WORKER_DIED = "worker-died"
+FIRST_FAULT = "first-fault"
+"""The entry of a fault that no other one knows."""
+WORD = re.compile(r"\w{3,}", re.ASCII)
+"""What a sign is looked up by: see ``Sign.word``."""
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -41,6 +46,12 @@ class Match:
     """The log's name, where it has one."""
     note: str = ""
     """What else the log says of it."""
+    process: str = ""
+    """The first one that says it."""
+    time: str = ""
+    """Of the first line, without the year (``11-29 17:20:45``); empty: no line so far has one."""
+    near: tuple[str, ...] = ()
+    """The lines before and after, where the failure is none that is known."""
     last_number: int = 0
     """The last line that shows it."""
     while_up: bool = False
@@ -48,23 +59,64 @@ class Match:
     nccl: tuple[str, ...] = ()
     """The versions of NCCL that were loaded at the first one."""
 
+    @property
+    def known(self) -> bool:
+        """Whether it is one of the known failures, not merely where an unknown one began."""
+        return self.entry.id != FIRST_FAULT
+
+    @property
+    def title(self) -> str:
+        """What failed."""
+        return (self._value and self._value.title) or self.entry.title
+
+    @property
+    def cause(self) -> str:
+        """Why, by what the line names."""
+        return (self._value and self._value.cause) or self.entry.cause
+
+    @property
+    def fix(self) -> str:
+        """What to do, by what the line names."""
+        return (self._value and self._value.fix) or self.entry.fix
+
+    @property
+    def sources(self) -> list[str]:
+        """The pages that show it, first those of this very value."""
+        return [*(self._value.sources if self._value else ()), *self.entry.sources]
+
+    @property
+    def _value(self) -> Value | None:
+        return next((value for value in self.entry.values if value.fits(self.captured)), None)
+
     def as_lines(self) -> list[str]:
         """For an error's detail."""
         source = f" ({self.source})" if self.source else ""
         note = [f"    {self.note}"] if self.note else []
-        cause, fix = f"    {self.entry.cause}", f"    → {self.entry.fix}"
-        return [f"known: {self.entry.title}{source}", *note, cause, fix]
+        if not self.known:
+            near = [f"    {line}" for line in self.near]
+            return [f"it began here{source}, with a failure that is not known:", *near, *note]
+        cause, fix = f"    {self.cause}", f"    → {self.fix}"
+        return [f"known: {self.title}{source}", *note, cause, fix]
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
-            **self.entry.model_dump(include={"id", "title", "cause", "fix", "sources"}),
+            "id": self.entry.id,
+            "title": self.title,
+            "cause": self.cause,
+            "fix": self.fix,
+            "sources": self.sources,
+            "rank": self.entry.rank,
+            "known": self.known,
             "source": self.source or None,
             "line_number": self.line_number or None,
             "line": self.line,
             "captured": self.captured,
             "count": self.count,
             "note": self.note or None,
+            "process": self.process or None,
+            "time": self.time or None,
+            "near": list(self.near),
         }
 
 
@@ -100,6 +152,12 @@ class Sign(Strict):
     pattern: re.Pattern[str] | None = None
     unless: re.Pattern[str] | None = None
 
+    @property
+    def word(self) -> str:
+        """The longest word of the literal; a line without it is not looked at further."""
+        words: list[str] = WORD.findall(self.literal)
+        return max(words, key=len)
+
     def match(self, line: str) -> dict[str, str] | None:
         """The pattern's named groups; None when the line does not show it."""
         if self.literal not in line or (self.unless and self.unless.search(line)):
@@ -112,6 +170,30 @@ class Sign(Strict):
         return {name: value for name, value in match.groupdict().items() if value is not None}
 
 
+class Value(Strict):
+    """Title, cause and fix of a failure for some of the values that its lines name."""
+
+    of: dict[str, re.Pattern[str]] = Field(min_length=1)
+    """Group → what all of its text must match; a group that the line lacks is empty."""
+    title: str = ""
+    cause: str = ""
+    fix: str = ""
+    sources: list[Text] = Field(default=[])
+
+    def fits(self, captured: Mapping[str, str]) -> bool:
+        """Whether the line names such values."""
+        return all(
+            pattern.fullmatch(captured.get(name, "")) is not None
+            for name, pattern in self.of.items()
+        )
+
+
+RANKS = ("root", "general", "transport", "echo", "wrapper")
+"""What a failure is to the others: where it began; the same, told by its kind alone (left out where
+a root is there); the network that carries it; what another rank or process noticed of it; and what
+only says that something failed."""
+
+
 class Entry(Strict):
     """A known failure: its signs, its cause, how to fix it, and the pages that show it."""
 
@@ -122,8 +204,12 @@ class Entry(Strict):
     when: Literal["rdma-enabled", "tcp-used", "after-start"] | None = None
     cause: Text
     fix: Text
-    generic: bool = False
+    rank: Literal["root", "general", "transport", "echo", "wrapper"] = "root"
+    values: list[Value] = Field(default=[])
+    info: bool = False
+    persists: bool = False
     tells_nccl: bool = False
+    near: list[Text] = Field(default=[])
     sources: list[Text] = Field(min_length=1)
 
     def holds(self, match: Match, facts: Facts) -> bool:
@@ -154,6 +240,8 @@ class Combination(Strict):
 class Failures(Strict):
     """failures.yaml"""
 
+    handled: list[re.Pattern[str]]
+    wrappers: list[re.Pattern[str]]
     combinations: list[Combination]
     areas: dict[str, list[Entry]]
 
@@ -163,12 +251,29 @@ class Failures(Strict):
         return {entry.id: entry for entries in self.areas.values() for entry in entries}
 
     @cached_property
-    def signs(self) -> tuple[tuple[str, Entry, Sign], ...]:
-        """Every sign with its literal and its entry. The first one of an entry on a line counts;
-        a line may show several entries."""
+    def signs(self) -> dict[str, list[tuple[Entry, Sign]]]:
+        """The signs by their words. The first one of an entry on a line counts; a line may show
+        several entries."""
+        signs: dict[str, list[tuple[Entry, Sign]]] = {}
+        for entry in self.by_id.values():
+            for sign in entry.signs:
+                signs.setdefault(sign.word, []).append((entry, sign))
+        return signs
+
+    @cached_property
+    def info_signs(self) -> tuple[tuple[Entry, Sign], ...]:
+        """Those of lines that say INFO."""
         return tuple(
-            (sign.literal, entry, sign) for entry in self.by_id.values() for sign in entry.signs
+            (entry, sign) for entry in self.by_id.values() if entry.info for sign in entry.signs
         )
+
+    def is_handled(self, text: str) -> bool:
+        """Whether the line tells of what was handled, or is harmless."""
+        return any(pattern.search(text) for pattern in self.handled)
+
+    def is_wrapper(self, text: str) -> bool:
+        """Whether the line only says that something else failed."""
+        return any(pattern.search(text) for pattern in self.wrappers)
 
     def known_of(
         self,
@@ -187,13 +292,13 @@ class Failures(Strict):
             and (gpus is None or any(fnmatchcase(gpu, one.gpu) for gpu in gpus))
         ]
 
-    def judge_nccl(self, versions: Iterable[str], shown: str) -> str:
+    def judge_nccl(self, versions: Iterable[str], shown: str, nodes: int | None = None) -> str:
         """What is known of these versions of NCCL that shows as the failure ``shown``."""
         releases = dict.fromkeys(version.split("+")[0] for version in versions)
         known = [
             f"{release} is {one.known}: {one.fix} {one.sources[0]}"
             for release in releases
-            for one in self.known_of(nccl=release)
+            for one in self.known_of(nccl=release, nodes=nodes)
             if shown in one.shows
         ]
         return f" ({'; '.join(known)})" if known else ""

@@ -1,17 +1,23 @@
-"""Reads logs and names the known failures in them; ``failures`` has the table."""
+"""Reads logs and names the known failures in them; ``failures`` has the table.
+
+What is not known is told, too: where it began (``firstfault``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from sparkimage.serve.explain import failures
-from sparkimage.serve.explain.failures import Entry, Match
+from sparkimage.serve.explain import failures, story
+from sparkimage.serve.explain.failures import WORD, Entry, Match, Sign
+from sparkimage.serve.explain.firstfault import Fault, FirstFaults
 from sparkimage.serve.explain.logfacts import Facts
-from sparkimage.serve.explain.loglines import clean, node_of
+from sparkimage.serve.explain.loglines import QUIET, Line, clean, parse
 
-QUOTES = "Received request "
-"""vLLM's log of a request quotes a user's text: what it says did not happen here."""
+QUOTES = ("Received request ", "Generated response ", "Request prompt:")
+"""vLLM's logs of requests quote users and models: what they say did not happen here.
+https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/logger.py"""
+SHOWN_FAULTS = 3
 
 
 @dataclass(kw_only=True)
@@ -23,48 +29,133 @@ class Reading:
     lines: int = 0
     known: failures.Failures = field(default_factory=failures.known)
     _found: dict[str, Match] = field(default_factory=dict)
+    _remarks: dict[str, Match] = field(default_factory=dict)
+    _faults: FirstFaults = field(default_factory=FirstFaults)
+    _time: str = ""
+    _dead: bool = False
+    """The server ended after it was ready."""
 
     def take(self, line: str | bytes) -> None:
         """Read the next line."""
         self.lines += 1
         text = clean(line)
-        if not text or QUOTES in text:
+        if not text or any(quote in text for quote in QUOTES):
             return
-        self.facts.take(self.lines, text, node_of(text))
-        hit: set[str] = set()
-        for literal, entry, sign in self.known.signs:
-            # Few lines hold any: a hundred thousand lines are to take a second.
-            if literal in text and entry.id not in hit:
-                captured = sign.match(text)
-                if captured is not None:
-                    hit.add(entry.id)
-                    self._note(entry, text, captured)
+        parsed = parse(text)
+        self._time = parsed.time or self._time
+        phase = self.facts.take(self.lines, text, parsed.node)
+        if phase:
+            self._is_up(phase)
+        if parsed.level in QUIET:
+            for entry, sign in self.known.info_signs:
+                if sign.literal in text:
+                    self._try(parsed, entry, sign)
+            return
+        if self._faults.in_traceback(parsed):
+            return
+        fault = self._faults.take(self.lines, parsed, while_up=self.facts.up)
+        hit = self._look_up(parsed)
+        if fault:
+            self._judge(fault, hit)
 
-    def _note(self, entry: Entry, text: str, captured: dict[str, str]) -> None:
+    def _look_up(self, line: Line) -> list[Entry]:
+        """Note the known failures of a line, each once."""
+        hit: list[Entry] = []
+        signs = self.known.signs
+        for word in signs.keys() & WORD.findall(line.text):
+            for entry, sign in signs[word]:
+                # Few lines hold any: a hundred thousand lines are to take a second.
+                if sign.literal in line.text and entry not in hit and self._try(line, entry, sign):
+                    hit.append(entry)
+        return hit
+
+    def _try(self, line: Line, entry: Entry, sign: Sign) -> bool:
+        captured = sign.match(line.text)
+        if captured is None or self.known.is_handled(line.text):
+            return False
+        self._note(entry, line, captured)
+        return True
+
+    def _judge(self, fault: Fault, hit: Sequence[Entry]) -> None:
+        text = fault.line.text
+        if self.known.is_handled(text):
+            return
+        if self.known.is_wrapper(text):
+            self._dead = self._dead or self.facts.up
+        elif not any(entry.rank == "echo" for entry in hit):
+            self._faults.keep(fault)
+
+    def _note(self, entry: Entry, line: Line, captured: dict[str, str]) -> None:
         match = self._found.get(entry.id)
         if match is None:
             match = self._found[entry.id] = Match(
-                entry=entry, line_number=self.lines, line=text, captured={}, count=0,
-                source=self.source, nccl=tuple(self.facts.nccl),
+                entry=entry, line_number=self.lines, line=line.text, captured={}, count=0,
+                source=self.source, nccl=tuple(self.facts.nccl), process=line.process,
+                time=self._time,
             )  # fmt: skip
         match.count += 1
         match.last_number = self.lines
         match.while_up = match.while_up or self.facts.up
         match.captured = {**captured, **match.captured}
 
+    def _is_up(self, phase: str) -> None:
+        """What this start said before it was ready did not stop it."""
+        if phase != "ready" and self.facts.starts:
+            return
+        since = self.facts.start_line
+        self._faults.forget(since)
+        for id_, match in list(self._found.items()):
+            if match.line_number > since and not match.entry.persists:
+                self._remarks[id_] = self._found.pop(id_)
+
+    def remarks(self) -> list[Match]:
+        """What looked like a failure, and did not keep the server from getting ready."""
+        return sorted(
+            (match for id_, match in self._remarks.items() if id_ not in self._found),
+            key=lambda match: match.line_number,
+        )
+
     def matches(self) -> list[Match]:
-        """The failures in the order in which they first show, without mere consequences of
-        others."""
+        """The failures, what they began with first; without mere consequences of others.
+
+        Where nothing that was found is a cause, what is not known is told with its line.
+        """
         found = [
             self._with_nccl(self._found[id]) if entry.tells_nccl else self._found[id]
             for id, entry in self.known.by_id.items()
             if id in self._found and entry.holds(self._found[id], self.facts)
         ]
-        if len(self.facts.releases) > 1:
-            found.append(_mixed(self.facts.releases, *self.facts.nccl_line, self.source))
+        builds = story.different(self.facts.releases, self.facts.builds)
+        if failures.MIXED_NCCL not in self._found and builds:
+            found.append(story.mixed(builds, *self.facts.nccl_line, self.source))
         found += self._cold()[:1]
-        specific = [match for match in found if not match.entry.generic]
-        return sorted(specific or found, key=lambda match: match.line_number)
+        ranks = {match.entry.rank for match in found}
+        if not ranks & {*story.CAUSES}:
+            found += self._unknown()
+        left_out = {"wrapper", "general"} if "root" in ranks else {"wrapper"}
+        specific = [match for match in found if match.entry.rank not in left_out]
+        return story.follow(story.by_rank(specific or found))
+
+    def began(self) -> Match | None:
+        """The first fault, known or not."""
+        return next(iter(self._unknown()), None)
+
+    def _unknown(self) -> list[Match]:
+        faults: dict[str, list[Fault]] = {}
+        for fault in self._faults.first(dead=self._dead):
+            faults.setdefault(fault.line.body.strip(), []).append(fault)
+        return [self._as_match(same) for same in list(faults.values())[:SHOWN_FAULTS]]
+
+    def _as_match(self, same: Sequence[Fault]) -> Match:
+        first = same[0]
+        processes = ", ".join(dict.fromkeys(f.line.process for f in same if f.line.process))
+        return Match(
+            entry=self.known.by_id[failures.FIRST_FAULT], line_number=first.number,
+            line=first.line.text, captured={}, count=len(same), source=self.source,
+            process=first.line.process, time=first.line.time,
+            near=(*first.before, first.line.text, *first.after),
+            note=f"in {processes}" if processes else "",
+        )  # fmt: skip
 
     def _with_nccl(self, match: Match) -> Match:
         # A preload is refused before any library prints its version.
@@ -73,8 +164,13 @@ class Reading:
         note = "this log does not show which NCCL was loaded; NCCL_DEBUG=INFO makes it do so"
         if loaded:
             note = f"NCCL that was loaded: {versions}"
-            note += self.known.judge_nccl(loaded, match.entry.id)
-        return replace(match, captured={**match.captured, "nccl": versions}, note=note)
+            note += self.known.judge_nccl(loaded, match.entry.id, self.facts.nodes)
+        captured = {**match.captured, "nccl": versions}
+        died = self._found.get(failures.WORKER_DIED)
+        if match.entry.rank == "echo" and died and died.captured.get("worker"):
+            captured["worker"] = died.captured["worker"]
+            note = f"{captured['worker']} ended (line {died.line_number}); {note}"
+        return replace(match, captured=captured, note=note)
 
     def _cold(self) -> list[Match]:
         return [
@@ -88,7 +184,7 @@ class Reading:
 
 
 def read(lines: Iterable[str | bytes], *, source: str = "") -> list[Match]:
-    """The known failures in a log, which may be endless: its lines are not kept.
+    """The failures in a log, which may be endless: its lines are not kept.
 
     Colours, docker's timestamps and JSON, and names before the lines are skipped. Raises nothing.
     """
@@ -101,20 +197,21 @@ def read(lines: Iterable[str | bytes], *, source: str = "") -> list[Match]:
 def across(readings: Sequence[Reading]) -> list[Match]:
     """What shows only in the logs of several nodes together."""
     releases: dict[str, list[str]] = {}
+    builds: dict[str, list[str]] = {}
     for reading in readings:
-        for release, nodes in reading.facts.releases.items():
-            releases.setdefault(release, []).extend(node or reading.source for node in nodes)
-    if len(releases) < 2 or any(len(reading.facts.releases) > 1 for reading in readings):
-        return []
-    return [_mixed(releases, 0, "", "")]
+        for found, all_ in ((reading.facts.releases, releases), (reading.facts.builds, builds)):
+            for version, nodes in found.items():
+                all_.setdefault(version, []).extend(node or reading.source for node in nodes)
+    different = story.different(releases, builds)
+    alone = (story.different(one.facts.releases, one.facts.builds) for one in readings)
+    return [story.mixed(different, 0, "", "")] if different and not any(alone) else []
 
 
-def _mixed(releases: Mapping[str, Sequence[str]], number: int, line: str, source: str) -> Match:
-    note = "; ".join(
-        f"{release} ({', '.join(dict.fromkeys(n for n in nodes if n)) or 'no name on the line'})"
-        for release, nodes in sorted(releases.items())
-    )
-    return Match(
-        entry=failures.known().by_id[failures.MIXED_NCCL], line_number=number, line=line,
-        captured={"nccl": ", ".join(sorted(releases))}, source=source, note=note,
-    )  # fmt: skip
+def together(readings: Sequence[Reading]) -> list[Match]:
+    """All failures of several logs as one story: what it began with first, echoes after."""
+    common = across(readings)
+    told = {match.entry.id for match in common}
+    matches = [
+        match for reading in readings for match in reading.matches() if match.entry.id not in told
+    ]
+    return story.follow(story.by_rank([*common, *matches]))

@@ -12,6 +12,9 @@ BANNER = re.compile(r"\bNCCL version (?P<version>\d+\.\d+\.\d+(?:\+cuda[\d.]*\d)
 https://github.com/NVIDIA/nccl/blob/master/src/init.cc"""
 _PYNCCL = re.compile(r"vLLM is using nccl==(?P<version>\d+\.\d+\.\d+)")
 _PREFIX = re.compile(r"(?P<host>[\w.-]+):\d+:\d+ \[\d+\] NCCL ")
+_NODES = re.compile(r"\bnRanks \d+ nNodes (?P<nodes>\d+)")
+_GIT = re.compile(r"NCCL git version (?P<git>.+)")
+_HEADLESS = re.compile(r"Launching vLLM \(v(?P<version>[^)]+)\) headless")
 _API_SERVER = re.compile(r"vLLM API server version (?P<version>\S+)")
 _ENGINE = re.compile(r"LLM engine \(v(?P<version>[^)]+)\)")
 _CACHE = re.compile(r"Using cache directory: (?P<folder>\S+) for vLLM's torch\.compile")
@@ -68,6 +71,12 @@ class Facts:
     nccl_line: tuple[int, str] = (0, "")
     vllm: str = ""
     starts: int = 0
+    start_line: int = 0
+    """Where the last start begins."""
+    nodes: int | None = None
+    """Of the largest communicator of NCCL; None: the log does not say."""
+    builds: dict[str, list[str]] = field(default_factory=dict)
+    """What NCCL says of the commit that it was built from → the nodes that printed it."""
     via: dict[str, int] = field(default_factory=dict)
     """NCCL's channels by transport: NET/IB, NET/Socket, P2P, SHM."""
     ib_off: bool = False
@@ -82,8 +91,8 @@ class Facts:
     """Cache folder of torch.compile → the lines at which kernels were compiled into it."""
     _cache: dict[str, tuple[str, int]] = field(default_factory=dict)
 
-    def take(self, number: int, line: str, node: str) -> None:
-        """Read one cleaned line."""
+    def take(self, number: int, line: str, node: str) -> str:
+        """Read one cleaned line; the phase that it ends and from which on the server is up."""
         for literal, pattern, read in _READERS:
             if literal in line and (match := pattern.search(line)):
                 read(self, match, number, node)
@@ -91,6 +100,8 @@ class Facts:
             if any(text in line for text in phase.ends):
                 self.phases.setdefault(phase.name, number)
                 self.progress, self.up = number, phase.name in UP
+                return phase.name if self.up else ""
+        return ""
 
     @property
     def releases(self) -> dict[str, list[str]]:
@@ -111,17 +122,34 @@ class Facts:
             "phases": [phase.name for phase in PHASES if phase.name in self.phases],
         }
 
-    def _start(self, match: re.Match[str], _number: int, node: str) -> None:
+    def _start(self, match: re.Match[str], number: int, node: str) -> None:
         self.vllm = match["version"]
         if "API server" in match[0]:
             self.starts += 1
-            self.up = False
-            # An earlier start may have loaded another library.
-            self.nccl = {
-                version: kept
-                for version, nodes in self.nccl.items()
-                if (kept := [name for name in nodes if node and name != node])
-            }
+            self._begin(number, node)
+
+    def _begin(self, number: int, node: str) -> None:
+        self.up, self.start_line = False, number
+        # An earlier start may have loaded another library.
+        self.nccl = {
+            version: kept
+            for version, nodes in self.nccl.items()
+            if (kept := [name for name in nodes if node and name != node])
+        }
+
+    def _headless(self, match: re.Match[str], number: int, node: str) -> None:
+        self.vllm = match["version"]
+        self._begin(number, node)
+
+    def _node_count(self, match: re.Match[str], _number: int, _node: str) -> None:
+        self.nodes = max(self.nodes or 0, int(match["nodes"]))
+
+    def _build(self, match: re.Match[str], _number: int, node: str) -> None:
+        prefix = _PREFIX.search(match.string)
+        name = node or (prefix["host"] if prefix else "")
+        nodes = self.builds.setdefault(match["git"].strip(), [])
+        if name not in nodes:
+            nodes.append(name)
 
     def _banner(self, match: re.Match[str], number: int, node: str) -> None:
         prefix = _PREFIX.search(match.string)
@@ -159,6 +187,9 @@ _READERS: tuple[
 ] = (
     ("vLLM API server version", _API_SERVER, Facts._start),
     ("LLM engine (v", _ENGINE, Facts._start),
+    ("headless multiproc executor", _HEADLESS, Facts._headless),
+    ("nNodes ", _NODES, Facts._node_count),
+    ("NCCL git version", _GIT, Facts._build),
     ("NCCL version", BANNER, Facts._banner),
     ("vLLM is using nccl==", _PYNCCL, Facts._banner),
     (" via ", _VIA, Facts._channel),

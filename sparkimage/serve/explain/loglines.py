@@ -1,28 +1,114 @@
-"""The lines of a log whatever tool wrote it: without colours, and the name before a line."""
+"""The lines of a log whatever tool wrote it: what stands before a message, and the message."""
 
 from __future__ import annotations
 
 import codecs
+import gzip
+import html
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import IO, BinaryIO, NamedTuple, cast
 
 LONGEST = 16_384
 """Characters of a line that are read. vLLM prints its whole configuration in one line."""
 REFILL = 1 << 16
 
 _COLOUR = re.compile(r"(?:\x1b|\\u001b|\^\[)\[[0-9;?]*[ -/]*[@-~]")
-_TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?\d\d)[ \t]")
-_NAME = re.compile(r"^(?P<name>[A-Za-z0-9][\w.-]{0,62})[ \t]*\|[ \t]?")
+_ENTITY = re.compile(r"&(?:lt|gt|quot|amp|apos|#\d{1,6}|#x[0-9a-fA-F]{1,6});")
+_ESCAPED = re.compile(r"""\\(["'])""")
+_PREFIX = re.compile(
+    r"""
+    (?P<name>[A-Za-z0-9][\w.-]{0,62})[ \t]*\|[ \t]?
+    | \[?(?:\d{4}-)?(?P<date>\d\d-\d\d)[T ](?P<clock>\d\d:\d\d:\d\d)
+        [\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?[ \t]
+    | \((?P<process>[A-Za-z][\w .-]*pid=\d+)[^)]*\)[ \t]?
+    | (?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)[ ]
+        (?P<date_>\d\d-\d\d)[ ](?P<clock_>\d\d:\d\d:\d\d)(?:[ ]\[?[^\]\s]+:\d+\])?[ ]?
+    | (?P<plain>DEBUG|INFO|WARNING|ERROR|CRITICAL):[ \t]+
+    | \[(?P<rank>rank\d+)\]:[ \t]?
+    | \[(?P<glog>[DIWEF])(?P<month>\d\d)(?P<day>\d\d)[ ](?P<clock__>\d\d:\d\d:\d\d)[^\]]*\][ ]?
+    | (?P<host>[\w.<>-]+):(?P<pid>\d+):\d+[ ]\[-?\d+\][ ](?P<file>\S+:\d+[ ])?
+        NCCL[ ](?P<nccl>[A-Z]+)[ ]?
+    | (?P<mon>Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[ ]+(?P<dom>\d\d?)[ ]
+        (?P<clock___>\d\d:\d\d:\d\d)[ ](?P<machine>\S+)[ ][\w./-]+(?:\[\d+\])?:[ ]
+    | time="[^"]*"[ ]level=(?P<logfmt>\w+)[ ]msg="?
+    | \[[ ]*\d+\.\d{3,6}\][ ]
+    """,
+    re.VERBOSE,
+)
+"""What stands before a message; a line may have several, in any order."""
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+_LEVELS = {"D": "DEBUG", "I": "INFO", "W": "WARNING", "WARN": "WARNING", "E": "ERROR"}
+QUIET = frozenset({"INFO", "DEBUG", "TRACE"})
+"""Levels at which no failure is told."""
+MAX_PREFIXES = 6
+
+
+class Line(NamedTuple):
+    """One line, taken apart."""
+
+    text: str
+    """All of it, cleaned."""
+    body: str
+    """The message alone."""
+    node: str = ""
+    process: str = ""
+    """What tells a process from others: ``Worker_TP1 pid=2220``, or NCCL's host and pid."""
+    level: str = ""
+    """DEBUG, INFO, WARNING, ERROR, CRITICAL; empty: the line has none."""
+    time: str = ""
+    """``11-29 17:20:45``: without the year, which most tools leave out."""
+    nccl: bool = False
+
+
+def parse(text: str) -> Line:
+    """Take a cleaned line apart."""
+    node = process = level = time = ""
+    nccl, at = False, 0
+    for _ in range(MAX_PREFIXES):
+        match = _PREFIX.match(text, at)
+        if match is None:
+            break
+        at = match.end()
+        kind = match.lastgroup
+        if kind == "process":
+            process = match["process"]
+        elif kind == "clock_":
+            level, time = match["level"], f"{match['date_']} {match['clock_']}"
+        elif kind == "nccl":
+            level, nccl = match["nccl"], True
+            process = process or f"{match['host']}:{match['pid']}"
+        elif kind == "name":
+            node = node or match["name"]
+        elif kind == "clock":
+            time = f"{match['date']} {match['clock']}"
+        elif kind == "plain":
+            level = match["plain"]
+        elif kind == "rank":
+            process = process or match["rank"]
+        elif kind == "clock__":
+            level = match["glog"]
+            time = f"{match['month']}-{match['day']} {match['clock__']}"
+        elif kind == "machine":
+            month = _MONTHS.index(match["mon"]) + 1
+            node = node or match["machine"]
+            time = f"{month:02}-{int(match['dom']):02} {match['clock___']}"
+        elif kind == "logfmt":
+            level = match["logfmt"].upper()
+    return Line(text, text[at:], node, process, _LEVELS.get(level, level), time, nccl)
 
 
 def clean(line: str | bytes) -> str:
     """A line's own text, without colours and NUL; invalid UTF-8 is replaced.
 
-    A line of docker's json-file driver is decoded (``{"log":"…\\n","stream":…}``).
+    A line of docker's json-file driver is decoded (``{"log":"…\\n","stream":…}``), so are HTML's
+    entities, and the quotation marks that logfmt (dockerd's journal) escapes.
     """
     text = line.decode("utf-8", "replace") if isinstance(line, bytes | bytearray) else line
+    if "\x00" in text:
+        text = text.replace("\x00", "")
     text = text[: 2 * LONGEST]
     if text.startswith('{"log":'):
         try:
@@ -30,49 +116,76 @@ def clean(line: str | bytes) -> str:
         except ValueError:
             packed = None
         if isinstance(packed, dict) and isinstance(packed.get("log"), str):
-            text = packed["log"]
+            text = packed["log"].replace("\x00", "")
     text = plain(text[:LONGEST])
-    return text.replace("\x00", "").strip("\r\n").replace("\r", " ")
+    if "&" in text:
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    if "\\" in text and 'msg="' in text:
+        text = _ESCAPED.sub(r"\1", text)
+    return text.strip("\r\n").replace("\r", " ")
 
 
 def plain(text: str) -> str:
     """The text without colours."""
-    return _COLOUR.sub("", text)
-
-
-def node_of(line: str) -> str:
-    """The name that compose or ``logs`` put before a line (``spark-1  | …``); empty: none."""
-    rest = _TIME.sub("", line, count=1)
-    found = _NAME.match(rest)
-    return found["name"] if found else ""
+    return _COLOUR.sub("", text) if "[" in text else text
 
 
 def lines_of(stream: BinaryIO) -> Iterator[str]:
     """The lines of a stream; of an endless line the beginning.
 
-    UTF-16 with a byte order mark is decoded, too: a redirection in PowerShell writes it.
+    UTF-16 with a byte order mark is decoded, too: a redirection in PowerShell writes it; and gzip,
+    which logrotate leaves, as far as it is whole.
     """
+    return _split(_texts(_blocks(stream)))
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
     head = stream.read(REFILL)
+    source: IO[bytes] = stream
+    if head.startswith(b"\x1f\x8b"):
+        source = cast("IO[bytes]", gzip.GzipFile(fileobj=cast("BinaryIO", _Joined(head, stream))))
+        head = b""
+    try:
+        while head or (head := source.read(REFILL)):
+            yield head
+            head = b""
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        # The rest of an archive that was cut off cannot be read.
+        return
+
+
+class _Joined:
+    """A stream whose beginning was read already."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        self._head, self._rest = head, rest
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not self._head:
+            return self._rest.read(size)
+        count = len(self._head) if size < 0 else size
+        taken, self._head = self._head[:count], self._head[count:]
+        return taken
+
+
+def _texts(blocks: Iterator[bytes]) -> Iterator[str]:
+    head = next(blocks, b"")
     kind = "utf-8"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         kind = "utf-16"
     elif head.startswith(codecs.BOM_UTF8):
         kind = "utf-8-sig"
     decoder = codecs.getincrementaldecoder(kind)(errors="replace")
-    return _split(_texts(head, stream, decoder))
-
-
-def _texts(head: bytes, stream: BinaryIO, decoder: codecs.IncrementalDecoder) -> Iterator[str]:
-    while head:
-        yield decoder.decode(head)
-        head = stream.read(REFILL)
+    yield decoder.decode(head)
+    for block in blocks:
+        yield decoder.decode(block)
     yield decoder.decode(b"", final=True)
 
 
 def _split(texts: Iterable[str]) -> Iterator[str]:
     held = ""
     for text in texts:
-        *whole, rest = text.split("\n")
+        *whole, rest = text.replace("\x00", "").split("\n")
         for line in whole:
             yield held + line
             held = ""

@@ -1,0 +1,156 @@
+"""Where a failure began, whether it is known or not: the first fault of each process."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass, field
+
+from sparkimage.serve.explain.loglines import QUIET, Line
+
+BEFORE, AFTER = 2, 3
+"""Lines that are kept around a fault."""
+MAX_PROCESSES = 256
+SHOWN = 400
+"""Characters of a neighbouring line that are kept."""
+
+REQUESTS = ("APIServer",)
+"""Processes in which the failure of one request is none of the server."""
+
+HINTS = (
+    "rror", "xception", "WARN", "fatal", "Fatal", "FATAL", "FAILED", "panic", "CRITICAL", "Xid",
+    "NVRM", "not found", "Segmentation", "terminate called", "SIG", "core dumped", "Killed",
+    "core proc(s)", "no matching manifest", "cannot find", "refused",
+)  # fmt: skip
+"""A line without one of these is none; looked for first."""
+_CLASS = r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*"
+EXCEPTION = re.compile(
+    rf"{_CLASS}(?:Error|Exception|Failure|Timeout|Interrupt|Exit|OutOfResources|"
+    r"ErrorGroup|NotFound|Unavailable)(?:\([\w.]+\))?(?::\s|:?$)"
+)
+"""The line that ends a traceback, by itself."""
+_ENDS_TRACEBACK = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:\([\w.]+\))?(?::\s|:?$)")
+_OTHERS = re.compile(
+    r"""
+      (?:docker:\ )?Error\ response\ from\ daemon: | ^docker:\ (?!Error\ response)
+    | ^Handler\ for\ \w+\ \S+\ returned\ error
+    | ^nvidia-container-cli:
+    | ^(?:OCI\ runtime|runc|containerd|dockerd|failed\ to\ ).*(?:failed|error)
+    | ^ptxas\b.*\b(?:error|fatal)\b | ^nvcc\ (?:fatal|error) | ^nvrtc: | ^nvlink\ (?:fatal|error)
+    | ^\S+[:(]\d+[:)]?.*?\b(?:fatal\ )?error\b\s*: | ^FAILED: | ^ninja:\ (?:error|fatal)
+    | \bld:\ .*(?:cannot\ find|undefined\ reference|error) | ^cc1plus: | ^LLVM\ ERROR
+    | \bNVRM:\ (?:Xid|.*(?:fail|rror|NV_ERR)) | \bXid\ \(PCI
+    | (?:Out\ of\ memory|Memory\ cgroup\ out\ of\ memory):\ Killed\ process
+    | ^[\w./-]+(?:\ [\w-]+){0,3}:\ error:\s
+    | Failed\ core\ proc\(s\):\ .*-\d
+    | Segmentation\ fault | Fatal\ Python\ error | ^terminate\ called
+    | \bSIG(?:SEGV|BUS|ABRT|ILL|FPE)\b
+    | \(core\ dumped\) | ^Killed$
+    | error\ while\ loading\ shared\ libraries | ^exec\ \S+:
+    | ^(?:/bin/)?(?:ba)?sh:\ .*(?:not\ found|error)
+    | ^panic:\ | ^fatal\ error:\ | ^thread\ '.*'\ panicked | ^(?:ERROR|Error|FATAL|fatal|FATA)\b\W
+    """,
+    re.VERBOSE,
+)
+
+
+@dataclass(kw_only=True)
+class Fault:
+    """A line at which something failed."""
+
+    number: int
+    line: Line
+    before: tuple[str, ...]
+    after: list[str] = field(default_factory=list)
+    weak: bool = False
+    """It may be no more than a word of it: a line of level ERROR that is no exception."""
+    while_up: bool = False
+
+
+@dataclass(kw_only=True)
+class FirstFaults:
+    """The first fault of each process; ``take`` gets every line, quoted texts left out."""
+
+    _strong: dict[str, Fault] = field(default_factory=dict)
+    _weak: dict[str, Fault] = field(default_factory=dict)
+    _open: list[Fault] = field(default_factory=list)
+    """Faults that want lines after them."""
+    _last: deque[str] = field(default_factory=lambda: deque(maxlen=BEFORE))
+    _tracebacks: set[str] = field(default_factory=set)
+    """The processes whose last line was of a traceback."""
+
+    def in_traceback(self, line: Line) -> bool:
+        """Whether a line is of a traceback: source code, which says nothing of what happened."""
+        if line.body.startswith(('  File "', "Traceback (most")):
+            if len(self._tracebacks) < MAX_PROCESSES:
+                self._tracebacks.add(_key(line))
+        elif not line.body.startswith("  ") or not (
+            _key(line) in self._tracebacks or line.body.lstrip().startswith("raise ")
+        ):
+            return False
+        self._last.append(line.text[:SHOWN])
+        return True
+
+    def take(self, number: int, line: Line, *, while_up: bool) -> Fault | None:
+        """Read one line that is of no traceback; the fault, if the line is one.
+
+        A caller says with ``drop`` that it is a wrapper or harmless.
+        """
+        ended = _key(line) in self._tracebacks
+        self._tracebacks.discard(_key(line))
+        fault = None
+        if ended or any(hint in line.text for hint in HINTS):
+            fault = self._judge(number, line, ended, while_up)
+        for other in self._open:
+            other.after.append(line.text[:SHOWN])
+        if self._open:
+            self._open = [other for other in self._open if len(other.after) < AFTER]
+        self._last.append(line.text[:SHOWN])
+        return fault
+
+    def keep(self, fault: Fault) -> None:
+        """It is where its process failed, unless an earlier one is."""
+        faults = self._weak if fault.weak else self._strong
+        key = _key(fault.line)
+        if key in faults and not (fault.while_up and not faults[key].while_up):
+            return
+        if len(faults) < MAX_PROCESSES:
+            faults[key] = fault
+            self._open.append(fault)
+
+    def forget(self, since: int) -> None:
+        """The server is ready: what was said since that line did not stop it."""
+        for faults in (self._strong, self._weak):
+            for key in [key for key, fault in faults.items() if fault.number > since]:
+                del faults[key]
+
+    def first(self, *, dead: bool) -> list[Fault]:
+        """The first one of each process, by line; weak ones where there is no other.
+
+        ``dead``: the server ended after it was ready, so that what failed then counts.
+        """
+        for faults in (self._strong, self._weak):
+            counted = [
+                fault
+                for fault in faults.values()
+                if dead or not fault.while_up or not fault.line.process.startswith(REQUESTS)
+            ]
+            if counted:
+                return sorted(counted, key=lambda fault: fault.number)
+        return []
+
+    def _judge(self, number: int, line: Line, ended: bool, while_up: bool) -> Fault | None:
+        if line.level in QUIET or (line.level == "WARNING" and not line.nccl):
+            return None
+        body = line.body
+        strong = line.nccl or bool(EXCEPTION.match(body)) or bool(_OTHERS.search(body))
+        strong = strong or (ended and bool(_ENDS_TRACEBACK.match(body)))
+        if not strong and line.level not in ("ERROR", "CRITICAL", "FATAL"):
+            return None
+        return Fault(
+            number=number, line=line, before=tuple(self._last), weak=not strong, while_up=while_up
+        )
+
+
+def _key(line: Line) -> str:
+    return f"{line.node} {line.process}"

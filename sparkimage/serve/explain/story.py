@@ -1,0 +1,72 @@
+"""Which failure came first, and which ones only follow from it: in one log, or over many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from sparkimage.serve.explain import failures
+from sparkimage.serve.explain.failures import RANKS, Match
+
+CAUSES = ("root", "general", "transport")
+
+
+def by_rank(matches: Iterable[Match]) -> list[Match]:
+    """What began it first; then by time where all have one, else by line."""
+    matches = list(matches)
+    timed = all(match.time for match in matches)
+    return sorted(
+        matches,
+        key=lambda match: (
+            RANKS.index(match.entry.rank), match.time if timed else "", match.line_number,
+        ),
+    )  # fmt: skip
+
+
+def follow(matches: Sequence[Match]) -> list[Match]:
+    """The same, with the cause that an echo or a failure of the network follows from."""
+    causes = [match for match in matches if match.entry.rank in CAUSES]
+    return [replace(match, note=_note(match, causes)) for match in matches]
+
+
+def _note(match: Match, causes: Sequence[Match]) -> str:
+    if match.entry.rank in CAUSES or "follows from" in match.note:
+        return match.note
+    earlier = [cause for cause in causes if _is_before(cause, match)]
+    if not earlier:
+        return match.note
+    cause = earlier[0]
+    where = f"line {cause.line_number}" if cause.line_number else "all logs together"
+    if cause.source != match.source:
+        where = f"{cause.source}, {where}"
+    if cause.time:
+        where += f", {cause.time}"
+    what = cause.title if cause.known else cause.line.strip()[:200]
+    note = f"follows from: {what} ({where})"
+    return f"{match.note}; {note}" if match.note else note
+
+
+def _is_before(cause: Match, match: Match) -> bool:
+    if cause.source == match.source:
+        return cause.line_number < match.line_number
+    return not (cause.time and match.time) or cause.time <= match.time
+
+
+def different(
+    releases: Mapping[str, Sequence[str]], builds: Mapping[str, Sequence[str]]
+) -> Mapping[str, Sequence[str]]:
+    """What ranks loaded where it is not the same: releases of NCCL, else builds of one release;
+    empty: it is the same."""
+    return releases if len(releases) > 1 else builds if len(builds) > 1 else {}
+
+
+def mixed(releases: Mapping[str, Sequence[str]], number: int, line: str, source: str) -> Match:
+    """Ranks that loaded different releases or builds of NCCL."""
+    note = "; ".join(
+        f"{release} ({', '.join(dict.fromkeys(n for n in nodes if n)) or 'no name on the line'})"
+        for release, nodes in sorted(releases.items())
+    )
+    return Match(
+        entry=failures.known().by_id[failures.MIXED_NCCL], line_number=number, line=line,
+        captured={"nccl": ", ".join(sorted(releases))}, source=source, note=note,
+    )  # fmt: skip

@@ -1,0 +1,145 @@
+"""Whole logs and excerpts of real failures: each is named by what began it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sparkimage.serve.explain import knowledge, loglines
+
+LOGS = Path(__file__).parent / "logs"
+
+EXPECTED: dict[str, tuple[str, str]] = {
+    "a01-reasoning-parser": ("unknown-parser", "line lists"),
+    "d01-803": ("compat-libcuda", "compat"),
+    "d03-nvml-mismatch": ("driver-mismatch", "Reboot"),
+    "d06-exec-missing": ("no-program", "vllm serve"),
+    "d08-port-docker": ("port-in-use", "ss -ltnp"),
+    "d10-manifest": ("no-manifest", "variant of that platform"),
+    "h02-localentry": ("model-not-cached", "--model DIR"),
+    "h06-no-config": ("no-config", "Fetch the model again"),
+    "i01-libcudart": ("wrong-cuda-library", "cu130"),
+    "i04-tokenizersbackend": ("transformers-too-old", "transformers >= 5"),
+    "i07-instanttensor": ("missing-package", "--load-format"),
+    "i08-mistral-tokenizer": ("no-tokenizer", "tokenizer_mode"),
+    "j01-ptxas-e2m1x2": ("fp4-arch", "12.1a"),
+    "j03-no-supported-arch": ("backend-of-other-gpu", "Unset it"),
+    "j05-cutlass-caller": ("cutlass-failed", "VLLM_DISABLED_KERNELS"),
+    "j07-sink": ("backend-refuses", "TRITON_ATTN"),
+    "m02-profiling-grew": ("profiling-grew", "drop_caches"),
+    "m04-cuda-error-oom": ("cuda-out-of-memory", "drop_caches"),
+    "m06-core-sig9": ("process-ended", "segmentation fault"),
+    "n01-modifyqp-61": ("rdma-connect", "Never one index"),
+    "n03-modifyqp-unreachable": ("rdma-connect", "one network"),
+    "n05-completion-new-format": ("rdma-broke", "IPv4 address"),
+    "n07-completion-old": ("rdma-broke", "NCCL_IB_GID_INDEX"),
+    "n09-locprot-iommu": ("rdma-broke", "iommu=pt"),
+    "r03-gloo-hostname-number": ("host-not-found", "GLOO_SOCKET_IFNAME"),
+    "r07-too-few-ray": ("ray-too-small", "ray status"),
+    "x02-xid": ("gpu-fault", "Xid 31"),
+    "x03-ptx-toolchain": ("ptx-toolchain", "Update the driver"),
+    "x04-mamba-seqs": ("mamba-blocks", "max_num_seqs"),
+    "x05-dockerd-logfmt": ("name-in-use", "--replace"),
+    "vllm-0.25-bad-kv": ("unknown-value", "--help=all"),
+    "vllm-0.25-lfs-pointer": ("broken-safetensors", "git lfs pull"),
+    "vllm-0.25-no-flashinfer": ("missing-package", "require"),
+    "vllm-0.25-no-gpu": ("no-gpu-visible", "CUDA_VISIBLE_DEVICES"),
+    "vllm-0.25-offline-repo": ("model-not-cached", "HF_HUB_OFFLINE"),
+    "vllm-0.25-port-in-use": ("port-in-use", "stop"),
+    "vllm-0.25-too-long": ("context-too-long", "max_model_len"),
+    "vllm-0.25-tp2-preload-missing": ("preload-ignored", "seal"),
+    "vllm-0.25-tp3": ("more-ranks-than-gpus", "--nnodes"),
+    "vllm-0.25-two-mixed-r0": ("mixed-nccl", "distribute"),
+    "vllm-0.25-wedge-stop": ("shm-broadcast", "VllmWorker-1 ended (line 381)"),
+}
+"""Log → the failure that it is to be named first, and words of its title, cause, fix or note."""
+HEALTHY = (
+    "fa02-dlvsym-nccl230-healthy", "fa04-responses-logged-healthy", "vllm-0.25-two-good-r0",
+    "vllm-0.25-two-good-r1", "vllm-0.25-two-mixed-r1",
+)  # fmt: skip
+"""Nothing failed in them; the last one hangs without a word, which its peer's log shows."""
+
+
+def reading(name: str) -> knowledge.Reading:
+    (path,) = LOGS.glob(f"{name}.log*")
+    read = knowledge.Reading(source=path.name)
+    with path.open("rb") as stream:
+        for line in loglines.lines_of(stream):
+            read.take(line)
+    return read
+
+
+def test_every_log_has_its_answer() -> None:
+    names = {path.name.removesuffix(".gz").removesuffix(".log") for path in LOGS.iterdir()}
+    assert names == {*EXPECTED, *HEALTHY}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_log_is_named_by_what_began_it(name: str) -> None:
+    id_, words = EXPECTED[name]
+    first, *others = reading(name).matches()
+    assert first.entry.id == id_
+    said = f"{first.title} {first.cause} {first.fix} {first.note}"
+    assert words in said
+    assert all(match.entry.rank == "echo" for match in others)
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_log_raises_nothing(name: str) -> None:
+    assert reading(name).matches() == []
+
+
+def test_an_echo_names_what_it_follows_from() -> None:
+    first, echo = reading("n05-completion-new-format").matches()
+    assert first.captured["local"] == "fe80::2"
+    assert echo.entry.id == "shm-broadcast"
+    assert f"follows from: {first.title} (line 3" in echo.note
+
+
+def test_ranks_of_two_builds_are_told_over_two_logs() -> None:
+    story = knowledge.together(
+        [reading("vllm-0.25-two-mixed-r0"), reading("vllm-0.25-two-mixed-r1")]
+    )
+    assert [match.entry.id for match in story] == ["mixed-nccl"]
+    assert re.search(r"2\.28\.9 .*; 2\.30\.4 ", story[0].note)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name.startswith("vllm-0.25-")])
+def test_where_it_began_is_told_without_the_table(name: str) -> None:
+    read = reading(name)
+    began = read.began()
+    if name.endswith(("preload-missing", "wedge-stop")):
+        assert began is None or began.line_number
+        return
+    first = read.matches()[0]
+    assert began is not None
+    assert abs(began.line_number - first.line_number) <= 1, began.line
+
+
+def test_two_builds_of_one_release_are_a_finding() -> None:
+    logs = []
+    for node, commit in (("node1", "747384637"), ("node2", "fd168324a")):
+        read = knowledge.Reading(source=f"{node}.log")
+        read.take(f"{node}:101:101 [0] NCCL INFO NCCL version 2.30.4+cuda13.2")
+        read.take(f"{node}:101:101 [0] NCCL INFO NCCL git version HEAD {commit}")
+        assert read.matches() == []
+        logs.append(read)
+    (mixed,) = knowledge.together(logs)
+    assert mixed.note == "HEAD 747384637 (node1); HEAD fd168324a (node2)"
+
+
+def test_a_worker_that_was_killed_and_a_head_that_hangs_are_one_story() -> None:
+    ready = "(APIServer pid=1) INFO:     Application startup complete."
+    head, worker = knowledge.Reading(source="head"), knowledge.Reading(source="worker")
+    head.take(ready)
+    head.take(
+        "(EngineCore pid=6) INFO 11-29 21:01:10 [shm_broadcast.py:705] No available shared memory "
+        "broadcast block found in 60 seconds."
+    )
+    worker.take("Nov 29 21:00:05 node2 kernel: Out of memory: Killed process 82 (python3)")
+    root, echo = knowledge.together([head, worker])
+    assert (root.entry.id, root.source) == ("killed-by-kernel", "worker")
+    assert echo.entry.id == "shm-broadcast"
+    assert "follows from: " + root.title + " (worker, line 1, 11-29 21:00:05)" in echo.note
