@@ -11,7 +11,7 @@ import base64
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STEP = re.compile(r"^\[[^\]]*?(?P<stage>\S+) \d+/\d+\] ")
 """The last word in the brackets is the stage, or the target if that is FROM scratch."""
+FROM = re.compile(r"^FROM\s.*\sAS\s+(\S+)", re.MULTILINE | re.IGNORECASE)
 EXPORT = "export"
 
 
@@ -58,6 +59,8 @@ class Build:
     clock: Callable[[], float] = time.monotonic
     foreign: str | None = None
     """The layer that its source's own Dockerfile builds, in stages that are no layer's name."""
+    stages: Mapping[str, str] = field(default_factory=dict)
+    """The layer of each stage of our Dockerfiles."""
     hide: Callable[[str], str] = str
     """What replaces the values of secrets in the steps' output."""
 
@@ -74,7 +77,10 @@ class Build:
             self._log(log)
         for vertex in event.get("vertexes") or ():
             row = self._row(vertex)
-            if row is not None and self._vertex(row, vertex) and row not in changed:
+            if row is None:
+                # The step of a stage that is no layer's.
+                self._fail(vertex)
+            elif self._vertex(row, vertex) and row not in changed:
                 changed.append(row)
         for status in event.get("statuses") or ():
             self._status(status)
@@ -84,6 +90,7 @@ class Build:
         name = vertex.get("name", "")
         step = STEP.match(name)
         stage = step["stage"].rpartition("--")[2] if step is not None else None
+        stage = self.stages.get(stage or "", stage)
         if stage in self.rows:
             self.owner[vertex["digest"]] = stage
         elif stage is not None and self.foreign is not None:
@@ -97,8 +104,7 @@ class Build:
         before = row.state
         if vertex.get("error"):
             row.state, row.ended = "failed", self.clock()
-            if "context canceled" not in vertex["error"]:
-                self.errors.append(self._explain(vertex))
+            self._fail(vertex)
         elif row.state == "failed":
             pass
         elif vertex.get("cached"):
@@ -115,6 +121,11 @@ class Build:
                 for layer in self.rows.values():
                     layer.state = "cached" if layer.state == "waiting" else layer.state
         return row.state != before
+
+    def _fail(self, vertex: dict[str, Any]) -> None:
+        """Keep the error of a step that has one."""
+        if vertex.get("error") and "context canceled" not in vertex["error"]:
+            self.errors.append(self._explain(vertex))
 
     def _explain(self, vertex: dict[str, Any]) -> str:
         lines = self.logs.get(vertex["digest"], [])[-20:]

@@ -100,6 +100,16 @@ def drop_cache(context: BuildContext) -> None:
         context.runner.run(argv, env=context.builder.environment)
 
 
+def _stages(plan: Plan, context: BuildContext) -> dict[str, str]:
+    """The layer of each named stage of the plan's own Dockerfiles."""
+    own = (layer for layer in plan.layers if layer.source is None)
+    return {
+        stage.lower(): layer.name
+        for layer in own
+        for stage in buildkit.FROM.findall((context.project / layer.dockerfile).read_text())
+    }
+
+
 def run(
     plan: Plan, folder: str, output: str, context: BuildContext, title: str = "", target: str = ""
 ) -> None:
@@ -123,7 +133,9 @@ def run(
     }
     source = next((layer.name for layer in plan.layers if layer.source is not None), None)
     layers = [layer.name for layer in plan.layers]
-    state = buildkit.Build(layers, foreign=source, hide=context.secrets.hide(plan))
+    state = buildkit.Build(
+        layers, foreign=source, stages=_stages(plan, context), hide=context.secrets.hide(plan)
+    )
     view = context.view if title else View(context.view.console, quiet=True)
     with buildkit.show(view, state, title) as feed:
         done = context.runner.run(argv, on_stderr=feed, check=False, env=environment)

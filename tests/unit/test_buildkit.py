@@ -187,6 +187,20 @@ def test_a_foreign_dockerfiles_stages_are_the_source_layers() -> None:
     assert states["cuda-base"] == "waiting"
 
 
+def test_stages_of_our_dockerfiles_are_their_layers() -> None:
+    build = Build(["low", "high"], stages={"build": "high"})
+    build.event(vertex("a", "[v build 3/9] RUN compile", started="2026"))
+    assert rows(build)["high"] == "running"
+
+
+def test_an_error_of_an_unknown_stage_is_kept_with_its_output() -> None:
+    build = Build(["low"], hide=lambda text: text.replace("secret", "***"))
+    build.event(logged("a", "it is secret\n"))
+    build.event(vertex("a", "[v other 1/1] RUN x", error="exit code: 1"))
+    build.event(vertex("b", "[v other 1/1] RUN y", error="context canceled"))
+    assert build.errors == ["[v other 1/1] RUN x\nit is ***\nexit code: 1"]
+
+
 def view(terminal: bool, *, quiet: bool = False) -> tuple[str, Build]:
     said = io.StringIO()
     console = Console(file=said, force_terminal=terminal, width=80, height=30)
