@@ -22,8 +22,9 @@ from sparkimage.core.units import clock, human
 if TYPE_CHECKING:
     from rich.table import Table
 
-STEP = re.compile(r"^\[[^\]]*?(?P<stage>\S+) \d+/\d+\] ")
-"""The last word in the brackets is the stage, or the target if that is FROM scratch."""
+STEP = re.compile(r"^\[(?P<words>[^\]]*\S) \d+/\d+\] ")
+"""The first word in the brackets is the target, the last one the stage, or the target again if that
+is FROM scratch."""
 FROM = re.compile(r"^FROM\s.*\sAS\s+(\S+)", re.MULTILINE | re.IGNORECASE)
 EXPORT = "export"
 
@@ -60,7 +61,7 @@ class Build:
     foreign: str | None = None
     """The layer that its source's own Dockerfile builds, in stages that are no layer's name."""
     stages: Mapping[str, str] = field(default_factory=dict)
-    """The layer of each stage of our Dockerfiles."""
+    """The layer of each stage of our Dockerfiles, and of targets that are not called as layers."""
     hide: Callable[[str], str] = str
     """What replaces the values of secrets in the steps' output."""
 
@@ -89,16 +90,20 @@ class Build:
     def _row(self, vertex: dict[str, Any]) -> Row | None:
         name = vertex.get("name", "")
         step = STEP.match(name)
-        stage = step["stage"].rpartition("--")[2] if step is not None else None
-        stage = self.stages.get(stage or "", stage)
-        if stage in self.rows:
-            self.owner[vertex["digest"]] = stage
-        elif stage is not None and self.foreign is not None:
-            self.owner[vertex["digest"]] = self.foreign
+        # The stage tells best: BuildKit may name another target that has the same step.
+        words = step["words"].split() if step is not None else []
+        target, stage = (self._layer(words[n]) if words else None for n in (0, -1))
+        if step is not None and (owner := stage or self.foreign or target) is not None:
+            self.owner[vertex["digest"]] = owner
         elif "exporting to" in name:
             self.owner[vertex["digest"]] = EXPORT
         owner = self.owner.get(vertex["digest"])
         return self.rows[owner] if owner is not None else None
+
+    def _layer(self, name: str) -> str | None:
+        """The layer of a stage or of a target; None where it is no layer's own."""
+        name = self.stages.get(name, name.rpartition("--")[2])
+        return name if name in self.rows else None
 
     def _vertex(self, row: Row, vertex: dict[str, Any]) -> bool:
         before = row.state

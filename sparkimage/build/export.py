@@ -12,6 +12,7 @@ from typing import Any
 from sparkimage.build import bake, buildkit
 from sparkimage.build.context import BuildContext
 from sparkimage.build.engine import content
+from sparkimage.config import folders
 from sparkimage.config.address import image_name, without_login
 from sparkimage.config.plan import Plan
 from sparkimage.core import locks
@@ -101,13 +102,14 @@ def drop_cache(context: BuildContext) -> None:
 
 
 def _stages(plan: Plan, context: BuildContext) -> dict[str, str]:
-    """The layer of each named stage of the plan's own Dockerfiles."""
-    own = (layer for layer in plan.layers if layer.source is None)
-    return {
-        stage.lower(): layer.name
-        for layer in own
-        for stage in buildkit.FROM.findall((context.project / layer.dockerfile).read_text())
-    }
+    """The layer of each stage of the plan's own Dockerfiles, and of the variant's target."""
+    layers: dict[str, list[str]] = {bake.target_name(plan): [plan.layers[-1].name]}
+    for layer in plan.layers:
+        if layer.source is None:
+            text = folders.dockerfile(context.project, layer).read_text()
+            for stage in buildkit.FROM.findall(text):
+                layers.setdefault(stage.lower(), []).append(layer.name)
+    return {stage: names[0] for stage, names in layers.items() if len(names) == 1}
 
 
 def run(

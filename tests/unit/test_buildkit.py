@@ -191,6 +191,9 @@ def test_stages_of_our_dockerfiles_are_their_layers() -> None:
     build = Build(["low", "high"], stages={"build": "high"})
     build.event(vertex("a", "[v build 3/9] RUN compile", started="2026"))
     assert rows(build)["high"] == "running"
+    # A stage that several layers have is told by its target.
+    build.event(vertex("b", "[v--low wheels 1/1] RUN install", started="2026"))
+    assert rows(build)["low"] == "running"
 
 
 def test_an_error_of_an_unknown_stage_is_kept_with_its_output() -> None:

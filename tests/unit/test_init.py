@@ -44,22 +44,21 @@ def test_a_new_project_is_one_variant_of_vllm(tmp_path: Path) -> None:
     ]
 
 
-def test_its_layers_are_ours(tmp_path: Path) -> None:
+def test_its_layer_is_ours(tmp_path: Path) -> None:
     assert run(tmp_path).returncode == 0
-    for name in ("debian", "python", "vllm", "serve"):
-        path = Path("images", name, "Dockerfile")
-        assert (tmp_path / path).read_text() == (PROJECT / path).read_text()
+    path = Path("images", "serve", "Dockerfile")
+    assert (tmp_path / path).read_text() == (PROJECT / path).read_text()
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "images" / "vllm").mkdir(parents=True)
-    for name in ("README.md", "images/vllm/Dockerfile", "other"):
+    (tmp_path / "images" / "serve").mkdir(parents=True)
+    for name in ("README.md", "images/serve/Dockerfile", "other"):
         (tmp_path / name).write_text("mine")
     before = content(tmp_path)
     done = run(tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "error: . already has README.md, images/vllm/Dockerfile", HINT
+        "error: . already has README.md, images/serve/Dockerfile", HINT
     ]  # fmt: skip
     assert content(tmp_path) == before
 
