@@ -73,7 +73,7 @@ def definition(
                 del target["dockerfile"]
                 target["dockerfile-inline"] = files.dockerfiles[layer.name]
             targets[name] = {**target, "args": args, **common}
-            for kind, words in secrets.of(layer, mirrors).items():
+            for kind, words in secrets.of(layer).items():
                 targets[name][kind] = [*target.get(kind, ()), *words]
             below = f"target:{name}"
             if last:
@@ -106,8 +106,13 @@ def policy(plans: Sequence[Plan], mirrors: Mirrors = NO_MIRRORS) -> dict[str, An
             allowed |= {_reference(image, mirrors) for image in layer.images}
             # A source that is patched is a folder.
             built = layer.source if layer.patches else None
-            trees = {_git_context(tree, mirrors) for tree in layer.trees if tree is not built}
-            allowed |= {_git_identifier(context) for context in trees}
+            # And so is what is fetched with ssh.
+            trees = (
+                tree
+                for tree in layer.trees
+                if tree is not built and not mirrors.over_ssh(tree.repository)
+            )
+            allowed |= {_git_identifier(_git_context(tree, mirrors)) for tree in trees}
 
     return {
         "rules": [
@@ -169,7 +174,8 @@ def _named_contexts(layer: LayerPlan, inputs: Inputs, mirrors: Mirrors) -> dict[
             case PinnedImage() as image:
                 contexts[taken.context] = _reference(image, mirrors)
             case GitTree() as tree:
-                contexts[taken.context] = _git_context(tree, mirrors)
+                folder = inputs.trees.get(tree.commit)
+                contexts[taken.context] = str(folder or _git_context(tree, mirrors))
             case file:
                 contexts[taken.context] = str(inputs.files[file.sha256])
     return contexts

@@ -39,7 +39,7 @@ def check(plan: Plan, context: BuildContext) -> bool:
     Returns whether to drop the build cache before the image is unpacked: because the user wants it,
     or because the private engine's disk is short. Raises ``PreflightError``.
     """
-    context.secrets.require([plan], context.mirrors)
+    context.secrets.require([plan])
     lean = _lean(plan, context)
     capacity.check(plan, context)
     # The image is verified here, even where another machine builds it.

@@ -10,9 +10,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from sparkimage.config.address import Mirrors
 from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.config.validation import nearest
 from sparkimage.core.errors import BuildError, PreflightError, UsageError
@@ -64,7 +62,7 @@ class BuildSecrets:
             files[fields["id"]] = path
         return cls(files=files)
 
-    def of(self, layer: LayerPlan, mirrors: Mirrors) -> Mapping[str, list[str]]:
+    def of(self, layer: LayerPlan) -> Mapping[str, list[str]]:
         """What a layer's bake target has of them.
 
         https://docs.docker.com/build/bake/reference/#targetsecret
@@ -77,10 +75,10 @@ class BuildSecrets:
             else f"id={name},env={name}"
             for name, source in zip(layer.secrets, given, strict=True)
         ]
-        ssh = ["default"] if _uses_ssh(layer, mirrors) else []
+        ssh = ["default"] if layer.ssh else []
         return {key: words for key, words in (("secret", secret), ("ssh", ssh)) if words}
 
-    def require(self, plans: Iterable[Plan], mirrors: Mirrors) -> None:
+    def require(self, plans: Iterable[Plan]) -> None:
         """Raise ``PreflightError`` for what the builds of ``plans`` need and is not given."""
         missing: dict[str, list[str]] = {}
         for plan in plans:
@@ -89,7 +87,7 @@ class BuildSecrets:
                 for name in layer.secrets:
                     if self._given(name) is None:
                         missing.setdefault(f"the secret {name}", []).append(where)
-                if _uses_ssh(layer, mirrors) and not Path(os.environ.get(AGENT) or ".").is_socket():
+                if layer.ssh and not Path(os.environ.get(AGENT) or ".").is_socket():
                     missing.setdefault("an ssh agent", []).append(where)
         if missing:
             names = [what.split()[-1] for what in missing if what.startswith("the secret")]
@@ -172,12 +170,6 @@ def _found(wanted: Mapping[str, Sequence[bytes]], stream: object) -> Iterator[st
         left = {(name, line) for name, line in left if line not in text}
         tail = text[-longest:]
     yield from wanted.keys() - {name for name, _ in left}
-
-
-def _uses_ssh(layer: LayerPlan, mirrors: Mirrors) -> bool:
-    """Whether its steps do, or BuildKit for a repository that it reads."""
-    addresses = (mirrors.of(tree.repository) for tree in layer.trees)
-    return layer.ssh or any(urlsplit(address).scheme == "ssh" for address in addresses)
 
 
 NO_SECRETS = BuildSecrets()

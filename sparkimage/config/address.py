@@ -106,6 +106,10 @@ class Mirrors:
                 return f"{to.rstrip('/')}/{rest.lstrip('/')}"
         return self.logins.get(address, address)
 
+    def over_ssh(self, address: str) -> bool:
+        """Whether a repository is fetched with ssh."""
+        return urlsplit(self.of(address)).scheme == "ssh"
+
     def client(self, name: str) -> str | None:
         """The mirror for ``WHEELS``, ``DEBIAN`` or ``UBUNTU``; None for the client's own."""
         return self.rules.get(name)

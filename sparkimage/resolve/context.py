@@ -66,6 +66,9 @@ class Inputs:
     """Folder with root.tar, where the lowest layer is a Debian root."""
     layers: dict[str, Path]
     """Layer name to the folder with its requirements, packages or patched files."""
+    trees: dict[str, Path]
+    """The commit of a named context to the folder that has its files, where BuildKit cannot fetch
+    it."""
     files: dict[str, Path]
     """The sha256 of a web server's file to the folder that has it."""
     dockerfiles: dict[str, str]

@@ -18,7 +18,16 @@ from sparkimage.config import folders
 from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import KEPT, Wheel
 from sparkimage.config.patch_specs import MISSING, in_image
-from sparkimage.config.plan import DebianRoot, Debs, LayerPlan, Packages, PatchSeries, Plan, WebFile
+from sparkimage.config.plan import (
+    DebianRoot,
+    Debs,
+    GitTree,
+    LayerPlan,
+    Packages,
+    PatchSeries,
+    Plan,
+    WebFile,
+)
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.debian_tools import WITHOUT_DOCS
 from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError
@@ -62,7 +71,14 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
         sources={
             layer.name: source_tree.context(layer, project, context)
             for layer in plan.layers
-            if layer.source is not None and layer.patches
+            if source_tree.is_local(layer, context)
+        },
+        trees={
+            taken.content.commit: source_tree.checkout(taken.content, context)
+            for layer in plan.layers
+            for taken in layer.inputs
+            if isinstance(taken.content, GitTree)
+            and context.mirrors.over_ssh(taken.content.repository)
         },
         files={
             file.sha256: _download(file, context).fetch(file.sha256)
@@ -72,8 +88,8 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
         dockerfiles={
             layer.name: text
             for layer in plan.layers
-            # The Dockerfile of a source that is patched is a file of its own.
-            if (layer.source is None or not layer.patches)
+            # The Dockerfile of a source that is a folder is a file of its own.
+            if not source_tree.is_local(layer, context)
             and (text := frontends.rewritten(layer, project, context)) is not None
         },
         installs={

@@ -1,8 +1,10 @@
-"""The build context of a source that is patched: the commit's tree with its .git, patched.
+"""The build context of a source that is patched, or that BuildKit cannot fetch: the commit's tree
+with its .git, patched.
 
 A context is a folder of the home. Its files depend on the commit and the patches alone: .git holds
-the commit and one on top of it that has the patches, without dates, logs or deltas of this machine,
-so that BuildKit's cache finds a tree that it knows, and `git status` has nothing to say.
+the commit and, where there are patches, one on top of it that has them, without dates, logs or
+deltas of this machine, so that BuildKit's cache finds a tree that it knows, and `git status` has
+nothing to say.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from sparkimage.config.plan import LayerPlan, PatchSeries, SourceBuild
+from sparkimage.config.plan import GitTree, LayerPlan, PatchSeries, SourceBuild
 from sparkimage.core.errors import LockError
 from sparkimage.core.files import new_folder
 from sparkimage.resolve import frontends, patch_files
@@ -25,7 +27,19 @@ FORM = 1
 DATE = 946684800
 """The date of the files, which a COPY keeps: 2000-01-01, as step.sh has it."""
 COMMITTER, ROLES = "sparkimage", ("AUTHOR", "COMMITTER")
+PATCHED = "a patched tree", "move the patches to a layer above"
+SSH = "a tree that is fetched with ssh", "take what is in them as `inputs`"
+"""What has no submodules, and what to do about it."""
 IGNORE = "# As of a git context: nothing is left out.\n"
+
+
+def is_local(layer: LayerPlan, context: ResolveContext) -> bool:
+    """Whether the layer's source is such a folder. The private engine has no ssh, and any other one
+    not the user's: what is fetched with ssh is fetched here."""
+    source = layer.source
+    return source is not None and (
+        bool(layer.patches) or context.mirrors.over_ssh(source.repository)
+    )
 
 
 def context(layer: LayerPlan, project: Path, context: ResolveContext) -> Path:
@@ -45,13 +59,14 @@ def context(layer: LayerPlan, project: Path, context: ResolveContext) -> Path:
     folder = context.home / "sources" / hashlib.sha256(content.encode()).hexdigest()[:24]
     if folder.is_dir():
         return folder
-    context.say(f"patching {source.pin} {source.value}")
+    context.say(f"preparing the files of {source.pin} {source.value}")
     with new_folder(folder) as new:
         tree = new / "tree"
         tree.mkdir()
         repository = Repository(f"pin {source.pin} {source.value}", source.repository, context)
         repository.fetch(source.commit)
-        _refuse_submodules(repository, source)
+        what, todo = SSH if not layer.patches else PATCHED
+        _refuse_submodules(repository, source, what, todo)
         repository.checkout(source.commit, tree)
         files: dict[str, File | None] = {}
         for one in layer.patches:
@@ -75,11 +90,27 @@ def context(layer: LayerPlan, project: Path, context: ResolveContext) -> Path:
     return folder
 
 
-def _refuse_submodules(repository: Repository, source: SourceBuild) -> None:
-    if ".gitmodules" in repository.paths(source.commit):
+def checkout(tree: GitTree, context: ResolveContext) -> Path:
+    """The folder with the files of a commit that is fetched with ssh, for a named context. Raises
+    as ``context``."""
+    folder = context.home / "trees" / tree.commit
+    if not folder.is_dir():
+        repository = Repository(f"pin {tree.pin} {tree.value}", tree.repository, context)
+        repository.fetch(tree.commit)
+        _refuse_submodules(repository, tree, *SSH)
+        with new_folder(folder) as new:
+            repository.checkout(tree.commit, new)
+            _settle(new)
+    return folder
+
+
+def _refuse_submodules(
+    repository: Repository, tree: SourceBuild | GitTree, what: str, todo: str
+) -> None:
+    if ".gitmodules" in repository.paths(tree.commit):
         raise LockError(
-            f"pin {source.pin} {source.value} has submodules, and a patched tree has none of them",
-            hint="move the patches to a layer above, or pin a commit of a fork that has them",
+            f"pin {tree.pin} {tree.value} has submodules, and {what} has none of them",
+            hint=f"{todo}, or pin a commit of a fork that has them",
         )
 
 
@@ -138,9 +169,9 @@ def _commit(
     (tree / ".git" / "shallow").write_text(f"{source.commit}\n")
     own("update-ref", "refs/heads/main", source.commit)
     own("read-tree", "HEAD")
-    own("add", "--all", "--force")
-    names = ", ".join(patch.name for one in patches for patch in one.patches)
-    own("commit", "--quiet", "--no-verify", "--allow-empty", "--message", f"Patches: {names}")
+    if names := ", ".join(patch.name for one in patches for patch in one.patches):
+        own("add", "--all", "--force")
+        own("commit", "--quiet", "--no-verify", "--allow-empty", "--message", f"Patches: {names}")
     # An index without the times and inodes of this machine's files.
     own("read-tree", "HEAD")
 

@@ -66,7 +66,7 @@ def require_secrets(plans: Sequence[Plan], context: BuildContext, *, rebuild: bo
         for plan in secret
         if rebuild or _unchanged(plan, context, fingerprint(plan, context.project)) is None
     )
-    context.secrets.require(changed, context.mirrors)
+    context.secrets.require(changed)
 
 
 def _build(plan: Plan, context: BuildContext, *, rebuild: bool, repair: bool) -> Result:

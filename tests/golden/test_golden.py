@@ -126,6 +126,7 @@ def given(plan: Plan) -> Inputs:
         layers={one.name: Path("/home/inputs", one.name) for one in fed},
         tools=Path("/package/_tools"),
         builder=Path("/package/_builder"),
+        trees={},
         files={},
         dockerfiles={},
         installs={},

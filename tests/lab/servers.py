@@ -155,6 +155,67 @@ def git_server(base: Path) -> Iterator[str]:
         yield f"git://{LOOPBACK}:{port}"
 
 
+IN_A_NAMESPACE = """
+mount --bind "$1" /etc/passwd; mount -t tmpfs tmpfs /run; mkdir /run/sshd
+shift; exec "$@"
+"""
+"""What sshd finds on a machine that it is installed on: a user and a folder of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SshServer:
+    """OpenSSH's server on the loopback, which lets ``key`` in as this user."""
+
+    address: str
+    """HOST:PORT"""
+    key: Path
+    known_hosts: str
+    """The line that a client has of it."""
+
+
+@contextmanager
+def ssh_server(folder: Path) -> Iterator[SshServer]:
+    """An ssh server with its keys in ``folder``. Only root can run one that is not installed."""
+    tree = _unpacked("openssh-server", "libwrap0")
+    folder.mkdir()
+    for name in ("host", "user"):
+        keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(keygen, check=True)
+    users = Path("/etc/passwd").read_text()
+    if "\nsshd:" not in users:
+        users += "sshd:x:64999:65534::/run/sshd:/usr/sbin/nologin\n"
+    (folder / "passwd").write_text(users)
+    libraries = [str(path) for path in (tree / "usr" / "lib").iterdir() if "-linux-" in path.name]
+    # Since OpenSSH 9.8 it has several programs.
+    paths = [
+        f"{option} {program}\n"
+        for option, program in (
+            ("SshdSessionPath", tree / "usr/lib/openssh/sshd-session"),
+            ("SshdAuthPath", tree / "usr/lib/openssh/sshd-auth"),
+        )
+        if program.is_file()
+    ]
+
+    def argv(port: int) -> list[str]:
+        (folder / "sshd_config").write_text(
+            f"Port {port}\nListenAddress {LOOPBACK}\nHostKey {folder}/host\n"
+            f"AuthorizedKeysFile {folder}/user.pub\nStrictModes no\nUsePAM no\nPidFile none\n"
+            f"PermitRootLogin yes\n{''.join(paths)}"
+        )
+        return [
+            "unshare", "--mount", "sh", "-ec", IN_A_NAMESPACE, "sh", str(folder / "passwd"),
+            "env", f"LD_LIBRARY_PATH={':'.join(libraries)}",
+            str(tree / "usr/sbin/sshd"), "-D", "-e", "-f", str(folder / "sshd_config"),
+        ]  # fmt: skip
+
+    with _serving(argv, folder / "log") as port:
+        host = " ".join((folder / "host.pub").read_text().split()[:2])
+        yield SshServer(
+            address=f"{LOOPBACK}:{port}", key=folder / "user",
+            known_hosts=f"[{LOOPBACK}]:{port} {host}\n",
+        )  # fmt: skip
+
+
 @contextmanager
 def ssh_agent(*keys: Path) -> Iterator[str]:
     """An ssh agent that has ``keys``; yields its socket."""
@@ -260,18 +321,22 @@ def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
 def _registry_program() -> str:
     """The registry's program: the machine's own, else out of Debian's package."""
     own = shutil.which("docker-registry")
-    if own is not None:
-        return own
-    tree = TOOLS / "docker-registry"
+    return own or str(_unpacked("docker-registry") / "usr" / "bin" / "docker-registry")
+
+
+def _unpacked(*packages: str) -> Path:
+    """The files of Debian's packages, in a folder that is called as the first of them."""
+    tree = TOOLS / packages[0]
     with making(tree.name):
         if not tree.exists():
-            with TemporaryDirectory(prefix="docker-registry-", dir=TOOLS) as name:
-                _apt_download("docker-registry", Path(name))
-                (deb,) = Path(name).glob("docker-registry_*.deb")
+            with TemporaryDirectory(prefix=f"{tree.name}-", dir=TOOLS) as name:
                 made = Path(name, "tree")
-                subprocess.run(["dpkg-deb", "-x", str(deb), str(made)], check=True)
+                for package in packages:
+                    _apt_download(package, Path(name))
+                    (deb,) = Path(name).glob(f"{package}_*.deb")
+                    subprocess.run(["dpkg-deb", "-x", str(deb), str(made)], check=True)
                 made.rename(tree)
-    return str(tree / "usr" / "bin" / "docker-registry")
+    return tree
 
 
 def _apt_download(package: str, folder: Path) -> None:

@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 
 from sparkimage.build import builder, preflight
+from sparkimage.build.context import BuildContext
 from sparkimage.build.engine.engine import Engine
 from sparkimage.build.secrets import BuildSecrets
 from sparkimage.config.address import Mirrors
+from sparkimage.config.plan import GitTree
 from sparkimage.core.errors import BuildError, LockError, NetworkError, PreflightError
 from sparkimage.core.process import Completed, Local
 from sparkimage.image.layerindex import decompressed
 from sparkimage.image.store import Image, Store
+from sparkimage.resolve import source_tree
 from tests.lab import command, payload, servers
 from tests.lab.conftest import REPOSITORY, Lab
 from tests.unit import project_maker as maker
@@ -91,11 +94,10 @@ class Bench:
     """The commit of the pin ``tree``."""
     recorder: Recorder = field(default_factory=Recorder)
 
-    def build(self, name: str, secrets: BuildSecrets | None = None) -> Image:
+    def build(self, name: str, context: BuildContext | None = None) -> Image:
         """Build a variant, and verify nothing."""
         plan = self.lab.plan(name)
-        context = replace(self.lab.context, runner=self.recorder,
-                          secrets=secrets or self.lab.context.secrets)  # fmt: skip
+        context = replace(context or self.lab.context, runner=self.recorder)
         preflight.check(plan, context)
         with builder.execute(plan, context) as staged:
             return staged.image
@@ -268,7 +270,7 @@ def holders(store: Store, text: bytes) -> list[str]:
 
 
 def test_a_secret_reaches_its_step_and_nothing_else(bench: Bench, secrets: BuildSecrets) -> None:
-    image = bench.build("secret", secrets)
+    image = bench.build("secret", replace(bench.lab.context, secrets=secrets))
     sha256 = hashlib.sha256(TOKEN.encode()).hexdigest()
     assert bench.files(image)["token.sha256"].startswith(sha256.encode())
     assert holders(bench.lab.store, sha256.encode()) != []
@@ -284,14 +286,14 @@ def test_a_secret_reaches_its_step_and_nothing_else(bench: Bench, secrets: Build
 
 def test_a_step_that_says_its_secret_says_stars(bench: Bench, secrets: BuildSecrets) -> None:
     with pytest.raises(BuildError) as error:
-        bench.build("telling", secrets)
+        bench.build("telling", replace(bench.lab.context, secrets=secrets))
     assert "it is ***" in error.value.detail
     assert TOKEN not in error.value.detail
 
 
 def test_an_image_that_would_hold_a_secret_is_refused(bench: Bench, secrets: BuildSecrets) -> None:
     with pytest.raises(BuildError, match="the image of leaking would hold a build secret") as error:
-        bench.build("leaking", secrets)
+        bench.build("leaking", replace(bench.lab.context, secrets=secrets))
     assert error.value.detail == f"layer 1 has the value of {NAME}"
     assert holders(bench.lab.store, TOKEN.encode()) == []
 
@@ -314,3 +316,55 @@ def test_an_ssh_agent_reaches_its_step(bench: Bench, monkeypatch: pytest.MonkeyP
     with servers.ssh_agent() as socket:
         monkeypatch.setenv("SSH_AUTH_SOCK", socket)
         bench.build("agent")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.SshServer]:
+    with servers.ssh_server(tmp_path_factory.mktemp("ssh") / "server") as made:
+        yield made
+
+
+def ssh_environment(server: servers.SshServer, folder: Path, *, known: bool) -> dict[str, str]:
+    """A user whose own ssh knows the server, or does not, and asks no other configuration."""
+    hosts = folder / "known_hosts"
+    hosts.write_text(server.known_hosts if known else "")
+    return {"GIT_SSH_COMMAND": f"ssh -F none -o UserKnownHostsFile={hosts}"}
+
+
+def test_a_private_repository_is_locked_and_built_with_the_users_own_ssh(
+    bench: Bench, server: servers.SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = bench.lab.project.parent / "site"
+    mirror = ["--mirror", f"{SITE}=ssh://root@{server.address}{site}"]
+    known = ssh_environment(server, tmp_path, known=True)
+    environment = bench.lab.environment(**known, SPARKIMAGE_HOME=str(tmp_path / "home"))
+    words = ["lock", "--update", "tree", *mirror]
+
+    def lock(**more: str) -> subprocess.CompletedProcess[str]:
+        return command.call(bench.lab.words(*words), {**environment, **more})
+
+    nobody = lock(SSH_AUTH_SOCK="")
+    assert nobody.returncode == 11
+    assert "pin tree one: the server of https://git.example/tree.git wants a login" in nobody.stderr
+    assert "ssh-add a key that it takes" in nobody.stderr
+    with servers.ssh_agent(server.key) as agent:
+        monkeypatch.setenv("SSH_AUTH_SOCK", agent)
+        stranger = lock(**ssh_environment(server, tmp_path, known=False), SSH_AUTH_SOCK=agent)
+        assert stranger.returncode == 11
+        assert f"accept it once: ssh -T root@{server.address}" in stranger.stderr
+        ssh_environment(server, tmp_path, known=True)
+        done = lock(SSH_AUTH_SOCK=agent)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"tree one any: {bench.tree[:12]}\n" in done.stdout
+        for name, text in known.items():
+            monkeypatch.setenv(name, text)
+        rules = {**bench.lab.mirrors, SITE: f"ssh://root@{server.address}{site}"}
+        private = replace(bench.lab.context, mirrors=Mirrors(rules=rules))
+        # A clone that has nothing yet.
+        (tree,) = (tree for layer in bench.lab.plan("taken").layers for tree in layer.trees)
+        assert isinstance(tree, GitTree)
+        folder = source_tree.checkout(tree, replace(private, home=tmp_path / "other"))
+        assert (folder / "a" / "b.txt").read_text() == "from the tree\n"
+        files = bench.files(bench.build("taken", private))
+        assert files["opt/out.txt"].startswith(b"from the tree")
+        assert bench.files(bench.build("server", private))["app/server"] == b"it serves\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def inputs(plan: Plan, *, ca: str | None = None) -> Inputs:
         uv=Path("/uv"),
         root=Path("/root-folder"),
         layers={name: Path("/inputs", name) for name in fed},
+        trees={},
         files={file.sha256: Path("/files", file.sha256) for la in plan.layers for file in la.files},
         dockerfiles={},
         installs={},
@@ -173,9 +175,19 @@ def test_with_mirrors_only_the_mirror_is_read(plans: Mapping[str, Plan]) -> None
 
 
 def test_a_user_is_no_part_of_a_git_sources_name(plans: Mapping[str, Plan]) -> None:
-    site = Mirrors(rules={"https://git.example": "ssh://git@mirror.example:22/x"})
+    site = Mirrors(rules={"https://git.example": "https://me@mirror.example:22/x"})
     rules = bake.policy([plans["of.source"]], site)
     assert allowed(rules, f"git://mirror.example:22/x/fork.git#{COMMIT}")
+
+
+def test_what_is_fetched_with_ssh_is_a_folder(plans: Mapping[str, Plan]) -> None:
+    plan = plans["of-inputs"]
+    site = Mirrors(rules={"https://git.example": "ssh://git@mirror.example/x"})
+    given = replace(inputs(plan), trees={COMMIT: Path("/trees", COMMIT)})
+    made = bake.definition([plan], {plan.variant: given}, site)["target"]
+    assert made["of-inputs--compiled"]["contexts"]["tree"] == f"/trees/{COMMIT}"
+    identifiers = [rule["selector"]["identifier"] for rule in bake.policy([plan], site)["rules"]]
+    assert not any(identifier.startswith("git://") for identifier in identifiers)
 
 
 def remote(target: Mapping[str, Any]) -> list[str]:

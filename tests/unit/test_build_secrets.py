@@ -11,12 +11,10 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from sparkimage.build.secrets import MAX_BYTES, BuildSecrets
-from sparkimage.config.address import Mirrors
-from sparkimage.config.plan import GitTree, Input, LayerPlan, Plan
+from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.core.errors import PreflightError, UsageError
 
 NAME, VALUE = "SPARKIMAGE_TEST_TOKEN", "tok-3f9a-very-secret"
-PLAIN = Mirrors()
 LAYER = LayerPlan(name="up", dockerfile="Dockerfile", args={}, secrets=(NAME,))
 
 
@@ -50,31 +48,31 @@ def nothing_given(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_given_is_said_at_once_with_the_ways_to_give_it() -> None:
     other = replace(LAYER, name="top", secrets=(NAME, "OTHER_TOKEN_OF_TEST"), ssh=True)
     with pytest.raises(PreflightError) as error:
-        BuildSecrets().require([plan(LAYER, other)], PLAIN)
+        BuildSecrets().require([plan(LAYER, other)])
     missing = f"the secret {NAME}, the secret OTHER_TOKEN_OF_TEST, an ssh agent"
     assert error.value.message == f"not given to the build: {missing}"
     assert f"the secret {NAME}: layer up of v, layer top of v" in error.value.detail
     assert f"export {NAME}=…, or pass --secret id={NAME},src=FILE" in error.value.hint
     assert 'eval "$(ssh-agent)"; ssh-add' in error.value.hint
-    BuildSecrets().require([plan(replace(LAYER, secrets=()))], PLAIN)
+    BuildSecrets().require([plan(replace(LAYER, secrets=()))])
 
 
 def test_a_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAME, "")
     with pytest.raises(PreflightError, match=NAME):
-        BuildSecrets().require([plan(LAYER)], PLAIN)
+        BuildSecrets().require([plan(LAYER)])
     monkeypatch.setenv(NAME, VALUE)
-    BuildSecrets().require([plan(LAYER)], PLAIN)
-    assert BuildSecrets().of(LAYER, PLAIN) == {"secret": [f"id={NAME},env={NAME}"]}
+    BuildSecrets().require([plan(LAYER)])
+    assert BuildSecrets().of(LAYER) == {"secret": [f"id={NAME},env={NAME}"]}
 
 
 def test_a_secret_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / 'to,k"en'
     path.write_text(f"{VALUE}\n")
     given = BuildSecrets.parse([f"id={NAME},src={path}"], {NAME})
-    given.require([plan(LAYER)], PLAIN)
+    given.require([plan(LAYER)])
     quoted = str(path).replace('"', '""')
-    assert given.of(LAYER, PLAIN) == {"secret": [f'id={NAME},"src={quoted}"']}
+    assert given.of(LAYER) == {"secret": [f'id={NAME},"src={quoted}"']}
     assert given.hide(plan(LAYER))(f"x={VALUE}!") == "x=***!"
     assert given.hide(plan(replace(LAYER, secrets=())))(VALUE) == VALUE
 
@@ -115,19 +113,11 @@ def test_a_file_that_buildkit_does_not_take(tmp_path: Path) -> None:
         BuildSecrets.parse([f"id={NAME},src={path}"], {NAME})
 
 
-def test_an_agent_is_used_by_steps_and_by_repositories_over_ssh(agent: Path) -> None:
+def test_an_agent_is_used_by_steps(agent: Path) -> None:
     steps = replace(LAYER, secrets=(), ssh=True)
-    tree = GitTree(
-        pin="a", value="1", repository="https://git.example/a", commit="a" * 40, tree="b" * 40
-    )
-    taking = replace(LAYER, secrets=(), inputs=(Input(context="a", content=tree),))
-    private = Mirrors(rules={"https://git.example": "ssh://git@git.example"})
-    needing = ((steps, PLAIN), (taking, private))
-    for layer, mirrors in needing:
-        assert BuildSecrets().of(layer, mirrors) == {"ssh": ["default"]}
-        BuildSecrets().require([plan(layer)], mirrors)
-    assert BuildSecrets().of(taking, PLAIN) == {}
+    assert BuildSecrets().of(steps) == {"ssh": ["default"]}
+    BuildSecrets().require([plan(steps)])
+    assert BuildSecrets().of(replace(steps, ssh=False)) == {}
     agent.unlink()
-    for layer, mirrors in needing:
-        with pytest.raises(PreflightError, match="an ssh agent"):
-            BuildSecrets().require([plan(layer)], mirrors)
+    with pytest.raises(PreflightError, match="an ssh agent"):
+        BuildSecrets().require([plan(steps)])
