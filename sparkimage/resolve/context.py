@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -66,7 +66,7 @@ class Inputs:
     """Folder with root.tar, where the lowest layer is a Debian root."""
     layers: dict[str, Path]
     """Layer name to the folder with its requirements, packages or patched files."""
-    trees: dict[str, Path]
+    trees: dict[str, Path] = field(default_factory=dict)
     """The commit of a named context to the folder that has its files, where BuildKit cannot fetch
     it."""
     files: dict[str, Path]
