@@ -46,7 +46,13 @@ def made(name: str, variant: str) -> tuple[Container, ...]:
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [("ds4-mtp", "ds4-flash"), ("ds4-dspark", "ds4-flash-ga"), ("single", "any")],
+    [
+        ("ds4-mtp", "ds4-flash"),
+        ("ds4-dspark", "ds4-flash-ga"),
+        ("ds41", "vllm0.33.0-nccl2.30.7-arm64"),
+        ("glm53-2", "vllm0.33.0-nccl2.30.7-arm64"),
+        ("single", "any"),
+    ],
 )
 def test_the_real_profiles(name: str, variant: str, golden: Golden) -> None:
     ranks = made(name, variant)
