@@ -168,7 +168,7 @@ class Serving(Project):
         platform = f"linux/{self.arch}"
         data = maker.document(
             {"os": {"trixie": maker.OS}, "nccl": {PIN: maker.NCCL}},
-            {"os": {"base": "os"}, "nccl": {"debs": "nccl"}},
+            {"os": {"base": "os"}, "nccl": {"debs": "nccl", "expect": {"nccl": "nccl"}}},
             [
                 maker.include(name, "os", "nccl", platform=platform, os="trixie", nccl=PIN)
                 for name in ENTRYPOINTS

@@ -42,7 +42,7 @@ def test_a_good_image_is_proven_sealed_and_named(lab: Lab, good: pipeline.Result
     assert verdict.result == "PASSED"
     assert verdict.tiers == (Tier.STATIC, Tier.RUN)
     of = {tier: {one.layer for one in verdict.checks if one.tier is tier} for tier in Tier}
-    assert of[Tier.STATIC] == {"static", "cuda", "torch", "vllm", "nccl-pip", "serve"}
+    assert of[Tier.STATIC] == {"static", "cuda", "vllm", "nccl-pip", "serve"}
     assert of[Tier.RUN] == {"_every", "python", "torch", "nccl-pip"}
     (answer,) = [check for check in verdict.checks if check.id == "run/entrypoint-answers"]
     assert (answer.result, answer.seen) == ("PASSED", "usage: vllm serve")

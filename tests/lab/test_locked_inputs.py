@@ -193,7 +193,6 @@ UNPINNED = {
     "digest": (f"FROM layer AS unpinned\nCOPY --from={{registry}}/nvidia/cuda@sha256:{ZEROS} "
                "/etc/os-release /x\n"),
     "from": "FROM {registry}/nvidia/cuda:13.0.3-base-ubuntu24.04 AS unpinned\n",
-    "frontend": "# syntax={registry}/nvidia/cuda:13.0.3-base-ubuntu24.04\nFROM layer AS unpinned\n",
     "http": "FROM layer AS unpinned\nADD {web}/sbsa/Packages /x\n",
     "git": "FROM layer AS unpinned\nADD {git}/jasl/vllm.git#codex/ds4-sm120-min-enable /x\n",
 }  # fmt: skip
