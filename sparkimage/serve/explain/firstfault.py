@@ -21,6 +21,7 @@ HINTS = (
     "rror", "xception", "WARN", "fatal", "Fatal", "FATAL", "FAILED", "panic", "CRITICAL", "Xid",
     "NVRM", "not found", "Segmentation", "terminate called", "SIG", "core dumped", "Killed",
     "core proc(s)", "no matching manifest", "cannot find", "refused",
+    "docker: ", "unknown flag",
 )  # fmt: skip
 """A line without one of these is none; looked for first."""
 _CLASS = r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*"
@@ -33,6 +34,7 @@ _ENDS_TRACEBACK = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:\([\w.]+\))?(?:
 _OTHERS = re.compile(
     r"""
       (?:docker:\ )?Error\ response\ from\ daemon: | ^docker:\ (?!Error\ response)
+    | ^unknown\ (?:shorthand\ )?flag:
     | ^Handler\ for\ \w+\ \S+\ returned\ error
     | ^nvidia-container-cli:
     | ^(?:OCI\ runtime|runc|containerd|dockerd|failed\ to\ ).*(?:failed|error)

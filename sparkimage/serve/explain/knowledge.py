@@ -5,6 +5,7 @@ What is not known is told, too: where it began (``firstfault``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +15,7 @@ from sparkimage.serve.explain.firstfault import Fault, FirstFaults
 from sparkimage.serve.explain.logfacts import Facts
 from sparkimage.serve.explain.loglines import QUIET, Line, clean, parse
 
-QUOTES = ("Received request ", "Generated response ", "Request prompt:")
+QUOTES = re.compile(r"\b(?:Received request|Generated response) ")
 """vLLM's logs of requests quote users and models: what they say did not happen here.
 https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/logger.py"""
 SHOWN_FAULTS = 3
@@ -39,7 +40,7 @@ class Reading:
         """Read the next line."""
         self.lines += 1
         text = clean(line)
-        if not text or any(quote in text for quote in QUOTES):
+        if not text or ("d re" in text and QUOTES.search(text)):
             return
         parsed = parse(text)
         self._time = parsed.time or self._time

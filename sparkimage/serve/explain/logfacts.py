@@ -60,6 +60,7 @@ PHASES = (
 """Phases in their order."""
 UP = ("graph capture", "ready")
 """A headless worker never reports that it is ready."""
+_ENDS = tuple((text, phase.name) for phase in PHASES for text in phase.ends)
 
 
 @dataclass(kw_only=True)
@@ -96,11 +97,11 @@ class Facts:
         for literal, pattern, read in _READERS:
             if literal in line and (match := pattern.search(line)):
                 read(self, match, number, node)
-        for phase in PHASES:
-            if any(text in line for text in phase.ends):
-                self.phases.setdefault(phase.name, number)
-                self.progress, self.up = number, phase.name in UP
-                return phase.name if self.up else ""
+        for text, name in _ENDS:
+            if text in line:
+                self.phases.setdefault(name, number)
+                self.progress, self.up = number, name in UP
+                return name if self.up else ""
         return ""
 
     @property
