@@ -140,9 +140,9 @@ def _began(reading: Reading, matches: Sequence[Match]) -> list[tuple[str, str]]:
 
 
 def _remarks(reading: Reading) -> list[tuple[str, str]]:
-    """What did not keep the server from getting ready."""
+    """What did not stop the server."""
     return [
-        ("remark", f"line {match.line_number}, before it was ready: {match.title}")
+        ("remark", f"line {match.line_number}, did not stop the server: {match.title}")
         for match in reading.remarks()
     ]
 

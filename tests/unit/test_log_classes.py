@@ -342,3 +342,21 @@ def test_what_came_before_ready_is_a_remark(text: str, id_: str, title: str) -> 
         reading.take(line)
     assert reading.matches() == []
     assert id_ == "first-fault" or id_ in [match.entry.id for match in reading.remarks()]
+
+
+SERVING = (
+    "(APIServer pid=1) INFO:     Application startup complete.\n(APIServer pid=1) INFO:     Shutting down\n(EngineCore pid=2) INFO 11-29 17:26:09 [core.py:1] Shutdown initiated\nspark1:1:2 [0] misc/socket.cc:49 NCCL WARN socketProgress: Connection closed by remote peer node3<41109>\n",
+    '(APIServer pid=1) INFO:     Application startup complete.\nERROR:    Traceback (most recent call last):\n  File "/x.py", line 1, in y\n    z()\nasyncio.exceptions.CancelledError\n\nDuring handling of the above exception, another exception occurred:\n\nTraceback (most recent call last):\n  File "/a", line 1, in b\n    c\nKeyboardInterrupt\n',
+    "(APIServer pid=1) INFO:     Application startup complete.\n(APIServer pid=1) INFO:     Shutting down\n(APIServer pid=1) ERROR 11-29 17:26:09 [core_client.py:1] Engine core proc EngineCore died unexpectedly, shutting down client.\n",
+    '(APIServer pid=1) INFO:     Application startup complete.\n(APIServer pid=1) ERROR 11-29 17:26:09 [serving_chat.py:1] Error in preprocessing prompt inputs\n(APIServer pid=1) ERROR 11-29 17:26:09 [serving_chat.py:1] Traceback (most recent call last):\n(APIServer pid=1) ERROR 11-29 17:26:09 [serving_chat.py:1]   File "/a", line 1, in b\n(APIServer pid=1) ERROR 11-29 17:26:09 [serving_chat.py:1]     c\n(APIServer pid=1) ERROR 11-29 17:26:09 [serving_chat.py:1] ValueError: This model\'s maximum context length is 8192\n',
+    "INFO:     Application startup complete.\nERROR 11-29 17:26:09 [serving_chat.py:1] ValueError: This model's maximum context length is 8192\n",
+    "(APIServer pid=1) INFO:     Application startup complete.\n(APIServer pid=1) ERROR 11-29 17:26:09 [serving_chat.py:1] jinja2.exceptions.TemplateError: Conversation roles must alternate user/assistant\n",
+    "(APIServer pid=1) INFO:     Application startup complete.\n(APIServer pid=1) ERROR 11-29 17:26:09 [hermes_tool_parser.py:1] json.decoder.JSONDecodeError: Expecting value: line 1 column 1\n",
+    "(APIServer pid=1) INFO:     Application startup complete.\n(APIServer pid=1) ERROR 11-29 17:26:09 [x.py:1] aiohttp.client_exceptions.ClientConnectorError: Cannot connect to host example.com:443 Connection refused\n",
+)
+"""A server that is ready, and then fails a request, or is told to end."""
+
+
+@pytest.mark.parametrize("text", SERVING)
+def test_a_request_that_fails_and_an_ordered_end_are_no_failures(text: str) -> None:
+    assert knowledge.read(text.splitlines()) == []

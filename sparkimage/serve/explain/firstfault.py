@@ -135,7 +135,7 @@ class FirstFaults:
             counted = [
                 fault
                 for fault in faults.values()
-                if dead or not fault.while_up or not fault.line.process.startswith(REQUESTS)
+                if dead or not fault.while_up or not _of_request(fault.line)
             ]
             if counted:
                 return sorted(counted, key=lambda fault: fault.number)
@@ -152,6 +152,11 @@ class FirstFaults:
         return Fault(
             number=number, line=line, before=tuple(self._last), weak=not strong, while_up=while_up
         )
+
+
+def _of_request(line: Line) -> bool:
+    # Before 0.10 vLLM's lines name no process.
+    return line.process.startswith(REQUESTS) or (not line.process and line.level == "ERROR")
 
 
 def _key(line: Line) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from sparkimage.serve.explain import failures, story
 from sparkimage.serve.explain.failures import WORD, Entry, Match, Sign
-from sparkimage.serve.explain.firstfault import Fault, FirstFaults
+from sparkimage.serve.explain.firstfault import REQUESTS, Fault, FirstFaults
 from sparkimage.serve.explain.logfacts import Facts
 from sparkimage.serve.explain.loglines import QUIET, Line, clean, parse
 
@@ -35,6 +35,8 @@ class Reading:
     _time: str = ""
     _dead: bool = False
     """The server ended after it was ready."""
+    _stopping: bool = False
+    """The server was ready, and was told to end."""
 
     def take(self, line: str | bytes) -> None:
         """Read the next line."""
@@ -48,6 +50,8 @@ class Reading:
         if phase:
             self._is_up(phase)
         if parsed.level in QUIET:
+            if "Shutting down" in text and self.facts.up and not self._dead:
+                self._stopping = True
             for entry, sign in self.known.info_signs:
                 if sign.literal in text:
                     self._try(parsed, entry, sign)
@@ -87,9 +91,14 @@ class Reading:
             self._faults.keep(fault)
 
     def _note(self, entry: Entry, line: Line, captured: dict[str, str]) -> None:
-        match = self._found.get(entry.id)
+        if self._stopping and entry.rank in ("echo", "wrapper"):
+            return
+        # Where requests are served, the failure of one is none of the server.
+        of_request = self.facts.up and line.process.startswith(REQUESTS)
+        found = self._remarks if of_request and entry.rank in story.CAUSES else self._found
+        match = found.get(entry.id)
         if match is None:
-            match = self._found[entry.id] = Match(
+            match = found[entry.id] = Match(
                 entry=entry, line_number=self.lines, line=line.text, captured={}, count=0,
                 source=self.source, nccl=tuple(self.facts.nccl), process=line.process,
                 time=self._time,
@@ -105,12 +114,13 @@ class Reading:
             return
         since = self.facts.start_line
         self._faults.forget(since)
+        self._stopping = False
         for id_, match in list(self._found.items()):
             if match.line_number > since and not match.entry.persists:
                 self._remarks[id_] = self._found.pop(id_)
 
     def remarks(self) -> list[Match]:
-        """What looked like a failure, and did not keep the server from getting ready."""
+        """What looked like a failure, and did not stop the server."""
         return sorted(
             (match for id_, match in self._remarks.items() if id_ not in self._found),
             key=lambda match: match.line_number,
