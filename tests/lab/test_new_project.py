@@ -14,8 +14,8 @@ from tests.lab.conftest import PROJECT, REPOSITORY
 CHANGES = {
     # No gigabytes, and no emulation.
     'require: ["vllm==0.32.0"]': (
-        'require: ["vllm==0.32.0+standin", "torch==2.13.0+standin"], find_links: wheels, '
-        "version: 0.32.0+standin"
+        'require: ["vllm==0.32.0+standin", "torch==2.13.0+standin", '
+        '"nvidia-cuda-runtime==13.0.96"], find_links: wheels, version: 0.32.0+standin'
     ),
     "platform: [linux/arm64]": "platform: [linux/amd64]",
 }
