@@ -86,9 +86,10 @@ class FirstFaults:
         if line.body.startswith(('  File "', "Traceback (most")):
             if len(self._tracebacks) < MAX_PROCESSES:
                 self._tracebacks.add(_key(line))
-        elif not line.body.startswith("  ") or not (
-            _key(line) in self._tracebacks or line.body.lstrip().startswith("raise ")
+        elif "  raise " not in line.body and not (
+            line.body.startswith("  ") and _key(line) in self._tracebacks
         ):
+            # What another tool writes before a line may hide where source code begins.
             return False
         self._last.append(line.text[:SHOWN])
         return True
