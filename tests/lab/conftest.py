@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,27 @@ class Lab(Project):
         # JSON is YAML.
         (self.project / "matrix.yaml").write_text(json.dumps(data, indent=1))
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """The matrix, the lock, the patches and the layers, put back afterwards."""
+        data, lock = deepcopy(self.data), self.project / "matrix.lock"
+        patches, layers = self.project / "patches", self.project / "images"
+        files = {file: file.read_text() for file in (lock, *patches.glob("*"))}
+        folders = set(layers.iterdir())
+        try:
+            yield
+        finally:
+            # In its place: who holds the data holds what is put back.
+            self.data.clear()
+            self.data |= data
+            self.write(self.data)
+            for folder in set(layers.iterdir()) - folders:
+                shutil.rmtree(folder)
+            for file in set(patches.glob("*")) - set(files):
+                file.unlink()
+            for file, text in files.items():
+                file.write_text(text)
+
     @property
     def store(self) -> Store:
         return self.context.store
@@ -294,6 +316,13 @@ def recipe(
     arm64 = any(item.get_closest_marker("arm64") for item in request.session.items)
     with recipes.serve(lab, tmp_path_factory.mktemp("recipe"), arm64=arm64) as made:
         yield made
+
+
+@pytest.fixture
+def edited(recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe for a test that changes its project, which is put back afterwards."""
+    with recipe.lab.kept():
+        yield recipe
 
 
 @pytest.fixture(scope="session")

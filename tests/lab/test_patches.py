@@ -88,8 +88,8 @@ def write_patches(folder: Path, patches: dict[str, dict[str, Any]]) -> None:
     file.write_text(json.dumps(data))
 
 
-def test_a_source_is_patched_before_it_is_compiled_and_its_base_as_well(recipe: Recipe) -> None:
-    lab = recipe.lab
+def test_a_source_is_patched_before_it_is_compiled_and_its_base_as_well(edited: Recipe) -> None:
+    recipe, lab = edited, edited.lab
     base = lab.docker.run(
         f"{recipe.registry.address}/nvidia/cuda:13.0.3-base-ubuntu24.04",
         ["/usr/local/cuda/version.json"], entrypoint="cat", remove=True,
@@ -159,27 +159,23 @@ def test_the_files_of_wheels_are_patched(lab: Lab) -> None:
     )
     root = DIST.replace("3.12", "3.13")
     entry = {"kind": "diff", "purpose": "x", "for": "vllm", "root": root}
-    write_patches(
-        lab.project,
-        {"w1": {**entry, "file": "w1.diff"}, "w2": {**entry, "file": "w2.diff"}},
-    )
-    (lab.project / "patches" / "w1.diff").write_text(one)
-    (lab.project / "patches" / "w2.diff").write_text(two)
-    lab.add_layer("wheel-patch", PATCHED.format("wheel-patch"))
-    data = json.loads(json.dumps(lab.data))
-    data["layers"]["wheel-patch"] = {"patches": ["w1", "w2"]}
-    data["include"].append(
-        {"name": "patched-wheels", "platform": "linux/amd64", "entrypoint": [],
-         "layers": ["debian", "python", "cuda", "torch", "vllm", "wheel-patch"],
-         "pins": {"debian": "trixie", "vllm": "0.32.0+standin"}}
-    )  # fmt: skip
-    try:
-        lab.write(data)
-        lab.lock()
-        image = lab.unproven("patched-wheels")
-    finally:
+    with lab.kept():
+        write_patches(
+            lab.project,
+            {"w1": {**entry, "file": "w1.diff"}, "w2": {**entry, "file": "w2.diff"}},
+        )
+        (lab.project / "patches" / "w1.diff").write_text(one)
+        (lab.project / "patches" / "w2.diff").write_text(two)
+        lab.add_layer("wheel-patch", PATCHED.format("wheel-patch"))
+        lab.data["layers"]["wheel-patch"] = {"patches": ["w1", "w2"]}
+        lab.data["include"].append(
+            {"name": "patched-wheels", "platform": "linux/amd64", "entrypoint": [],
+             "layers": ["debian", "python", "cuda", "torch", "vllm", "wheel-patch"],
+             "pins": {"debian": "trixie", "vllm": "0.32.0+standin"}}
+        )  # fmt: skip
         lab.write(lab.data)
         lab.lock()
+        image = lab.unproven("patched-wheels")
     assert text(lab.store, image, f"{root}/torch/version.py") == "cuda = '13.0'\ngit = 2\n"
     assert text(lab.store, image, f"{root}/torch/__init__.py") is None
     entry_ = image_files(lab.store, image).final[f"{root}/torch/tool".lstrip("/")]

@@ -87,38 +87,28 @@ def test_a_dockerfile_since_0_28_with_a_manylinux_builder(recipe: Recipe) -> Non
     assert seen["static/overlay-order"] == []
 
 
-def test_a_machine_that_is_too_small_is_told_before_it_starts(recipe: Recipe) -> None:
-    source = recipe.data["layers"]["vllm-source"]["source"]
-    source["memory"] = "100TB"
+def test_a_machine_that_is_too_small_is_told_before_it_starts(edited: Recipe) -> None:
+    layer = edited.data["layers"]["vllm-source"]
+    layer["source"]["memory"] = "100TB"
     # Another argument, so that it was not compiled here before.
-    recipe.data["layers"]["vllm-source"]["args"]["max_jobs"] = "1"
-    try:
-        recipe.lab.write(recipe.data)
-        done = recipe.lab.run("image", LATEST)
-    finally:
-        source["memory"] = "1GB"
-        recipe.data["layers"]["vllm-source"]["args"]["max_jobs"] = "16"
-        recipe.lab.write(recipe.data)
+    layer["args"]["max_jobs"] = "1"
+    edited.lab.write(edited.data)
+    done = edited.lab.run("image", LATEST)
     assert done.returncode == 9
     assert f"{LATEST} cannot be compiled here: this machine has " in done.stderr
     assert "vllm-source needs 100000.0 GB free" in done.stderr
 
 
-def test_what_the_forks_dockerfile_lacks_is_said_by_lock_and_image(recipe: Recipe) -> None:
-    args = recipe.data["layers"]["vllm-source"]["args"]
-    args["BUILD_OS"] = "ubuntu"
-    try:
-        recipe.lab.write(recipe.data)
-        for words in (("lock", "--only", LATEST), ("image", LATEST)):
-            done = recipe.lab.run(*words)
-            assert done.returncode == 2, done.stderr
-            assert (
-                f"docker/Dockerfile of vllm 20260804 ({recipe.fork.latest[:9]}) has no argument "
-                "BUILD_OS" in done.stderr
-            )
-    finally:
-        del args["BUILD_OS"]
-        recipe.lab.write(recipe.data)
+def test_what_the_forks_dockerfile_lacks_is_said_by_lock_and_image(edited: Recipe) -> None:
+    edited.data["layers"]["vllm-source"]["args"]["BUILD_OS"] = "ubuntu"
+    edited.lab.write(edited.data)
+    for words in (("lock", "--only", LATEST), ("image", LATEST)):
+        done = edited.lab.run(*words)
+        assert done.returncode == 2, done.stderr
+        assert (
+            f"docker/Dockerfile of vllm 20260804 ({edited.fork.latest[:9]}) has no argument "
+            "BUILD_OS" in done.stderr
+        )
 
 
 @pytest.mark.thorough
@@ -185,48 +175,38 @@ def test_a_version_that_git_would_guess_is_refused(recipe: Recipe) -> None:
     recipe.lab.build(TWIN, rebuild=True)
 
 
-def test_no_overlay_below_says_so(recipe: Recipe) -> None:
-    recipe.data["include"].append(
-        {**next(one for one in recipe.data["include"] if one["name"] == TWIN),
+def test_no_overlay_below_says_so(edited: Recipe) -> None:
+    edited.data["include"].append(
+        {**next(one for one in edited.data["include"] if one["name"] == TWIN),
          "name": "no-overlay", "layers": ["cuda-base", "vllm-source", "nccl-pip"]}
     )  # fmt: skip
-    recipe.lab.write(recipe.data)
-    recipe.lab.lock()
+    edited.lab.write(edited.data)
+    edited.lab.lock()
     with pytest.raises(BuildError) as failure:
-        recipe.lab.build("no-overlay")
+        edited.lab.build("no-overlay")
     assert "no layer below brings NCCL 2.30.4" in failure.value.detail
 
 
-def test_a_changed_patch_is_one_layer_of_kilobytes(recipe: Recipe, good: pipeline.Result) -> None:
-    held = (recipe.lab.project / "matrix.lock").read_text()
-    try:
-        recipe.write_patches(origin=recipe.later_patch())
-        stale = recipe.lab.run("lock", "--check")
-        assert stale.returncode == 11
-        assert f"pin patches {PATCH} has changed since" in stale.stderr
-        recipe.lab.lock()
-        made = recipe.lab.unproven(TWIN)
-    finally:
-        recipe.write_patches()
-        (recipe.lab.project / "matrix.lock").write_text(held)
+def test_a_changed_patch_is_one_layer_of_kilobytes(edited: Recipe, good: pipeline.Result) -> None:
+    edited.write_patches(origin=edited.later_patch())
+    stale = edited.lab.run("lock", "--check")
+    assert stale.returncode == 11
+    assert f"pin patches {PATCH} has changed since" in stale.stderr
+    edited.lab.lock()
+    made = edited.lab.unproven(TWIN)
     assert made.layers[:-1] == good.image.layers[:-1]
     assert made.layers[-1] != good.image.layers[-1]
     assert made.layers[-1].size < 4096
 
 
-def test_a_patch_at_a_wrong_path_stops_before_the_build(recipe: Recipe) -> None:
-    held = (recipe.lab.project / "matrix.lock").read_text()
-    try:
-        moved = fork.RECIPE_PATH.replace("deepseek_v4_ops/", "")
-        recipe.write_patches(replaces=moved)
-        locked = recipe.lab.run("lock")
-        done = recipe.lab.run("image", TWIN)
-        listed = recipe.lab.run("patches", "--json")
-    finally:
-        recipe.write_patches()
-        (recipe.lab.project / "matrix.lock").write_text(held)
+def test_a_patch_at_a_wrong_path_stops_before_the_build(edited: Recipe) -> None:
+    moved = fork.RECIPE_PATH.replace("deepseek_v4_ops/", "")
+    edited.write_patches(replaces=moved)
+    locked = edited.lab.run("lock")
+    done = edited.lab.run("image", TWIN)
+    listed = edited.lab.run("patches", "--json")
     said = (
-        f"patch {PATCH} does not apply to vllm 20260613 ({recipe.fork.recipe[:9]}): {moved} is not "
+        f"patch {PATCH} does not apply to vllm 20260613 ({edited.fork.recipe[:9]}): {moved} is not "
         f"there; a file of that name is {fork.RECIPE_PATH}"
     )
     assert (locked.returncode, done.returncode) == (11, 11)
@@ -237,18 +217,13 @@ def test_a_patch_at_a_wrong_path_stops_before_the_build(recipe: Recipe) -> None:
     assert states[TWIN] == "not resolved"
 
 
-def test_a_diff_is_applied_as_git_does(recipe: Recipe, good: pipeline.Result) -> None:
-    held = (recipe.lab.project / "matrix.lock").read_text()
-    origin = {**recipe.later_patch(), "path": "patches/sm12x.diff"}
-    try:
-        recipe.write_patches(origin=origin, kind="diff", replaces=None)
-        recipe.lab.lock()
-        made = recipe.lab.unproven(TWIN)
-        (series,) = recipe.lab.plan(TWIN).layers[-1].patches
-        assert [target.path for target in series.targets] == [fork.RECIPE_PATH]
-    finally:
-        recipe.write_patches()
-        (recipe.lab.project / "matrix.lock").write_text(held)
+def test_a_diff_is_applied_as_git_does(edited: Recipe, good: pipeline.Result) -> None:
+    origin = {**edited.later_patch(), "path": "patches/sm12x.diff"}
+    edited.write_patches(origin=origin, kind="diff", replaces=None)
+    edited.lab.lock()
+    made = edited.lab.unproven(TWIN)
+    (series,) = edited.lab.plan(TWIN).layers[-1].patches
+    assert [target.path for target in series.targets] == [fork.RECIPE_PATH]
     assert made.layers[:-1] == good.image.layers[:-1]
 
 
@@ -268,8 +243,8 @@ def test_export_writes_what_a_mount_takes(
 
 
 @pytest.mark.thorough
-def test_a_ready_image_takes_the_overlay(recipe: Recipe, tmp_path: Path) -> None:
-    lab = recipe.lab
+def test_a_ready_image_takes_the_overlay(edited: Recipe, tmp_path: Path) -> None:
+    recipe, lab = edited, edited.lab
     ready = lab.build("ds4-flash-ga-amd64")
     name = f"{recipe.registry.address}/hazyumps/deepseek-v4-flash-gb10:ready"
     # The author's image starts another program, and has this NCCL already.
