@@ -138,20 +138,21 @@ class ImageFiles:
 
 
 def own_layers(
-    count: int, *, base: bool, source: bool, history: Iterable[Mapping[str, Any]]
+    count: int, *, base: bool, above: int | None, history: Iterable[Mapping[str, Any]]
 ) -> frozenset[int]:
     """The numbers of those of ``count`` layers that a step of this project made.
 
-    ``base``: whether the image is based on one that is not built here; ``source``: whether a
-    source's own Dockerfile made layers, which may lie above some of this project's. Neither are
-    held to this project's rules. All are, where the history does not tell. Pure.
+    ``base``: whether the image is based on one that is not built here; ``above``: where a source's
+    own Dockerfile made layers, at least how many such steps lie above them. Neither the base's nor
+    the source's are held to this project's rules. All are, where the history does not tell. Pure.
     """
     steps = [step for step in history if not step.get("empty_layer")]
-    if not (base or source) or len(steps) != count:
+    if (not base and above is None) or len(steps) != count:
         return frozenset(range(count))
     own = {number for number, step in enumerate(steps) if STEP in step.get("created_by", "")}
-    # A layer that a COPY made has no step in its history.
-    return frozenset(own if source else range(min(own, default=count), count))
+    # A layer that a COPY or a RUN without our tools made has no step in its history.
+    lowest = min(sorted(own, reverse=True)[:above], default=count)
+    return frozenset({*own, *range(lowest, count)})
 
 
 def image_files(store: Store, image: Image) -> ImageFiles:

@@ -154,12 +154,21 @@ def _target(
         own=own_layers(
             len(image.layers),
             base=any(layer.image for layer in plan.layers),
-            source=any(layer.source for layer in plan.layers),
+            above=_steps_above_sources(plan),
             history=history,
         ),
         rules=rule_file.load(project),
         limits=limits,
     )
+
+
+def _steps_above_sources(plan: Plan) -> int | None:
+    """How many layers above the last source install something, each in a step; None where there is
+    no source."""
+    sources = [number for number, layer in enumerate(plan.layers) if layer.source]
+    if not sources:
+        return None
+    return sum(1 for la in plan.layers[sources[-1] + 1 :] if la.debs or la.wheels or la.patches)
 
 
 def _comparisons(target: _Target) -> Iterator[Compared]:

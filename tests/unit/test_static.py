@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sparkimage.config.lockfile import PinnedImage
-from sparkimage.config.plan import Expected, Plan
+from sparkimage.config.plan import Expected, Plan, SourceBuild
 from sparkimage.core.errors import ConfigError
 from sparkimage.image import layerscan
 from sparkimage.image.layerindex import FACT, STEP, Entry, image_files, own_layers
@@ -231,17 +231,46 @@ def test_which_layers_are_ours() -> None:
     ours: dict[str, Any] = {"created_by": f"RUN . {STEP}"}
     base, env, copied = {"created_by": "ADD"}, {"empty_layer": True}, {"created_by": "COPY a /a"}
 
-    def own(*history: dict[str, Any], base: bool = False, source: bool = False) -> list[int]:
+    def own(*history: dict[str, Any], base: bool = False, above: int | None = None) -> list[int]:
         count = sum("empty_layer" not in step for step in history)
-        return sorted(own_layers(count, base=base, source=source, history=history))
+        return sorted(own_layers(count, base=base, above=above, history=history))
 
     assert own(base, env, ours, copied, ours) == [0, 1, 2, 3]
     assert own(base, env, ours, copied, ours, base=True) == [1, 2, 3]
     # A ready image as it is.
     assert own(base, env, copied, base=True) == []
     # A source's Dockerfile made the layer between.
-    assert own(base, ours, copied, ours, base=True, source=True) == [1, 3]
-    assert sorted(own_layers(2, base=True, source=False, history=[ours])) == [0, 1]
+    assert own(base, ours, copied, ours, base=True, above=1) == [1, 3]
+    # What lies above our step above it is ours, also where our tools had no part in it.
+    between = (ours, copied, ours)
+    assert own(base, ours, copied, *between, copied, base=True, above=2) == [1, 3, 4, 5, 6]
+    # None is known to lie above it: what does may be its own.
+    assert own(base, ours, copied, base=True, above=0) == [1]
+    assert sorted(own_layers(2, base=True, above=None, history=[ours])) == [0, 1]
+
+
+@pytest.mark.parametrize(("at", "refused"), [(2, False), (4, True)])
+def test_a_step_without_our_tools_above_a_source_is_held_to_the_rules(
+    tmp_path: Path, at: int, refused: bool
+) -> None:
+    """The same step is the source's own below an overlay, and this project's above it."""
+    store = Store.open(tmp_path)
+    stack = good_maker.stack()
+    stack.insert(at, {"var/lib/apt/lists/x_Packages": b"x"})
+    made = [put_layer(store, files) for files in stack]
+    config = good_maker.config([diff_id for _, diff_id in made])
+    steps = [step for step in config["history"] if "empty_layer" not in step]
+    steps.insert(at, {"created_by": "RUN /bin/sh -c echo x # buildkit"})
+    image = put_image(store, config | {"history": steps}, [one for one, _ in made])
+    plan = good_maker.plan()
+    source = SourceBuild(
+        pin="vllm", value="1", repository="r", commit="0" * 40, tree="0" * 40,
+        dockerfile="Dockerfile", target=None, version=None, images={},
+    )  # fmt: skip
+    debian, torch, *above = plan.layers
+    layers = (debian, dataclasses.replace(torch, source=source), *above)
+    plan = dataclasses.replace(plan, layers=layers)
+    assert ("static/apt-lists" in failed(plan, image, store)) is refused
 
 
 def test_packages_of_dpkg() -> None:
