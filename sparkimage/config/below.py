@@ -60,7 +60,7 @@ def wheels_glibc(matrix: Matrix) -> dict[Key, str]:
     """The oldest glibc among the bases that the wheels of a pin are used on."""
     oldest: dict[Key, str] = {}
     for variant in matrix.variants:
-        pins = {name: matrix.pins[name][value] for name, value in variant.pins.items()}
+        pins = matrix.pins_of(variant)
         for key in variant.pins.items():
             if isinstance(pins[key[0]], WheelsPin):
                 here = glibc(matrix.layers[variant.layers[0]], pins)

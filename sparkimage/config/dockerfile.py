@@ -18,7 +18,8 @@ PREDEFINED = re.compile(
 """Arguments that BuildKit knows by itself:
 https://docs.docker.com/reference/dockerfile/#predefined-args"""
 SYNTAX = re.compile(r"#\s*syntax\s*=\s*(\S+)", re.IGNORECASE)
-DIRECTIVE = re.compile(r"#\s*(syntax|escape|check)\s*=\s*(\S+)", re.IGNORECASE)
+DIRECTIVE = re.compile(r"#\s*[A-Za-z][A-Za-z0-9]*\s*=\s*\S")
+"""https://github.com/moby/buildkit/blob/master/frontend/dockerfile/parser/directives.go"""
 VARIABLE = re.compile(r"\$(?:\{(\w+)(?:(:?[-+])([^{}]*))?\}|(\w+))")
 HEREDOC = re.compile(r"<<(-?)([\"']?)(\w+)\2")
 REMOTE = re.compile(r"(https?|git|ssh)://|git@|.*\.git(#|$)")
@@ -156,7 +157,7 @@ def parse(text: str) -> Dockerfile:
         elif word in ("COPY", "ADD", "RUN") and reading.stages:
             reading.stages[-1][2].extend(_uses(line, word, rest))
     return Dockerfile(
-        syntax=_syntax(text),
+        syntax=frontend(text),
         args=reading.args,
         lines=reading.lines,
         stages=tuple(
@@ -190,15 +191,15 @@ def expand(text: str, values: Mapping[str, str]) -> str:
     return text
 
 
-def _syntax(text: str) -> Use | None:
+def frontend(text: str) -> Use | None:
     """The frontend that a ``# syntax=`` line names: one of the directives before all else.
 
     https://docs.docker.com/reference/dockerfile/#parser-directives
     """
-    for number, line in enumerate(text.splitlines(), start=1):
-        if (match := SYNTAX.match(line.strip())) is not None:
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
+        if (match := SYNTAX.match(line)) is not None:
             return Use(line=number, instruction="# syntax=", name=match[1], written=match[1])
-        if DIRECTIVE.match(line.strip()) is None and not (number == 1 and line.startswith("#!")):
+        if DIRECTIVE.match(line) is None and not (number == 1 and line.startswith("#!")):
             return None
     return None
 

@@ -48,6 +48,10 @@ class Matrix:
     def root(self) -> Path:
         return self.file.parent
 
+    def pins_of(self, variant: Variant) -> dict[str, Pin]:
+        """What the pins of a variant are, by name."""
+        return {name: self.pins[name][value] for name, value in variant.pins.items()}
+
     @property
     def logins(self) -> dict[str, str]:
         """The addresses of indexes with a user or a password, by the same without them."""

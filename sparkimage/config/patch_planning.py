@@ -41,7 +41,7 @@ class PatchPlanner:
 
     @cached_property
     def pins(self) -> Mapping[str, Pin]:
-        return {name: self.matrix.pins[name][value] for name, value in self.variant.pins.items()}
+        return self.matrix.pins_of(self.variant)
 
     @cached_property
     def series(self) -> tuple[Series, ...]:

@@ -266,7 +266,7 @@ class _LockedVariant:
 
     @cached_property
     def pins(self) -> Mapping[str, schema.Pin]:
-        return {name: self.matrix.pins[name][value] for name, value in self.variant.pins.items()}
+        return self.matrix.pins_of(self.variant)
 
     @cached_property
     def _patches(self) -> PatchPlanner:

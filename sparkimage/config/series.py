@@ -79,7 +79,7 @@ def of(matrix: Matrix, variant: Variant) -> tuple[Series, ...]:
     layers = [matrix.layers[name] for name in variant.layers]
     if not any(layer.patches for layer in layers):
         return ()
-    pins = {name: matrix.pins[name][value] for name, value in variant.pins.items()}
+    pins = matrix.pins_of(variant)
     made: list[Series] = []
     for name, layer in zip(variant.layers, layers, strict=True):
         groups: dict[tuple[str | None, str | None], list[str]] = {}

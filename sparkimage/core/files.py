@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+DATE = 946684800
+"""The date of files that become part of an image: 2000-01-01, as step.sh has it."""
+
 
 @dataclass(frozen=True)
 class AtomicFile:

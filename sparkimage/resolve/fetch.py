@@ -31,7 +31,7 @@ from sparkimage.config.plan import (
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.debian_tools import WITHOUT_DOCS
 from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError
-from sparkimage.core.files import new_folder
+from sparkimage.core.files import DATE, new_folder
 from sparkimage.resolve import (
     apt,
     frontends,
@@ -45,9 +45,6 @@ from sparkimage.resolve.context import Inputs, ResolveContext
 from sparkimage.resolve.files import Download
 from sparkimage.resolve.git import Repository
 from sparkimage.resolve.wheels import ca_bundle
-
-ROOT_EPOCH = 946684800
-"""The newest date of a file in a Debian root: 2000-01-01."""
 
 
 def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str) -> Inputs:
@@ -325,6 +322,6 @@ def _debian_root(root: DebianRoot, context: ResolveContext) -> Path:
             '--customize-hook=cd "$1" && rm -rf etc/resolv.conf etc/hostname var/log/* var/cache/*',
             f"--customize-hook=copy-in {shlex.quote(str(sources))} /etc/apt",
             root.suite, str(new / "root.tar"), f"deb [trusted=yes] copy:{debs} ./",
-            SOURCE_DATE_EPOCH=str(ROOT_EPOCH),
+            SOURCE_DATE_EPOCH=str(DATE),
         )  # fmt: skip
     return folder

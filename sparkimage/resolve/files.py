@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sparkimage.config.lockfile import File
 from sparkimage.core.errors import Locked, LockError, NetworkError
-from sparkimage.core.files import atomic_file
+from sparkimage.core.files import DATE, atomic_file
 from sparkimage.resolve.context import ResolveContext, unreachable
 from sparkimage.resolve.wheels import ca_bundle
 
@@ -28,8 +28,6 @@ LOGIN = frozenset({401, 403, 407})
 TIMEOUT_S = 60.0
 """For a connection, and between two parts of an answer."""
 CHUNK_BYTES = 1 << 20
-DATE = 946684800
-"""The date of the files, which a COPY keeps: 2000-01-01, as step.sh has it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,32 +7,21 @@ frontend is used, which is part of BuildKit.
 from __future__ import annotations
 
 import posixpath
-import re
 from pathlib import Path
 
-from sparkimage.config import folders
+from sparkimage.config import dockerfile, folders
 from sparkimage.config.plan import LayerPlan
 from sparkimage.core.errors import BuildError, LockError
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.git import Repository
 
-DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*\S")
-"""https://github.com/moby/buildkit/blob/master/frontend/dockerfile/parser/directives.go"""
-
 
 def without_syntax(text: str) -> str | None:
-    """A Dockerfile without its ``# syntax=`` line; None where it has none.
-
-    Only the lines above the first one that is no directive count.
-    """
+    """A Dockerfile without its ``# syntax=`` line; None where it has none."""
+    if (use := dockerfile.frontend(text)) is None:
+        return None
     lines = text.removeprefix("\ufeff").splitlines(keepends=True)
-    for i, line in enumerate(lines):
-        directive = DIRECTIVE.match(line)
-        if directive is not None and directive[1].lower() == "syntax":
-            return "".join(lines[:i] + lines[i + 1 :])
-        if directive is None and not (i == 0 and line.startswith("#!")):
-            break
-    return None
+    return "".join(lines[: use.line - 1] + lines[use.line :])
 
 
 def rewritten(layer: LayerPlan, project: Path, context: ResolveContext) -> str | None:

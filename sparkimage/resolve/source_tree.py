@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sparkimage.config.plan import GitTree, LayerPlan, PatchSeries, SourceBuild
 from sparkimage.core.errors import LockError
-from sparkimage.core.files import new_folder
+from sparkimage.core.files import DATE, new_folder
 from sparkimage.resolve import frontends, patch_files
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.git import ENVIRONMENT, Repository
@@ -24,8 +24,6 @@ from sparkimage.resolve.patch_trees import File
 
 FORM = 1
 """Raised with every change of how a context is made."""
-DATE = 946684800
-"""The date of the files, which a COPY keeps: 2000-01-01, as step.sh has it."""
 COMMITTER, ROLES = "sparkimage", ("AUTHOR", "COMMITTER")
 PATCHED = "a patched tree", "move the patches to a layer above"
 SSH = "a tree that is fetched with ssh", "take what is in them as `inputs`"

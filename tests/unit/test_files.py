@@ -14,6 +14,7 @@ import pytest
 from sparkimage.config.address import Mirrors
 from sparkimage.config.lockfile import File
 from sparkimage.core.errors import Locked, LockError, NetworkError
+from sparkimage.core.files import DATE
 from sparkimage.core.process import Local
 from sparkimage.resolve import files
 from sparkimage.resolve.context import ResolveContext
@@ -81,7 +82,7 @@ def test_a_file_is_fetched_once_and_alone_in_its_folder(download: Download, scri
     folder = download.fetch(SHA256)
     (path,) = folder.iterdir()
     assert (path.name, path.read_bytes()) == ("words.txt", CONTENT)
-    assert path.stat().st_mtime == files.DATE
+    assert path.stat().st_mtime == DATE
     assert path.stat().st_mode & 0o777 == 0o644
     assert download.resolve(SHA256).size == len(CONTENT)
     assert script.asked == 1
