@@ -21,9 +21,14 @@ def of(project: Path, name: str) -> Path:
     """The folder of a layer, or one that every project has: the project's own, which goes before
     the package's."""
     own = project / "images" / name
-    if name in (TOOLS, BUILDER, EVERY, *INSTALLS.values()) and not own.is_dir():
+    if name in (TOOLS, BUILDER, EVERY, *INSTALLS.values()) and not _is_there(own):
         return Path(str(resources.files("sparkimage"))) / "data" / "images" / name
     return own
+
+
+def _is_there(folder: Path) -> bool:
+    # Bytecode alone is what git leaves of a folder that a commit removed: no checks are meant.
+    return folder.is_dir() and [path.name for path in folder.iterdir()] != ["__pycache__"]
 
 
 def dockerfile(project: Path, layer: LayerPlan) -> Path:

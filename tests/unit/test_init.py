@@ -78,7 +78,10 @@ def test_a_projects_own_folders_go_before_the_packages(tmp_path: Path) -> None:
         ours = folders.of(tmp_path, name)
         assert (ours.name, any(ours.iterdir())) == (name, True)
         own = tmp_path / "images" / name
-        own.mkdir(parents=True)
+        # What is left of a folder that a commit removed.
+        (own / "__pycache__").mkdir(parents=True)
+        assert folders.of(tmp_path, name) == ours
+        (own / "__pycache__").rmdir()
         assert folders.of(tmp_path, name) == own
     assert folders.of(tmp_path, "app") == tmp_path / "images" / "app"
 
