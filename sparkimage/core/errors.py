@@ -168,13 +168,20 @@ class NodeError(SparkError):
 
 
 class UnreachableError(NodeError):
-    """The connection to a node failed or was lost. Worth a retry unless ``definite``."""
+    """The connection to a node failed or was lost. Worth a retry unless ``definite``, and at once
+    where its sshd was ``busy``."""
 
     def __init__(
-        self, message: str, *, definite: bool = False, hint: str = "", detail: str = ""
+        self,
+        message: str,
+        *,
+        definite: bool = False,
+        busy: bool = False,
+        hint: str = "",
+        detail: str = "",
     ) -> None:
         super().__init__(message, hint=hint, detail=detail)
-        self.definite = definite
+        self.definite, self.busy = definite, busy
 
 
 class DamagedError(NodeError):

@@ -203,7 +203,18 @@ class Remote:
                 connection.close()
 
     def _hold(self, words: Sequence[str], *, bulk: bool = False) -> tuple[RemoteScript, str]:
-        """Open a connection that others share, with the command that holds it, and its output."""
+        """Open a connection that others share, with the command that holds it, and its output.
+
+        A node whose sshd was too busy to answer is asked once more.
+        """
+        try:
+            return self._held(words, bulk=bulk)
+        except UnreachableError as error:
+            if not error.busy:
+                raise
+            return self._held(words, bulk=bulk)
+
+    def _held(self, words: Sequence[str], *, bulk: bool) -> tuple[RemoteScript, str]:
         script = RemoteScript(self, words, bulk=bulk, master=True)
         output: list[str] = []
         with script.limit():
@@ -274,8 +285,9 @@ class Remote:
                 )  # fmt: skip
         last = stderr.strip().splitlines()[-1] if stderr.strip() else "the connection was lost"
         return UnreachableError(
-            f"{self.name} cannot be reached{at}: {last}", hint=f"try: {ssh} true"
-        )
+            f"{self.name} cannot be reached{at}: {last}",
+            busy=re.search(BUSY, last) is not None, hint=f"try: {ssh} true",
+        )  # fmt: skip
 
     def timed_out(self, what: str, seconds: float | None = None) -> NodeError:
         """The error for a node that gave no ``what`` for so many seconds; default: its patience."""
@@ -370,6 +382,9 @@ class Remote:
                 master.write(b".")
 
 
+BUSY = r"banner exchange|kex_exchange_identification"
+"""What ssh says where a node took the connection, and its sshd did not answer or dropped it: it
+starts too slowly, or has MaxStartups logins to do. No command has been started by then."""
 DEFINITE = (
     (
         r"host identification has changed|host key for .* has changed",

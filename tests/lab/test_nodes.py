@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
+from tests.lab.node import wait
 from tests.lab.shipment import NAME, NODE_FAILED, NODES, PAYLOAD, VARIANT, Shipment, ok, put
 
 MIXED = 15
@@ -93,3 +96,26 @@ def test_unknown_image_has_one_identity_on_both_stores(
     other.docker("commit", "--change", "HEALTHCHECK NONE", other.docker(
         "create", NAME), NAME)  # fmt: skip
     assert shipment.run("nodes").returncode == MIXED
+
+
+def test_a_node_too_busy_to_answer_is_asked_once_more(shipment: Shipment) -> None:
+    wire = shipment.fleet["node2"].control
+    ssh = shipment.folder / "impatient" / "ssh"
+    ssh.parent.mkdir()
+    real = shutil.which("ssh", path=shipment.environment()["PATH"])
+    ssh.write_text(f'#!/bin/sh\nexec "{real}" -o ConnectTimeout=1 "$@"\n')
+    ssh.chmod(0o755)
+    path = f"{ssh.parent}:{shipment.environment()['PATH']}"
+    wire.hang()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(shipment.run, "nodes", PATH=path)
+        # The wire holds both connections: the first one's command never started.
+        wait(lambda: wire.connections == 2 or asked.done(), "nobody asks again")
+        wire.restore()
+        assert "node2" in ok(asked.result())
+
+    wire.hang()
+    given_up = shipment.run("nodes", PATH=path)
+    wire.restore()
+    assert given_up.returncode == NODE_FAILED
+    assert "node2 cannot be reached: Connection timed out during banner" in given_up.stderr
