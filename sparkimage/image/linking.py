@@ -76,12 +76,10 @@ class Root:
     def wheels(self, python: str | None, into: str | None = None) -> dict[str, list[str]]:
         """The versions of every package that was installed for Python ``python`` (X.Y), without
         the distribution's own, by its name; those in the venv or conda prefix ``into``."""
-        folder = f"usr/local/lib/python{python}/dist-packages/"
-        if into is not None:
-            folder = f"{into.lstrip('/')}/lib/python{python}/site-packages/"
+        folder = site_packages(python, into)
         versions: dict[str, list[str]] = {}
         for path, entry in self.final.items():
-            if "wheel" in entry.seen and path.startswith(folder):
+            if "wheel" in entry.seen and path.startswith(f"{folder}/"):
                 name, version = entry.seen["wheel"]
                 versions.setdefault(name, []).append(version)
         return versions
@@ -91,6 +89,14 @@ class Root:
         for entry in self.final.values():
             if entry.elf is not None:
                 yield entry, entry.elf
+
+
+def site_packages(python: str | None, into: str | None = None) -> str:
+    """The folder with the wheels of Python ``python`` (X.Y), without a leading slash:
+    dist-packages, or that of the venv or conda prefix ``into``."""
+    if into is None:
+        return f"usr/local/lib/python{python}/dist-packages"
+    return f"{into.lstrip('/')}/lib/python{python}/site-packages"
 
 
 def configured(root: Root) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from sparkimage.core.errors import GateError, UsageError
 from sparkimage.image.store import Store
 from sparkimage.verify.policy import Required
 
-CHECKS_VERSION = 5
+CHECKS_VERSION = 6
 """Version of the package's own checks. Raise it with every change that may change a result: older
 seals are then no longer valid. A test compares ``CHECKERS`` with what they were."""
 CHECKERS = (

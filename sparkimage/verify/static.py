@@ -175,7 +175,7 @@ def _comparisons(target: _Target) -> Iterator[Compared]:
     yield from _config(target)
     yield from _programs(target)
     yield from static_nccl.checks(target.plan, target.files, target.root, target.own)
-    yield from static_order.checks(target.plan, target.files)
+    yield from static_order.checks(target.plan, target.files, target.own)
     yield from _preloads(target)
     yield from _expected(target)
     yield from _contents(target)

@@ -21,7 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sparkimage.config.plan import Plan
+from sparkimage.config.lockfile import Wheel
+from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.image.layerindex import FACT, STEP, ImageFiles, image_files
 from sparkimage.image.linking import Linker, Root
 from sparkimage.image.store import Image, Store
@@ -181,6 +182,19 @@ def _add_and_delete(c: Copy, files: Files) -> None:
 
 def _metadata(name: str, version: str) -> bytes:
     return f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
+
+
+def _mix_layers(c: Copy) -> None:
+    """Plan two layers, of one wheel and of two, and make one of them."""
+    wheels = [
+        Wheel(name=f"lab-{n}", version="1", size=1, sha256="0" * 64, file="n.whl") for n in range(3)
+    ]
+    layers = [
+        LayerPlan(name=name, dockerfile="", args={}, wheels=tuple(some))
+        for name, some in (("lab-one", wheels[:1]), ("lab-two", wheels[1:]))
+    ]
+    c.plan = dataclasses.replace(c.plan, layers=(*c.plan.layers, *layers))
+    c.add({f"{c.dist}/{w.name}-1.dist-info/METADATA": _metadata(w.name, "1") for w in wheels})
 
 
 def _patch_target(plan: Plan) -> str:
@@ -467,6 +481,11 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="a wheel in the layer of others",
+        check="wheel-layers",
+        make=_mix_layers,
+    ),
+    Mutant(
         name="the project that names the version left out",
         check="project",
         make=lambda c: c.add({removed(c.metadata("vllm")): b""}),
@@ -648,7 +667,7 @@ def run(
         if mutant.check in good[LIMITS]:
             made = Copy(shared, plan, image, files)
             mutant.make(made)
-            found = examined(plan, made.image(), shared, mutant.limits)
+            found = examined(made.plan, made.image(), shared, mutant.limits)
             # Under low limits the good image's own layers may be named too: the fault must be.
             caught = [
                 name

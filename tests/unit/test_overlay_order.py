@@ -1,4 +1,5 @@
-"""What is installed is not older than what lies below, unless the matrix allows it."""
+"""What a layer installs is its own, and not older than what lies below, unless the matrix allows
+it."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkimage.config import planning
-from sparkimage.config.lockfile import Deb
-from sparkimage.config.plan import Debs, Plan
+from sparkimage.config.lockfile import Deb, Wheel
+from sparkimage.config.plan import Debs, LayerPlan, Plan
 from sparkimage.core import debian_version
 from sparkimage.core.errors import LockError
 from sparkimage.core.process import Local
@@ -72,6 +73,51 @@ def test_an_older_overlay_is_refused(tmp_path: Path, below: Files, faults: list[
     assert check.seen == faults
     assert (check.result == "PASSED") is (not faults)
     assert order(tmp_path, below, downgrade=True).result == "PASSED"
+
+
+def mixed(tmp_path: Path, *layers: list[str]) -> Check:
+    """The check's result for the good image below layers which have these wheels, where the plan
+    has `cuda` with a and b, and `torch` with c, in a venv."""
+    store = Store.open(tmp_path)
+    site = "opt/venv/lib/python3.13/site-packages"
+    tops = [
+        {f"{site}/{name}-1.dist-info/METADATA": f"Name: {name}\nVersion: 1\n".encode()
+         for name in names}
+        for names in layers
+    ]  # fmt: skip
+    made = [good_maker.put_layer(store, files) for files in (*good_maker.stack(), *tops)]
+    config = good_maker.config([diff_id for _, diff_id in made])
+    config["history"] += config["history"][:1] * len(tops)
+    image = good_maker.put_image(store, config, [layer for layer, _ in made])
+    plan = good_maker.plan()
+    planned = tuple(
+        LayerPlan(name=name, dockerfile="", args={}, into="/opt/venv", wheels=tuple(
+            Wheel(name=one, version="1", size=1, sha256="0" * 64, file="w.whl") for one in wheels
+        ))
+        for name, wheels in (("cuda", "ab"), ("torch", "c"))
+    )  # fmt: skip
+    plan = dataclasses.replace(plan, layers=(*plan.layers, *planned))
+    found = {one.id: one for one in static.examine(plan, image, store, None)}
+    return found["static/wheel-layers"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "faults"),
+    [
+        ([["a", "b"], ["c"]], []),
+        # One step for each, and what nobody has planned, such as a tree that a step compiles.
+        ([["a"], ["b"], ["c", "x", "y"]], []),
+        ([["a", "b", "c"]], ["c of torch: image layer 4, which is cuda's"]),
+        ([["a", "b", "c"], ["c"]], ["c of torch: image layer 4, which is cuda's"]),
+        ([["c"], ["a", "b", "c"]], ["c of torch: image layer 5, which is cuda's"]),
+    ],
+)
+def test_a_wheel_is_in_its_own_layer(
+    tmp_path: Path, layers: list[list[str]], faults: list[str]
+) -> None:
+    check = mixed(tmp_path, *layers)
+    assert check.seen == faults
+    assert (check.result == "PASSED") is (not faults)
 
 
 PART = st.text("0159az~+.", max_size=5)
