@@ -218,9 +218,7 @@ def _source_targets(
 
 
 def _target(layer: LayerPlan, inputs: Inputs, below: str, mirrors: Mirrors) -> dict[str, Any]:
-    # Resolved: a project may link to the layers of another one.
-    own = (inputs.project / layer.dockerfile).resolve()
-    dockerfile = inputs.installs.get(layer.name, own)
+    dockerfile = inputs.steps[layer.name]
     contexts = {
         "layer": below,
         "tools": str(inputs.tools),

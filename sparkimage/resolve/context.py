@@ -54,8 +54,8 @@ class ResolveContext:
 class Inputs:
     """Where a build finds its plan's inputs on this machine."""
 
-    project: Path
-    """The folder with images/."""
+    steps: dict[str, Path]
+    """Layer name to its Dockerfile, where that is the project's or the package's."""
     tools: Path
     """The folder with step.sh."""
     builder: Path
@@ -73,8 +73,6 @@ class Inputs:
     """The sha256 of a web server's file to the folder that has it."""
     dockerfiles: dict[str, str]
     """Layer name to its Dockerfile's text, where that is not built as it is."""
-    installs: dict[str, Path]
-    """Layer name to the package's Dockerfile, where the layer has none of its own."""
     overrides: frozenset[str]
     """Layers whose source knows ``VLLM_VERSION_OVERRIDE``."""
     sources: dict[str, Path]

@@ -56,8 +56,12 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
     """
     root = plan.layers[0].root
     return Inputs(
-        project=project,
         # Resolved: a project may link to the folders of another one.
+        steps={
+            layer.name: folders.dockerfile(project, layer).resolve()
+            for layer in plan.layers
+            if layer.source is None
+        },
         tools=folders.of(project, folders.TOOLS).resolve(),
         builder=folders.of(project, folders.BUILDER).resolve(),
         layers={
@@ -88,12 +92,6 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
             # The Dockerfile of a source that is a folder is a file of its own.
             if not source_tree.is_local(layer, context)
             and (text := frontends.rewritten(layer, project, context)) is not None
-        },
-        installs={
-            layer.name: path.resolve()
-            for layer in plan.layers
-            if layer.source is None
-            and (path := folders.dockerfile(project, layer)) != project / layer.dockerfile
         },
         root=None if root is None else _debian_root(root, context),
         uv=static_uv(builder_arch, context) if any(la.wheels for la in plan.layers) else None,

@@ -18,6 +18,7 @@ from sparkimage.build import bake
 from sparkimage.cli import show
 from sparkimage.config import lockfile, matrix, planning, schema, series
 from sparkimage.config.address import WHEELS, Mirrors, image_name
+from sparkimage.config.folders import INSTALLS, dockerfile, of
 from sparkimage.config.lockfile import (
     CHANGES,
     KEPT,
@@ -120,7 +121,12 @@ def given(plan: Plan) -> Inputs:
     """Where a build of ``plan`` would find what it takes in."""
     fed = [one for one in plan.layers if one.wheels or one.debs or one.patches]
     return Inputs(
-        project=Path("/project"),
+        steps={
+            one.name: Path("/project", file.relative_to(PROJECT))
+            if (file := dockerfile(PROJECT, one)).is_relative_to(PROJECT / "images")
+            else Path("/package", file.parent.name, file.name)
+            for one in plan.layers
+        },
         uv=Path("/home/tools/uv") if any(one.wheels for one in plan.layers) else None,
         root=Path("/home/roots/trixie") if plan.layers[0].root else None,
         layers={one.name: Path("/home/inputs", one.name) for one in fed},
@@ -129,7 +135,6 @@ def given(plan: Plan) -> Inputs:
         trees={},
         files={},
         dockerfiles={},
-        installs={},
         overrides=frozenset(),
         sources={},
         ca_bundle="/etc/ssl/certs/ca-certificates.crt",
@@ -200,16 +205,26 @@ def test_the_lock_fits_the_matrix(read: Matrix) -> None:
     assert lockfile.dump(held) == (PROJECT / "matrix.lock").read_text()
 
 
+def steps(path: Path) -> list[str]:
+    """The lines of a Dockerfile without comments and the name of the stage."""
+    lines = path.read_text().splitlines()
+    return [line for line in lines if not line.startswith(("#", "FROM layer"))]
+
+
 def test_every_layer_has_checks_and_is_in_the_matrix(read: Matrix) -> None:
     folders = {p.name for p in (PROJECT / "images").iterdir() if not p.name.startswith("_")}
-    assert folders == set(read.layers)
+    assert folders <= set(read.layers)
+    installing = [steps(of(PROJECT, name) / "Dockerfile") for name in INSTALLS.values()]
     for name, spec in read.layers.items():
         folder = PROJECT / "images" / name
         # What the lock says it is made of, the static tier compares with it.
         locked = spec.base or spec.debs or spec.wheels or spec.patches
         assert locked or (folder / f"test_{name.replace('-', '_')}.py").is_file()
+        own = folder / "Dockerfile"
         if spec.source is not None:
             # The repository's own Dockerfile builds it; one beside it would never be read.
-            assert not (folder / "Dockerfile").exists()
-            continue
-        assert f"FROM layer AS {name}\n" in (folder / "Dockerfile").read_text()
+            assert not own.exists()
+        elif own.exists():
+            assert f"FROM layer AS {name}\n" in own.read_text()
+            # One that repeats a Dockerfile of the package goes.
+            assert steps(own) not in installing

@@ -37,7 +37,7 @@ def inputs(plan: Plan) -> Inputs:
     patched = {la.name: Path("/sources", la.name) for la in plan.layers if la.patches and la.source}
     taken = (la.name for la in plan.layers if la.wheels or la.debs or la.patches)
     return Inputs(
-        project=Path("/project"),
+        steps={la.name: Path("/project", la.dockerfile) for la in plan.layers},
         tools=Path("/package/_tools"),
         builder=Path("/package/_builder"),
         uv=Path("/uv"),
@@ -45,7 +45,6 @@ def inputs(plan: Plan) -> Inputs:
         layers={name: Path("/inputs", name) for name in taken if name not in patched},
         files={file.sha256: Path("/files", file.name) for la in plan.layers for file in la.files},
         dockerfiles={},
-        installs={},
         overrides=frozenset(),
         sources=patched,
         ca_bundle=None,

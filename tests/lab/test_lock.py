@@ -214,8 +214,6 @@ def test_an_index_mirror_serves_lock_and_build(lab: Lab, tmp_path: Path) -> None
                 version: {"kind": "wheels", "python": "3.13", "require": [f"{name}=={version}"]}
             },
         }
-        mine.add_layer("tool", (PROJECT / "images/vllm/Dockerfile").read_text().replace(
-            "AS vllm", "AS tool"))  # fmt: skip
         data["layers"] = {
             "debian": {"base": "debian"},
             "python": {"debs": "debian"},

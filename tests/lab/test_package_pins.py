@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -13,8 +12,6 @@ from tests.lab import servers, standins, wheelhouse
 from tests.lab.apt_maker import Archive, Key
 from tests.lab.conftest import PROJECT, REPOSITORY, Lab
 
-CLOSED = "--network=none "
-"""What `add_layer` writes itself."""
 USER, PASSWORD = "team", "only-for-this-test"
 SERVER = """
 import base64, functools, http.server
@@ -116,21 +113,12 @@ def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
         host = str(lab.docker.container.inspect(server).network_settings.ip_address)
         with servers.http_folder(archive.folder) as web:
             mine = Lab(project, lab.context.store.root, lab.engine)
-            wheels = (PROJECT / "images/vllm/Dockerfile").read_text()
-            debs = (PROJECT / "images/python/Dockerfile").read_text().replace(CLOSED, "")
             mine.add_layer("old", OLD)
             mine.add_layer("built", BUILT)
             for path, text in OLD_FILES.items():
                 file = project / "images" / "old" / "site" / path
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(text)
-            for name, text in (
-                ("venv", wheels),
-                ("conda", wheels),
-                ("building", wheels),
-                ("tools", debs),
-            ):
-                mine.add_layer(name, re.sub("AS (vllm|python)", f"AS {name}", text))
             vllm = {"kind": "wheels", "python": "3.13", "find_links": "wheels", "deps": False}
             data = lab.data | {
                 "axes": {}, "exclude": [], "groups": {"default": ["places"]},

@@ -89,7 +89,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Plan]:
 def inputs(plan: Plan, *, ca: str | None = None) -> Inputs:
     fed = (one.name for one in plan.layers if one.wheels or one.debs or one.patches)
     return Inputs(
-        project=Path("/project"),
+        steps={la.name: Path("/project", la.dockerfile) for la in plan.layers},
         tools=Path("/package/_tools"),
         builder=Path("/package/_builder"),
         uv=Path("/uv"),
@@ -98,7 +98,6 @@ def inputs(plan: Plan, *, ca: str | None = None) -> Inputs:
         trees={},
         files={file.sha256: Path("/files", file.sha256) for la in plan.layers for file in la.files},
         dockerfiles={},
-        installs={},
         overrides=frozenset(),
         sources={},
         ca_bundle=ca,

@@ -149,9 +149,9 @@ def test_a_patched_source_is_built_from_the_folder(tmp_path: Path, remote: Remot
     context = resolve_context(tmp_path / "site", home)
     folder = source_tree.context(plan.layers[1], read.root, context)
     inputs = Inputs(
-        project=read.root, uv=None, root=tmp_path, layers={}, sources={"made": folder}, files={},
-        trees={}, dockerfiles={}, installs={}, overrides=frozenset(), tools=tmp_path,
-        builder=tmp_path, ca_bundle=None,
+        steps={la.name: read.root / la.dockerfile for la in plan.layers}, uv=None, root=tmp_path,
+        layers={}, sources={"made": folder}, files={}, trees={}, dockerfiles={},
+        overrides=frozenset(), tools=tmp_path, builder=tmp_path, ca_bundle=None,
     )  # fmt: skip
     target = bake.definition([plan], {"v": inputs})["target"]["v"]
     assert target["context"] == str(folder / "tree")
