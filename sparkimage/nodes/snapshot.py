@@ -26,6 +26,9 @@ MIN_DOCKER = (20, 10)
 """The first Docker that loads the layers of an OCI layout as manifest.json lists them."""
 TELLS_UNPACKED = (28, 0)
 """The first Docker that reports each layer that it has unpacked into containerd's store."""
+CDI_GPUS = "nvidia.com/gpu=all"
+"""The CDI device with all of a machine's GPUs:
+https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/cdi-support.html"""
 CDI_FOR_GPUS = (29,)
 """The first Docker that surely maps ``--gpus`` to CDI devices, where there is no hook."""
 SKEW_S = 60.0
@@ -399,11 +402,13 @@ class NodeSnapshot:
 
     @property
     def has_cdi(self) -> bool:
-        """``--device nvidia.com/gpu=all`` can work."""
+        """``--device nvidia.com/gpu=all`` can work: the engine lists the device, or is too old to
+        list any and there is a specification."""
         if not self.docker.cdi_folders:
             return False
-        is_found = any(name.startswith("nvidia.com/gpu=") for name in self.docker.cdi_devices)
-        return is_found or any(cdi.kind == "nvidia.com/gpu" for cdi in self.cdi)
+        if self.docker.cdi_devices:
+            return CDI_GPUS in self.docker.cdi_devices
+        return any(cdi.kind == CDI_GPUS.partition("=")[0] for cdi in self.cdi)
 
     @property
     def gpus_flag(self) -> bool:
@@ -416,6 +421,18 @@ class NodeSnapshot:
         """
         cdi = any(path.endswith("/nvidia-cdi-hook") for path in self.hooks) and self.has_cdi
         return self.has_hook or (cdi and self.docker.numbers >= CDI_FOR_GPUS)
+
+    @property
+    def gives_gpus(self) -> bool:
+        """Docker can give its GPUs to a container."""
+        return self.gpus_flag or self.has_cdi
+
+    @property
+    def gpu_options(self) -> tuple[str, str]:
+        """The options of ``docker run`` that give a container all GPUs."""
+        if self.has_cdi and not self.gpus_flag:
+            return "--device", CDI_GPUS
+        return "--gpus", "all"
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``: the machine; of the model's files their number, size and checksum."""

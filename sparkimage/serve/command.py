@@ -42,6 +42,8 @@ class Host:
     image: str
     caches: str
     """The folder for caches."""
+    gpus: Words = ("--gpus", "all")
+    """The options that give a container its GPUs."""
 
 
 class ServerSpec(BaseModel):
@@ -143,6 +145,8 @@ class Container:
     image: str
     restart: str
     shm_size: str
+    gpus: Words
+    """Options of ``docker run``."""
     devices: Words
     env: Mapping[str, str]
     mounts: tuple[Mount, ...]
@@ -159,7 +163,7 @@ class Container:
             (*self.docker, "run", "--detach"),
             ("--name", self.name),
             ("--restart", self.restart),
-            ("--gpus", "all"),
+            self.gpus,
             ("--ipc", "host", "--network", "host", "--shm-size", self.shm_size),
             tuple(word for name in CAPABILITIES for word in ("--cap-add", name)),
             ("--ulimit", "memlock=-1:-1"),
@@ -226,7 +230,12 @@ class Container:
                 }
             },
         }
-        if not self.devices:
+        option, value = self.gpus
+        if option == "--device":
+            # https://github.com/compose-spec/compose-spec/blob/main/05-services.md#devices
+            service["devices"] = [value, *service["devices"]]
+            del service["deploy"]
+        if not service["devices"]:
             del service["devices"]
         services = {"services": {"vllm": service}}
         return str(yaml.safe_dump(services, sort_keys=False, width=10_000, allow_unicode=True))
@@ -267,6 +276,7 @@ def _container(request: Request, hosts: Sequence[Host], rank: int) -> Container:
         image=host.image,
         restart=profile.restart,
         shm_size=profile.shm_size,
+        gpus=host.gpus,
         devices=(INFINIBAND,) if request.rdma else (),
         env=_env(request, host),
         mounts=(

@@ -142,6 +142,7 @@ class Launch:
             hcas=fabric.hcas(now),
             image=image.id,
             caches=now.caches,
+            gpus=now.gpu_options,
         )
 
     def _require(self, all_: Sequence[NodeSession], checks: Sequence[str]) -> None:

@@ -35,6 +35,9 @@ NO_DEVICE = re.compile(r"select device driver|nvidia-container|CDI device|nvidia
 UNLIMITED = -1
 LIMIT_S = 300.0
 GPUS = ("--gpus", "all")
+CDI = ("--device", "nvidia.com/gpu=all")
+"""For engines with CDI devices and without NVIDIA's runtime:
+https://docs.docker.com/reference/cli/docker/container/run/#cdi-devices"""
 PROBE = Path(__file__).with_name("gpu_probe.py")
 VARIABLE = "SPARKIMAGE_PROBE"
 """Holds the text of ``PROBE`` in the container, so that it is in no command line."""
@@ -63,13 +66,20 @@ def examine(plan: Plan, engine: Engine, reference: str, runner: Runner) -> NodeO
             return NodeOutcome(not_run={Tier.NODE: NO_PYTHON})
         raise
     assert bare is not None
-    seen, process = _probe(plan, engine, reference, runner, *GPUS)
+    options, info = GPUS, {}
+    seen, process = _probe(plan, engine, reference, runner, *options)
+    if bare["devices"] and (seen is None or not seen["gpus"]):
+        argv = [*engine.docker, "info", "--format", "{{json .}}"]
+        info = json.loads(runner.run(argv).stdout)
+        if seen is None and info.get("CDISpecDirs"):
+            options = CDI
+            seen, process = _probe(plan, engine, reference, runner, *options)
     if seen is None or not seen["gpus"]:
         last = process.stderr.strip().splitlines()[-1:]
         why = last[0][:200] if seen is None and last else "CUDA finds none in the container"
         if not bare["devices"]:
             return NodeOutcome(not_run={Tier.NODE: f"{NO_GPU} ({why})"})
-        ways = ", ".join(runtimes(engine, runner)) or "no nvidia runtime, no CDI device"
+        ways = ", ".join(_ways(info)) or "no nvidia runtime, no CDI device"
         failure = f"{', '.join(bare['devices'])} cannot be handed out ({ways}): {why}"
         return NodeOutcome(checks=(_check("runtime", GPUS_TITLE, failure, True), *_machine(bare)))
     workers = seen["workers"]
@@ -91,7 +101,7 @@ def examine(plan: Plan, engine: Engine, reference: str, runner: Runner) -> NodeO
         ]  # fmt: skip
     not_run: dict[str, str] = {}
     with run_entrypoint.started(
-        plan, engine, reference, runner, tier=Tier.NODE, options=GPUS
+        plan, engine, reference, runner, tier=Tier.NODE, options=options
     ) as answer:
         if answer is not None:
             answer.add(checks, not_run)
@@ -135,9 +145,8 @@ def _machine(seen: dict[str, Any]) -> tuple[Check, ...]:
     )
 
 
-def runtimes(engine: Engine, runner: Runner) -> list[str]:
+def _ways(info: dict[str, Any]) -> list[str]:
     """How the engine can hand out GPUs: its nvidia runtime, and NVIDIA's CDI devices."""
-    info = json.loads(runner.run([*engine.docker, "info", "--format", "{{json .}}"]).stdout)
     names = [name for name in info.get("Runtimes") or {} if name == "nvidia"]
     devices = [str(device.get("ID")) for device in info.get("DiscoveredDevices") or ()]
     return names + [device for device in devices if device.startswith("nvidia.com/gpu")]

@@ -194,6 +194,19 @@ def test_what_is_shown_is_what_runs(
             assert words.count(name) == 1
 
 
+def test_gpus_by_cdi() -> None:
+    device = "nvidia.com/gpu=all"
+    one, other = command.containers(request(), (host("n1", gpus=("--device", device)), host("n2")))
+    assert ("--device", device) in one.groups
+    assert "--gpus" not in one.argv
+    assert ("--gpus", "all") in other.groups
+    first, second = (yaml.safe_load(made.compose())["services"]["vllm"] for made in (one, other))
+    assert first["devices"] == [device, "/dev/infiniband:/dev/infiniband"]
+    assert "deploy" not in first
+    assert second["devices"] == ["/dev/infiniband:/dev/infiniband"]
+    assert second["deploy"]["resources"]["reservations"]["devices"][0]["count"] == "all"
+
+
 @given(source=WORDS, target=WORDS)
 def test_a_mount_survives_its_commas_and_quotes(source: str, target: str) -> None:
     text = str(Mount(source=f"/{source}", target=f"/{target}", readonly=True))

@@ -35,6 +35,8 @@ from sparkimage.serve.doctor.checks import (
 from tests.lab.command import call
 from tests.unit.spark_facts import PARTS, edited, info, spark
 
+ONE_GPU = {"Source": "cdi", "ID": "nvidia.com/gpu=0"}
+
 PROJECT = Path(__file__).resolve().parents[2]
 MODEL = "/models/m"
 OK, INFO, WARN, FAIL = Severity.OK, Severity.INFO, Severity.WARN, Severity.FAIL
@@ -135,10 +137,14 @@ WRONG: list[tuple[str, dict[str, Any], Severity, str]] = [
      "2 x NVIDIA GB10: spark2"),
     ("driver", {"gpus": edited("gpus", (": 13.0", ": 12.8"))}, FAIL, "supports CUDA 12.8"),
     ("drivers-equal", {"gpus": edited("gpus", ("580.95.05", "590.10"))}, WARN, "590.10: spark2"),
-    ("gpus-flag", {"hooks": None}, FAIL, "`--device nvidia.com/gpu=all` would work"),
+    ("gpus-flag", {"hooks": None, "docker": info(CDISpecDirs=[])}, FAIL, "no CDI device"),
+    ("gpus-flag", {"hooks": None, "docker": info(DiscoveredDevices=[ONE_GPU])}, FAIL,
+     "nvidia.com/gpu=all; it has only nvidia.com/gpu=0"),
     ("gpus-flag", {"hooks": None, "cdi": None, "docker": info(DiscoveredDevices=None)}, FAIL,
      "nvidia-ctk runtime configure"),
     ("nvidia-runtime", {"docker": info(Runtimes={"runc": {}})}, INFO, "`--gpus all` works"),
+    ("nvidia-runtime", {"docker": info(Runtimes={"runc": {}}), "hooks": None}, INFO,
+     "`--device nvidia.com/gpu=all` works"),
     ("cdi", {"cdi": edited("cdi", ("580.95.05", "570.1.2"))}, WARN, "nvidia-ctk cdi generate"),
     ("rdma", {"rdma": None}, FAIL, "no RDMA device"),
     ("rdma", {"rdma": edited("rdma", ("ACTIVE", "DOWN"))}, FAIL, "is up: rocep1s0f0"),

@@ -100,6 +100,32 @@ def test_gpus_flag(hooks: str, version: str, folders: list[str], works: bool) ->
     assert spark(hooks=hooks, docker=output).gpus_flag is works
 
 
+CDI = ("--device", "nvidia.com/gpu=all")
+LISTED = [{"Source": "cdi", "ID": "nvidia.com/gpu=0"}, {"Source": "cdi", "ID": CDI[1]}]
+HOOK = "/usr/bin/nvidia-container-runtime-hook"
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"hooks": HOOK}, ("--gpus", "all")),
+        ({"DiscoveredDevices": LISTED}, CDI),
+        # An engine that lists no devices, and a specification in its folder.
+        ({"DiscoveredDevices": None}, CDI),
+        ({"DiscoveredDevices": LISTED[:1]}, None),
+        ({"DiscoveredDevices": None, "cdi": "/etc/cdi/x.json|vendor.org/net|"}, None),
+        ({"DiscoveredDevices": None, "cdi": None}, None),
+        ({"CDISpecDirs": []}, None),
+    ],
+)
+def test_how_docker_gives_gpus(changes: dict[str, Any], options: tuple[str, str] | None) -> None:
+    parts = {"hooks": None, **{k: v for k, v in changes.items() if k in ("hooks", "cdi")}}
+    facts = {k: v for k, v in changes.items() if k not in parts}
+    snapshot = spark(**parts, docker=info(ServerVersion="28.5.2", **facts))
+    assert snapshot.gives_gpus is (options is not None)
+    assert snapshot.gpu_options == (options or ("--gpus", "all"))
+
+
 @pytest.mark.parametrize(
     ("output", "error", "what", "hint"),
     [

@@ -494,6 +494,20 @@ def test_a_gpu_that_the_engine_cannot_hand_out_is_a_failure(
         assert way in runtime.seen
 
 
+def test_gpus_by_cdi_where_there_is_no_nvidia_runtime(bench: Bench) -> None:
+    bare, unresolved = seen(BARE, devices=["/dev/nvidia0"]), (125, "", "unresolvable CDI devices")
+    has_cdi = (0, json.dumps({"CDISpecDirs": ["/etc/cdi"]}), "")
+    plan = replace(bench.plan, expect=Expected(nccl="2.30.4"), answer=ANSWER)
+    runner = Fake(bare, REFUSED, has_cdi, good(), CREATED, *ended(0, "usage: run"), REMOVED)
+    came = gpu.examine(plan, ENGINE, "r:v", runner)
+    assert [one.id for one in came.checks if not one.passed] == []
+    (created,) = [argv for argv in runner.asked if "create" in argv]
+    assert created[created.index("--device") + 1] == "nvidia.com/gpu=all"
+    assert "--gpus" not in created
+    (runtime, *_) = nodes(bench, bare, REFUSED, has_cdi, unresolved).checks
+    assert "unresolvable CDI devices" in runtime.seen
+
+
 def test_an_engine_that_may_not_lift_the_limit_of_locked_memory(bench: Bench) -> None:
     refused = (125, "", "runc create failed: error setting rlimit type 8: not permitted")
     limited: dict[str, Any] = {"memlock": 8 << 20}

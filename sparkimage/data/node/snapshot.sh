@@ -178,7 +178,9 @@ if wanted machine; then
     part cdi
     for file in /etc/cdi/* /var/run/cdi/*; do
         [ -r "$file" ] || continue
-        kind=$(sed -n 's/^ *"\{0,1\}kind"\{0,1\} *: *"\{0,1\}\([^",]*\).*/\1/p' "$file" | head -n 1)
+        # YAML, or JSON in one line or in many.
+        kind=$(sed -n -e 's/.*"kind" *: *"\([^"]*\)".*/\1/p' -e 's/^kind *: *\([^ ]*\).*/\1/p' "$file" |
+            tr -d \"\' | head -n 1)
         # The driver's version is in the names of its libraries.
         library=$(grep -o 'libcuda\.so\.[0-9][0-9.]*[0-9]' "$file" | grep -v 'so\.1$' | head -n 1)
         printf '%s|%s|%s\n' "$file" "$kind" "${library#libcuda.so.}"

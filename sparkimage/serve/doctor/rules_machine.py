@@ -196,14 +196,14 @@ def drivers_equal(cluster: ClusterReport) -> Findings:
 
 @node_check(
     "gpus-flag",
-    seen=lambda node: "hook" if node.has_hook else "CDI" if node.gpus_flag else "no",
+    seen=lambda node: "hook" if node.has_hook else "CDI" if node.has_cdi else "no",
     knows=has_docker_and_gpus,
 )
 def gpus_flag(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
-    """``--gpus all`` that cannot work."""
-    if not node.gpus_flag:
-        other = "; `--device nvidia.com/gpu=all` would work" if node.has_cdi else ""
-        yield finding("gpus-flag", other=other)
+    """An engine that can give its GPUs to no container."""
+    if not node.gives_gpus:
+        other = [name for name in node.docker.cdi_devices if name.startswith("nvidia.com/gpu=")]
+        yield finding("gpus-flag", other=f"; it has only {', '.join(other)}" if other else "")
 
 
 @node_check(
@@ -214,7 +214,8 @@ def gpus_flag(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 def nvidia_runtime(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """``--runtime nvidia`` that cannot work; our commands do not need it."""
     if "nvidia" not in node.docker.runtimes:
-        other = "`--gpus all` works" if node.gpus_flag else "see `--gpus all`"
+        works = f"`{' '.join(node.gpu_options)}` works"
+        other = works if node.gives_gpus else "see `gpus-flag`"
         yield finding("nvidia-runtime", other=other)
 
 
