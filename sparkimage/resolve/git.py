@@ -7,7 +7,6 @@ Only what is needed is transferred: one commit without its history, files when t
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from sparkimage.core import locks
 from sparkimage.core.errors import CommandError, LockError
+from sparkimage.resolve import outputs
 from sparkimage.resolve.context import ResolveContext, unreachable
 
 ENVIRONMENT = {
@@ -29,14 +29,6 @@ ENVIRONMENT = {
     "SSH_ASKPASS_REQUIRE": "force",
 }
 FETCH = ("fetch", "--quiet", "--force", "--no-tags")
-GONE = re.compile(
-    r"not our ref|couldn't find remote ref|unadvertised object|no such remote ref|bad object"
-)
-NO_REPOSITORY = re.compile(r"epository .*not found|does not appear to be a git|not exported")
-REFUSED = re.compile(
-    r"Permission denied \(|Authentication failed|could not read (Username|Password)"
-)
-NEW_HOST = re.compile(r"Host key verification failed")
 HISTORY_TIMEOUT_S = 900.0
 
 
@@ -154,34 +146,11 @@ class Repository:
         try:
             return self._git(*words)
         except CommandError as error:
-            if GONE.search(error.output):
-                commit = words[-1].partition(":")[0]
-                raise LockError(
-                    f"{self.title}: {self.address} no longer has the commit {commit}: its branch "
-                    "was force-pushed, or it was removed",
-                    hint="pin a commit that is there, or name a mirror that still has this one",
-                    detail=error.output,
-                ) from None
-            if NO_REPOSITORY.search(error.output):
-                raise LockError(
-                    f"{self.title}: there is no repository {self.address}",
-                    hint="correct its address in the matrix, or name a mirror",
-                    detail=error.output,
-                ) from None
-            if REFUSED.search(error.output):
-                raise LockError(
-                    f"{self.title}: the server of {self.address} wants a login",
-                    hint="ssh-add a key that it takes, for ssh://git@HOST/PATH; for https, a "
-                    "credential helper of git",
-                    detail=error.output,
-                ) from None
-            if NEW_HOST.search(error.output):
-                raise LockError(
-                    f"{self.title}: ssh does not know the host key of {self.address}",
-                    hint=f"compare and accept it once: ssh -T {urlsplit(self._url).netloc}",
-                    detail=error.output,
-                ) from None
-            raise unreachable(self.title, self.address, error.output) from None
+            known = outputs.explain(
+                "git", error.output, detail=error.output, title=self.title, address=self.address,
+                commit=words[-1].partition(":")[0], login=urlsplit(self._url).netloc,
+            )  # fmt: skip
+            raise known or unreachable(self.title, self.address, error.output) from None
 
     def _git(self, *words: str) -> str:
         argv = ["git", "--git-dir", str(self.folder), *words]

@@ -5,22 +5,16 @@ registries are as the Docker CLI has them, and no daemon need run.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from typing import Any
 
 from sparkimage.config.address import ImageName, image_name
 from sparkimage.config.lockfile import PinnedImage
 from sparkimage.core.errors import CommandError, Locked, LockError
+from sparkimage.resolve import outputs
 from sparkimage.resolve.context import ResolveContext, unreachable
 
 TIMEOUT_S = 60.0
-MISSING = re.compile("not found|manifest unknown|name unknown")
-REFUSED = re.compile(
-    "401 Unauthorized|403 Forbidden|access denied|authorization failed|no basic auth credentials"
-)
-"""How the client words a refusal. Each has a space in it, which no address, port, name or digest
-in the same text has."""
 
 
 def resolve(locked: Locked, image: str, platform: str, context: ResolveContext) -> PinnedImage:
@@ -77,19 +71,10 @@ def _inspect(
         output = context.runner.run(argv, timeout_s=TIMEOUT_S).stdout
     except CommandError as error:
         detail = error.output.strip()
-        if MISSING.search(detail):
-            raise LockError(
-                f"{locked}: the registry has no {name}"
-                + (" any more (its tag may have moved)" if name.digest else ""),
-                hint="correct it in the matrix, name a mirror, or take what the tag is now: "
-                + locked.update,
-                detail=detail,
-            ) from None
-        if REFUSED.search(detail):
-            raise LockError(
-                f"{locked}: the registry of {name} wants another login",
-                hint=f"docker login {mirrored.repository.partition('/')[0]}",
-                detail=detail,
-            ) from None
-        raise unreachable(locked, f"the registry of {name}", detail) from None
+        known = outputs.explain(
+            "images", detail, detail=detail, title=locked, update=locked.update, image=name,
+            moved=" any more (its tag may have moved)" if name.digest else "",
+            registry=mirrored.repository.partition("/")[0],
+        )  # fmt: skip
+        raise known or unreachable(locked, f"the registry of {name}", detail) from None
     return dict(json.loads(output)) if output.lstrip().startswith("{") else {}

@@ -14,11 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from importlib.resources import files
+from functools import cached_property
 from typing import Any, TypeVar
-
-import yaml
 
 from sparkimage.config.address import Place
 from sparkimage.core.errors import (
@@ -30,6 +27,7 @@ from sparkimage.core.errors import (
 )
 from sparkimage.core.process import Runner, start_bytes
 from sparkimage.image.store import INDEX, Descriptor, Store, digest_of
+from sparkimage.resolve import outputs
 from sparkimage.resolve.auth import CERTIFICATES, Access
 from sparkimage.resolve.tools import Tools
 
@@ -46,22 +44,6 @@ ABSENT = re.compile(
 )
 DENIED = re.compile(r"denied|\b403\b|forbidden", re.IGNORECASE)
 UNAUTHORIZED = re.compile(r"unauthorized|authentication required|\b401\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnownError:
-    """An error of skopeo or cosign, by a pattern of its output: an entry of ``registry.yaml``."""
-
-    pattern: str
-    message: str
-    hint: str
-    transient: bool = False
-
-
-@cache
-def _known_errors() -> tuple[KnownError, ...]:
-    text = files("sparkimage").joinpath("data", "registry.yaml").read_text("utf-8")
-    return tuple(KnownError(**entry) for entry in yaml.safe_load(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,14 +271,14 @@ class Repository:
         # Without the state of an upload in its URL.
         reason = re.sub(r"\?[^\s\"]*", "", reason)
         user = self.access.user
-        facts = {
-            "registry": registry, "repository": self.place.repository, "what": what,
-            "certificates": CERTIFICATES[0] / registry,
-            "login": f"refuses the login of {user}" if user else "requires a login",
-        }  # fmt: skip
-        known = next(k for k in _known_errors() if re.search(k.pattern, reason, re.IGNORECASE))
-        kind = NetworkError if known.transient else RegistryError
-        return kind(known.message.format(**facts), hint=known.hint.format(**facts), detail=reason)
+        known = outputs.explain(
+            "registry", reason, detail=reason,
+            registry=registry, repository=self.place.repository, what=what,
+            certificates=CERTIFICATES[0] / registry,
+            login=f"refuses the login of {user}" if user else "requires a login",
+        )  # fmt: skip
+        assert known is not None
+        return known
 
     def damaged_blob(self, digest: str, why: str) -> PublishedError:
         """The error for a blob that does not match its digest or size."""

@@ -14,7 +14,7 @@ from sparkimage.core.errors import NetworkError, RegistryError, UsageError
 from sparkimage.core.process import Local
 from sparkimage.registry.cosign import Attestation, Trust, signer
 from sparkimage.registry.remote import Reference
-from sparkimage.resolve import skopeo
+from sparkimage.resolve import outputs
 from sparkimage.resolve.auth import HUB, Access
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.skopeo import Manifest, Repository
@@ -139,11 +139,20 @@ def test_an_address_of_an_upload_says_nothing_of_a_failure(tools: Tools) -> None
     assert "_state" not in found.detail
 
 
-def test_every_error_has_its_placeholders() -> None:
-    facts = dict.fromkeys(("registry", "repository", "what", "certificates", "login"), "x")
-    for known in skopeo._known_errors():
+@pytest.mark.parametrize(
+    ("program", "names"),
+    [
+        ("registry", "registry repository what certificates login"),
+        ("git", "title address commit login"),
+        ("images", "title update image moved registry"),
+        ("apt", "title address components key_missing key_hint"),
+    ],
+)
+def test_every_error_has_its_placeholders(program: str, names: str) -> None:
+    for known in outputs._known()[program]:
+        facts = dict.fromkeys((*names.split(), *re.compile(known.pattern).groupindex), "x")
         assert "{" not in known.message.format(**facts) + known.hint.format(**facts)
-        re.compile(known.pattern)
+        assert known.error in outputs.ERRORS
 
 
 def test_what_a_manifest_is() -> None:
