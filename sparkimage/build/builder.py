@@ -27,7 +27,7 @@ from sparkimage.core.errors import (
     ImageMissingError,
 )
 from sparkimage.image import archive
-from sparkimage.image.store import Image
+from sparkimage.image.store import Image, stream
 from sparkimage.resolve import fetch
 
 OWN = "unproven-"
@@ -180,7 +180,7 @@ def _execute(
         closing(docker_client(context.engine.host)) as client,
     ):
         chunks = client.images.get(own).save(chunk_size=1 << 20, named=False)
-        descriptor = archive.import_docker_archive(Chunks(iter(chunks)), context.store)
+        descriptor = archive.import_docker_archive(stream(iter(chunks)), context.store)
     return context.store.resolve(descriptor.digest), lambda: None
 
 
@@ -197,17 +197,6 @@ def _load(name: str, image: Image, context: BuildContext) -> None:
             detail=output,
             hint="look at its log, and at its free disk",
         )
-
-
-@dataclass
-class Chunks:
-    """A stream over an iterator, for tarfile's streaming mode, which takes pieces of any size."""
-
-    chunks: Iterator[bytes]
-
-    def read(self, _size: int = -1, /) -> bytes:
-        """The next piece; empty at the end."""
-        return next(self.chunks, b"")
 
 
 def engine_reference(plan: Plan, image: Image, engine: Engine) -> str:

@@ -20,13 +20,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from sparkimage.core import locks
 from sparkimage.core.errors import ImageMissingError, SparkError, StoreError
 from sparkimage.core.files import atomic_file
 from sparkimage.core.locks import Say
 from sparkimage.image.settings import Settings
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -74,6 +77,27 @@ class HashingReader:
         """Read to the end."""
         while self.read(CHUNK):
             pass
+
+
+class _Pieces(io.RawIOBase):
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self.pieces, self.rest = pieces, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        while not self.rest and (piece := next(self.pieces, None)) is not None:
+            self.rest = memoryview(piece)
+        count = min(len(view), len(self.rest))
+        view[:count], self.rest = self.rest[:count], self.rest[count:]
+        return count
+
+
+def stream(pieces: Iterator[bytes]) -> io.BufferedReader:
+    """The bytes of pieces of any size, to read from."""
+    return io.BufferedReader(_Pieces(pieces), CHUNK)
 
 
 @dataclass(frozen=True, kw_only=True)

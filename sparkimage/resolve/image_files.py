@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import posixpath
 import tarfile
@@ -18,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import zstandard
-from typing_extensions import Buffer
 
 from sparkimage.config.address import Place
 from sparkimage.config.lockfile import PinnedImage
 from sparkimage.core import files, locks
 from sparkimage.core.errors import Locked, LockError, PublishedError
 from sparkimage.image.layerindex import decompressed, entry_path
+from sparkimage.image.store import Descriptor, stream
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.skopeo import Repository
 from sparkimage.resolve.tools import Tools
@@ -42,25 +41,18 @@ def read_file(
     locked: Locked, image: PinnedImage, path: str, context: ResolveContext
 ) -> bytes | None:
     """The content of the regular file ``path`` (absolute) as a container of ``image`` sees it;
-    None where it has none. Errors as ``read_files``."""
-    return read_files(locked, image, [path], context)[path]
-
-
-def read_files(
-    locked: Locked, image: PinnedImage, paths: Iterable[str], context: ResolveContext
-) -> dict[str, bytes | None]:
-    """The contents of several files: see ``read_file``. One pass over the layers reads all.
-
-    Raises ``LockError`` where the registry no longer has the image or a layer is not readable,
-    ``RegistryError`` where it refuses, ``NetworkError`` where it does not answer.
-    """
+    None where it has none. Errors as ``opened``."""
     with opened(locked, image, context) as layers:
-        return layers.read(paths)
+        return layers.read([path])[path]
 
 
 @contextmanager
 def opened(locked: Locked, image: PinnedImage, context: ResolveContext) -> Iterator[ImageLayers]:
-    """The layers of an image of a registry, to read several times. Errors as ``read_files``."""
+    """The layers of an image of a registry.
+
+    Raises ``LockError`` where the registry no longer has the image or a layer is not readable,
+    ``RegistryError`` where it refuses, ``NetworkError`` where it does not answer.
+    """
     place = Place.parse(context.mirrors.of(image.name))
     repository = Repository(place=place, tools=Tools(outside=context))
     try:
@@ -74,7 +66,7 @@ def opened(locked: Locked, image: PinnedImage, context: ResolveContext) -> Itera
             yield ImageLayers(
                 title=str(locked),
                 layers=[
-                    Layer(digest=one["digest"], size=one["size"], media_type=one["mediaType"])
+                    Descriptor(digest=one["digest"], size=one["size"], media_type=one["mediaType"])
                     for one in manifest.content["layers"]
                 ],
                 blob=lambda layer: blobs.read(layer.digest, layer.size),
@@ -87,21 +79,12 @@ def opened(locked: Locked, image: PinnedImage, context: ResolveContext) -> Itera
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A layer of a manifest: the digest of its blob, its size in bytes, its media type."""
-
-    digest: str
-    size: int
-    media_type: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImageLayers:
     """The layers of an image, from the lowest up. Raises ``LockError`` for one that is no layer."""
 
     title: str
-    layers: Sequence[Layer]
-    blob: Callable[[Layer], Iterator[bytes]]
+    layers: Sequence[Descriptor]
+    blob: Callable[[Descriptor], Iterator[bytes]]
     """Reads a layer's blob, verified at its end."""
     cache: Path
 
@@ -142,7 +125,7 @@ class ImageLayers:
                 return None
         return None
 
-    def _listing(self, layer: Layer, wanted: frozenset[str]) -> Listing:
+    def _listing(self, layer: Descriptor, wanted: frozenset[str]) -> Listing:
         """What a layer has; the content of what is wanted of it is kept as well."""
         file = self._folder(layer) / "listing"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -156,16 +139,16 @@ class ImageLayers:
             for path, (kind, target) in json.loads(zstandard.decompress(file.read_bytes())).items()
         }
 
-    def _content(self, layer: Layer, path: str) -> bytes:
+    def _content(self, layer: Descriptor, path: str) -> bytes:
         file = self._kept(layer, path)
         if not file.is_file():
             self._scan(layer, frozenset([path]))
         return file.read_bytes()
 
-    def _scan(self, layer: Layer, wanted: frozenset[str]) -> Listing:
+    def _scan(self, layer: Descriptor, wanted: frozenset[str]) -> Listing:
         """Read a layer to its end, and keep the content of what is wanted of it."""
         listing: dict[str, tuple[str, str]] = {}
-        blob = io.BufferedReader(_Pieces(self.blob(layer)))
+        blob = stream(self.blob(layer))
         try:
             tar = decompressed(blob, layer.media_type)
             with tarfile.open(fileobj=tar, mode="r|") as archive:
@@ -186,10 +169,10 @@ class ImageLayers:
             ) from None
         return listing
 
-    def _folder(self, layer: Layer) -> Path:
+    def _folder(self, layer: Descriptor) -> Path:
         return self.cache / layer.digest.partition(":")[2]
 
-    def _kept(self, layer: Layer, path: str) -> Path:
+    def _kept(self, layer: Descriptor, path: str) -> Path:
         return self._folder(layer) / hashlib.sha256(path.encode()).hexdigest()
 
 
@@ -208,21 +191,3 @@ def _kind(member: tarfile.TarInfo) -> tuple[str, str]:
     if member.issym():
         return LINK, member.linkname
     return (FILE if member.isreg() else FOLDER if member.isdir() else "other"), ""
-
-
-class _Pieces(io.RawIOBase):
-    """A stream over pieces of any size."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self.pieces, self.rest = pieces, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer) -> int:
-        view = memoryview(buffer)
-        while not self.rest and (piece := next(self.pieces, None)) is not None:
-            self.rest = piece
-        count = min(len(view), len(self.rest))
-        view[:count], self.rest = self.rest[:count], self.rest[count:]
-        return count

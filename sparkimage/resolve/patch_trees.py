@@ -95,7 +95,8 @@ class ImageTree:
 
     def read(self, paths: Iterable[str]) -> dict[str, File | None]:
         places = {posixpath.join(self.root, path): path for path in paths}
-        found = image_files.read_files(self.locked, self.image, places, self.context)
+        with image_files.opened(self.locked, self.image, self.context) as layers:
+            found = layers.read(places)
         return {
             places[place]: File(data) if data is not None else None for place, data in found.items()
         }

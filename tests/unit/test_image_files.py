@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from sparkimage.core.errors import LockError
 from sparkimage.image.layerindex import content, image_files
+from sparkimage.image.store import Descriptor as Layer
 from sparkimage.image.store import Image, Store
-from sparkimage.resolve.image_files import ImageLayers, Layer
+from sparkimage.resolve.image_files import ImageLayers
 from tests.unit.oci_maker import Files, make_image
 
 
