@@ -76,6 +76,10 @@ class SourceBuild:
     context: str | None = None
     """Folder of the repository; None for all of it."""
 
+    def path(self, name: str) -> str:
+        """The path in the repository of a file below the context."""
+        return "/".join(filter(None, (self.context, name)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class GitTree:

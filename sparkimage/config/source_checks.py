@@ -25,18 +25,13 @@ class SourceFile:
     """The paths of the commit, then."""
 
 
-def source_path(source: SourceBuild) -> str:
-    """The Dockerfile's path in its repository."""
-    return "/".join(filter(None, (source.context, source.dockerfile)))
-
-
 def findings(
     matrix: Matrix, plan: Plan, layer: LayerPlan, source: SourceBuild, file: SourceFile
 ) -> Iterator[Finding]:
     """Every problem, with its key below the layer in matrix.yaml."""
     spec = matrix.layers[layer.name]
     assert spec.source is not None
-    path = source_path(source)
+    path = source.path(source.dockerfile)
     where = f"{path} of {source.pin} {source.value} ({source.commit[:9]})"
     if file.text is None:
         known = [path for path in file.paths if "dockerfile" in path.rpartition("/")[2].lower()]

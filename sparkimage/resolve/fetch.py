@@ -35,6 +35,7 @@ from sparkimage.core.files import DATE, new_folder
 from sparkimage.resolve import (
     apt,
     frontends,
+    git,
     images,
     patch_files,
     source_files,
@@ -43,7 +44,6 @@ from sparkimage.resolve import (
 )
 from sparkimage.resolve.context import Inputs, ResolveContext
 from sparkimage.resolve.files import Download
-from sparkimage.resolve.git import Repository
 from sparkimage.resolve.wheels import ca_bundle
 
 
@@ -113,9 +113,7 @@ def available(layer: LayerPlan, context: ResolveContext) -> None:
         )
         images.exists(locked, image, context)
     for tree in layer.trees:
-        repository = Repository(f"pin {tree.pin} {tree.value}", tree.repository, context)
-        repository.fetch(tree.commit)
-        seen = repository.tree(tree.commit)
+        seen = git.fetched(tree, context).tree(tree.commit)
         if seen != tree.tree:
             raise LockError(
                 f"pin {tree.pin}: {tree.commit[:12]} has the tree {seen[:12]}, and the "

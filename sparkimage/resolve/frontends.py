@@ -12,8 +12,8 @@ from pathlib import Path
 from sparkimage.config import dockerfile, folders
 from sparkimage.config.plan import LayerPlan
 from sparkimage.core.errors import BuildError, LockError
+from sparkimage.resolve import source_files
 from sparkimage.resolve.context import ResolveContext
-from sparkimage.resolve.git import Repository
 
 
 def without_syntax(text: str) -> str | None:
@@ -57,7 +57,5 @@ def _read(layer: LayerPlan, path: str, project: Path, context: ResolveContext) -
     if (source := layer.source) is None:
         file = folders.dockerfile(project, layer).with_name(posixpath.basename(path))
         return file.read_text() if file.is_file() else None
-    repository = Repository(f"pin {source.pin} {source.value}", source.repository, context)
-    repository.fetch(source.commit)
-    data = repository.read(source.commit, posixpath.join(source.context or "", path))
-    return None if data is None else data.decode(errors="replace")
+    found = source_files.read(layer, source.path(path), project, context)
+    return found.text if found is not None else None

@@ -15,8 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
+from sparkimage.config.plan import GitTree, SourceBuild
 from sparkimage.core import locks
-from sparkimage.core.errors import CommandError, LockError
+from sparkimage.core.errors import CommandError, Locked, LockError
 from sparkimage.resolve import outputs
 from sparkimage.resolve.context import ResolveContext, unreachable
 
@@ -30,6 +31,14 @@ ENVIRONMENT = {
 }
 FETCH = ("fetch", "--quiet", "--force", "--no-tags")
 HISTORY_TIMEOUT_S = 900.0
+
+
+def fetched(commit: SourceBuild | GitTree, context: ResolveContext) -> Repository:
+    """The repository of a plan's commit, which is fetched. Errors as ``Repository.fetch``."""
+    title = str(Locked.pin(commit.pin, commit.value))
+    repository = Repository(title, commit.repository, context)
+    repository.fetch(commit.commit)
+    return repository
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from sparkimage.config.source_checks import SourceFile
 from sparkimage.config.validation import Finding, Report
 from sparkimage.core.errors import SparkError
 from sparkimage.core.files import write
-from sparkimage.resolve import patch_files
+from sparkimage.resolve import git, patch_files
 from sparkimage.resolve.context import ResolveContext
-from sparkimage.resolve.git import Repository
 
 OVERRIDE = "VLLM_VERSION_OVERRIDE"
 
@@ -36,17 +35,17 @@ def check(
             source = layer.source
             if source is None or plan.unresolved:
                 continue
-            path = source_checks.source_path(source)
+            path = source.path(source.dockerfile)
             key = (source.repository, source.commit, path, layer.patches)
             if key not in files:
                 try:
-                    files[key] = _read(layer, path, matrix.root, context, offline=offline)
+                    files[key] = read(layer, path, matrix.root, context, offline=offline)
                 except SparkError as error:
                     files[key] = None
                     what = f"{path} of {source.pin} {source.value}"
                     skipped[f"{what} was not read, and is not checked: {error.message}"] = None
-            if (read := files[key]) is not None:
-                findings = source_checks.findings(matrix, plan, layer, source, read)
+            if (file := files[key]) is not None:
+                findings = source_checks.findings(matrix, plan, layer, source, file)
                 found |= {(layer.name, finding): None for finding in findings}
     if found:
         report = Report(yamlfile.load(matrix.file))
@@ -63,13 +62,12 @@ def takes_version(layer: LayerPlan, project: Path, context: ResolveContext) -> b
     """
     if layer.source is None or layer.source.version is None:
         return False
-    path = "/".join(filter(None, (layer.source.context, "setup.py")))
-    read = _read(layer, path, project, context, offline=False)
-    return read is not None and OVERRIDE in (read.text or "")
+    file = read(layer, layer.source.path("setup.py"), project, context)
+    return file is not None and OVERRIDE in (file.text or "")
 
 
-def _read(
-    layer: LayerPlan, path: str, project: Path, context: ResolveContext, *, offline: bool
+def read(
+    layer: LayerPlan, path: str, project: Path, context: ResolveContext, *, offline: bool = False
 ) -> SourceFile | None:
     """A file of the layer's source, as its patches leave it; None where ``offline`` has it not."""
     source = layer.source
@@ -88,8 +86,7 @@ def _read(
         return SourceFile(text=kept.read_text(errors="replace"))
     if offline:
         return None
-    clone = Repository(f"pin {source.pin} {source.value}", source.repository, context)
-    clone.fetch(commit)
+    clone = git.fetched(source, context)
     data = clone.read(commit, path)
     if data is None:
         return SourceFile(text=None, paths=clone.paths(commit))

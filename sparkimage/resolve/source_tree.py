@@ -17,7 +17,7 @@ from pathlib import Path
 from sparkimage.config.plan import GitTree, LayerPlan, PatchSeries, SourceBuild
 from sparkimage.core.errors import LockError
 from sparkimage.core.files import DATE, new_folder
-from sparkimage.resolve import frontends, patch_files
+from sparkimage.resolve import frontends, git, patch_files
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.git import ENVIRONMENT, Repository
 from sparkimage.resolve.patch_trees import File
@@ -61,8 +61,7 @@ def context(layer: LayerPlan, project: Path, context: ResolveContext) -> Path:
     with new_folder(folder) as new:
         tree = new / "tree"
         tree.mkdir()
-        repository = Repository(f"pin {source.pin} {source.value}", source.repository, context)
-        repository.fetch(source.commit)
+        repository = git.fetched(source, context)
         what, todo = SSH if not layer.patches else PATCHED
         _refuse_submodules(repository, source, what, todo)
         repository.checkout(source.commit, tree)
@@ -93,8 +92,7 @@ def checkout(tree: GitTree, context: ResolveContext) -> Path:
     as ``context``."""
     folder = context.home / "trees" / tree.commit
     if not folder.is_dir():
-        repository = Repository(f"pin {tree.pin} {tree.value}", tree.repository, context)
-        repository.fetch(tree.commit)
+        repository = git.fetched(tree, context)
         _refuse_submodules(repository, tree, *SSH)
         with new_folder(folder) as new:
             repository.checkout(tree.commit, new)
