@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import semver
 from packaging.version import InvalidVersion, Version
 
 from sparkimage.config.plan import Expected, canonical
@@ -16,8 +15,6 @@ from sparkimage.image.layerindex import ImageFiles
 from sparkimage.verify import static_nccl
 
 _TORCH = re.compile(r"(?:^|/)torch/version\.py$")
-Order = tuple[tuple[semver.Version, int], ...]
-"""Sorts images by the version of their project, then CUDA's, then NCCL's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +42,8 @@ class Measured:
         return cls(project=project, version=versions.get(project), **own)
 
     @property
-    def order(self) -> Order:
+    def order(self) -> tuple[Version, ...]:
+        """Sorts images by the version of their project, then CUDA's, then NCCL's."""
         return tuple(ordered(value) for value in (self.version, self.cuda, self.nccl))
 
 
@@ -110,16 +108,9 @@ def agree(platforms: Iterable[tuple[str, Measured]]) -> Measured:
     return first
 
 
-def ordered(version: str | None) -> tuple[semver.Version, int]:
-    """A version of Python's or semver's form in semver's order, and its post release."""
-    if version is None:
-        return semver.Version(0), 0
+def ordered(version: str | None) -> Version:
+    """A version by which it is sorted: without its local part; the lowest for none."""
     try:
-        parsed = Version(version)
+        return Version(Version(version or "0").public)
     except InvalidVersion:
-        return semver.Version.parse(version, optional_minor_and_patch=True), 0
-    major, minor, patch = (*parsed.release, 0, 0)[:3]
-    prerelease = [str(part) for part in (parsed.pre or ())]
-    prerelease += ["dev", str(parsed.dev)] if parsed.dev is not None else []
-    ordered_ = semver.Version(major, minor, patch, prerelease=".".join(prerelease) or None)
-    return ordered_, -1 if parsed.post is None else parsed.post
+        return Version("0")

@@ -20,6 +20,7 @@ from sparkimage.config.address import WHEELS, Mirrors, without_login
 from sparkimage.config.lockfile import Wheel
 from sparkimage.core.arch import ARCHES, newest_tag
 from sparkimage.core.errors import CommandError, LockError, SparkError
+from sparkimage.resolve import outputs
 from sparkimage.resolve.context import ResolveContext, unreachable
 
 if TYPE_CHECKING:
@@ -112,13 +113,6 @@ NO_PROJECT = re.compile(r"Because (\S+) was not found in the package registry")
 """And for a project that the index does not have at all."""
 NO_WHEEL = re.compile(r"(\S+?)(?:\[\S+\])?==(\S+) has no (?:usable wheels|wheels with a matching)")
 """And for one that has none for the platform."""
-REFUSED = re.compile(r"An index URL \((\S+)\) could not be queried[^(]*\((\d+ [^)]+)\)")
-"""And for an index that wants a login."""
-
-
-def altered(output: str) -> bool:
-    """Whether uv or pip refused a file because of its hash."""
-    return "Hash mismatch" in output or "DO NOT MATCH THE HASHES" in output
 
 
 def withdrawn(output: str) -> tuple[str, ...]:
@@ -128,25 +122,14 @@ def withdrawn(output: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*gone, *NO_PROJECT.findall(flat)]))
 
 
-def refused(subject: str, output: str) -> LockError | None:
+def refused(subject: str, output: str) -> SparkError | None:
     """The error for a wheel that the index does not have (any more), or with another hash than the
     lock's, by uv's or pip's output; None for any other failure."""
-    detail = "\n".join(output.splitlines()[-8:])
-    if gone := withdrawn(output):
-        return LockError(
-            f"{subject}: the wheel index has no {', '.join(gone)}: yanked, removed or never there",
-            hint=f"python build.py lock --update {gone[0].partition('==')[0]}, pin another version "
-            "in the matrix, or name a mirror that has it",
-            detail=detail,
-        )
-    if altered(output):
-        return LockError(
-            f"{subject}: a wheel has another hash than the lock says",
-            hint="the file was changed under the same version, or the lock was edited; find out by "
-            "whom before you run `python build.py lock --update NAME`",
-            detail=detail,
-        )
-    return None
+    gone = withdrawn(output)
+    return outputs.explain(
+        "wheel", output, detail="\n".join(output.splitlines()[-8:]), title=subject,
+        gone=", ".join(gone), project="".join(gone[:1]).partition("==")[0],
+    )  # fmt: skip
 
 
 def _explain(title: str, output: str, index: Sequence[str]) -> SparkError:
@@ -156,17 +139,14 @@ def _explain(title: str, output: str, index: Sequence[str]) -> SparkError:
     if any(sign in text for sign in ("error sending request", "dns error", "Failed to fetch")):
         place = next((f"the wheel index {one}" for one in index if one in flat), "the wheel index")
         return unreachable(title, place, text)
-    if login := REFUSED.search(flat):
-        return LockError(
-            f"{title}: the wheel index {login[1].rstrip('/')} refuses: {login[2]}",
-            hint="its login stands in its address, https://USER:PASSWORD@…: in `mirrors` of your "
-            "own mirrors.yaml (FROM: the address in the matrix), which is not committed",
-            detail=text,
-        )
-    if none := NO_WHEEL.findall(flat):
-        names = ", ".join(dict.fromkeys(f"{name} {version}" for name, version in none))
-        return LockError(f"{title}: {names} has no wheel for it", hint=FROM_SOURCE, detail=text)
-    return refused(title, text) or LockError(
+    none = (f"{name} {version}" for name, version in NO_WHEEL.findall(flat))
+    known = outputs.explain(
+        "uv", flat, detail=text, title=title, projects=", ".join(dict.fromkeys(none)),
+        from_source=FROM_SOURCE,
+    )  # fmt: skip
+    if (error := known or refused(title, text)) is not None:
+        return error
+    return LockError(
         f"{title} cannot be resolved",
         hint="correct `require` of this pin in the matrix (or its `constraints`); an update may "
         "need other versions of projects that were not to move",

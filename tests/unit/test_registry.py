@@ -145,6 +145,8 @@ def test_an_address_of_an_upload_says_nothing_of_a_failure(tools: Tools) -> None
         ("registry", "registry repository what certificates login"),
         ("git", "title address commit login"),
         ("images", "title update image moved registry"),
+        ("uv", "title projects from_source"),
+        ("wheel", "title gone project"),
         ("apt", "title address components key_missing key_hint"),
     ],
 )
