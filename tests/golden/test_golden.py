@@ -6,7 +6,6 @@ come to once they are resolved is recorded from a lock that is made here, of sma
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,27 +16,15 @@ import pytest
 from sparkimage.build import bake
 from sparkimage.cli import show
 from sparkimage.config import lockfile, matrix, planning, schema, series
-from sparkimage.config.address import WHEELS, Mirrors, image_name
+from sparkimage.config.address import WHEELS, Mirrors
 from sparkimage.config.folders import INSTALLS, dockerfile, of
-from sparkimage.config.lockfile import (
-    CHANGES,
-    KEPT,
-    Commit,
-    Deb,
-    Entry,
-    Item,
-    Key,
-    Lock,
-    PatchText,
-    PinnedImage,
-    Step,
-    Target,
-)
+from sparkimage.config.lockfile import Entry, Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
-from sparkimage.config.plan import MORE, Origin, Plan
+from sparkimage.config.plan import Origin, Plan
 from sparkimage.config.series import SERIES
 from sparkimage.resolve.context import Inputs
+from tests.projects import made_lock
 
 PROJECT = Path(__file__).resolve().parents[2]
 ORIGIN = Origin(source="https://example.org/spark", revision="0" * 40, epoch=1)
@@ -70,10 +57,6 @@ def resolved(read: Matrix) -> tuple[Plan, ...]:
     return planning.make_all(read, matrix.select(read, names=RESOLVED), held, ORIGIN)
 
 
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def made_up(read: Matrix, held: Lock) -> Lock:
     """The lock with small made-up items for all that ``RESOLVED`` needs, and nothing else new."""
     entries = dict(held.entries)
@@ -82,39 +65,9 @@ def made_up(read: Matrix, held: Lock) -> Lock:
         made = [(SERIES, one.key) for one in series.to_lock(read, variant)]
         for key in (*variant.pins.items(), *((PATCHES, name) for name in names), *made):
             ask, platforms = lockfile.requests(read)[key]
-            found = items(read, key)
-            entries[key] = Entry(requested=ask, platforms=dict.fromkeys(platforms, found))
+            found = {one: made_lock.items(read, key, one) for one in platforms}
+            entries[key] = Entry(requested=ask, platforms=found)
     return replace(held, entries=entries)
-
-
-def items(read: Matrix, key: Key) -> tuple[Item, ...]:
-    pin = None if key[0] in (PATCHES, SERIES) else read.pins[key[0]][key[1]]
-    if isinstance(pin, schema.ImagePin):
-        full = image_name(pin.image)
-        tagged = full.digest or f"sha256:{sha256(pin.image)}"
-        digest = f"sha256:{sha256(f'{pin.image} linux/arm64')}"
-        return (PinnedImage(name=full.repository, digest=digest, tagged=tagged),)
-    if isinstance(pin, schema.GitPin):
-        return (commit(pin),)
-    if isinstance(pin, schema.DebPin):
-        named = (package.split("=") for package in sorted(pin.packages))
-        return tuple(
-            Deb(name=deb, version=version, part=MORE, size=1000, sha256=sha256(deb),
-                file=f"{deb}_{version}_arm64.deb")
-            for deb, version in named
-        )  # fmt: skip
-    if key[0] == PATCHES:
-        return (PatchText(size=100, sha256=sha256(key[1])),)
-    (name,) = lockfile.series_to_lock(read)[key[1]].names
-    step = Step(number=1, state=CHANGES, patch=name)
-    path = str(read.patches[name].replaces)
-    target = Target(before=sha256("before"), after=sha256(name), size=100, mode=KEPT, path=path)
-    return (step, target)
-
-
-def commit(pin: schema.GitPin) -> Commit:
-    whole = pin.commit + sha256(pin.commit)[: 40 - len(pin.commit)]
-    return Commit(commit=whole, tree=sha256(whole)[:40])
 
 
 def given(plan: Plan) -> Inputs:

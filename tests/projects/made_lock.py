@@ -11,7 +11,6 @@ from sparkimage.config.lockfile import (
     KEPT,
     Commit,
     Deb,
-    Entry,
     File,
     Item,
     Key,
@@ -28,6 +27,7 @@ from sparkimage.config.plan import MORE, ROOT
 from sparkimage.config.schema import DebianPin, DebPin, FilePin, GitPin, ImagePin, Pin, WheelsPin
 from sparkimage.config.series import SERIES
 from sparkimage.resolve.wheels import project_name
+from tests.unit import project_maker
 
 NEEDED = {"vllm": {"torch": "2.13.0", "triton": "3.7.1", "nvidia-cublas": "13.1.0.3"}}
 """A few of the projects that another one needs."""
@@ -35,30 +35,23 @@ NEEDED = {"vllm": {"torch": "2.13.0", "triton": "3.7.1", "nvidia-cublas": "13.1.
 
 def of(read: Matrix) -> Lock:
     """A lock that fits the matrix."""
-    return Lock(
-        file="matrix.lock",
-        request_digest=lockfile.request_digest(read),
-        entries={
-            key: Entry(
-                requested=asked, platforms={one: _items(read, key, one) for one in platforms}
-            )
-            for key, (asked, platforms) in lockfile.requests(read).items()
-        },
-    )
+    return project_maker.locked(read, items)
 
 
 def sha256(*words: str) -> str:
     return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
 
-def _items(read: Matrix, key: Key, platform: str) -> tuple[Item, ...]:
+def items(read: Matrix, key: Key, platform: str) -> tuple[Item, ...]:
+    """What a pin, a patch or a series comes to."""
     if key[0] == PATCHES:
         return (PatchText(size=1_000, sha256=sha256(*key)),)
     if key[0] == SERIES:
         names = lockfile.series_to_lock(read)[key[1]].names
         steps = (Step(number=n, state=CHANGES, patch=name) for n, name in enumerate(names, 1))
         before, after = sha256("before", *key), sha256("after", *key)
-        target = Target(before=before, after=after, size=1_000, mode=KEPT, path=f"{names[0]}.py")
+        path = read.patches[names[0]].replaces or f"{names[0]}.py"
+        target = Target(before=before, after=after, size=1_000, mode=KEPT, path=path)
         return (*steps, target)
     return tuple(_pin(read.pins[key[0]][key[1]], sha256(*key, platform)))
 
@@ -70,8 +63,9 @@ def _pin(pin: Pin, digest: str) -> list[Item]:
         case FilePin():
             return [File(size=1_000, sha256=pin.sha256 or digest, name=pin.file)]
         case ImagePin():
-            name = image_name(pin.image).repository
-            return [PinnedImage(name=name, digest=f"sha256:{digest}", tagged=f"sha256:{digest}")]
+            name, digest = image_name(pin.image), f"sha256:{digest}"
+            tagged = name.digest or digest
+            return [PinnedImage(name=name.repository, digest=digest, tagged=tagged)]
         case WheelsPin():
             return [*_wheels(pin)]
         case DebPin() | DebianPin():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,10 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def items(read: Matrix, key: Key) -> tuple[Item, ...]:
+Items = Callable[[Matrix, Key, str], tuple[Item, ...]]
+
+
+def items(read: Matrix, key: Key, _platform: str = "") -> tuple[Item, ...]:
     """What ``key`` comes to in a lock that is made up."""
     name = " ".join(key)
     if key[0] == PATCHES:
@@ -124,13 +127,13 @@ def items(read: Matrix, key: Key) -> tuple[Item, ...]:
     )
 
 
-def locked(read: Matrix) -> Lock:
+def locked(read: Matrix, made: Items = items) -> Lock:
     """A lock that fits, with made-up items."""
     return Lock(
         file="matrix.lock",
         request_digest=lockfile.request_digest(read),
         entries={
-            key: Entry(requested=ask, platforms=dict.fromkeys(platforms, items(read, key)))
+            key: Entry(requested=ask, platforms={one: made(read, key, one) for one in platforms})
             for key, (ask, platforms) in lockfile.requests(read).items()
         },
     )
