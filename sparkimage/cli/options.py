@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -61,3 +61,11 @@ Partial = Annotated[
     bool, flag("--partial", "Continue without the nodes that fail; leaves a MIXED fleet.")
 ]
 Name = Annotated[str | None, value("NAME", "The deployment, if more than one runs.")]
+PlanFormat = Literal["table", "json", "bake", "policy", "github"]
+Print = Annotated[PlanFormat | None, typer.Option("--print", help="Print the plan; build nothing.")]
+Builder = Annotated[str | None, value("NAME", "Build with this buildx builder.")]
+Secret = Annotated[
+    list[str] | None,
+    value("id=NAME,src=FILE", "A layer's build secret; default: the environment variable NAME."),
+]
+Lean = Annotated[bool, flag("--lean", "Use half the disk: drop the build cache after the build.")]

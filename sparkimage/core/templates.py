@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-import jinja2
-
 from sparkimage.core.units import human
 
 
@@ -14,6 +12,8 @@ def render(name: str, **values: object) -> str:
 
     Raises ``jinja2.TemplateError`` for an invalid template, or one that needs another value.
     """
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sparkimage", "data"),
         autoescape=jinja2.select_autoescape(["html.j2"]),
