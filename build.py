@@ -4,9 +4,7 @@
 import fcntl
 import hashlib
 import os
-import shutil
 import sys
-from importlib.util import find_spec
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, ".venv")
@@ -42,6 +40,9 @@ def is_made(wanted: str) -> bool:
 
 def make(wanted: str) -> None:
     """Make .venv anew."""
+    import shutil
+    from importlib.util import find_spec
+
     print("preparing .venv with the locked tools (once)", file=sys.stderr, flush=True)
     # Debian has both modules in a package of its own.
     if find_spec("ensurepip") is None or find_spec("venv") is None:
@@ -63,6 +64,8 @@ def make(wanted: str) -> None:
 
 def install_venv_module() -> None:
     """Install Debian's python3-venv."""
+    import shutil
+
     by_hand = "sudo apt-get update && sudo apt-get install python3-venv"
     sudo = [] if os.geteuid() == 0 else ["sudo"]
     if not os.path.realpath(sys.executable).startswith("/usr/bin/"):

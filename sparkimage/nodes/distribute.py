@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from sparkimage.core.errors import DamagedError, SparkError, UnreachableError
 from sparkimage.core.progress import Moved, TransferProgress, View
 from sparkimage.core.units import human
-from sparkimage.image import layerindex
 from sparkimage.image.archive import Step
 from sparkimage.image.store import Image, Store
 from sparkimage.nodes import delta, receipts
@@ -183,6 +182,8 @@ class Distribution:
             session.lacking = session.missing(self.parts, self.known)
         layers = [self.image.layers[index] for index in session.lacking]
         if layers:
+            from sparkimage.image import layerindex
+
             session.check_space(
                 sum(layer.size for layer in layers),
                 sum(layerindex.unpacked_size(self.store, layer) for layer in layers),

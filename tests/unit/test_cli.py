@@ -8,6 +8,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,32 @@ def test_a_call_is_what_a_real_start_is(words: tuple[str, ...]) -> None:
     seen = [one.stderr.rpartition("Traceback")[2].splitlines()[-4:] for one in (real, called)]
     assert seen[0] == seen[1]
     assert (called.returncode, called.stdout) == (real.returncode, real.stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "not_needed"),
+    [
+        (("--help",), ("pydantic", "yaml", "sparkimage.config.schema", "sparkimage.nodes")),
+        (("doctor", "--help"), ("pydantic", "yaml", "sparkimage.cli.launch", "sparkimage.nodes")),
+        (("image", "--print", "table"), ("jinja2", "sparkimage.build", "sparkimage.cli.fleet")),
+        (("nodes", "--nodes", "fleet.yaml"), ("jinja2", "requests", "sparkimage.build")),
+        (("doctor", "--nodes", "fleet.yaml"), ("jinja2", "sparkimage.build", "sparkimage.verify")),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(
+    words: tuple[str, ...], not_needed: tuple[str, ...]
+) -> None:
+    script = (
+        "import atexit, sys; from sparkimage.cli.app import main; "
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, *words], cwd=PROJECT, env=environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    imported = set(done.stderr.splitlines()[-1].split())
+    assert "sparkimage.cli.app" in imported
+    assert not imported & set(not_needed)
 
 
 def test_help_and_version() -> None:
