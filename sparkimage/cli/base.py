@@ -13,6 +13,7 @@ import typer
 
 from sparkimage.core import paths
 from sparkimage.core.errors import LockError, NodeError
+from sparkimage.core.units import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,11 +86,6 @@ def print_result(data: Any, *tables: Table, as_json: bool) -> None:
         return
     for number, table in enumerate(tables):
         console().print(*[""] * (number > 0), table, sep="\n")
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 node``, ``2 nodes``."""
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def date(timestamp: str) -> str:

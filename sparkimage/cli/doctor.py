@@ -11,7 +11,7 @@ from sparkimage.cli import base, options
 from sparkimage.cli.options import flag, value
 from sparkimage.config.defaults import API_PORT, GPU_MEMORY_UTILIZATION, MASTER_PORT
 from sparkimage.core.errors import DoctorError, UsageError
-from sparkimage.core.units import clock
+from sparkimage.core.units import clock, plural
 
 if TYPE_CHECKING:
     from sparkimage.serve.doctor.checks import Diagnosis, Result
@@ -85,7 +85,7 @@ def doctor(
     if bad:
         names = {name for finding in bad for name in finding.nodes}
         raise DoctorError(
-            " and ".join(base.plural(diagnosis.count(kind), noun) for kind, noun in counts.items())
+            " and ".join(plural(diagnosis.count(kind), noun) for kind, noun in counts.items())
             + f" on {', '.join(report.name for report in reports if report.name in names)}",
             hint="apply the fixes above and run the same command again",
         )
@@ -116,10 +116,10 @@ def _print(diagnosis: Diagnosis, seconds: float) -> None:
             if text:
                 base.print_field(terminal, name, text, width=6)
     counts = ", ".join(
-        base.plural(diagnosis.count(severity), noun)
+        plural(diagnosis.count(severity), noun)
         for severity, noun in ((FAIL, "failure"), (WARN, "warning"), (INFO, "note"))
     )
-    machines = base.plural(len(cluster.nodes), "machine")
+    machines = plural(len(cluster.nodes), "machine")
     terminal.print(f"\n{len(known)} checks of {machines} in {clock(seconds)}: {counts}")
 
 

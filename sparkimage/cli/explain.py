@@ -11,6 +11,7 @@ import typer
 from sparkimage.cli import base, options
 from sparkimage.cli.options import flag
 from sparkimage.core.errors import KnownFailureError, UsageError
+from sparkimage.core.units import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +105,7 @@ def _print(to: Console, readings: Sequence[Reading], across: Sequence[Match]) ->
     for reading in readings:
         matches = reading.matches()
         to.print(
-            f"{reading.source}: {_how_many(matches)} in {base.plural(reading.lines, 'line')}",
+            f"{reading.source}: {_how_many(matches)} in {plural(reading.lines, 'line')}",
             style="bold" if matches else "", markup=False,
         )  # fmt: skip
         for match in matches:
@@ -125,7 +126,7 @@ def _print(to: Console, readings: Sequence[Reading], across: Sequence[Match]) ->
 def _how_many(matches: Sequence[Match]) -> str:
     known = sum(match.known for match in matches)
     if known:
-        return base.plural(known, "known failure")
+        return plural(known, "known failure")
     return "it failed, and not in a known way" if matches else "no known failure"
 
 

@@ -19,7 +19,7 @@ from sparkimage.core.errors import (
     RegistryError,
     UsageError,
 )
-from sparkimage.core.units import clock, human
+from sparkimage.core.units import clock, human, plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -236,7 +236,7 @@ def gc(
                 typer.echo(f"  kept {image}")
     if errors:
         total = len(results) + len(errors)
-        raise base.node_error(f"{len(errors)} of {base.plural(total, 'node')} failed", errors)
+        raise base.node_error(f"{len(errors)} of {plural(total, 'node')} failed", errors)
 
 
 def receipts(

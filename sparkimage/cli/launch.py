@@ -12,7 +12,7 @@ from sparkimage.cli import base, options
 from sparkimage.cli.options import flag, value
 from sparkimage.cli.verify import to_ship
 from sparkimage.core.errors import LaunchError, UsageError
-from sparkimage.core.units import clock
+from sparkimage.core.units import clock, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -176,7 +176,11 @@ def status(
     patience: options.Patience = 60.0,
     as_json: options.Json = False,
 ) -> None:
-    """Show the deployments on the nodes (exit code 18 if one is broken)."""
+    """Show the deployments on the nodes (exit code 18 if one is broken).
+
+    A rank whose process is stopped, and a server without tokens whose /health is ok, are broken.
+    An idle server is asked for one token; its API key is read from $SPARKIMAGE_API_KEY.
+    """
     from sparkimage.serve import running
 
     fleet = base.read_fleet(nodes)
@@ -197,7 +201,7 @@ def status(
     if broken:
         zombies = any(deployment.zombies for deployment in deployments)
         raise LaunchError(
-            f"{len(broken)} of {base.plural(len(deployments), 'deployment')} broken",
+            f"{len(broken)} of {plural(len(deployments), 'deployment')} broken",
             detail="\n".join(problems),
             hint="stop it, zombie workers included: python build.py stop"
             if zombies
@@ -217,7 +221,7 @@ def _status_table(deployment: Deployment) -> Table:
         zombie = member in zombies
         same = (member.identity, member.digest) == (first.identity, first.digest)
         table.add_row(
-            base.OK if member.lives and not zombie else base.FAILED,
+            base.OK if member.lives and not (zombie or member.stopped) else base.FAILED,
             base.plain(member.node),
             f"{member.rank} {member.role}",
             base.plain(member.state_text + ", zombie" * zombie),

@@ -14,6 +14,7 @@ from sparkimage.cli.options import flag, value
 from sparkimage.core import locks
 from sparkimage.core.errors import ConfigError, LockError, NetworkError, UsageError
 from sparkimage.core.files import write
+from sparkimage.core.units import plural
 
 if TYPE_CHECKING:
     from sparkimage.config.lockfile import Lock
@@ -150,7 +151,7 @@ def _raise_failures(failures: Mapping[tuple[str, str], SparkError], rest: str = 
         else (LockError, "resolved", "correct these, then run the same command again")
     )
     raise kind(
-        f"{base.plural(len(failures), 'pin')} could not be {problem}{rest}",
+        f"{plural(len(failures), 'pin')} could not be {problem}{rest}",
         detail="\n".join(lines({" ".join(pin): error for pin, error in failures.items()})),
         hint=f"{action}; resolved pins stay",
     )

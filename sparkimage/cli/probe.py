@@ -13,6 +13,7 @@ from sparkimage.cli.options import value
 from sparkimage.core import paths
 from sparkimage.core.errors import UsageError
 from sparkimage.core.process import Local
+from sparkimage.core.units import plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -161,7 +162,7 @@ def _print(result: Result, ratios: Mapping[int, Ratios], warnings: Sequence[str]
     if first.kinds:
         slowest_first = sorted(first.kinds.items(), key=lambda entry: entry[1])
         rates = ", ".join(f"{kind} {rate:.1f}" for kind, rate in slowest_first)
-        terminal.print(f"tok/s by prompt ({base.plural(first.streams, 'stream')}): {rates}")
+        terminal.print(f"tok/s by prompt ({plural(first.streams, 'stream')}): {rates}")
     mark = base.OK if result.tool_call.works else base.FAILED
     terminal.print(f"{mark} tool call: {base.plain(result.tool_call.seen)}")
     for warning in (*result.marks, *warnings):

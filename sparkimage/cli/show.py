@@ -13,7 +13,7 @@ from sparkimage.cli import base
 from sparkimage.config.plan import Plan
 from sparkimage.config.schema import ImagePin
 from sparkimage.core.arch import ARCHES
-from sparkimage.core.units import clock, human
+from sparkimage.core.units import clock, human, plural
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -114,7 +114,7 @@ def results_table(results: Sequence[Result]) -> Table:
             ("variant", f"[bold]{plan.variant}[/]"),
             ("digest", image.digest),
             ("platform", plan.platform),
-            ("size", f"{human(image.size)} in {base.plural(len(image.layers), 'layer')}"),
+            ("size", f"{human(image.size)} in {plural(len(image.layers), 'layer')}"),
             ("verified", f"[green]{len(result.checks)} checks passed[/], sealed"),
             *(
                 ("", f"[yellow]{check}[/]: {base.plain(reason)}")

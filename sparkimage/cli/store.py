@@ -13,7 +13,7 @@ from sparkimage.cli import base, options
 from sparkimage.cli.options import value
 from sparkimage.cli.verify import to_ship
 from sparkimage.core.errors import GateError, StoreError, UsageError
-from sparkimage.core.units import human
+from sparkimage.core.units import human, plural
 
 if TYPE_CHECKING:
     from sparkimage.core.progress import Moved
@@ -34,7 +34,7 @@ def check() -> None:
     broken = [name for name, blobs in corrupt.items() if blobs]
     if broken:
         raise StoreError(
-            f"{len(broken)} of {base.plural(len(corrupt), 'image')} in the store are corrupt",
+            f"{len(broken)} of {plural(len(corrupt), 'image')} in the store are corrupt",
             hint=f"python build.py image {broken[0].rpartition(':')[2]} --repair",
         )
 

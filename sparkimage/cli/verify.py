@@ -12,7 +12,7 @@ from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.core import paths
 from sparkimage.core.errors import GateError, LockError, UsageError
 from sparkimage.core.process import Local
-from sparkimage.core.units import clock
+from sparkimage.core.units import clock, plural
 
 if TYPE_CHECKING:
     from sparkimage.config.matrix import Matrix
@@ -157,7 +157,7 @@ def _print_outcome(outcome: run_tiers.Outcome, verdict: seal.Verdict, title: str
     for name, reason in outcome.not_run.items():
         terminal.print(f"[yellow]·[/] {name}: {base.plain(reason)}")
     terminal.print(
-        f"{title}: {base.plural(len(outcome.checks), 'check')} passed in "
+        f"{title}: {plural(len(outcome.checks), 'check')} passed in "
         f"{clock(outcome.seconds)}; seal: {verdict.result} ({', '.join(verdict.tiers)})"
     )
 

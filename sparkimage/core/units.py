@@ -22,3 +22,8 @@ def human(count: float) -> str:
 def clock(seconds: float) -> str:
     """A time in seconds."""
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60}m {int(seconds) % 60:02}s"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 node``, ``2 nodes``."""
+    return f"{count} {noun}{'s' * (count != 1)}"

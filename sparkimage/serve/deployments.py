@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,10 @@ class Member(ServerSpec):
     started: str
     ended: str
     restarts: int
+    runs_vllm: bool = False
+    """Its command names vLLM."""
+    stopped: str = ""
+    """Why it does nothing although it runs, where its processes were looked at."""
 
     @property
     def lives(self) -> bool:
@@ -55,7 +60,9 @@ class Member(ServerSpec):
         """The state with the exit code."""
         if self.state == "exited" and self.oom:
             return f"killed, out of memory ({self.exit_code})"
-        return f"exited ({self.exit_code})" if self.state in ("exited", "dead") else self.state
+        if self.state in ("exited", "dead"):
+            return f"exited ({self.exit_code})"
+        return f"{self.state}, stopped" if self.stopped and self.state == "running" else self.state
 
 
 def members(snapshot: NodeSnapshot) -> tuple[Member, ...]:
@@ -88,7 +95,9 @@ def member(session: NodeSession, id: str) -> Member | None:
 
 
 def _member(node: str, container: Mapping[str, Any], identities: Mapping[str, str]) -> Member:
-    labels, state, image = container["Config"]["Labels"], container["State"], container["Image"]
+    config, state, image = container["Config"], container["State"], container["Image"]
+    labels = config["Labels"]
+    command = [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
     prefix = f"{LABEL}."
     return Member.model_validate(
         {
@@ -105,6 +114,7 @@ def _member(node: str, container: Mapping[str, Any], identities: Mapping[str, st
             "started": state.get("StartedAt") or "",
             "ended": (state.get("FinishedAt") or "").replace(NEVER, ""),
             "restarts": container.get("RestartCount") or 0,
+            "runs_vllm": any(re.search(r"\bvllm\b", word) for word in command),
         }
     )  # fmt: skip
 
@@ -117,7 +127,8 @@ class Deployment:
     members: tuple[Member, ...]
     broken: tuple[str, ...]
     health: str = ""
-    """What its head answers: ``ok``, ``HTTP 503``, ``no answer``; nothing: it was not asked."""
+    """What its head answers: ``ok``, ``HTTP 503``, ``no answer``; ``no tokens``: it says ``ok`` and
+    its engine hangs; nothing: it was not asked."""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -191,6 +202,8 @@ def _problems(members: Sequence[Member], unknown: Sequence[str]) -> Iterator[str
     if len(identities) > 1 or len({member.digest for member in members}) > 1:
         yield "the ranks run different images"
     for member in members:
+        if member.stopped:
+            yield f"rank {member.rank} on {member.node} {member.stopped}"
         if member.state == "restarting":
             yield f"rank {member.rank} on {member.node} keeps restarting ({member.restarts} times)"
 

@@ -63,6 +63,20 @@ class Granted:
     """It thinks although thinking is turned off."""
 
 
+SAMPLE = re.compile(r"(?m)^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$")
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+"""https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One value of the metrics."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
 class RefusalError(ProbeError):
     """The server rejects a request."""
 
@@ -81,6 +95,8 @@ class Server:
     socket: Path | None = None
     """A Unix socket that is forwarded to it; None: it is reached at its address."""
     model: str = ""
+    answer_s: float = ANSWER_S
+    """Seconds without an answer after which it counts as hung."""
     _session: requests.Session = field(default_factory=requests.Session)
 
     def __post_init__(self) -> None:
@@ -135,18 +151,32 @@ class Server:
             raise self._incompatible(json.dumps(answer)) from None
         return Granted(extras=extras, refused=tuple(refused), thinks=thinks)
 
-    def prefix_cache(self) -> tuple[float, float] | None:
-        """The tokens that vLLM has looked up in its prefix cache, and the hits; None without such
-        metrics (https://docs.vllm.ai/en/latest/usage/metrics.html)."""
+    def metrics(self) -> list[Sample]:
+        """Its metrics; none where it has none, or does not answer."""
         try:
             text = self._send("/metrics").text
         except ProbeError:
-            return None
-        samples = re.findall(r"(?m)^vllm:prefix_cache_(queries|hits)_total\S* ([\d.e+]+)$", text)
-        counts = {"queries": 0.0, "hits": 0.0}
-        for name, value in samples:
-            counts[name] += float(value)
-        return (counts["queries"], counts["hits"]) if samples else None
+            return []
+        return [
+            Sample(name=name, labels=dict(LABEL.findall(labels)), value=float(value))
+            for name, labels, value in SAMPLE.findall(text)
+            if re.fullmatch(r"-?[\d.]+(?:e[+-]?\d+)?", value)
+        ]
+
+    def prefix_cache(self) -> tuple[float, float] | None:
+        """The tokens that vLLM has looked up in its prefix cache, and the hits; None without such
+        metrics (https://docs.vllm.ai/en/latest/usage/metrics.html)."""
+        samples = self.metrics()
+        queries, hits = (
+            [one.value for one in samples if one.name == f"vllm:prefix_cache_{what}_total"]
+            for what in ("queries", "hits")
+        )
+        return (sum(queries), sum(hits)) if queries else None
+
+    def complete(self, prompt: str, tokens: int, **more: object) -> None:
+        """Let it generate so many tokens after a prompt. Raises ``ProbeError``."""
+        body = {"model": self.model, "prompt": prompt, "max_tokens": tokens, **more}
+        self._json("/v1/completions", body)
 
     def call_tool(self, extras: Mapping[str, Any]) -> tuple[bool, str]:
         """Whether it calls a tool when asked to, and what it answered."""
@@ -168,7 +198,7 @@ class Server:
 
     def _send(self, path: str, body: Json = None) -> requests.Response:
         try:
-            answer = self._request(path, body, ANSWER_S)
+            answer = self._request(path, body, self.answer_s)
         except requests.RequestException as error:
             raise self._lost(error) from error
         if answer.status_code != 200:
@@ -200,7 +230,7 @@ class Server:
             what = f"the certificate of {self.url} is not trusted"
             hint = "REQUESTS_CA_BUNDLE=FILE names the CA to trust;"
         elif isinstance(error, requests.Timeout):
-            what, hint = f"{self.url} did not answer within {ANSWER_S:g} s", "does it hang?"
+            what, hint = f"{self.url} did not answer within {self.answer_s:g} s", "does it hang?"
         return ProbeError(what, detail=str(error), hint=f"{hint} python build.py status")
 
     def _incompatible(self, text: str) -> ProbeError:

@@ -20,6 +20,7 @@ START, READY = "start", "ready"
 INFINIBAND = re.compile(r"\bvia NET/IB\b")
 SOCKET = re.compile(r"\bNET/Socket\b|\bUsing network Socket\b")
 """The second is what NCCL says where it found no other network."""
+HEALTHY = "ok"
 IGNORED = re.compile(r"ld\.so: object '(.*?)' from LD_PRELOAD cannot be preloaded")
 
 
@@ -122,4 +123,4 @@ def health_text(status: int | None) -> str:
     """A status of ``/health`` for people; None: no answer."""
     if status is None:
         return "no answer"
-    return "ok" if status == HTTPStatus.OK else f"HTTP {status}"
+    return HEALTHY if status == HTTPStatus.OK else f"HTTP {status}"

@@ -18,9 +18,8 @@ from sparkimage.nodes.concurrent import WAKE_S, Errors, run_on_all
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES
-from sparkimage.serve import deployments, readiness, waiting
+from sparkimage.serve import deployments, liveness, waiting
 from sparkimage.serve.deployments import HEAD, Deployment, Member
-from sparkimage.serve.openai_api import Server
 from sparkimage.serve.waiting import Rank, Ready
 
 
@@ -56,11 +55,15 @@ class Cluster:
 
 
 @contextmanager
-def _connected(fleet: Fleet, patience_s: float) -> Iterator[Cluster]:
+def _connected(fleet: Fleet, patience_s: float, *, processes: bool = False) -> Iterator[Cluster]:
+    """``processes``: the members say what their processes show, too."""
     members: dict[str, tuple[Member, ...]] = {}
 
     def look(session: NodeSession) -> None:
-        members[session.name] = deployments.members(session.open(IMAGES, CONTAINERS))
+        found = deployments.members(session.open(IMAGES, CONTAINERS))
+        members[session.name] = (
+            liveness.with_processes(session, found) if processes else found
+        )  # fmt: skip
 
     with sessions(fleet, patience_s) as all_:
         errors = run_on_all(all_, look, stop=NodeSession.abandon)
@@ -73,21 +76,22 @@ def _connected(fleet: Fleet, patience_s: float) -> Iterator[Cluster]:
 
 
 def look(fleet: Fleet, *, name: str | None, patience_s: float) -> tuple[list[Deployment], Errors]:
-    """Every deployment (or ``name``) with its head's health, and errors by node."""
-    with _connected(fleet, patience_s) as cluster:
+    """Every deployment (or ``name``) with its head's health and whether it generates tokens, and
+    errors by node."""
+    with _connected(fleet, patience_s, processes=True) as cluster:
         wanted = [one for one in cluster.deployments if name in (None, one.name)]
-        health: dict[str, str] = {}
+        asked: dict[str, Deployment] = {}
 
         def ask(deployment: Deployment) -> None:
-            head = deployment.head
-            if head is not None and head.lives:
-                path = cluster.by_name[head.node].remote.forward_port(head.port)
-                status = Server(url="http://localhost", socket=path).health()
-                health[deployment.name] = readiness.health_text(status)
+            asked[deployment.name] = liveness.ask(deployment, cluster.by_name)
 
         lost = run_on_all(wanted, ask)
-        health |= {name: f"could not be asked: {error.message}" for name, error in lost.items()}
-        return [replace(one, health=health.get(one.name, "")) for one in wanted], cluster.errors
+        asked |= {
+            one.name: replace(one, health=f"could not be asked: {lost[one.name].message}")
+            for one in wanted
+            if one.name in lost
+        }
+        return [asked[one.name] for one in wanted], cluster.errors
 
 
 @contextmanager

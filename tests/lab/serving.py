@@ -27,7 +27,7 @@ from sparkimage.build.engine.engine import Engine
 from sparkimage.cli import app
 from sparkimage.core.arch import ARCHES
 from sparkimage.image.store import Image
-from sparkimage.serve import waiting
+from sparkimage.serve import liveness, waiting
 from tests.lab import fleet as fleets
 from tests.lab import node_image
 from tests.lab.fleet import Fleet
@@ -52,6 +52,12 @@ sys.path.insert(0, "/opt")
 from standin_vllm import server
 server.main(sys.argv[1:])
 """
+ASKING = """
+import json, urllib.request
+body = {{"model": "{model}", "prompt": "one", "max_tokens": {tokens}, "ignore_eos": True}}
+urllib.request.urlopen("http://{address}:8000/v1/completions", json.dumps(body).encode()).read()
+"""
+"""Asks the head for tokens, in Python."""
 ENTRY = b'#!/bin/sh\nexec "$@"\n'
 LOSES = b'#!/bin/sh\nexport LD_PRELOAD=/usr/lib/nowhere/libnccl.so.2.30.4\nexec "$@"\n'
 FOUR = {name: replace(spec, spark=True, older_cli=False) for name, spec in fleets.FOUR.items()}
@@ -298,6 +304,10 @@ class Serving(Project):
         )
 
     @abstractmethod
+    def request(self, tokens: int) -> None:
+        """Somebody asks the head for so many tokens, and is waiting."""
+
+    @abstractmethod
     def address(self, node: str) -> str:
         """A node's address among the nodes."""
 
@@ -422,6 +432,10 @@ class OnNodes(Serving):
         said = self.fleet.each(lambda node: node.exec("ps", "-eo", "args"))
         return sum("logs --follow" in one for one in said.values())
 
+    def request(self, tokens: int) -> None:
+        code = ASKING.format(address="127.0.0.1", model=MODEL, tokens=tokens)
+        self.docker("node1", "exec", "--detach", "vllm", "python3", "-c", code)
+
     def address(self, node: str) -> str:
         return self.fleet[node].inside
 
@@ -460,6 +474,8 @@ class OnStandins(Serving):
     """With nodes that answer in this process, as the command line does here."""
 
     there: Nodes
+    asking: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """Who waits for an answer."""
     limit_s = 2
 
     def bring(self, variant: str) -> None:
@@ -478,6 +494,7 @@ class OnStandins(Serving):
             patch.setattr(os, "_exit", sys.exit)
             # No word is on its way for long.
             patch.setattr(waiting, "SETTLE_S", 0.2)
+            patch.setattr(liveness, "LIMIT_S", 1.0)
             for name, value in more.items():
                 patch.setenv(name, value)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -552,6 +569,12 @@ class OnStandins(Serving):
     def readers(self) -> int:
         return sum(node.followed() for node in self.there.nodes.values())
 
+    def request(self, tokens: int) -> None:
+        code = ASKING.format(address=self.address("node1"), model=MODEL, tokens=tokens)
+        self.asking.append(
+            subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        )
+
     def address(self, node: str) -> str:
         return self.there.nodes[node].address
 
@@ -584,6 +607,10 @@ class OnStandins(Serving):
 
     def clean(self) -> None:
         super().clean()
+        for process in self.asking:
+            process.kill()
+            process.wait()
+        self.asking.clear()
         for node in self.there.nodes.values():
             node.reset()
             self.model(node.name)

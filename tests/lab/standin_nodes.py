@@ -48,7 +48,7 @@ PRELOAD_IGNORED = (
 FLAGS = {"--detach", "--force", "--all"}
 VALUES = {
     "--name", "--restart", "--gpus", "--ipc", "--network", "--shm-size", "--cap-add", "--ulimit",
-    "--device", "--mount", "--env", "--label", "--entrypoint", "--time", "--format",
+    "--device", "--mount", "--env", "--label", "--entrypoint", "--time", "--format", "--signal",
 }  # fmt: skip
 Said = tuple[int, str, str]
 """A command's exit code, and what it said on both streams."""
@@ -91,6 +91,9 @@ class Rank(server.Container):
         self.changed = threading.Condition()
         self._runs = 0
         self._over = threading.Event()
+        self.goes_on = threading.Event()
+        """Not set while its process is stopped."""
+        self.goes_on.set()
         self._open: list[socket.socket | Server] = []
 
     # As its process sees it
@@ -127,6 +130,9 @@ class Rank(server.Container):
         if self._over.wait(seconds):
             raise SystemExit(KILLED)
 
+    def gate(self) -> None:
+        self.goes_on.wait()
+
     def opened(self, thing: socket.socket | Server) -> None:
         self._open.append(thing)
 
@@ -135,6 +141,7 @@ class Rank(server.Container):
     def start(self) -> None:
         """Start its process."""
         self._over.clear()
+        self.goes_on.set()
         self._runs += 1
         self.state, self.started = "running", now()
         threading.Thread(target=self._run, args=(self._runs,), daemon=True).start()
@@ -164,10 +171,16 @@ class Rank(server.Container):
             self.variables["LD_PRELOAD"] = "/usr/lib/nowhere/libnccl.so.2.30.4"
         return [*(word for word in entrypoint if not word.endswith(".sh")), *command]
 
+    def pause(self, *, paused: bool) -> None:
+        """Freeze what runs in it, or let it go on."""
+        (self.goes_on.clear if paused else self.goes_on.set)()
+        self.state = "paused" if paused else "running"
+
     def end(self, code: int) -> None:
         """End its process, if it runs."""
         self._over.set()
-        if self.state in ("running", "restarting"):
+        self.goes_on.set()
+        if self.state in ("running", "restarting", "paused"):
             self._end(code)
 
     def _end(self, code: int, state: str = "exited") -> None:
@@ -184,6 +197,11 @@ class Rank(server.Container):
             self.state, self.code, self.ended = state, code, now()
             self.restarts += state == "restarting"
             self.changed.notify_all()
+
+    def top(self) -> str:
+        """As `docker top` says it with `-eo pid,stat,args`."""
+        state = "Ssl" if self.goes_on.is_set() else "Tsl"
+        return f"PID    STAT   COMMAND\n4711   {state}    {shlex.join(self._words())}\n"
 
     def inspected(self) -> dict[str, Any]:
         """As `docker container inspect` says it of a real one."""
@@ -498,6 +516,14 @@ class Node:
             return self._inspect(given)
         if name == "logs":
             return self._logs(given.words, None)
+        if name == "top":
+            id, *columns = given.words
+            one = self._find(id)
+            if columns != ["-eo", "pid,stat,args"]:
+                raise NotRecordedError(f"docker top … {columns}")
+            if one is None or one.state not in ("running", "paused"):
+                return self._error("inspect", id)
+            return 0, one.top(), ""
         if name in ("tag", "rmi"):
             image = self.images[given.words[0]]
             if name == "rmi":
@@ -505,7 +531,7 @@ class Node:
             else:
                 self.images[given.words[1]] = image
             return 0, "", ""
-        if name not in ("stop", "kill", "start", "rm"):
+        if name not in ("stop", "kill", "start", "rm", "pause", "unpause"):
             raise NotRecordedError(f"docker {shlex.join(words)}")
         for word in given.words:
             one = self._find(word)
@@ -513,6 +539,10 @@ class Node:
                 return self._error("inspect", word)
             if name == "start":
                 one.start()
+            elif name in ("pause", "unpause"):
+                one.pause(paused=name == "pause")
+            elif given.one("--signal"):
+                {"STOP": one.goes_on.clear, "CONT": one.goes_on.set}[given.one("--signal")]()
             else:
                 one.end(TERMINATED if name == "stop" else KILLED)
             if name == "rm":

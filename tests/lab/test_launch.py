@@ -22,6 +22,7 @@ from tests.lab.serving import (
     NODES,
     OLD,
     PIN,
+    PROFILES,
     SERVE,
     OnNodes,
     OnStandins,
@@ -531,6 +532,55 @@ def test_a_dead_worker(ready: Serving) -> None:
     ok(ready.run("restart"))
     ok(ready.run("status"))
     assert ready.containers() == WHOLE
+
+
+@on_both
+def test_a_rank_whose_process_is_stopped_is_named(ready: Serving) -> None:
+    ok(ready.launch())
+    ok(ready.run("status"))
+    ready.docker("node3", "kill", "--signal", "STOP", "vllm")
+    done = ready.run("status")
+    refused(done, LAUNCH_FAILED, "rank 2 on node3 is stopped: ", "is in state T",
+            "python build.py restart")  # fmt: skip
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("✓", "✗"))]
+    assert [row[0] for row in rows] == ["✓", "✓", "✗", "✓"]
+    assert rows[2][1:6] == ["node3", "2", "worker", "running,", "stopped"]
+    # What /health says all that time.
+    assert "health: ok" in done.stdout
+    ready.docker("node3", "kill", "--signal", "CONT", "vllm")
+    ok(ready.run("status"))
+
+
+def test_a_rank_whose_container_is_paused_is_named(ready: Serving) -> None:
+    ok(ready.launch())
+    ready.docker("node2", "pause", "vllm")
+    refused(ready.run("status"), LAUNCH_FAILED, "rank 1 on node2 is paused")
+    ready.docker("node2", "unpause", "vllm")
+    ok(ready.run("status"))
+
+
+def test_tokens_that_do_not_come_are_seen_although_health_is_ok(ready: Serving) -> None:
+    """A rank that runs and takes no step: no process of it is stopped."""
+    profile = {**PROFILES["four"], "env": {"VLLM_RINGBUFFER_WARNING_INTERVAL": "1"}}
+    ready.matrix({"four": profile})
+    ok(ready.launch())
+    ready.request(1_000_000)
+    ok(ready.run("status"))
+    ready.model("node3", deaf=True)
+    wait(lambda: "No available shared" in ok(ready.run("logs", "--rank", "0")), "it waits for none")
+    done = ready.run("status", "--json")
+    refused(done, LAUNCH_FAILED, "no token came for ", " s, with 1 request to answer",
+            "rank 0 on node1 waits for the others (shm_broadcast, ")  # fmt: skip
+    (found,) = json.loads(done.stdout)["sets"]
+    assert found["health"] == "no tokens"
+
+
+def test_an_idle_server_is_asked_for_one_token(ready: Serving) -> None:
+    ok(ready.launch())
+    ready.model("node4", deaf=True)
+    done = ready.run("status")
+    refused(done, LAUNCH_FAILED, "a request for one token got no answer in ")
+    assert "health: no tokens" in done.stdout
 
 
 @on_both

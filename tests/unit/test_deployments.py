@@ -69,6 +69,11 @@ def test_what_else_is_broken() -> None:
         assert "the ranks run different images" in problems(*WHOLE[:2], member(2, **other))
     again = member(1, "restarting", restarts=7)
     assert "keeps restarting (7 times)" in problems(WHOLE[0], again, WHOLE[2])
+    held = member(1, stopped="is stopped: vllm (process 7) is in state T")
+    assert problems(WHOLE[0], held, WHOLE[2]) == (
+        "rank 1 on n1 is stopped: vllm (process 7) is in state T"
+    )
+    assert held.state_text == "running, stopped"
     everywhere = [member(rank, "exited") for rank in range(3)]
     assert problems(*everywhere).count("is exited") == 3
     assert not deployments.judge(everywhere)[0].lives

@@ -14,7 +14,8 @@ import argparse
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -25,10 +26,16 @@ REFUSALS = {
     "503": "The server is not ready yet",
 }
 COUNTERS = (
-    "prefix_cache_queries", "prefix_cache_hits", "spec_decode_num_drafts",
-    "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
+    "generation_tokens", "prompt_tokens", "prefix_cache_queries", "prefix_cache_hits",
+    "spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
 )  # fmt: skip
+STEP_S = 0.05
+"""Seconds between two steps of the engine for one request."""
 NO_TOOLS = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+
+
+class EngineDeadError(Exception):
+    """What answers every request when a worker has died."""
 
 
 @dataclass(kw_only=True)
@@ -85,6 +92,14 @@ class Server(ThreadingHTTPServer):
         self.released = threading.Event()
         self.counters = dict.fromkeys(COUNTERS, 0)
         """Of vLLM's metrics, by their names."""
+        self.max_model_len = 4096
+        self.engine: Callable[[int, int], None] = lambda _running, _words: None
+        """Takes one step for so many requests, of which one has a prompt of so many words; as long
+        as it hangs, no token comes."""
+        self.gate: Callable[[], None] = lambda: None
+        """Waits while this process is stopped."""
+        self._running = self._shown = 0
+        """Requests, now and at the engine's last step: so vLLM's gauge has them."""
         self._seen: set[str] = set()
         self._lock = threading.Lock()
         super().__init__((host, port), Handler)
@@ -112,6 +127,39 @@ class Server(ThreadingHTTPServer):
             fault = self.behaviour.faults.pop(0) if self.behaviour.faults else self.behaviour.always
         return known, fault
 
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """A request that is answered."""
+        with self._lock:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def step(self, *, prompt: int = 0, tokens: int = 0) -> None:
+        """A step of the engine: of so many words of a prompt, which ends with so many tokens."""
+        self.engine(self._running, prompt)
+        with self._lock:
+            self._shown = self._running
+            self.counters["prompt_tokens"] += prompt
+            self.counters["generation_tokens"] += tokens
+
+    def metrics(self) -> str:
+        """As vLLM writes them."""
+        drafting = self.behaviour.burst > 1
+        labels = f'engine="0",model_name="{self.behaviour.model}"'
+        counters = [
+            f"vllm:{name}_total{{{labels}}} {float(count)}"
+            for name, count in self.counters.items()
+            if drafting or not name.startswith("spec_decode")
+        ]
+        with self._lock:
+            running = self._shown if self._running else 0
+        gauge = f"vllm:num_requests_running{{{labels}}} {float(running)}"
+        return "\n".join(["# TYPE vllm:num_requests_running gauge", gauge, *counters]) + "\n"
+
     def sent(self, tokens: int) -> None:
         """One more chunk with text went out, of so many tokens."""
         with self._lock:
@@ -137,25 +185,23 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing: an access log is of no use here."""
 
     def do_GET(self) -> None:
+        self.server.gate()
         behaviour = self.server.behaviour
         if self.path == "/health":
             self._answer(200 if behaviour.healthy else 503, b"", "text/plain")
         elif self.path == "/v1/models":
             if self._allowed():
                 model = {"id": behaviour.model, "object": "model", "owned_by": "vllm"}
-                self._json({"object": "list", "data": [model]})
+                length = {"max_model_len": self.server.max_model_len}
+                self._json({"object": "list", "data": [{**model, **length}]})
         elif self.path == "/metrics":
-            drafting = behaviour.burst > 1
-            lines = [
-                f'vllm:{name}_total{{engine="0"}} {float(count)}'
-                for name, count in self.server.counters.items()
-                if drafting or not name.startswith("spec_decode")
-            ]
-            self._answer(200, "\n".join(lines).encode(), "text/plain; version=0.0.4")
+            text = self.server.metrics()
+            self._answer(200, text.encode(), "text/plain; version=0.0.4")
         else:
             self._json({"detail": "Not Found"}, 404)
 
     def do_POST(self) -> None:
+        self.server.gate()
         raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         if not self._allowed():
             return
@@ -200,7 +246,11 @@ class Handler(BaseHTTPRequestHandler):
         elif chat and body.get("tools") and body.get("tool_choice", "auto") != "none":
             self._call_a_tool(body)
         else:
-            self._write(body, chat=chat, prompt=prompt, known=known, fault=fault)
+            with self.server.request():
+                try:
+                    self._write(body, chat=chat, prompt=prompt, known=known, fault=fault)
+                except EngineDeadError:
+                    self._refuse(500, REFUSALS["500"])
 
     def _call_a_tool(self, body: dict[str, Any]) -> None:
         if not self.server.behaviour.tools:
@@ -233,7 +283,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.looked_up(asked, asked if known else 0)
         wait = behaviour.ttft_s / 10 if known else behaviour.ttft_s
         if not body.get("stream"):
-            time.sleep(wait + (count - 1) / behaviour.rate)
+            for _ in self._paced(count, thought, wait, asked):
+                pass
             text = "".join(f" w{number}" for number in range(thought, count))
             message: dict[str, Any] = {"role": "assistant", "content": text}
             if thought:
@@ -249,7 +300,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         before = 0
-        for done, piece in self._paced(count, thought, wait):
+        for done, piece in self._paced(count, thought, wait, asked):
             if chat and not before:
                 # As vLLM does: the role comes in a chunk of its own, with the first token.
                 role = {"role": "assistant", "content": ""}
@@ -282,21 +333,28 @@ class Handler(BaseHTTPRequestHandler):
         return (natural, "stop") if natural < limit else (limit, "length")
 
     def _paced(
-        self, count: int, thought: int, wait: float
+        self, count: int, thought: int, wait: float, words: int
     ) -> Iterator[tuple[int, tuple[str, str]]]:
         """Pieces of text when they are due, with the count of tokens up to there."""
         behaviour = self.server.behaviour
+        self.server.step(prompt=words)
         began, done = time.monotonic() + wait, 0
+        stepped, before = began, 0
         while done < count:
             # The first token comes of the prompt, alone; drafts begin after it.
             step = behaviour.burst if done else behaviour.first
             end = min(count, done + step, thought if done < thought else count)
             due = began + (end - 1) / behaviour.rate
             time.sleep(max(0.0, due - time.monotonic()))
+            if time.monotonic() - stepped > STEP_S:
+                self.server.step(tokens=done - before)
+                stepped, before = time.monotonic(), done
             thinking = done < thought
             letter = "t" if thinking else "w"
             text = "".join(f" {letter}{number}" for number in range(done, end))
             done = end
+            if done == count:
+                self.server.step(tokens=done - before)
             yield done, ("reasoning_content" if thinking else "content", text)
 
     def _whole(

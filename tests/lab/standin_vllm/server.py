@@ -3,7 +3,8 @@ says which NCCL is really mapped into its process, waits for all ranks, and then
 
 It needs nothing but Python's own library. What is to go wrong stands in `standin.json` of the
 model's folder, so that each node may have its own fault: `die`, `hang` (a phase), `nccl` (a path to
-load in spite of all), `transport`, `silent` (does not say that it is complete), `sick`, `slow_s`.
+load in spite of all), `transport`, `silent` (does not say that it is complete), `sick`, `slow_s`;
+and, from then on when it is written there, `deaf` (the rank takes no step any more, and runs).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import ctypes
 import errno
 import json
 import os
+import queue
 import re
 import signal
 import socket
@@ -25,12 +27,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import bench
-from .api import Behaviour, Server
+from .api import Behaviour, EngineDeadError, Server
 
 PIP = "/usr/local/lib/python3.13/dist-packages/nvidia/nccl/lib/libnccl.so.2"
 """The copy that torch's wheel brings, which is loaded unless another one is preloaded."""
 VERBS = Path("/dev/infiniband")
 MEET_S = 300.0
+WAITS = (
+    "No available shared memory broadcast block found in {} seconds. This typically happens when "
+    "some processes are hanging or doing some time-consuming work"
+)
 CACHES = {"vllm": Path("/root/.cache/vllm"), "triton": Path("/root/.triton/cache")}
 
 
@@ -65,6 +71,9 @@ class Container:
     def wait(self, seconds: float | None = None) -> None:
         """For so long, or for ever."""
         threading.Event().wait(seconds)
+
+    def gate(self) -> None:
+        """Wait while the process is stopped: of a real one the kernel sees to it."""
 
     def opened(self, thing: socket.socket | Server) -> None:
         """What must end with the container."""
@@ -138,10 +147,18 @@ class Rank:
         self.say, self.info = here.say, here.info
         self.rank: int = given.node_rank
         self.world: int = given.nnodes
-        file = here.path(given.model) / "standin.json"
-        self.faults: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        self.faults = self.read_faults()
         self.others: list[socket.socket] = []
         self.behaviour = Behaviour(model=(given.served_model_name or [given.model])[0])
+        self.stepping = threading.Lock()
+        self.answers: list[queue.Queue[bool]] = []
+        """Of each worker, to the step of the head; False when it has ended."""
+
+    def read_faults(self) -> dict[str, Any]:
+        """What is to go wrong."""
+        file = self.here.path(self.given.model or "") / "standin.json"
+        found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        return found
 
     def run(self) -> None:
         """Until it is ended."""
@@ -292,27 +309,53 @@ class Rank:
         if not self.faults.get("silent"):
             self.say("INFO:     Application startup complete.")
         for other in self.others:
-            threading.Thread(target=self.watch, args=(other,), daemon=True).start()
+            self.answers.append(queue.Queue())
+            words = other, self.answers[-1]
+            threading.Thread(target=self.watch, args=words, daemon=True).start()
+        server.engine, server.gate = self.step, self.here.gate
         server.serve_forever(0.05)
 
-    def watch(self, other: socket.socket) -> None:
+    def watch(self, other: socket.socket, answers: queue.Queue[bool]) -> None:
         """A worker that ends makes the engine dead, and the server stays."""
-        with contextlib.suppress(OSError):
-            other.recv(1)
+        with contextlib.suppress(OSError), other.makefile("rb") as lines:
+            for _ in lines:
+                answers.put(True)
         self.behaviour.healthy = False
         self.say("(EngineCore pid=1) ERROR: Worker proc died unexpectedly, shutting down executor.")
+        answers.put(False)
+
+    def step(self, running: int, words: int) -> None:
+        """All ranks take a step; it ends with the last of them, however long that takes."""
+        if not self.behaviour.healthy:
+            raise EngineDeadError
+        interval = float(self.here.env.get("VLLM_RINGBUFFER_WARNING_INTERVAL", "60"))
+        with self.stepping:
+            for other in self.others:
+                with contextlib.suppress(OSError):
+                    other.sendall(f"step {running} {words}\n".encode())
+            for answers in self.answers:
+                while True:
+                    try:
+                        alive = answers.get(timeout=interval)
+                        break
+                    except queue.Empty:
+                        self.info(WAITS.format(f"{interval:.0f}"))
+                if not alive:
+                    answers.put(False)
+                    raise EngineDeadError
 
     def work(self) -> None:
         """A worker; without its head it waits for ever."""
         (head,) = self.others
         head.sendall(b"ready\n")
-        with contextlib.suppress(OSError):
-            head.recv(1)
+        with contextlib.suppress(OSError), head.makefile("rb") as steps:
+            for _ in steps:
+                self.here.gate()
+                if self.read_faults().get("deaf"):
+                    self.here.wait()
+                head.sendall(b"done\n")
         self.here.wait(60)
-        self.info(
-            "No available shared memory broadcast block found in 60 seconds. This typically "
-            "happens when some processes are hanging or doing some time-consuming work"
-        )
+        self.info(WAITS.format(60))
         self.here.wait()
 
 
