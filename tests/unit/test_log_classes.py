@@ -69,7 +69,7 @@ LINES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "OSError: Unable to load weights from pytorch checkpoint file for '/m/model.safetensors'",
-        "first-fault",
+        "broken-safetensors",
         "",
     ),
     (
@@ -183,7 +183,11 @@ LINES: tuple[tuple[str, str, str], ...] = (
         "",
     ),
     ("nvcc fatal   : Unsupported gpu architecture 'compute_121a'", "nvcc-arch", ""),
-    ("RuntimeError: PassManager::run failed", "first-fault", ""),
+    (
+        "RuntimeError: PassManager::run failed",
+        "triton-compile",
+        "Triton's compiler failed on a kernel",
+    ),
     (
         "RuntimeError: FlashAttention only supports Ampere GPUs or newer.",
         "backend-of-other-gpu",

@@ -15,6 +15,7 @@ from pydantic import Field
 from sparkimage.config import validation, yamlfile
 from sparkimage.config.validation import Name, Strict
 from sparkimage.core import templates
+from sparkimage.serve.explain.places import Place
 
 if TYPE_CHECKING:
     from sparkimage.serve.explain.logfacts import Facts
@@ -58,6 +59,8 @@ class Match:
     """Whether the server was serving at one of them."""
     nccl: tuple[str, ...] = ()
     """The versions of NCCL that were loaded at the first one."""
+    place: Place | None = None
+    """The part of the software in which a failure began that no entry knows."""
 
     @property
     def known(self) -> bool:
@@ -67,17 +70,19 @@ class Match:
     @property
     def title(self) -> str:
         """What failed."""
+        if self.place:
+            return f"Not in the list of known failures; it began {self.place.where}"
         return (self._value and self._value.title) or self.entry.title
 
     @property
     def cause(self) -> str:
         """Why, by what the line names."""
-        return (self._value and self._value.cause) or self.entry.cause
+        return (self.place or self._value or self.entry).cause or self.entry.cause
 
     @property
     def fix(self) -> str:
         """What to do, by what the line names."""
-        return (self._value and self._value.fix) or self.entry.fix
+        return (self.place or self._value or self.entry).fix or self.entry.fix
 
     @property
     def sources(self) -> list[str]:
@@ -92,10 +97,10 @@ class Match:
         """For an error's detail."""
         source = f" ({self.source})" if self.source else ""
         note = [f"    {self.note}"] if self.note else []
+        cause, fix = f"    {self.cause}", f"    → {self.fix}"
         if not self.known:
             near = [f"    {line}" for line in self.near]
-            return [f"it began here{source}, with a failure that is not known:", *near, *note]
-        cause, fix = f"    {self.cause}", f"    → {self.fix}"
+            return [f"{self.title}{source}:", *near, *note, cause, fix]
         return [f"known: {self.title}{source}", *note, cause, fix]
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,6 +113,7 @@ class Match:
             "sources": self.sources,
             "rank": self.entry.rank,
             "known": self.known,
+            "place": self.place.id if self.place else None,
             "source": self.source or None,
             "line_number": self.line_number or None,
             "line": self.line,
@@ -243,6 +249,7 @@ class Failures(Strict):
     handled: list[re.Pattern[str]]
     wrappers: list[re.Pattern[str]]
     combinations: list[Combination]
+    places: list[Place]
     areas: dict[str, list[Entry]]
 
     @cached_property
@@ -251,13 +258,13 @@ class Failures(Strict):
         return {entry.id: entry for entries in self.areas.values() for entry in entries}
 
     @cached_property
-    def signs(self) -> dict[str, list[tuple[Entry, Sign]]]:
-        """The signs by their words. The first one of an entry on a line counts; a line may show
-        several entries."""
-        signs: dict[str, list[tuple[Entry, Sign]]] = {}
-        for entry in self.by_id.values():
-            for sign in entry.signs:
-                signs.setdefault(sign.word, []).append((entry, sign))
+    def signs(self) -> dict[str, list[tuple[int, Entry, Sign]]]:
+        """The signs by their words, with their place in the file. The first one of an entry on a
+        line counts; a line may show several entries."""
+        numbered = [(entry, sign) for entry in self.by_id.values() for sign in entry.signs]
+        signs: dict[str, list[tuple[int, Entry, Sign]]] = {}
+        for number, (entry, sign) in enumerate(numbered):
+            signs.setdefault(sign.word, []).append((number, entry, sign))
         return signs
 
     @cached_property
@@ -308,7 +315,7 @@ def reference() -> str:
     """docs/troubleshooting.md"""
     page = templates.render(
         "troubleshooting.md", areas=known().areas, combinations=known().combinations,
-        conditions=CONDITIONS,
+        places=known().places, conditions=CONDITIONS,
     )  # fmt: skip
     return page.rstrip()
 

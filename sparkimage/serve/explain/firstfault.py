@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sparkimage.serve.explain.loglines import QUIET, Line
@@ -11,6 +12,8 @@ from sparkimage.serve.explain.loglines import QUIET, Line
 BEFORE, AFTER = 2, 3
 """Lines that are kept around a fault."""
 MAX_PROCESSES = 256
+FRAMES = 6
+"""Source files of a traceback that are kept: the deepest ones."""
 SHOWN = 400
 """Characters of a neighbouring line that are kept."""
 
@@ -18,10 +21,9 @@ REQUESTS = ("APIServer",)
 """Processes in which the failure of one request is none of the server."""
 
 HINTS = (
-    "rror", "xception", "WARN", "fatal", "Fatal", "FATAL", "FAILED", "panic", "CRITICAL", "Xid",
-    "NVRM", "not found", "Segmentation", "terminate called", "SIG", "core dumped", "Killed",
-    "core proc(s)", "no matching manifest", "cannot find", "refused",
-    "docker: ", "unknown flag",
+    "rror", "ERROR", "xception", "WARN", "fatal", "Fatal", "FATAL", "FAILED", "panic", "CRITICAL",
+    "Xid", "NVRM", "not found", "Segmentation", "terminate called", "SIG", "core dumped", "Killed",
+    "core proc(s)", "no matching manifest", "cannot find", "refused", "docker: ", "unknown flag",
 )  # fmt: skip
 """A line without one of these is none; looked for first."""
 _CLASS = r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*"
@@ -31,6 +33,8 @@ EXCEPTION = re.compile(
 )
 """The line that ends a traceback, by itself."""
 _ENDS_TRACEBACK = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:\([\w.]+\))?(?::\s|:?$)")
+_NAMED = re.compile(rf"(?:^|[\s:]){_CLASS}(?:Error|Exception): ")
+"""An exception after what an unknown tool writes before its lines."""
 _OTHERS = re.compile(
     r"""
       (?:docker:\ )?Error\ response\ from\ daemon: | ^docker:\ (?!Error\ response)
@@ -63,9 +67,12 @@ class Fault:
     number: int
     line: Line
     before: tuple[str, ...]
+    frames: tuple[str, ...] = ()
+    """Source files of its traceback, the deepest one last."""
     after: list[str] = field(default_factory=list)
     weak: bool = False
-    """It may be no more than a word of it: a line of level ERROR that is no exception."""
+    """It may be no more than a word of it: a line of level ERROR that is no exception, or one with
+    an exception somewhere in it."""
     while_up: bool = False
 
 
@@ -78,14 +85,16 @@ class FirstFaults:
     _open: list[Fault] = field(default_factory=list)
     """Faults that want lines after them."""
     _last: deque[str] = field(default_factory=lambda: deque(maxlen=BEFORE))
-    _tracebacks: set[str] = field(default_factory=set)
-    """The processes whose last line was of a traceback."""
+    _tracebacks: dict[str, deque[str]] = field(default_factory=dict)
+    """Process whose last line was of a traceback → the last source files that it named."""
 
     def in_traceback(self, line: Line) -> bool:
         """Whether a line is of a traceback: source code, which says nothing of what happened."""
         if line.body.startswith(('  File "', "Traceback (most")):
             if len(self._tracebacks) < MAX_PROCESSES:
-                self._tracebacks.add(_key(line))
+                frames = self._tracebacks.setdefault(_key(line), deque(maxlen=FRAMES))
+                if line.body.startswith("  File"):
+                    frames.append(line.body[8:].partition('"')[0])
         elif "  raise " not in line.body and not (
             line.body.startswith("  ") and _key(line) in self._tracebacks
         ):
@@ -99,11 +108,10 @@ class FirstFaults:
 
         A caller says with ``drop`` that it is a wrapper or harmless.
         """
-        ended = _key(line) in self._tracebacks
-        self._tracebacks.discard(_key(line))
+        frames = self._tracebacks.pop(_key(line), None)
         fault = None
-        if ended or any(hint in line.text for hint in HINTS):
-            fault = self._judge(number, line, ended, while_up)
+        if frames is not None or any(hint in line.text for hint in HINTS):
+            fault = self._judge(number, line, frames, while_up)
         for other in self._open:
             other.after.append(line.text[:SHOWN])
         if self._open:
@@ -142,17 +150,21 @@ class FirstFaults:
                 return sorted(counted, key=lambda fault: fault.number)
         return []
 
-    def _judge(self, number: int, line: Line, ended: bool, while_up: bool) -> Fault | None:
+    def _judge(
+        self, number: int, line: Line, frames: Iterable[str] | None, while_up: bool
+    ) -> Fault | None:
         if line.level in QUIET or (line.level == "WARNING" and not line.nccl):
             return None
         body = line.body
         strong = line.nccl or bool(EXCEPTION.match(body)) or bool(_OTHERS.search(body))
-        strong = strong or (ended and bool(_ENDS_TRACEBACK.match(body)))
-        if not strong and line.level not in ("ERROR", "CRITICAL", "FATAL"):
+        strong = strong or (frames is not None and bool(_ENDS_TRACEBACK.match(body)))
+        named = not line.level and not while_up and _NAMED.search(body)
+        if not strong and not named and line.level not in ("ERROR", "CRITICAL", "FATAL"):
             return None
         return Fault(
-            number=number, line=line, before=tuple(self._last), weak=not strong, while_up=while_up
-        )
+            number=number, line=line, before=tuple(self._last), weak=not strong, while_up=while_up,
+            frames=(line.file,) if line.file else tuple(frames or ()),
+        )  # fmt: skip
 
 
 def _of_request(line: Line) -> bool:

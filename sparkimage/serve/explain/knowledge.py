@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
-from sparkimage.serve.explain import failures, story
+from sparkimage.serve.explain import failures, places, story
 from sparkimage.serve.explain.failures import WORD, Entry, Match, Sign
 from sparkimage.serve.explain.firstfault import REQUESTS, Fault, FirstFaults
 from sparkimage.serve.explain.logfacts import Facts
@@ -67,11 +68,12 @@ class Reading:
         """Note the known failures of a line, each once."""
         hit: list[Entry] = []
         signs = self.known.signs
-        for word in signs.keys() & WORD.findall(line.text):
-            for entry, sign in signs[word]:
-                # Few lines hold any: a hundred thousand lines are to take a second.
-                if sign.literal in line.text and entry not in hit and self._try(line, entry, sign):
-                    hit.append(entry)
+        # Few lines hold any: a hundred thousand lines are to take a second.
+        words = signs.keys() & WORD.findall(line.text)
+        possible = [sign for word in words for sign in signs[word] if sign[-1].literal in line.text]
+        for _, entry, sign in sorted(possible, key=itemgetter(0)):
+            if entry not in hit and self._try(line, entry, sign):
+                hit.append(entry)
         return hit
 
     def _try(self, line: Line, entry: Entry, sign: Sign) -> bool:
@@ -143,6 +145,9 @@ class Reading:
         ranks = {match.entry.rank for match in found}
         if not ranks & {*story.CAUSES}:
             found += self._unknown()
+        elif not ranks & {"root", "transport"}:
+            found += self._before(found)
+        ranks = {match.entry.rank for match in found}
         left_out = {"wrapper", "general"} if "root" in ranks else {"wrapper"}
         specific = [match for match in found if match.entry.rank not in left_out]
         return story.follow(story.by_rank(specific or found))
@@ -150,6 +155,11 @@ class Reading:
     def began(self) -> Match | None:
         """The first fault, known or not."""
         return next(iter(self._unknown()), None)
+
+    def _before(self, found: Sequence[Match]) -> list[Match]:
+        """The first fault, if it came before all that is known by its kind alone."""
+        first = min(match.line_number for match in found if match.entry.rank == "general")
+        return [match for match in self._unknown()[:1] if 0 < match.line_number < first]
 
     def _unknown(self) -> list[Match]:
         faults: dict[str, list[Fault]] = {}
@@ -166,6 +176,7 @@ class Reading:
             process=first.line.process, time=first.line.time,
             near=(*first.before, first.line.text, *first.after),
             note=f"in {processes}" if processes else "",
+            place=places.find(self.known.places, first.frames, first.line.text),
         )  # fmt: skip
 
     def _with_nccl(self, match: Match) -> Match:

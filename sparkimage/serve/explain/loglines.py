@@ -61,11 +61,13 @@ class Line(NamedTuple):
     time: str = ""
     """``11-29 17:20:45``: without the year, which most tools leave out."""
     nccl: bool = False
+    file: str = ""
+    """Of a warning of NCCL: its source file."""
 
 
 def parse(text: str) -> Line:
     """Take a cleaned line apart."""
-    node = process = level = time = ""
+    node = process = level = time = file = ""
     nccl, at = False, 0
     for _ in range(MAX_PREFIXES):
         match = _PREFIX.match(text, at)
@@ -78,7 +80,7 @@ def parse(text: str) -> Line:
         elif kind == "clock_":
             level, time = match["level"], f"{match['date_']} {match['clock_']}"
         elif kind == "nccl":
-            level, nccl = match["nccl"], True
+            level, nccl, file = match["nccl"], True, f"nccl/{match['file'] or ''}"
             process = process or f"{match['host']}:{match['pid']}"
         elif kind == "name":
             node = node or match["name"]
@@ -97,7 +99,7 @@ def parse(text: str) -> Line:
             time = f"{month:02}-{int(match['dom']):02} {match['clock___']}"
         elif kind == "logfmt":
             level = match["logfmt"].upper()
-    return Line(text, text[at:], node, process, _LEVELS.get(level, level), time, nccl)
+    return Line(text, text[at:], node, process, _LEVELS.get(level, level), time, nccl, file)
 
 
 def clean(line: str | bytes) -> str:

@@ -1,0 +1,53 @@
+"""Where in the software a failure began that no entry knows: it has a class, too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from sparkimage.config.validation import Name, Strict
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Place(Strict):
+    """A part of the software, with what its failures have in common."""
+
+    id: Name
+    files: list[re.Pattern[str]] = Field(default=[])
+    """Source files of its frames in a traceback, and of NCCL's warnings."""
+    says: list[re.Pattern[str]] = Field(default=[])
+    """Lines that name it without a traceback."""
+    wide: bool = False
+    """It counts where nothing narrower does: most tracebacks pass through it."""
+    where: Text
+    """After "it began"."""
+    cause: Text
+    fix: Text
+
+    def has_file(self, name: str) -> bool:
+        """Whether a source file is of this part."""
+        return any(pattern.search(name) for pattern in self.files)
+
+    def has_line(self, text: str) -> bool:
+        """Whether a line is of this part."""
+        return any(pattern.search(text) for pattern in self.says)
+
+
+def find(places: Iterable[Place], frames: Sequence[str], text: str) -> Place | None:
+    """The part of the software that the deepest frame is of, else that which the line names."""
+    places = list(places)
+    narrow = [place for place in places if not place.wide]
+    return (
+        _deepest(narrow, frames)
+        or next((place for place in places if place.has_line(text)), None)
+        or _deepest(places, frames)
+    )
+
+
+def _deepest(places: Sequence[Place], frames: Sequence[str]) -> Place | None:
+    of_frames = (place for frame in reversed(frames) for place in places if place.has_file(frame))
+    return next(of_frames, None)

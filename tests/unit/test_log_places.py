@@ -1,0 +1,80 @@
+"""A failure that no entry knows is told with the part of the software that it began in."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparkimage.serve.explain import failures, knowledge
+
+PACKAGES = "/usr/local/lib/python3.12/dist-packages"
+ERROR = "(EngineCore pid=194) ERROR 09-17 16:21:42 [core.py:1161] "
+
+FRAMES: dict[str, tuple[str, str]] = {
+    "triton": (f"{PACKAGES}/triton/compiler/compiler.py", "IndexError: list index out of range"),
+    "compile": (f"{PACKAGES}/torch/_inductor/scheduler.py", "AssertionError: mutation"),
+    "jit": (f"{PACKAGES}/flashinfer/jit/core.py", "RuntimeError: no such module"),
+    "kernels": (f"{PACKAGES}/vllm/model_executor/layers/fused_moe/layer.py", "ValueError: odd"),
+    "hub": (f"{PACKAGES}/huggingface_hub/file_download.py", "OSError: odd"),
+    "weights": (f"{PACKAGES}/vllm/model_executor/model_loader/utils.py", "IndexError: odd"),
+    "model-files": (f"{PACKAGES}/transformers/tokenization_utils_base.py", "TypeError: odd"),
+    "network": (f"{PACKAGES}/torch/distributed/rendezvous.py", "ValueError: odd"),
+    "arguments": (f"{PACKAGES}/vllm/config/vllm.py", "ValueError: HiSparse needs CUDA."),
+    "cache-memory": (f"{PACKAGES}/vllm/v1/core/kv_cache_utils.py", "ValueError: No free blocks"),
+    "cuda": (f"{PACKAGES}/torch/cuda/__init__.py", "RuntimeError: odd"),
+    "processes": ("/usr/lib/python3.12/multiprocessing/synchronize.py", "FileNotFoundError: odd"),
+}
+"""Part → the deepest source file of a traceback, and the line that ends it."""
+WARNINGS: dict[str, str] = {
+    "nccl-rdma": "transport/net_ib/common.cc:99 NCCL WARN NET/IB : Unable to open device mlx5_0",
+    "nccl-network": "bootstrap.cc:99 NCCL WARN Bootstrap Root : rank 3 checked in twice",
+    "nccl-shm": "transport/p2p.cc:99 NCCL WARN failed to peer with device 1: 217 odd",
+    "nccl-gpu": "misc/nvmlwrap.cc:99 NCCL WARN nvmlDeviceGetHandleByIndex(0) failed: odd",
+    "nccl": "init.cc:99 NCCL WARN Invalid config blocking attribute value -1",
+}
+LINES: dict[str, str] = {
+    "docker": "docker: Error response from daemon: invalid IPv6 address: odd",
+    "driver": "Sep 09 10:00:01 spark2 kernel: NVRM: gpuHandleSanityCheckRegReadError: odd error",
+    "jit": "nvcc fatal   : A single input file is required for a non-link phase",
+    "network": "[c10d] ValueError: odd",
+}
+
+
+def place_of(*lines: str) -> str | None:
+    (match,) = knowledge.read(lines)
+    assert not match.known
+    assert match.place is None or match.title.endswith(match.place.where)
+    return match.place.id if match.place else None
+
+
+def traceback(frames: list[str], end: str) -> list[str]:
+    lines = ["Traceback (most recent call last):"]
+    for frame in frames:
+        lines += [f'  File "{frame}", line 10, in load', "    raise error"]
+    return [ERROR + line for line in [*lines, end]]
+
+
+def test_every_place_is_shown_by_something() -> None:
+    shown = {*FRAMES, *WARNINGS, *LINES}
+    assert shown == {place.id for place in failures.known().places}
+
+
+@pytest.mark.parametrize("id_", FRAMES)
+def test_the_deepest_source_file_says_where(id_: str) -> None:
+    frame, end = FRAMES[id_]
+    assert place_of(*traceback([f"{PACKAGES}/vllm/v1/engine/core.py", frame], end)) == id_
+
+
+@pytest.mark.parametrize("id_", WARNINGS)
+def test_a_warning_of_nccl_says_where_by_its_own_file(id_: str) -> None:
+    assert place_of(f"spark1:101:202 [0] {WARNINGS[id_]}") == id_
+
+
+@pytest.mark.parametrize("id_", LINES)
+def test_a_line_without_a_traceback_says_where(id_: str) -> None:
+    assert place_of(LINES[id_]) == id_
+
+
+def test_files_that_most_tracebacks_pass_through_count_last() -> None:
+    end = "ValueError: this kernel does not support that"
+    assert place_of(*traceback([f"{PACKAGES}/vllm/v1/engine/core.py"], end)) == "kernels"
+    assert place_of(*traceback(["/opt/plugin/loader.py"], "ValueError: odd")) is None
