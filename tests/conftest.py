@@ -40,7 +40,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 GROUPS = {
-    "nodes": re.compile(r"\b(Fleet|Shipment|Distribution)\b"),
+    "nodes": re.compile(r"\b(Fleet|Shipment|Distribution|Models)\b"),
     "lab": re.compile(r"\b(Lab|Recipe)\b"),
 }
 """What is dear to make, the dearest first, and how a file of tests shows that it takes it: one

@@ -21,7 +21,10 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     ),
     "Image store": ("store.images", "store.save", "store.load", "store.app"),
     "Registry": ("publish.publish", "publish.verify_published", "publish.inspect"),
-    "Nodes": ("fleet.distribute", "fleet.nodes", "fleet.rollback", "fleet.gc", "fleet.receipts"),
+    "Nodes": (
+        "fleet.distribute", "fleet.nodes", "fleet.rollback", "fleet.gc", "fleet.receipts",
+        "model.app",
+    ),
     "Servers": (
         "doctor.doctor", "launch.launch", "launch.status", "launch.logs", "launch.stop",
         "launch.restart", "explain.explain", "probe.probe",

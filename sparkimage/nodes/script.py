@@ -28,7 +28,7 @@ class RemoteScript:
     forwarded port (``forward``) belongs to.
 
     ``bulk``: over the data address, where there is one. ``master``: the connection that others
-    share (ssh's ControlMaster).
+    share (ssh's ControlMaster). ``apart``: never through that one.
     """
 
     def __init__(
@@ -39,13 +39,14 @@ class RemoteScript:
         bulk: bool = False,
         master: bool = False,
         forward: RemoteForward | None = None,
+        apart: bool = False,
     ) -> None:
         self.remote, self.bulk, self.master, self.forward = remote, bulk, master, forward
         self.timed_out = False
         self._stderr = ""
         self._deadline: float | None = None
         self._unwatched = threading.Event()
-        self.process = remote.start(words, bulk=bulk, master=master)
+        self.process = remote.start(words, bulk=bulk, master=master, apart=apart)
         threading.Thread(target=self._watch, daemon=True).start()
 
     @property

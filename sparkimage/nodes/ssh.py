@@ -257,12 +257,18 @@ class Remote:
         return done
 
     def start(
-        self, words: Sequence[str], *, bulk: bool = False, master: bool = False
+        self,
+        words: Sequence[str],
+        *,
+        bulk: bool = False,
+        master: bool = False,
+        apart: bool = False,
     ) -> subprocess.Popen[bytes]:
-        """Start a command there; ``bulk`` goes over the data address, where there is one, and a
-        ``master``'s connection is for others, too. Once abandoned, it is killed at once."""
+        """Start a command there; ``bulk`` goes over the data address, where there is one, ``apart``
+        in any case through a connection of its own, and a ``master``'s connection is for others,
+        too. Once abandoned, it is killed at once."""
         to = self._control()
-        if bulk and self.node.data:
+        if bulk and (self.node.data or apart):
             to = [*(["-S", str(self._socket_of("data"))] if master else []), *self._bulk()]
         process = start_bytes(["ssh", *(["-M"] if master else []), *to, shlex.join(words)])
         self._started = [old for old in self._started if old.returncode is None]
@@ -348,14 +354,16 @@ class Remote:
         return user + (["-p", str(self.node.port)] if self.node.port else [])
 
     def _bulk(self) -> list[str]:
-        """To the data address, under the host key that is known for the control address."""
+        """To the data address, where there is one, under the host key that is known for the control
+        address."""
         config = self._ssh_config
         alias = config.get("hostkeyalias") or config["hostname"]
         if "hostkeyalias" not in config and config["port"] != "22":
             alias = f"[{alias}]:{config['port']}"
         return [
             *self._options(), *self._ciphers(), "-o", "ControlPath=none",
-            "-o", f"HostName={self.node.data}", "-o", f"HostKeyAlias={alias}",
+            "-o", f"HostName={self.node.data or config['hostname']}",
+            "-o", f"HostKeyAlias={alias}",
             "--", self.node.control,
         ]  # fmt: skip
 

@@ -37,6 +37,7 @@ from tests.lab import recipe as recipes
 from tests.lab import sampling, standins
 from tests.lab.distribution import Distribution
 from tests.lab.fleet import Fleet
+from tests.lab.modelling import Models
 from tests.lab.project import Project
 from tests.lab.recipe import Recipe
 from tests.lab.shipment import Shipment
@@ -382,3 +383,13 @@ def trip(pair: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Distribution:
 def distribution(trip: Distribution) -> Iterator[Distribution]:
     """Two nodes with one image everywhere."""
     yield from trip.prepared()
+
+
+@pytest.fixture
+def models(tmp_path: Path, four: Fleet) -> Iterator[Models]:
+    """A model's folder and the four nodes, which have none."""
+    made = Models(four, tmp_path)
+    made.write_fleet()
+    made.clear()
+    yield made
+    made.clear()
