@@ -13,7 +13,7 @@ from sparkimage.cli import base, options
 from sparkimage.cli.options import flag, value
 from sparkimage.core import paths
 from sparkimage.core.errors import MixedFleetError, UsageError
-from sparkimage.core.units import clock, human
+from sparkimage.core.units import clock, human, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,13 +30,13 @@ app = typer.Typer(
 )
 MARKS = {"copied": base.OK, "verified": base.OK, "unchanged": base.SAME, "failed": base.FAILED}
 Folder = Annotated[
-    str | None, typer.Argument(metavar="[DIR]", help="Its path on the nodes; default: all pushed.")
+    str | None, typer.Argument(metavar="DIR", help="Its path on the nodes; default: all pushed.")
 ]
 
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder on this machine.")],
+    dir: Annotated[Path, typer.Argument(help="The folder on this machine.")],
     nodes: options.Nodes = options.FLEET_FILE,
     to: Annotated[str, value("PATH", "The path on the nodes; default: that of DIR.")] = "",
     limit: Annotated[float | None, value("MB/s", "Send no more than this.", min=0.1)] = None,
@@ -51,7 +51,7 @@ def push(
     """
     from sparkimage.nodes import ssh
 
-    source = folder.absolute()
+    source = dir.absolute()
     target = _target(to or str(source))
     fleet = base.read_fleet(nodes)
     with ssh.remotes(fleet.nodes, patience) as remotes:
@@ -102,7 +102,7 @@ def _outcome_table(outcome: Outcome) -> Table:
     what = "lacks" if planned else "got"
     table = base.new_table(
         "", "node", "state", what, "rate", right=[what, "rate"],
-        title=f"{base.plural(outcome.files, 'file')}, {human(outcome.size)}, "
+        title=f"{plural(outcome.files, 'file')}, {human(outcome.size)}, "
         f"{clock(outcome.seconds)}",
     )  # fmt: skip
     for node in outcome.nodes:
@@ -195,7 +195,7 @@ def _show(models: Sequence[Model], found: Found, as_json: bool) -> None:
         raise base.unreachable(errors, len({one.node for one in views}))
     if wrong:
         raise MixedFleetError(
-            f"{base.plural(sum(1 for one in views if one.differences), 'folder')} not as pushed",
+            f"{plural(sum(1 for one in views if one.differences), 'folder')} not as pushed",
             detail="\n".join(wrong), hint="python build.py model push DIR",
         )  # fmt: skip
 
@@ -256,4 +256,4 @@ def gc(
             typer.echo("no model was pushed from here; name a folder: model gc DIR")
     if errors:
         total = len({one.node for one in freed} | set(errors))
-        raise base.node_error(f"{len(errors)} of {base.plural(total, 'node')} failed", errors)
+        raise base.node_error(f"{len(errors)} of {plural(total, 'node')} failed", errors)
