@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 NAME = "vllm"
 NAME_PATTERN = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
 Timeout = Annotated[float, value("SECONDS", "Give up if not ready after SECONDS.", min=1)]
+WarmUp = Annotated[float, value("SECONDS", "Warm up for SECONDS at most.", min=1)]
+NoWarmUp = Annotated[
+    bool, flag("--no-warm-up", "Return when ready; the first users wait for kernels.")
+]
 Keep = Annotated[bool, flag("--keep", "Leave the containers of a failed start running.")]
 
 
@@ -48,6 +52,8 @@ def launch(
     replace: Annotated[bool, flag("--replace", "Stop a deployment of this name first.")] = False,
     share_cache: Annotated[bool, flag("--share-cache", "Share one cache between images.")] = False,
     timeout: Timeout = 1800.0,
+    warm_up: WarmUp = 600.0,
+    no_warm_up: NoWarmUp = False,
     keep: Keep = False,
     allow_unverified: options.AllowUnverified = False,
     patience: options.Patience = 60.0,
@@ -56,7 +62,8 @@ def launch(
     """Start a distributed image as one server on all nodes, or on none.
 
     Each node's command follows from the image (entrypoint, libnccl), the profile and the node.
-    Returns once the server is ready and the ranks' logs show the pinned NCCL and RDMA.
+    Returns once the server is ready, the ranks' logs show the pinned NCCL and RDMA, and requests
+    of growing length and number compile no kernels any more.
     """
     from sparkimage.config.inventory import Fleet
     from sparkimage.image import layerindex
@@ -110,6 +117,7 @@ def launch(
         fleet=Fleet(nodes=ranks, file=fleet.file),
         view=base.new_view(quiet=as_json),
         timeout_s=timeout,
+        warm_up_s=0.0 if no_warm_up else warm_up,
         keep=keep,
         replace=replace,
         patience_s=patience,
@@ -151,7 +159,11 @@ def _print_ready(start: Callable[[], Ready], *, as_json: bool) -> None:
         base.print_json(ready.to_dict())
         return
     _print_findings(ready.findings)
-    spec = ready.spec
+    spec, warm_up = ready.spec, ready.warm_up
+    if warm_up.unfinished:
+        base.warn(str(warm_up))
+    elif warm_up.rounds > 1:
+        typer.echo(f"{warm_up} in {clock(warm_up.seconds)}")
     nodes = ", ".join(rank.name for rank in ready.ranks)
     typer.echo(
         f"{spec.name} serves {spec.variant} ({base.short(spec.digest)}) on {nodes}: ready after "
@@ -285,6 +297,8 @@ def restart(
     nodes: options.Nodes = options.FLEET_FILE,
     name: options.Name = None,
     timeout: Timeout = 1800.0,
+    warm_up: WarmUp = 600.0,
+    no_warm_up: NoWarmUp = False,
     keep: Keep = False,
     patience: options.Patience = 60.0,
     as_json: options.Json = False,
@@ -292,9 +306,10 @@ def restart(
     """Restart a deployment's containers, with the same image and commands."""
     from sparkimage.serve import running
 
+    warm_up_s = 0.0 if no_warm_up else warm_up
     _print_ready(
         lambda: running.restart(
-            base.read_fleet(nodes), name=name, timeout_s=timeout, keep=keep,
+            base.read_fleet(nodes), name=name, timeout_s=timeout, warm_up_s=warm_up_s, keep=keep,
             patience_s=patience, view=base.new_view(quiet=as_json),
         ),
         as_json=as_json,

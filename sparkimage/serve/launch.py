@@ -29,7 +29,8 @@ from sparkimage.serve.deployments import HEAD, Deployment
 from sparkimage.serve.doctor import doctor
 from sparkimage.serve.doctor.checks import FAIL, WARN, ClusterReport
 from sparkimage.serve.explain import knowledge
-from sparkimage.serve.waiting import Rank, Ready
+from sparkimage.serve.followers import Rank
+from sparkimage.serve.waiting import Ready
 
 KNOWN = "combinations"
 PREFLIGHT = (KNOWN, "gpu", "gpus-flag", "verbs", "interface", "model", "shards", "ports")
@@ -55,6 +56,8 @@ class Launch:
     """The CUDA that the image's torch is built for, where it is expected to have one."""
     timeout_s: float = 1800.0
     """Seconds until it must be ready."""
+    warm_up_s: float = 0.0
+    """Seconds that the warm-up may take; 0: none."""
     keep: bool = False
     """Leave what was started when it fails."""
     replace: bool = False
@@ -90,7 +93,7 @@ class Launch:
                 ]
                 return waiting.until_ready(
                     self.request.spec(self._host(all_[HEAD]).address), ranks, began=began,
-                    timeout_s=self.timeout_s, view=self.view,
+                    timeout_s=self.timeout_s, warm_up_s=self.warm_up_s, view=self.view,
                 )  # fmt: skip
 
     # Look and decide

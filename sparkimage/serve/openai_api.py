@@ -118,14 +118,18 @@ class Server:
 
     def models(self) -> list[str]:
         """The models that it serves. Raises ``ProbeError``."""
+        return [str(card["id"]) for card in self.cards()]
+
+    def cards(self) -> list[dict[str, Any]]:
+        """What it says of each model that it serves, with its ``id``. Raises ``ProbeError``."""
         answer = self._json("/v1/models")
         data = answer.get("data")
         if not isinstance(data, list):
             raise self._incompatible(json.dumps(answer))
-        names = [str(model["id"]) for model in data if isinstance(model, dict) and model.get("id")]
-        if not names:
+        cards = [model for model in data if isinstance(model, dict) and model.get("id")]
+        if not cards:
             raise ProbeError(f"{self.url} serves no model", hint="wait until it has loaded one")
-        return names
+        return cards
 
     def try_rules(self, prompt: str, tokens: int) -> Granted:
         """The rules that it supports: one request that is not measured, which also warms it up.

@@ -21,6 +21,14 @@ INFINIBAND = re.compile(r"\bvia NET/IB\b")
 SOCKET = re.compile(r"\bNET/Socket\b|\bUsing network Socket\b")
 """The second is what NCCL says where it found no other network."""
 HEALTHY = "ok"
+COMPILED = re.compile(
+    # Triton, CuTeDSL, TileLang: vllm/utils/jit_monitor.py; each kernel is named once.
+    r"JIT compilation during inference: |\bTriton autotuning for function |"
+    # flashinfer/jit/core.py; vllm/compilation/backends.py
+    r"\bflashinfer\.jit: Loading JIT ops: |\bCompiling a graph for "
+)
+"""A line about a kernel that was compiled while the server runs:
+https://github.com/vllm-project/vllm/blob/v0.33.0/vllm/utils/jit_monitor.py"""
 IGNORED = re.compile(r"ld\.so: object '(.*?)' from LD_PRELOAD cannot be preloaded")
 
 
@@ -39,6 +47,8 @@ class Log:
     """Channels via NET/IB."""
     socket: int = 0
     """Lines that name NET/Socket."""
+    compiled: int = 0
+    """Lines about kernels that were compiled."""
     ignored: str = ""
     """A library that could not be preloaded."""
     complete: bool = False
@@ -69,6 +79,7 @@ class Log:
             self.banners.add(banner["version"])
         self.infiniband += bool(INFINIBAND.search(line))
         self.socket += bool(SOCKET.search(line))
+        self.compiled += bool(COMPILED.search(line))
         if ignored := IGNORED.search(line):
             self.ignored = ignored[1]
 

@@ -20,7 +20,8 @@ from sparkimage.nodes.session import NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES
 from sparkimage.serve import deployments, liveness, waiting
 from sparkimage.serve.deployments import HEAD, Deployment, Member
-from sparkimage.serve.waiting import Rank, Ready
+from sparkimage.serve.followers import Rank
+from sparkimage.serve.waiting import Ready
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +132,9 @@ def stop(
 
 
 def restart(
-    fleet: Fleet, *, name: str | None, timeout_s: float, keep: bool, patience_s: float, view: View
-) -> Ready:
+    fleet: Fleet, *, name: str | None, timeout_s: float, warm_up_s: float, keep: bool,
+    patience_s: float, view: View,
+) -> Ready:  # fmt: skip
     """Start a deployment's containers again as they are, in order, and wait as ``launch`` does.
 
     When that fails they are stopped (unless ``keep``), and stay for `logs` and another try.
@@ -168,7 +170,7 @@ def restart(
             return waiting.until_ready(
                 members[HEAD],
                 [_restarted(member, cluster.by_name[member.node]) for member in members],
-                began=began, timeout_s=timeout_s, view=view,
+                began=began, timeout_s=timeout_s, warm_up_s=warm_up_s, view=view,
             )  # fmt: skip
         except BaseException as error:
             # Cleaned up and raised again.

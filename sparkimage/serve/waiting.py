@@ -1,11 +1,13 @@
 """Waits until a deployment serves: follows every rank's log, polls the head, stops at a failure.
 
 It is ready when the head's log says that its startup is complete *and* ``/health`` answers 200;
-then the logs of all ranks must show what is to be proven.
+then the logs of all ranks must show what is to be proven, and it must answer requests, which warm
+it up.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -14,53 +16,29 @@ from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from sparkimage.core.errors import LaunchError, NodeError, SparkError
+from sparkimage.core.errors import LaunchError, NodeError, ProbeError, SparkError
 from sparkimage.core.progress import TransferProgress, View
-from sparkimage.nodes import ssh
 from sparkimage.nodes.concurrent import run_on_all
-from sparkimage.nodes.script import RemoteScript
-from sparkimage.nodes.session import NodeSession
-from sparkimage.serve import deployments, readiness
+from sparkimage.serve import deployments, liveness, readiness, warmup
 from sparkimage.serve.command import ServerSpec
 from sparkimage.serve.deployments import HEAD, Member
 from sparkimage.serve.explain import knowledge
 from sparkimage.serve.explain.failures import Match
 from sparkimage.serve.explain.knowledge import Reading
+from sparkimage.serve.followers import End, Followers, Line, Rank
 from sparkimage.serve.openai_api import Server
 from sparkimage.serve.readiness import READY, START, Finding, Log
+from sparkimage.serve.warmup import WarmedUp, WarmUp
 
 PROOF_S = 10.0
 """Seconds that Docker may take to log what a rank has written."""
 SETTLE_S = 1.0
 """Seconds of silence after a failure: what the other ranks say of it comes before."""
 POLL_S = 0.3
+LOOK_S = 20.0
+"""Seconds between two looks at the processes of ranks that are being warmed up."""
 LAST, LAST_OF_OTHERS = 12, 3
 """Lines that an error shows of the log of the rank that failed first, and of the others."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rank:
-    """A container whose log is read. ``log_options``: of `docker logs`."""
-
-    rank: int
-    session: NodeSession
-    container: str
-    log_options: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.session.name
-
-    @property
-    def title(self) -> str:
-        """Its name in messages."""
-        return f"{self.name} (rank {self.rank})"
-
-
-Line = tuple[int, str]
-"""A line of a rank's log, with its number from 0."""
-End = Member | SparkError | None
-"""How a rank's log ended: with its container (None: it was removed), or with the connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +49,7 @@ class Ready:
     ranks: Sequence[Rank]
     findings: tuple[Finding, ...]
     seconds: float
+    warm_up: WarmedUp
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -83,6 +62,7 @@ class Ready:
                 for rank in self.ranks
             ],
             "proof": [asdict(finding) for finding in self.findings],
+            "warm_up": asdict(self.warm_up),
         }
 
 
@@ -104,19 +84,24 @@ class ProofError(LaunchError):
 
 
 def until_ready(
-    spec: ServerSpec, ranks: Sequence[Rank], *, began: float, timeout_s: float, view: View
-) -> Ready:
-    """Wait until the deployment serves and is proven; ``began``: when, by ``time.monotonic``.
+    spec: ServerSpec, ranks: Sequence[Rank], *, began: float, timeout_s: float, warm_up_s: float,
+    view: View,
+) -> Ready:  # fmt: skip
+    """Wait until the deployment serves, is proven and warm; ``began``: when, by ``time.monotonic``;
+    ``warm_up_s``: what the warm-up may take, 0 for none.
 
-    Raises ``LaunchError``, ``ProofError``.
+    Raises ``LaunchError``, ``ProofError``, ``ProbeError``.
     """
     title = f"{spec.name}: {spec.variant}, {spec.profile}"
     with view.states([rank.title for rank in ranks], title, START) as board:
-        wait = Waiting(ranks=ranks, spec=spec, timeout_s=timeout_s, board=board)
-        findings = wait.run()
-    if not all(finding.ok for finding in findings):
-        raise ProofError(findings, wait.known_failures())
-    return Ready(spec=spec, ranks=ranks, findings=findings, seconds=time.monotonic() - began)
+        wait = Waiting(
+            ranks=ranks, spec=spec, timeout_s=timeout_s, warm_up_s=warm_up_s, board=board
+        )  # fmt: skip
+        findings, warmed_up = wait.run()
+    return Ready(
+        spec=spec, ranks=ranks, findings=findings, seconds=time.monotonic() - began,
+        warm_up=warmed_up,
+    )  # fmt: skip
 
 
 def add_note(error: BaseException, note: str) -> None:
@@ -134,28 +119,29 @@ class Waiting:
     ranks: Sequence[Rank]
     spec: ServerSpec
     timeout_s: float
+    warm_up_s: float
+    """Seconds that the warm-up may take; 0: none, only a proof that tokens come."""
     board: TransferProgress
     _logs: dict[int, Log] = field(default_factory=dict)
-    _events: queue.Queue[tuple[int, Line | int | End]] = field(default_factory=queue.Queue)
-    """By rank: lines, the statuses of ``/health`` (0: no answer), and ends of logs."""
-    _over: threading.Event = field(default_factory=threading.Event)
-    _followers: list[RemoteScript] = field(default_factory=list)
+    _followers: Followers = field(init=False)
     _poller: threading.Thread | None = None
     _health: int | None = None
+    _looked: float = 0.0
+    """When the ranks' processes were last looked at."""
 
-    def run(self) -> tuple[Finding, ...]:
-        """Wait until the deployment is ready; what the logs show then, good or bad.
+    def __post_init__(self) -> None:
+        self._followers = Followers(ranks=self.ranks)
 
-        Raises ``LaunchError`` when a rank ends, when its node is lost, or at the time limit.
+    def run(self) -> tuple[tuple[Finding, ...], WarmedUp]:
+        """Wait until the deployment is ready, proven and warm; what was proven, and the warm-up.
+
+        Raises ``LaunchError`` when a rank ends or is stopped, when its node is lost, or at the time
+        limit; ``ProofError``; ``ProbeError`` for a request that failed.
         """
         until = time.monotonic() + self.timeout_s
         self._logs = {rank.rank: Log(reading=Reading(source=rank.name)) for rank in self.ranks}
-        threads = [
-            threading.Thread(target=self._follow, args=(rank,), daemon=True) for rank in self.ranks
-        ]
         try:
-            for thread in threads:
-                thread.start()
+            self._followers.start()
             while not (self._health == HTTPStatus.OK and self._logs[HEAD].complete):
                 self._step(until)
             self._catch_up()
@@ -163,17 +149,67 @@ class Waiting:
             latest = min(until, time.monotonic() + PROOF_S)
             while time.monotonic() < latest and self._is_pending():
                 self._step(until, wait_s=latest - time.monotonic())
+            findings = self._findings()
+            if not all(finding.ok for finding in findings):
+                raise ProofError(findings, self.known_failures())
+            warmed_up = self._warm_up()
             for rank in self.ranks:
                 self.board.state(rank.title, READY)
-            return self._findings()
+            return findings, warmed_up
         finally:
-            self._over.set()
-            for script in self._followers:
-                script.process.kill()
-            for thread in threads:
-                thread.join(ssh.CONNECT_S)
-            for script in self._followers:
-                script.kill()
+            self._followers.stop()
+
+    # Warm-up
+
+    def _warm_up(self) -> WarmedUp:
+        head = self.ranks[HEAD]
+        path = head.session.remote.forward_port(self.spec.port)
+        limit_s = self.warm_up_s or warmup.LIMIT_S
+
+        def compiled() -> int:
+            self._catch_up()
+            return sum(log.compiled for log in self._logs.values())
+
+        self._looked = time.monotonic()
+        try:
+            return WarmUp(
+                # Its own limit ends it first.
+                connect=lambda: Server(url="http://localhost", socket=path, answer_s=2 * limit_s),
+                plan=warmup.PLAN if self.warm_up_s else warmup.PROOF,
+                limit_s=limit_s,
+                wait=self._watch,
+                wake=lambda: self._followers.events.put((HEAD, HTTPStatus.OK)),
+                compiled=compiled,
+                show=lambda text, detail: self.board.state(head.title, text, detail),
+            ).run()
+        except ProbeError as error:
+            # What a rank said of it comes late, and its end says more.
+            self._settle()
+            self._watch()
+            raise LaunchError(
+                f"ready, but a request failed: {error.message}",
+                detail="\n".join([error.detail, *self.known_failures()]).strip(),
+                hint="see the whole log: repeat the command with --keep, then python build.py logs",
+            ) from error
+
+    def _watch(self) -> None:
+        """Handle the next event, and look at the ranks' processes from time to time."""
+        self._step(math.inf, wait_s=POLL_S)
+        if time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
+        stopped: dict[int, str] = {}
+
+        def look(rank: Rank) -> None:
+            member = deployments.member(rank.session, rank.container)
+            if member is not None:
+                (found,) = liveness.with_processes(rank.session, [member])
+                stopped[rank.rank] = found.stopped
+
+        run_on_all(self.ranks, look)
+        held = [f"{rank.title} {text}" for rank in self.ranks if (text := stopped.get(rank.rank))]
+        if held:
+            raise LaunchError("; ".join(held), hint="find out who stopped it: ps, dmesg -T there")
 
     def _findings(self) -> tuple[Finding, ...]:
         spec, nodes = self.spec, [rank.name for rank in self.ranks]
@@ -192,7 +228,7 @@ class Waiting:
         if left <= 0:
             raise self._late()
         try:
-            rank, event = self._events.get(timeout=max(0.01, min(left, wait_s)))
+            rank, event = self._followers.events.get(timeout=max(0.01, min(left, wait_s)))
         except queue.Empty:
             return
         if not self._take(rank, event):
@@ -202,20 +238,7 @@ class Waiting:
     def _catch_up(self) -> None:
         """Read every log to its present end: a follower may be behind, and the head is ready only
         after all that its workers have written."""
-        logs: dict[int, list[str]] = {}
-
-        def read(rank: Rank) -> None:
-            script = deployments.log(rank.session, rank.container, *rank.log_options)
-            try:
-                with script.limit():
-                    logs[rank.rank] = list(script.lines())
-                script.rest()
-                if (lost := script.lost()) is not None:
-                    raise lost
-            finally:
-                script.kill()
-
-        errors = run_on_all(self.ranks, read)
+        logs, errors = self._followers.read_all()
         for rank in self.ranks:
             if rank.name in errors:
                 raise self._failed(rank, errors[rank.name])
@@ -248,47 +271,23 @@ class Waiting:
         until = time.monotonic() + 5 * SETTLE_S
         while time.monotonic() < until:
             try:
-                self._take(*self._events.get(timeout=SETTLE_S))
+                self._take(*self._followers.events.get(timeout=SETTLE_S))
             except queue.Empty:
                 return
 
-    # Each in a thread
-
-    def _follow(self, rank: Rank) -> None:
-        try:
-            script = deployments.log(
-                rank.session, rank.container, "--follow", *rank.log_options
-            )  # fmt: skip
-            self._followers.append(script)
-            if self._over.is_set():
-                # Whoever ends the followers may have missed this one.
-                script.process.kill()
-            for line in enumerate(script.lines()):
-                self._events.put((rank.rank, line))
-            if self._over.is_set():
-                return
-            script.rest()
-            if (lost := script.lost()) is not None:
-                raise lost
-            self._events.put((rank.rank, deployments.member(rank.session, rank.container)))
-        except SparkError as error:
-            if not self._over.is_set():
-                self._events.put((rank.rank, error))
-        except (OSError, ValueError):
-            # Its pipe was closed: the wait is over.
-            return
+    # In a thread
 
     def _poll(self) -> None:
         try:
             path = self.ranks[HEAD].session.remote.forward_port(self.spec.port)
             server = Server(url="http://localhost", socket=path)
-            while not self._over.is_set():
+            while not self._followers.over.is_set():
                 status = server.health()
-                self._events.put((HEAD, status or 0))
-                if status == HTTPStatus.OK or self._over.wait(POLL_S):
+                self._followers.events.put((HEAD, status or 0))
+                if status == HTTPStatus.OK or self._followers.over.wait(POLL_S):
                     return
         except SparkError as error:
-            self._events.put((HEAD, error))
+            self._followers.events.put((HEAD, error))
 
     # Errors
 

@@ -495,6 +495,7 @@ class OnStandins(Serving):
             # No word is on its way for long.
             patch.setattr(waiting, "SETTLE_S", 0.2)
             patch.setattr(liveness, "LIMIT_S", 1.0)
+            patch.setattr(waiting, "LOOK_S", 0.3)
             for name, value in more.items():
                 patch.setenv(name, value)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

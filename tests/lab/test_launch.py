@@ -513,6 +513,79 @@ def test_sockets_in_place_of_rdma_are_caught(ready: Serving) -> None:
     assert ready.inspect("node1")["HostConfig"]["Devices"] in (None, [])
 
 
+# Warm-up
+
+
+COMPILES = "JIT compilation during inference"
+
+
+def compiled(ready: Serving) -> int:
+    """How many kernels the ranks say that they compiled while they serve."""
+    return ok(ready.run("logs")).count(COMPILES)
+
+
+@on_both
+def test_a_server_is_warm_when_launch_returns(ready: Serving) -> None:
+    done = ready.launch()
+    said = ok(done)
+    assert "warmed up: " in said
+    assert "node1 (rank 0): warm-up 1/7\n" in done.stderr
+    found = compiled(ready)
+    assert f"{found} kernels compiled in " in said
+    assert found >= 4
+    # What is asked then has its kernels already.
+    ready.request(64)
+    ok(ready.run("status"))
+    assert compiled(ready) == found
+    facts = json.loads(ok(ready.run("restart", "--json")))["warm_up"]
+    assert (facts["unfinished"], facts["compiled"]) == ("", found)
+    assert facts["requests"] > 16
+
+
+def test_a_server_need_not_be_warmed_up(ready: Serving) -> None:
+    done = ready.launch("--no-warm-up")
+    assert "warmed up" not in ok(done)
+    assert "warning" not in done.stderr
+    few = compiled(ready)
+    # That tokens come is proven all the same.
+    assert few > 0
+    ok(ready.launch("--replace"))
+    assert compiled(ready) > few
+    ready.model("node3", deaf=True)
+    refused(ready.launch("--replace", "--warm-up", "1"), LAUNCH_FAILED,
+            "ready, but no request was answered in 1 s", STOPPED)  # fmt: skip
+    assert ready.containers() == NOTHING
+
+
+def test_a_warm_up_ends_in_time(ready: Serving) -> None:
+    ready.model("node1", compiles=True)
+    done = ready.launch("--warm-up", "2")
+    ok(done)
+    assert "warning: not warm yet after 2 s: the first users may wait" in done.stderr
+    assert ready.containers() == WHOLE
+
+
+def test_a_rank_that_is_stopped_in_the_warm_up_ends_it(ready: Serving) -> None:
+    ready.model("node1", compiles=True)
+
+    def warms_up() -> bool:
+        return COMPILES in ready.docker("node2", "logs", "vllm")
+
+    def stop() -> None:
+        ready.docker("node2", "kill", "--signal", "STOP", "vllm")
+
+    done = ready.during(ready.launching(), lambda: ready.waits() and warms_up(), stop)
+    refused(done, LAUNCH_FAILED, "node2 (rank 1) is stopped: ", "is in state T", STOPPED)
+    assert ready.containers() == NOTHING
+
+
+def test_a_request_that_fails_in_the_warm_up_ends_it(ready: Serving) -> None:
+    ready.model("node1", fails=True)
+    refused(ready.launch(), LAUNCH_FAILED, "ready, but a request failed: ", "HTTP status 500",
+            "EngineCore encountered an issue", STOPPED)  # fmt: skip
+    assert ready.containers() == NOTHING
+
+
 # What runs
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkimage.core.errors import NodeError
-from sparkimage.serve import deployments, readiness
+from sparkimage.serve import deployments, readiness, warmup
 from sparkimage.serve.command import LABEL
 from sparkimage.serve.deployments import Member
 from sparkimage.serve.readiness import Log
@@ -155,6 +155,36 @@ def test_phases_go_on_and_never_back() -> None:
         ("graph capture", "1/2"), ("graph capture", "1/2"), ("ready", ""),
     ]  # fmt: skip
     assert made.complete
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        (("(Worker_TP0 pid=447) WARNING 08-14 14:09:46 [jit_monitor.py:135] Triton kernel JIT "
+         "compilation during inference: _causal_conv1d_fwd_kernel. This causes a spike"), 1),
+        (("WARNING 06-19 16:22:25 [jit_monitor.py:124] CuTeDSL JIT compilation during inference: "
+         "FlashAttentionForwardSm100. This causes a latency spike"), 1),
+        ("WARNING TileLang JIT compilation during inference: mhc_pre_big_fuse_tilelang.", 1),
+        ("Triton autotuning for function _fwd_kernel,", 1),
+        ("2025-06-08 21:06:35,733 - INFO - flashinfer.jit: Loading JIT ops: cascade", 1),
+        ("2025-06-08 21:06:35,741 - INFO - flashinfer.jit: Finished loading JIT ops: cascade", 0),
+        (("INFO 11-29 17:23:41 [jit_monitor.py:73] Kernel JIT monitor activated; monitored JIT "
+         "compilations during inference will use mode=warn."), 0),
+        ("INFO [backends.py:1] Directly load the compiled graph(s) for dynamic shape", 0),
+    ],
+)  # fmt: skip
+def test_lines_about_kernels_that_are_compiled(line: str, count: int) -> None:
+    assert log(line).compiled == count
+
+
+def test_a_warm_up_has_prompts_that_the_server_takes() -> None:
+    assert list(warmup.fitting(warmup.PLAN, 10**6)) == list(warmup.PLAN)
+    for context in (1, 100, 512, 4096):
+        words = [one.words for one in warmup.fitting(warmup.PLAN, context)]
+        assert words == [8] or 2 * max(words) + warmup.TOKENS <= context
+        assert all(len(one.prompt().split()) == one.words + 1 for one in warmup.PLAN[:2])
+    growing = [one.requests for one in warmup.PLAN]
+    assert growing == sorted(growing)
 
 
 def find(logs: list[Log], *, rdma: bool = True, nccl: str = "2.30.4", gpus: int = 1) -> list[str]:

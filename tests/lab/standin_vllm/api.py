@@ -137,6 +137,7 @@ class Server(ThreadingHTTPServer):
         finally:
             with self._lock:
                 self._running -= 1
+                self._shown = min(self._shown, self._running)
 
     def step(self, *, prompt: int = 0, tokens: int = 0) -> None:
         """A step of the engine: of so many words of a prompt, which ends with so many tokens."""
@@ -155,9 +156,7 @@ class Server(ThreadingHTTPServer):
             for name, count in self.counters.items()
             if drafting or not name.startswith("spec_decode")
         ]
-        with self._lock:
-            running = self._shown if self._running else 0
-        gauge = f"vllm:num_requests_running{{{labels}}} {float(running)}"
+        gauge = f"vllm:num_requests_running{{{labels}}} {float(self._shown)}"
         return "\n".join(["# TYPE vllm:num_requests_running gauge", gauge, *counters]) + "\n"
 
     def sent(self, tokens: int) -> None:

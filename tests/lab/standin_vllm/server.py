@@ -4,7 +4,8 @@ says which NCCL is really mapped into its process, waits for all ranks, and then
 It needs nothing but Python's own library. What is to go wrong stands in `standin.json` of the
 model's folder, so that each node may have its own fault: `die`, `hang` (a phase), `nccl` (a path to
 load in spite of all), `transport`, `silent` (does not say that it is complete), `sick`, `slow_s`;
-and, from then on when it is written there, `deaf` (the rank takes no step any more, and runs).
+and, from then on when it is written there, `deaf` (the rank takes no step any more, and runs),
+`compiles` (a kernel in every step), `fails` (a request is an error).
 """
 
 from __future__ import annotations
@@ -153,6 +154,8 @@ class Rank:
         self.stepping = threading.Lock()
         self.answers: list[queue.Queue[bool]] = []
         """Of each worker, to the step of the head; False when it has ended."""
+        self.kernels: set[str] = set()
+        """That were compiled while it serves."""
 
     def read_faults(self) -> dict[str, Any]:
         """What is to go wrong."""
@@ -326,13 +329,14 @@ class Rank:
 
     def step(self, running: int, words: int) -> None:
         """All ranks take a step; it ends with the last of them, however long that takes."""
-        if not self.behaviour.healthy:
+        if not self.behaviour.healthy or self.read_faults().get("fails"):
             raise EngineDeadError
         interval = float(self.here.env.get("VLLM_RINGBUFFER_WARNING_INTERVAL", "60"))
         with self.stepping:
             for other in self.others:
                 with contextlib.suppress(OSError):
                     other.sendall(f"step {running} {words}\n".encode())
+            self.use_kernel(running, words)
             for answers in self.answers:
                 while True:
                     try:
@@ -344,15 +348,30 @@ class Rank:
                     answers.put(False)
                     raise EngineDeadError
 
+    def use_kernel(self, running: int, words: int) -> None:
+        """Compile the kernel for such a step, where it is not compiled yet; as vLLM's monitor says
+        it (vllm/utils/jit_monitor.py)."""
+        name = f"_standin_kernel_{running.bit_length()}_{words.bit_length() // 3}"
+        if self.read_faults().get("compiles"):
+            name = f"_standin_kernel_{len(self.kernels)}"
+        if name not in self.kernels:
+            self.kernels.add(name)
+            self.say(
+                f"(Worker_TP{self.rank} pid=1) WARNING 11-24 12:00:00 [jit_monitor.py:141] Triton "
+                f"kernel JIT compilation during inference: {name}. This causes a latency spike; "
+                "consider extending warmup to cover this shape/config."
+            )
+
     def work(self) -> None:
         """A worker; without its head it waits for ever."""
         (head,) = self.others
         head.sendall(b"ready\n")
         with contextlib.suppress(OSError), head.makefile("rb") as steps:
-            for _ in steps:
+            for step in steps:
                 self.here.gate()
                 if self.read_faults().get("deaf"):
                     self.here.wait()
+                self.use_kernel(*map(int, step.split()[1:]))
                 head.sendall(b"done\n")
         self.here.wait(60)
         self.info(WAITS.format(60))
