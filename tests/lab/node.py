@@ -128,6 +128,11 @@ class Node:
         """What the node's own docker says."""
         return self.exec("docker", *words, given=given)
 
+    @property
+    def version(self) -> str:
+        """Its engine's."""
+        return self.docker("version", "--format", "{{.Server.Version}}")
+
     def images(self) -> dict[str, str]:
         """The id of every image that has a name."""
         said = self.docker(

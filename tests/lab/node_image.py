@@ -1,12 +1,15 @@
 """The images that the lab's nodes run: Debian with one of two versions of Docker Engine.
 
-They are made once and stay in the engine, named by what they are made of.
+They are made once and stay in the engine, named by what they are made of. ``LAB_ENGINES=DIR[,DIR]``
+takes the versions from folders instead, with ``PROGRAMS``: the first for the nodes with Debian's
+release, the last for those with testing's; an empty DIR leaves those as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import subprocess
 import tarfile
@@ -31,12 +34,28 @@ PACKAGES = (
 LATER = ("docker.io", "docker-cli", "containerd", "runc", "tini-static")
 """What is another one in testing; its binaries run on Debian 13's libraries."""
 
+PROGRAMS = ("dockerd", "docker", "containerd", "containerd-shim-runc-v2", "ctr", "runc")
+"""Of an engine from a folder; what else is in it, docker-proxy say, is taken, too."""
+
 
 class Release(StrEnum):
     """The release of Debian that a node's Docker Engine comes from."""
 
     TRIXIE = "trixie"
     TESTING = "testing"
+
+
+def given(release: Release) -> Path | None:
+    """The folder that LAB_ENGINES names for nodes of this release. Raises ``ValueError`` where it
+    lacks a program."""
+    folders = os.environ.get("LAB_ENGINES", "").split(",")
+    folder = folders[0 if release is Release.TRIXIE else -1]
+    if not folder:
+        return None
+    lacking = [name for name in PROGRAMS if not os.access(Path(folder, name), os.X_OK)]
+    if lacking:
+        raise ValueError(f"LAB_ENGINES: {folder} lacks {', '.join(lacking)}")
+    return Path(folder).resolve()
 
 
 def ensure(engine: Engine, release: Release) -> str:
@@ -46,23 +65,27 @@ def ensure(engine: Engine, release: Release) -> str:
 
 
 def _ensure(engine: Engine, release: Release) -> str:
-    root, debs = _root(engine.arch), _debs(engine.arch)
+    root, debs, programs = _root(engine.arch), _debs(engine.arch), given(release)
     made_of = hashlib.sha256(f"{root.name} {release}".encode())
     made_of.update(" ".join(sorted(deb.name for deb in debs.iterdir())).encode())
-    for file in sorted(FILES.iterdir()):
-        made_of.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
-    name = f"{NAME}:{release}-{made_of.hexdigest()[:12]}"
+    for file in sorted([*FILES.iterdir(), *(programs.iterdir() if programs else ())]):
+        with file.open("rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        made_of.update(f"{file.name} {content}".encode())
+    kind = f"{release}-given" if programs else release
+    name = f"{NAME}:{kind}-{made_of.hexdigest()[:12]}"
     held = run([*engine.docker, "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", NAME])
     if name in held.split():
         return name
     output = f"type=image,name={name},compression=uncompressed,oci-mediatypes=true"
     run([
         *engine.docker, "buildx", "build", "--quiet", "--provenance=false", f"--output={output}",
-        f"--file={FILES / 'Dockerfile'}", f"--build-arg=ENGINE={release}",
-        f"--build-context=files={FILES}", f"--build-context=debs={debs}", str(root),
+        f"--file={FILES / 'Dockerfile'}", f"--build-arg=ENGINE={'given' if programs else release}",
+        f"--build-context=files={FILES}", f"--build-context=debs={debs}",
+        *([f"--build-context=programs={programs}"] if programs else []), str(root),
     ])  # fmt: skip
     for old in held.split():
-        if old.startswith(f"{NAME}:{release}-"):
+        if re.fullmatch(rf"{NAME}:{kind}-[0-9a-f]{{12}}", old):
             # One that runs somewhere stays.
             subprocess.run([*engine.docker, "rmi", old], check=False, capture_output=True)
     return name

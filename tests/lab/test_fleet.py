@@ -23,7 +23,7 @@ from sparkimage.verify.policy import Required
 from tests.lab import fleet as fleets
 from tests.lab.fleet import CONTROL, DATA, FOUR, Fleet
 from tests.lab.node import PASSWORD, READY_S, USERS, Node, wait
-from tests.lab.node_image import Release, run
+from tests.lab.node_image import Release, given, run
 from tests.lab.payload import PLAIN, Payload, sealed
 from tests.unit.seal_maker import PLAN
 
@@ -55,13 +55,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 def test_engines_and_stores_are_those_of_the_field(fleet: Fleet) -> None:
     template = "{{.ServerVersion}} {{.Driver}} {{json .DriverStatus}}"
+    versions: dict[Release, set[str]] = {}
     for name, said in fleet.each(lambda node: node.docker("info", "--format", template)).items():
         version, driver, status = said.split(maxsplit=2)
         spec = FOUR[name]
-        major = int(version.split(".")[0])
-        assert major == 26 if spec.release is Release.TRIXIE else major >= 28
+        versions.setdefault(spec.release, set()).add(version)
         assert driver == ("overlayfs" if spec.containerd_store else "overlay2")
         assert ("io.containerd.snapshotter.v1" in status) == spec.containerd_store
+    older, newer = (versions[release] for release in (Release.TRIXIE, Release.TESTING))
+    assert len(older) == len(newer) == 1
+    # Both may be given.
+    assert older != newer or given(Release.TRIXIE) is not None
 
 
 GRANTED = """
