@@ -25,7 +25,7 @@ from tests.lab.distribution import (
     ways_and_stores,
     ways_and_stores_that_wait,
 )
-from tests.lab.node import put, wait
+from tests.lab.node import Node, put, wait
 from tests.lab.payload import Part
 from tests.lab.shipment import MB, NAME, NODE_FAILED, spread
 
@@ -62,19 +62,14 @@ def test_link_that_recovers_costs_one_step(distribution: Distribution, way: Way)
         assert node.data.up - before[node.name] < sent + way.midway
 
 
-@pytest.mark.thorough
-@ways_and_stores("a link that stays cut")
-def test_link_that_stays_cut_costs_one_step(
-    distribution: Distribution, way: Way, store: str
-) -> None:
-    node, new = distribution.node(store), distribution.fresh(5, way.size)
-    before = spread(distribution.fleet)
+def two_layers(distribution: Distribution, node: Node, new: Image) -> int:
+    """A run whose link to ``node`` is cut for good once two layers of ``new`` are there; the lowest
+    one was there before. How many there are then."""
     node.data.hang_after(new.layers[1].size)
     there = 0
 
     def cut() -> bool:
-        """Once two layers are there; the lowest one was there before. Until then the bytes go in
-        portions, as fast as we see what comes of them."""
+        """Until then the bytes go in portions, as fast as we see what comes of them."""
         nonlocal there
         if (there := kept(node)) >= 2:
             node.data.cut()
@@ -90,6 +85,17 @@ def test_link_that_stays_cut_costs_one_step(
     assert f"{node.name} cannot be reached at its data address 127.0.0.2" in running.said
     running.until(*distribution.others(node))
     distribution.kept(new)
+    return there
+
+
+@pytest.mark.thorough
+@ways_and_stores("a link that stays cut")
+def test_link_that_stays_cut_costs_one_step(
+    distribution: Distribution, way: Way, store: str
+) -> None:
+    node, new = distribution.node(store), distribution.fresh(5, way.size)
+    before = spread(distribution.fleet)
+    there = two_layers(distribution, node, new)
     if way is LOADED:
         # One step is unpacked while the next one is on its way, and no third one.
         passed = sum(layer.size for layer in new.layers[1 : kept(node)])
@@ -279,6 +285,37 @@ def test_damaged_staged_layers_are_sent_again(
         assert running.end() == 0, running.said
     assert f"{node.name}: again: its layers are damaged" in running.said
     assert f"warning: {node.name}: removed staged layers that were damaged" in running.said
+    distribution.arrived(new)
+
+
+def damage(node: Node, image: Image, count: int) -> None:
+    """Remove the files of the highest of the lowest ``count`` layers, and not its record."""
+    chain = chain_ids([layer.diff_id for layer in image.layers])[count - 1]
+    if node.store == "overlay2":
+        file = f"{RECORDS}/{chain.removeprefix('sha256:')}/cache-id"
+        node.exec("rm", "-r", f"/var/lib/docker/overlay2/{node.exec('cat', file)}")
+        return
+    view = ("ctr", "--namespace", "moby", "snapshots")
+    said = node.exec(*view, "view", "--mounts", "damaged", chain)
+    node.exec(*view, "rm", "damaged")
+    folders = re.findall(r"/var/lib/containerd/\S*?/snapshots/\d+", said)
+    node.exec("rm", "-r", folders[0])
+
+
+@pytest.mark.thorough
+@ways_and_stores("layers that are damaged below what is still to come")
+def test_damaged_layers_below_those_to_come_are_sent_again(
+    distribution: Distribution, way: Way, store: str
+) -> None:
+    """What comes next is unpacked on them."""
+    node, new = distribution.node(store), distribution.fresh(5, way.size)
+    there = two_layers(distribution, node, new)
+    node.data.restore()
+    distribution.quiet()
+    damage(node, new, there)
+    with distribution.run("--step", "1") as running:
+        assert running.end() == 0, running.said
+    assert f"{node.name}: again: its layers are damaged" in running.said
     distribution.arrived(new)
 
 
