@@ -245,10 +245,11 @@ def _engine(lines: Sequence[str]) -> Engine:
 def _image(document: Mapping[str, Any]) -> NodeImage:
     """An image of ``docker image inspect``; fields that it lacks are empty."""
     config = {key: value for key in CONFIG if (value := _map(document.get("Config")).get(key))}
-    pulled = [name for name in _texts(document.get("RepoDigests")) if PULLED.match(name)]
+    names = *_texts(document.get("RepoTags")), *_texts(document.get("RepoDigests"))
     return NodeImage(
         id=str(document.get("Id")),
-        tags=(*_texts(document.get("RepoTags")), *pulled),
+        # Docker 29 lists references by digest among the tags, too.
+        tags=tuple(dict.fromkeys(each for each in names if "@" not in each or PULLED.match(each))),
         platform=f"{document.get('Os')}/{document.get('Architecture')}",
         diff_ids=_texts(_map(document.get("RootFS")).get("Layers")),
         size=_count(document.get("Size")),

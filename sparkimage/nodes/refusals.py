@@ -67,7 +67,9 @@ def error_for(remote: Remote, code: int, output: str) -> NodeError:
     cases: tuple[tuple[object, type[NodeError], str, str], ...] = (
         (GONE.search(output), UnreachableError, "its Docker daemon went away",
          f"look there: {ssh} sudo systemctl status docker"),
-        (BLOB_LOST.search(output), UnreachableError, "containerd lost layers that it had listed",
+        # An image that lacks them has a name: it must go first.
+        (BLOB_LOST.search(output) and code not in UNUSABLE, UnreachableError,
+         "containerd lost layers that it had listed",
          "run the same command again"),
         (FULL in output, NodeError, "its disk is full",
          "free some: python build.py gc; there: docker system df"),

@@ -18,10 +18,10 @@ from sparkimage.core.units import human
 from sparkimage.image import archive
 from sparkimage.image.archive import Part, Step
 from sparkimage.image.store import Image, Layer, Store
-from sparkimage.nodes import delta, fabric, reading, refusals, snapshot, ssh
+from sparkimage.nodes import delta, engines, fabric, reading, refusals, snapshot, ssh
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.script import TRANSPORT, RemoteScript
-from sparkimage.nodes.snapshot import SKEW_S, TELLS_UNPACKED, NodeImage, NodeSnapshot
+from sparkimage.nodes.snapshot import SKEW_S, NodeImage, NodeSnapshot
 from sparkimage.nodes.ssh import IMAGES, Remote, RemoteForward
 
 if TYPE_CHECKING:
@@ -159,10 +159,11 @@ class NodeSession:
     def remove_staged(self) -> None:
         """Remove all that is under staging names there, so that all layers are sent again.
 
-        Asks docker itself: a snapshot leaves out damaged images.
+        Asks docker itself: a snapshot leaves out damaged images. Without ``--all`` docker 29 leaves
+        out those with a digest and no tag.
         """
         form = "{{.Repository}}:{{.Tag}}\n{{.Repository}}@{{.Digest}}"
-        words = [*self.remote.docker.split(), "image", "ls", "--digests", "--format", form]
+        words = [*self.remote.docker.split(), "image", "ls", "--all", "--digests", "--format", form]
         listed = self.remote.run(words, check=False).stdout.split()
         staged = [name for name in listed if snapshot.is_staging(name)]
         if staged:
@@ -259,7 +260,7 @@ class NodeSession:
         pull, for a reason that does not concern ``load``, else nothing. Raises as ``load``.
 
         Engines keep nothing of a pull that breaks off: each step is pulled as soon as its layers
-        are unpacked, which keeps them; one after the other where the engine does not report that.
+        are unpacked, which keeps them; one after the other where that needs it: see ``engines``.
         """
         try:
             with self.remote.remote_forward(server.socket) as forward:
@@ -283,10 +284,10 @@ class NodeSession:
         """
         patience, registry = self.remote.patience_s, f"127.0.0.1:{forward.port}"
         parts, docker = [step.part for step in steps], self.now.docker
-        reports_layers = not docker.containerd or docker.numbers >= TELLS_UNPACKED
+        whole = engines.keeps_of_one_pull(docker.numbers, containerd=docker.containerd)
         words = self.remote.script(
             "pull", f"{registry}/{snapshot.STAGING}",
-            "whole" if reports_layers else "parts", parts[-1].manifest.digest,
+            "whole" if whole else "parts", parts[-1].manifest.digest,
             *(word for part in parts for word in (
                 part.name, part.manifest.digest, part.layers[-1].digest[7:19],
             )),

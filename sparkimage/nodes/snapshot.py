@@ -15,6 +15,7 @@ from typing import Any
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import EngineError, EnginePermissionError
 from sparkimage.image.store import digest_of
+from sparkimage.nodes import engines
 
 STAGING = "sparkimage-staging"
 """The repository of the names that images have until they are proven."""
@@ -22,15 +23,9 @@ PULLED = re.compile(rf"127\.0\.0\.1:\d+/{STAGING}@")
 """The name of an image that was pulled from here, until it has its staging name."""
 UNLIMITED = -1
 """The value of a memlock without a limit."""
-MIN_DOCKER = (20, 10)
-"""The first Docker that loads the layers of an OCI layout as manifest.json lists them."""
-TELLS_UNPACKED = (28, 0)
-"""The first Docker that reports each layer that it has unpacked into containerd's store."""
 CDI_GPUS = "nvidia.com/gpu=all"
 """The CDI device with all of a machine's GPUs:
 https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/cdi-support.html"""
-CDI_FOR_GPUS = (29,)
-"""The first Docker that surely maps ``--gpus`` to CDI devices, where there is no hook."""
 SKEW_S = 60.0
 """Seconds of clock skew from which on certificates and signatures may be refused."""
 
@@ -282,11 +277,11 @@ class NodeSnapshot:
         """Why its Docker cannot be used; None where it can."""
         docker, user, output = self.docker, self.user, self.docker.error
         if docker.version:
-            if docker.numbers >= MIN_DOCKER:
+            if docker.numbers >= engines.OLDEST:
                 return None
             return EngineError(
                 f"{self.name}: its Docker {docker.version} is too old",
-                hint=f"install {'.'.join(map(str, MIN_DOCKER))} or newer: "
+                hint=f"install {'.'.join(map(str, engines.OLDEST))} or newer: "
                 "https://docs.docker.com/engine/install/",
             )
         last, kind = output.splitlines()[-1], EngineError
@@ -416,11 +411,10 @@ class NodeSnapshot:
 
         dockerd accepts it when it finds nvidia-container-runtime-hook in its PATH as it starts
         (https://github.com/moby/moby/blob/master/daemon/nvidia_linux.go); newer ones also map it
-        to CDI devices, where nvidia-cdi-hook is installed
-        (https://github.com/moby/moby/pull/50228).
+        to CDI devices, where nvidia-cdi-hook is installed.
         """
         cdi = any(path.endswith("/nvidia-cdi-hook") for path in self.hooks) and self.has_cdi
-        return self.has_hook or (cdi and self.docker.numbers >= CDI_FOR_GPUS)
+        return self.has_hook or (cdi and self.docker.numbers >= engines.CDI_FOR_GPUS)
 
     @property
     def gives_gpus(self) -> bool:

@@ -34,6 +34,10 @@ CASES = {
         91, f"content digest sha256:{CHAIN}: not found",
         UnreachableError, "containerd lost layers", "run the same command again",
     ),
+    "the blobs of an image that is named are gone": (
+        95, f"Error response from daemon: content digest sha256:{CHAIN}: not found",
+        DamagedError, "no container can be created", "images there that share its layers",
+    ),
     "the disk is full": (
         91, "write /blobs/sha256/5: no space left on device",
         NodeError, "its disk is full", "build.py gc",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import EngineError, EnginePermissionError, NodeError
 from sparkimage.core.process import Local
-from sparkimage.nodes import fabric, reading, ssh
+from sparkimage.nodes import engines, fabric, reading, ssh
 from sparkimage.nodes.maintenance import plan_removal
 from sparkimage.nodes.snapshot import STAGING, UNLIMITED, NodeSnapshot, chain_ids
 from tests.unit.spark_facts import NOW, PARTS, edited, info, spark, text
@@ -370,6 +370,38 @@ def test_image_by_tag_and_id() -> None:
     snapshot = read(image(D[1], "a:b"))
     assert snapshot.by_tag("a:b") == snapshot.by_id(D[1])
     assert snapshot.by_tag("a:c") is None
+
+
+def test_references_by_digest_are_no_tags() -> None:
+    """Docker 29 lists them among both; only what a pull from here left is a name to give up."""
+    pulled, stranger = f"127.0.0.1:40001/{STAGING}@{D[1]}", f"registry.lab/r@{D[1]}"
+    both = {"RepoDigests": [pulled, stranger]}
+    for tags in (["a:b", pulled, stranger], ["a:b"]):
+        snapshot = read({**image(D[1], *tags), **both})
+        assert snapshot.images[0].tags == ("a:b", pulled)
+        assert snapshot.staged() == [pulled]
+    ours = {"Config": {"Labels": {"dev.sparkimage.variant": "v"}}}
+    old, newest = image(D[2], f"registry.lab/r@{D[2]}") | ours, image(D[3], "r:v") | ours
+    snapshot = read({**image(D[1], pulled), **both}, old, newest)
+    assert plan_removal(snapshot, keep=1) == [pulled, D[2]]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "containerd", "keeps"),
+    [
+        ((26, 1, 5), True, False),
+        ((26, 1, 5), False, True),
+        ((28, 0), True, True),
+        ((29, 6, 2), True, True),
+        ((29, 7, 0), True, False),
+        ((29, 7, 0), False, True),
+        ((30,), True, False),
+    ],
+)
+def test_engines_that_let_a_second_pull_keep_layers(
+    numbers: tuple[int, ...], containerd: bool, keeps: bool
+) -> None:
+    assert engines.keeps_of_one_pull(numbers, containerd=containerd) is keeps
 
 
 def test_broken_json_hides_no_image() -> None:

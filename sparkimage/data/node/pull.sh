@@ -3,8 +3,8 @@
 # what has arrived stays when the rest does not come. Says `@@ kept NAME` of each.
 # pull.sh DOCKER REPOSITORY HOW DIGEST (NAME DIGEST LAYER)...: the image, then of each part, from
 # the lowest up, and LAYER as docker calls the highest one in it; the last is the image itself.
-# HOW: `whole`, one pull for all, which an engine needs that says when it has unpacked a layer; or
-# `parts`, one part after the other. The first line of standard input is the config.json with which
+# HOW: `whole`, one pull for all, for an engine that says when it has unpacked a layer and lets a
+# second pull by; or `parts`, one part after the other. The first line of standard input is the config.json with which
 # docker may pull; where the input ends too early, all ends.
 set -u
 docker=$1

@@ -14,9 +14,14 @@ if [ "$from" = - ]; then
     said=$($docker load 2>&1)
     code=$?
     printf '%s\n' "$said"
-    [ $code = 0 ] || exit 91
     # containerd's store says this and then ends as if all were well.
-    case $said in *'Error unpacking'*) exit 92 ;; esac
+    case $code$said in 0*'Error unpacking'*) code=92 ;; esac
+    if [ "$code" != 0 ]; then
+        # It has named the image all the same, which later looks as if it were whole.
+        $docker rmi "$name" >/dev/null 2>&1
+        [ "$code" = 92 ] || code=91
+        exit "$code"
+    fi
 else
     case $from in
     *@sha256:*) $docker pull --quiet "$from" || exit 94 ;;
