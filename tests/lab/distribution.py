@@ -48,7 +48,8 @@ TRACES = """{
 """Says what no pull leaves on a node once it is over."""
 LOOK = f"""
 docker image inspect --format '{{{{join .RootFS.Layers "+"}}}}' {NAME} 2>/dev/null || echo nothing
-docker image ls --format '{{{{.Repository}}}}:{{{{.Tag}}}}' | grep staging | xargs echo
+docker image ls --all --digests --format '{{{{.Repository}}}}:{{{{.Tag}}}} {{{{.Digest}}}}' \
+    | grep staging | xargs echo
 docker ps --all --quiet --filter label=dev.sparkimage.proof | xargs echo
 {TRACES} | xargs echo
 du -cxsB1 /var/lib/docker /var/lib/containerd | tail -n 1 | cut -f 1

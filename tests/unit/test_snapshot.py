@@ -17,6 +17,7 @@ from sparkimage.core.process import Local
 from sparkimage.nodes import engines, fabric, reading, ssh
 from sparkimage.nodes.maintenance import plan_removal
 from sparkimage.nodes.snapshot import STAGING, UNLIMITED, NodeSnapshot, chain_ids
+from tests.unit import engine_29
 from tests.unit.spark_facts import NOW, PARTS, edited, info, spark, text
 
 NODE = Node(name="n", control="n")
@@ -384,6 +385,18 @@ def test_references_by_digest_are_no_tags() -> None:
     old, newest = image(D[2], f"registry.lab/r@{D[2]}") | ours, image(D[3], "r:v") | ours
     snapshot = read({**image(D[1], pulled), **both}, old, newest)
     assert plan_removal(snapshot, keep=1) == [pulled, D[2]]
+
+
+def test_an_image_of_docker_29_is_what_it_is_elsewhere() -> None:
+    """Of its fields some are gone, and empty ones of the config are left out."""
+    there = read(engine_29.IMAGE, docker=json.dumps(engine_29.INFO))
+    assert (there.docker.version, there.docker.containerd) == ("29.2.1", True)
+    assert (there.docker.default_runtime, there.docker.rootless) == ("runc", False)
+    (image,) = there.images
+    assert (image.id, image.tags) == (engine_29.MANIFEST, ("r:payload",))
+    (older,) = read(engine_29.OLDER, docker=info(ServerVersion="26.1.5", DriverStatus=[])).images
+    assert (older.id, older.tags) == (engine_29.CONFIG, ("r:payload",))
+    assert image.identity == older.identity
 
 
 @pytest.mark.parametrize(
