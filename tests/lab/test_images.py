@@ -15,6 +15,7 @@ import pytest
 from sparkimage.build.engine import private
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import VerifyError
+from sparkimage.image import layerindex
 from sparkimage.verify import pipeline, plan_record, run_entrypoint, run_tiers, seal
 from sparkimage.verify.checks import NOT_STARTED
 from tests.lab.conftest import REPOSITORY, Lab, spare_engine
@@ -47,6 +48,17 @@ def test_a_good_image_is_proven_sealed_and_named(lab: Lab, good: pipeline.Result
     (answer,) = [check for check in verdict.checks if check.id == "run/entrypoint-answers"]
     assert (answer.result, answer.seen) == ("PASSED", "usage: vllm serve")
     assert store.damaged(good.image.digest) == []
+
+
+def test_every_layer_has_the_folders_that_its_files_are_in(lab: Lab, good: pipeline.Result) -> None:
+    """Docker 29.7.0 refused layers without them."""
+    layers = layerindex.image_files(lab.store, good.image).layers
+    assert len(layers) > 3
+    for entries in layers:
+        folders = {""}
+        for entry in entries:
+            assert entry.path.rpartition("/")[0] in folders, str(entry)
+            folders |= {entry.path} if entry.kind == "5" else set()
 
 
 def test_arguments_follow_the_entrypoint(lab: Lab, good: pipeline.Result) -> None:
