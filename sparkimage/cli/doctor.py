@@ -14,6 +14,8 @@ from sparkimage.core.errors import DoctorError, UsageError
 from sparkimage.core.units import clock, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sparkimage.serve.doctor.checks import Diagnosis, Result
 
 MARKS = {
@@ -55,7 +57,8 @@ def doctor(
 
     docs/doctor.md lists the checks and why each one matters.
     """
-    from sparkimage.nodes import session, ssh
+    from sparkimage.config import inventory
+    from sparkimage.nodes import reachability, session, ssh
     from sparkimage.serve.doctor import doctor as doctors
     from sparkimage.serve.doctor.checks import FAIL, WARN, ClusterReport
 
@@ -70,7 +73,14 @@ def doctor(
         reports = doctors.this_machine(model, patience_s=patience)
     else:
         fleet = base.read_fleet(nodes)
-        reports = session.survey(fleet, ssh.MACHINE, patience_s=patience, model=model)
+        head = inventory.head_of(fleet.nodes).name
+
+        def reach(nodes: Sequence[session.NodeSession]) -> None:
+            reachability.probe(nodes, head, (port, master_port))
+
+        reports = session.survey(
+            fleet, ssh.MACHINE, patience_s=patience, model=model, then=reach
+        )  # fmt: skip
     cluster = ClusterReport(
         nodes=reports, model=model, port=port, master_port=master_port, rdma=rdma,
         utilization=utilization, cuda=matrix.cuda if matrix is not None else "",

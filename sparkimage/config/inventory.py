@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sparkimage.config import validation, yamlfile
+from sparkimage.config import environment, validation, yamlfile
 from sparkimage.config.address import parse_ip
+from sparkimage.config.environment import Environment
 from sparkimage.config.validation import Finding, Report, Strict
 from sparkimage.core.errors import UsageError
 
@@ -58,6 +59,9 @@ class NodeSpec(Strict):
         default=None, ge=0, le=64, description="number of GPUs; default: as the node reports"
     )
     role: Literal["head", "worker"] | None = None
+    env: Environment = Field(
+        default={}, description="environment variables of the server on this node alone"
+    )
     labels: dict[str, str] = Field(default={}, description="free text")
 
 
@@ -84,6 +88,8 @@ class Node:
     interface: str | None = None
     hca: tuple[str, ...] = ()
     gpus: int | None = None
+    env: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Of the server on this node alone."""
 
 
 def head_of(nodes: Sequence[Node]) -> Node:
@@ -175,6 +181,8 @@ def _check(nodes: tuple[Node, ...]) -> Iterator[Finding]:
             if ip is not None and (ip.is_unspecified or ip.is_multicast):
                 todo = "write the node's own address"
                 yield (node.name, kind), f"{address} is not the address of a host", todo
+        for key, what, todo in environment.problems_of_node(node.env):
+            yield (node.name, *key), what, todo
     heads = [node.name for node in nodes if node.role == "head"]
     if len(heads) > 1:
         what = f"{' and '.join(heads)} both have the role head"

@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from sparkimage.config import validation
+from sparkimage.config import environment, validation
 from sparkimage.config.defaults import API_PORT, MASTER_PORT
+from sparkimage.config.environment import Environment
 from sparkimage.config.validation import Finding, Name, Strict
 
 Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -120,7 +121,7 @@ class Profile(Strict):
         default=None, description="NCCL must use InfiniBand or RoCE; default: with several nodes"
     )
     serve: Serve = Serve()
-    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(default={})
+    env: Environment = Field(default={})
     caches: dict[Name, Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f:,]+$")]] = Field(
         default={}, description="name, then the folder in the container that is kept on the node"
     )
@@ -159,10 +160,6 @@ DERIVED = (
     "--master-addr", "--distributed-executor-backend",
 )  # fmt: skip
 """Arguments that are derived from the fleet and the image."""
-DERIVED_ENV = (
-    "VLLM_HOST_IP", "LD_PRELOAD", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_IB_HCA",
-    "NCCL_IB_DISABLE",
-)  # fmt: skip
 
 
 def flag(word: str) -> str:
@@ -199,7 +196,7 @@ def problems(profile: Profile, variants: Iterable[str]) -> Iterator[Finding]:
         what = f"{tokens} tokens a batch are fewer than {seqs} sequences"
         yield ("serve", "max_num_batched_tokens"), what, "use at least max_num_seqs"
     yield from _more(serve.more)
-    yield from _env(profile.env)
+    yield from environment.problems(profile.env)
     yield from _caches(profile.caches)
 
 
@@ -212,21 +209,6 @@ def _more(words: Sequence[str]) -> Iterator[Finding]:
             yield key, f"{word} is derived from the fleet and the image", "remove it"
         elif i == 0 and not word.startswith("-"):
             yield key, f"{word!r} is no argument", "an argument begins with --"
-
-
-def _env(env: Mapping[str, str]) -> Iterator[Finding]:
-    for name, value in env.items():
-        key = ("env", name)
-        if name == "LD_PRELOAD":
-            yield key, "LD_PRELOAD is derived from the library in the image", "remove it"
-        elif name in DERIVED_ENV:
-            todo = "remove it, and set `interface` and `hca` of a node instead"
-            yield key, f"{name} is derived from the fleet and its nodes", todo
-        elif name == "NCCL_DEBUG" and value.upper() not in ("INFO", "TRACE"):
-            what = f"with NCCL_DEBUG {value} the logs do not show which NCCL runs"
-            yield key, what, "use INFO, the default"
-        if "\0" in value or "\n" in value:
-            yield key, f"{name} has more than one line", "write it in one"
 
 
 def _caches(caches: Mapping[str, str]) -> Iterator[Finding]:

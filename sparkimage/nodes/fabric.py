@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sparkimage.nodes.rdma import Rdma
 from sparkimage.nodes.snapshot import Interface, NodeSnapshot
 
 DOMAIN = re.compile(r"P[0-9]+(?=p[0-9])")
@@ -80,6 +81,11 @@ def plug(snapshot: NodeSnapshot, interface: Interface) -> tuple[str, ...]:
     active = (port.device for port in snapshot.rdma if port.active)
     more = (name for name in active if name not in own and DOMAIN.sub("", name) in plugs)
     return (*own, *dict.fromkeys(more))
+
+
+def meets(port: Rdma, other: NodeSnapshot) -> bool:
+    """An active RDMA device of another node is in a network of this one's interface."""
+    return any(set(port.networks) & set(one.networks) for one in other.rdma if one.active)
 
 
 def usable(addresses: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from sparkimage.config.inventory import Node
 from sparkimage.core.arch import arch_name
 from sparkimage.core.errors import NodeError
+from sparkimage.nodes import rdma
 from sparkimage.nodes.snapshot import (
     PULLED,
     UNLIMITED,
@@ -25,7 +26,6 @@ from sparkimage.nodes.snapshot import (
     Interface,
     NodeImage,
     NodeSnapshot,
-    Rdma,
 )
 
 KIB = 1024
@@ -70,6 +70,7 @@ def parse(output: str, node: Node, *, now: float) -> NodeSnapshot:
     connection = machine.get("connection", "").split()
     gpus, driver, smi_error = _gpus(part("gpus"))
     content = part("content")
+    interfaces = _interfaces(part("links"))
     failed = next((line[8:] for line in part("containers") if line.startswith("@failed ")), "")
     return NodeSnapshot(
         node=node,
@@ -89,7 +90,7 @@ def parse(output: str, node: Node, *, now: float) -> NodeSnapshot:
                 r"(\w+) +\S+ +([0-9]{1,18}) +\S+ +([0-9]{1,18}) +\S+ +(.+)", part("disk")
             )
         ),
-        interfaces=_interfaces(part("links")),
+        interfaces=interfaces,
         lock="\n".join(part("lock")),
         clock=float(time) if time else None,
         skew_s=float(time) - now if time else None,
@@ -102,7 +103,9 @@ def parse(output: str, node: Node, *, now: float) -> NodeSnapshot:
         caches=next(iter(part("cache")), ""),
         containers=failed or tuple(_documents(part("containers"))),
         resolved=tuple(line for line in part("names") if _address(line)),
-        rdma=_rdma(part("rdma")),
+        rdma=rdma.devices(part("rdma"), interfaces),
+        routes=tuple(rdma.routes(part("routes"))),
+        nccl_conf=_nccl_conf(part("nccl")),
         infiniband=tuple(part("infiniband")),
         gpus=gpus,
         processes=tuple(
@@ -124,6 +127,9 @@ def parse(output: str, node: Node, *, now: float) -> NodeSnapshot:
         free=memory.get("MemFree"),
         available=memory.get("MemAvailable"),
         swap=memory.get("SwapTotal"),
+        cma_total=memory.get("CmaTotal"),
+        cma_free=memory.get("CmaFree"),
+        kernel_log=_kernel_log(part("kernel")),
         held=tuple(line for line in part("held") if re.fullmatch(r"[a-z0-9.+:-]+", line)),
         listening=_listening(part("ports")),
         model=_folder(part("model")),
@@ -278,19 +284,22 @@ def _interfaces(lines: Sequence[str]) -> tuple[Interface, ...]:
     )
 
 
-def _rdma(lines: Sequence[str]) -> tuple[Rdma, ...]:
-    pattern = r"([^|]*)\|([0-9]{1,18})\|(?:[^|]*: *)?([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)$"
-    return tuple(
-        Rdma(
-            device=match[1],
-            port=int(match[2]),
-            state=match[3].strip(),
-            layer=match[4],
-            rate=_int(_match(r"([0-9]{1,6})(?:\.[0-9]+)? *Gb", [match[5]])),
-            interface=match[6],
-        )
-        for match in _matches(pattern, lines)
-    )
+def _nccl_conf(lines: Sequence[str]) -> dict[str, dict[str, str]]:
+    files: dict[str, dict[str, str]] = {}
+    settings: dict[str, str] = {}
+    for line in lines:
+        if line.startswith("@file "):
+            settings = files.setdefault(line[6:], {})
+        elif match := re.match(r"(NCCL_\w+)=(.*)", line):
+            # NCCL takes the first one of several.
+            settings.setdefault(match[1], match[2].strip())
+    return files
+
+
+def _kernel_log(lines: Sequence[str]) -> tuple[str, ...] | None:
+    if "@read" not in lines:
+        return None
+    return tuple(line for line in lines if not line.startswith("@"))
 
 
 def _gpus(lines: Sequence[str]) -> tuple[tuple[Gpu, ...], str, str]:
@@ -333,5 +342,10 @@ def _folder(lines: Sequence[str]) -> Folder:
         state=_match(r"@(folder|missing|closed)$", lines),
         files=dict(sorted(files.items())),
         named=tuple(sorted({match[1] for match in _matches(r'"([^"]+)"$', lines)})),
+        total=sum(int(match[1]) for match in _matches(r"@total ([0-9]{1,18})$", lines)),
+        pointers=tuple(sorted(match[1] for match in _matches(r"@pointer (.+)", lines))),
+        lengths={
+            match[2]: int(match[1]) for match in _matches(r"@length ([0-9]{1,18}) \./(.+)", lines)
+        },
         late=LATE in lines,
     )

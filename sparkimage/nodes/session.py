@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -389,15 +389,22 @@ class NodeReport:
         return self.node.name
 
 
-def survey(fleet: Fleet, *parts: str, patience_s: float, model: str = "") -> tuple[NodeReport, ...]:
-    """A snapshot with these parts of every node, all at once, one connection each. Errors as
-    ``NodeSession.open`` raises them."""
+def survey(
+    fleet: Fleet,
+    *parts: str,
+    patience_s: float,
+    model: str = "",
+    then: Callable[[Sequence[NodeSession]], None] = lambda _nodes: None,
+) -> tuple[NodeReport, ...]:
+    """A snapshot with these parts of every node, all at once, one connection each; ``then`` is
+    called while the connections are open. Errors as ``NodeSession.open`` raises them."""
     with sessions(fleet, patience_s) as nodes:
 
         def look(session: NodeSession) -> None:
             session.open(*parts, model=model)
 
         errors = run_on_all(nodes, look, stop=NodeSession.abandon)
+        then(nodes)
     return tuple(
         NodeReport(
             node=session.remote.node,

@@ -9,13 +9,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import EngineError, EnginePermissionError
 from sparkimage.image.store import digest_of
 from sparkimage.nodes import engines
+from sparkimage.nodes.rdma import Rdma
 
 STAGING = "sparkimage-staging"
 """The repository of the names that images have until they are proven."""
@@ -86,27 +87,6 @@ class Interface:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rdma:
-    """A port of an RDMA device, from /sys/class/infiniband."""
-
-    device: str
-    """As ``NCCL_IB_HCA`` names it: ``rocep1s0f0``."""
-    port: int
-    state: str
-    """``ACTIVE``, ``DOWN``, ..."""
-    layer: str
-    """``Ethernet`` (RoCE) or ``InfiniBand``."""
-    rate: int | None
-    """Gbit/s."""
-    interface: str
-    """Its network interface, or nothing."""
-
-    @property
-    def active(self) -> bool:
-        return self.state == "ACTIVE"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Gpu:
     """A GPU; ``memory`` in bytes, None where it shares the machine's (unified)."""
 
@@ -169,6 +149,12 @@ class Folder:
     """Bytes of each file by its name, sorted; without hidden ones."""
     named: tuple[str, ...] = ()
     """The shards that the index names."""
+    total: int = 0
+    """Bytes of the tensors, as the index says; 0 where it does not."""
+    pointers: tuple[str, ...] = ()
+    """Files that are Git LFS pointers, by their first line."""
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that safetensors files must have, by their headers."""
     late: bool = False
     """It could not be listed completely in time."""
 
@@ -187,6 +173,16 @@ class Folder:
     def lacking(self) -> tuple[str, ...]:
         """Shards that the index names and the folder lacks."""
         return tuple(name for name in self.named if name not in self.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreached:
+    """A port of another node that did not take a connection over the data network."""
+
+    node: str
+    address: str
+    port: int
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +229,10 @@ class NodeSnapshot:
     resolved: tuple[str, ...]
     """The addresses to which the node itself resolves its data address."""
     rdma: tuple[Rdma, ...]
+    routes: tuple[tuple[str, str], ...]
+    """IPv4 networks that it has a route to, each with the interface that leads there."""
+    nccl_conf: Mapping[str, Mapping[str, str]]
+    """The settings of NCCL in /etc/nccl.conf and the user's own, by file."""
     infiniband: tuple[str, ...]
     """The names in /dev/infiniband: ``uverbs0``, ``rdma_cm``, ..."""
     gpus: tuple[Gpu, ...]
@@ -259,6 +259,11 @@ class NodeSnapshot:
     free: int | None
     available: int | None
     swap: int | None
+    cma_total: int | None
+    cma_free: int | None
+    """Bytes of the kernel's memory for contiguous allocations."""
+    kernel_log: tuple[str, ...] | None
+    """What the GPU's driver complained of since the boot; None where this user may not read it."""
     held: tuple[str, ...]
     """Packages that apt holds back."""
     listening: tuple[tuple[str, int], ...]
@@ -266,6 +271,8 @@ class NodeSnapshot:
     model: Folder
     synced: bool | None
     """NTP keeps its clock."""
+    unreached: tuple[Unreached, ...] | None = None
+    """What it did not reach of the other nodes; None where that was not tried."""
 
     @property
     def name(self) -> str:
@@ -439,6 +446,7 @@ class NodeSnapshot:
                 "size": model.size,
                 "checksum": model.checksum if model.files else None,
                 "lacking": model.lacking,
+                "pointers": model.pointers,
             },
             "listening": sorted({port for _, port in self.listening}),
         }

@@ -10,7 +10,7 @@ import io
 import posixpath
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -42,6 +42,10 @@ class Host:
     image: str
     caches: str
     """The folder for caches."""
+    fabric: Mapping[str, str] = field(default_factory=dict)
+    """Variables of NCCL that the network and the GPUs need; those of the profile win."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables of this node alone; they win over those of the profile."""
     gpus: Words = ("--gpus", "all")
     """The options that give a container its GPUs."""
 
@@ -300,7 +304,7 @@ def _env(request: Request, host: Host) -> dict[str, str]:
     if request.preload:
         env["LD_PRELOAD"] = request.preload
     # The proof reads NCCL's banner and channels from the log.
-    return {**env, "NCCL_DEBUG": "INFO", **request.profile.env}
+    return {**env, "NCCL_DEBUG": "INFO", **host.fabric, **request.profile.env, **host.env}
 
 
 def _rank_arguments(request: Request, hosts: Sequence[Host], rank: int) -> Iterator[Words]:

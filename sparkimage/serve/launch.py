@@ -18,11 +18,12 @@ from sparkimage.config.inventory import Fleet
 from sparkimage.core.errors import ImageMissingError, LaunchError, MixedFleetError
 from sparkimage.core.progress import View
 from sparkimage.image.store import Image
-from sparkimage.nodes import fabric
+from sparkimage.nodes import fabric, reachability
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.retag import lines
 from sparkimage.nodes.session import NodeReport, NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
+from sparkimage.nodes.topology import Topology, topology
 from sparkimage.serve import command, deployments, waiting
 from sparkimage.serve.command import Container, Host, Request
 from sparkimage.serve.deployments import HEAD, Deployment
@@ -33,9 +34,7 @@ from sparkimage.serve.followers import Rank
 from sparkimage.serve.waiting import Ready
 
 KNOWN = "combinations"
-PREFLIGHT = (KNOWN, "gpu", "gpus-flag", "verbs", "interface", "model", "shards", "ports")
-"""The doctor's checks that must not fail before anything is started; the first one's warnings are
-shown."""
+"""The doctor's check whose warnings are shown."""
 START_S = 120.0
 """Seconds that Docker may take to start one container."""
 QUICK_S = 5
@@ -82,7 +81,11 @@ class Launch:
             containers = self._plan(all_)
             existing = self._existing(all_)
             # The ports of an existing deployment are free once it is removed.
-            self._require(all_, PREFLIGHT if existing is None else PREFLIGHT[:-1])
+            with self.view.busy("connecting the nodes to each other"):
+                ports = self.request.profile.port, self.request.profile.master_port
+                reachability.probe(all_, all_[HEAD].name, ports)
+            must_hold = [id for id in doctor.PREFLIGHT if id != "ports" or existing is None]
+            self._require(all_, must_hold)
             if existing is not None:
                 self._remove(all_, existing)
             with self._all_or_none(all_):
@@ -92,7 +95,7 @@ class Launch:
                     for rank, session in enumerate(all_)
                 ]
                 return waiting.until_ready(
-                    self.request.spec(self._host(all_[HEAD]).address), ranks, began=began,
+                    self.request.spec(self._hosts(all_)[HEAD].address), ranks, began=began,
                     timeout_s=self.timeout_s, warm_up_s=self.warm_up_s, view=self.view,
                 )  # fmt: skip
 
@@ -105,7 +108,7 @@ class Launch:
             raise deployments.failure(errors, len(all_), "did not answer; nothing was started")
         self._require_image(all_)
         self._require(all_, ["interface"])
-        return command.containers(self.request, [self._host(session) for session in all_])
+        return command.containers(self.request, self._hosts(all_))
 
     def _look(self, session: NodeSession) -> None:
         session.open(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
@@ -134,7 +137,11 @@ class Launch:
                 hint=hint,
             )
 
-    def _host(self, session: NodeSession) -> Host:
+    def _hosts(self, all_: Sequence[NodeSession]) -> list[Host]:
+        network = topology([session.now for session in all_])
+        return [self._host(session, network) for session in all_]
+
+    def _host(self, session: NodeSession, network: Topology) -> Host:
         now, link, image = session.now, fabric.data_link(session.now), session.has(self.image)
         assert image is not None
         return Host(
@@ -142,7 +149,9 @@ class Launch:
             docker=tuple(session.remote.docker.split()),
             address=link.address or session.remote.node.control,
             interface=link.interface.name,
-            hcas=fabric.hcas(now),
+            hcas=network.hcas(now),
+            fabric=network.env(now) if self.request.rdma else {},
+            env=now.node.env,
             image=image.id,
             caches=now.caches,
             gpus=now.gpu_options,
@@ -156,6 +165,7 @@ class Launch:
             nodes=tuple(NodeReport(node=one.remote.node, snapshot=one.now) for one in all_),
             model=request.model, port=profile.port, master_port=profile.master_port,
             rdma=request.rdma, gpus=profile.gpus, nccl=request.nccl, cuda=self.cuda,
+            env=profile.env,
         )  # fmt: skip
         findings = doctor.examine(cluster, [doctor.CHECKS[id] for id in checks]).findings
         for finding in findings:

@@ -35,12 +35,23 @@ cd /sys/class/infiniband/{HCA}/ports/1
 echo '4: ACTIVE' >state
 echo Ethernet >link_layer
 echo '200 Gb/sec (4X HDR)' >rate
+mkdir -p gids gid_attrs/types gid_attrs/ndevs
+echo 'RoCE v2' >gid_attrs/types/3
+printf '0000:0000:0000:0000:0000:ffff:c0a8:64%02x\\n' "${{1##*.}}" >gids/3
 mknod /dev/infiniband/uverbs0 c 231 192
 mknod /dev/infiniband/rdma_cm c 10 120
+shift
+# ADDRESS VIA...: the other nodes' fast interfaces, over the network that there is.
+while [ $# -gt 0 ]; do
+    ip route add "$1/32" via "$2"
+    shift 2
+done
 """
 UNDRESS = f"""
 umount /sys/class || :
 ip link delete {LINK} || :
+ip -4 route show | sed -n 's/^\\(192\\.168\\.100\\.[0-9]*\\) via .*/\\1/p' |
+    xargs -r -n 1 ip route delete
 rm -rf /dev/infiniband /models /usr/local/bin/nvidia-smi /usr/local/bin/date \\
     /usr/local/bin/nvidia-container-runtime-hook
 # What listens for a test; the node's own ways to the others stay.
@@ -49,6 +60,7 @@ pkill --full '^socat TCP-LISTEN:[0-9]+,fork /dev/null' || :
 MODEL = {
     "/models/m/config.json": b"{}",
     "/models/m/a.safetensors": b"x" * 1000,
+    "/models/m/tokenizer.json": b"{}",
     "/models/m/model.safetensors.index.json": b'{"weight_map": {"w": "a.safetensors"}}',
 }
 
@@ -58,21 +70,24 @@ def address(node: Node) -> str:
     return f"192.168.100.{node.name.removeprefix('node')}"
 
 
-def dress(node: Node) -> None:
-    """Make it look like one."""
+def dress(node: Node, fleet: Fleet) -> None:
+    """Make it look like one that reaches the others."""
     put(node, {
         "/usr/local/bin/nvidia-smi": (0o755, SMI.encode()),
         "/usr/local/bin/nvidia-container-runtime-hook": (0o755, b"#!/bin/sh\\n"),
         **{path: (0o644, content) for path, content in MODEL.items()},
     })  # fmt: skip
-    node.exec("sh", "-eus", "--", address(node), given=DRESS.encode())
+    routes = [
+        word for other in fleet if other is not node for word in (address(other), other.inside)
+    ]
+    node.exec("sh", "-eus", "--", address(node), *routes, given=DRESS.encode())
 
 
 @contextmanager
 def dressed(fleet: Fleet) -> Iterator[Fleet]:
     """All nodes look like one, as long as the context lasts."""
     try:
-        fleet.each(dress)
+        fleet.each(lambda node: dress(node, fleet))
         yield fleet
     finally:
         fleet.each(lambda node: node.exec("sh", "-s", given=UNDRESS.encode()))

@@ -391,7 +391,7 @@ class Node:
         if list(words[:2]) == ["sh", "-c"] and len(words) > 3:
             _, _, text, name, docker, *more = words
             act = {"snapshot": self._snapshot, "end": self._stop_and_remove,
-                   "logs": self._logs}.get(name)  # fmt: skip
+                   "logs": self._logs, "reach": self._reach}.get(name)  # fmt: skip
             if act is not None and text == ssh.text(name) and docker == "docker":
                 return act(more, process)
         elif list(words[:3]) == ["mkdir", "-p", "--"]:
@@ -429,6 +429,14 @@ class Node:
         if process is None:
             return 0, text, ""
         process.say(text)
+        process.over.wait()
+        return 0, "", ""
+
+    def _reach(self, more: Sequence[str], process: Process | None) -> Said:
+        """All of these nodes reach each other."""
+        if process is None:
+            raise NotRecordedError("reach without an input")
+        process.say("".join(f"port {port}\n" for port in more[2:]) + "ready\ntried\n")
         process.over.wait()
         return 0, "", ""
 

@@ -82,14 +82,20 @@ def test_four_nodes_that_are_well(project: DoctorProject) -> None:
     states = {one["check"]: one["result"] for one in made["checks"]}
     assert {id for id, state in states.items() if state == "ok"} >= {
         "reach", "distinct", "arch", "docker", "gpu", "gpus-equal", "driver", "gpus-flag", "rdma",
-        "verbs", "interface", "speed", "mtu", "model", "shards", "model-equal", "clock", "ports",
+        "verbs", "gid", "rails", "reachable", "interface", "speed", "mtu", "model", "shards",
+        "model-equal", "clock", "ports",
     }  # fmt: skip
     assert "fail" not in states.values()
     facts = made["nodes"]["node4"]
     assert facts["docker"]["version"] == project.fleet["node4"].version
     assert facts["docker"]["containerd"] is True
-    assert facts["model"]["files"] == 3
+    assert facts["model"]["files"] == 4
     assert facts["rdma"][0]["interface"] == LINK
+    assert facts["rdma"][0]["mtu"] == 9000
+    assert facts["rdma"][0]["gids"] == [
+        {"index": 3, "kind": "RoCE v2", "gid": "::ffff:192.168.100.4"}
+    ]
+    assert facts["unreached"] == []
     # The nodes' own disks are small.
     assert states["disk"] == "warn"
     strict = project.doctor("--strict")
@@ -142,6 +148,23 @@ def test_what_is_wrong_with_one_node_is_said_of_it(project: DoctorProject) -> No
     assert "index names are missing: a.safetensors" in found["shards"]["node4"]
     assert "a.safetensors" in found["model-equal"]["node3"]
     assert project.findings("ports", "--port", "8001") == {}
+
+
+def test_a_firewall_between_the_nodes(project: DoctorProject) -> None:
+    """As ufw has it: ssh is let in, all else is dropped. Nothing listens on afterwards."""
+    node1, node2, *_ = project.fleet
+    rule = ("-p", "tcp", "-d", address(node2), "!", "--dport", "22", "-j", "DROP")
+    node2.exec("iptables", "-I", "INPUT", *rule)
+    try:
+        found = project.findings("reachable")
+        assert set(found) == {"node2"}
+        assert "all others cannot connect to 192.168.100.2: no answer in 5 s" in found["node2"]
+        assert "ufw allow" in found["node2"]
+    finally:
+        node2.exec("iptables", "-D", "INPUT", *rule)
+    listening = node1.exec("cat", "/proc/net/tcp")
+    assert ":1F40 00000000:0000 0A" not in listening
+    assert "perl" not in node1.exec("ps", "ax")
 
 
 @pytest.mark.thorough
@@ -231,7 +254,7 @@ def test_the_script_with_busybox(project: DoctorProject) -> None:
     one = reading.read(said, entry, now=time.time())
     assert one.docker.version == node.version
     assert list(one.model.files) == [
-        "a.safetensors", "config.json", "model.safetensors.index.json",
+        "a.safetensors", "config.json", "model.safetensors.index.json", "tokenizer.json",
     ]  # fmt: skip
     assert one.interface_of(address(node)) is not None
     assert fabric.hcas(one) == (HCA,)

@@ -50,7 +50,20 @@ docker0 -1 1500 down
 rocep1s0f0|1|1: DOWN|Ethernet|40 Gb/sec (4X QDR)|enp1s0f0np0
 rocep1s0f1|1|4: ACTIVE|Ethernet|200 Gb/sec (4X HDR)|enp1s0f1np1
 roceP2p1s0f0|1|1: DOWN|Ethernet|40 Gb/sec (4X QDR)|enP2p1s0f0np0
-roceP2p1s0f1|1|4: ACTIVE|Ethernet|200 Gb/sec (4X HDR)|enP2p1s0f1np1""",
+roceP2p1s0f1|1|4: ACTIVE|Ethernet|200 Gb/sec (4X HDR)|enP2p1s0f1np1
+@gids rocep1s0f1|1
+@gid rocep1s0f1|1|0|IB/RoCE v1|fe80:0000:0000:0000:4ebb:47ff:fe00:0001
+@gid rocep1s0f1|1|1|RoCE v2|fe80:0000:0000:0000:4ebb:47ff:fe00:0001
+@gid rocep1s0f1|1|2|IB/RoCE v1|0000:0000:0000:0000:0000:ffff:c0a8:6401
+@gid rocep1s0f1|1|3|RoCE v2|0000:0000:0000:0000:0000:ffff:c0a8:6401
+@gids roceP2p1s0f1|1
+@gid roceP2p1s0f1|1|2|IB/RoCE v1|0000:0000:0000:0000:0000:ffff:c0a8:6501
+@gid roceP2p1s0f1|1|3|RoCE v2|0000:0000:0000:0000:0000:ffff:c0a8:6501""",
+    "routes": """\
+default via 10.0.0.254 dev enP7s7 proto static
+10.0.0.0/24 dev enP7s7 proto kernel scope link src 10.0.0.1""",
+    "nccl": "",
+    "kernel": "@read",
     "infiniband": "by-ibdev\nby-path\nrdma_cm\nuverbs0\nuverbs1\nuverbs2\nuverbs3",
     "gpus": """\
 @module NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.95.05  Release Build
@@ -66,7 +79,9 @@ MemTotal:       125513000 kB
 MemFree:        115000000 kB
 MemAvailable:   119000000 kB
 SwapTotal:      0 kB
-SwapFree:       0 kB""",
+SwapFree:       0 kB
+CmaTotal:       32768 kB
+CmaFree:        20000 kB""",
     "disk": """\
 docker /dev/nvme0n1p2 3844510720 900000000 2750000000 25% /
 containerd /dev/nvme0n1p2 3844510720 900000000 2750000000 25% /
@@ -79,9 +94,13 @@ model /dev/nvme0n1p2 3844510720 900000000 2750000000 25% /""",
 40000000000 ./model-00001-of-00002.safetensors
 38000000000 ./model-00002-of-00002.safetensors
 90000 ./model.safetensors.index.json
+9000000 ./tokenizer.json
 @index ./model.safetensors.index.json
 "model-00001-of-00002.safetensors"
-"model-00002-of-00002.safetensors\"""",
+"model-00002-of-00002.safetensors"
+@total 77999000000
+@length 40000000000 ./model-00001-of-00002.safetensors
+@length 38000000000 ./model-00002-of-00002.safetensors""",
     "clock": "synced=yes\nnow=1790000000.250000000",
 }
 
@@ -110,3 +129,8 @@ def edited(part: str, *pairs: tuple[str, str]) -> str:
 def info(**changes: object) -> str:
     """What docker info says, with keys changed."""
     return json.dumps({**INFO, **changes})
+
+
+def without_gids() -> str:
+    """The part ``rdma`` of a node that lists no GIDs."""
+    return "\n".join(line for line in PARTS["rdma"].split("\n") if not line.startswith("@"))

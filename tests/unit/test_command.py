@@ -131,6 +131,17 @@ def test_head_and_worker() -> None:
     assert "--host" not in worker
 
 
+def test_what_is_of_one_node_wins_over_the_profile_and_that_over_the_network() -> None:
+    fabric = {"NCCL_IB_MERGE_NICS": "0", "NCCL_NET_PLUGIN": "none"}
+    hosts = (host("n1", fabric=fabric, env={"NCCL_IB_GID_INDEX": "4"}), host("n2", fabric=fabric))
+    wanted = request(profile=profile(env={"NCCL_NET_PLUGIN": "x"}))
+    first, second = command.containers(wanted, hosts)
+    assert first.env["NCCL_IB_GID_INDEX"] == "4"
+    assert "NCCL_IB_GID_INDEX" not in second.env
+    assert (second.env["NCCL_IB_MERGE_NICS"], second.env["NCCL_NET_PLUGIN"]) == ("0", "x")
+    assert "--env NCCL_IB_GID_INDEX=4" in first.pasteable()
+
+
 def test_what_the_environment_follows_from() -> None:
     head, worker = made()
     assert worker.env == {

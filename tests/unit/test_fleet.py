@@ -122,3 +122,14 @@ def test_a_file_beside_the_matrix_is_found(tmp_path: Path) -> None:
 def test_the_schema_is_the_model() -> None:
     recorded = json.loads((PROJECT / "docs" / "fleet.schema.json").read_text())
     assert recorded == inventory.FleetFile.json_schema(), "make schema"
+
+
+def test_variables_of_one_node(tmp_path: Path) -> None:
+    env = {"NCCL_IB_GID_INDEX": "4", "NCCL_DEBUG_SUBSYS": "INIT"}
+    assert load(tmp_path, {"a": {"env": env}, "b": {}}).nodes[0].env == env
+    wrong = {"NCCL_IB_GID_INDEX": "", "LD_PRELOAD": "/x", "NCCL_IB_HCA": "mlx5_0"}
+    detail = problems(tmp_path, {"a": {"env": wrong}})
+    assert "NCCL_IB_GID_INDEX is '': NCCL would read 0" in detail
+    assert "LD_PRELOAD is derived from the library in the image" in detail
+    assert "set `interface` and `hca` of a node instead" in detail
+    assert "nodes.a.env.X must be text" in problems(tmp_path, {"a": {"env": {"X": 3}}})

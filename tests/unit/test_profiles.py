@@ -104,6 +104,7 @@ def test_a_good_profile(tmp_path: Path) -> None:
         ({"serve__more": ["x"]}, "'x' is no argument"),
         ({"env__LD_PRELOAD": "/x"}, "derived from the library in the image"),
         ({"env__NCCL_IB_HCA": "x"}, "set `interface` and `hca` of a node"),
+        ({"env__NCCL_IB_GID_INDEX": "3"}, "an index into the table of one RDMA device"),
         ({"env__NCCL_DEBUG": "WARN"}, "do not show which NCCL runs"),
         ({"env__A": "a\nb"}, "more than one line"),
         ({"caches__vllm": "relative"}, "does not have the right form"),

@@ -55,7 +55,7 @@ def test_dgx_spark_snapshot() -> None:
     assert snapshot.listening == (("0.0.0.0", 22), ("127.0.0.1", 631), ("::", 22))
     assert snapshot.skew_s == pytest.approx(0.25)
     assert snapshot.synced is True
-    assert snapshot.model.size == 78_000_091_500
+    assert snapshot.model.size == 78_009_091_500
     assert snapshot.model.lacking == ()
 
 
@@ -184,7 +184,7 @@ def test_control_characters_are_removed() -> None:
 
 def test_json_has_no_list_of_model_files() -> None:
     made = json.loads(json.dumps(spark().to_dict()))
-    assert made["model"]["files"] == 4
+    assert made["model"]["files"] == 5
     assert made["listening"] == [22, 631]
 
 
@@ -340,7 +340,7 @@ def test_missing_parts_are_empty() -> None:
     snapshot = reading.parse(text(**dict.fromkeys(PARTS)), NODE, now=NOW)
     empty: tuple[object, ...] = (None, "", (), frozenset(), False)
     assert {key for key, value in vars(snapshot).items() if value not in empty} == {
-        "node", "docker", "model",
+        "node", "docker", "model", "nccl_conf",
     }  # fmt: skip
 
 

@@ -35,6 +35,20 @@ disk() { # WHAT FOLDER COMMAND...: the command is df
     [ ! -e "$folder" ] || printf '%s %s\n' "$what" "$("$@" -Pk "$folder" | tail -n 1)"
 }
 
+# A safetensors file begins with the length of its header, which says where the last tensor ends:
+# https://github.com/huggingface/safetensors#format
+# shellcheck disable=SC2016 # for another shell
+lengths='
+for file in ./*.safetensors; do
+    header=$(od -A n -t u8 -N 8 "$file" 2>/dev/null | tr -d " ")
+    case $header in
+    "" | ?????????*) continue ;;
+    esac
+    end=$(tail -c +9 "$file" | head -c "$header" |
+        grep -o "\"data_offsets\" *: *\[[0-9 ]*,[0-9 ]*" | sed "s/.*[, ]//" | sort -n | tail -n 1)
+    [ -z "$end" ] || printf "@length %s %s\n" "$((8 + header + end))" "$file"
+done'
+
 part machine
 printf 'arch=%s\nuser=%s\ngroups=%s\n' "$(uname -m)" "$(id -un)" "$(id -Gn)"
 printf 'connection=%s\n' "${SSH_CONNECTION:-}"
@@ -140,6 +154,24 @@ if wanted machine; then
         fi
         printf '%s|%s|%s|%s|%s|%s\n' "${device##*/}" "${port##*/}" "$(first "$port/state")" \
             "$(first "$port/link_layer")" "$(first "$port/rate")" "$net"
+        [ ! -d "$port/gids" ] || echo "@gids ${device##*/}|${port##*/}"
+        # A table has some hundred entries, most of them empty: those have no type.
+        for file in "$port"/gids/*; do
+            { read -r kind <"$port/gid_attrs/types/${file##*/}" && read -r gid <"$file"; } 2>/dev/null ||
+                continue
+            printf '@gid %s|%s|%s|%s|%s\n' "${device##*/}" "${port##*/}" "${file##*/}" "$kind" "$gid"
+        done
+    done
+
+    part routes
+    ip -4 route show 2>/dev/null | head -n 200
+
+    part nccl
+    # The programs of this user read these where the environment says nothing else.
+    for file in "${NCCL_CONF_FILE:-$HOME/.nccl.conf}" /etc/nccl.conf; do
+        [ -r "$file" ] || continue
+        printf '@file %s\n' "$file"
+        sed -n 's/^\(NCCL_[A-Z0-9_]*=.*\)/\1/p' "$file" | head -n 100
     done
 
     part infiniband
@@ -195,7 +227,22 @@ if wanted machine; then
     fi
 
     part memory
-    grep -E '^(MemTotal|MemFree|MemAvailable|SwapTotal|SwapFree):' /proc/meminfo
+    grep -E '^(MemTotal|MemFree|MemAvailable|SwapTotal|SwapFree|CmaTotal|CmaFree):' /proc/meminfo
+
+    part kernel
+    # What the driver said since the boot. Often only root, or a member of adm, may read it.
+    for log in 'journalctl --dmesg --boot --no-pager --quiet' dmesg; do
+        said=$(bounded 10 sh -c "$log 2>/dev/null" |
+            sed -n '/NVRM: Xid/p; /NVRM.*fallen off/p; /NVRM.*NV_ERR_NO_MEMORY/p; $s/.*/@read/p' |
+            tail -n 50)
+        case $said in
+        *@late*) break ;;
+        *@read*)
+            printf '%s\n' "$said"
+            break
+            ;;
+        esac
+    done
 
     part held
     if command -v dpkg >/dev/null 2>&1; then
@@ -222,8 +269,13 @@ if wanted machine; then
                 [ ! -r "$file" ] || {
                     echo "@index $file"
                     grep -o '"[^"]*\.safetensors"' "$file" | sort -u
+                    sed -n 's/.*"total_size" *: *\([0-9]*\).*/@total \1/p' "$file" | head -n 1
                 }
             done
+            # A Git LFS pointer has some 130 bytes: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+            bounded 10 find -L . -maxdepth 1 -type f -size -2 -exec grep -l '^version https://git-lfs' '{}' + |
+                sed -n 's/^\.\//@pointer /p'
+            bounded 20 sh -c "$lengths" | grep '^@length '
         fi
     fi
 fi

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from importlib import resources
 from typing import Any
 
@@ -14,6 +15,7 @@ from sparkimage.config.defaults import API_PORT, GPU_MEMORY_UTILIZATION, MASTER_
 from sparkimage.config.inventory import head_of
 from sparkimage.nodes.session import NodeReport
 from sparkimage.nodes.snapshot import NodeSnapshot
+from sparkimage.nodes.topology import Topology, topology
 
 
 class Severity(StrEnum):
@@ -53,6 +55,18 @@ class ClusterReport:
     """The release of NCCL of the image, where one is to run."""
     cuda: str = ""
     """The CUDA that torch of the images is built for, where one expects any."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """The profile's variables, where one is to run."""
+
+    @cached_property
+    def topology(self) -> Topology:
+        """The RDMA network of all nodes; as of none where one is not known."""
+        return topology(self.known if len(self.known) == len(self.nodes) else ())
+
+    def env_of(self, node: NodeSnapshot) -> dict[str, str]:
+        """NCCL's variables of a rank, as `launch` sets them."""
+        derived = self.topology.env(node) if self.several and self.rdma else {}
+        return {**derived, **self.env, **node.node.env}
 
     @property
     def known(self) -> tuple[NodeSnapshot, ...]:

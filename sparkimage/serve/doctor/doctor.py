@@ -11,6 +11,8 @@ from sparkimage.core.errors import SparkError
 from sparkimage.core.process import Local
 from sparkimage.nodes import reading, ssh
 from sparkimage.nodes.session import NodeReport
+from sparkimage.serve.doctor import rules_fabric as fabric
+from sparkimage.serve.doctor import rules_kernel as kernel
 from sparkimage.serve.doctor import rules_machine as machine
 from sparkimage.serve.doctor import rules_model as model
 from sparkimage.serve.doctor import rules_network as network
@@ -18,11 +20,16 @@ from sparkimage.serve.doctor.checks import TEXTS, Check, ClusterReport, Diagnosi
 
 _BY_ID = {
     check.id: check
-    for module in (machine, network, model)
+    for module in (machine, kernel, network, fabric, model)
     for check in vars(module).values()
     if isinstance(check, Check)
 }
 CHECKS = {id: _BY_ID[id] for id in TEXTS}
+PREFLIGHT = (
+    "combinations", "gpu", "gpus-flag", "verbs", "hca", "gid", "rails", "ring", "settings",
+    "interface", "reachable", "mtu", "cma", "model", "shards", "ports",
+)  # fmt: skip
+"""What must not fail before a server is started."""
 HERE = Node(name="this machine", control="localhost")
 
 
@@ -44,4 +51,4 @@ def this_machine(model: str, *, patience_s: float) -> tuple[NodeReport, ...]:
 
 def page() -> str:
     """The text of docs/doctor.md, with the table of the checks."""
-    return templates.render("doctor.md", checks=CHECKS.values())
+    return templates.render("doctor.md", checks=CHECKS.values(), preflight=PREFLIGHT)

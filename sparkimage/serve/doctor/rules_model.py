@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from sparkimage.core.units import human
-from sparkimage.nodes.snapshot import NodeSnapshot
+from sparkimage.nodes.snapshot import Folder, NodeSnapshot
 from sparkimage.serve.doctor.checks import (
     ClusterReport,
     Findings,
@@ -21,6 +21,16 @@ from sparkimage.serve.doctor.checks import (
 SHOWN = 3
 """Files that a finding names; the rest is counted."""
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
+POINTER = range(120, 146)
+"""Bytes of a Git LFS pointer: 125, and the digits of the size.
+https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
+CONFIGS = {"config.json", "params.json"}
+"""What vLLM recognises a model by; the second one is Mistral's."""
+TOKENIZERS = {
+    "tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model",
+}  # fmt: skip
+"""Files that hold a tokenizer's vocabulary; tokenizer_config.json alone is none."""
 
 
 def with_model(cluster: ClusterReport) -> bool:
@@ -58,13 +68,38 @@ def folder(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 )
 def shards(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """An incomplete model."""
-    files, path = node.model.files, shlex.quote(cluster.model)
-    if node.model.lacking:
-        yield finding("shards/missing", files=listed(node.model.lacking), path=path)
-    if "config.json" not in files and not any(name.endswith(".gguf") for name in files):
-        yield finding("shards/config", path=path)
-    if empty := [name for name, size in files.items() if not size and name.endswith(WEIGHTS)]:
+    model, path = node.model, shlex.quote(cluster.model)
+    files, weights = model.files, [name for name in model.files if name.endswith(WEIGHTS)]
+    if model.lacking:
+        yield finding("shards/missing", files=listed(model.lacking), path=path)
+    if pointers := pointers_of(model):
+        yield finding("shards/pointers", files=listed(pointers), path=path)
+    if empty := [name for name in weights if not files[name]]:
         yield finding("shards/empty", files=listed(empty), path=path)
+    cut = [name for name, length in model.lengths.items() if files.get(name, length) < length]
+    if cut:
+        has, wants = human(files[cut[0]]), human(model.lengths[cut[0]])
+        yield finding("shards/cut", files=listed(cut), path=path, has=has, wants=wants)
+    size = sum(files.get(name, 0) for name in model.named)
+    if size < model.total and not (model.lacking or pointers or empty or cut):
+        total = human(model.total)
+        yield finding("shards/smaller", size=human(size), total=total, path=path)
+    if any(name.endswith(".gguf") for name in files):
+        return
+    if not CONFIGS & files.keys():
+        yield finding("shards/config", path=path)
+    if not any(name in TOKENIZERS or name.endswith(".tiktoken") for name in files):
+        yield finding("shards/tokenizer", path=path)
+
+
+def pointers_of(model: Folder) -> list[str]:
+    """The Git LFS pointers: by their first line, or their size where nobody read it."""
+    by_size = (
+        name
+        for name, size in model.files.items()
+        if size in POINTER and name.endswith(WEIGHTS) and name not in model.lengths
+    )
+    return sorted({*model.pointers, *by_size})
 
 
 def listed(names: Sequence[str]) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from sparkimage.nodes import fabric
 from sparkimage.nodes.fabric import data_link
-from sparkimage.nodes.snapshot import NodeSnapshot
+from sparkimage.nodes.snapshot import Interface, NodeSnapshot
 from sparkimage.serve.doctor.checks import (
+    FAIL,
+    WARN,
     ClusterReport,
     Findings,
     check,
     differing,
     finding,
     grouped,
+    in_words,
     node_check,
+    odd,
     several,
 )  # fmt: skip
 
@@ -53,14 +57,14 @@ def devices(node: NodeSnapshot) -> str:
     seen=lambda node: ", ".join(port.device for port in node.rdma if port.active) or "none",
     applies=by_rdma,
 )
-def rdma(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+def rdma(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """No RDMA between the nodes."""
     link = data_link(node)
     if not node.rdma:
         yield finding("rdma/none")
     elif not any(port.active for port in node.rdma):
         yield finding("rdma/down", devices=devices(node))
-    elif link and not fabric.hcas(node):
+    elif link and not cluster.topology.hcas(node):
         yield finding("rdma/other", interface=link.interface.name, devices=devices(node))
 
 
@@ -72,23 +76,29 @@ def verbs(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
         yield finding("verbs/others" if others else "verbs/none", others=others)
 
 
-@node_check(
-    "hca", seen=lambda node: ", ".join(fabric.hcas(node)), applies=by_rdma, knows=fabric.hcas
-)
-def hca(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+@node_check("hca", seen=lambda node: ", ".join(fabric.hcas(node)), applies=by_rdma)
+def hca(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """RDMA devices of the fleet file that do not work, and such as it leaves unused."""
     active = {port.device: port.active for port in sorted(node.rdma, key=lambda one: one.active)}
-    for named in node.node.hca:
+    # Where it has none at all, `rdma` says so.
+    for named in node.node.hca if node.rdma else ():
         device = named.partition(":")[0]
         if not active.get(device):
             case = "down" if device in active else "missing"
             yield finding(f"hca/{case}", device=device, devices=devices(node) or "none")
-    if link := data_link(node):
-        used = {named.partition(":")[0] for named in fabric.hcas(node)}
-        plug = fabric.plug(node, link.interface)
-        more = [device for device in plug if device not in used]
-        if more and used & set(plug):
-            yield finding("hca/unused", more=", ".join(more), all=", ".join(plug))
+    link = data_link(node)
+    used = {named.partition(":")[0] for named in cluster.topology.hcas(node)}
+    twins = fabric.plug(node, link.interface)
+    if not used & set(twins):
+        return
+    more = [port for port in node.rdma if port.device in twins and port.device not in used]
+    bare = [port for port in more if not port.addressed]
+    for port in bare:
+        yield finding("hca/twin", port=port)
+    others = [one for one in cluster.known if one.name != node.name]
+    if more and not bare and all(fabric.meets(port, one) for port in more for one in others):
+        names = ", ".join(port.device for port in more)
+        yield finding("hca/unused", more=names, all=", ".join(twins))
 
 
 @node_check(
@@ -113,8 +123,9 @@ def interface(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 
 @check("network", seen=lambda node: data_link(node).network, applies=several, knows=data_link)
 def one_network(cluster: ClusterReport) -> Findings:
-    """Nodes whose data addresses are in different networks."""
-    yield from differing("network", cluster, lambda node: data_link(node).network)
+    """Nodes whose data addresses are in different networks; on a ring see there."""
+    if not cluster.topology.ring:
+        yield from differing("network", cluster, lambda node: data_link(node).network)
 
 
 @node_check("subnets", applies=several)
@@ -142,7 +153,9 @@ def speed(cluster: ClusterReport) -> Findings:
         link = data_link(node).interface
         if link.speed is None:
             continue
-        if better := fabric.faster(node, link):
+        # On a ring the fast addresses are each of one cable alone.
+        better = None if cluster.topology.ring else fabric.faster(node, link)
+        if better:
             fastest, address = better
             yield finding(
                 "speed/faster", node.name, interface=link, fastest=fastest, address=address
@@ -154,9 +167,27 @@ def speed(cluster: ClusterReport) -> Findings:
 
 @check("mtu", seen=mtu_of, applies=several, knows=data_link)
 def mtu(cluster: ClusterReport) -> Findings:
-    """Different MTUs, or a small one on a fast network."""
-    yield from differing("mtu/differs", cluster, mtu_of, jumbo=JUMBO)
+    """Different MTUs of what is connected, or a small one on a fast network."""
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    small: dict[str, list[Interface]] = {}
     for node in cluster.known:
         link = data_link(node).interface
-        if link.mtu and link.speed and link.speed >= FAST and link.mtu < JUMBO:
-            yield finding("mtu/small", node.name, link=link, jumbo=JUMBO)
+        ports = cluster.topology.in_use(node) if by_rdma(cluster) else ()
+        for port in ports:
+            for network in port.networks:
+                pairs.setdefault(network, []).append((node.name, str(port.mtu or "?")))
+        names = dict.fromkeys((link.name, *(port.interface for port in ports)))
+        small[node.name] = [one for name in names if (one := node.interface(name)) is not None]
+    found = False
+    for network, mtus in pairs.items():
+        groups = grouped(mtus)
+        if len(groups) > 1:
+            found = True
+            texts = {"values": f"in {network}, {in_words(groups)}", "jumbo": JUMBO}
+            yield finding("mtu/differs", *odd(groups), severity=FAIL, **texts)
+    if not found:
+        yield from differing("mtu/differs", cluster, mtu_of, severity=WARN, jumbo=JUMBO)
+    for name, interfaces in small.items():
+        for link in interfaces:
+            if link.mtu and link.speed and link.speed >= FAST and link.mtu < JUMBO:
+                yield finding("mtu/small", name, link=link, jumbo=JUMBO)
