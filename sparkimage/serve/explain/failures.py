@@ -276,11 +276,19 @@ class Failures(Strict):
 
     def is_handled(self, text: str) -> bool:
         """Whether the line tells of what was handled, or is harmless."""
-        return any(pattern.search(text) for pattern in self.handled)
+        return self._handled.search(text) is not None
 
     def is_wrapper(self, text: str) -> bool:
         """Whether the line only says that something else failed."""
-        return any(pattern.search(text) for pattern in self.wrappers)
+        return self._wrappers.search(text) is not None
+
+    @cached_property
+    def _handled(self) -> re.Pattern[str]:
+        return _any(self.handled)
+
+    @cached_property
+    def _wrappers(self) -> re.Pattern[str]:
+        return _any(self.wrappers)
 
     def known_of(
         self,
@@ -309,6 +317,11 @@ class Failures(Strict):
             if shown in one.shows
         ]
         return f" ({'; '.join(known)})" if known else ""
+
+
+def _any(patterns: Iterable[re.Pattern[str]]) -> re.Pattern[str]:
+    # One pass over a line; patterns of a file come without flags of their own.
+    return re.compile("|".join(f"(?:{pattern.pattern})" for pattern in patterns))
 
 
 def reference() -> str:

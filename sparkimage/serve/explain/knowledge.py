@@ -85,6 +85,8 @@ class Reading:
 
     def _judge(self, fault: Fault, hit: Sequence[Entry]) -> None:
         text = fault.line.text
+        if self._faults.has_earlier(fault) and (self._dead or not self.facts.up):
+            return
         if self.known.is_handled(text):
             return
         if self.known.is_wrapper(text):

@@ -20,13 +20,13 @@ _ENTITY = re.compile(r"&(?:lt|gt|quot|amp|apos|#\d{1,6}|#x[0-9a-fA-F]{1,6});")
 _ESCAPED = re.compile(r"""\\(["'])""")
 _PREFIX = re.compile(
     r"""
-    (?P<name>[A-Za-z0-9][\w.-]{0,62})[ \t]*\|[ \t]?
-    | \[?(?:\d{4}-)?(?P<date>\d\d-\d\d)[T ](?P<clock>\d\d:\d\d:\d\d)
-        [\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?[ \t]
-    | \((?P<process>[A-Za-z][\w .-]*pid=\d+)[^)]*\)[ \t]?
+    \((?P<process>[A-Za-z][\w .-]*pid=\d+)[^)]*\)[ \t]?
     | (?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)[ ]
         (?P<date_>\d\d-\d\d)[ ](?P<clock_>\d\d:\d\d:\d\d)(?:[ ]\[?[^\]\s]+:\d+\])?[ ]?
     | (?P<plain>DEBUG|INFO|WARNING|ERROR|CRITICAL):[ \t]+
+    | (?P<name>[A-Za-z0-9][\w.-]{0,62})[ \t]*\|[ \t]?
+    | \[?(?:\d{4}-)?(?P<date>\d\d-\d\d)[T ](?P<clock>\d\d:\d\d:\d\d)
+        [\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?[ \t]
     | \[(?P<rank>rank\d+)\]:[ \t]?
     | \[(?P<glog>[DIWEF])(?P<month>\d\d)(?P<day>\d\d)[ ](?P<clock__>\d\d:\d\d:\d\d)[^\]]*\][ ]?
     | (?P<host>[\w.<>-]+):(?P<pid>\d+):\d+[ ]\[-?\d+\][ ](?P<file>\S+:\d+[ ])?
@@ -38,7 +38,7 @@ _PREFIX = re.compile(
     """,
     re.VERBOSE,
 )
-"""What stands before a message; a line may have several, in any order."""
+"""What stands before a message, the commonest first; a line may have several, in any order."""
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 _LEVELS = {"D": "DEBUG", "I": "INFO", "W": "WARNING", "WARN": "WARNING", "E": "ERROR"}
 QUIET = frozenset({"INFO", "DEBUG", "TRACE"})
