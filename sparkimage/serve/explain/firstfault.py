@@ -33,8 +33,8 @@ EXCEPTION = re.compile(
 )
 """The line that ends a traceback, by itself."""
 _ENDS_TRACEBACK = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:\([\w.]+\))?(?::\s|:?$)")
-_NAMED = re.compile(rf"(?:^|[\s:]){_CLASS}(?:Error|Exception): ")
-"""An exception after what an unknown tool writes before its lines."""
+_NAMED = re.compile(rf"(?:^|[\s:]){_CLASS}(?:Error|Exception): |\bERROR\b")
+"""An exception, or the level, after what an unknown tool writes before its lines."""
 _OTHERS = re.compile(
     r"""
       (?:docker:\ )?Error\ response\ from\ daemon: | ^docker:\ (?!Error\ response)
@@ -51,7 +51,7 @@ _OTHERS = re.compile(
     | Failed\ core\ proc\(s\):\ .*-\d
     | Segmentation\ fault | Fatal\ Python\ error | ^terminate\ called
     | \bSIG(?:SEGV|BUS|ABRT|ILL|FPE)\b
-    | \(core\ dumped\) | ^Killed$
+    | \bNCCL\ WARN\b | \(core\ dumped\) | ^Killed$
     | error\ while\ loading\ shared\ libraries | ^exec\ \S+:
     | ^(?:/bin/)?(?:ba)?sh:\ .*(?:not\ found|error)
     | ^panic:\ | ^fatal\ error:\ | ^thread\ '.*'\ panicked | ^(?:ERROR|Error|FATAL|fatal|FATA)\b\W

@@ -27,7 +27,8 @@ _PREFIX = re.compile(
     | (?P<name>[A-Za-z0-9][\w.-]{0,62})[ \t]*\|[ \t]?
     | \[?(?:\d{4}-)?(?P<date>\d\d-\d\d)[T ](?P<clock>\d\d:\d\d:\d\d)
         [\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?[ \t]
-    | \[(?P<rank>rank\d+)\]:[ \t]?
+    | (?P<ray>DEBUG|INFO|WARNING|ERROR|CRITICAL)[ \t]+\S+\.py:\d+[ ]--[ ]
+    | \[(?P<rank>rank\d+)\]:?[ \t]?
     | \[(?P<glog>[DIWEF])(?P<month>\d\d)(?P<day>\d\d)[ ](?P<clock__>\d\d:\d\d:\d\d)[^\]]*\][ ]?
     | (?P<host>[\w.<>-]+):(?P<pid>\d+):\d+[ ]\[-?\d+\][ ](?P<file>\S+:\d+[ ])?
         NCCL[ ](?P<nccl>[A-Z]+)[ ]?
@@ -86,8 +87,8 @@ def parse(text: str) -> Line:
             node = node or match["name"]
         elif kind == "clock":
             time = f"{match['date']} {match['clock']}"
-        elif kind == "plain":
-            level = match["plain"]
+        elif kind in ("plain", "ray"):
+            level = match[kind]
         elif kind == "rank":
             process = process or match["rank"]
         elif kind == "clock__":
