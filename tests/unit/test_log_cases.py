@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from sparkimage.serve.explain import knowledge, loglines
 
@@ -143,3 +145,21 @@ def test_a_worker_that_was_killed_and_a_head_that_hangs_are_one_story() -> None:
     assert (root.entry.id, root.source) == ("killed-by-kernel", "worker")
     assert echo.entry.id == "shm-broadcast"
     assert "follows from: " + root.title + " (worker, line 1, 11-29 21:00:05)" in echo.note
+
+
+STARTS: dict[str, Any] = yaml.safe_load(
+    Path(__file__).with_name("log_healthy.yaml").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("release", STARTS["releases"], ids=lambda one: f"{one['nccl']}")
+def test_a_start_of_each_release_that_went_well_raises_nothing(release: dict[str, str]) -> None:
+    log = STARTS["start"]
+    for name, version in {**release, "release": release["nccl"].split("+")[0]}.items():
+        log = log.replace(f"{{{name}}}", version)
+    read = knowledge.Reading()
+    for line in log.splitlines():
+        read.take(line)
+    assert read.facts.up
+    assert read.matches() == []
+    assert read.began() is None

@@ -45,7 +45,7 @@ PHASES = (
     ),
     # https://github.com/vllm-project/vllm/blob/main/vllm/compilation/backends.py
     Phase(
-        name="compile", ends=("torch.compile takes",),
+        name="compile", ends=("torch.compile takes", "torch.compile took"),
         begins=r"for vLLM's torch\.compile|Dynamo bytecode transform|Compiling a gr",
     ),
     Phase(
