@@ -56,11 +56,19 @@ def definition(
             "attest": ["type=provenance,disabled=true"],
             "output": ["type=cacheonly"],
         }
+        uv = target_name(plan, "_uv")
+        if any(layer.wheels for layer in plan.layers):
+            # A target passes its context on as it is; a context of each layer is copied for each.
+            context = str(files.uv)
+            targets[uv] = {
+                "context": context, "contexts": {"uv": context}, "dockerfile-inline": "FROM uv\n",
+                **common,
+            }  # fmt: skip
         for layer in plan.layers:
             last = layer is plan.layers[-1]
             name = target_name(plan, None if last else layer.name)
             if layer.source is None:
-                target = _target(layer, files, below, mirrors)
+                target = _target(layer, files, below, f"target:{uv}", mirrors)
             else:
                 builders, target = _source_targets(plan, layer, files, below, mirrors)
                 targets |= {key: {**builder, **common} for key, builder in builders.items()}
@@ -217,7 +225,9 @@ def _source_targets(
     }
 
 
-def _target(layer: LayerPlan, inputs: Inputs, below: str, mirrors: Mirrors) -> dict[str, Any]:
+def _target(
+    layer: LayerPlan, inputs: Inputs, below: str, uv: str, mirrors: Mirrors
+) -> dict[str, Any]:
     dockerfile = inputs.steps[layer.name]
     contexts = {
         "layer": below,
@@ -233,7 +243,7 @@ def _target(layer: LayerPlan, inputs: Inputs, below: str, mirrors: Mirrors) -> d
     }
     if not layer.wheels:
         return target
-    contexts["uv"] = str(inputs.uv)
+    contexts["uv"] = uv
     secrets = []
     if inputs.ca_bundle is not None:
         secrets.append(f"id=ca,src={inputs.ca_bundle}")

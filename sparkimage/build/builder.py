@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -151,16 +151,14 @@ def _execute(
     plan: Plan, own: str, folder: str, context: BuildContext, lean: bool
 ) -> tuple[Image, Callable[[], object]]:
     """The image in the store, and what loads it into the engine as ``own``."""
-    definition, policy = context.definition([plan]), bake.policy([plan], context.mirrors)
-    export.write(folder, definition, policy)
-    title = f"building {plan.variant}"
     local = context.engine.private and not context.builder.remote
     if context.builder.remote or context.engine.containerd_store:
         cut = next((n for n, layer in enumerate(plan.layers) if layer.wheels), 0)
         if local and lean and cut > 0:
-            export.build_lowest(plan, cut, own, folder, context, definition, policy)
-            plan = replace(plan, layers=plan.layers[cut:])
-        image = export.to_store(plan, own, folder, context, title)
+            image = export.build_on_lowest(plan, cut, own, folder, context)
+        else:
+            with export.prepared(plan, folder, context):
+                image = export.build(plan, own, folder, context)
         if lean:
             export.drop_cache(context)
 
@@ -170,11 +168,15 @@ def _execute(
                 if context.builder.remote or lean:
                     _load(own, image, context)
                 else:
-                    export.run(plan, folder, f"type=image,name={own},{bake.COMPRESSION}", context)
+                    output = f"type=image,name={own},{bake.COMPRESSION}"
+                    with export.prepared(plan, folder, context):
+                        export.run(plan, folder, output, context)
 
         return image, load
     # BuildKit in an engine with the older image store cannot export an OCI layout.
-    export.run(plan, folder, f"type=docker,name={own}", context, title)
+    with export.prepared(plan, folder, context):
+        title = f"building {plan.variant}"
+        export.run(plan, folder, f"type=docker,name={own}", context, title)
     with (
         context.view.busy("saving it into the image store"),
         closing(docker_client(context.engine.host)) as client,

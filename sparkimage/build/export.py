@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sparkimage.build import bake, buildkit
 from sparkimage.build.context import BuildContext
@@ -28,10 +28,11 @@ from sparkimage.core.progress import View
 from sparkimage.core.units import human
 from sparkimage.image import archive
 from sparkimage.image.store import Image
-from sparkimage.resolve import wheels
+from sparkimage.resolve import fetch, wheels
 
 CACHE_IN_USE = "build-cache.lock"
-"""The lock file of the home that every build holds, shared, until its layers are in the store."""
+"""The lock file of the home that every build holds, shared, from its inputs on until its layers are
+in the store."""
 DEFINITION, POLICY = "bake.json", "policy.json"
 ORPHANED = re.compile(r"could not get object info|repository does not contain ref|not our ref")
 """BuildKit's words for a commit that was force-pushed away: it fetches branches and tags."""
@@ -41,64 +42,76 @@ FULL_BYTES = 100_000_000
 DENIED = re.compile(r'source "([^"]+)" denied by policy')
 
 
-def build_lowest(
-    plan: Plan, cut: int, own: str, folder: str, context: BuildContext,
-    definition: dict[str, Any], policy: dict[str, Any],
-) -> None:  # fmt: skip
-    """Build the layers below ``cut`` as an image ``own`` of the private engine, drop the cache, and
-    let the others be built on it: the lower ones' build contexts are not on the disk meanwhile."""
+def build_on_lowest(plan: Plan, cut: int, own: str, folder: str, context: BuildContext) -> Image:
+    """As ``build``, in the private engine, with the layers below ``cut`` as an image on which the
+    others are built: what only the lower ones are made of is not on the disk meanwhile."""
     lowest = replace(plan, layers=plan.layers[:cut])
     title = f"building {plan.variant}, the layers below {plan.layers[cut].name}"
-    target = bake.target_name(plan, lowest.layers[-1].name)
-    image = to_store(lowest, own, folder, context, title, target)
-    drop_cache(context)
-    upper = plan.layers[cut].name if cut < len(plan.layers) - 1 else None
-    source = f"docker-image://{image_name(own)}"
-    definition["target"][bake.target_name(plan, upper)]["contexts"]["layer"] = source
-    # BuildKit asks for the tag, and then for what the tag stands for.
-    for identifier in (source, f"{source}@{image.digest}"):
-        policy["rules"].append(bake.rule("ALLOW", identifier, "EXACT"))
-    write(folder, definition, policy)
+    with prepared(lowest, folder, context):
+        base = build(lowest, own, folder, context, title)
+    drop_cache(context, inputs=True)
+    upper = replace(plan, layers=plan.layers[cut:])
+    with prepared(upper, folder, context, base=(own, base.digest)):
+        return build(upper, own, folder, context)
 
 
-def to_store(
-    plan: Plan, own: str, folder: str, context: BuildContext, title: str, target: str = ""
-) -> Image:
-    """Build the image, or a ``target`` below it, into the store, and into the private engine as
-    ``own``, where nothing is unpacked until it is run."""
+def build(plan: Plan, own: str, folder: str, context: BuildContext, title: str = "") -> Image:
+    """Build what is ``prepared`` into the store, and into the private engine as ``own``, where
+    nothing is unpacked until it is run."""
+    title = title or f"building {plan.variant}"
     layout = f"type=oci,tar=false,name={plan.image},{bake.COMPRESSION},dest="
     store = context.store
-    with locks.shared(context.home / CACHE_IN_USE, context.view.say, "drops the build cache"):
-        if context.builder.remote or not content.linkable(context.engine, context.home, store.root):
-            with store.incoming() as incoming:
-                run(plan, folder, layout + str(incoming), context, title, target)
-                image = store.resolve(store.adopt(incoming).digest)
-        else:
-            # The blobs are made first: the export leaves out those that it finds linked.
-            blobs = f"type=image,store=false,name={plan.image},{bake.COMPRESSION}"
-            run(plan, folder, blobs, context, title, target)
-            with store.staging() as staging:
-                content.link(context.home, staging / "blobs" / "sha256", context.runner)
-                run(plan, folder, layout + str(staging), context, target=target)
-                image = store.resolve(store.adopt(staging).digest)
-        if context.engine.private and not context.builder.remote:
-            path = Path(folder, "image.tar")
-            path.write_bytes(archive.without_layers(image, own, store))
-            content.add_image(context.home, path, context.runner)
+    if context.builder.remote or not content.linkable(context.engine, context.home, store.root):
+        with store.incoming() as incoming:
+            run(plan, folder, layout + str(incoming), context, title)
+            image = store.resolve(store.adopt(incoming).digest)
+    else:
+        # The blobs are made first: the export leaves out those that it finds linked.
+        blobs = f"type=image,store=false,name={plan.image},{bake.COMPRESSION}"
+        run(plan, folder, blobs, context, title)
+        with store.staging() as staging:
+            content.link(context.home, staging / "blobs" / "sha256", context.runner)
+            run(plan, folder, layout + str(staging), context)
+            image = store.resolve(store.adopt(staging).digest)
+    if context.engine.private and not context.builder.remote:
+        path = Path(folder, "image.tar")
+        path.write_bytes(archive.without_layers(image, own, store))
+        content.add_image(context.home, path, context.runner)
     return image
 
 
-def write(folder: str, definition: dict[str, Any], policy: dict[str, Any]) -> None:
-    """Write what ``run`` reads: the bake file and the source policy."""
-    for name, document in ((DEFINITION, definition), (POLICY, policy)):
-        Path(folder, name).write_text(json.dumps(document, indent=1))
+@contextmanager
+def prepared(
+    plan: Plan, folder: str, context: BuildContext, base: tuple[str, str] | None = None
+) -> Iterator[None]:
+    """What ``run`` reads in ``folder``, the bake file and the source policy, and all inputs that
+    these name: no process of this home removes any of it, or the build cache, meanwhile.
+
+    The lowest layer lies on the engine's image ``base``, by name and digest, if that is given.
+    """
+    with locks.shared(context.home / CACHE_IN_USE, context.view.say, "drops the build cache"):
+        definition, policy = context.definition([plan]), bake.policy([plan], context.mirrors)
+        if base is not None:
+            name, digest = base
+            upper = plan.layers[0].name if len(plan.layers) > 1 else None
+            source = f"docker-image://{image_name(name)}"
+            definition["target"][bake.target_name(plan, upper)]["contexts"]["layer"] = source
+            # BuildKit asks for the tag, and then for what the tag stands for.
+            for identifier in (source, f"{source}@{digest}"):
+                policy["rules"].append(bake.rule("ALLOW", identifier, "EXACT"))
+        for file, document in ((DEFINITION, definition), (POLICY, policy)):
+            Path(folder, file).write_text(json.dumps(document, indent=1))
+        yield
 
 
-def drop_cache(context: BuildContext) -> None:
-    """Remove all of the builder's cache that no build uses; waits for those of this home."""
+def drop_cache(context: BuildContext, *, inputs: bool = False) -> None:
+    """Remove all of the builder's cache that no build uses, and the fetched ``inputs`` of layers;
+    waits for the builds of this home."""
     with locks.exclusive(context.home / CACHE_IN_USE, context.view.say, "builds, too"):
         argv = [*context.builder.buildx, "prune", *context.builder.options, "--all", "--force"]
         context.runner.run(argv, env=context.builder.environment)
+        if inputs:
+            fetch.discard(context.home)
 
 
 def _stages(plan: Plan, context: BuildContext) -> dict[str, str]:
@@ -112,12 +125,9 @@ def _stages(plan: Plan, context: BuildContext) -> dict[str, str]:
     return {stage: names[0] for stage, names in layers.items() if len(names) == 1}
 
 
-def run(
-    plan: Plan, folder: str, output: str, context: BuildContext, title: str = "", target: str = ""
-) -> None:
-    """Run bake for the files in ``folder`` and one target, by default the variant's; without a
-    title its progress is not shown."""
-    target = target or bake.target_name(plan)
+def run(plan: Plan, folder: str, output: str, context: BuildContext, title: str = "") -> None:
+    """Run bake for what is ``prepared``; without a title its progress is not shown."""
+    target = bake.target_name(plan)
     argv = [
         *context.builder.buildx, "bake", *context.builder.options,
         "--file", f"{folder}/{DEFINITION}", "--progress", "rawjson",

@@ -29,6 +29,8 @@ from sparkimage.resolve.apt_output import REMOVED, explain
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.deb import repacked
 
+CACHE = "debs"
+"""The folder of the home with the packages that were fetched, each called by its sha256."""
 MINIMAL = ("?essential", "?priority(required)", "apt")
 """What mmdebstrap's variant minbase installs: https://manpages.debian.org/mmdebstrap."""
 
@@ -176,7 +178,7 @@ def fetch(
     Raises ``LockError`` for a package that was withdrawn or whose sha256 is not that of the lock,
     ``NetworkError`` when its repository does not answer.
     """
-    cache = context.home / "debs"
+    cache = context.home / CACHE
     cache.mkdir(parents=True, exist_ok=True)
     missing = [deb for deb in debs if not (cache / deb.sha256).is_file()]
     if missing:

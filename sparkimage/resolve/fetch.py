@@ -46,6 +46,9 @@ from sparkimage.resolve.context import Inputs, ResolveContext
 from sparkimage.resolve.files import Download
 from sparkimage.resolve.wheels import ca_bundle
 
+INPUTS, ROOTS = "inputs", "roots"
+"""Folders of the home: what each layer's step sees as /run/inputs, and Debian roots."""
+
 
 def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str) -> Inputs:
     """Fetch or make all inputs of the build of ``plan``, each checked against the lock.
@@ -102,6 +105,13 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
         ),
         ca_bundle=ca_bundle(),
     )
+
+
+def discard(home: Path) -> None:
+    """Remove what ``ready`` has made of packages, roots and requirements; it is made again when it
+    is needed."""
+    for kept in (apt.CACHE, INPUTS, ROOTS):
+        shutil.rmtree(home / kept, ignore_errors=True)
 
 
 def available(layer: LayerPlan, context: ResolveContext) -> None:
@@ -234,7 +244,7 @@ def _layer_inputs(layer: LayerPlan, project: Path, context: ResolveContext) -> P
     for path in local.values():
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     digest.update(repr((layer.debs, layer.patches, "zstd" * (layer.debs is not None))).encode())
-    folder = context.home / "inputs" / digest.hexdigest()[:24]
+    folder = context.home / INPUTS / digest.hexdigest()[:24]
     if not folder.is_dir():
         with new_folder(folder) as new:
             if layer.wheels:
@@ -301,7 +311,7 @@ def _source(packages: Packages) -> apt.Source:
 def _debian_root(root: DebianRoot, context: ResolveContext) -> Path:
     """The folder with the Debian root's root.tar, made by mmdebstrap once."""
     content = hashlib.sha256(repr(root).encode()).hexdigest()[:12]
-    folder = context.home / "roots" / f"{root.suite}-{root.arch}-{content}"
+    folder = context.home / ROOTS / f"{root.suite}-{root.arch}-{content}"
     if folder.is_dir():
         return folder
     context.say(f"making the Debian {root.suite} root for {root.arch}")

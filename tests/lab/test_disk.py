@@ -101,6 +101,13 @@ def test_layers_that_are_built_on_those_below_are_the_same(spare: Spare) -> None
         assert staged.image.digest == whole.digest
         assert staged.id == whole.digest
     assert not spare.has_cache()
+    # What it was made of is fetched again when it is needed.
+    kept = [
+        path.name
+        for path in spare.context.home.glob("[a-z]*/*")
+        if path.parent.name in ("debs", "roots")
+    ]
+    assert kept == []
     assert not [name for name in spare.images() if builder.OWN in name]
 
 
