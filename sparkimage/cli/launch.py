@@ -160,14 +160,13 @@ def _print_ready(start: Callable[[], Ready], *, as_json: bool) -> None:
         return
     _print_findings(ready.findings)
     spec, warm_up = ready.spec, ready.warm_up
+    warmed = f"; {warm_up} in {clock(warm_up.seconds)}" if warm_up.rounds > 1 else ""
     if warm_up.unfinished:
         base.warn(str(warm_up))
-    elif warm_up.rounds > 1:
-        typer.echo(f"{warm_up} in {clock(warm_up.seconds)}")
     nodes = ", ".join(rank.name for rank in ready.ranks)
     typer.echo(
-        f"{spec.name} serves {spec.variant} ({base.short(spec.digest)}) on {nodes}: ready after "
-        f"{clock(ready.seconds)}\n{spec.url}"
+        f"{spec.name} serves {spec.variant} ({base.short(spec.digest)}) on {nodes}\n"
+        f"ready after {clock(ready.seconds)}{'' if warm_up.unfinished else warmed}\n{spec.url}"
     )
 
 

@@ -24,7 +24,7 @@ from sparkimage.nodes.retag import lines
 from sparkimage.nodes.session import NodeReport, NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
 from sparkimage.nodes.topology import Topology, topology
-from sparkimage.serve import command, deployments, waiting
+from sparkimage.serve import command, deployments, memory, waiting
 from sparkimage.serve.command import Container, Host, Request
 from sparkimage.serve.deployments import HEAD, Deployment
 from sparkimage.serve.doctor import doctor
@@ -88,6 +88,7 @@ class Launch:
             self._require(all_, must_hold)
             if existing is not None:
                 self._remove(all_, existing)
+            memory.require(all_, self.request.profile, self.view)
             with self._all_or_none(all_):
                 self._start(all_, containers)
                 ranks = [
@@ -112,6 +113,9 @@ class Launch:
 
     def _look(self, session: NodeSession) -> None:
         session.open(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
+
+    def _look_again(self, session: NodeSession) -> None:
+        session.seen = session.look(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
 
     def _require_image(self, all_: Sequence[NodeSession]) -> None:
         """Every node has this very image. Raises ``ImageMissingError``, ``MixedFleetError``."""
@@ -209,8 +213,11 @@ class Launch:
             raise deployments.failure(
                 errors, len(all_), "could not remove it; nothing was started"
             )  # fmt: skip
-        head = all_[HEAD]
-        head.seen = head.look(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
+        # Its ports and its memory are free now.
+        with self.view.busy("looking at the nodes again"):
+            errors = run_on_all(all_, self._look_again)
+        if errors:
+            raise deployments.failure(errors, len(all_), "did not answer; nothing was started")
         self._require(all_, ["ports"])
 
     # Start

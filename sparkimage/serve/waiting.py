@@ -49,6 +49,7 @@ class Ready:
     ranks: Sequence[Rank]
     findings: tuple[Finding, ...]
     seconds: float
+    """Until it was ready, without the warm-up."""
     warm_up: WarmedUp
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,8 +100,8 @@ def until_ready(
         )  # fmt: skip
         findings, warmed_up = wait.run()
     return Ready(
-        spec=spec, ranks=ranks, findings=findings, seconds=time.monotonic() - began,
-        warm_up=warmed_up,
+        spec=spec, ranks=ranks, findings=findings, warm_up=warmed_up,
+        seconds=time.monotonic() - began - warmed_up.seconds,
     )  # fmt: skip
 
 

@@ -26,8 +26,10 @@ import pytest
 from sparkimage.build.engine.engine import Engine
 from sparkimage.cli import app
 from sparkimage.core.arch import ARCHES
+from sparkimage.core.errors import ProbeError
 from sparkimage.image.store import Image
 from sparkimage.serve import liveness, waiting
+from sparkimage.serve.openai_api import Server as Client
 from tests.lab import fleet as fleets
 from tests.lab import node_image
 from tests.lab.fleet import Fleet
@@ -58,6 +60,10 @@ body = {{"model": "{model}", "prompt": "one", "max_tokens": {tokens}, "ignore_eo
 urllib.request.urlopen("http://{address}:8000/v1/completions", json.dumps(body).encode()).read()
 """
 """Asks the head for tokens, in Python."""
+METRICS = """
+import urllib.request
+print(urllib.request.urlopen("http://{address}:8000/metrics").read().decode())
+"""
 ENTRY = b'#!/bin/sh\nexec "$@"\n'
 LOSES = b'#!/bin/sh\nexport LD_PRELOAD=/usr/lib/nowhere/libnccl.so.2.30.4\nexec "$@"\n'
 FOUR = {name: replace(spec, spark=True, older_cli=False) for name, spec in fleets.FOUR.items()}
@@ -234,11 +240,13 @@ class Serving(Project):
         return self.run(*self.launching(*words, variant=variant))
 
     def launching(self, *words: str, variant: str = "good") -> list[str]:
-        """The words of ``launch``, for an image that is there."""
+        """The words of ``launch``, for an image that is there; without a warm-up, which takes its
+        time, unless they say so."""
         self.bring(variant)
         # There is more than one profile for it on four nodes.
         which = [] if variant != "good" or "--profile" in words else ["--profile", "four"]
-        return ["launch", variant, "--model", MODEL, *which, *words]
+        quick = [] if "--warm-up" in words else ["--no-warm-up"]
+        return ["launch", variant, "--model", MODEL, *which, *quick, *words]
 
     @abstractmethod
     def bring(self, variant: str) -> None:
@@ -286,6 +294,10 @@ class Serving(Project):
         """Something else listens on a node's port."""
 
     @abstractmethod
+    def gpu_free(self, node: str, size: int) -> None:
+        """So many MiB of a node's GPU are free."""
+
+    @abstractmethod
     def cut(self, node: str) -> None:
         """Nobody reaches a node, and who was connected is cut off."""
 
@@ -306,6 +318,10 @@ class Serving(Project):
     @abstractmethod
     def request(self, tokens: int) -> None:
         """Somebody asks the head for so many tokens, and is waiting."""
+
+    @abstractmethod
+    def metrics(self) -> str:
+        """The head's metrics."""
 
     @abstractmethod
     def address(self, node: str) -> str:
@@ -420,6 +436,9 @@ class OnNodes(Serving):
             "nobody listens",
         )
 
+    def gpu_free(self, node: str, size: int) -> None:
+        put(self.fleet[node], {"/run/gpu-free": (0o644, str(size).encode())})
+
     def cut(self, node: str) -> None:
         for wire in self.fleet[node].wires:
             wire.cut()
@@ -435,6 +454,10 @@ class OnNodes(Serving):
     def request(self, tokens: int) -> None:
         code = ASKING.format(address="127.0.0.1", model=MODEL, tokens=tokens)
         self.docker("node1", "exec", "--detach", "vllm", "python3", "-c", code)
+
+    def metrics(self) -> str:
+        code = METRICS.format(address="127.0.0.1")
+        return self.docker("node1", "exec", "vllm", "python3", "-c", code)
 
     def address(self, node: str) -> str:
         return self.fleet[node].inside
@@ -457,7 +480,7 @@ class OnNodes(Serving):
         script = (
             "ids=$(docker ps --all --quiet); "
             '[ -z "$ids" ] || docker rm --force $ids >/dev/null; '
-            f"rm -rf /root/.cache/sparkimage {model}; mkdir -p {model}; cd {model}; "
+            f"rm -rf /root/.cache/sparkimage /run/gpu-free {model}; mkdir -p {model}; cd {model}; "
             "echo '{}' | tee config.json >standin.json"
         )
 
@@ -474,8 +497,6 @@ class OnStandins(Serving):
     """With nodes that answer in this process, as the command line does here."""
 
     there: Nodes
-    asking: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    """Who waits for an answer."""
     limit_s = 2
 
     def bring(self, variant: str) -> None:
@@ -561,6 +582,9 @@ class OnStandins(Serving):
     def occupy(self, node: str, port: int) -> None:
         self.there.nodes[node].listening.add(port)
 
+    def gpu_free(self, node: str, size: int) -> None:
+        self.there.nodes[node].gpu_free = size
+
     def cut(self, node: str) -> None:
         self.there.nodes[node].cut()
 
@@ -571,10 +595,18 @@ class OnStandins(Serving):
         return sum(node.followed() for node in self.there.nodes.values())
 
     def request(self, tokens: int) -> None:
-        code = ASKING.format(address=self.address("node1"), model=MODEL, tokens=tokens)
-        self.asking.append(
-            subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-        )
+        head = Client(url=f"http://{self.address('node1')}:8000", model=MODEL)
+
+        def ask() -> None:
+            # The nodes are reset while it waits.
+            with contextlib.suppress(ProbeError):
+                head.complete("one", tokens, ignore_eos=True)
+
+        threading.Thread(target=ask, daemon=True).start()
+
+    def metrics(self) -> str:
+        argv = [sys.executable, "-c", METRICS.format(address=self.address("node1"))]
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
     def address(self, node: str) -> str:
         return self.there.nodes[node].address
@@ -608,10 +640,6 @@ class OnStandins(Serving):
 
     def clean(self) -> None:
         super().clean()
-        for process in self.asking:
-            process.kill()
-            process.wait()
-        self.asking.clear()
         for node in self.there.nodes.values():
             node.reset()
             self.model(node.name)

@@ -32,6 +32,7 @@ import pytest
 from sparkimage.core.process import Completed
 from sparkimage.nodes import ssh
 from sparkimage.nodes.reading import parts_of
+from sparkimage.serve import memory
 from tests.lab.standin_vllm import server
 from tests.lab.standin_vllm.api import Server
 
@@ -343,6 +344,8 @@ class Node:
     is_cut: bool = False
     is_behind: bool = False
     """Who follows a log of its containers gets nothing of it; who reads one gets it all."""
+    gpu_free: int = 122_000
+    """MiB of its GPU's memory."""
     wrong: list[Exception] = field(default_factory=list)
     """What it was asked and does not know."""
     _made: int = 0
@@ -398,6 +401,10 @@ class Node:
             for folder in words[3:]:
                 self.path(folder).mkdir(parents=True, exist_ok=True)
             return 0, "", ""
+        elif words[0] == "nvidia-smi":
+            if tuple(words) != memory.QUERY:
+                raise NotRecordedError(shlex.join(words))
+            return 0, f"0, 122502, {self.gpu_free}\n", ""
         elif words[0] == "docker":
             return self.docker(*words[1:])
         raise NotRecordedError(shlex.join(words)[-200:])
@@ -622,6 +629,7 @@ class Node:
         self.forwards.clear()
         self.listening.clear()
         self.is_cut = self.is_behind = False
+        self.gpu_free = 122_000
         self.wrong.clear()
         shutil.rmtree(self.root, ignore_errors=True)
         for path in ("/dev/infiniband/uverbs0", "/sys/class/net/eth0"):

@@ -7,6 +7,7 @@ in `make test`, the others' in `make test-all`.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -338,6 +339,23 @@ def test_all_that_is_wrong_with_the_nodes_at_once(ready: Serving) -> None:
     assert ready.containers() == before
 
 
+def test_memory_that_is_not_free_is_told_before_the_start(ready: Serving) -> None:
+    ready.gpu_free("node2", 90_000)
+    ready.gpu_free("node4", 1000)
+    said = refused(
+        ready.launch(), LAUNCH_FAILED, "2 of 4 nodes lack memory; nothing was started",
+        "✗ node2: GPU 0: 94.4 GB of 128.5 GB are free, and vLLM takes 102.8 GB "
+        "(gpu_memory_utilization 0.8)", "or gpu_memory_utilization 0.73 in the profile",
+        "✗ node4: GPU 0: ",
+    )  # fmt: skip
+    assert "node1" not in said
+    assert ready.containers() == NOTHING
+    profile = {**PROFILES["four"], "serve": {**SERVE, "gpu_memory_utilization": 0.7}}
+    ready.matrix({"four": profile})
+    ready.gpu_free("node4", 90_000)
+    ok(ready.launch())
+
+
 def test_a_set_that_runs_gives_way_only_when_asked(ready: Serving) -> None:
     ok(ready.launch())
     before = ids(ready)
@@ -524,9 +542,8 @@ def compiled(ready: Serving) -> int:
     return ok(ready.run("logs")).count(COMPILES)
 
 
-@on_both
 def test_a_server_is_warm_when_launch_returns(ready: Serving) -> None:
-    done = ready.launch()
+    done = ready.launch("--warm-up", "300")
     said = ok(done)
     assert "warmed up: " in said
     assert "node1 (rank 0): warm-up 1/7\n" in done.stderr
@@ -537,19 +554,19 @@ def test_a_server_is_warm_when_launch_returns(ready: Serving) -> None:
     ready.request(64)
     ok(ready.run("status"))
     assert compiled(ready) == found
-    facts = json.loads(ok(ready.run("restart", "--json")))["warm_up"]
+    facts = json.loads(ok(ready.run("restart", "--json", "--warm-up", "300")))["warm_up"]
     assert (facts["unfinished"], facts["compiled"]) == ("", found)
     assert facts["requests"] > 16
 
 
 def test_a_server_need_not_be_warmed_up(ready: Serving) -> None:
-    done = ready.launch("--no-warm-up")
+    done = ready.launch()
     assert "warmed up" not in ok(done)
     assert "warning" not in done.stderr
     few = compiled(ready)
     # That tokens come is proven all the same.
     assert few > 0
-    ok(ready.launch("--replace"))
+    ok(ready.launch("--replace", "--warm-up", "300"))
     assert compiled(ready) > few
     ready.model("node3", deaf=True)
     refused(ready.launch("--replace", "--warm-up", "1"), LAUNCH_FAILED,
@@ -574,15 +591,18 @@ def test_a_rank_that_is_stopped_in_the_warm_up_ends_it(ready: Serving) -> None:
     def stop() -> None:
         ready.docker("node2", "kill", "--signal", "STOP", "vllm")
 
-    done = ready.during(ready.launching(), lambda: ready.waits() and warms_up(), stop)
+    words = ready.launching("--warm-up", "300")
+    done = ready.during(words, lambda: ready.waits() and warms_up(), stop)
     refused(done, LAUNCH_FAILED, "node2 (rank 1) is stopped: ", "is in state T", STOPPED)
     assert ready.containers() == NOTHING
 
 
 def test_a_request_that_fails_in_the_warm_up_ends_it(ready: Serving) -> None:
     ready.model("node1", fails=True)
-    refused(ready.launch(), LAUNCH_FAILED, "ready, but a request failed: ", "HTTP status 500",
-            "EngineCore encountered an issue", STOPPED)  # fmt: skip
+    refused(
+        ready.launch("--warm-up", "300"), LAUNCH_FAILED, "ready, but a request failed: ",
+        "HTTP status 500", "EngineCore encountered an issue", STOPPED,
+    )  # fmt: skip
     assert ready.containers() == NOTHING
 
 
@@ -607,7 +627,6 @@ def test_a_dead_worker(ready: Serving) -> None:
     assert ready.containers() == WHOLE
 
 
-@on_both
 def test_a_rank_whose_process_is_stopped_is_named(ready: Serving) -> None:
     ok(ready.launch())
     ok(ready.run("status"))
@@ -638,6 +657,7 @@ def test_tokens_that_do_not_come_are_seen_although_health_is_ok(ready: Serving) 
     ready.matrix({"four": profile})
     ok(ready.launch())
     ready.request(1_000_000)
+    wait(lambda: re.search(r"num_requests_running.* 1\.0", ready.metrics()) is not None, "idle")
     ok(ready.run("status"))
     ready.model("node3", deaf=True)
     wait(lambda: "No available shared" in ok(ready.run("logs", "--rank", "0")), "it waits for none")
