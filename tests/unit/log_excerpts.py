@@ -363,11 +363,13 @@ TRUE: dict[str, tuple[tuple[str, str], ...]] = {
                 "total capacity of 44.53 GiB of which 448.00 KiB is free."
             ),
         ),
+        (f"{VLLM}18446", "(VllmWorker rank=7 pid=240) Cuda failure 'out of memory'"),
+    ),
+    "driver-out-of-memory": (
         (
             "https://github.com/NVIDIA/dgx-spark-playbooks/issues/97",
             "NVRM: nvCheckOkFailedNoLog: Check failed: Out of memory [NV_ERR_NO_MEMORY]",
         ),
-        (f"{VLLM}18446", "(VllmWorker rank=7 pid=240) Cuda failure 'out of memory'"),
     ),
     "kv-cache-too-small": (
         (

@@ -99,7 +99,7 @@ LINES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "NVRM: nvCheckOkFailedNoLog: Check failed: Out of memory [NV_ERR_NO_MEMORY] (0x00000051) returned from _memdescAllocInternal(pMemDesc) @ mem_desc.c:1359",
-        "cuda-out-of-memory",
+        "driver-out-of-memory",
         "The GPU's driver could get no memory (NV_ERR_NO_MEMORY)",
     ),
     (
