@@ -1,6 +1,6 @@
 # Thin: build.py and the tools of .venv do the work. `make` alone shows what there is.
 .DEFAULT_GOAL := help
-.PHONY: help image test test-all test-arm64 test-unit bench-recipe bench-distribute bench-publish bench-launch mutants inventories check lint dockerfiles shell types workflows lab golden record schema lock \
+.PHONY: help image test test-all test-arm64 test-unit bench-recipe bench-distribute bench-publish bench-launch bench-model mutants inventories check lint dockerfiles shell types workflows lab golden record schema lock \
         engine-up engine-down ci-plan login logout propose release-notes source-archive release \
         clean venv
 
@@ -49,6 +49,9 @@ bench-publish: venv ## Measure `publish` beside `docker push`
 
 bench-launch: venv ## Measure `launch` until it is ready, on the lab's four nodes (ROUNDS=3)
 	$(PYTEST) -q -s tests/lab/bench_launch.py
+
+bench-model: venv ## Measure `model push` beside rsync, on the lab's four nodes (SIZE=2000 MB, ROUNDS=3)
+	$(PYTEST) -q -s tests/lab/bench_model.py
 
 mutants: venv ## Put faults into a good image and see each refused (IMAGE=NAME: one of the store)
 	$(if $(IMAGE),$(BIN)/python -P -m tests.lab.mutants --image $(IMAGE),$(PYTEST) -q -s tests/lab/test_mutants.py)

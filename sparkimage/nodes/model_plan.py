@@ -16,7 +16,7 @@ HERE = ""
 """The name of this machine in a chain."""
 STREAMS = 4
 """Connections at once to one node: one cipher fills no link of 100 Gbit/s."""
-STREAM_BYTES = 64_000_000
+STREAM_BYTES = 500_000_000
 """Bytes from which on a connection of its own pays."""
 
 

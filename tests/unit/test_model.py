@@ -269,7 +269,7 @@ def test_part_that_is_there_is_not_sent_again() -> None:
 
 
 def test_large_files_go_through_several_connections() -> None:
-    contents = {str(number): 50_000_000 for number in range(9)}
+    contents = {str(number): 500_000_000 for number in range(9)}
     chains = plan(contents, {"1": {}}, {"1": set(contents)})
     assert len(chains) == model_plan.STREAMS
     assert sorted(len(chain.pieces) for chain in chains) == [2, 2, 2, 3]
@@ -298,7 +298,7 @@ NODES = st.sampled_from(["1", "2", "3", "4"])
 
 @given(
     contents=st.dictionaries(
-        st.text("abcdef", min_size=1, max_size=2), st.integers(0, 200_000_000)
+        st.text("abcdef", min_size=1, max_size=2), st.integers(0, 2_000_000_000)
     ),
     data=st.data(),
 )

@@ -1,0 +1,245 @@
+"""Measures `model push` beside rsync, on the lab's four nodes: `make bench-model`. Prints the table
+of docs/model.md. Not a test of any time.
+
+A model of SIZE MB (default 2000) in 12 shards; all ways in turn, ROUNDS times (default 3). Every
+run ends with the same bytes on each node, which are compared. The nodes' disks are this machine's
+own. "1 Gbit/s" bounds what leaves this machine, by wires in front of the nodes: where all are sent
+to at once each one has a quarter.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from sparkimage.build.engine.engine import Engine
+from tests.lab import fleet as fleets
+from tests.lab.fleet import DATA, Fleet, each
+from tests.lab.modelling import MB, OWN, THERE, Models, fill
+from tests.lab.node import Node, put
+
+SIZE = int(os.environ.get("SIZE", "2000")) * MB
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+SHARDS = 12
+LINK = int(os.environ.get("LINK", "125")) * MB
+PUSH, IN_TURN, AT_ONCE = "model push", "rsync, one by one", "rsync, all at once"
+TAR = "tar | ssh tar, all at once"
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
+DEBS = ("rsync", "libpopt0", "libxxhash0")
+WRAPPER = '#!/bin/sh\nLD_LIBRARY_PATH={folder} exec {folder}/rsync "$@"\n'
+
+
+def shards(count: int, size: int) -> dict[str, int]:
+    names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    return {"config.json": 700, **dict.fromkeys(names, size // count)}
+
+
+@dataclass
+class Bench:
+    models: Models
+    rsync: Path
+    """The program here."""
+    limited: bool = False
+    seen: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> list[Node]:
+        return self.models.nodes
+
+    def reach(self, *, limited: bool) -> None:
+        """Nodes at their own addresses, or through wires that have a rate."""
+        self.limited = limited
+        if limited:
+            self.models.write_fleet()
+        else:
+            names = ",".join(f"direct-{node.name}" for node in self.nodes)
+            (self.models.folder / "fleet.yaml").write_text(
+                "version: 1\nnodes:\n" + "".join(f"  {name}: {{}}\n" for name in names.split(","))
+            )
+
+    def shell(self, node: Node) -> list[str]:
+        config = ["ssh", "-F", str(self.models.fleet.ssh_config)]
+        return (
+            [*config, "-p", str(node.port), DATA]
+            if self.limited
+            else [*config, f"direct-{node.name}"]
+        )
+
+    def clear(self) -> None:
+        each(self.nodes, lambda node: node.exec("rm", "-rf", THERE, OWN))
+
+    def measure(self, case: str, way: str, *, rate: int | None = None, fresh: bool = False) -> None:
+        if fresh:
+            self.clear()
+        for node in self.nodes:
+            node.data.rate(rate)
+        began = time.monotonic()
+        WAYS[way](self)
+        seconds = time.monotonic() - began
+        for node in self.nodes:
+            node.data.rate(None)
+        expected = self.models.expected()
+        assert self.models.fleet.each(self.models.there) == dict.fromkeys(
+            self.models.fleet.nodes, expected
+        )
+        self.seen.setdefault((case, way), []).append(seconds)
+        print(f"{case} | {way} | {seconds:.2f} s", flush=True)
+
+    def push(self) -> None:
+        self.models.push()
+
+    def copy(self, node: Node) -> None:
+        *shell, to = self.shell(node)
+        node.exec("mkdir", "-p", THERE)
+        subprocess.run(
+            [str(self.rsync), "-a", "--delete", "-e", shlex.join(shell),
+             f"{self.models.here}/", f"{to}:{THERE}/"],
+            check=True,
+        )  # fmt: skip
+
+    def in_turn(self) -> None:
+        for node in self.nodes:
+            self.copy(node)
+
+    def at_once(self) -> None:
+        each(self.nodes, self.copy)
+
+    def tar(self) -> None:
+        def one(node: Node) -> None:
+            pack = ["tar", "-C", str(self.models.here), "-cf", "-", "."]
+            unpack = f"mkdir -p {THERE} && tar -C {THERE} -xf -"
+            with subprocess.Popen(pack, stdout=subprocess.PIPE) as packing:
+                subprocess.run([*self.shell(node), unpack], stdin=packing.stdout, check=True)
+
+        each(self.nodes, one)
+
+
+WAYS: Mapping[str, Callable[[Bench], None]] = {
+    PUSH: Bench.push, IN_TURN: Bench.in_turn, AT_ONCE: Bench.at_once, TAR: Bench.tar,
+}  # fmt: skip
+
+
+def get_rsync(folder: Path, fleet: Fleet) -> Path:
+    """rsync of this machine's release, unpacked here and on the nodes, which have none."""
+    folder.mkdir()
+    subprocess.run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *DEBS],
+                   cwd=folder, check=True)  # fmt: skip
+    for deb in folder.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "--extract", str(deb), str(folder / "root")], check=True)
+    parts = folder / "parts"
+    parts.mkdir()
+    for path in (folder / "root" / "usr").rglob("*"):
+        if (path.name == "rsync" and path.parent.name == "bin") or ".so." in path.name:
+            shutil.copy(path, parts / path.name)
+    program = folder / "rsync"
+    program.write_text(WRAPPER.format(folder=parts))
+    program.chmod(0o755)
+    there = "/usr/local/lib/rsync"
+    files = {f"{there}/{path.name}": (0o755, path.read_bytes()) for path in parts.iterdir()}
+    files["/usr/local/bin/rsync"] = (0o755, WRAPPER.format(folder=there).encode())
+    for node in fleet:
+        node.exec("mkdir", "-p", there)
+        put(node, files)
+    return program
+
+
+def direct(fleet: Fleet, folder: Path) -> None:
+    """Let ssh reach the nodes at their own addresses, as direct-NAME, and each other."""
+    known, hosts = folder / "direct_known", []
+    keys = []
+    for node in fleet:
+        key = " ".join((node.folder / "host.pub").read_text().split()[:2])
+        name = f"direct-{node.name}"
+        hosts.append(f"Host {name}\n    HostName {node.inside}\n    Port 22\n")
+        keys.append(f"{node.inside} {key}\n")
+        for other in fleet:
+            other.exec("sh", "-c", f"echo {node.inside} {name} >>/etc/hosts; "
+                       f"echo '{name} {key}' >>/etc/ssh/ssh_known_hosts")  # fmt: skip
+    known.write_text("".join(keys))
+    with fleet.ssh_config.open("a") as file:
+        file.write(
+            "".join(hosts)
+            + f"Host direct-*\n    User root\n    IdentityFile {fleet.folder}/client\n"
+            f"    IdentitiesOnly yes\n    UserKnownHostsFile {known}\n"
+            "    StrictHostKeyChecking yes\n    BatchMode yes\n    LogLevel ERROR\n"
+        )
+
+
+def test_side_by_side(engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    specs = {name: replace(spec, disk_bytes=None) for name, spec in fleets.FOUR.items()}
+    with capsys.disabled(), fleets.fleet(engine, tmp_path / "fleet", specs) as fleet:
+        direct(fleet, tmp_path)
+        bench = Bench(Models(fleet, tmp_path), get_rsync(tmp_path / "tools", fleet))
+        for node in fleet:
+            node.exec("mkdir", "-p", "/disk/small")
+        print()
+        for number in range(ROUNDS):
+            _round(bench, number)
+        _many(bench)
+        _ciphers(bench)
+        _print(bench)
+
+
+def _round(bench: Bench, number: int) -> None:
+    models = bench.models
+    model = shards(SHARDS, SIZE)
+    bench.reach(limited=False)
+    changed = dict(list(model.items())[-1:])
+    for way in (IN_TURN, TAR, AT_ONCE, PUSH):
+        shutil.rmtree(models.here, ignore_errors=True)
+        shutil.rmtree(models.folder / "home", ignore_errors=True)
+        fill(models.here, model, seed=2 * number)
+        bench.measure("cold, no limit", way, fresh=True)
+        if way not in (PUSH, AT_ONCE):
+            continue
+        fill(models.here, changed, seed=2 * number + 1)
+        bench.measure("one of 12 shards changed", way)
+        bench.measure("nothing changed", way)
+    bench.reach(limited=True)
+    link = "cold, 1 Gbit/s from the source"
+    bench.measure(link, IN_TURN, rate=LINK, fresh=True)
+    bench.measure(link, AT_ONCE, rate=LINK // 4, fresh=True)
+    bench.measure(link, PUSH, rate=LINK, fresh=True)
+    bench.clear()
+
+
+def _many(bench: Bench) -> None:
+    shutil.rmtree(bench.models.here)
+    fill(bench.models.here, shards(200, 20 * MB))
+    bench.reach(limited=False)
+    bench.measure("200 shards of 100 kB, cold", PUSH, fresh=True)
+    for _ in range(ROUNDS):
+        bench.measure("200 shards, nothing changed", PUSH)
+        bench.measure("200 shards, nothing changed", AT_ONCE)
+
+
+def _ciphers(bench: Bench) -> None:
+    """What a cipher takes of this machine and a node together."""
+    node = bench.nodes[0]
+    bench.reach(limited=False)
+    for _ in range(ROUNDS):
+        for cipher in CIPHERS:
+            argv = [*bench.shell(node), "cat >/dev/null"]
+            argv[1:1] = ["-c", cipher]
+            began = time.monotonic()
+            with subprocess.Popen(["head", "-c", str(SIZE // 2), "/dev/zero"],
+                                  stdout=subprocess.PIPE) as zeros:  # fmt: skip
+                subprocess.run(argv, stdin=zeros.stdout, check=True)
+            seconds = time.monotonic() - began
+            bench.seen.setdefault((f"{SIZE // 2 // MB} MB to one node", cipher), []).append(seconds)
+
+
+def _print(bench: Bench) -> None:
+    print("\n| case | way | median | all runs |\n| --- | --- | ---: | --- |")
+    for (case, way), runs in bench.seen.items():
+        shown = ", ".join(f"{seconds:.2f}" for seconds in runs)
+        print(f"| {case} | {way} | {statistics.median(runs):.2f} s | {shown} |")
