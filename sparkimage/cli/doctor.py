@@ -10,6 +10,7 @@ import typer
 from sparkimage.cli import base, options
 from sparkimage.cli.options import flag, value
 from sparkimage.config.defaults import API_PORT, GPU_MEMORY_UTILIZATION, MASTER_PORT
+from sparkimage.core import paths
 from sparkimage.core.errors import DoctorError, UsageError
 from sparkimage.core.units import clock, plural
 
@@ -58,7 +59,8 @@ def doctor(
     docs/doctor.md lists the checks and why each one matters.
     """
     from sparkimage.config import inventory
-    from sparkimage.nodes import reachability, session, ssh
+    from sparkimage.nodes import model_store, reachability, session, ssh
+    from sparkimage.nodes.model_fleet import Comparison
     from sparkimage.serve.doctor import doctor as doctors
     from sparkimage.serve.doctor.checks import FAIL, WARN, ClusterReport
 
@@ -69,6 +71,7 @@ def doctor(
         raise UsageError("--local cannot be combined with --nodes", hint="drop one of them")
     matrix = base.read_matrix_if_any()
     began = time.monotonic()
+    pushed = Comparison(model=model_store.find(paths.home(), model.rstrip("/")))
     if local:
         reports = doctors.this_machine(model, patience_s=patience)
     else:
@@ -79,11 +82,12 @@ def doctor(
             reachability.probe(nodes, head, (port, master_port))
 
         reports = session.survey(
-            fleet, ssh.MACHINE, patience_s=patience, model=model, then=reach
+            fleet, ssh.MACHINE, patience_s=patience, model=model, also=pushed.look, then=reach,
         )  # fmt: skip
     cluster = ClusterReport(
         nodes=reports, model=model, port=port, master_port=master_port, rdma=rdma,
         utilization=utilization, cuda=matrix.cuda if matrix is not None else "",
+        pushed=pushed.differences,
     )  # fmt: skip
     diagnosis = doctors.examine(cluster)
     if as_json:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sparkimage.image.store import Image
     from sparkimage.nodes.distribute import Outcome
     from sparkimage.nodes.maintenance import NodeView
+    from sparkimage.nodes.session import NodeSession
     from sparkimage.verify.plan_record import PlanRecord
 
 MARKS = {"moved": base.OK, "unchanged": base.SAME, "failed": base.FAILED}
@@ -158,20 +159,46 @@ def nodes(
     patience: options.Patience = 60.0,
     as_json: options.Json = False,
 ) -> None:
-    """Show which images the nodes have (exit code 15 if they differ)."""
-    from sparkimage.nodes import maintenance
+    """Show which images and pushed models the nodes have (exit code 15 if they differ)."""
+    from sparkimage.cli.model import models_table
+    from sparkimage.nodes import maintenance, model_store
+    from sparkimage.nodes.model_fleet import Comparison
     from sparkimage.nodes.retag import PREVIOUS
 
     matrix = base.read_matrix()
+    models = model_store.kept(paths.home()) if variant is None else []
+    pushed = [Comparison(model=model) for model in models]
+
+    def compare(session: NodeSession) -> None:
+        for comparison in pushed:
+            comparison.look(session)
+
     views = maintenance.look(
         base.read_fleet(nodes), base.open_store(), repositories=matrix.repositories,
         only=_image_name(matrix, variant) if variant is not None else None, patience_s=patience,
+        also=compare,
     )  # fmt: skip
     differing = maintenance.differing(views)
     tables = [_nodes_table(views)]
     if maintenance.names(views):
         tables.append(_images_table(views, differing))
-    base.print_result([view.to_dict() for view in views], *tables, as_json=as_json)
+    found = {one.model.folder: [*one.found.values()] for one in pushed if one.model and one.found}
+    if found:
+        tables.append(models_table([model for model in models if model.folder in found], found))
+    facts = [
+        {
+            **view.to_dict(),
+            "models": {
+                folder: list(one.differences)
+                for folder, ones in found.items()
+                for one in ones
+                if one.node == view.name
+            },
+        }
+        for view in views
+    ]
+    base.print_result(facts, *tables, as_json=as_json)
+    differing += [path for path, ones in found.items() if any(one.differences for one in ones)]
     errors = {view.name: view.error for view in views if view.error is not None}
     if errors:
         others = f"; the others differ: {', '.join(differing)}" if differing else ""
@@ -180,7 +207,8 @@ def nodes(
     alarming = [name for name in differing if not name.endswith(PREVIOUS)]
     if alarming:
         raise MixedFleetError(
-            f"nodes differ: {', '.join(alarming)}", hint="python build.py distribute VARIANT"
+            f"nodes differ: {', '.join(alarming)}",
+            hint="python build.py distribute VARIANT, or model push DIR",
         )
 
 

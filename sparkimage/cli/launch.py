@@ -11,6 +11,7 @@ import typer
 from sparkimage.cli import base, options
 from sparkimage.cli.options import flag, value
 from sparkimage.cli.verify import to_ship
+from sparkimage.core import paths
 from sparkimage.core.errors import LaunchError, UsageError
 from sparkimage.core.units import clock, plural
 
@@ -67,6 +68,8 @@ def launch(
     """
     from sparkimage.config.inventory import Fleet
     from sparkimage.image import layerindex
+    from sparkimage.nodes import model_store
+    from sparkimage.nodes.model_fleet import Comparison
     from sparkimage.serve import choices
     from sparkimage.serve.command import Request
     from sparkimage.serve.launch import Launch
@@ -114,6 +117,7 @@ def launch(
         image=image,
         image_name=plan.image,
         cuda=plan.expect.cuda or "",
+        pushed=Comparison(model=model_store.find(paths.home(), model.rstrip("/"))),
         fleet=Fleet(nodes=ranks, file=fleet.file),
         view=base.new_view(quiet=as_json),
         timeout_s=timeout,

@@ -107,10 +107,11 @@ def look(
     repositories: Collection[str],
     only: str | None,
     patience_s: float,
+    also: Callable[[NodeSession], None] = lambda _session: None,
 ) -> tuple[NodeView, ...]:
     """Every node with its images of the repositories, or (``only``) those of one name and its
-    previous one. A node that failed has an ``error``."""
-    reports = survey(fleet, IMAGES, patience_s=patience_s)
+    previous one, and what ``also`` looks at. A node that failed has an ``error``."""
+    reports = survey(fleet, IMAGES, patience_s=patience_s, also=also)
     # An engine's id is one or the other.
     digests = {
         id: image.digest

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from sparkimage.config.inventory import Fleet
-from sparkimage.core.errors import NodeError, SparkError
+from sparkimage.core.errors import SparkError
 from sparkimage.core.progress import View
 from sparkimage.nodes.concurrent import Errors, run_on_all
 from sparkimage.nodes.model_manifest import Manifest
@@ -56,8 +56,28 @@ def _on_all(
     }
 
 
-def inspect(node: ModelNode, manifest: Manifest) -> NodeModel:
-    """A model on a node, by its record there."""
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A model as it was pushed, and how that on each node differs; without one, nothing does."""
+
+    model: Model | None
+    found: dict[str, NodeModel] = field(default_factory=dict)
+    """By node, of those that it was pushed to."""
+
+    @property
+    def differences(self) -> Mapping[str, Sequence[str]] | None:
+        """By node; None where nothing was pushed to any of the nodes."""
+        return {name: one.differences for name, one in self.found.items()} or None
+
+    def look(self, session: NodeSession) -> None:
+        """Compare on a connected node, by its record there. Raises ``NodeError``."""
+        if self.model is not None and session.name in self.model.nodes:
+            node = ModelNode(session=session, folder=self.model.folder)
+            node.look()
+            self.found[node.name] = _inspect(node, self.model.manifest)
+
+
+def _inspect(node: ModelNode, manifest: Manifest) -> NodeModel:
     return NodeModel(
         node=node.name, state=node.now, differences=tuple(differences(manifest, node.now))
     )
@@ -67,27 +87,9 @@ def status(fleet: Fleet, models: Sequence[Model], *, patience_s: float) -> Found
     """The models on every node, by the records there: what has changed since it was proven
     differs."""
     return _on_all(
-        fleet, models, lambda node, model: inspect(node, model.manifest),
+        fleet, models, lambda node, model: _inspect(node, model.manifest),
         owner="", patience_s=patience_s,
     )  # fmt: skip
-
-
-def refuse_other(session: NodeSession, model: Model) -> None:
-    """Raises ``NodeError`` when a connected node's folder is not what was pushed."""
-    node = ModelNode(session=session, folder=model.folder)
-    node.look()
-    wrong = differences(model.manifest, node.now)
-    if wrong:
-        raise differs(node.name, model.folder, wrong)
-
-
-def differs(node: str, folder: str, wrong: Sequence[str]) -> NodeError:
-    """The error for a folder that is not what was pushed."""
-    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    return NodeError(
-        f"{node}: {folder} is not the model that was pushed: {wrong[0]}{more}",
-        hint=f"python build.py model push {folder}; python build.py model verify {folder}",
-    )
 
 
 def verify(
@@ -103,7 +105,7 @@ def verify(
             board.total(node.name, node.unhashed(model.manifest))
             board.state(node.name, f"hashing {model.folder}")
             node.hash(model.manifest, lambda count: board.moved(node.name, count))
-            result = inspect(node, model.manifest)
+            result = _inspect(node, model.manifest)
             if result.differences:
                 node.call("distrust")
                 board.state(node.name, "failed")

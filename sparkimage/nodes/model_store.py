@@ -40,7 +40,11 @@ def cache_of(home: Path, source: Path) -> Path:
 def keep(
     home: Path, folder: str, manifest: Manifest, *, source: str, by: str, nodes: Sequence[str]
 ) -> None:
-    """Keep the manifest of what is at this path on the nodes now."""
+    """Keep the manifest of what is at this path on the nodes now; of the same model on more nodes,
+    all of them."""
+    former = find(home, folder)
+    if former is not None and former.manifest == manifest:
+        nodes = [*former.nodes, *(name for name in nodes if name not in former.nodes)]
     document = {
         "version": 1,
         "folder": folder,

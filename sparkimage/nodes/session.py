@@ -394,14 +394,17 @@ def survey(
     *parts: str,
     patience_s: float,
     model: str = "",
+    also: Callable[[NodeSession], None] = lambda _session: None,
     then: Callable[[Sequence[NodeSession]], None] = lambda _nodes: None,
 ) -> tuple[NodeReport, ...]:
-    """A snapshot with these parts of every node, all at once, one connection each; ``then`` is
-    called while the connections are open. Errors as ``NodeSession.open`` raises them."""
+    """A snapshot with these parts of every node, and ``also``, all at once, one connection each;
+    ``then`` is called while the connections are open. Errors as ``NodeSession.open`` raises
+    them."""
     with sessions(fleet, patience_s) as nodes:
 
         def look(session: NodeSession) -> None:
             session.open(*parts, model=model)
+            also(session)
 
         errors = run_on_all(nodes, look, stop=NodeSession.abandon)
         then(nodes)

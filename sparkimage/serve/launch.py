@@ -20,6 +20,7 @@ from sparkimage.core.progress import View
 from sparkimage.image.store import Image
 from sparkimage.nodes import fabric, reachability
 from sparkimage.nodes.concurrent import run_on_all
+from sparkimage.nodes.model_fleet import Comparison
 from sparkimage.nodes.retag import lines
 from sparkimage.nodes.session import NodeReport, NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
@@ -53,6 +54,8 @@ class Launch:
     view: View
     cuda: str = ""
     """The CUDA that the image's torch is built for, where it is expected to have one."""
+    pushed: Comparison = field(default_factory=lambda: Comparison(model=None))
+    """The model as it was pushed to the nodes, where it was."""
     timeout_s: float = 1800.0
     """Seconds until it must be ready."""
     warm_up_s: float = 0.0
@@ -113,6 +116,7 @@ class Launch:
 
     def _look(self, session: NodeSession) -> None:
         session.open(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
+        self.pushed.look(session)
 
     def _look_again(self, session: NodeSession) -> None:
         session.seen = session.look(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
@@ -169,7 +173,7 @@ class Launch:
             nodes=tuple(NodeReport(node=one.remote.node, snapshot=one.now) for one in all_),
             model=request.model, port=profile.port, master_port=profile.master_port,
             rdma=request.rdma, gpus=profile.gpus, nccl=request.nccl, cuda=self.cuda,
-            env=profile.env,
+            env=profile.env, pushed=self.pushed.differences,
         )  # fmt: skip
         findings = doctor.examine(cluster, [doctor.CHECKS[id] for id in checks]).findings
         for finding in findings:

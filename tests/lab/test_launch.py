@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 
 from sparkimage.build.engine.engine import Engine
+from sparkimage.nodes import model_store
+from sparkimage.nodes.model_manifest import Entry, Manifest
 from tests.lab.node import wait
 from tests.lab.recording import record
 from tests.lab.serving import (
@@ -306,6 +309,21 @@ def test_what_is_not_sealed_does_not_start(ready: Serving) -> None:
     ready.store.forget_fact("seal", image.digest)
     refused(ready.launch(variant="away"), 14, "has no seal")
     ready.seal_image(image, "away")
+
+
+@pytest.mark.thorough
+def test_a_model_that_is_not_what_was_pushed(nodes: OnNodes) -> None:
+    """By the nodes' records, which these do not have."""
+    home, pushed = nodes.folder / "home", Manifest(entries=(Entry(path="a", size=1, sha256="5"),))
+    model_store.keep(home, MODEL, pushed, source=MODEL, by="", nodes=["node2", "node3"])
+    try:
+        said = refused(
+            nodes.launch(), LAUNCH_FAILED, "2 of 4 nodes cannot run it; nothing was started",
+            "not the model that was pushed: a is missing", "(model-pushed)",
+        )  # fmt: skip
+        assert "node1" not in said
+    finally:
+        shutil.rmtree(home / model_store.FOLDER)
 
 
 def test_all_that_is_wrong_with_the_nodes_at_once(ready: Serving) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.lab import command
 from tests.lab.modelling import MB, OWN, THERE, Models, fill, noise
 
 DIFFERS, FAILED = 15, 13
@@ -106,6 +107,18 @@ def test_verify_finds_what_status_cannot_see(models: Models) -> None:
     done = models.run("status")
     assert done.returncode == DIFFERS
     assert "node3: /disk/small/models/m: config.json is missing" in done.stderr
+    for words in (["doctor", "--model", THERE], ["nodes"]):
+        fleet = ["--nodes", str(models.folder / "fleet.yaml"), "--json"]
+        facts = json.loads(command.call([*words, *fleet], models.environment).stdout)
+        if words == ["nodes"]:
+            assert [one["models"][THERE] for one in facts] == [
+                [], [], ["config.json is missing"], [],
+            ]  # fmt: skip
+        else:
+            (check,) = (one for one in facts["checks"] if one["check"] == "model-pushed")
+            assert check["nodes"] == {
+                "node1": "ok", "node2": "ok", "node3": "fail", "node4": "ok",
+            }  # fmt: skip
 
 
 def cache(folder: Path) -> Path:

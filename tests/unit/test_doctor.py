@@ -65,7 +65,7 @@ def node_report(number: int, node: Mapping[str, Any] | None = None, **changes: A
 
 
 def cluster(*nodes: NodeReport, **more: Any) -> ClusterReport:
-    return ClusterReport(nodes=nodes, model=MODEL, **{"cuda": "13.0", **more})
+    return ClusterReport(nodes=nodes, model=MODEL, **{"cuda": "13.0", "pushed": {}, **more})
 
 
 def check(id: str) -> Check:
@@ -265,6 +265,18 @@ WRONG: list[tuple[str, dict[str, Any], Severity, str]] = [
 ]  # fmt: skip
 
 
+def test_model_that_is_not_as_pushed() -> None:
+    reports = node_report(1), node_report(2)
+    wrong = {"spark2": ["config.json is missing", "a", "b", "c"]}
+    result = examined("model-pushed", *reports, pushed=wrong)
+    assert result.nodes == {"spark1": OK, "spark2": FAIL}
+    assert text_of(result) == (
+        "not the model that was pushed: config.json is missing, a, b and 1 more → "
+        "python build.py model push /models/m"
+    )
+    assert not examined("model-pushed", *reports, pushed=None).nodes
+
+
 @pytest.mark.parametrize(("id", "changes", "severity", "words"), WRONG)
 def test_what_is_wrong_on_one_node_is_found(
     id: str, changes: dict[str, Any], severity: Severity, words: str
@@ -278,7 +290,7 @@ def test_what_is_wrong_on_one_node_is_found(
 
 
 def test_every_check_was_seen_to_fail() -> None:
-    elsewhere = {"reach", "ports", "ring", "reachable", "settings"}
+    elsewhere = {"reach", "ports", "ring", "reachable", "settings", "model-pushed"}
     assert doctor.CHECKS.keys() == {id for id, *_ in WRONG} | elsewhere
     for one in doctor.CHECKS.values():
         seen = [severity for id, _, severity, _ in WRONG if id == one.id]
@@ -288,7 +300,7 @@ def test_every_check_was_seen_to_fail() -> None:
 def test_every_text_of_the_file_was_said_of_some_node() -> None:
     elsewhere = {
         "reach", "ports", "gpu/profile", "held/same", "rails/crossed", "settings/merge-ring",
-        "nccl-conf/same",
+        "nccl-conf/same", "model-pushed",
     }  # fmt: skip
     said = {
         finding.what

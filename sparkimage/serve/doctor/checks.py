@@ -57,6 +57,8 @@ class ClusterReport:
     """The CUDA that torch of the images is built for, where one expects any."""
     env: Mapping[str, str] = field(default_factory=dict)
     """The profile's variables, where one is to run."""
+    pushed: Mapping[str, Sequence[str]] | None = None
+    """How the model differs on each node from what was pushed there; None: nothing was."""
 
     @cached_property
     def topology(self) -> Topology:

@@ -27,7 +27,7 @@ _BY_ID = {
 CHECKS = {id: _BY_ID[id] for id in TEXTS}
 PREFLIGHT = (
     "combinations", "gpu", "gpus-flag", "verbs", "hca", "gid", "rails", "ring", "settings",
-    "interface", "reachable", "mtu", "cma", "model", "shards", "ports",
+    "interface", "reachable", "mtu", "cma", "model", "shards", "model-pushed", "ports",
 )  # fmt: skip
 """What must not fail before a server is started."""
 HERE = Node(name="this machine", control="localhost")

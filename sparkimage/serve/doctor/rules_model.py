@@ -129,6 +129,19 @@ def equal(cluster: ClusterReport) -> Findings:
     )  # fmt: skip
 
 
+@node_check(
+    "model-pushed",
+    seen=lambda node: f"{len(node.model.files)} files",
+    applies=lambda cluster: cluster.pushed is not None,
+    knows=has_files,
+)
+def pushed(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
+    """A folder that is not what `model push` has proven there."""
+    assert cluster.pushed is not None
+    if wrong := cluster.pushed.get(node.name):
+        yield finding("model-pushed", files=listed(wrong), path=shlex.quote(cluster.model))
+
+
 @check(
     "fit",
     seen=lambda node: f"{human(node.model.size)}, {human(capacity(node))}",
