@@ -96,6 +96,9 @@ def test_link_that_stays_cut_costs_one_step(
     node, new = distribution.node(store), distribution.fresh(5, way.size)
     before = spread(distribution.fleet)
     there = two_layers(distribution, node, new)
+    # Not only when all had come: an engine pulls three at once.
+    most = sum(layer.size for layer in new.layers[1:4]) + 2 * MB
+    assert node.data.up - before[node.name] < most
     if way is LOADED:
         # One step is unpacked while the next one is on its way, and no third one.
         passed = sum(layer.size for layer in new.layers[1 : kept(node)])
