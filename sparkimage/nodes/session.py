@@ -159,15 +159,20 @@ class NodeSession:
     def remove_staged(self) -> None:
         """Remove all that is under staging names there, so that all layers are sent again.
 
-        Asks docker itself: a snapshot leaves out damaged images. Without ``--all`` docker 29 leaves
-        out those with a digest and no tag.
+        Asks docker itself: a snapshot leaves out damaged images. It lists an image's references by
+        digest only once its tags are gone, and docker 29 on a terminal only with ``--all``.
         """
         form = "{{.Repository}}:{{.Tag}}\n{{.Repository}}@{{.Digest}}"
         words = [*self.remote.docker.split(), "image", "ls", "--all", "--digests", "--format", form]
-        listed = self.remote.run(words, check=False).stdout.split()
-        staged = [name for name in listed if snapshot.is_staging(name)]
-        if staged:
+        removed: set[str] = set()
+        while staged := [
+            name
+            for name in self.remote.run(words, check=False).stdout.split()
+            if snapshot.is_staging(name) and name not in removed
+        ]:
             self.clean(staged)
+            removed |= set(staged)
+        if removed:
             self.repaired.append(f"{self.name}: removed staged layers that were damaged")
 
     def clean(self, references: Sequence[str], *, timeout_s: float | None = None) -> Completed:
