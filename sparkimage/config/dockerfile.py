@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 PREDEFINED = re.compile(
     r"((HTTPS?|FTP|NO|ALL)_PROXY|(https?|ftp|no|all)_proxy|BUILDKIT_\w+|SOURCE_DATE_EPOCH"
@@ -48,9 +48,9 @@ class Stage:
     """One build stage. ``uses`` begins with what its FROM names."""
 
     name: str | None
-    args: Mapping[str, str | None]
+    args: dict[str, str | None]
     """Its own arguments with their defaults."""
-    uses: tuple[Use, ...]
+    uses: list[Use]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Dockerfile:
     """The global arguments with their defaults, in order."""
     lines: Mapping[str, int]
     """The line of each argument's first ARG."""
-    stages: tuple[Stage, ...]
+    stages: Sequence[Stage]
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -131,39 +131,22 @@ class Reach:
     """What the lowest stage below the target is made FROM."""
 
 
-@dataclass
-class _Reading:
-    """What was read until now."""
-
-    args: dict[str, str | None] = field(default_factory=dict)
-    lines: dict[str, int] = field(default_factory=dict)
-    stages: list[tuple[str | None, dict[str, str | None], list[Use]]] = field(default_factory=list)
-
-
 def parse(text: str) -> Dockerfile:
     """Read a Dockerfile; what it does not understand it leaves to BuildKit."""
-    reading = _Reading()
+    args, lines, stages = dict[str, str | None](), dict[str, int](), list[Stage]()
     for line, word, rest in _instructions(text):
         if word == "FROM":
             words = [text for text in _words(rest) if not text.startswith("--")] or [""]
             named = len(words) > 2 and words[1].upper() == "AS"
             use = Use(line=line, instruction="FROM ", name=words[0], written=words[0])
-            reading.stages.append((words[2] if named else None, {}, [use]))
+            stages.append(Stage(name=words[2] if named else None, args={}, uses=[use]))
         elif word == "ARG":
-            args = reading.stages[-1][1] if reading.stages else reading.args
             for name, equals, value in (text.partition("=") for text in _words(rest)):
-                args[name] = value if equals else None
-                reading.lines.setdefault(name, line)
-        elif word in ("COPY", "ADD", "RUN") and reading.stages:
-            reading.stages[-1][2].extend(_uses(line, word, rest))
-    return Dockerfile(
-        syntax=frontend(text),
-        args=reading.args,
-        lines=reading.lines,
-        stages=tuple(
-            Stage(name=name, args=args, uses=tuple(uses)) for name, args, uses in reading.stages
-        ),
-    )
+                (stages[-1].args if stages else args)[name] = value if equals else None
+                lines.setdefault(name, line)
+        elif word in ("COPY", "ADD", "RUN") and stages:
+            stages[-1].uses.extend(_uses(line, word, rest))
+    return Dockerfile(syntax=frontend(text), args=args, lines=lines, stages=stages)
 
 
 def familiar(name: str) -> str:

@@ -214,22 +214,6 @@ def nccl_releases(lock: Lock) -> dict[str, list[str]]:
     return found
 
 
-def _patch_request(matrix: Matrix, name: str) -> dict[str, Any]:
-    """What `lock` has to resolve for a patch: its text."""
-    fields = (
-        "kind",
-        "origin",
-        "file",
-        "url",
-        "sha256",
-        "replaces",
-        "expects",
-        "exclude",
-        "project",
-    )
-    return matrix.patches[name].model_dump(include={*fields}, exclude_defaults=True)
-
-
 def series_to_lock(matrix: Matrix) -> dict[str, Series]:
     """Every series of the variants that can be locked, by its key."""
     return {one.key: one for variant in matrix.variants for one in series.to_lock(matrix, variant)}
@@ -246,7 +230,7 @@ def requests(matrix: Matrix) -> dict[Key, tuple[dict[str, Any], tuple[str, ...]]
         for layer in variant.layers:
             for name in matrix.layers[layer].patches:
                 platforms[PATCHES, name] = {ANY}
-                asked[PATCHES, name] = _patch_request(matrix, name)
+                asked[PATCHES, name] = matrix.patches[name].request()
         for one in series.to_lock(matrix, variant):
             kind = matrix.pins[str(one.pin)][str(one.value)].kind
             platform = ANY if kind == "git" else variant.platform

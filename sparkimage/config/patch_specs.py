@@ -87,6 +87,11 @@ class Patch(Strict):
         default={}, description="fork commits that it does not fit, with the reason"
     )
 
+    def request(self) -> dict[str, Any]:
+        """What `lock` has to resolve: its text, and how that changes files."""
+        elsewhere = {"purpose", "pin", "root", "needed_by", "native_from", "not_for"}
+        return self.model_dump(exclude=elsewhere, exclude_defaults=True)
+
     @property
     def repository(self) -> str | None:
         return self.origin.repository if self.origin is not None else None

@@ -19,24 +19,14 @@ FILE = "static.yaml"
 Text = Annotated[str, Field(min_length=1)]
 
 
-def matches(path: str, glob: str) -> bool:
-    """Whether the glob matches the whole path."""
-    return _compiled(glob).match(path) is not None
-
-
-def matches_any(path: str, globs: tuple[str, ...]) -> bool:
-    """Whether one of the globs matches the whole path; compiled into one expression."""
-    return bool(globs) and _joined(globs).match(path) is not None
+def matches(path: str, *globs: str) -> bool:
+    """Whether one of the globs matches the whole path."""
+    return bool(globs) and _compiled(globs).match(path) is not None
 
 
 @cache
-def _joined(globs: tuple[str, ...]) -> re.Pattern[str]:
+def _compiled(globs: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(fnmatch.translate, globs)))
-
-
-@cache
-def _compiled(glob: str) -> re.Pattern[str]:
-    return re.compile(fnmatch.translate(glob))
 
 
 class PathRule(Strict):
@@ -62,7 +52,7 @@ class Needs(Strict):
 
     def covers(self, path: str, name: str) -> bool:
         """Whether the rule covers this library of this file."""
-        return any(matches(name, glob) for glob in self.needs) and matches(path, self.files)
+        return matches(name, *self.needs) and matches(path, self.files)
 
 
 class LoadedBefore(Needs):

@@ -24,7 +24,7 @@ from sparkimage.image.settings import Settings
 from sparkimage.image.store import Image, Store
 from sparkimage.verify import layer_checks, static_nccl, static_order
 from sparkimage.verify import rules as rule_file
-from sparkimage.verify.rules import PathRule, Rules, matches, matches_any
+from sparkimage.verify.rules import PathRule, Rules, matches
 from sparkimage.verify.seal import Check
 from sparkimage.verify.static_nccl import Compared
 
@@ -250,7 +250,7 @@ def _reported(found: Iterable[tuple[str | None, str]]) -> tuple[list[str], list[
 
 def _allowed(path: str, rules: Iterable[PathRule]) -> bool:
     """Whether one of the exceptions is for this path."""
-    return any(matches(path, rule.path) for rule in rules)
+    return matches(path, *(rule.path for rule in rules))
 
 
 _CUDA_MARK = re.compile(r"(?:^|[/_.-])cu(?:da)?(1\d)\d?(?=[/_.-]|$)")
@@ -277,7 +277,7 @@ def _excused(s: _Target, linker: Linker, path: str, name: str) -> bool:
         return True
     origins = [rule.origin for rule in s.rules.loaded_before if rule.covers(path, name)]
     return bool(origins) and any(
-        any(matches(held, origin) for origin in origins) and linker.usable(held) is not None
+        matches(held, *origins) and linker.usable(held) is not None
         for held in s.root.by_name.get(name, ())
     )
 
@@ -361,7 +361,7 @@ def _origin(s: _Target) -> Iterator[Compared]:
     known = [
         f"{path}: {rule.reason}"
         for path in s.root.final
-        if matches_any(path, globs)
+        if matches(path, *globs)
         for rule in s.rules.foreign_distribution
         if matches(path, rule.path)
     ]
