@@ -6,7 +6,6 @@ the first one that includes it: the history of a fork that is force-pushed does 
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -258,8 +257,3 @@ def mentions(patch: Patch, commit: str) -> bool:
 def same_commit(commit: str, known: str) -> bool:
     """Whether two commits, one or both abbreviated, are the same."""
     return commit.startswith(known) or known.startswith(commit)
-
-
-def in_image(root: str, path: str) -> str:
-    """The path in the image of a file of the fork."""
-    return posixpath.join(root, path)

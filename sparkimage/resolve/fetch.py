@@ -5,19 +5,18 @@ uv, and the requirements of each layer. All of it is cached in the home, address
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import shlex
 import shutil
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import TemporaryDirectory
 
 from sparkimage.config import folders
-from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import KEPT, Wheel
-from sparkimage.config.patch_specs import MISSING, in_image
+from sparkimage.config.patch_specs import MISSING
 from sparkimage.config.plan import (
     DebianRoot,
     Debs,
@@ -30,7 +29,7 @@ from sparkimage.config.plan import (
 )
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.debian_tools import WITHOUT_DOCS
-from sparkimage.core.errors import CommandError, Locked, LockError, NetworkError
+from sparkimage.core.errors import Locked, LockError
 from sparkimage.core.files import DATE, new_folder
 from sparkimage.resolve import (
     apt,
@@ -40,6 +39,7 @@ from sparkimage.resolve import (
     patch_files,
     source_files,
     source_tree,
+    wheel_files,
     wheels,
 )
 from sparkimage.resolve.context import Inputs, ResolveContext
@@ -158,13 +158,9 @@ def static_uv(arch: str, context: ResolveContext) -> Path:
     context.say("fetching the static uv")
     with new_folder(folder) as new:
         wheels_folder = new.with_name("wheels")
-        argv = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",
-            "--only-binary", ":all:", "--platform", ARCHES[arch].uv_wheel,
-            "--dest", str(wheels_folder),
-        ]  # fmt: skip
+        argv = [*wheel_files.PIP, "--platform", ARCHES[arch].uv_wheel, "--dest", str(wheels_folder)]
         subject = f"the build tool uv ({pins.split()[0]})"
-        _fetch_wheel(argv, pins, subject, context)
+        wheel_files.fetch(argv, pins, subject, context)
         with zipfile.ZipFile(next(wheels_folder.glob("*.whl"))) as wheel:
             member = next(n for n in wheel.namelist() if n.endswith("/scripts/uv"))
             (new / "uv").write_bytes(wheel.read(member))
@@ -183,32 +179,7 @@ def probe(wheel: Wheel, layer: LayerPlan, plan: Plan, context: ResolveContext) -
         ]  # fmt: skip
         subject = f"layer {layer.name} of {plan.variant}: the wheel {wheel.name} {wheel.version}"
         pin = f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
-        _fetch_wheel(argv, pin, subject, context, layer.index, UV_HTTP_RETRIES="1")
-
-
-def _fetch_wheel(
-    argv: Sequence[str],
-    pin: str,
-    subject: str,
-    context: ResolveContext,
-    index: Sequence[str] = (),
-    **variables: str,
-) -> None:
-    """Run uv or pip for the requirement ``pin``. Raises ``LockError``, ``NetworkError``."""
-    environment = {**variables, **wheels.environment(context.mirrors, index)}
-    with NamedTemporaryFile("w", prefix="sparkimage-", suffix=".txt") as file:
-        file.write(pin)
-        file.flush()
-        try:
-            context.runner.run([*argv, "--requirement", file.name], env=environment)
-        except CommandError as error:
-            text = without_login(error.output)
-            place = next((f"the index {one}" for one in index if one in text), "the package index")
-            raise wheels.refused(subject, text) or NetworkError(
-                f"{subject} cannot be fetched from {place}",
-                hint="check this machine's network and proxy settings, then run the same command",
-                detail="\n".join(text.strip().splitlines()[-5:]),
-            ) from None
+        wheel_files.fetch(argv, pin, subject, context, layer.index, UV_HTTP_RETRIES="1")
 
 
 def local_wheels(layer: LayerPlan, project: Path) -> dict[str, Path]:
@@ -226,9 +197,9 @@ def patched(plan: Plan, project: Path, context: ResolveContext) -> Mapping[str, 
     for layer in plan.layers:
         for one in layer.patches if layer.source is None else ():
             for path, file in patch_files.after(one, project, context).items():
-                files.pop(in_image(str(one.root), path), None)
+                files.pop(posixpath.join(str(one.root), path), None)
                 if file is not None:
-                    files[in_image(str(one.root), path)] = file.data
+                    files[posixpath.join(str(one.root), path)] = file.data
     return files
 
 
@@ -280,7 +251,7 @@ def _write_patches(
     for one in patches:
         files = patch_files.after(one, project, context)
         for target in one.targets:
-            path, file = in_image(str(one.root), target.path), files[target.path]
+            path, file = posixpath.join(str(one.root), target.path), files[target.path]
             if target.before == MISSING:
                 lists["absent"].append(f"{path}\n")
             else:

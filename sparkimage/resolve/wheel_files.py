@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from packaging.utils import parse_wheel_filename
 
 from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import Wheel
 from sparkimage.config.plan import PatchSeries
-from sparkimage.core.errors import CommandError, LockError
+from sparkimage.core.errors import CommandError, LockError, NetworkError
 from sparkimage.core.files import new_folder
 from sparkimage.resolve import wheels
-from sparkimage.resolve.context import ResolveContext, unreachable
+from sparkimage.resolve.context import ResolveContext
+
+PIP = (
+    sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",
+    "--only-binary", ":all:",
+)  # fmt: skip
 
 
 def wheel_file(
@@ -39,24 +45,44 @@ def wheel_file(
     if not folder.is_dir():
         context.say(f"fetching {wheel.file} ({wheel.size / 1e6:.0f} MB) for its files")
         with new_folder(folder) as new:
-            pin = new.with_name("requirements.txt")
-            pin.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-            try:
-                argv = _pip(wheel.file, str(one.python), new, pin)
-                environment = wheels.environment(context.mirrors, one.index)
-                # pip's own name for uv's; which one of them has the file does not matter.
-                more = {"PIP_EXTRA_INDEX_URL": environment.get("UV_INDEX", "")}
-                context.runner.run(argv, env={**environment, **more})
-            except CommandError as error:
-                subject = f"{title}: the wheel {wheel.name} {wheel.version}"
-                text = without_login(error.output)
-                refused = wheels.refused(subject, text)
-                raise refused or unreachable(subject, "the wheel index", text) from None
+            pin = f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
+            subject = f"{title}: the wheel {wheel.name} {wheel.version}"
+            fetch(_pip(wheel.file, str(one.python), new), pin, subject, context, one.index)
     (file,) = folder.iterdir()
     return file
 
 
-def _pip(file: str, python: str, folder: Path, requirements: Path) -> list[str]:
+def fetch(
+    argv: Sequence[str],
+    pin: str,
+    subject: str,
+    context: ResolveContext,
+    index: Sequence[str] = (),
+    **variables: str,
+) -> None:
+    """Run uv or pip for the requirement ``pin``, from the default index or one of ``index``.
+
+    Raises ``LockError`` where none has it any more, ``NetworkError``.
+    """
+    environment = wheels.environment(context.mirrors, index)
+    # pip's own name for uv's; which one of them has the file does not matter.
+    variables = {**environment, "PIP_EXTRA_INDEX_URL": environment.get("UV_INDEX", ""), **variables}
+    with NamedTemporaryFile("w", prefix="sparkimage-", suffix=".txt") as file:
+        file.write(pin)
+        file.flush()
+        try:
+            context.runner.run([*argv, "--requirement", file.name], env=variables)
+        except CommandError as error:
+            text = without_login(error.output)
+            place = next((f"the index {one}" for one in index if one in text), "the wheel index")
+            raise wheels.refused(subject, text) or NetworkError(
+                f"{subject} cannot be fetched from {place}",
+                hint="check this machine's network and proxy settings, then run the same command",
+                detail="\n".join(text.strip().splitlines()[-5:]),
+            ) from None
+
+
+def _pip(file: str, python: str, folder: Path) -> list[str]:
     """The command that downloads exactly this file, whatever this machine is."""
     tags = parse_wheel_filename(file)[-1]
 
@@ -64,9 +90,7 @@ def _pip(file: str, python: str, folder: Path, requirements: Path) -> list[str]:
         return [word for value in sorted(set(values)) for word in (option, value)]
 
     return [
-        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",
-        "--only-binary", ":all:", "--python-version", python, "--dest", str(folder),
+        *PIP, "--python-version", python, "--dest", str(folder),
         *each("--platform", (tag.platform for tag in tags)),
         *each("--abi", (tag.abi for tag in tags)),
-        "--requirement", str(requirements),
     ]  # fmt: skip
