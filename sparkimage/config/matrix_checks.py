@@ -38,9 +38,8 @@ from sparkimage.config.variants import (
     PLATFORM,
     Variant,
     expecting,
-    fillable,
     known_values,
-    template_error,
+    template,
 )
 from sparkimage.config.yamlfile import Key
 
@@ -180,11 +179,10 @@ class MatrixChecks:
         known = (*known_values(self.spec), ARCH)
         texts: list[tuple[Key, str]] = [(("args", arg), text) for arg, text in layer.args.items()]
         texts += [(("expect", "cuda"), layer.expect.cuda or "")]
+        more = "; a brace of the value itself is doubled: {{ or }}"
         for below, text in texts:
-            if wrong := template_error(text, known):
-                what = f"layer {name}: {'.'.join(map(str, below))} cannot be filled in: {wrong}"
-                todo = f"{fillable(known)}; a brace of the value itself is doubled: {{{{ or }}}}"
-                self.report.add(("layers", name, *below), what, todo)
+            title = f"layer {name}: {'.'.join(map(str, below))}"
+            template(self.report, ("layers", name, *below), text, known, title, more)
 
     def check_selectors(self) -> None:
         """Check the axes and values that `when` and `exclude` name."""
@@ -358,11 +356,11 @@ class MatrixChecks:
 
     def _check_cuda(self, variant: Variant, key: Key, name: str, text: str) -> None:
         """Check the CUDA that a layer, or one whose checks it takes, expects of a variant."""
-        template, title = Template.parse(text), f"variant {variant.name}"
-        if missing := template.missing(variant.words):
+        parsed, title = Template.parse(text), f"variant {variant.name}"
+        if missing := parsed.missing(variant.words):
             what = f"{title}: layer {name} expects CUDA {text}, and it has no {missing[0]}"
             self.report.add(key, what, f"give it a value of {missing[0]}")
-        elif not re.fullmatch(CUDA, cuda := template.fill(variant.words)):
+        elif not re.fullmatch(CUDA, cuda := parsed.fill(variant.words)):
             what = f"{title}: layer {name} expects CUDA {cuda}, which is no version"
             self.report.add(key, what, "write it as X.Y, or name an axis whose values are so")
 

@@ -259,11 +259,10 @@ class _Expansion:
         if "{" not in text:
             return text
         place = (*key[:-1], "repository") if entry.repository else ("repository",)
-        if wrong := template_error(text, words):
-            what = f"variant {title}: the repository {text!r} cannot be filled in: {wrong}"
-            self.report.add(place, what, fillable(words))
+        whose = f"variant {title}: the repository {text!r}"
+        if (parsed := template(self.report, place, text, words, whose)) is None:
             return text
-        name = Template.parse(text).fill(words)
+        name = parsed.fill(words)
         if not REPOSITORY_NAME.fullmatch(name):
             what = f"variant {title}: {name!r} cannot be a repository"
             self.report.add(place, what, "use lower-case letters, digits, and single `._-/`")
@@ -272,6 +271,10 @@ class _Expansion:
     def _is_in(self, name: str, values: Mapping[str, str]) -> bool:
         layer = self.spec.layers.get(name)
         return layer is None or all(fits(values.get(axis), s) for axis, s in layer.when.items())
+
+    def _name(self, key: Key, text: str, known: Collection[str]) -> Template | None:
+        """A variant's name as a template over ``known``; None with a problem of it."""
+        return template(self.report, key, text, known, f"the name template {text!r}")
 
     def _used_pins(self, names: Sequence[str]) -> list[str]:
         layers = self.spec.layers
@@ -282,27 +285,24 @@ class _Expansion:
         }  # fmt: skip
         return sorted(expected | {pin for name in known for pin in layers[name].uses})
 
-    def _name(self, key: Key, text: str, known: Sequence[str]) -> Template | None:
-        """A variant's name as a template over ``known``; None with a problem of it."""
-        if wrong := template_error(text, known):
-            what = f"the name template {text!r} cannot be filled in: {wrong}"
-            self.report.add(key, what, fillable(known))
-            return None
-        return Template.parse(text)
 
-
-def template_error(text: str, known: Collection[str]) -> str:
-    """What keeps ``text`` from being filled in with values of ``known``; nothing if none does."""
+def template(
+    report: Report, key: Key, text: str, known: Collection[str], title: str, more: str = ""
+) -> Template | None:
+    """The text as a template over ``known``; None with a problem, of which ``title`` says whose
+    text it is."""
     try:
-        missing = Template.parse(text).missing(known)
+        parsed = Template.parse(text)
+        missing = parsed.missing(known)
     except ValueError as error:
-        return str(error).removesuffix(" in format string")
-    return f"{missing[0]!r} is no axis" if missing else ""
-
-
-def fillable(known: Collection[str]) -> str:
-    """The next action for a template that cannot be filled in."""
-    return "known are " + ", ".join(f"{{{name}}}" for name in known)
+        wrong = str(error).removesuffix(" in format string")
+    else:
+        if not missing:
+            return parsed
+        wrong = f"{missing[0]!r} is no axis"
+    todo = "known are " + ", ".join(f"{{{name}}}" for name in known)
+    report.add(key, f"{title} cannot be filled in: {wrong}", todo + more)
+    return None
 
 
 def _idle_axes(spec: MatrixFile, report: Report) -> Iterator[Problem]:
