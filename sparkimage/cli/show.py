@@ -10,8 +10,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.cli import base
+from sparkimage.config.pins import ImagePin
 from sparkimage.config.plan import Plan
-from sparkimage.config.schema import ImagePin
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.units import clock, human, plural
 

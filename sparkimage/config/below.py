@@ -7,7 +7,8 @@ from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.config import series
-from sparkimage.config.schema import DebianPin, DebPin, ImagePin, LayerSpec, Pin, WheelsPin
+from sparkimage.config.pins import DebianPin, DebPin, ImagePin, Pin, WheelsPin
+from sparkimage.config.schema import LayerSpec
 from sparkimage.config.series import SERIES
 from sparkimage.core import suites
 from sparkimage.core.arch import GLIBC

@@ -11,8 +11,9 @@ from sparkimage.config import patch_specs, pin_checks, profiles, validation, yam
 from sparkimage.config.address import without_login
 from sparkimage.config.matrix_checks import MatrixChecks
 from sparkimage.config.patch_specs import Patch
+from sparkimage.config.pins import Pin, WheelsPin
 from sparkimage.config.profiles import Profile
-from sparkimage.config.schema import LayerSpec, MatrixFile, Pin, WheelsPin
+from sparkimage.config.schema import LayerSpec, MatrixFile
 from sparkimage.config.template import Template
 from sparkimage.config.tier import Tier
 from sparkimage.config.validation import Report

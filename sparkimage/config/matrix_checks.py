@@ -14,23 +14,17 @@ from semver import Version
 
 from sparkimage.config import patch_specs, series
 from sparkimage.config.patch_specs import PATCHES, Patch
-from sparkimage.config.schema import (
+from sparkimage.config.pins import (
     FILE_NAME,
-    LAYER,
-    NOT,
     PYTHON_ARGUMENT,
     DebianPin,
-    Expect,
     FilePin,
     GitPin,
     ImagePin,
-    LayerSpec,
-    MatrixFile,
-    Selector,
-    SourceUse,
     version_argument,
     version_of,
 )
+from sparkimage.config.schema import LAYER, NOT, Expect, LayerSpec, MatrixFile, Selector, SourceUse
 from sparkimage.config.template import Template
 from sparkimage.config.validation import Report
 from sparkimage.config.variants import (

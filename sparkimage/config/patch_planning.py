@@ -11,7 +11,8 @@ from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import ANY, Commit, Item, Lock, PinnedImage, Wheel
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import MISSING, PATCHES, State, Verdict
-from sparkimage.config.schema import GitPin, LayerSpec, Pin, WheelsPin
+from sparkimage.config.pins import GitPin, Pin, WheelsPin
+from sparkimage.config.schema import LayerSpec
 from sparkimage.config.series import SERIES, Series
 from sparkimage.config.variants import Variant
 from sparkimage.core.errors import LockError

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sparkimage.config import validation, yamlfile
-from sparkimage.config.schema import COMMIT, REPOSITORY, SHA256
+from sparkimage.config.pins import COMMIT, REPOSITORY, SHA256
 from sparkimage.config.validation import Finding, Name, Report, Strict
 
 FILE = "patches/patches.yaml"

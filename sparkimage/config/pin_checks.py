@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparkimage.config.schema import DebianPin, DebPin, FilePin, MatrixFile, WheelsPin
+from sparkimage.config.pins import DebianPin, DebPin, FilePin, WheelsPin
+from sparkimage.config.schema import MatrixFile
 from sparkimage.config.validation import Report
 
 if TYPE_CHECKING:

@@ -15,18 +15,23 @@ from sparkimage.config.lockfile import Deb, Key, Lock, OneItem, Wheel
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_planning import PatchPlanner
 from sparkimage.config.patch_specs import PATCHES
-from sparkimage.config.plan import LABEL, Expected, LayerPlan, Origin, Plan, canonical
-from sparkimage.config.schema import (
+from sparkimage.config.pins import (
+    PYTHON_ARGUMENT,
     AptPin,
     DebianPin,
     DebPin,
-    Expect,
     FilePin,
     GitPin,
     ImagePin,
+    Pin,
     PinBase,
     WheelsPin,
+    commit_argument,
+    version_argument,
+    version_of,
 )
+from sparkimage.config.plan import LABEL, Expected, LayerPlan, Origin, Plan, canonical
+from sparkimage.config.schema import Expect
 from sparkimage.config.series import SERIES
 from sparkimage.config.template import Template
 from sparkimage.config.variants import Variant, expectations
@@ -90,7 +95,7 @@ class _Planner:
         versions = {
             name: version
             for name, pin in pins.pins.items()
-            if (version := schema.version_of(pin)) is not None
+            if (version := version_of(pin)) is not None
         }
         sources = [s for la in variant.layers if (s := self.matrix.layers[la].source) is not None]
         checksum = self.lock_checksum(tuple(keys), variant.platform)
@@ -265,7 +270,7 @@ class _LockedVariant:
     lock: Lock
 
     @cached_property
-    def pins(self) -> Mapping[str, schema.Pin]:
+    def pins(self) -> Mapping[str, Pin]:
         return self.matrix.pins_of(self.variant)
 
     @cached_property
@@ -307,12 +312,12 @@ class _LockedVariant:
         spec, arch = self.matrix.layers[name], ARCHES[self.variant.arch]
         args = {"TRIPLET": arch.triplet}
         if self.python is not None:
-            args[schema.PYTHON_ARGUMENT] = self.python
+            args[PYTHON_ARGUMENT] = self.python
         for used in spec.uses:
-            if (version := schema.version_of(self.pins[used])) is not None:
-                args[schema.version_argument(used)] = version
+            if (version := version_of(self.pins[used])) is not None:
+                args[version_argument(used)] = version
             if (commit := self._commit(used)) is not None:
-                args[schema.commit_argument(used)] = commit
+                args[commit_argument(used)] = commit
         find_links = None
         index: tuple[str, ...] = ()
         if spec.wheels is not None:

@@ -10,7 +10,8 @@ from packaging.utils import canonicalize_name
 
 from sparkimage.config import patch_specs
 from sparkimage.config.patch_specs import PATCHES, Patch, State
-from sparkimage.config.schema import GitPin, ImagePin, LayerSpec, Pin, WheelsPin
+from sparkimage.config.pins import GitPin, ImagePin, Pin, WheelsPin
+from sparkimage.config.schema import LayerSpec
 
 if TYPE_CHECKING:
     from sparkimage.config.lockfile import Key, Wheel

@@ -10,8 +10,9 @@ from packaging.version import InvalidVersion, Version
 from sparkimage.config import dockerfile
 from sparkimage.config.dockerfile import PREDEFINED, Dockerfile, Reach, Use
 from sparkimage.config.matrix import Matrix
+from sparkimage.config.pins import version_argument
 from sparkimage.config.plan import LayerPlan, Plan, SourceBuild, context_name
-from sparkimage.config.schema import LAYER, LayerSpec, SourceUse, version_argument
+from sparkimage.config.schema import LAYER, LayerSpec, SourceUse
 from sparkimage.config.validation import Finding, nearest
 
 

@@ -9,16 +9,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from sparkimage.config.schema import (
-    NOT,
-    PLATFORMS,
-    ROOT,
-    AnswerSpec,
-    Include,
-    LayerSpec,
-    MatrixFile,
-    Selector,
-)
+from sparkimage.config.pins import PLATFORMS
+from sparkimage.config.schema import NOT, ROOT, AnswerSpec, Include, LayerSpec, MatrixFile, Selector
 from sparkimage.config.template import Template
 from sparkimage.config.validation import Report, closest
 from sparkimage.config.yamlfile import Key

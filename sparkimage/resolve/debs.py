@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparkimage.config.lockfile import Deb, Item, PinnedImage
+from sparkimage.config.pins import DebianPin, DebPin, FilePin, Pin
 from sparkimage.config.plan import ROOT
-from sparkimage.config.schema import DebianPin, DebPin, FilePin, Pin
 from sparkimage.core.errors import Locked, LockError
 from sparkimage.resolve import apt, image_files
 from sparkimage.resolve.context import ResolveContext

@@ -30,7 +30,7 @@ from sparkimage.config.lockfile import (
 )
 from sparkimage.config.patch_planning import patch_plan, to_plan
 from sparkimage.config.patch_specs import FILE, PATCHES
-from sparkimage.config.schema import DebianPin, DebPin, FilePin, GitPin, ImagePin, WheelsPin
+from sparkimage.config.pins import DebianPin, DebPin, FilePin, GitPin, ImagePin, WheelsPin
 from sparkimage.config.series import SERIES, Series
 from sparkimage.core.errors import Locked, LockError, NetworkError, SparkError, UsageError
 from sparkimage.resolve import images, patch_files, wheels

@@ -26,7 +26,7 @@ from sparkimage.resolve.context import ResolveContext, unreachable
 if TYPE_CHECKING:
     from packaging.tags import Tag
 
-    from sparkimage.config.schema import WheelsPin
+    from sparkimage.config.pins import WheelsPin
 
 
 def resolve(

@@ -23,8 +23,8 @@ from sparkimage.config.lockfile import (
 )
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
+from sparkimage.config.pins import DebianPin, DebPin, FilePin, GitPin, ImagePin, Pin, WheelsPin
 from sparkimage.config.plan import MORE, ROOT
-from sparkimage.config.schema import DebianPin, DebPin, FilePin, GitPin, ImagePin, Pin, WheelsPin
 from sparkimage.config.series import SERIES
 from sparkimage.resolve.wheels import project_name
 from tests.unit import project_maker

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.config import lockfile, matrix, planning, schema
+from sparkimage.config import lockfile, matrix, pins, planning, schema
 from sparkimage.config.lockfile import Deb, Entry, Item, Lock, Wheel
 from sparkimage.config.plan import Origin
 from sparkimage.config.validation import Strict
@@ -755,8 +755,8 @@ def test_a_damaged_lock_says_what_to_run(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        schema.MatrixFile, schema.DebianPin, schema.DebPin, schema.ImagePin, schema.GitPin,
-        schema.FilePin, schema.WheelsPin, schema.LayerSpec, schema.WheelsUse, schema.SourceUse,
+        schema.MatrixFile, pins.DebianPin, pins.DebPin, pins.ImagePin, pins.GitPin,
+        pins.FilePin, pins.WheelsPin, schema.LayerSpec, schema.WheelsUse, schema.SourceUse,
         schema.Expect, schema.Defaults, schema.AnswerSpec, schema.Include,
     ],
 )  # fmt: skip

@@ -22,8 +22,8 @@ import yaml
 from sparkimage.cli import app as cli
 from sparkimage.cli import show
 from sparkimage.config import lockfile, matrix, planning
+from sparkimage.config.pins import GitPin, ImagePin, WheelsPin
 from sparkimage.config.plan import Origin
-from sparkimage.config.schema import GitPin, ImagePin, WheelsPin
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
