@@ -27,7 +27,8 @@ from sparkimage.core.errors import (
     ImageMissingError,
 )
 from sparkimage.image import archive
-from sparkimage.image.store import Image, stream
+from sparkimage.image.store import Image
+from sparkimage.image.streams import stream
 from sparkimage.resolve import fetch
 
 OWN = "unproven-"

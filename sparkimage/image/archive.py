@@ -16,17 +16,8 @@ from typing import Any
 
 from sparkimage.config.address import image_name
 from sparkimage.core.errors import StoreError
-from sparkimage.image.store import (
-    MANIFEST,
-    REF_NAME,
-    TAR,
-    Descriptor,
-    Image,
-    Layer,
-    Readable,
-    Store,
-    digest_of,
-)
+from sparkimage.image.store import MANIFEST, REF_NAME, TAR, Descriptor, Image, Layer, Store
+from sparkimage.image.streams import Readable, digest_of
 
 
 @dataclass(frozen=True, kw_only=True)

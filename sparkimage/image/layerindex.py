@@ -22,9 +22,9 @@ import zstandard
 from sparkimage.core.errors import StoreError
 from sparkimage.image import layerscan
 from sparkimage.image.elf import Elf
-from sparkimage.image.store import HashingReader, Image, Layer, Store
+from sparkimage.image.store import Image, Layer, Store
+from sparkimage.image.streams import HashingReader
 
-CHUNK = 1 << 20
 BUFFER = 1 << 16
 """tarfile copies the rest of its buffer with every header."""
 FACT = f"scan-{layerscan.VERSION}"

@@ -9,7 +9,6 @@ file under a lock: an interruption leaves the old or the new one. What is read i
 from __future__ import annotations
 
 import difflib
-import hashlib
 import io
 import json
 import os
@@ -20,84 +19,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Any
 
 from sparkimage.core import locks
 from sparkimage.core.errors import ImageMissingError, SparkError, StoreError
 from sparkimage.core.files import atomic_file
 from sparkimage.core.locks import Say
 from sparkimage.image.settings import Settings
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from sparkimage.image.streams import CHUNK, HashingReader, Readable
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 TAR = "application/vnd.oci.image.layer.v1.tar"
 REF_NAME = "org.opencontainers.image.ref.name"
-CHUNK = 1 << 20
 HEX = frozenset("0123456789abcdef")
 IN_USE = ".in-use"
 """The lock file that every command which reads or writes blobs holds, shared."""
 ABANDONED_S = 86_400.0
 """Seconds after which a temporary file belongs to no running command."""
-
-
-def digest_of(data: bytes) -> str:
-    """The digest of ``data``: ``sha256:<hex>``."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-class Readable(Protocol):
-    """A stream of bytes."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
-class HashingReader:
-    """A stream that hashes what is read of it."""
-
-    def __init__(self, raw: Readable) -> None:
-        self.raw = raw
-        self.sha256 = hashlib.sha256()
-
-    @property
-    def digest(self) -> str:
-        """The digest of what was read until now."""
-        return f"sha256:{self.sha256.hexdigest()}"
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Up to ``size`` bytes."""
-        data = self.raw.read(size)
-        self.sha256.update(data)
-        return data
-
-    def drain(self) -> None:
-        """Read to the end."""
-        while self.read(CHUNK):
-            pass
-
-
-class _Pieces(io.RawIOBase):
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self.pieces, self.rest = pieces, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer)
-        while not self.rest and (piece := next(self.pieces, None)) is not None:
-            self.rest = memoryview(piece)
-        count = min(len(view), len(self.rest))
-        view[:count], self.rest = self.rest[:count], self.rest[count:]
-        return count
-
-
-def stream(pieces: Iterator[bytes]) -> io.BufferedReader:
-    """The bytes of pieces of any size, to read from."""
-    return io.BufferedReader(_Pieces(pieces), CHUNK)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
 from sparkimage.image.archive import Document
-from sparkimage.image.store import CHUNK, MANIFEST, Layer, Store
+from sparkimage.image.store import MANIFEST, Layer, Store
+from sparkimage.image.streams import CHUNK
 from sparkimage.nodes.snapshot import STAGING
 
 USER = "node"

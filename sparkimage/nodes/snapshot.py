@@ -14,7 +14,7 @@ from typing import Any
 
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import EngineError, EnginePermissionError
-from sparkimage.image.store import digest_of
+from sparkimage.image.streams import digest_of
 from sparkimage.nodes import engines
 from sparkimage.nodes.rdma import Rdma
 

@@ -25,7 +25,8 @@ from sparkimage.core.errors import GateError, StoreError, UsageError
 from sparkimage.core.files import atomic_file
 from sparkimage.core.units import human
 from sparkimage.image import archive
-from sparkimage.image.store import TAR, Image, Readable, Store
+from sparkimage.image.store import TAR, Image, Store
+from sparkimage.image.streams import Readable
 from sparkimage.registry.cosign import Signer, Trust
 from sparkimage.verify import plan_record, policy, seal
 from sparkimage.verify.plan_record import PlanRecord

@@ -23,7 +23,8 @@ from sparkimage.config.lockfile import PinnedImage
 from sparkimage.core import files, locks
 from sparkimage.core.errors import Locked, LockError, PublishedError
 from sparkimage.image.layerindex import decompressed, entry_path
-from sparkimage.image.store import Descriptor, stream
+from sparkimage.image.store import Descriptor
+from sparkimage.image.streams import stream
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.skopeo import Repository
 from sparkimage.resolve.tools import Tools

@@ -26,16 +26,15 @@ from sparkimage.core.errors import (
     SparkError,
 )
 from sparkimage.core.process import Runner, start_bytes
-from sparkimage.image.store import INDEX, Descriptor, Store, digest_of
+from sparkimage.image.store import DOCKER_INDEX, INDEX, Descriptor, Store
+from sparkimage.image.streams import CHUNK, digest_of
 from sparkimage.resolve import outputs
 from sparkimage.resolve.auth import CERTIFICATES, Access
 from sparkimage.resolve.tools import Tools
 
 T = TypeVar("T")
-DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 RETRIES = 4
 """Retries after network errors, after 1, 2, 4… seconds; uploaded blobs stay."""
-READ = 1 << 20
 REPLY_MAX = 1 << 16
 """Most bytes of a reply of the image proxy."""
 ABSENT = re.compile(
@@ -319,7 +318,7 @@ class BlobReader:
         # The proxy closes the pipe when it has the request.
         self._send("FinishPipe", pipe_id)
         with os.fdopen(pipe, "rb") as source:
-            while piece := source.read(READ):
+            while piece := source.read(CHUNK):
                 yield piece
         try:
             self._reply()

@@ -17,7 +17,8 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from sparkimage.image.store import INDEX, MANIFEST, digest_of
+from sparkimage.image.store import INDEX, MANIFEST
+from sparkimage.image.streams import digest_of
 
 Layer = tuple[dict[str, Any], bytes]
 KINDS = f"{MANIFEST}, {INDEX}"

@@ -18,7 +18,8 @@ from typing import Any
 import zstandard
 
 from sparkimage.config.tier import Tier
-from sparkimage.image.store import TAR, Descriptor, Image, Readable, Store
+from sparkimage.image.store import TAR, Descriptor, Image, Store
+from sparkimage.image.streams import Readable
 from sparkimage.verify import plan_record, seal
 from sparkimage.verify.plan_record import PlanRecord
 from tests.lab import node_image

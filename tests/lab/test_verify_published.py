@@ -17,7 +17,8 @@ from sparkimage.config.tier import Tier
 from sparkimage.core import paths
 from sparkimage.core.errors import GateError, PublishedError
 from sparkimage.core.process import Completed, Local
-from sparkimage.image.store import INDEX, digest_of
+from sparkimage.image.store import INDEX
+from sparkimage.image.streams import digest_of
 from sparkimage.registry import provenance, remote, sbom
 from sparkimage.registry.cosign import Trust
 from sparkimage.registry.publish import Item, Outcome, index_of

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sparkimage.core.errors import StoreError
 from sparkimage.image import archive
 from sparkimage.image.archive import Part
-from sparkimage.image.store import CHUNK, Image, Layer, Store
+from sparkimage.image.store import Image, Layer, Store
+from sparkimage.image.streams import CHUNK
 from sparkimage.nodes import delta
 from sparkimage.nodes.snapshot import STAGING, chain_ids
 from tests.unit.oci_maker import Files, digest, flip, make_image
