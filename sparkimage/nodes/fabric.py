@@ -84,8 +84,11 @@ def plug(snapshot: NodeSnapshot, interface: Interface) -> tuple[str, ...]:
 
 
 def meets(port: Rdma, other: NodeSnapshot) -> bool:
-    """An active RDMA device of another node is in a network of this one's interface."""
-    return any(set(port.networks) & set(one.networks) for one in other.rdma if one.active)
+    """An active RDMA device of another node is in a network of this one's, with the same MTU."""
+    return any(
+        one.active and one.mtu == port.mtu and set(port.networks) & set(one.networks)
+        for one in other.rdma
+    )
 
 
 def usable(addresses: Sequence[str]) -> list[str]:
@@ -118,7 +121,9 @@ def slow(snapshot: NodeSnapshot) -> str | None:
     """A warning for a node whose layers go over a slower interface than its fastest one."""
     used = snapshot.interface_of(snapshot.node.data or snapshot.used_address)
     better = faster(snapshot, used) if used is not None else None
-    if used is None or better is None:
+    ports = {DOMAIN.sub("", port.device) for port in snapshot.rdma if port.active and port.networks}
+    # With two ports each may lead to another node, as on a ring.
+    if used is None or better is None or len(ports) > 1:
         return None
     fastest, address = better
     return (

@@ -127,7 +127,8 @@ WRONG: list[tuple[str, dict[str, Any], Severity, str]] = [
     ("system", {"machine": edited("machine", ("6.17.0-1014", "6.14.0-1000"))}, INFO,
      "different kernels"),
     ("system", {"machine": edited("machine", ("24.04.4", "24.04.3"))}, INFO, "different systems"),
-    ("combinations", {"machine": edited("machine", ("6.17.0-1014", "7.0.0-1019"))}, WARN,
+    ("combinations", {"machine": edited("machine", ("6.17.0-1014", "7.0.0-1019")),
+                      "memory": edited("memory", ("CmaFree", "CmaUsed"))}, WARN,
      "kernel 7.0.0-1019-nvidia is known to break RDMA"),
     ("docker", {"docker": "permission denied"}, FAIL, "usermod -aG docker nv"),
     ("docker", {"docker": "permission denied", "node": {"sudo": True}}, FAIL, "through sudo"),
@@ -317,6 +318,16 @@ def test_every_text_of_the_file_was_said_of_some_node() -> None:
         assert any(re.fullmatch(pattern, what) for what in said), key
 
 
+def test_a_kernel_that_was_started_without_what_it_is_known_for_is_only_told() -> None:
+    """With kho=off: https://github.com/NVIDIA/NV-Kernels/pull/590"""
+    off = {
+        "machine": edited("machine", ("spark1", "spark2"), ("6.17.0-1014", "7.0.0-1019")),
+        "memory": edited("memory", ("32768", "0"), ("20000", "0")),
+    }
+    assert examined("combinations", node_report(1), node_report(2, **off)).worst is INFO
+    assert examined("cma", node_report(1), node_report(2, **off)).worst is OK
+
+
 def test_a_node_that_cannot_be_reached_is_a_finding_and_the_others_are_examined() -> None:
     found = doctor.examine(cluster(node_report(1), unreachable(2), node_report(3, gpus=None)))
     by_id = {one.check.id: one for one in found.results}
@@ -498,6 +509,28 @@ def test_this_machine_alone() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
     made = json.loads(run("--local", "--json").stdout)
     assert list(made["nodes"]) == ["this machine"]
+
+
+def test_a_folder_of_pointers_and_of_a_file_that_is_cut_off(tmp_path: Path) -> None:
+    """As the script reads them: a header of safetensors says how long its file is."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    whole = len(header).to_bytes(8, "little") + header + b"x" * 16
+    pointer = (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 4976698672\n"
+    )
+    for name, content in {
+        "whole.safetensors": whole, "cut.safetensors": whole[:-7], "config.json": b"{}",
+        "pointer.safetensors": pointer.encode(), "tokenizer.json": pointer.encode(),
+        "model.safetensors.index.json": b'{"metadata": {"total_size": 99}, "weight_map": {}}',
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    size = len(whole)
+    made = json.loads(run("--local", "--json", "--model", str(tmp_path)).stdout)
+    said = [one["what"] for one in made["findings"] if one["check"] == "shards"]
+    assert said == [
+        "Git LFS pointers in place of the files: pointer.safetensors, tokenizer.json",
+        f"files that are cut off: cut.safetensors; the first has {size - 7} B of {size} B",
+    ]
 
 
 def test_what_does_not_go_together() -> None:

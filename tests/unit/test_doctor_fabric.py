@@ -195,6 +195,22 @@ def test_a_twin_without_an_address_is_not_advised_on_any_node() -> None:
     assert "set `hca: [rocep1s0f1, roceP2p1s0f1]`" in said(examined("hca", both))
 
 
+def test_a_twin_with_another_mtu_is_not_advised() -> None:
+    reports = [NodeReport(node=spark().node, snapshot=spark())]
+    small = edited("links", ("enP2p1s0f1np1 200000 9000", "enP2p1s0f1np1 200000 1500"))
+    entry = Node(name="b", control="b", data="192.168.100.1")
+    for links, advised in ((PARTS["links"], True), (small, False)):
+        one = NodeReport(node=entry, snapshot=spark(entry, links=links))
+        found = examined("hca", [*reports, one]).findings
+        assert any("b" in each.nodes for each in found) is advised
+        both = [replace(entry, name=name, hca=("rocep1s0f1", "roceP2p1s0f1")) for name in "ab"]
+        named = [
+            NodeReport(node=node, snapshot=spark(node, links=text))
+            for node, text in zip(both, (PARTS["links"], links), strict=True)
+        ]
+        assert (examined("mtu", named).worst is FAIL) is not advised
+
+
 def test_a_device_as_a_record() -> None:
     port = next(port for port in spark().rdma if port.device == "rocep1s0f1")
     assert (port.interface, port.state, port.rate, port.mtu) == ("enp1s0f1np1", "ACTIVE", 200, 9000)

@@ -171,7 +171,7 @@ if wanted machine; then
     for file in "${NCCL_CONF_FILE:-$HOME/.nccl.conf}" /etc/nccl.conf; do
         [ -r "$file" ] || continue
         printf '@file %s\n' "$file"
-        sed -n 's/^\(NCCL_[A-Z0-9_]*=.*\)/\1/p' "$file" | head -n 100
+        grep '^NCCL_[A-Z0-9_]*=' "$file" | head -n 100
     done
 
     part infiniband
@@ -269,7 +269,7 @@ if wanted machine; then
                 [ ! -r "$file" ] || {
                     echo "@index $file"
                     grep -o '"[^"]*\.safetensors"' "$file" | sort -u
-                    sed -n 's/.*"total_size" *: *\([0-9]*\).*/@total \1/p' "$file" | head -n 1
+                    grep -o '"total_size" *: *[0-9]*' "$file" | head -n 1 | sed 's/.*[ :]/@total /'
                 }
             done
             # A Git LFS pointer has some 130 bytes: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md

@@ -75,6 +75,11 @@ def system(cluster: ClusterReport) -> Findings:
     yield from differing("system/kernel", cluster, lambda node: node.kernel)
 
 
+def keeps_no_memory(node: NodeSnapshot) -> bool:
+    """Its kernel is known to keep no memory for kexec; see the check ``cma``."""
+    return node.cma_free is not None and node.cma_free <= (node.cma_total or 0)
+
+
 @node_check("combinations", seen=lambda node: node.kernel)
 def combinations(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A kernel, or the image's NCCL, that is known to fail on such nodes."""
@@ -84,8 +89,10 @@ def combinations(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     ):
         gpus = [gpu.name for gpu in node.gpus] or None
         for one in failures.known().known_of(**what, gpus=gpus, nodes=len(cluster.nodes)):
+            # What such a kernel does is not seen where nothing was kept from RDMA.
+            warn = one.warn and not (one.kernel and keeps_no_memory(node))
             yield finding(
-                "combinations", severity=WARN if one.warn else INFO,
+                "combinations", severity=WARN if warn else INFO,
                 subject=subject, known=one.known, fix=one.fix, source=one.sources[0],
             )  # fmt: skip
 
