@@ -32,7 +32,10 @@ KEEP: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
 }
 """Of the JSON documents of a part the keys that are kept, at the top and below a key."""
-DROPPED = {"content", "receipts", "disk", "memory", "held", "machine", "clock", "limits"}
+DROPPED = {
+    "content", "receipts", "disk", "memory", "held", "machine", "clock", "limits", "routes",
+    "kernel",
+}  # fmt: skip
 """Parts that are the machine's own."""
 LINES = {"links": r"(@ )?(lo|eth0) ", "ports": r"0+:0016"}
 """Of other parts the lines that are kept: the container's interface and its sshd."""

@@ -320,7 +320,7 @@ def test_every_text_of_the_file_was_said_of_some_node() -> None:
 
 def test_a_kernel_that_was_started_without_what_it_is_known_for_is_only_told() -> None:
     """With kho=off: https://github.com/NVIDIA/NV-Kernels/pull/590"""
-    off = {
+    off: dict[str, Any] = {
         "machine": edited("machine", ("spark1", "spark2"), ("6.17.0-1014", "7.0.0-1019")),
         "memory": edited("memory", ("32768", "0"), ("20000", "0")),
     }
