@@ -164,7 +164,7 @@ def test_a_version_that_git_would_guess_is_refused(recipe: Recipe) -> None:
     folder = recipe.lab.project / "images" / "_builder"
     # A project's own goes before the package's.
     folder.mkdir()
-    (folder / "Dockerfile").write_text("FROM layer AS builder\n")
+    (folder / "Dockerfile").write_text("FROM layer AS setuptools-scm\n")
     try:
         with pytest.raises(VerifyError, match="failed 1 of") as refusal:
             recipe.lab.build(TWIN, rebuild=True)
