@@ -3,8 +3,8 @@ of docs/model.md. Not a test of any time.
 
 A model of SIZE MB (default 2000) in 12 shards; all ways in turn, ROUNDS times (default 3). Every
 run ends with the same bytes on each node, which are compared. The nodes' disks are this machine's
-own. "1 Gbit/s" bounds what leaves this machine, by wires in front of the nodes: where all are sent
-to at once each one has a quarter.
+own. LINK MB/s (default 125, which is 1 Gbit/s) bounds what leaves this machine, by wires in front
+of the nodes: where all are sent to at once each one has a quarter.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _round(bench: Bench, number: int) -> None:
         bench.measure("one of 12 shards changed", way)
         bench.measure("nothing changed", way)
     bench.reach(limited=True)
-    link = "cold, 1 Gbit/s from the source"
+    link = f"cold, {LINK * 8 / 1e9:g} Gbit/s from the source"
     bench.measure(link, IN_TURN, rate=LINK, fresh=True)
     bench.measure(link, AT_ONCE, rate=LINK // 4, fresh=True)
     bench.measure(link, PUSH, rate=LINK, fresh=True)
