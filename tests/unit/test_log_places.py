@@ -78,3 +78,9 @@ def test_files_that_most_tracebacks_pass_through_count_last() -> None:
     end = "ValueError: this kernel does not support that"
     assert place_of(*traceback([f"{PACKAGES}/vllm/v1/engine/core.py"], end)) == "kernels"
     assert place_of(*traceback(["/opt/plugin/loader.py"], "ValueError: odd")) is None
+
+
+def test_a_warning_of_torch_with_a_month_of_one_digit_is_no_failure() -> None:
+    assert knowledge.read(["[W923 06:02:02.705785697 socket.cpp:207] RuntimeError: handled"]) == []
+    (match,) = knowledge.read(["[E923 06:02:02.705785697 socket.cpp:207] RuntimeError: odd"])
+    assert match.time == "09-23 06:02:02"

@@ -20,6 +20,7 @@ QUOTES = re.compile(r"\b(?:Received request|Generated response) ")
 """vLLM's logs of requests quote users and models: what they say did not happen here.
 https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/logger.py"""
 SHOWN_FAULTS = 3
+PACKAGES = re.compile(r"^.*/(?:site|dist)-packages/")
 
 
 @dataclass(kw_only=True)
@@ -172,12 +173,15 @@ class Reading:
     def _as_match(self, same: Sequence[Fault]) -> Match:
         first = same[0]
         processes = ", ".join(dict.fromkeys(f.line.process for f in same if f.line.process))
+        seen = [f"in {processes}"] if processes else []
+        if first.frames and not first.line.nccl:
+            seen.append(f"raised in {PACKAGES.sub('', first.frames[-1])}")
         return Match(
             entry=self.known.by_id[failures.FIRST_FAULT], line_number=first.number,
             line=first.line.text, captured={}, count=len(same), source=self.source,
             process=first.line.process, time=first.line.time,
             near=(*first.before, first.line.text, *first.after),
-            note=f"in {processes}" if processes else "",
+            note=", ".join(seen),
             place=places.find(self.known.places, first.frames, first.line.text),
         )  # fmt: skip
 

@@ -29,7 +29,7 @@ _PREFIX = re.compile(
         [\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?[ \t]
     | (?P<ray>DEBUG|INFO|WARNING|ERROR|CRITICAL)[ \t]+\S+\.py:\d+[ ]--[ ]
     | \[(?P<rank>rank\d+)\]:?[ \t]?
-    | \[(?P<glog>[DIWEF])(?P<month>\d\d)(?P<day>\d\d)[ ](?P<clock__>\d\d:\d\d:\d\d)[^\]]*\][ ]?
+    | \[(?P<glog>[DIWEF])(?P<month>\d{1,2})(?P<day>\d\d)[ ](?P<clock__>\d\d:\d\d:\d\d)[^\]]*\][ ]?
     | (?P<host>[\w.<>-]+):(?P<pid>\d+):\d+[ ]\[-?\d+\][ ](?P<file>\S+:\d+[ ])?
         NCCL[ ](?P<nccl>[A-Z]+)[ ]?
     | (?P<mon>Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[ ]+(?P<dom>\d\d?)[ ]
@@ -93,7 +93,7 @@ def parse(text: str) -> Line:
             process = process or match["rank"]
         elif kind == "clock__":
             level = match["glog"]
-            time = f"{match['month']}-{match['day']} {match['clock__']}"
+            time = f"{int(match['month']):02}-{match['day']} {match['clock__']}"
         elif kind == "machine":
             month = _MONTHS.index(match["mon"]) + 1
             node = node or match["machine"]
