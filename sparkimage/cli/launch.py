@@ -113,6 +113,7 @@ def launch(
             preload=preload,
             nccl=nccl,
             share_cache=share_cache,
+            chat_template=_chat_template(profile_name, settings.chat_template),
         ),
         image=image,
         image_name=plan.image,
@@ -130,6 +131,23 @@ def launch(
         _print_commands(deployment.plan(), print_ or "run", as_json=as_json)
     else:
         _print_ready(deployment.run, as_json=as_json)
+
+
+def _chat_template(profile: str, name: str | None) -> str:
+    """The text of a profile's chat template. Raises ``UsageError``."""
+    if name is None:
+        return ""
+    file = base.Settings.matrix_file.parent / name
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"the chat template of profile {profile} cannot be read: {file}: {error}",
+            hint="`chat_template` of a profile is a text file, relative to matrix.yaml",
+        ) from None
+    if not text.strip():
+        raise UsageError(f"the chat template of profile {profile} is empty: {file}")
+    return text
 
 
 def _print_commands(

@@ -133,6 +133,9 @@ class Profile(Strict):
     restart: Literal["no", "unless-stopped"] = Field(
         default="no", description="Docker's restart policy"
     )
+    chat_template: Word | None = Field(
+        default=None, description="file with a chat template, relative to matrix.yaml"
+    )
     command: list[Word] | None = Field(
         default=None,
         description="words before MODEL; default: as the image's ENTRYPOINT needs",
@@ -195,6 +198,8 @@ def problems(profile: Profile, variants: Iterable[str]) -> Iterator[Finding]:
     if tokens is not None and seqs is not None and tokens < seqs:
         what = f"{tokens} tokens a batch are fewer than {seqs} sequences"
         yield ("serve", "max_num_batched_tokens"), what, "use at least max_num_seqs"
+    if profile.chat_template is not None and "--chat-template" in map(flag, serve.more):
+        yield ("chat_template",), "--chat-template is in `serve.more`, too", "remove one of them"
     yield from _more(serve.more)
     yield from environment.problems(profile.env)
     yield from _caches(profile.caches)

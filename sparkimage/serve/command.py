@@ -6,6 +6,7 @@ A ``Container`` is written as ``docker run``, as a compose file or as JSON.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import posixpath
 import shlex
@@ -27,6 +28,8 @@ WRAPPERS = ("tini", "dumb-init", "catatonit", "env", "gosu", "su-exec")
 """Programs that start the command that follows them."""
 CLI_MODULES = (("-m", "vllm"), ("-m", "vllm.entrypoints.cli.main"))
 """The command line `vllm` as Python starts it."""
+CHAT_TEMPLATE = "/run/sparkimage/chat-template.jinja"
+"""Where a rank's container has the profile's chat template."""
 Words = tuple[str, ...]
 
 
@@ -70,6 +73,8 @@ class ServerSpec(BaseModel):
     nccl: str = ""
     """The version that every rank must load, or nothing."""
     rdma: bool = False
+    chat_template: str = ""
+    """The sha256 of the profile's chat template, where it has one."""
 
     @property
     def url(self) -> str:
@@ -79,7 +84,8 @@ class ServerSpec(BaseModel):
 
     def labels(self, rank: int) -> dict[str, str]:
         """The labels of a rank's container."""
-        values = {"rank": rank, **self.model_dump(exclude={"name"}), "rdma": int(self.rdma)}
+        left_out = {"name"} if self.chat_template else {"name", "chat_template"}
+        values = {"rank": rank, **self.model_dump(exclude=left_out), "rdma": int(self.rdma)}
         return {LABEL: self.name, **{f"{LABEL}.{key}": str(v) for key, v in values.items()}}
 
 
@@ -101,6 +107,14 @@ class Request:
     nccl: str
     """The version that every rank must load, or nothing."""
     share_cache: bool = False
+    chat_template: str = ""
+    """The text of the profile's chat template, where it has one."""
+
+    @property
+    def template_sha256(self) -> str:
+        """Of the chat template, where there is one."""
+        text = self.chat_template
+        return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
     @property
     def rdma(self) -> bool:
@@ -112,7 +126,7 @@ class Request:
         return ServerSpec(
             name=self.name, variant=self.variant, digest=self.digest, profile=self.profile_name,
             nodes=profile.nodes, gpus=profile.gpus, head=head, port=profile.port,
-            nccl=self.nccl, rdma=self.rdma,
+            nccl=self.nccl, rdma=self.rdma, chat_template=self.template_sha256,
         )  # fmt: skip
 
 
@@ -159,6 +173,8 @@ class Container:
     """After the image: an option with its values each."""
     caches: Words
     """Folders of the node to create first."""
+    chat_template: str = ""
+    """File of the node to write first, with the profile's chat template."""
 
     @property
     def groups(self) -> tuple[Words, ...]:
@@ -187,6 +203,8 @@ class Container:
     def pasteable(self) -> str:
         """The command for a shell, one option a line, after the one that creates the caches."""
         run = " \\\n    ".join(shlex.join(group) for group in self.groups)
+        if self.chat_template:
+            run = f"# write the profile's chat template first: {self.chat_template}\n{run}"
         if not self.caches:
             return run
         return f"{shlex.join(['mkdir', '-p', '--', *self.caches])}\n{run}"
@@ -267,9 +285,14 @@ def _container(request: Request, hosts: Sequence[Host], rank: int) -> Container:
         posixpath.join(host.caches, "sparkimage", key, name): target
         for name, target in profile.caches.items()
     }
+    template = ""
+    if request.chat_template:
+        name = f"chat-template-{request.template_sha256[:12]}.jinja"
+        template = posixpath.join(host.caches, "sparkimage", name)
     arguments = (
         *_rank_arguments(request, hosts, rank),
         *profile.serve.arguments(),
+        *([("--chat-template", CHAT_TEMPLATE)] if template else []),
         *_grouped(profile.serve.more),
     )
     return Container(
@@ -286,10 +309,12 @@ def _container(request: Request, hosts: Sequence[Host], rank: int) -> Container:
         mounts=(
             Mount(source=request.model, target=request.model, readonly=True),
             *(Mount(source=source, target=target) for source, target in caches.items()),
+            *([Mount(source=template, target=CHAT_TEMPLATE, readonly=True)] if template else []),
         ),
         labels=request.spec(hosts[0].address).labels(rank),
         arguments=_command(request, arguments),
         caches=tuple(caches),
+        chat_template=template,
     )
 
 

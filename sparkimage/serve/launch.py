@@ -8,6 +8,7 @@ again when it fails or is interrupted, unless it is told to keep it.
 
 from __future__ import annotations
 
+import posixpath
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,8 @@ KNOWN = "combinations"
 """The doctor's check whose warnings are shown."""
 START_S = 120.0
 """Seconds that Docker may take to start one container."""
+WRITE = 'cat >"$1.new" && mv -f -- "$1.new" "$1"'
+"""Writes its input to a file, which is never there in part."""
 QUICK_S = 5
 """Seconds between SIGTERM and SIGKILL for a server that never was ready."""
 
@@ -230,16 +233,20 @@ class Launch:
         by_node = {container.node: container for container in containers}
 
         def make_caches(session: NodeSession) -> None:
-            caches = by_node[session.name].caches
-            if caches:
-                session.remote.run(["mkdir", "-p", "--", *caches])
+            caches, template = by_node[session.name].caches, by_node[session.name].chat_template
+            folders = [*caches, *([posixpath.dirname(template)] if template else [])]
+            if folders:
+                session.remote.run(["mkdir", "-p", "--", *folders])
+            if template:
+                words = ["sh", "-c", WRITE, "write", template]
+                session.remote.run(words, stdin=self.request.chat_template)
 
         def start(session: NodeSession) -> None:
             self._docker_run(session, by_node[session.name])
 
         errors = run_on_all(all_, make_caches)
         if errors:
-            raise deployments.failure(errors, len(all_), "could not create the cache folders")
+            raise deployments.failure(errors, len(all_), "could not create the folders")
         self.view.say(f"starting the head on {all_[HEAD].name}")
         errors = run_on_all(all_[:1], start)
         if not errors and len(all_) > 1:

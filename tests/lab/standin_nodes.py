@@ -32,7 +32,7 @@ import pytest
 from sparkimage.core.process import Completed
 from sparkimage.nodes import ssh
 from sparkimage.nodes.reading import parts_of
-from sparkimage.serve import memory
+from sparkimage.serve import launch, memory
 from tests.lab.standin_vllm import server
 from tests.lab.standin_vllm.api import Server
 
@@ -668,6 +668,9 @@ class Nodes:
         elif "forward" in argv:
             here, _, there = argv[argv.index("-L") + 1].partition(":")
             _lead(node, Path(here), int(there.rpartition(":")[2]))
+            said = 0, "", ""
+        elif stdin is not None and launch.WRITE in words[0]:
+            node.path(shlex.split(words[0])[-1]).write_text(stdin)
             said = 0, "", ""
         elif stdin is not None:
             said = node.bench(shlex.split(words[0]), stdin)

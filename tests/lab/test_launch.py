@@ -6,6 +6,7 @@ in `make test`, the others' in `make test-all`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -19,6 +20,7 @@ import pytest
 from sparkimage.build.engine.engine import Engine
 from sparkimage.nodes import model_store
 from sparkimage.nodes.model_manifest import Entry, Manifest
+from sparkimage.serve.command import CHAT_TEMPLATE
 from tests.lab.node import wait
 from tests.lab.recording import record
 from tests.lab.serving import (
@@ -275,6 +277,28 @@ def test_no_cache_is_pointed_out(ready: Serving) -> None:
     assert "warning: profile uncached has no cache for vllm, triton" in first.stderr
     ok(ready.launch("--profile", "uncached", "--replace"))
     assert kernels(ready) == ["compiled"] * 4
+
+
+# A chat template
+
+
+def test_a_chat_template_is_brought_to_the_nodes(ready: Serving) -> None:
+    ready.matrix({"four": {**PROFILES["four"], "chat_template": "chat.jinja"}})
+    file = ready.folder / "chat.jinja"
+    file.unlink(missing_ok=True)
+    refused(ready.launch(), USAGE, "the chat template of profile four cannot be read", "chat.jinja")
+    text = "{% for m in messages %}'$HOME' {{ m.content }}\n{% endfor %}"
+    file.write_text(text)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    at = f"/root/.cache/sparkimage/chat-template-{sha256[:12]}.jinja"
+    assert f"# write the profile's chat template first: {at}" in ok(ready.launch("--dry-run"))
+    ok(ready.launch())
+    for node in NODES:
+        assert at.rpartition("/")[2] in ready.listed(node, "/root/.cache/sparkimage")
+        found = ready.inspect(node)
+        assert found["Config"]["Labels"]["dev.sparkimage.launch.chat_template"] == sha256
+        command = found["Config"]["Cmd"]
+        assert command[command.index("--chat-template") + 1] == CHAT_TEMPLATE
 
 
 # What is refused before anything starts

@@ -93,6 +93,10 @@ def test_a_good_profile(tmp_path: Path) -> None:
         ({"serve__max_modle_len": 1}, "did you mean 'max_model_len'?"),
         ({"serve__speculative__tokens": 1}, "unknown key 'tokens'"),
         ({"gpu": 1}, "did you mean 'gpus'?"),
+        (
+            {"serve__more": ["--chat-template", "/m/c.jinja"], "chat_template": "c.jinja"},
+            "remove one of them",
+        ),
         ({"serve__more": ["--max-model-len", "7"]}, "set `serve.max_model_len`"),
         ({"serve__more": ["--max_model_len=7"]}, "set `serve.max_model_len`"),
         ({"serve__more": ["--no-enable-prefix-caching"]}, "set `serve.prefix_caching`"),

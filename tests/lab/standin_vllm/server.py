@@ -103,7 +103,7 @@ def parser(here: Container) -> argparse.ArgumentParser:
     for name in ("max-model-len", "max-num-seqs", "max-num-batched-tokens", "block-size"):
         serve.add_argument(f"--{name}", type=int)
     for name in ("master-addr", "kv-cache-dtype", "reasoning-parser", "tool-call-parser",
-                 "load-format", "tokenizer-mode", "host"):  # fmt: skip
+                 "load-format", "tokenizer-mode", "host", "chat-template"):  # fmt: skip
         serve.add_argument(f"--{name}", default="")
     serve.add_argument("--distributed-executor-backend", choices=["mp", "ray", "uni"])
     serve.add_argument("--gpu-memory-utilization", type=float, default=0.9)
@@ -136,6 +136,9 @@ def refuse(given: argparse.Namespace, here: Container) -> None:
             f"max_num_batched_tokens ({tokens}) must be greater than or equal to "
             f"max_num_seqs ({seqs})."
         )
+    template = given.chat_template
+    if template and not here.path(template).is_file():
+        raise ValueError(f"The supplied chat template ({template}) appears path-like, but doesn't")
     if not (here.path(given.model or "") / "config.json").is_file():
         raise ValueError(f"Invalid repository ID or local directory specified: '{given.model}'.")
 
