@@ -1,6 +1,6 @@
 # Thin: build.py and the tools of .venv do the work. `make` alone shows what there is.
 .DEFAULT_GOAL := help
-.PHONY: help image test test-all test-arm64 test-unit bench-recipe bench-distribute bench-publish bench-launch bench-model mutants inventories check lint dockerfiles shell types workflows lab golden record schema lock \
+.PHONY: help image test test-all test-arm64 test-unit bench-recipe bench-distribute bench-publish bench-launch bench-model mutants inventories check lint dockerfiles shell types workflows test-gpu lab golden record schema lock \
         engine-up engine-down ci-plan login logout propose release-notes source-archive release \
         clean venv
 
@@ -37,6 +37,9 @@ test-unit: venv ## The tests that need no Docker
 
 lab: venv ## The tests on real parts but the thorough ones: engine, registry, nodes
 	$(PYTEST) $(AT_ONCE) $(QUICK) tests/lab
+
+test-gpu: venv ## The tests on this machine's NVIDIA GPUs (IMAGE=NAME of the store, OUT=DIR for logs and figures)
+	GPU_IMAGE='$(IMAGE)' GPU_OUT='$(OUT)' $(PYTEST) -s tests/gpu
 
 bench-recipe: venv ## Measure the lock's verbs and the lab's builds of ds4-flash
 	$(PYTEST) -q tests/lab/bench_recipe.py

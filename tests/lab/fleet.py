@@ -177,7 +177,7 @@ class _Start:
             f"--env=STORE={self.spec.store}",
             f"--env=DISK_BYTES={'' if disk is None else disk}",
             f"--env=OLDER_CLI={'1' if self.spec.older_cli else ''}",
-            f"--env=SPARK={'1' if self.spec.spark else ''}", self.image,
+            f"--env=SPARK={'1' if self.spec.spark else ''}", *self.spec.options, self.image,
         )  # fmt: skip
         keys = [self.keys / "client.pub", self.keys / "inter.pub"]
         put_into(self.engine, self.container, {

@@ -47,6 +47,8 @@ class Spec:
     for this machine's disk itself, which is faster."""
     spark: bool = False
     """Docker takes --gpus there, and /dev/infiniband has devices; nothing is behind either."""
+    options: tuple[str, ...] = ()
+    """More options of the `docker create` of its container."""
 
     @property
     def store(self) -> str:

@@ -6,8 +6,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -16,10 +14,10 @@ from sparkimage.nodes.session import sessions
 from sparkimage.nodes.snapshot import NodeSnapshot
 from sparkimage.nodes.ssh import MACHINE
 from tests.lab import node_image
+from tests.lab.cdi import give_devices, take_devices
 from tests.lab.fleet import Fleet
-from tests.lab.node import Node, put
+from tests.lab.node import Node
 
-CONFIG, SPEC = "/etc/docker/daemon.json", "/etc/cdi/gpus.json"
 IMAGE = "lab-busybox"
 DEVICES = {
     "cdiVersion": "0.5.0",
@@ -30,24 +28,6 @@ DEVICES = {
     ],
     "containerEdits": {"env": ["GIVEN=by CDI"]},
 }
-
-
-@contextmanager
-def gives_devices(node: Node, spec: bytes) -> Iterator[None]:
-    """A node whose Docker has CDI on, and this specification."""
-    before = node.exec("cat", CONFIG)
-    config = json.loads(before)
-    config["features"]["cdi"] = True
-    try:
-        put(node, {CONFIG: (0o644, json.dumps(config).encode()), SPEC: (0o644, spec)})
-        node.stop_dockerd()
-        node.start_dockerd()
-        yield
-    finally:
-        put(node, {CONFIG: (0o644, before.encode())})
-        node.exec("rm", SPEC)
-        node.stop_dockerd()
-        node.start_dockerd()
 
 
 def put_image(node: Node) -> None:
@@ -72,12 +52,14 @@ def snapshots(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> dict[str, NodeSn
 def test_an_engine_with_cdi_devices(two: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(one.gives_gpus for one in snapshots(two, monkeypatch).values())
     node = next(iter(two))
-    with gives_devices(node, json.dumps(DEVICES).encode()):
+    try:
+        give_devices(node, json.dumps(DEVICES).encode())
         seen = snapshots(two, monkeypatch)
         assert [name for name, one in seen.items() if one.gives_gpus] == [node.name]
         put_image(node)
         run = ("run", "--rm", "--network=none", *seen[node.name].gpu_options, IMAGE)
-        said = node.docker(*run, "sh", "-c", "echo $GIVEN /dev/fus*")
-        assert said == "by CDI /dev/fuse"
+        assert node.docker(*run, "sh", "-c", "echo $GIVEN /dev/fus*") == "by CDI /dev/fuse"
         with pytest.raises(RuntimeError, match="could not select device driver"):
             node.docker("run", "--rm", "--gpus", "all", IMAGE, "sh", "-c", ":")
+    finally:
+        take_devices(node)

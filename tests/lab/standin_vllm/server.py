@@ -108,6 +108,7 @@ def parser(here: Container) -> argparse.ArgumentParser:
     serve.add_argument("--distributed-executor-backend", choices=["mp", "ray", "uni"])
     serve.add_argument("--gpu-memory-utilization", type=float, default=0.9)
     serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--enforce-eager", action="store_true")
     serve.add_argument("--served-model-name", nargs="+")
     for name in ("compilation-config", "speculative-config"):
         serve.add_argument(f"--{name}", type=json.loads, default={})

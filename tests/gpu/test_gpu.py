@@ -1,0 +1,163 @@
+"""What this project builds, on real GPUs: an image of the store serves a small model of random
+weights on one GPU, on all, and on nodes of one GPU each, and fails in the ways that users see.
+
+What proves most comes first: a machine may be lent for a while only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from sparkimage.cli.base import open_store
+from sparkimage.core.process import Local
+from sparkimage.verify import gpu, plan_record
+from tests.gpu import machine
+from tests.gpu.cluster import NAME, Cluster
+
+NOT_OF_THE_IMAGE = {"node/infiniband", "node/memlock"}
+"""Checks of the machine: one without RDMA, or that may not lift limits, fails them."""
+SEEN_WITHIN_S = 60.0
+
+
+def pinned(cluster: Cluster) -> str:
+    """The version of NCCL that the image must load."""
+    store = open_store()
+    return plan_record.load(store, store.resolve(cluster.image).digest).plan.expect.nccl or ""
+
+
+def causes(explained: dict[str, Any]) -> list[str]:
+    """The ids of the known failures."""
+    matches = [match for log in explained["logs"] for match in log["matches"]]
+    return [str(match["id"]) for match in (*matches, *explained["across"])]
+
+
+def test_the_node_tier(gpus: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All GPUs of the first node, in a container: NCCL, and the real entry point."""
+    gpus.give(gpus.head, gpus.numbers)
+    # With the `ssh` that knows the nodes.
+    monkeypatch.setenv("PATH", gpus.fleet.environment["PATH"])
+    store = open_store()
+    plan = plan_record.load(store, store.resolve(gpus.image).digest).plan
+    came = gpu.examine(plan, gpus.engine(gpus.head), gpus.image, Local())
+    seen = {one.id: [one.passed, one.seen] for one in came.checks}
+    gpus.results.note(**{"node tier": seen, "node tier not run": dict(came.not_run)})
+    assert came.not_run == {}
+    assert {one.id for one in came.checks if not one.passed} <= NOT_OF_THE_IMAGE
+    assert {"node/nccl-communicator", "node/nccl-banner"} <= set(seen)
+
+
+def test_one_gpu(gpus: Cluster) -> None:
+    """With vLLM's own defaults: compiled, with CUDA graphs."""
+    done = gpus.launch("one", "gpu-one", gpus.nodes[:1])
+    assert done.returncode == 0, done.stderr
+    answer = gpus.complete(64)
+    gpus.results.note(**{"one answer": answer})
+    assert answer["usage"]["completion_tokens"] == 64
+    assert gpus.status("one", gpus.nodes[:1]).returncode == 0
+    assert causes(gpus.explain("one", gpus.nodes[:1])) == []
+    probe = gpus.probe("one", gpus.nodes[:1])
+    assert all(row["rate"] > 0 for row in probe["rows"])
+
+
+def test_all_gpus_of_one_node(together: Cluster) -> None:
+    """Tensor parallel; then one of its workers is killed."""
+    done = together.launch("several", "gpu-several", together.nodes[:1], "--no-warm-up")
+    assert done.returncode == 0, done.stderr
+    proof = {one["what"]: one["seen"] for one in json.loads(done.stdout)["proof"]}
+    assert proof[f"NCCL {pinned(together)}"].startswith(pinned(together))
+    assert together.complete(256)["usage"]["completion_tokens"] == 256
+    assert causes(together.explain("several", together.nodes[:1])) == []
+    together.probe("several", together.nodes[:1])
+
+    together.signal_worker("killed", together.head, "KILL")
+    assert together.until_broken("killed", together.nodes[:1], SEEN_WITHIN_S) is not None
+    assert causes(together.explain("killed", together.nodes[:1])) != []
+
+
+def test_nodes_of_one_gpu_each(several: Cluster) -> None:
+    """NCCL over sockets between the engines; then a worker of the last node is stopped."""
+    done = several.launch("nodes", "gpu-nodes", several.nodes, "--no-warm-up")
+    assert done.returncode == 0, done.stderr
+    assert len([one for one in json.loads(done.stdout)["proof"] if one["ok"]]) >= len(several.nodes)
+    assert several.complete(256)["usage"]["completion_tokens"] == 256
+    said = "".join(log.read_text() for log in several.logs("nodes", several.nodes))
+    assert "via NET/Socket" in said
+    assert set(causes(several.explain("nodes", several.nodes))) <= {"socket-fallback"}
+    several.probe("nodes", several.nodes)
+
+    with several.busy():
+        several.signal_worker("stopped", several.nodes[-1], "STOP")
+        seen = several.until_broken("stopped", several.nodes, 2 * SEEN_WITHIN_S)
+        found = causes(several.explain("stopped", several.nodes))
+        several.results.note(**{"stopped causes": found})
+    assert seen is not None
+    assert seen <= SEEN_WITHIN_S
+
+
+def test_a_preload_that_is_missing(together: Cluster) -> None:
+    """The old NCCL of torch would run, silently; the proof says so."""
+    together.preload(together.head, f"/nowhere/libnccl.so.{pinned(together)}")
+    done = together.launch("missing", "gpu-several", together.nodes[:1], "--no-warm-up")
+    assert done.returncode != 0
+    assert "preload" in (done.stdout + done.stderr).lower()
+    assert re.search(
+        r"ld\.so: object '/nowhere", together.logs("missing", together.nodes[:1])[0].read_text()
+    )
+    assert causes(together.explain("missing", together.nodes[:1])) != []
+
+
+def test_memory_that_another_process_took(gpus: Cluster) -> None:
+    program = (
+        "import torch, time; free, all_ = torch.cuda.mem_get_info(); "
+        "kept = torch.empty(int(free * 0.6), dtype=torch.uint8, device='cuda'); "
+        "print('taken', kept.numel(), flush=True); time.sleep(600)"
+    )
+    gpus.head.docker(
+        "run", "--detach", "--name", "other", "--device", "nvidia.com/gpu=all",
+        "--entrypoint", "timeout", gpus.image, "600", "python3", "-c",
+        f"{program}",
+    )  # fmt: skip
+    said = gpus.head.exec(
+        "timeout", "90", "sh", "-c",
+        "until docker logs other 2>&1 | grep taken; do docker inspect other >/dev/null; done",
+    )  # fmt: skip
+    gpus.results.note(**{"memory taken": said})
+    done = gpus.launch("memory", "gpu-all-memory", gpus.nodes[:1])
+    assert done.returncode != 0
+    assert "are free, and vLLM takes" in done.stderr
+    # What vLLM itself says of it.
+    gpus.start("memory", "gpu-all-memory", gpus.head)
+    gpus.head.exec("timeout", "240", "docker", "wait", NAME)
+    assert causes(gpus.explain("memory", gpus.nodes[:1])) != []
+
+
+def test_drafts(gpus: Cluster) -> None:
+    """Speculative decoding by n-grams, which needs no draft model: `probe` has its acceptance."""
+    done = gpus.launch("drafts", "gpu-drafts", gpus.nodes[:1], "--no-warm-up")
+    assert done.returncode == 0, done.stderr
+    probe = gpus.probe("drafts", gpus.nodes[:1])
+    assert all(row["acceptance"] is not None for row in probe["rows"])
+
+
+def test_two_versions_of_nccl(several: Cluster) -> None:
+    """They hang without a word: `launch` ends at its time limit, and `explain` names them."""
+    other = machine.other_nccl()
+    if other is None:
+        pytest.skip("no other NCCL: set GPU_OTHER_NCCL")
+    last = several.nodes[-1]
+    several.put_nccl(last, other)
+    several.preload(last, "/nccl/libnccl.so.2")
+    done = several.launch("versions", "gpu-nodes", several.nodes, "--no-warm-up", limit_s=150)
+    assert done.returncode != 0
+    banners = [
+        set(re.findall(r"NCCL version (\d+\.\d+\.\d+)", log.read_text()))
+        for log in several.logs("versions", several.nodes)
+    ]
+    several.results.note(**{"versions banners": [sorted(one) for one in banners]})
+    found = causes(several.explain("versions", several.nodes))
+    several.results.note(**{"versions causes": found})
+    assert found != []
