@@ -94,11 +94,20 @@ class Build:
         words = step["words"].split() if step is not None else []
         target, stage = (self._layer(words[n]) if words else None for n in (0, -1))
         if step is not None and (owner := stage or self.foreign or target) is not None:
-            self.owner[vertex["digest"]] = owner
+            self._own(vertex["digest"], owner)
         elif "exporting to" in name:
             self.owner[vertex["digest"]] = EXPORT
         owner = self.owner.get(vertex["digest"])
         return self.rows[owner] if owner is not None else None
+
+    def _own(self, step: str, owner: str) -> None:
+        """A step shown for several layers is the lowest one's: the others are made of it."""
+        order = list(self.rows)
+        before = self.owner.get(step, owner)
+        self.owner[step] = min(before, owner, key=order.index)
+        if before != self.owner[step] and before not in self.owner.values():
+            # Nothing of it has begun.
+            self.rows[before] = Row(before)
 
     def _layer(self, name: str) -> str | None:
         """The layer of a stage or of a target; None where it is no layer's own."""

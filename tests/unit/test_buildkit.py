@@ -64,8 +64,8 @@ def test_a_recorded_stream() -> None:
     }  # fmt: skip
     assert build.errors == []
     assert [state for name, state in changes if name == "debian"] == ["running", "done"]
-    # It has two steps, one after the other.
-    assert [state for name, state in changes if name == "python"] == ["running", "done"] * 2
+    # The step of debian that is shown for it, too, is debian's.
+    assert [state for name, state in changes if name == "python"] == ["running", "done"]
     assert changes[-1] == ("export", "done")
     assert 0 < build.rows["debian"].seconds(clock.now) < build.rows["python"].seconds(clock.now)
     assert build.rows["absent"].seconds(clock.now) == 0.0
@@ -194,6 +194,18 @@ def test_stages_of_our_dockerfiles_are_their_layers() -> None:
     # A stage that several layers have is told by its target.
     build.event(vertex("b", "[v--low wheels 1/1] RUN install", started="2026"))
     assert rows(build)["low"] == "running"
+
+
+@pytest.mark.parametrize("seen", [("low", "high"), ("high", "low")])
+def test_a_step_that_is_shown_for_the_layers_above_too_is_the_lowest_ones(
+    seen: tuple[str, str],
+) -> None:
+    build = Build(["low", "high"])
+    for layer in seen:
+        build.event(vertex("a", f"[v--{layer} wheels 1/1] RUN install", started="2026"))
+    assert rows(build) == {"low": "running", "high": "waiting", "export": "waiting"}
+    build.event(vertex("b", "[v--high wheels 1/1] RUN install", started="2026"))
+    assert rows(build)["high"] == "running"
 
 
 def test_an_error_of_an_unknown_stage_is_kept_with_its_output() -> None:
