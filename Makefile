@@ -21,7 +21,7 @@ help: ## Show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 image: ## Build and prove the default variants (VARIANT=NAME for another one)
-	python3 build.py image $(VARIANT)
+	./build.py image $(VARIANT)
 
 test: check ## Lint, types, then the tests but the thorough ones (sets up an engine where there is none)
 	$(PYTEST) $(AT_ONCE) $(QUICK) $(TESTS)
@@ -96,7 +96,7 @@ schema: ## Write the JSON schemas of matrix.yaml and fleet.yaml, the pages of ch
 	python3 build.py explain --reference > docs/troubleshooting.md
 	python3 build.py doctor --reference > docs/doctor.md
 
-lock: venv ## Resolve the development tools anew (requirements.txt); `build.py lock` does the matrix
+lock: venv ## Resolve the development tools anew (requirements.txt); `./build.py lock` does the matrix
 	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --universal \
 	    --python-version 3.11 --custom-compile-command 'make lock' \
 	    --output-file requirements.txt requirements.in
@@ -104,7 +104,7 @@ lock: venv ## Resolve the development tools anew (requirements.txt); `build.py l
 engine-up: ## Start the private Docker Engine
 	python3 build.py engine up
 
-engine-down: ## Stop it (`python build.py engine down --purge` removes its images too)
+engine-down: ## Stop it (`./build.py engine down --purge` removes its images too)
 	python3 build.py engine down
 
 ci-plan: ## A job for each resolved variant, as a step's output (ONLY=GLOB: for these, or none)

@@ -1,65 +1,84 @@
 #!/usr/bin/env python3
-"""Enters the project's own environment (.venv, made on first use) and calls the package there."""
+"""Enters the project's own environment, made on first use, and calls the package there."""
 
 import fcntl
 import hashlib
 import os
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-VENV = os.path.join(HERE, ".venv")
-PYTHON = os.path.join(VENV, "bin", "python")
+HERE = os.path.dirname(os.path.realpath(__file__))
 LOCK = os.path.join(HERE, "requirements.txt")
 PREFLIGHT = 9
 """Exit code when this machine lacks something, as sparkimage.core.errors.PreflightError."""
 
 
-def prepare() -> None:
-    """Make .venv hold exactly what requirements.txt says; costs nothing when it does."""
+def prepare() -> str:
+    """Make the environment hold exactly what requirements.txt says; costs nothing when it does.
+
+    Returns its folder: .venv here, or one below the user's cache where this folder is read-only.
+    """
     if sys.version_info < (3, 11):
         fail(f"python {sys.version.split()[0]} is too old", "run this with python 3.11 or later")
     # The folder counts too: an environment does not survive a move.
     with open(LOCK, "rb") as source:
         wanted = hashlib.sha256(source.read() + os.fsencode(HERE)).hexdigest()
-    if is_made(wanted):
-        return
-    with open(os.path.abspath(__file__), "rb") as one_at_a_time:
+    venv = os.path.join(HERE, ".venv")
+    if is_made(venv, wanted):
+        return venv
+    if not os.access(HERE, os.W_OK):
+        venv = below_the_cache()
+    with open(__file__, "rb") as one_at_a_time:
         fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-        if not is_made(wanted):
-            make(wanted)
+        if not is_made(venv, wanted):
+            make(venv, wanted)
+    return venv
 
 
-def is_made(wanted: str) -> bool:
-    """Whether .venv was finished for this lock; its stamp is written last."""
+def below_the_cache() -> str:
+    """The folder in the user's cache for the environment of this clone."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not cache.startswith("/"):
+        cache = os.path.expanduser("~/.cache")
+    clone = hashlib.sha256(os.fsencode(HERE)).hexdigest()[:12]
+    return os.path.join(cache, "sparkimage", f"venv-{clone}")
+
+
+def python_of(venv: str) -> str:
+    """The environment's interpreter."""
+    return os.path.join(venv, "bin", "python")
+
+
+def is_made(venv: str, wanted: str) -> bool:
+    """Whether the environment was finished for this lock; its stamp is written last."""
     try:
-        with open(os.path.join(VENV, "stamp"), encoding="ascii") as stamp:
-            return stamp.read() == wanted and os.path.exists(PYTHON)
+        with open(os.path.join(venv, "stamp"), encoding="ascii") as stamp:
+            return stamp.read() == wanted and os.path.exists(python_of(venv))
     except OSError:
         return False
 
 
-def make(wanted: str) -> None:
-    """Make .venv anew."""
+def make(venv: str, wanted: str) -> None:
+    """Make the environment anew."""
     import shutil
     from importlib.util import find_spec
 
-    print("preparing .venv with the locked tools (once)", file=sys.stderr, flush=True)
+    print(f"preparing {venv} with the locked tools (once)", file=sys.stderr, flush=True)
     # Debian has both modules in a package of its own.
     if find_spec("ensurepip") is None or find_spec("venv") is None:
         install_venv_module()
-    shutil.rmtree(VENV, ignore_errors=True)
-    run(sys.executable, "-m", "venv", VENV)
+    shutil.rmtree(venv, ignore_errors=True)
+    run(sys.executable, "-m", "venv", venv)
     run(
-        PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
-        "--only-binary=:all:", "--require-hashes", "--requirement", LOCK,
+        python_of(venv), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+        "--no-deps", "--only-binary=:all:", "--require-hashes", "--requirement", LOCK,
     )  # fmt: skip
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    site = os.path.join(VENV, "lib", version, "site-packages", "sparkimage.pth")
+    site = os.path.join(venv, "lib", version, "site-packages", "sparkimage.pth")
     with open(site, "w", encoding="utf-8") as path:
         path.write(f"{HERE}\n")
-    with open(os.path.join(VENV, "stamp.new"), "w", encoding="ascii") as stamp:
+    with open(os.path.join(venv, "stamp.new"), "w", encoding="ascii") as stamp:
         stamp.write(wanted)
-    os.replace(stamp.name, os.path.join(VENV, "stamp"))
+    os.replace(stamp.name, os.path.join(venv, "stamp"))
 
 
 def install_venv_module() -> None:
@@ -93,7 +112,23 @@ def fail(what: str, todo: str) -> None:
     sys.exit(PREFLIGHT)
 
 
+def called() -> str:
+    """How this file was started: the program's messages name it so."""
+    import shlex
+
+    path = sys.argv[0]
+    if os.path.dirname(path) in os.environ.get("PATH", "").split(os.pathsep):
+        return shlex.quote(os.path.basename(path))
+    # A shell starts a file without python only by a path with a slash.
+    if os.sep in path and os.access(path, os.X_OK):
+        return shlex.quote(path)
+    return shlex.join([os.path.basename(sys.orig_argv[0]), path])
+
+
 if __name__ == "__main__":
-    prepare()
+    made = prepare()
+    os.environ["SPARKIMAGE_PROGRAM"] = called()
+    if not made.startswith(HERE):
+        os.environ["PYTHONPYCACHEPREFIX"] = os.path.join(made, "pycache")
     # -P: a file in the present folder must not stand in for a module.
-    os.execv(PYTHON, [PYTHON, "-P", "-m", "sparkimage", *sys.argv[1:]])
+    os.execv(python_of(made), [python_of(made), "-P", "-m", "sparkimage", *sys.argv[1:]])

@@ -37,6 +37,8 @@ def pytest_runtest_makereport(
 # The commands that tests start keep their bytecode, as a user's do: without it each start compiles
 # all modules anew, which makes half a second of the processor's.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Messages name the program as data and docs do, however a test starts it.
+os.environ["SPARKIMAGE_PROGRAM"] = "sparkimage"
 
 
 GROUPS = {

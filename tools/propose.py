@@ -1,6 +1,6 @@
 """Keeps one issue on GitHub that says what is newer outside than in matrix.lock.
 
-`make propose` calls it, with what `python build.py lock --outdated --json` printed. Texts from
+`make propose` calls it, with what `sparkimage lock --outdated --json` printed. Texts from
 outside go into the issue as code, so that none of them is markup or calls anybody.
 """
 
@@ -41,10 +41,10 @@ def body(news: Sequence[dict[str, str]]) -> str:
         for one in news
     ]
     moves = sorted({"==".join(one["pin"].split(maxsplit=1)) for one in news})
-    commands = [f"python build.py lock --update '{move}'" for move in moves]
+    commands = [f"sparkimage lock --update '{move}'" for move in moves]
     return "\n".join(
         [
-            "`python build.py lock --outdated` found:", "",
+            "`sparkimage lock --outdated` found:", "",
             "| pin | what | locked | newest |", "| --- | --- | --- | --- |", *rows, "",
             "To take one, in a branch of its own (a pin whose exact version, tag or commit stands",
             "in `matrix.yaml` is changed there first):", "",
@@ -93,7 +93,7 @@ def main(news: Path) -> None:
     """Open, renew or close the issue."""
     if not news.is_file():
         raise UsageError(
-            f"no file {str(news)!r}", hint=f"python build.py lock --outdated --json > {news}"
+            f"no file {str(news)!r}", hint=f"sparkimage lock --outdated --json > {news}"
         )
     typer.echo(propose(read(news.read_text()), Local()))
 

@@ -26,6 +26,7 @@ from sparkimage.core.errors import (
     EngineError,
     ImageMissingError,
 )
+from sparkimage.core.program import program
 from sparkimage.image import archive
 from sparkimage.image.store import Image
 from sparkimage.image.streams import stream
@@ -212,5 +213,5 @@ def engine_reference(plan: Plan, image: Image, engine: Engine) -> str:
             return reference
     raise ImageMissingError(
         f"the engine does not have {image.digest[:19]} ({plan.variant})",
-        hint=f"python build.py image {plan.variant} --rebuild",
+        hint=f"{program()} image {plan.variant} --rebuild",
     )

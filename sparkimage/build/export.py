@@ -24,6 +24,7 @@ from sparkimage.core.errors import (
     SparkError,
 )
 from sparkimage.core.files import free_bytes
+from sparkimage.core.program import program
 from sparkimage.core.progress import View
 from sparkimage.core.units import human
 from sparkimage.image import archive
@@ -162,7 +163,7 @@ def _explain(
     if not _engine_answers(context):
         return EngineError(
             f"the engine at {context.engine.host} stopped during the build of {plan.variant}",
-            hint="start it (`python build.py engine up`) and run the same command: "
+            hint=f"start it (`{program()} engine up`) and run the same command: "
             "finished layers are cached",
         )
     output = without_login("\n".join(dict.fromkeys(errors)))
@@ -198,7 +199,7 @@ def _explain(
         f"the build of {plan.variant} failed",
         detail=output or f"buildx ended with {returncode}",
         hint="to run it by hand: "
-        f"python build.py image {plan.variant} --print bake >bake.json; "
+        f"{program()} image {plan.variant} --print bake >bake.json; "
         "docker buildx bake -f bake.json",
     )
 

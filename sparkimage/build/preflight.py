@@ -17,6 +17,7 @@ from sparkimage.config import folders
 from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.core.errors import BuildError, CommandError, LockError, PreflightError
 from sparkimage.core.files import device, free_bytes
+from sparkimage.core.program import program
 from sparkimage.core.units import human
 from sparkimage.resolve import fetch
 
@@ -55,7 +56,7 @@ def _lean(plan: Plan, context: BuildContext) -> bool:
         hint = "free some disk, or point SPARKIMAGE_HOME (or SPARKIMAGE_STORE) elsewhere"
         raise PreflightError(short, hint=hint)
     if not context.engine.private:
-        hint = f"python build.py image {plan.variant} --lean, which drops the engine's build cache"
+        hint = f"{program()} image {plan.variant} --lean, which drops the engine's build cache"
         raise PreflightError(short, hint=hint)
     context.view.say("the disk is short: dropping the build cache before unpacking")
     return True
@@ -105,7 +106,7 @@ def refuse_unresolved(plans: Sequence[Plan]) -> None:
         raise LockError(
             f"{names} cannot be built yet: {len(missing)} of its pins are not resolved",
             detail="\n".join(pin.reason for pin in missing.values()),
-            hint="where these can be reached, run `python build.py lock` and commit matrix.lock: "
+            hint=f"where these can be reached, run `{program()} lock` and commit matrix.lock: "
             "it resolves what is missing and changes nothing else",
         )
 

@@ -17,9 +17,10 @@ from sparkimage.cli.commands import Commands
 from sparkimage.cli.options import flag, value
 from sparkimage.core import interrupts
 from sparkimage.core.errors import ConfigError, SparkError, UsageError
+from sparkimage.core.program import program
 
 app = typer.Typer(
-    name="build.py",
+    name=program(),
     cls=Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -61,8 +62,7 @@ def root(
             raise UsageError(
                 "--matrix, --only, --print, --builder, --secret and --lean cannot be combined with "
                 "a command",
-                hint="python build.py --matrix --only 'GLOB'; "
-                "python build.py image NAME --print FORMAT",
+                hint=f"{program()} --matrix --only 'GLOB'; {program()} image NAME --print FORMAT",
             )
         return
     if not matrix and not only and not print_:
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Looking for plugins reads the metadata of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        app(args=list(argv) if argv is not None else None, standalone_mode=True)
+        app(args=list(argv) if argv is not None else None, prog_name=program())
     except SparkError as error:
         if base.Settings.debug:
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 OK = "[green]✓[/]"
 SAME = "[green]=[/]"
 FAILED = "[red]✗[/]"
-HERE = "python build.py"
-"""How this program is started in its own repository: so texts name it."""
 WARNING = "[yellow]![/]"
 
 
@@ -55,14 +52,9 @@ def use_mirrors(rules: Sequence[str] | None) -> None:
     Settings.mirrors += tuple(rules or ())
 
 
-def program() -> str:
-    """How the user starts this program: pip installs it under a name of its own."""
-    return "sparkimage" if Path(sys.argv[0]).name == "sparkimage" else HERE
-
-
 def say(line: str) -> None:
     """Print a line beside the result: on standard error."""
-    typer.echo(line.replace(HERE, program()), err=True)
+    typer.echo(line, err=True)
 
 
 def quiet(line: str) -> None:

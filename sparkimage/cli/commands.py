@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
+from sparkimage.core.program import as_called
+
 if TYPE_CHECKING:
     # What typer vendors of click.
     from typer._click.core import Command, Context
@@ -87,4 +89,12 @@ def _command(name: str, path: str, panel: str) -> Command:
         alone.command(name, rich_help_panel=panel)(called)
     group = typer.main.get_command(alone)
     assert isinstance(group, TyperGroup)
-    return group.commands[name]
+    return _as_called(group.commands[name])
+
+
+def _as_called(command: Command) -> Command:
+    """With examples that can be pasted in its help, and in that of its own commands."""
+    command.help = as_called(command.help or "")
+    for below in getattr(command, "commands", {}).values():
+        _as_called(below)
+    return command

@@ -11,6 +11,7 @@ import typer
 from sparkimage.cli import base, options
 from sparkimage.cli.options import flag
 from sparkimage.core.errors import KnownFailureError, UsageError
+from sparkimage.core.program import program
 from sparkimage.core.units import plural
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def explain(
 
     A failure that is not known is shown with its line and those around it.
 
-    Example: `docker logs NAME 2>&1 | python build.py explain -`
+    Example: `docker logs NAME 2>&1 | sparkimage explain -`
     """
     from sparkimage.serve.explain import failures, knowledge
 
@@ -49,9 +50,7 @@ def explain(
         typer.echo(failures.reference())
         return
     if not logs:
-        raise UsageError(
-            "no log file given", hint="docker logs NAME 2>&1 | python build.py explain -"
-        )
+        raise UsageError("no log file given", hint=f"docker logs NAME 2>&1 | {program()} explain -")
     readings = [_read(name) for name in logs]
     across = knowledge.across(readings)
     story = knowledge.together(readings)

@@ -19,6 +19,7 @@ from sparkimage.core.errors import (
     RegistryError,
     UsageError,
 )
+from sparkimage.core.program import program
 from sparkimage.core.units import clock, human, plural
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def nodes(
     if alarming:
         raise MixedFleetError(
             f"nodes differ: {', '.join(alarming)}",
-            hint="python build.py distribute VARIANT, or model push DIR",
+            hint=f"{program()} distribute VARIANT, or model push DIR",
         )
 
 

@@ -10,6 +10,7 @@ import typer
 
 from sparkimage.cli import base, options
 from sparkimage.cli.options import flag
+from sparkimage.core.program import program
 
 if TYPE_CHECKING:
     from sparkimage.config.matrix import Matrix
@@ -87,7 +88,7 @@ def build(
     terminal.print(show.results_table(results))
     plan = results[0].plan
     terminal.print(
-        f"\n[bold]Next:[/] {base.program()} verify {plan.variant}\n"
+        f"\n[bold]Next:[/] {program()} verify {plan.variant}\n"
         f"      docker run --rm --gpus all {plan.image} MODEL   [dim](arguments follow "
         f"`{' '.join(plan.entrypoint)}`)[/]",
         soft_wrap=True,

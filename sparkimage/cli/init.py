@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from sparkimage.cli import base
 from sparkimage.core.errors import UsageError
 from sparkimage.core.files import write
+from sparkimage.core.program import program
 
 app = typer.Typer(help="Begin a project of your own.", no_args_is_help=True)
 NAME = "{{ name }}"
@@ -33,7 +33,7 @@ def project(
     if present := [str(path) for path in paths if (folder / path).exists()]:
         raise UsageError(
             f"{folder} already has {', '.join(present)}",
-            hint="choose another folder: sparkimage init project DIR",
+            hint=f"choose another folder: {program()} init project DIR",
         )
     # https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests
     words = re.findall(r"[a-z0-9]+", folder.resolve().name.lower())
@@ -45,10 +45,9 @@ def project(
     except OSError as error:
         raise UsageError(
             f"{error.filename or folder} cannot be written: {error.strerror}",
-            hint="choose another folder: sparkimage init project DIR",
+            hint=f"choose another folder: {program()} init project DIR",
         ) from None
     for path in paths:
         typer.echo(folder / path)
     option = "" if folder == Path() else f" --matrix-file {folder / 'matrix.yaml'}"
-    program = base.program()
-    typer.echo(f"\nNext: {program}{option} lock\n      {program}{option} image")
+    typer.echo(f"\nNext: {program()}{option} lock\n      {program()}{option} image")

@@ -13,6 +13,7 @@ from sparkimage.cli.options import flag, value
 from sparkimage.cli.verify import to_ship
 from sparkimage.core import paths
 from sparkimage.core.errors import LaunchError, UsageError
+from sparkimage.core.program import program
 from sparkimage.core.units import clock, plural
 
 if TYPE_CHECKING:
@@ -236,9 +237,9 @@ def status(
         raise LaunchError(
             f"{len(broken)} of {plural(len(deployments), 'deployment')} broken",
             detail="\n".join(problems),
-            hint="stop it, zombie workers included: python build.py stop"
+            hint=f"stop it, zombie workers included: {program()} stop"
             if zombies
-            else "read python build.py logs, then run python build.py restart",
+            else f"read {program()} logs, then run {program()} restart",
         )
 
 

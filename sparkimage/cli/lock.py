@@ -14,6 +14,7 @@ from sparkimage.cli.options import flag, value
 from sparkimage.core import locks
 from sparkimage.core.errors import ConfigError, LockError, NetworkError, UsageError
 from sparkimage.core.files import write
+from sparkimage.core.program import program
 from sparkimage.core.units import plural
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _print_outdated(matrix: Matrix, *, as_json: bool) -> None:
         for pin in pins:
             table.add_row(pin.pin, pin.what, pin.locked, pin.newest)
         base.console().print(table)
-        typer.echo(f"\nto update one: {base.program()} lock --update NAME")
+        typer.echo(f"\nto update one: {program()} lock --update NAME")
     else:
         typer.echo("no newer version found")
     _raise_failures(outcome.failures)

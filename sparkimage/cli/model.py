@@ -13,6 +13,7 @@ from sparkimage.cli import base, options
 from sparkimage.cli.options import flag, value
 from sparkimage.core import paths
 from sparkimage.core.errors import MixedFleetError, UsageError
+from sparkimage.core.program import program
 from sparkimage.core.units import clock, human, plural
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _models(folder: str | None) -> list[Model]:
     models = [model for model in models if model.folder == folder]
     if not models:
         raise UsageError(
-            f"no manifest of {folder} is kept here", hint=f"python build.py model push {folder}"
+            f"no manifest of {folder} is kept here", hint=f"{program()} model push {folder}"
         )
     return models
 
@@ -196,7 +197,7 @@ def _show(models: Sequence[Model], found: Found, as_json: bool) -> None:
     if wrong:
         raise MixedFleetError(
             f"{plural(sum(1 for one in views if one.differences), 'folder')} not as pushed",
-            detail="\n".join(wrong), hint="python build.py model push DIR",
+            detail="\n".join(wrong), hint=f"{program()} model push DIR",
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from sparkimage.cli.options import value
 from sparkimage.core import paths
 from sparkimage.core.errors import UsageError
 from sparkimage.core.process import Local
+from sparkimage.core.program import program
 from sparkimage.core.units import plural
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _url(
     if not image:
         raise UsageError(
             "--url needs --image, an image with vLLM",
-            hint="list the local ones: docker images; python build.py images",
+            hint=f"list the local ones: docker images; {program()} images",
         )
     engine = ensure(paths.home(), Local(), say)
     inspect = [*engine.docker, "image", "inspect", "--format", "{{.Architecture}}", image]

@@ -13,6 +13,7 @@ from sparkimage.cli import base, options
 from sparkimage.cli.options import value
 from sparkimage.cli.verify import to_ship
 from sparkimage.core.errors import GateError, StoreError, UsageError
+from sparkimage.core.program import program
 from sparkimage.core.units import human, plural
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def check() -> None:
     if broken:
         raise StoreError(
             f"{len(broken)} of {plural(len(corrupt), 'image')} in the store are corrupt",
-            hint=f"python build.py image {broken[0].rpartition(':')[2]} --repair",
+            hint=f"{program()} image {broken[0].rpartition(':')[2]} --repair",
         )
 
 
@@ -129,7 +130,7 @@ def load(
         trust = Trust.of(key, None, None, base.registry_tools(say=view.say))
     if file != STDIO and not path.is_file():
         raise StoreError(
-            f"no such file: {file}", hint="pass an archive written by `python build.py save`"
+            f"no such file: {file}", hint=f"pass an archive written by `{program()} save`"
         )
     size = path.stat().st_size if file != STDIO else 0
     # A socket, as some sshd give it, cannot be opened again as /dev/stdin.

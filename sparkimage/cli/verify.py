@@ -12,6 +12,7 @@ from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.core import paths
 from sparkimage.core.errors import GateError, LockError, UsageError
 from sparkimage.core.process import Local
+from sparkimage.core.program import program
 from sparkimage.core.units import clock, plural
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _stale(record: PlanRecord, matrix: Matrix, reference: str) -> str:
         return ""
     return (
         f"{reference} was built before {matrix.file.name} or its lock changed, and ships as it "
-        f"was verified; to rebuild it: python build.py image {reference}"
+        f"was verified; to rebuild it: {program()} image {reference}"
     )
 
 
@@ -177,7 +178,7 @@ def report(
     if verdict is None:
         raise GateError(
             f"{image.digest[:19]} has no seal for its plan and the checks as they are now",
-            hint=f"python build.py verify {base.short(image.digest)}",
+            hint=f"{program()} verify {base.short(image.digest)}",
         )
     _write_report(output, record, image, verdict)
 

@@ -1,6 +1,6 @@
 """The lock: what every pin of the matrix resolves to.
 
-``python build.py lock`` writes ``matrix.lock``, and everything else reads it. It has hashes and no
+``sparkimage lock`` writes ``matrix.lock``, and everything else reads it. It has hashes and no
 address of a package index: an address may change, or be mirrored; the hash is the proof.
 """
 
@@ -21,6 +21,7 @@ from sparkimage.config.patch_specs import MISSING, PATCHES
 from sparkimage.config.series import SERIES, Series
 from sparkimage.config.validation import Report, Strict, shown
 from sparkimage.core.errors import ConfigError, LockError
+from sparkimage.core.program import program
 
 if TYPE_CHECKING:
     from sparkimage.config.matrix import Matrix
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 VERSION = 3
 OLDER = 2
 """The version before, whose wheels, packages, images and commits have the same form."""
-REMEDY = "run `python build.py lock`, and commit matrix.lock"
+REMEDY = f"run `{program()} lock`, and commit matrix.lock"
 ANY = "any"
 """The platform of what is the same on all of them: a commit, a file, a patch."""
 MAX_BYTES = 16 << 20
@@ -364,7 +365,7 @@ def check(matrix: Matrix, lock: Lock) -> list[str]:
 def dump(lock: Lock) -> str:
     """The text of ``matrix.lock``: sorted, one line for each file."""
     lines = [
-        "# Made by `python build.py lock`, do not edit: what each pin of matrix.yaml resolves to.",
+        "# Made by `sparkimage lock`, do not edit: what each pin of matrix.yaml resolves to.",
         *(f"# {word}: {' '.join(f.name for f in fields(kind))}" for word, kind in WORDS.items()),
         f"version: {VERSION}",
         "# Digest of what the matrix requests: comments and order do not change it.",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sparkimage.config.plan import LayerPlan, debs
 from sparkimage.core import debian_version
 from sparkimage.core.errors import LockError
+from sparkimage.core.program import program
 
 
 def refuse_older(variant: str, layers: Sequence[LayerPlan]) -> None:
@@ -29,6 +30,6 @@ def refuse_older(variant: str, layers: Sequence[LayerPlan]) -> None:
         raise LockError(
             f"variant {variant} would install older packages over newer ones",
             detail="\n".join(older),
-            hint="pin versions that are not older, then run `python build.py lock`; or write "
+            hint=f"pin versions that are not older, then run `{program()} lock`; or write "
             "`downgrade: true` at the layer",
         )

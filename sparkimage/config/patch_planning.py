@@ -16,6 +16,7 @@ from sparkimage.config.schema import LayerSpec
 from sparkimage.config.series import SERIES, Series
 from sparkimage.config.variants import Variant
 from sparkimage.core.errors import LockError
+from sparkimage.core.program import program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ class PatchPlanner:
                 raise LockError(
                     f"patch {name} does not fit variant {self.variant.name}: {verdict.reason}",
                     hint=f"correct {patch_specs.FILE}, take the patch out of the variant's layers, "
-                    "or look at `python build.py patches`",
+                    f"or look at `{program()} patches`",
                 )
         items = () if one.pin is None or one.value is None else self.lock.items(
             one.pin, one.value, self.variant.platform

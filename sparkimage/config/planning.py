@@ -37,6 +37,7 @@ from sparkimage.config.template import Template
 from sparkimage.config.variants import Variant, expectations
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.errors import LockError
+from sparkimage.core.program import program
 from sparkimage.core.units import byte_count
 
 OnePin = TypeVar("OnePin", bound=PinBase)
@@ -191,7 +192,7 @@ class _Planner:
                 ),
                 hint=f"add `constraints: [{lower}]` to pin {upper} in {self.matrix.file.name}, and "
                 f"it is resolved to those of {lower}; or `exclude: [{wheel.name}]` to one of the "
-                "two; then run `python build.py lock`",
+                f"two; then run `{program()} lock`",
             )
         for name, part in wheels.items():
             if not part:

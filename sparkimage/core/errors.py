@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sparkimage.core.program import program
+
 
 @dataclass(frozen=True, kw_only=True)
 class Locked:
@@ -24,7 +26,7 @@ class Locked:
     def pin(cls, name: str, value: str) -> Locked:
         """A pin of the matrix."""
         return cls(
-            title=f"pin {name} {value}", update=f"python build.py lock --update '{name}=={value}'"
+            title=f"pin {name} {value}", update=f"{program()} lock --update '{name}=={value}'"
         )
 
     @classmethod

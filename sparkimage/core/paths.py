@@ -17,7 +17,7 @@ LONGEST_SOCKET = "containerd/containerd-debug.sock"
 
 
 def home() -> Path:
-    """The state folder: $SPARKIMAGE_HOME, else sparkimage under the user's XDG data folder.
+    """The state folder: $SPARKIMAGE_HOME, else sparkimage/ under the user's XDG data folder.
 
     Raises ``PreflightError`` when $SPARKIMAGE_HOME is a relative path.
     """

@@ -25,6 +25,7 @@ from sparkimage.core import locks
 from sparkimage.core.errors import ImageMissingError, SparkError, StoreError
 from sparkimage.core.files import atomic_file
 from sparkimage.core.locks import Say
+from sparkimage.core.program import program
 from sparkimage.image.settings import Settings
 from sparkimage.image.streams import CHUNK, HashingReader, Readable
 
@@ -206,7 +207,7 @@ class Store:
         variant = users[0].rpartition(":")[2] if users else "VARIANT"
         return StoreError(
             f"the stored blob {digest} {what}" + (f"; {', '.join(users)} uses it" if users else ""),
-            hint=f"build it again: python build.py image {variant} --repair",
+            hint=f"build it again: {program()} image {variant} --repair",
         )
 
     def _blobs_of(self, manifest: str) -> list[str]:
@@ -281,7 +282,7 @@ class Store:
             near = difflib.get_close_matches(reference, names, n=3, cutoff=0.3)
             raise ImageMissingError(
                 f"the image store has no {reference}",
-                hint=f"did you mean {' or '.join(near)}?" if near else "python build.py image",
+                hint=f"did you mean {' or '.join(near)}?" if near else f"{program()} image",
             )
         manifest = self.read_json(digest)
         try:
@@ -377,7 +378,7 @@ class Store:
         if reader.digest != digest:
             raise StoreError(
                 f"the engine's blob {digest} is corrupt: {reader.digest}",
-                hint="make the engine anew: python build.py engine down --purge; then run the "
+                hint=f"make the engine anew: {program()} engine down --purge; then run the "
                 "same command",
             )
         file.replace(held)
@@ -445,7 +446,7 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{self.root}/index.json cannot be read: {error}",
-                hint="move it away; `python build.py image` names its images again",
+                hint=f"move it away; `{program()} image` names its images again",
             ) from None
 
     def _write_index(self, entries: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from sparkimage.config.inventory import Fleet
 from sparkimage.config.plan import LABEL
 from sparkimage.core.errors import NodeError
+from sparkimage.core.program import program
 from sparkimage.image.store import Store
 from sparkimage.nodes import receipts as local_receipts
 from sparkimage.nodes.concurrent import Errors, run_on_all
@@ -182,7 +183,7 @@ def rollback(
         if not session.target:
             raise NodeError(
                 f"{session.name}: it has no {previous}",
-                hint="distribute the image that you want: python build.py distribute DIGEST",
+                hint=f"distribute the image that you want: {program()} distribute DIGEST",
             )
         session.call("prove", session.target)
 
@@ -193,7 +194,7 @@ def rollback(
         if len({image.identity for image in images if image is not None}) > 1 and not partial:
             raise NodeError(
                 f"{previous} is not the same image on all nodes; no name was moved",
-                hint="see which: python build.py nodes; distribute the one that you want",
+                hint=f"see which: {program()} nodes; distribute the one that you want",
             )
         update.move([Retag(session=session, tag=name) for session in update.ready])
         update.check("the move was undone", again)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sparkimage.core.errors import CommandError, NodeError, SparkError
 from sparkimage.core.process import Completed
+from sparkimage.core.program import program
 from sparkimage.core.progress import Moved
 from sparkimage.core.units import human
 from sparkimage.nodes import ssh
@@ -74,7 +75,7 @@ class ModelNode:
         if FULL in output.lower():
             return NodeError(
                 f"{self.name}: the disk of {self.folder} is full",
-                hint=f"free some: python build.py model gc {self.folder}; then {AGAIN}",
+                hint=f"free some: {program()} model gc {self.folder}; then {AGAIN}",
             )
         why = last_line(output) or "it printed nothing"
         return NodeError(
@@ -111,7 +112,7 @@ class ModelNode:
             raise NodeError(
                 f"{self.name}: {self.now.place} has {human(self.now.free)} free, the model needs "
                 f"{human(need + SPARE)}",
-                hint="free some: python build.py model gc",
+                hint=f"free some: {program()} model gc",
             )
 
     def unhashed(self, manifest: Manifest) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from sparkimage.core.errors import DamagedError, NodeError, UnreachableError
+from sparkimage.core.program import program
 from sparkimage.nodes.ssh import Remote
 
 NOT_PULLED = 94
@@ -72,7 +73,7 @@ def error_for(remote: Remote, code: int, output: str) -> NodeError:
          "containerd lost layers that it had listed",
          "run the same command again"),
         (FULL in output, NodeError, "its disk is full",
-         "free some: python build.py gc; there: docker system df"),
+         f"free some: {program()} gc; there: docker system df"),
         (record, NodeError, f"{RECORD_LEFT}, and Docker refuses the layer until it is removed",
          f"remove it: {ssh} sudo rm -r {record}"),
         (DAMAGED.search(output), DamagedError, "layers are damaged there", remove),

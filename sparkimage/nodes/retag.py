@@ -19,6 +19,7 @@ from typing import Any
 from sparkimage.core import interrupts
 from sparkimage.core.errors import MixedFleetError, NodeError, SparkError
 from sparkimage.core.process import start_bytes
+from sparkimage.core.program import program
 from sparkimage.nodes.concurrent import Errors, run_on_all
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import NodeSession
@@ -122,7 +123,7 @@ class FleetUpdate:
                 f"{self.name}: the move could not be undone on {', '.join(sorted(stuck))}: "
                 "THE FLEET IS MIXED",
                 detail="\n".join(lines(self.errors) + lines(stuck)),
-                hint=f"see who has what: python build.py nodes; then {AGAIN}",
+                hint=f"see who has what: {program()} nodes; then {AGAIN}",
             )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sparkimage.config.inventory import Fleet, Node
 from sparkimage.core.errors import CommandError, NodeError, SparkError, UnreachableError
 from sparkimage.core.process import Completed
+from sparkimage.core.program import program
 from sparkimage.core.progress import Moved
 from sparkimage.core.units import human
 from sparkimage.image import archive
@@ -153,7 +154,7 @@ class NodeSession:
             raise NodeError(
                 f"{self.name}: {tight.at} has {human(tight.free)} free, the image needs "
                 f"{human(need)}",
-                hint="free some: python build.py gc; there: docker system df",
+                hint=f"free some: {program()} gc; there: docker system df",
             )
 
     def remove_staged(self) -> None:

@@ -23,6 +23,7 @@ from typing import IO, Any
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import GateError, StoreError, UsageError
 from sparkimage.core.files import atomic_file
+from sparkimage.core.program import program
 from sparkimage.core.units import human
 from sparkimage.image import archive
 from sparkimage.image.store import TAR, Image, Store
@@ -201,7 +202,7 @@ class _Loading:
         except (AttributeError, KeyError, TypeError, ValueError):
             raise StoreError(
                 "this is not an archive of one image: it has no index.json before its blobs",
-                hint="create it with `python build.py save`",
+                hint=f"create it with `{program()} save`",
             ) from None
 
     @property
@@ -225,12 +226,12 @@ class _Loading:
         except ValueError:
             raise StoreError(
                 f"the archive of {self.digest[:19]} has no plan of its image",
-                hint="save it with `python build.py save` of this version",
+                hint=f"save it with `{program()} save` of this version",
             ) from None
         if record.plan.image != self.name:
             raise StoreError(
                 f"the archive's plan is of {record.plan.image}, but its image is {self.name}",
-                hint="save it again with `python build.py save`",
+                hint=f"save it again with `{program()} save`",
             )
         return record
 
@@ -259,7 +260,7 @@ class _Loading:
                 f"the archive's seal is of {shipped.get('name')} "
                 f"({str(shipped.get('digest'))[:19]}), but its image is {self.name} "
                 f"({digest[:19]})",
-                hint="save it again with `python build.py save`",
+                hint=f"save it again with `{program()} save`",
             )
         statements = shipped.get("statements")
         if self.trust is not None:
@@ -267,7 +268,7 @@ class _Loading:
             if not isinstance(envelopes, list) or not envelopes:
                 raise GateError(
                     f"the seal of {digest[:19]} is not signed",
-                    hint="save it with a key where it was built: python build.py save … --key FILE",
+                    hint=f"save it with a key where it was built: {program()} save … --key FILE",
                 )
             statements = [self.trust.verify_envelope(envelope, digest) for envelope in envelopes]
         results = seal.parse(statements, digest)

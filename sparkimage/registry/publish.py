@@ -18,6 +18,7 @@ from sparkimage.config.matrix import Matrix
 from sparkimage.config.plan import LABEL, Plan
 from sparkimage.config.variants import Variant
 from sparkimage.core.errors import PublishedError, RegistryError, UsageError
+from sparkimage.core.program import program
 from sparkimage.core.progress import View
 from sparkimage.image.store import INDEX, Image, Store
 from sparkimage.registry import provenance, remote, sbom
@@ -120,7 +121,7 @@ def channels(matrix: Matrix | None, plans: Sequence[Plan]) -> tuple[str, ...]:
         target = f"the channel {tags[0]}" if tags else "the index"
         raise UsageError(
             f"{target} would lack the platforms {', '.join(missing)}",
-            hint=f"python build.py publish {' '.join(platforms)} --to …",
+            hint=f"{program()} publish {' '.join(platforms)} --to …",
         )
     return tags
 
@@ -288,7 +289,7 @@ class Publication:
             if now != digest:
                 raise RegistryError(
                     f"{self.to.place}:{tag} was set to {str(now)[:19]} by another client",
-                    hint="look at it (python build.py inspect), and run the same command again; "
+                    hint=f"look at it ({program()} inspect), and run the same command again; "
                     f"the image stays as {self.to.place}@{digest[:19]}…",
                 )
         return {

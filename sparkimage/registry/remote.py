@@ -10,6 +10,7 @@ from typing import Any
 from sparkimage.config.address import Place, image_name
 from sparkimage.config.plan import LABEL
 from sparkimage.core.errors import GateError, PublishedError
+from sparkimage.core.program import program
 from sparkimage.core.progress import Moved
 from sparkimage.image.settings import Settings
 from sparkimage.registry import provenance, sbom, tags
@@ -234,7 +235,7 @@ def _check_signature(
     if signatures is None:
         raise PublishedError(
             f"{short} of {reference.place} is unsigned",
-            hint="it was not published by `python build.py publish`, or its signature was removed",
+            hint=f"it was not published by `{program()} publish`, or its signature was removed",
         )
     if not signatures:
         raise PublishedError(

@@ -19,6 +19,7 @@ from sparkimage.config.patch_specs import MISSING
 from sparkimage.config.plan import Plan
 from sparkimage.core.errors import VerifyError
 from sparkimage.core.process import Runner
+from sparkimage.core.program import program
 from sparkimage.image.layerindex import ImageFiles
 from sparkimage.image.linking import Root
 from sparkimage.image.store import Image, Store
@@ -154,7 +155,7 @@ def patched(plan: Plan, files: ImageFiles) -> Iterator[dict[str, Any]]:
         if sha256 != target.after:
             raise VerifyError(
                 f"{path} of the image differs from what patch {names} makes of it",
-                hint="build it again: python build.py image " + plan.variant,
+                hint=f"build it again: {program()} image " + plan.variant,
             )
         if target.after != MISSING:
             origins = [f"{patch.uri} (sha256 {patch.sha256})" for patch in series.patches]

@@ -31,6 +31,7 @@ from sparkimage.core.arch import ARCHES
 from sparkimage.core.debian_tools import WITHOUT_DOCS
 from sparkimage.core.errors import Locked, LockError
 from sparkimage.core.files import DATE, new_folder
+from sparkimage.core.program import program
 from sparkimage.resolve import (
     apt,
     frontends,
@@ -119,7 +120,7 @@ def available(layer: LayerPlan, context: ResolveContext) -> None:
     for image in layer.images:
         locked = Locked(
             title=f"layer {layer.name}",
-            update="python build.py lock --update 'PIN==VALUE' (the pin of this layer's image)",
+            update=f"{program()} lock --update 'PIN==VALUE' (the pin of this layer's image)",
         )
         images.exists(locked, image, context)
     for tree in layer.trees:
@@ -128,7 +129,7 @@ def available(layer: LayerPlan, context: ResolveContext) -> None:
             raise LockError(
                 f"pin {tree.pin}: {tree.commit[:12]} has the tree {seen[:12]}, and the "
                 f"lock says {tree.tree[:12]}",
-                hint="a commit cannot change: the lock was edited; run `python build.py lock`",
+                hint=f"a commit cannot change: the lock was edited; run `{program()} lock`",
             )
     for file in layer.files:
         _download(file, context).fetch(file.sha256)

@@ -10,6 +10,7 @@ from importlib.resources import files
 import yaml
 
 from sparkimage.core.errors import LockError, NetworkError, RegistryError, SparkError
+from sparkimage.core.program import as_called
 
 ERRORS = {error.__name__: error for error in (LockError, NetworkError, RegistryError)}
 
@@ -41,7 +42,7 @@ def explain(program: str, output: str, *, detail: str, **facts: object) -> Spark
             facts = {"detail": detail, **facts, **match.groupdict()}
             return ERRORS[known.error](
                 known.message.format(**facts),
-                hint=known.hint.format(**facts),
+                hint=as_called(known.hint).format(**facts),
                 detail=str(facts["detail"]),
             )
     return None

@@ -10,6 +10,7 @@ from sparkimage.config.lockfile import PatchText
 from sparkimage.config.patch_specs import FILE, MISSING
 from sparkimage.config.plan import PatchPlan, PatchSeries
 from sparkimage.core.errors import Locked, LockError
+from sparkimage.core.program import program
 from sparkimage.resolve import patching
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.files import Download
@@ -29,7 +30,7 @@ def read(patch: PatchPlan, project: Path, context: ResolveContext) -> bytes:
     """
     title = f"patch {patch.name}"
     if patch.url is not None:
-        locked = Locked(title=title, update=f"python build.py lock --update '{patch.name}'")
+        locked = Locked(title=title, update=f"{program()} lock --update '{patch.name}'")
         file = Download(locked=locked, url=patch.url, name=FILE_NAME, context=context)
         sha256 = patch.sha256 or file.resolve(None).sha256
         return (file.fetch(sha256) / FILE_NAME).read_bytes()
@@ -66,7 +67,7 @@ def texts(
             raise LockError(
                 f"patch {patch.name}: its file has sha256 {sha256}, and the lock says "
                 f"{patch.sha256}",
-                hint=f"look at what changed, then: python build.py lock --update '{patch.name}'",
+                hint=f"look at what changed, then: {program()} lock --update '{patch.name}'",
             )
         made.append(
             Patch(
@@ -109,7 +110,7 @@ def after(one: PatchSeries, project: Path, context: ResolveContext) -> dict[str,
             raise LockError(
                 f"patch {', '.join(names)}: {target.path} has sha256 {sha256[:12]} after it, and "
                 f"the lock says {target.after[:12]}",
-                hint=f"python build.py lock --update '{names[-1]}'",
+                hint=f"{program()} lock --update '{names[-1]}'",
             )
     return {target.path: files.get(target.path) for target in one.targets}
 

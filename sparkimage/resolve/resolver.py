@@ -33,6 +33,7 @@ from sparkimage.config.patch_specs import FILE, PATCHES
 from sparkimage.config.pins import DebianPin, DebPin, FilePin, GitPin, ImagePin, WheelsPin
 from sparkimage.config.series import SERIES, Series
 from sparkimage.core.errors import Locked, LockError, NetworkError, SparkError, UsageError
+from sparkimage.core.program import program
 from sparkimage.resolve import images, patch_files, wheels
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.debs import Below, DebResolver
@@ -121,7 +122,7 @@ def parse_update(matrix: Matrix, lock: Lock | None, words: Sequence[str]) -> Upd
                 f"pin {name} has no value {value!r} that a variant uses; it has "
                 + ", ".join(values),
                 hint=f"add `{value}` to pins.{name} in {matrix.file.name} and to a variant; then "
-                "python build.py lock",
+                f"{program()} lock",
             )
         else:
             raise UsageError(
@@ -363,7 +364,7 @@ class _Resolver:
             # No failure of its own: why that pin is not resolved is reported beside it.
             raise NetworkError(
                 f"{title}: pin {' '.join(other)}, which it is resolved against, is not resolved",
-                hint="correct that one; then python build.py lock",
+                hint=f"correct that one; then {program()} lock",
             )
         return items
 

@@ -15,6 +15,7 @@ from sparkimage.config.lockfile import Wheel
 from sparkimage.config.plan import PatchSeries
 from sparkimage.core.errors import CommandError, LockError, NetworkError
 from sparkimage.core.files import new_folder
+from sparkimage.core.program import program
 from sparkimage.resolve import wheels
 from sparkimage.resolve.context import ResolveContext
 
@@ -37,8 +38,7 @@ def wheel_file(
         if hashlib.sha256(local.read_bytes()).hexdigest() != wheel.sha256:
             raise LockError(
                 f"{title}: {local} has another hash than the lock says",
-                hint="find out what changed it, or run `python build.py lock --update "
-                f"{wheel.name}`",
+                hint=f"find out what changed it, or run `{program()} lock --update {wheel.name}`",
             )
         return local
     folder = context.home / "wheels" / wheel.sha256

@@ -8,6 +8,7 @@ from sparkimage.config.inventory import Fleet, Node, head_of
 from sparkimage.config.profiles import Profile, fitting
 from sparkimage.config.validation import nearest
 from sparkimage.core.errors import LaunchError, UsageError
+from sparkimage.core.program import program
 from sparkimage.image.layerindex import ImageFiles
 from sparkimage.serve.command import serve_prefix
 from sparkimage.verify import static_nccl
@@ -90,6 +91,6 @@ def choose(libraries: Mapping[str, str], pin: str, env: Mapping[str, str]) -> st
         has = ", ".join(f"{version or 'unknown'} ({path})" for path, version in libraries.items())
         raise LaunchError(
             f"the image has no NCCL {pin}, which its matrix expects: it has {has or 'none'}",
-            hint="rebuild it: python build.py image VARIANT --rebuild",
+            hint=f"rebuild it: {program()} image VARIANT --rebuild",
         )
     return min(fitting, key=lambda path: (path not in preload, not path.startswith("/usr/lib/")))

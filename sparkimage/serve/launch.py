@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from sparkimage.config.inventory import Fleet
 from sparkimage.core.errors import ImageMissingError, LaunchError, MixedFleetError
+from sparkimage.core.program import program
 from sparkimage.core.progress import View
 from sparkimage.image.store import Image
 from sparkimage.nodes import fabric, reachability
@@ -126,7 +127,7 @@ class Launch:
 
     def _require_image(self, all_: Sequence[NodeSession]) -> None:
         """Every node has this very image. Raises ``ImageMissingError``, ``MixedFleetError``."""
-        hint = f"distribute it: python build.py distribute {self.request.variant}"
+        hint = f"distribute it: {program()} distribute {self.request.variant}"
         images = {session.name: session.has(self.image) for session in all_}
         lacking = [session for session in all_ if images[session.name] is None]
         if lacking:
@@ -193,7 +194,7 @@ class Launch:
                     f"    → {finding.fix}"
                     for finding in failed
                 ),
-                hint="see all checks: python build.py doctor --model " + shlex.quote(request.model),
+                hint=f"see all checks: {program()} doctor --model " + shlex.quote(request.model),
             )
 
     def _existing(self, all_: Sequence[NodeSession]) -> Deployment | None:
@@ -207,7 +208,7 @@ class Launch:
             raise LaunchError(
                 f"{existing.name} {what} (on {nodes}); nothing was started",
                 detail="\n".join(existing.problems),
-                hint="replace it: --replace; stop it: python build.py stop; or another --name",
+                hint=f"replace it: --replace; stop it: {program()} stop; or another --name",
             )
         return existing
 
@@ -287,9 +288,9 @@ class Launch:
         except BaseException as error:
             # Cleaned up and raised again.
             if self.keep:
-                note = "what was started keeps running; python build.py stop ends it"
+                note = f"what was started keeps running; {program()} stop ends it"
             elif left := self._undo(all_):
-                note = f"containers may still run on {', '.join(left)}: python build.py stop"
+                note = f"containers may still run on {', '.join(left)}: {program()} stop"
             else:
                 note = "what was started has been stopped"
             waiting.add_note(error, note)

@@ -27,6 +27,7 @@ from sparkimage.config import yamlfile
 from sparkimage.config.validation import Strict
 from sparkimage.core.errors import CommandError, ProbeError, UsageError
 from sparkimage.core.process import Local
+from sparkimage.core.program import program
 from sparkimage.nodes.ssh import Remote
 from sparkimage.serve.openai_api import CHAT, Granted, Server, api_key
 
@@ -192,7 +193,7 @@ class Bench:
             raise ProbeError(
                 f"{count} of {len(texts)} requests failed",
                 detail=failed[0] if failed else "vllm bench serve gives no reason",
-                hint="see the server's log: python build.py explain FILE",
+                hint=f"see the server's log: {program()} explain FILE",
             )
         return result
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sparkimage.config.profiles import Profile
 from sparkimage.core.errors import LaunchError
+from sparkimage.core.program import program
 from sparkimage.core.progress import View
 from sparkimage.core.units import human
 from sparkimage.nodes.concurrent import run_on_all
@@ -123,5 +124,5 @@ def require(all_: Sequence[NodeSession], profile: Profile, view: View) -> None:
             detail="\n".join(
                 f"✗ {node}: {text}" for node, texts in failed.items() for text in texts
             ),
-            hint="see all checks: python build.py doctor",
+            hint=f"see all checks: {program()} doctor",
         )

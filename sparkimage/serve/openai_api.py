@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import requests
 
 from sparkimage.core.errors import ProbeError, UsageError
+from sparkimage.core.program import program
 
 KEY_VARIABLE = "SPARKIMAGE_API_KEY"
 """Only from the environment: every user of the machine can read a command line."""
@@ -28,7 +29,7 @@ HINTS = {
     403: f"set its key in the environment variable {KEY_VARIABLE}",
     404: "pass a --model that it serves; --url is http://HOST:PORT",
     429: "fewer --streams, or wait",
-    503: "is it still loading? python build.py status",
+    503: f"is it still loading? {program()} status",
 }
 """What to do, by HTTP status."""
 ANSWER_S = 120.0
@@ -82,7 +83,7 @@ class RefusalError(ProbeError):
 
     def __init__(self, url: str, status: int, text: str) -> None:
         self.status, self.text = status, text
-        hint = HINTS.get(status, "see the server's log: python build.py explain FILE")
+        hint = HINTS.get(status, f"see the server's log: {program()} explain FILE")
         super().__init__(f"{url} answers with HTTP status {status}", detail=text[:500], hint=hint)
 
 
@@ -235,7 +236,7 @@ class Server:
             hint = "REQUESTS_CA_BUNDLE=FILE names the CA to trust;"
         elif isinstance(error, requests.Timeout):
             what, hint = f"{self.url} did not answer within {self.answer_s:g} s", "does it hang?"
-        return ProbeError(what, detail=str(error), hint=f"{hint} python build.py status")
+        return ProbeError(what, detail=str(error), hint=f"{hint} {program()} status")
 
     def _incompatible(self, text: str) -> ProbeError:
         return ProbeError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from sparkimage.config.inventory import Fleet
 from sparkimage.config.validation import nearest
 from sparkimage.core.errors import LaunchError, SparkError, UsageError
+from sparkimage.core.program import program
 from sparkimage.core.progress import View
 from sparkimage.nodes.concurrent import WAKE_S, Errors, run_on_all
 from sparkimage.nodes.script import RemoteScript
@@ -110,7 +111,7 @@ def head(
                 f"the head of {deployment.name} does not run"
                 if deployment
                 else "nothing runs on the nodes",
-                hint="see what runs: python build.py status",
+                hint=f"see what runs: {program()} status",
             )
         yield cluster.by_name[deployment.head.node], deployment.head
 
@@ -149,7 +150,7 @@ def restart(
         deployment = cluster.pick(name)
         if deployment is None:
             names = [one.name for one in cluster.deployments]
-            hint = "start one: python build.py launch VARIANT"
+            hint = f"start one: {program()} launch VARIANT"
             raise LaunchError(
                 "no such deployment", hint=nearest(name, names) if name and names else hint
             )
@@ -159,7 +160,7 @@ def restart(
             raise LaunchError(
                 f"{deployment.name} is incomplete: it has ranks {', '.join(map(str, ranks))} of "
                 f"{members[HEAD].nodes}",
-                hint="launch it again: python build.py launch VARIANT --replace",
+                hint=f"launch it again: {program()} launch VARIANT --replace",
             )
         view.say(f"stopping {deployment.name}")
         cluster.docker(members, "stop", "--time", str(deployments.GRACE_S))
@@ -224,7 +225,7 @@ def logs(
             nodes = ", ".join(f"{member.node} (rank {member.rank})" for member in members)
             raise LaunchError(
                 "no such logs: " + (f"the deployment is on {nodes}" if nodes else "no deployment"),
-                hint="see what runs: python build.py status",
+                hint=f"see what runs: {program()} status",
             )
         options = ["--tail", "all" if tail is None else str(tail)]
         read = _following if follow else _merged

@@ -17,6 +17,7 @@ from http import HTTPStatus
 from typing import Any
 
 from sparkimage.core.errors import LaunchError, NodeError, ProbeError, SparkError
+from sparkimage.core.program import program
 from sparkimage.core.progress import TransferProgress, View
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.serve import deployments, liveness, readiness, warmup
@@ -190,7 +191,7 @@ class Waiting:
             raise LaunchError(
                 f"ready, but a request failed: {error.message}",
                 detail="\n".join([error.detail, *self.known_failures()]).strip(),
-                hint="see the whole log: repeat the command with --keep, then python build.py logs",
+                hint=f"see the whole log: repeat the command with --keep, then {program()} logs",
             ) from error
 
     def _watch(self) -> None:
@@ -305,7 +306,7 @@ class Waiting:
             f"not ready after {self.timeout_s:g} s: the head is at {phase}",
             detail="\n".join([*phases, *self.known_failures()]),
             hint="allow more time: --timeout SECONDS; or leave it running with --keep, and see "
-            "python build.py logs",
+            f"{program()} logs",
         )
 
     def _failed(self, rank: Rank, event: Line | int | End) -> SparkError:
@@ -331,7 +332,7 @@ class Waiting:
             detail="\n".join([*last, *known]),
             hint=""
             if known
-            else "see the whole log: repeat the command with --keep, then python build.py logs",
+            else f"see the whole log: repeat the command with --keep, then {program()} logs",
         )
 
     def _ended(self, rank: Rank, container: Member | None) -> list[tuple[Rank, Member | None]]:

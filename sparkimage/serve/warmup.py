@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparkimage.core.errors import LaunchError, ProbeError
+from sparkimage.core.program import program
 from sparkimage.core.units import plural
 from sparkimage.serve.openai_api import RefusalError, Server
 
@@ -129,7 +130,7 @@ class WarmUp:
                     f"ready, but no request was answered in {self.limit_s:g} s: a rank hangs, or "
                     "kernels are compiled for longer",
                     hint="allow more time: --warm-up SECONDS; or leave it running with --keep, and "
-                    "see python build.py status",
+                    f"see {program()} status",
                 ) from None
             unfinished = f"not warm yet after {self.limit_s:g} s: the first users may wait"
         except RefusalError as refusal:

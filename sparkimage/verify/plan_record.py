@@ -19,6 +19,7 @@ from sparkimage.config import folders, patch_specs
 from sparkimage.config.plan import Plan, canonical
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import GateError, UsageError
+from sparkimage.core.program import program
 from sparkimage.image.store import Store
 from sparkimage.verify.policy import Required
 
@@ -145,7 +146,7 @@ def load(store: Store, digest: str) -> PlanRecord:
         what = "is damaged" if store.has_fact(KIND, digest) else "is not in the store"
         raise GateError(
             f"the plan of {digest[:19]} {what}",
-            hint="build the image again (python build.py image VARIANT: unchanged layers are "
+            hint=f"build the image again ({program()} image VARIANT: unchanged layers are "
             "cached), or load it again",
         ) from None
 

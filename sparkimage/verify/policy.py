@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.core.errors import GateError
+from sparkimage.core.program import program
 from sparkimage.image.store import Store
 from sparkimage.verify import seal
 from sparkimage.verify.seal import Result, Verdict
@@ -58,7 +59,7 @@ def check(
         if (why := seal.unverified(store, digest)) is not None:
             raise GateError(
                 f"{digest[:19]} was loaded unverified: {why}",
-                hint=f"verify it here: python build.py verify {digest[7:19]}",
+                hint=f"verify it here: {program()} verify {digest[7:19]}",
             )
         return judge(seal.history(store, digest), digest, plan_checksum, required)
     except GateError as refusal:
@@ -80,7 +81,7 @@ def judge(
     results: Sequence[Result], digest: str, plan_checksum: str | None, required: Required
 ) -> PolicyDecision:
     """As ``check``, of test results that were read already."""
-    short, verify = digest[:19], f"python build.py verify {digest[7:19]}"
+    short, verify = digest[:19], f"{program()} verify {digest[7:19]}"
     if not results:
         raise GateError(f"{short} has no seal", hint=f"verify it: {verify}")
     verdict = seal.combine(results, plan_checksum)
@@ -133,5 +134,5 @@ def _check_name(store: Store, digest: str, name: str) -> None:
             raise GateError(
                 f"{name} was rebuilt: its seal is of {other[:19]}, but it is now {digest[:19]}, "
                 "which has no seal",
-                hint=f"verify the new image: python build.py verify {digest[7:19]}",
+                hint=f"verify the new image: {program()} verify {digest[7:19]}",
             )

@@ -32,6 +32,7 @@ from sparkimage.core.errors import (
 )
 from sparkimage.core.locks import owner
 from sparkimage.core.process import Runner
+from sparkimage.core.program import program
 from sparkimage.image.store import Image, Store
 from sparkimage.verify import gpu, layer_checks, plan_record, run_entrypoint, seal, static
 from sparkimage.verify.plan_record import PlanRecord, check_folders
@@ -281,7 +282,7 @@ def container(engine: Engine, runner: Runner, reference: str, platform: str) -> 
     except CommandError as error:
         if "No such image" in error.output or "not found" in error.output.lower():
             raise ImageMissingError(
-                f"{reference} is not in the engine", hint="build it: python build.py image"
+                f"{reference} is not in the engine", hint=f"build it: {program()} image"
             ) from None
         raise
     try:

@@ -19,6 +19,7 @@ from typing import Any
 
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import GateError
+from sparkimage.core.program import program
 from sparkimage.image.store import Store
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -253,7 +254,7 @@ def parse(statements: Any, digest: str) -> tuple[Result, ...]:
 def _refusal(digest: str, why: str) -> GateError:
     return GateError(
         f"the seal of {digest[:19]} {why}",
-        hint=f"verify the image again: python build.py verify {digest[7:19]}",
+        hint=f"verify the image again: {program()} verify {digest[7:19]}",
     )
 
 

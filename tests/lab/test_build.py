@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-ONCE = "preparing .venv"
+ONCE = "preparing /"
 
 
 def pinned(name: str) -> str:
@@ -37,7 +38,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sparkimage").mkdir()
     (folder / "sparkimage" / "__init__.py").touch()
     (folder / "sparkimage" / "__main__.py").write_text(
-        "import packaging, sys\nprint(packaging.__version__, sys.argv[1:])\nsys.exit(7)\n"
+        "import os, packaging, sys\n"
+        "print(packaging.__version__, sys.argv[1:], os.environ['SPARKIMAGE_PROGRAM'])\n"
+        "sys.exit(7)\n"
     )
     return folder
 
@@ -46,18 +49,60 @@ def test_the_first_start_makes_the_environment_and_later_ones_do_not(
     project: Path, tmp_path: Path
 ) -> None:
     first = build(project, "a b", "--c")
-    assert first.stdout.endswith("['a b', '--c']\n"), first.stderr
+    assert f"['a b', '--c'] '{project}/build.py'\n" in first.stdout, first.stderr
     assert first.returncode == 7
     assert ONCE in first.stderr
     made = (project / ".venv" / "stamp").stat()
     # From elsewhere, where a file has the name of a module.
     (tmp_path / "packaging.py").write_text("raise SystemExit('the wrong module')\n")
     again = build(project, cwd=tmp_path)
-    assert (again.stdout, again.stderr) == (f"{first.stdout.split()[0]} []\n", "")
+    assert again.stdout.startswith(f"{first.stdout.split()[0]} [] ")
+    assert again.stderr == ""
     # All but when it was last read.
     found = (project / ".venv" / "stamp").stat()
     assert (found.st_ino, found.st_size) == (made.st_ino, made.st_size)
     assert (found.st_mtime_ns, found.st_ctime_ns) == (made.st_mtime_ns, made.st_ctime_ns)
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["./build.py"], "./build.py"),
+        (["python3", "build.py"], "python3 build.py"),
+        (["python3", "./build.py"], "./build.py"),
+        (["spark"], "spark"),
+    ],
+)
+def test_the_program_is_told_how_it_was_started(
+    project: Path, tmp_path: Path, argv: list[str], name: str
+) -> None:
+    (tmp_path / "spark").symlink_to(project / "build.py")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        argv, cwd=project, env={**os.environ, "PATH": path}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout.endswith(f" [] {name}\n"), done.stderr
+
+
+def test_a_clone_that_is_read_only(project: Path, tmp_path: Path) -> None:
+    clone, home = tmp_path / "clone", tmp_path / "home"
+    shutil.copytree(project, clone, ignore=shutil.ignore_patterns(".venv", "__pycache__"))
+    before = sorted(clone.rglob("*"))
+    # Rights do not keep root from writing.
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    alone = ["unshare", "--mount", "sh", "-c", mount, str(clone)] if os.geteuid() == 0 else []
+    clone.chmod(0o555)
+    for said in (f"preparing {home}/.cache/sparkimage/", ""):
+        done = subprocess.run(
+            [*alone, sys.executable, str(clone / "build.py")], capture_output=True, text=True,
+            env={**os.environ, "HOME": str(home), "XDG_CACHE_HOME": ""}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 7, done.stderr
+        assert done.stderr.startswith(said)
+        assert bool(done.stderr) == bool(said)
+    clone.chmod(0o755)
+    assert sorted(clone.rglob("*")) == before
 
 
 @pytest.mark.thorough

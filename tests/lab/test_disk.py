@@ -192,7 +192,7 @@ def test_a_short_disk_drops_the_cache_by_itself(spare: Spare) -> None:
         leave(2 * lean)
         with pytest.raises(PreflightError, match="needs") as error:
             preflight.check(plan, users)
-        assert "python build.py image tiny-amd64 --lean" in error.value.hint
+        assert "sparkimage image tiny-amd64 --lean" in error.value.hint
         assert preflight.check(plan, dataclasses.replace(users, lean=True))
 
 

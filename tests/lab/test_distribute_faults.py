@@ -251,7 +251,7 @@ def test_corrupt_blob_in_the_store(distribution: Distribution, way: Way) -> None
     with distribution.run() as running:
         assert running.end() != 0
     assert f"the stored blob {top.digest} is corrupt" in running.said
-    assert "python build.py image payload --repair" in running.said
+    assert "sparkimage image payload --repair" in running.said
     distribution.kept(new)
     path.write_bytes(good)
     distribution.complete(new)

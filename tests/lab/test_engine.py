@@ -228,7 +228,7 @@ def test_no_engine_is_an_error_and_ensure_starts_one(lab: Lab) -> None:
     assert traces(lab, lab.place.root / "usr") == []
     with pytest.raises(EngineError, match="no Docker engine is at") as caught:
         engine.find(lab.home, RUNNER)
-    assert caught.value.hint == "python build.py engine up"
+    assert caught.value.hint == "sparkimage engine up"
     status = private.status(lab.home, RUNNER)
     assert (status.used, status.running, status.bridge) == (None, False, None)
     assert "no Docker engine is at" in status.why

@@ -273,7 +273,7 @@ def test_a_flipped_bit_is_found_named_and_mended(lab: Lab, tiny: pipeline.Result
     assert found.returncode == 8
     assert f"{REPOSITORY}:tiny-amd64: corrupt: {layer.digest}" in found.stdout
     # Other images of the lab may stand on the same layer; one build mends all of them.
-    assert re.search(r"python build\.py image \w+-amd64 --repair", found.stderr)
+    assert re.search(r"sparkimage image \w+-amd64 --repair", found.stderr)
     mended = lab.run("image", "tiny-amd64", "--repair")
     assert mended.returncode == 0, mended.stderr
     assert layer.digest in mended.stderr

@@ -313,7 +313,7 @@ def test_images_that_are_not_the_same_everywhere(ready: Serving) -> None:
         said = refused(
             ready.launch(), MIXED, "is not on 2 of 4 nodes; nothing was started",
             "✗ node2 has another image as r:good", "✗ node3 does not have it",
-            "python build.py distribute good",
+            "sparkimage distribute good",
         )  # fmt: skip
         assert "node1" not in said
         assert ready.containers() == NOTHING
@@ -366,7 +366,7 @@ def test_all_that_is_wrong_with_the_nodes_at_once(ready: Serving) -> None:
             "node4: there is no /dev/infiniband",
             "    → there: sudo modprobe -a ib_uverbs",
         )  # fmt: skip
-        assert "python build.py doctor" in said
+        assert "sparkimage doctor" in said
         ready.nodes(node1={"gpus": 2})
         refused(ready.launch(), LAUNCH_FAILED, "nvidia-smi finds 1 GPUs, the fleet file says 2")
         serve = {**SERVE, "tensor_parallel": 8}
@@ -523,7 +523,7 @@ def test_a_node_that_is_lost(ready: Serving) -> None:
     done = ready.during(ready.launching(), ready.waits, lambda: ready.cut("node3"))
     refused(
         done, LAUNCH_FAILED, "node3 (rank 2) was lost",
-        "may still run on node3: python build.py stop",
+        "may still run on node3: sparkimage stop",
     )  # fmt: skip
     assert ready.containers() == {**NOTHING, "node3": ["vllm running"]}
     gone = ready.run("stop", "--patience", "5")
@@ -661,7 +661,7 @@ def test_a_dead_worker(ready: Serving) -> None:
     wait(sick, "the head does not notice")
     done = ready.run("status")
     refused(done, LAUNCH_FAILED, "rank 3 on node4 is exited (137)", "the head answers HTTP 503",
-            "python build.py restart")  # fmt: skip
+            "sparkimage restart")  # fmt: skip
     (row,) = [line for line in done.stdout.splitlines() if "node4" in line]
     assert row.split()[:5] == ["✗", "node4", "3", "worker", "exited"]
     ok(ready.run("restart"))
@@ -675,7 +675,7 @@ def test_a_rank_whose_process_is_stopped_is_named(ready: Serving) -> None:
     ready.docker("node3", "kill", "--signal", "STOP", "vllm")
     done = ready.run("status")
     refused(done, LAUNCH_FAILED, "rank 2 on node3 is stopped: ", "is in state T",
-            "python build.py restart")  # fmt: skip
+            "sparkimage restart")  # fmt: skip
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("✓", "✗"))]
     assert [row[0] for row in rows] == ["✓", "✓", "✗", "✓"]
     assert rows[2][1:6] == ["node3", "2", "worker", "running,", "stopped"]
@@ -725,7 +725,7 @@ def test_a_dead_heads_zombies_are_found_and_stopped(ready: Serving) -> None:
     done = ready.run("status")
     refused(
         done, LAUNCH_FAILED, "the head on node1 is exited (137): zombie workers on node2, node3, "
-        "node4 hold their GPUs", "python build.py stop",
+        "node4 hold their GPUs", "sparkimage stop",
     )  # fmt: skip
     assert done.stdout.count("running, zombie") == 3
     assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 80

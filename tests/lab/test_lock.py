@@ -88,7 +88,7 @@ def test_what_is_newer_is_told_and_not_followed(recipe: Recipe, kept: str) -> No
         lab.write(recipe.data)
         path.write_text(kept)
         subprocess.run([*create, base, f"{repository}:kept"], check=True, capture_output=True)
-    assert "python build.py lock --update NAME" in table.stdout
+    assert "sparkimage lock --update NAME" in table.stdout
     seen = {(row["pin"], row["what"]) for row in rows}
     assert ("cuda 13.0.3", "tag of docker.io/nvidia/cuda") in seen
     assert {
@@ -118,7 +118,7 @@ def test_a_withdrawn_package_is_no_build(recipe: Recipe) -> None:
         assert "unresolved:" in path.read_text()
         stopped = recipe.lab.run("image", TWIN)
         assert stopped.returncode == 11
-        assert "python build.py lock" in stopped.stderr
+        assert "sparkimage lock" in stopped.stderr
     finally:
         recipe.lab.write(recipe.data)
 

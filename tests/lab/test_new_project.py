@@ -31,9 +31,7 @@ def test_a_new_project_locks_and_builds(tmp_path: Path, engine: Engine) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert run("init", "project").endswith(
-        "\n\nNext: python build.py lock\n      python build.py image\n"
-    )
+    assert run("init", "project").endswith("\n\nNext: sparkimage lock\n      sparkimage image\n")
     text = (folder / "matrix.yaml").read_text()
     for old, new in CHANGES.items():
         assert text.count(old) == 1

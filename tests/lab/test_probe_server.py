@@ -194,7 +194,7 @@ def test_a_fault_ends_it_with_a_word_and_without_a_number(
     with pytest.raises(ProbeError, match="1 of 9 requests failed") as caught:
         measured(standin(faults=["", "", "", fault]))
     assert later in caught.value.detail
-    assert "python build.py explain" in caught.value.hint
+    assert "sparkimage explain" in caught.value.hint
 
 
 def test_a_server_that_hangs_is_given_up(standin: Lab) -> None:
@@ -230,7 +230,7 @@ def test_a_server_that_is_not_there_is_said(image: str) -> None:
     done = probe(server)
     assert done.returncode == 20
     assert "cannot be reached" in done.stderr
-    assert "→ is the server ready? python build.py status" in done.stderr
+    assert "→ is the server ready? sparkimage status" in done.stderr
 
 
 # In a container

@@ -154,7 +154,7 @@ def test_an_image_of_before_the_matrix_changed_ships_with_a_warning(
     finally:
         lab.write(lab.data)
     assert done.returncode == 0, done.stderr
-    assert f"python build.py image {tiny.plan.variant}" in done.stderr
+    assert f"sparkimage image {tiny.plan.variant}" in done.stderr
     with tarfile.open(file) as archive:
         assert f"blobs/sha256/{tiny.image.digest[7:]}" in archive.getnames()
 

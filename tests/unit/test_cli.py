@@ -165,7 +165,7 @@ def test_what_is_not_resolved_is_refused_before_an_engine_is_asked_for(
     assert done.stdout == ""
     assert named in done.stderr
     assert "pin vllm 20260" in done.stderr or "pin vllm ready-20260" in done.stderr
-    assert "run `python build.py lock`" in done.stderr
+    assert "run `sparkimage lock`" in done.stderr
 
 
 def test_the_patches_of_the_real_matrix() -> None:

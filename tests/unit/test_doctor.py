@@ -273,7 +273,7 @@ def test_model_that_is_not_as_pushed() -> None:
     assert result.nodes == {"spark1": OK, "spark2": FAIL}
     assert text_of(result) == (
         "not the model that was pushed: config.json is missing, a, b and 1 more → "
-        "python build.py model push /models/m"
+        "sparkimage model push /models/m"
     )
     assert not examined("model-pushed", *reports, pushed=None).nodes
 

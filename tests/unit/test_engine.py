@@ -213,7 +213,7 @@ def test_find_names_both_places_where_it_looked(
     with pytest.raises(EngineError) as caught:
         engine.find(tmp_path / "home", Local())
     assert str(EnginePlace.of(tmp_path / "home").socket) in caught.value.message
-    assert caught.value.hint == "python build.py engine up"
+    assert caught.value.hint == "sparkimage engine up"
 
 
 def test_only_the_engines_own_processes_are_ours() -> None:

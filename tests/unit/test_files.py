@@ -24,7 +24,7 @@ from tests.lab import servers
 CONTENT = b"words\n" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 URL = "https://files.example/a/words.txt"
-UPDATE = "python build.py lock --update 'words==v1'"
+UPDATE = "sparkimage lock --update 'words==v1'"
 
 
 @dataclass

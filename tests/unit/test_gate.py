@@ -103,7 +103,7 @@ def failed_later(world: World) -> None:
 
 
 REFUSALS: dict[str, tuple[Callable[[World], object], str, str]] = {
-    "no seal": (lambda _: None, "has no seal", "verify it: python build.py verify"),
+    "no seal": (lambda _: None, "has no seal", "verify it: sparkimage verify"),
     "FAILED": (
         lambda w: w.seal(STATIC, check("l/test_a", "FAILED")),
         "says FAILED: 1 of 2 checks",

@@ -39,8 +39,8 @@ def test_a_new_project_is_one_variant_of_vllm(tmp_path: Path) -> None:
     written, _, following = done.stdout.partition("\nNext: ")
     assert written.split() == [f"new/Our_Images/{path}" for path in sorted(content(folder))]
     assert following.splitlines() == [
-        "python build.py --matrix-file new/Our_Images/matrix.yaml lock",
-        "      python build.py --matrix-file new/Our_Images/matrix.yaml image",
+        "sparkimage --matrix-file new/Our_Images/matrix.yaml lock",
+        "      sparkimage --matrix-file new/Our_Images/matrix.yaml image",
     ]
 
 

@@ -749,7 +749,7 @@ def test_a_damaged_lock_says_what_to_run(tmp_path: Path, text: str) -> None:
     (tmp_path / "matrix.lock").write_text(text)
     with pytest.raises(LockError) as error:
         lockfile.load(tmp_path / "matrix.lock")
-    assert "python build.py lock" in error.value.hint
+    assert "sparkimage lock" in error.value.hint
 
 
 @pytest.mark.parametrize(

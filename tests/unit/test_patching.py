@@ -400,7 +400,7 @@ def test_a_plan_with_a_patch_that_does_not_fit_is_refused(
     with pytest.raises(LockError, match="patch fix does not fit variant v") as error:
         planning.make(read, read.variants[0], lock, maker.ORIGIN)
     assert reason in error.value.message
-    assert "python build.py patches" in error.value.hint
+    assert "sparkimage patches" in error.value.hint
 
 
 def test_a_variant_waits_for_its_series(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ CASES = {
     ),
     "the disk is full": (
         91, "write /blobs/sha256/5: no space left on device",
-        NodeError, "its disk is full", "build.py gc",
+        NodeError, "its disk is full", "sparkimage gc",
     ),
     "a record is left": (
         94, f"b1: Extracting\nfailed to register layer: {LEFT_OVER}",

@@ -233,7 +233,7 @@ def test_one_issue_is_kept(
 def test_the_issue_says_what_is_newer_and_how_to_take_it() -> None:
     text = propose.body(NEWS)
     assert "| `vllm 0.32.0` | `torch` | `2.13.0` | `2.13.1` |" in text
-    assert "python build.py lock --update 'vllm==0.32.0'" in text
+    assert "sparkimage lock --update 'vllm==0.32.0'" in text
 
 
 def test_nothing_from_outside_leaves_its_cell() -> None:

@@ -107,7 +107,7 @@ def test_what_does_not_agree_is_refused(store: Store, name: str) -> None:
     store.put_fact("seal", DIGEST, [made(), statement])
     with pytest.raises(GateError, match="is not a valid test result of that digest") as error:
         seal.verdict(store, DIGEST)
-    assert error.value.hint.endswith(f"python build.py verify {'a' * 12}")
+    assert error.value.hint.endswith(f"sparkimage verify {'a' * 12}")
     assert error.value.exit_code == 14
 
 

@@ -28,6 +28,7 @@ from sparkimage.core.errors import (
 )
 from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Runner
+from sparkimage.core.program import program
 
 if TYPE_CHECKING:
     import python_on_whales as whales
@@ -37,7 +38,7 @@ MIN_MAJOR = 23
 """The first engine whose default builder is BuildKit: https://docs.docker.com/engine/release-notes/23.0/."""
 ANSWER_S = 15.0
 """Seconds that an engine has for one answer; one that pulls at full speed may be slow."""
-UP = "python build.py engine up"
+UP = f"{program()} engine up"
 OWNER = "dev.sparkimage.verify"
 """Label of a container that verifies an image; its value is the process: ``locks.owner()``."""
 

@@ -22,6 +22,7 @@ from sparkimage.core.debian_tools import engine_script
 from sparkimage.core.errors import CommandError, EngineError, EnginePermissionError, PreflightError
 from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Runner
+from sparkimage.core.program import program
 from sparkimage.core.rights import root_prefix, run_as_root
 
 READY_S = 60.0
@@ -122,7 +123,7 @@ def down(home: Path, runner: Runner, purge: bool) -> None:
                     fix = f"findmnt --raw | grep {place.engine}, umount what it shows"
                 raise EngineError(
                     f"{place.engine} {problem}",
-                    hint=f"{fix}, then `python build.py engine down --purge`",
+                    hint=f"{fix}, then `{program()} engine down --purge`",
                     detail=error.detail,
                 ) from None
             place.lock.unlink(missing_ok=True)

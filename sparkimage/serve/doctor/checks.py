@@ -13,6 +13,7 @@ import yaml
 
 from sparkimage.config.defaults import API_PORT, GPU_MEMORY_UTILIZATION, MASTER_PORT
 from sparkimage.config.inventory import head_of
+from sparkimage.core.program import as_called
 from sparkimage.nodes.session import NodeReport
 from sparkimage.nodes.snapshot import NodeSnapshot
 from sparkimage.nodes.topology import Topology, topology
@@ -117,7 +118,7 @@ def finding(
         nodes=nodes,
         severity=severity or Severity(text.get("severity", check["worst"])),
         what=text["what"].format(**values),
-        fix=text.get("fix", "").format(**values),
+        fix=as_called(text.get("fix", "")).format(**values),
         check=id,
         why=check["why"],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from sparkimage.core.program import as_called
 from sparkimage.core.units import human
 from sparkimage.nodes.snapshot import NodeSnapshot
 from sparkimage.serve.doctor.checks import (
@@ -63,7 +64,7 @@ def gpu_log(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
             "gpu-log/xid", severity=FAIL if xid in GONE else WARN, xid=xid,
             times="once" if count == 1 else f"{count} times",
             what=value.title if value is not None else f"Xid {xid}",
-            fix=value.fix if value is not None else known.fix,
+            fix=as_called(value.fix if value is not None else known.fix),
         )  # fmt: skip
     if "79" not in counts and any(map(FALLEN.search, lines)):
         yield finding("gpu-log/fallen")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparkimage.core.program import as_called
 from sparkimage.core.units import human
 from sparkimage.nodes.snapshot import SKEW_S, UNLIMITED, NodeSnapshot, version
 from sparkimage.serve.doctor.checks import (
@@ -93,7 +94,7 @@ def combinations(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
             warn = one.warn and not (one.kernel and keeps_no_memory(node))
             yield finding(
                 "combinations", severity=WARN if warn else INFO,
-                subject=subject, known=one.known, fix=one.fix, source=one.sources[0],
+                subject=subject, known=one.known, fix=as_called(one.fix), source=one.sources[0],
             )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from sparkimage.config import validation, yamlfile
 from sparkimage.config.validation import Name, Strict
 from sparkimage.core import templates
+from sparkimage.core.program import as_called
 from sparkimage.serve.explain.places import Place
 
 if TYPE_CHECKING:
@@ -77,12 +78,12 @@ class Match:
     @property
     def cause(self) -> str:
         """Why, by what the line names."""
-        return (self.place or self._value or self.entry).cause or self.entry.cause
+        return as_called((self.place or self._value or self.entry).cause or self.entry.cause)
 
     @property
     def fix(self) -> str:
         """What to do, by what the line names."""
-        return (self.place or self._value or self.entry).fix or self.entry.fix
+        return as_called((self.place or self._value or self.entry).fix or self.entry.fix)
 
     @property
     def sources(self) -> list[str]:
@@ -311,7 +312,7 @@ class Failures(Strict):
         """What is known of these versions of NCCL that shows as the failure ``shown``."""
         releases = dict.fromkeys(version.split("+")[0] for version in versions)
         known = [
-            f"{release} is {one.known}: {one.fix} {one.sources[0]}"
+            f"{release} is {one.known}: {as_called(one.fix)} {one.sources[0]}"
             for release in releases
             for one in self.known_of(nccl=release, nodes=nodes)
             if shown in one.shows
