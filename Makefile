@@ -1,6 +1,7 @@
 # Thin: build.py and the tools of .venv do the work. `make` alone shows what there is.
 .DEFAULT_GOAL := help
-.PHONY: help image test test-all test-arm64 test-unit bench-recipe bench-distribute bench-publish bench-launch bench-model mutants inventories check lint dockerfiles shell types workflows test-gpu lab golden record schema lock \
+.PHONY: help image test test-all test-arm64 test-unit bench-recipe bench-distribute bench-publish bench-launch bench-model mutants inventories check lint dockerfiles shell types workflows test-gpu lab golden record reference schema \
+        docs docs-tools read test-docs lock \
         engine-up engine-down ci-plan login logout propose release-notes source-archive release \
         clean venv
 
@@ -24,9 +25,10 @@ image: ## Build and prove the default variants (VARIANT=NAME for another one)
 	./build.py image $(VARIANT)
 
 test: check ## Lint, types, then the tests but the thorough ones (sets up an engine where there is none)
+	$(MAKE) test-docs THOROUGH='$(QUICK)'
 	$(PYTEST) $(AT_ONCE) $(QUICK) $(TESTS)
 
-test-all: check ## Lint, types, then all tests: each way of each fault, each kind of node, arm64
+test-all: check test-docs ## Lint, types, then all tests: each way of each fault, each kind of node, arm64
 	$(PYTEST) $(AT_ONCE) $(TESTS)
 
 test-arm64: venv ## The tests that build whole images for arm64; for a machine where that is native
@@ -90,16 +92,37 @@ golden: venv ## Record the golden outputs anew; read the difference before you c
 record: venv ## Record anew what real nodes say to launch's scripts, for the nodes that stand in for them
 	RECORD=write $(PYTEST) tests/lab/test_launch.py -k 'four_nodes and nodes]'
 
-schema: ## Write the JSON schemas of matrix.yaml and fleet.yaml, the pages of checks and of known failures
-	python3 build.py schema matrix > docs/matrix.schema.json
-	python3 build.py schema fleet > docs/fleet.schema.json
-	python3 build.py explain --reference > docs/troubleshooting.md
-	python3 build.py doctor --reference > docs/doctor.md
+reference: venv ## Write the pages of docs/ that the program makes: commands, files, exit codes, failures
+	$(BIN)/python -P -m tools.reference
+
+schema: reference
+
+DOCS := .venv-docs
+
+docs: docs-tools ## Build the site into out/site, each link checked; to read it: make read
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+read: docs ## Serve the site at http://127.0.0.1:8008
+	$(DOCS)/bin/python -m http.server --bind 127.0.0.1 --directory out/site 8008
+
+test-docs: docs ## Read every page of the site in headless Chromium, on a desk and on a phone
+	PYTHONPATH=. $(DOCS)/bin/python -P -m pytest --confcutdir=tests/docs $(THOROUGH) tests/docs
+
+docs-tools: $(DOCS)/stamp
+
+# What builds and reads the site is no part of what the program runs with.
+$(DOCS)/stamp: docs/requirements.txt | venv
+	$(BIN)/uv venv --quiet --clear --no-config $(DOCS)
+	$(BIN)/uv pip install --quiet --no-deps --only-binary=:all: --require-hashes \
+	    --python $(DOCS)/bin/python --requirement docs/requirements.txt
+	touch $@
 
 lock: venv ## Resolve the development tools anew (requirements.txt); `./build.py lock` does the matrix
-	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --universal \
-	    --python-version 3.11 --custom-compile-command 'make lock' \
-	    --output-file requirements.txt requirements.in
+	for folder in . docs; do \
+	    $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --universal \
+	        --python-version 3.11 --custom-compile-command 'make lock' \
+	        --output-file $$folder/requirements.txt $$folder/requirements.in || exit; \
+	done
 
 engine-up: ## Start the private Docker Engine
 	python3 build.py engine up
@@ -132,7 +155,7 @@ release: release-notes source-archive ## Make VERSION's release on GitHub of bot
 	@$(BIN)/python -P -m tools.release publish "$$VERSION"
 
 clean: ## Remove what tools left in this folder, .venv too; images and engine stay
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-docs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv:

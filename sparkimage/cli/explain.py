@@ -47,7 +47,7 @@ def explain(
     from sparkimage.serve.explain import failures, knowledge
 
     if reference:
-        typer.echo(failures.reference())
+        typer.echo("\n".join(failures.pages().values()).rstrip())
         return
     if not logs:
         raise UsageError("no log file given", hint=f"docker logs NAME 2>&1 | {program()} explain -")

@@ -15,7 +15,7 @@ import pytest
 
 from sparkimage.build import bake
 from sparkimage.cli import show
-from sparkimage.config import lockfile, matrix, planning, schema, series
+from sparkimage.config import lockfile, matrix, planning, series
 from sparkimage.config.address import WHEELS, Mirrors
 from sparkimage.config.folders import INSTALLS, dockerfile, of
 from sparkimage.config.lockfile import Entry, Lock
@@ -145,11 +145,6 @@ def test_bake_definition_and_policy_once_resolved(
 
 def test_github_strategy(read: Matrix, plans: list[Plan], golden: Golden) -> None:
     golden("github.json", json.dumps(json.loads(show.as_github(plans, read)), indent=1) + "\n")
-
-
-def test_the_schema_is_the_models() -> None:
-    recorded = json.loads((PROJECT / "docs" / "matrix.schema.json").read_text())
-    assert recorded == schema.MatrixFile.json_schema(), "make schema"
 
 
 def test_the_lock_fits_the_matrix(read: Matrix) -> None:

@@ -111,10 +111,8 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_the_page_is_that_of_the_table() -> None:
-    recorded = (PROJECT / "docs" / "troubleshooting.md").read_text()
-    assert recorded == failures.reference() + "\n", "make schema"
-    assert run("--reference").stdout == recorded
+def test_the_reference_has_every_known_failure() -> None:
+    printed = run("--reference").stdout
     for entry in failures.known().by_id.values():
-        assert f"### {entry.title}\n" in recorded
-        assert entry.fix in recorded
+        assert f"## {entry.title}\n" in printed
+        assert entry.fix in printed

@@ -119,11 +119,6 @@ def test_a_file_beside_the_matrix_is_found(tmp_path: Path) -> None:
     assert "--nodes spark1,spark2" in caught.value.detail
 
 
-def test_the_schema_is_the_model() -> None:
-    recorded = json.loads((PROJECT / "docs" / "fleet.schema.json").read_text())
-    assert recorded == inventory.FleetFile.json_schema(), "make schema"
-
-
 def test_variables_of_one_node(tmp_path: Path) -> None:
     env = {"NCCL_IB_GID_INDEX": "4", "NCCL_DEBUG_SUBSYS": "INIT"}
     assert load(tmp_path, {"a": {"env": env}, "b": {}}).nodes[0].env == env

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.config import lockfile, matrix, pins, planning, schema
+from sparkimage.config import lockfile, matrix, planning
 from sparkimage.config.lockfile import Deb, Entry, Item, Lock, Wheel
 from sparkimage.config.plan import Origin
-from sparkimage.config.validation import Strict
 from sparkimage.core.errors import ConfigError, LockError, UsageError
 from tests.unit import project_maker as maker
 
@@ -750,18 +748,3 @@ def test_a_damaged_lock_says_what_to_run(tmp_path: Path, text: str) -> None:
     with pytest.raises(LockError) as error:
         lockfile.load(tmp_path / "matrix.lock")
     assert "sparkimage lock" in error.value.hint
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        schema.MatrixFile, pins.DebianPin, pins.DebPin, pins.ImagePin, pins.GitPin,
-        pins.FilePin, pins.WheelsPin, schema.LayerSpec, schema.WheelsUse, schema.SourceUse,
-        schema.Expect, schema.Defaults, schema.AnswerSpec, schema.Include,
-    ],
-)  # fmt: skip
-def test_every_key_is_on_the_page_of_the_matrix(model: type[Strict]) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "matrix.md").read_text()
-    page = re.sub("```.*?```", "", page, flags=re.DOTALL)
-    words = {word for code in re.findall(r"`([^`]+)`", page) for word in re.findall(r"\w+", code)}
-    assert set(model.model_fields) - words == set()

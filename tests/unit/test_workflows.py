@@ -27,7 +27,10 @@ from sparkimage.config.plan import Origin
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
-NAMES = {"nightly", "outdated", "publish", "release", "test"}
+NAMES = {"docs", "nightly", "outdated", "publish", "release", "test"}
+CHECKOUT = "actions/checkout@"
+PAGES = ("actions/upload-pages-artifact@", "actions/deploy-pages@")
+"""What publishes the site; nothing else may use an action that is not a checkout."""
 BIN = PROJECT / ".venv" / "bin"
 
 
@@ -206,9 +209,10 @@ def test_nothing_is_permitted_but_what_each_job_names() -> None:
         permitted[f"{name}/{job}"] = {
             key for key, value in given["permissions"].items() if value == "write"
         }
-        assert given["permissions"].get("contents") in ("read", "write")
+        assert given["permissions"].get("contents") in ("read", "write") or job == "publish"
     assert {where: able for where, able in permitted.items() if able} == {
         "outdated/outdated": {"issues"},
+        "docs/publish": {"pages", "id-token"},
         "publish/publish": {"packages", "id-token"},
         "release/release": {"contents"},
     }
@@ -217,7 +221,8 @@ def test_nothing_is_permitted_but_what_each_job_names() -> None:
 def test_whoever_may_write_outside_waits_for_an_environment() -> None:
     for name, job, given in jobs():
         if {"packages", "id-token"} & set(given["permissions"]) or name == "release":
-            assert given["environment"] in ("publish", "release"), (name, job)
+            wanted = "github-pages" if name == "docs" else ("publish", "release")
+            assert given["environment"] in wanted, (name, job)
 
 
 def test_every_job_ends_and_every_workflow_has_a_group() -> None:
@@ -236,16 +241,16 @@ def test_actions_are_pinned_to_a_commit_with_its_version_beside_it() -> None:
             if "uses:" in line:
                 used += 1
                 assert re.fullmatch(
-                    r" +uses: actions/checkout@[0-9a-f]{40} # v\d+\.\d+\.\d+", line
+                    r" +uses: actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line
                 ), (path.name, line)
     pins = {step["uses"] for _, step in steps() if "uses" in step}
-    assert len(pins) == 1, "one commit of an action everywhere"
+    assert sorted(pin.partition("@")[0] + "@" for pin in pins) == sorted([CHECKOUT, *PAGES])
     assert used == len([step for _, step in steps() if "uses" in step])
 
 
 def test_a_checkout_leaves_no_token_behind() -> None:
     for where, step in steps():
-        if "uses" in step:
+        if step.get("uses", "").startswith(CHECKOUT):
             assert step["with"]["persist-credentials"] is False, where
 
 

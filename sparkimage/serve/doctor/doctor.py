@@ -50,5 +50,5 @@ def this_machine(model: str, *, patience_s: float) -> tuple[NodeReport, ...]:
 
 
 def page() -> str:
-    """The text of docs/doctor.md, with the table of the checks."""
-    return templates.render("doctor.md", checks=CHECKS.values(), preflight=PREFLIGHT)
+    """The page of the checks: what each one examines, and why."""
+    return templates.render("checks.md", checks=CHECKS.values(), preflight=PREFLIGHT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
@@ -325,13 +325,30 @@ def _any(patterns: Iterable[re.Pattern[str]]) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{pattern.pattern})" for pattern in patterns))
 
 
-def reference() -> str:
-    """docs/troubleshooting.md"""
-    page = templates.render(
-        "troubleshooting.md", areas=known().areas, combinations=known().combinations,
-        places=known().places, conditions=CONDITIONS,
+def areas() -> dict[str, tuple[str, Sequence[Entry]]]:
+    """The areas of known failures and what is in them, by the paths of their pages below docs/."""
+    return {
+        f"troubleshooting/{slug(area)}.md": (area, entries)
+        for area, entries in known().areas.items()
+    }
+
+
+def pages() -> dict[str, str]:
+    """The pages of known failures by their paths below docs/: an overview, and one an area."""
+    overview = templates.render(
+        "troubleshooting.md", areas=areas(), combinations=known().combinations,
+        places=known().places, slug=slug,
     )  # fmt: skip
-    return page.rstrip()
+    return {"troubleshooting.md": overview} | {
+        path: templates.render("failures.md", area=area, entries=entries, conditions=CONDITIONS)
+        for path, (area, entries) in areas().items()
+    }
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as Markdown makes it:
+    https://python-markdown.github.io/extensions/toc/."""
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
 
 
 @cache

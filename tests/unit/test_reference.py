@@ -1,0 +1,62 @@
+"""The pages of docs/ that the program writes, and what in docs/ the program names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sparkimage.serve.explain import failures
+from tools import reference
+
+PROJECT = Path(__file__).resolve().parents[2]
+NAMED = re.compile(r"(?<![\w./-])(docs/[\w/-]+\.(?:md|json))(?:#([\w-]+))?")
+INTERNAL = {
+    "SPARKIMAGE_APT", "SPARKIMAGE_CHECK_REQUEST", "SPARKIMAGE_INDEX", "SPARKIMAGE_PROBE",
+    "SPARKIMAGE_PROGRAM", "SPARKIMAGE_RANK",
+}  # fmt: skip
+"""Variables that the program sets for what it starts."""
+
+
+@pytest.mark.parametrize("name", reference.pages())
+def test_a_page_is_what_the_program_says(name: str) -> None:
+    if name in ("reference/commands.md", "reference/exit-codes.md"):
+        return
+    told = "make reference (python -P -m tools.reference)"
+    assert (PROJECT / "docs" / name).read_text() == reference.pages()[name], told
+
+
+def test_every_known_failure_has_its_place() -> None:
+    pages = reference.pages()
+    for path, (_, entries) in failures.areas().items():
+        for entry in entries:
+            assert f"]({path}#{failures.slug(entry.title)})" in pages["troubleshooting.md"]
+            assert f"## {entry.title}\n`{entry.id}`" in pages[path]
+            assert entry.fix in pages[path]
+
+
+def test_every_page_that_the_program_names_is_there() -> None:
+    files = [
+        path
+        for folder in ("sparkimage", "tools", "images", "patches")
+        for path in (PROJECT / folder).rglob("*")
+        if path.is_file() and path.suffix in (".py", ".yaml", ".j2", ".sh", ".md")
+    ]
+    named = {found for path in files for found in NAMED.findall(path.read_text())}
+    assert named
+    for name, anchor in named:
+        page = PROJECT / name
+        assert page.is_file(), name
+        headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
+        assert not anchor or anchor in map(failures.slug, headings), (name, anchor)
+
+
+def test_every_variable_of_a_user_is_on_its_page() -> None:
+    page = (PROJECT / "docs" / "reference" / "environment.md").read_text()
+    named = {
+        name
+        for path in (PROJECT / "sparkimage").rglob("*.py")
+        for name in re.findall(r"\bSPARKIMAGE_[A-Z_]+\b", path.read_text())
+    }
+    assert {name for name in named - INTERNAL if f"`{name}`" not in page} == set()
