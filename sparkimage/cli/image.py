@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -104,7 +105,7 @@ def _print(matrix: Matrix, plans: Sequence[Plan], plan_format: options.PlanForma
         refuse_unresolved(plans)
     match plan_format:
         case "table":
-            head, *lines = show.as_table(plans, base.console().width)
+            head, *lines = show.as_table(plans, shutil.get_terminal_size().columns)
             typer.secho(head, bold=True)
             red = typer.style(show.UNRESOLVED, fg="red")
             typer.echo("\n".join(line.replace(show.UNRESOLVED, red) for line in lines))

@@ -1,7 +1,9 @@
-"""Defaults of a server, as in the recipe."""
+"""What several parts say alike: the prefix of labels, and defaults of a server."""
 
 from __future__ import annotations
 
+LABEL = "dev.sparkimage."
+"""Prefix of the labels that the OCI image spec does not define."""
 API_PORT = 8000
 """Port of the API, on the head."""
 MASTER_PORT = 29519

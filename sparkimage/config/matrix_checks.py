@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from semver import Version
-
 from sparkimage.config import patch_specs, series
 from sparkimage.config.patch_specs import PATCHES, Patch
 from sparkimage.config.pins import (
@@ -100,9 +98,11 @@ class MatrixChecks:
         version = pin.version or value
         if isinstance(pin, GitPin):
             return version if pin.version or re.fullmatch(RELEASE, value) else None
-        if Version.is_valid(version) or (
-            not isinstance(pin, ImagePin) and re.fullmatch(RELEASE, version)
-        ):
+        if not isinstance(pin, ImagePin) and re.fullmatch(RELEASE, version):
+            return version
+        from semver import Version
+
+        if Version.is_valid(version):
             return version
         if pin.version is not None:
             self.report.add(

@@ -19,9 +19,6 @@ from sparkimage.core.arch import ARCHES
 ROOT, MORE = "root", "more"
 """The two parts of a Debian suite's packages: the minimal root, and those requested beside it."""
 
-LABEL = "dev.sparkimage."
-"""Prefix of the labels that the OCI image spec does not define."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Packages:

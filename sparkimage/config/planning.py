@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from sparkimage.config import below, lockfile, overlays, plan, schema, series
 from sparkimage.config.address import without_login
+from sparkimage.config.defaults import LABEL
 from sparkimage.config.lockfile import Deb, Key, Lock, OneItem, Wheel
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_planning import PatchPlanner
@@ -30,7 +31,7 @@ from sparkimage.config.pins import (
     version_argument,
     version_of,
 )
-from sparkimage.config.plan import LABEL, Expected, LayerPlan, Origin, Plan, canonical
+from sparkimage.config.plan import Expected, LayerPlan, Origin, Plan, canonical
 from sparkimage.config.schema import Expect
 from sparkimage.config.series import SERIES
 from sparkimage.config.template import Template

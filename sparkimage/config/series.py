@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from packaging.utils import canonicalize_name
-
 from sparkimage.config import patch_specs
 from sparkimage.config.patch_specs import PATCHES, Patch, State
 from sparkimage.config.pins import GitPin, ImagePin, Pin, WheelsPin
@@ -130,6 +128,8 @@ def wheels_of(
 ) -> tuple[Wheel, ...]:
     """The wheels with the files of patches: each patch's `project`, and those that are called as
     the first folder of a path."""
+    from packaging.utils import canonicalize_name
+
     names = {canonicalize_name(project) for project in projects if project is not None}
     names |= {canonicalize_name(path.partition("/")[0].removesuffix(".py")) for path in paths}
     return tuple(wheel for wheel in wheels if wheel.name in names)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sparkimage.config.defaults import LABEL
 from sparkimage.config.inventory import Fleet
-from sparkimage.config.plan import LABEL
 from sparkimage.core.errors import NodeError
 from sparkimage.core.program import program
 from sparkimage.image.store import Store

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sparkimage.config.plan import LABEL
+from sparkimage.config.defaults import LABEL
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import PublishedError
 from sparkimage.registry import provenance, remote, sbom

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from sparkimage.config.defaults import LABEL
 from sparkimage.config.matrix import Matrix
-from sparkimage.config.plan import LABEL, Plan
+from sparkimage.config.plan import Plan
 from sparkimage.config.variants import Variant
 from sparkimage.core.errors import PublishedError, RegistryError, UsageError
 from sparkimage.core.program import program

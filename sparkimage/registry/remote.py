@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparkimage.config.address import Place, image_name
-from sparkimage.config.plan import LABEL
+from sparkimage.config.defaults import LABEL
 from sparkimage.core.errors import GateError, PublishedError
 from sparkimage.core.program import program
 from sparkimage.core.progress import Moved

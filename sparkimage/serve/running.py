@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from sparkimage.config.inventory import Fleet
 from sparkimage.config.validation import nearest
@@ -19,10 +20,12 @@ from sparkimage.nodes.concurrent import WAKE_S, Errors, run_on_all
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES
-from sparkimage.serve import deployments, liveness, waiting
+from sparkimage.serve import deployments
 from sparkimage.serve.deployments import HEAD, Deployment, Member
 from sparkimage.serve.followers import Rank
-from sparkimage.serve.waiting import Ready
+
+if TYPE_CHECKING:
+    from sparkimage.serve.waiting import Ready
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +66,11 @@ def _connected(fleet: Fleet, patience_s: float, *, processes: bool = False) -> I
 
     def look(session: NodeSession) -> None:
         found = deployments.members(session.open(IMAGES, CONTAINERS))
-        members[session.name] = (
-            liveness.with_processes(session, found) if processes else found
-        )  # fmt: skip
+        if found and processes:
+            from sparkimage.serve import liveness
+
+            found = liveness.with_processes(session, found)
+        members[session.name] = found
 
     with sessions(fleet, patience_s) as all_:
         errors = run_on_all(all_, look, stop=NodeSession.abandon)
@@ -85,6 +90,8 @@ def look(fleet: Fleet, *, name: str | None, patience_s: float) -> tuple[list[Dep
         asked: dict[str, Deployment] = {}
 
         def ask(deployment: Deployment) -> None:
+            from sparkimage.serve import liveness
+
             asked[deployment.name] = liveness.ask(deployment, cluster.by_name)
 
         lost = run_on_all(wanted, ask)
@@ -141,6 +148,8 @@ def restart(
     When that fails they are stopped (unless ``keep``), and stay for `logs` and another try.
     Raises ``LaunchError``, ``NodeError`` and their kin.
     """
+    from sparkimage.serve import waiting
+
     began = time.monotonic()
     with _connected(fleet, patience_s) as cluster:
         if cluster.errors:

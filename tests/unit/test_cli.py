@@ -62,8 +62,12 @@ def test_a_call_is_what_a_real_start_is(words: tuple[str, ...]) -> None:
     [
         (("--help",), ("pydantic", "yaml", "sparkimage.config.schema", "sparkimage.nodes")),
         (("doctor", "--help"), ("pydantic", "yaml", "sparkimage.cli.launch", "sparkimage.nodes")),
-        (("image", "--print", "table"), ("jinja2", "sparkimage.build", "sparkimage.cli.fleet")),
-        (("nodes", "--nodes", "fleet.yaml"), ("jinja2", "requests", "sparkimage.build")),
+        (
+            ("image", "--print", "table"),
+            ("jinja2", "rich", "sparkimage.build", "sparkimage.cli.fleet"),
+        ),
+        (("nodes", "--nodes", "fleet.yaml"), ("jinja2", "requests", "sparkimage.config.lockfile")),
+        (("status", "--nodes", "fleet.yaml"), ("requests", "sparkimage.serve.explain")),
         (("doctor", "--nodes", "fleet.yaml"), ("jinja2", "sparkimage.build", "sparkimage.verify")),
     ],
 )

@@ -71,6 +71,20 @@ def test_an_entry_is_whole_and_its_words_are_those_of_a_source(entry: Entry) -> 
             assert words in quoted, f"{words!r} is not in the quotation"
 
 
+def test_every_pattern_compiles() -> None:
+    known = failures.known()
+    signs = [sign for entry in known.by_id.values() for sign in entry.signs]
+    values = [value for entry in known.by_id.values() for value in entry.values]
+    regexes = [
+        *(one for sign in signs for one in (sign.pattern, sign.unless) if one is not None),
+        *(one for value in values for one in value.of.values()),
+        *(one for place in known.places for one in (*place.files, *place.says)),
+        *known.handled, *known.wrappers,
+    ]  # fmt: skip
+    assert len(regexes) > 500
+    assert all(regex.compiled for regex in regexes)
+
+
 def test_nothing_is_found_in_a_healthy_log() -> None:
     reading = knowledge.Reading()
     for line in HEALTHY.splitlines():

@@ -9,8 +9,7 @@ from functools import cached_property
 from importlib import resources
 from typing import Any
 
-import yaml
-
+from sparkimage.config import yamlfile
 from sparkimage.config.defaults import API_PORT, GPU_MEMORY_UTILIZATION, MASTER_PORT
 from sparkimage.config.inventory import head_of
 from sparkimage.core.program import as_called
@@ -98,7 +97,7 @@ class Finding:
     why: str = ""
 
 
-TEXTS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(
+TEXTS: Mapping[str, Mapping[str, Any]] = yamlfile.own(
     resources.files("sparkimage").joinpath("data", "doctor.yaml").read_text("utf-8")
 )
 """The checks in their order, with the texts of their findings."""

@@ -17,6 +17,7 @@ from sparkimage.config.validation import Name, Strict
 from sparkimage.core import templates
 from sparkimage.core.program import as_called
 from sparkimage.serve.explain.places import Place
+from sparkimage.serve.explain.regex import Pattern, Regex
 
 if TYPE_CHECKING:
     from sparkimage.serve.explain.logfacts import Facts
@@ -156,8 +157,8 @@ class Sign(Strict):
     """What shows a failure on one line of a log."""
 
     literal: Text
-    pattern: re.Pattern[str] | None = None
-    unless: re.Pattern[str] | None = None
+    pattern: Pattern | None = None
+    unless: Pattern | None = None
 
     @property
     def word(self) -> str:
@@ -180,7 +181,7 @@ class Sign(Strict):
 class Value(Strict):
     """Title, cause and fix of a failure for some of the values that its lines name."""
 
-    of: dict[str, re.Pattern[str]] = Field(min_length=1)
+    of: dict[str, Pattern] = Field(min_length=1)
     """Group → what all of its text must match; a group that the line lacks is empty."""
     title: str = ""
     cause: str = ""
@@ -247,8 +248,8 @@ class Combination(Strict):
 class Failures(Strict):
     """failures.yaml"""
 
-    handled: list[re.Pattern[str]]
-    wrappers: list[re.Pattern[str]]
+    handled: list[Pattern]
+    wrappers: list[Pattern]
     combinations: list[Combination]
     places: list[Place]
     areas: dict[str, list[Entry]]
@@ -320,7 +321,7 @@ class Failures(Strict):
         return f" ({'; '.join(known)})" if known else ""
 
 
-def _any(patterns: Iterable[re.Pattern[str]]) -> re.Pattern[str]:
+def _any(patterns: Iterable[Regex]) -> re.Pattern[str]:
     # One pass over a line; patterns of a file come without flags of their own.
     return re.compile("|".join(f"(?:{pattern.pattern})" for pattern in patterns))
 

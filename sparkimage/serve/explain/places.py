@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from pydantic import Field
 
 from sparkimage.config.validation import Name, Strict
+from sparkimage.serve.explain.regex import Pattern
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -17,9 +17,9 @@ class Place(Strict):
     """A part of the software, with what its failures have in common."""
 
     id: Name
-    files: list[re.Pattern[str]] = Field(default=[])
+    files: list[Pattern] = Field(default=[])
     """Source files of its frames in a traceback, and of NCCL's warnings."""
-    says: list[re.Pattern[str]] = Field(default=[])
+    says: list[Pattern] = Field(default=[])
     """Lines that name it without a traceback."""
     wide: bool = False
     """It counts where nothing narrower does: most tracebacks pass through it."""
