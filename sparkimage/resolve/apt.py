@@ -67,14 +67,14 @@ class Source:
         components = self.components or ("main",)
         options = [f"--components={','.join(components)}"]
         mirror = context.mirrors.client(self.distribution.mirror)
+        trust = "trusted=yes" if locked else self._signed_by(keyring)
         if self.repository is not None:
             address = context.mirrors.of(self.repository)
-            lines = self._lines(address, components, keyring, locked=locked)
+            lines = self._lines(address, components, trust, dated=self.dated or locked)
         elif mirror is not None and locked:
-            lines = self._lines(mirror, components, keyring, locked=locked)
+            lines = self._lines(mirror, components, trust, dated=True)
         elif locked:
-            text = default_sources(str(self.suite), self.arch, components, context)
-            lines = re.sub(r"(?m)^deb( \[[^]]*\])? ", "deb [trusted=yes] ", text).splitlines()
+            lines = self._default_lines(components, trust, context)
         else:
             lines = [mirror] if mirror is not None else []
             if self.key is not None:
@@ -82,33 +82,45 @@ class Source:
         return (*options, self.suite or "flat", os.devnull, *filter(None, lines))
 
     def in_image(self, context: ResolveContext) -> str:
-        """The sources.list of a root that is made of it; needs no network."""
+        """The sources.list of a root that is made of it, the same whatever keys this machine has;
+        needs no network."""
         components = self.components or ("main",)
+        # The root of a suite has its distribution's keys in the same place.
+        trust = f"signed-by={self.distribution.keyring}" * (self.suite in suites.SUITES)
         if self.repository is None:
-            return default_sources(str(self.suite), self.arch, components, context)
-        address = without_login(self.repository)
-        return "".join(
-            f"{line}\n" for line in self._lines(address, components, Path(), locked=False)
-        )
+            lines = self._default_lines(components, trust, context)
+        else:
+            address = without_login(self.repository)
+            lines = self._lines(address, components, trust, dated=self.dated)
+        return "".join(f"{line}\n" for line in lines)
+
+    def _signed_by(self, keyring: Path) -> str:
+        """The option that names this machine's file of keys; empty where it has none."""
+        if self.key is None and self.suite in suites.SUITES:
+            keyring = Path(self.distribution.keyring)
+        return f"signed-by={keyring}" if keyring.is_file() else ""
+
+    def _default_lines(
+        self, components: Sequence[str], trust: str, context: ResolveContext
+    ) -> Sequence[str]:
+        """Those of the default mirror. Mmdebstrap names this machine's keys where apt does not
+        trust them already, as on Ubuntu: ``trust`` goes in their place."""
+        options = f"[{trust}] " if trust else ""
+        text = default_sources(str(self.suite), self.arch, components, context)
+        return re.sub(r"(?m)^deb (\[[^]]*\] )?", f"deb {options}", text).splitlines()
 
     def _lines(
-        self, address: str, components: Sequence[str], keyring: Path, *, locked: bool
+        self, address: str, components: Sequence[str], trust: str, *, dated: bool
     ) -> Sequence[str]:
         """Lines of sources.list: https://manpages.debian.org/sources.list.5"""
         address = f"{address.rstrip('/')}/"
         if self.suite is None:
             # Unsigned repositories too: each package is checked against the sha256 of the lock.
             return [f"deb [trusted=yes] {address} /"]
-        if self.key is None and self.suite in suites.SUITES:
-            keyring = Path(self.distribution.keyring)
-        options = ["check-valid-until=no"] * (self.dated or locked)
-        if locked:
-            options.append("trusted=yes")
-        elif keyring.is_file():
-            options.append(f"signed-by={keyring}")
-        trust = f"[{' '.join(options)}] " if options else ""
+        options = ["check-valid-until=no"] * dated + [trust] * bool(trust)
+        words = f"[{' '.join(options)}] " if options else ""
         names = (self.suite, *(f"{self.suite}-{pocket}" for pocket in self.pockets))
-        return [f"deb {trust}{address} {name} {' '.join(components)}" for name in names]
+        return [f"deb {words}{address} {name} {' '.join(components)}" for name in names]
 
 
 def mmdebstrap(context: ResolveContext, *arguments: str, **environment: str) -> None:

@@ -49,6 +49,7 @@ from sparkimage.resolve.wheels import ca_bundle
 
 INPUTS, ROOTS = "inputs", "roots"
 """Folders of the home: what each layer's step sees as /run/inputs, and Debian roots."""
+ROOT_SCRIPT = Path(__file__).parents[1] / "data" / "root.sh"
 
 
 def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str) -> Inputs:
@@ -282,7 +283,8 @@ def _source(packages: Packages) -> apt.Source:
 
 def _debian_root(root: DebianRoot, context: ResolveContext) -> Path:
     """The folder with the Debian root's root.tar, made by mmdebstrap once."""
-    content = hashlib.sha256(repr(root).encode()).hexdigest()[:12]
+    recipe = f"{root!r}{ROOT_SCRIPT.read_text()}"
+    content = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     folder = context.home / ROOTS / f"{root.suite}-{root.arch}-{content}"
     if folder.is_dir():
         return folder
@@ -296,10 +298,10 @@ def _debian_root(root: DebianRoot, context: ResolveContext) -> Path:
         apt.mmdebstrap(
             context, "--quiet", "--variant=minbase", f"--architectures={root.arch}",
             *WITHOUT_DOCS,
-            # It copies this machine's own: https://manpages.debian.org/mmdebstrap
-            '--customize-hook=cd "$1" && rm -rf etc/resolv.conf etc/hostname var/log/* var/cache/*',
-            f"--customize-hook=copy-in {shlex.quote(str(sources))} /etc/apt",
+            # Its way to clean apt's folders leaves them to apt's user, or to root where that one
+            # cannot read them: https://manpages.debian.org/mmdebstrap (--skip)
+            "--skip=cleanup/apt", f'--customize-hook=sh {shlex.quote(str(ROOT_SCRIPT))} "$1"',
             root.suite, str(new / "root.tar"), f"deb [trusted=yes] copy:{debs} ./",
-            SOURCE_DATE_EPOCH=str(DATE),
+            SOURCE_DATE_EPOCH=str(DATE), ROOT_SOURCES=str(sources),
         )  # fmt: skip
     return folder

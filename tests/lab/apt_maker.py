@@ -6,8 +6,10 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 DATE = "Thu, 01 Oct 2026 00:00:00 UTC"
 EXPIRED = "Fri, 02 Oct 2026 00:00:00 UTC"
@@ -41,8 +43,16 @@ class Key:
         )  # fmt: skip
 
 
-def deb(folder: Path, name: str, version: str, arch: str = "arm64", **fields: str) -> Path:
-    """A package with one file; ``fields`` as in control, such as ``Depends``."""
+def deb(
+    folder: Path,
+    name: str,
+    version: str,
+    arch: str = "arm64",
+    programs: Mapping[str, str] = MappingProxyType({}),
+    **fields: str,
+) -> Path:
+    """A package with one file, and ``programs`` by their paths; ``fields`` as in control, such as
+    ``Depends``."""
     made = folder / f"{name}_{version}_{arch}.deb"
     tree = folder / f".{made.stem}"
     (tree / "DEBIAN").mkdir(parents=True)
@@ -50,6 +60,10 @@ def deb(folder: Path, name: str, version: str, arch: str = "arm64", **fields: st
     (tree / "DEBIAN" / "control").write_text("".join(f"{k}: {v}\n" for k, v in control.items()))
     (tree / "opt").mkdir()
     (tree / "opt" / name).write_text(version)
+    for path, text in programs.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text(text)
+        (tree / path).chmod(0o755)
     subprocess.run(
         ["dpkg-deb", "--root-owner-group", "-Zgzip", "--build", str(tree), str(made)],
         check=True, capture_output=True, env={**os.environ, "SOURCE_DATE_EPOCH": "946684800"},
@@ -90,13 +104,16 @@ class Archive:
         *,
         component: str = "main",
         arch: str = "arm64",
+        programs: Mapping[str, str] = MappingProxyType({}),
         **fields: str,
     ) -> None:
         """A package in a component of a suite (or of a pocket of it)."""
         pool = self.folder / "pool" / component
         pool.mkdir(parents=True, exist_ok=True)
         components = self.pools.setdefault(suite, {"main": []})
-        components.setdefault(component, []).append(deb(pool, name, version, arch, **fields))
+        components.setdefault(component, []).append(
+            deb(pool, name, version, arch, programs, **fields)
+        )
 
     def publish(self, *, expired: bool = False) -> None:
         """Write the lists of every suite, and sign them."""

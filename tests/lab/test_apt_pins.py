@@ -3,6 +3,9 @@ shape: what is locked for which base, what is fetched, and what is said."""
 
 from __future__ import annotations
 
+import os
+import re
+import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -15,11 +18,11 @@ from sparkimage.config import below, lockfile, plan, planning
 from sparkimage.config.address import Mirrors, Place
 from sparkimage.config.lockfile import Deb, Lock
 from sparkimage.config.matrix import Matrix
-from sparkimage.core import paths
+from sparkimage.core import paths, suites
 from sparkimage.core.errors import ConfigError, LockError, NetworkError, SparkError
 from sparkimage.core.process import Local
 from sparkimage.image.store import MANIFEST, Descriptor, Store
-from sparkimage.resolve import fetch, resolver
+from sparkimage.resolve import apt, fetch, resolver
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.resolver import Outcome
 from sparkimage.resolve.skopeo import Repository
@@ -97,6 +100,17 @@ BASE = (
 )
 """Of NVIDIA's image of Ubuntu 24.04, a part."""
 GIT = "perl, git-man, libc6 (>= 2.38)"
+SCRIPTS = {
+    "usr/sbin/update-shells": 'echo the root >"$2/etc/shells"\n',
+    "usr/sbin/pam-auth-update": """#!/bin/sh
+cp '/usr/share/pam/common-auth' "$2/etc/pam.d/common-auth"
+""",
+    "usr/share/pam/common-auth": "the root's\n",
+    "etc/pam.d/common-auth": "this machine's\n",
+    "etc/shells": "this machine\n",
+    "etc/ld.so.cache": "this machine's\n",
+}
+"""What stands in for packages' own scripts, and for what this machine's would have made."""
 
 
 @pytest.fixture
@@ -116,7 +130,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     add("noble", "hungry", "1.0", Depends="libmissing (>= 2)")
     add("noble", "rival", "1.0", Conflicts="perl")
     add("noble", "libnccl2", "2.30.4-1+cuda13.2", Depends="libc6")
-    add("noble", "base-files", "13", Essential="yes")
+    add("noble", "base-files", "13", programs=SCRIPTS, Essential="yes")
     add("noble", "apt", "2.7", Depends="base-files", Priority="required")
     archive.publish()
     (tmp_path / "key.asc").write_bytes(key.public(armored=True))
@@ -206,6 +220,60 @@ def test_packages_on_the_root_of_another_pin(site: Site) -> None:
     parts = {i.name: i.part for i in outcome.lock.items("os", "1.0.0", ARM) if isinstance(i, Deb)}
     assert parts == {"apt": "root", "base-files": "root", "less": "more"}
     assert debs(outcome, "tools") == ["git-man=2.43"]
+
+
+def test_a_root_is_the_same_wherever_it_is_made(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {
+        "kind": "debian", "suite": "noble", "repository": {ARM: site.url}, "key": "key.asc",
+        "packages": ["less"],
+    }  # fmt: skip
+    read = site.write({}, base)
+    outcome = site.lock(read)
+    assert outcome.failures == {}
+    planned = planning.make(read, read.variants[0], outcome.lock, maker.ORIGIN)
+
+    def made(home: str) -> list[tuple[object, ...]]:
+        context = replace(site.context(), home=site.root / home)
+        inputs = fetch.ready(planned, site.root, context, "amd64")
+        assert inputs.root is not None
+        with tarfile.open(inputs.root / "root.tar") as tar:
+            return sorted(
+                (one.name, one.mode, one.uid, one.gid, one.mtime, one.linkname,
+                 file.read() if one.isreg() and (file := tar.extractfile(one)) else b"")
+                for one in tar
+            )  # fmt: skip
+
+    root = made("one")
+    files = {str(entry[0]): entry for entry in root}
+    texts = {name: files[f"./etc/{name}"][-1] for name in ("shells", "pam.d/common-auth")}
+    assert texts == {"shells": b"the root\n", "pam.d/common-auth": b"the root's\n"}
+    assert "./etc/ld.so.cache" not in files
+    assert not [name for name in files if name.startswith(("./tmp/", "./var/lib/apt/lists/"))]
+    assert files["./etc/apt/sources.list"][1:4] == (0o644, 0, 0)
+    # Where apt's user reads nothing, and files are private.
+    private = site.root / "private"
+    private.mkdir(mode=0o700)
+    monkeypatch.setenv("TMPDIR", str(private))
+    before = os.umask(0o077)
+    try:
+        assert made("two") == root
+    finally:
+        os.umask(before)
+
+
+def test_a_root_names_its_own_keys(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where apt trusts the suite's keys anyway, mmdebstrap names none; elsewhere its own."""
+    source = apt.Source(suite="trixie", arch="arm64")
+    lines = source.in_image(site.context())
+    assert re.findall(r"\[.*?\]", lines) == 3 * [f"[signed-by={suites.DEBIAN.keyring}]"]
+    (site.root / "none").mkdir()
+    none = f'Dir::Etc::TrustedParts "{site.root}/none/"; Dir::Etc::Trusted "/none";'
+    (site.root / "apt.conf").write_text(none)
+    monkeypatch.setenv("APT_CONFIG", str(site.root / "apt.conf"))
+    assert 'signed-by="' in apt.default_sources("trixie", "arm64", ["main"], site.context())
+    assert source.in_image(site.context()) == lines
 
 
 def test_a_snapshot_holds_what_it_held(site: Site) -> None:
