@@ -1,7 +1,7 @@
 # Thin: build.py and the tools of .venv do the work. `make` alone shows what there is.
 .DEFAULT_GOAL := help
 .PHONY: help image test test-all test-arm64 test-unit bench-recipe bench-distribute bench-publish bench-launch bench-model mutants inventories check lint dockerfiles shell types workflows test-gpu lab golden record reference schema \
-        docs docs-tools read test-docs lock \
+        docs docs-tools read test-docs pictures recordings lock \
         engine-up engine-down ci-plan login logout propose release-notes source-archive release \
         clean venv
 
@@ -96,6 +96,12 @@ reference: venv ## Write the pages of docs/ that the program makes: commands, fi
 	$(BIN)/python -P -m tools.reference
 
 schema: reference
+
+pictures: venv ## Draw the pictures of docs/ (IMAGE=NAME: with the layers of an image of the store)
+	$(BIN)/python -P -m tools.pictures $(IMAGE)
+
+recordings: venv ## Run the commands whose terminals docs/ shows, in the lab, and draw what they print
+	$(PYTEST) -q tests/lab/record_terminals.py
 
 DOCS := .venv-docs
 

@@ -39,7 +39,7 @@ def page(plan: Plan, image: Image, verdict: Verdict, project: Path) -> str:
         tiers=[_tier(verdict, tier) for tier in Tier],
         nccl=nccl,
         libraries=_libraries(nccl),
-        layers=_layers(plan, image, project),
+        layers=layer_rows(plan, image, project),
     )
 
 
@@ -107,7 +107,9 @@ def _absolute(path: str) -> str:
     return "/" + path.lstrip("/")
 
 
-def _layers(plan: Plan, image: Image, project: Path) -> list[dict[str, Any]]:
+def layer_rows(plan: Plan, image: Image, project: Path) -> list[dict[str, Any]]:
+    """The layers of an image from the lowest up: name, digest, size in bytes, width of its bar in
+    percent of the largest."""
     largest = max((layer.size for layer in image.layers), default=1) or 1
     names = _layer_names(plan, project)
     # Unknown where Dockerfiles and layers do not match (a base image has many).

@@ -19,11 +19,17 @@ PAGES = sorted(
 )
 PICTURES = {
     "benchmarks.html": 1,
+    "doctor.html": 1,
+    "four-sparks.html": 1,
+    "how-it-works.html": 3,
+    "index.html": 1,
+    "own-image.html": 1,
+    "quickstart.html": 1,
     "verify.html": 1,
 }
 """Pages with pictures, and how many each has at least."""
 SAMPLE = {
-    "index.html", "launch.html", "benchmarks.html", "reference/fleet.html",
+    "index.html", "doctor.html", "launch.html", "benchmarks.html", "reference/fleet.html",
     "troubleshooting/arguments.html",
 }  # fmt: skip
 """One page of each kind; the others take minutes."""
@@ -32,7 +38,8 @@ OURS = {"exclude": [[".md-search"]]}
 RULES: dict[str, dict[str, list[str]]] = {"light": {}, "dark": {"runOnly": ["color-contrast"]}}
 """What is looked for in each scheme: in the second only what depends on it."""
 WIDE = """() => [...document.querySelectorAll('article *')].filter(element => {
-    if (element.closest('.md-typeset__scrollwrap, pre, .highlight, svg')) return false;
+    for (let at = element; at.tagName !== 'ARTICLE'; at = at.parentElement)
+        if (/auto|scroll/.test(getComputedStyle(at).overflowX)) return false;
     const box = element.getBoundingClientRect();
     return box.width > 0 && box.right > window.innerWidth + 1;
 }).map(element => element.outerHTML.slice(0, 120))"""
@@ -62,7 +69,7 @@ def test_a_page(page: Page, address: str, name: str) -> None:
     wrong: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     said: list[ConsoleMessage] = []
-    page.on("console", said.append)
+    page.on("console", lambda message: said.append(message))  # noqa: PLW0108
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("requestfailed", lambda request: wrong.append(request.url))
     page.set_viewport_size(DESK)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage.serve.explain import failures
-from tools import reference
+from tools import pictures, reference
 
 PROJECT = Path(__file__).resolve().parents[2]
 NAMED = re.compile(r"(?<![\w./-])(docs/[\w/-]+\.(?:md|json))(?:#([\w-]+))?")
@@ -25,6 +25,12 @@ def test_a_page_is_what_the_program_says(name: str) -> None:
         return
     told = "make reference (python -P -m tools.reference)"
     assert (PROJECT / "docs" / name).read_text() == reference.pages()[name], told
+
+
+@pytest.mark.parametrize("name", pictures.drawings())
+def test_a_drawing_is_of_its_data(name: str) -> None:
+    told = "make pictures (python -P -m tools.pictures)"
+    assert (pictures.PICTURES / name).read_text() == pictures.drawings()[name], told
 
 
 def test_every_known_failure_has_its_place() -> None:
