@@ -118,6 +118,7 @@ def launch(
         ),
         image=image,
         image_name=plan.image,
+        vllm=plan.expect.version or "",
         cuda=plan.expect.cuda or "",
         pushed=Comparison(model=model_store.find(paths.home(), model.rstrip("/"))),
         fleet=Fleet(nodes=ranks, file=fleet.file),

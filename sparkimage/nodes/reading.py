@@ -197,6 +197,11 @@ def _int(word: str) -> int | None:
     return int(word) if re.fullmatch(r"[0-9]{1,18}", word) else None
 
 
+def _mib(word: str) -> int | None:
+    count = _int(word)
+    return count * KIB * KIB if count is not None else None
+
+
 def _count(value: object) -> int:
     return value if isinstance(value, int) else 0
 
@@ -309,11 +314,11 @@ def _gpus(lines: Sequence[str]) -> tuple[tuple[Gpu, ...], str, str]:
     for line in lines:
         words = [word.strip() for word in line.split(",")]
         index = _int(words[0])
-        if len(words) == 5 and index is not None:
+        if len(words) == 6 and index is not None:
             # "[N/A]" where the GPU shares the machine's memory, as on GB10.
-            size = _int(words[3])
-            memory = size * KIB * KIB if size is not None else None
-            gpus.append(Gpu(index=index, name=words[1], memory=memory, uuid=words[4]))
+            memory, free = _mib(words[3]), _mib(words[5])
+            gpu = Gpu(index=index, name=words[1], memory=memory, uuid=words[4], free=free)
+            gpus.append(gpu)
             driver = words[2]
         elif line == LATE:
             errors.append("no answer in time")

@@ -88,12 +88,13 @@ class Interface:
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU; ``memory`` in bytes, None where it shares the machine's (unified)."""
+    """A GPU; its memory in bytes, None where it shares the machine's (unified)."""
 
     index: int
     name: str
     memory: int | None
     uuid: str = ""
+    free: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

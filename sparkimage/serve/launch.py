@@ -56,6 +56,8 @@ class Launch:
     fleet: Fleet
     """The nodes by rank."""
     view: View
+    vllm: str = ""
+    """The image's version of vLLM, where it is expected to have one."""
     cuda: str = ""
     """The CUDA that the image's torch is built for, where it is expected to have one."""
     pushed: Comparison = field(default_factory=lambda: Comparison(model=None))
@@ -95,7 +97,8 @@ class Launch:
             self._require(all_, must_hold)
             if existing is not None:
                 self._remove(all_, existing)
-            memory.require(all_, self.request.profile, self.view)
+            snapshots = [session.now for session in all_]
+            memory.require(snapshots, self.request.profile, self.vllm, self.view)
             with self._all_or_none(all_):
                 self._start(all_, containers)
                 ranks = [

@@ -7,7 +7,6 @@ https://github.com/vllm-project/vllm/blob/v0.33.0/vllm/v1/worker/utils.py.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,17 +15,11 @@ from sparkimage.core.errors import LaunchError
 from sparkimage.core.program import program
 from sparkimage.core.progress import View
 from sparkimage.core.units import human
-from sparkimage.nodes.concurrent import run_on_all
-from sparkimage.nodes.session import NodeSession
-from sparkimage.nodes.snapshot import NodeSnapshot
+from sparkimage.nodes.snapshot import NodeSnapshot, version
 
-UTILIZATION = 0.9
-"""VLLM's own default; that of the newest releases is 0.92."""
-QUERY = (
-    "nvidia-smi", "--query-gpu=index,memory.total,memory.free", "--format=csv,noheader,nounits",
-)  # fmt: skip
-ROW = re.compile(r"(?m)^\s*(\d+), *(\d+), *(\d+)\s*$")
-MIB = 1024**2
+UTILIZATION, OLDER = 0.92, 0.9
+"""VLLM's own default, and that before ``RAISED``: vllm/config/cache.py of 0.19.0 and 0.20.0."""
+RAISED = (0, 20)
 DROP = "there: sudo sh -c 'sync; echo 3 > /proc/sys/vm/drop_caches'"
 
 
@@ -42,9 +35,15 @@ class Pool:
     """With the part of the page cache that the kernel would give back."""
 
 
-def pools(now: NodeSnapshot, listed: str, gpus: int) -> list[Pool]:
-    """A node's pools for its first ``gpus`` GPUs; ``listed``: what ``QUERY`` prints. None where
-    they are unknown. Pure.
+def utilization(profile: Profile, vllm: str) -> float:
+    """The part of all memory that this version of vLLM takes with a profile. Of an unknown version
+    the least. Pure."""
+    default = UTILIZATION if version(vllm) >= RAISED else OLDER
+    return profile.serve.gpu_memory_utilization or default
+
+
+def pools(now: NodeSnapshot, gpus: int) -> list[Pool]:
+    """A node's pools for its first ``gpus`` GPUs; none where they are unknown. Pure.
 
     VLLM counts the page cache of a unified machine as the kernel does, which keeps a part of it
     back: https://github.com/vllm-project/vllm/blob/v0.33.0/vllm/utils/mem_utils.py
@@ -54,16 +53,18 @@ def pools(now: NodeSnapshot, listed: str, gpus: int) -> list[Pool]:
             return []
         free = now.available if now.free is None else now.free
         return [Pool(name="", total=now.memory, free=free, available=now.available)]
-    rows = [tuple(map(int, row)) for row in ROW.findall(listed)]
     return [
-        Pool(name=f"GPU {index}: ", total=total * MIB, free=free * MIB, available=free * MIB)
-        for index, total, free in sorted(rows)[:gpus]
+        Pool(name=f"GPU {gpu.index}: ", total=gpu.memory, free=gpu.free, available=gpu.free)
+        for gpu in sorted(now.gpus, key=lambda gpu: gpu.index)[:gpus]
+        if gpu.memory is not None and gpu.free is not None
     ]
 
 
-def shortages(now: NodeSnapshot, found: Sequence[Pool], profile: Profile) -> Iterator[str]:
-    """What a node lacks for its ranks, and what to do, a text each. Pure."""
-    part = profile.serve.gpu_memory_utilization or UTILIZATION
+def shortages(
+    now: NodeSnapshot, found: Sequence[Pool], profile: Profile, part: float
+) -> Iterator[str]:
+    """What a node lacks for its ranks, and what to do, a text each; ``part``: of all memory that
+    vLLM takes. Pure."""
     share = math.ceil(now.model.size / (profile.nodes * profile.gpus))
     ours = share * (profile.gpus if now.unified else 1)
     for pool in found:
@@ -88,9 +89,8 @@ def shortages(now: NodeSnapshot, found: Sequence[Pool], profile: Profile) -> Ite
             )
 
 
-def cached(found: Sequence[Pool], profile: Profile) -> str:
+def cached(found: Sequence[Pool], part: float) -> str:
     """A warning where vLLM depends on what the page cache gives back; empty where not. Pure."""
-    part = profile.serve.gpu_memory_utilization or UTILIZATION
     for pool in found:
         if pool.free < part * pool.total <= pool.available:
             return (
@@ -100,27 +100,20 @@ def cached(found: Sequence[Pool], profile: Profile) -> str:
     return ""
 
 
-def require(all_: Sequence[NodeSession], profile: Profile, view: View) -> None:
-    """Every node has the memory that its ranks take. Raises ``LaunchError`` with all that have
-    not."""
-    listed: dict[str, str] = {}
-
-    def look(session: NodeSession) -> None:
-        if not session.now.unified:
-            listed[session.name] = session.remote.run(QUERY, check=False).stdout
-
-    # A node that does not answer is known by what follows.
-    run_on_all(all_, look)
+def require(nodes: Sequence[NodeSnapshot], profile: Profile, vllm: str, view: View) -> None:
+    """Every node has the memory that its ranks take with this version of vLLM. Raises
+    ``LaunchError`` with all that have not."""
+    part = utilization(profile, vllm)
     failed: dict[str, list[str]] = {}
-    for session in all_:
-        found = pools(session.now, listed.get(session.name, ""), profile.gpus)
-        if lacking := list(shortages(session.now, found, profile)):
-            failed[session.name] = lacking
-        elif text := cached(found, profile):
-            view.say(f"warning: {session.name}: {text}")
+    for node in nodes:
+        found = pools(node, profile.gpus)
+        if lacking := list(shortages(node, found, profile, part)):
+            failed[node.name] = lacking
+        elif text := cached(found, part):
+            view.say(f"warning: {node.name}: {text}")
     if failed:
         raise LaunchError(
-            f"{len(failed)} of {len(all_)} nodes lack memory; nothing was started",
+            f"{len(failed)} of {len(nodes)} nodes lack memory; nothing was started",
             detail="\n".join(
                 f"✗ {node}: {text}" for node, texts in failed.items() for text in texts
             ),

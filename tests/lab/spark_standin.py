@@ -14,9 +14,9 @@ SMI = """\
 #!/bin/sh
 # Stands in for nvidia-smi.
 case $1 in
---query-gpu=index,memory.total*)
-    echo "0, 122502, $(cat /run/gpu-free 2>/dev/null || echo 122000)" ;;
---query-gpu*) echo '0, NVIDIA GB10, 580.95.05, 122502, GPU-0' ;;
+--query-gpu*)
+    free=$(cat /run/gpu-free 2>/dev/null || echo 122000)
+    echo "0, NVIDIA GB10, 580.95.05, 122502, GPU-0, $free" ;;
 --version) echo 'CUDA Version        : 13.0' ;;
 esac
 """

@@ -68,7 +68,7 @@ default via 10.0.0.254 dev enP7s7 proto static
     "gpus": """\
 @module NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.95.05  Release Build
 @smi
-0, NVIDIA GB10, 580.95.05, [N/A], GPU-1f2e3d4c
+0, NVIDIA GB10, 580.95.05, [N/A], GPU-1f2e3d4c, [N/A]
 @CUDA Version        : 13.0""",
     "docker": json.dumps(INFO),
     "hooks": "/usr/bin/nvidia-container-runtime-hook\n/usr/bin/nvidia-cdi-hook",

@@ -106,7 +106,7 @@ def test_what_is_known_of_an_nccl_depends_on_the_nodes() -> None:
     assert "NCCL_NVLS_ENABLE" in text_of(nvls)
     assert examined("combinations", four[0], nccl="2.30.4").worst is OK
     other = [
-        node_report(number, gpus="@smi\n0, NVIDIA H200, 580.95.05, 143771 MiB, GPU-1")
+        node_report(number, gpus="@smi\n0, NVIDIA H200, 580.95.05, 143771, GPU-1, 143000")
         for number in (1, 2)
     ]
     assert examined("combinations", *other, nccl="2.30.4").worst is OK
@@ -150,7 +150,7 @@ WRONG: list[tuple[str, dict[str, Any], Severity, str]] = [
     ("gpu-free", {"gpus": PARTS["gpus"] + "\n@process 4711, VLLM::Worker\n@process 5, x"}, WARN,
      "VLLM::Worker (process 4711) and 1 more uses the GPU"),
     ("gpus-equal", {"gpus": edited("gpus", ("GB10", "GB300"))}, WARN, "1 x NVIDIA GB300: spark2"),
-    ("gpus-equal", {"gpus": "@smi\n0, NVIDIA GB10, 1, [N/A], a\n1, NVIDIA GB10, 1, [N/A], b"}, FAIL,
+    ("gpus-equal", {"gpus": "@smi\n0, NVIDIA GB10, 1, 9, a, 9\n1, NVIDIA GB10, 1, 9, b, 9"}, FAIL,
      "2 x NVIDIA GB10: spark2"),
     ("driver", {"gpus": edited("gpus", (": 13.0", ": 12.8"))}, FAIL, "supports CUDA 12.8"),
     ("drivers-equal", {"gpus": edited("gpus", ("580.95.05", "590.10"))}, WARN, "590.10: spark2"),

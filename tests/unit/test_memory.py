@@ -7,16 +7,21 @@ from typing import Any
 import pytest
 
 from sparkimage.config.profiles import Profile
+from sparkimage.nodes.snapshot import NodeSnapshot
 from sparkimage.serve import memory
 from tests.unit.spark_facts import spark
 
-GPUS = "0, NVIDIA H200, 580.95.05, 143771, GPU-0\n1, NVIDIA H200, 580.95.05, 143771, GPU-1"
-LISTED = "0, 143771, 143000\n1, 143771, 20000\n"
+GPUS = """\
+@smi
+0, NVIDIA H200, 580.95.05, 143771, GPU-0, 143000
+1, NVIDIA H200, 580.95.05, 143771, GPU-1, 20000
+@process 4711, python3"""
 
 
 def profile(part: float | None = 0.8, **values: Any) -> Profile:
-    serve = {"gpu_memory_utilization": part} if part else {}
-    return Profile.model_validate({"variants": ["*"], "serve": serve, **values})
+    return Profile.model_validate(
+        {"variants": ["*"], "serve": {"gpu_memory_utilization": part}, **values}
+    )
 
 
 def meminfo(free: int, available: int) -> str:
@@ -26,28 +31,43 @@ def meminfo(free: int, available: int) -> str:
     return "\n".join(f"{name}:  {size * kib} kB" for name, size in rows.items())
 
 
-def found(memory_: str, part: float | None = 0.8, **values: Any) -> tuple[list[str], str]:
-    node = spark(memory=memory_)
-    given = profile(part, **values)
-    pools = memory.pools(node, "", given.gpus)
-    return list(memory.shortages(node, pools, given)), memory.cached(pools, given)
+def short(node: NodeSnapshot, given: Profile, vllm: str = "0.33.0") -> list[str]:
+    part = memory.utilization(given, vllm)
+    return list(memory.shortages(node, memory.pools(node, given.gpus), given, part))
+
+
+def found(memory_: str) -> tuple[list[str], str]:
+    node, given = spark(memory=memory_), profile()
+    return short(node, given), memory.cached(memory.pools(node, 1), 0.8)
 
 
 def test_a_unified_machine() -> None:
     assert found(meminfo(110, 120)) == ([], "")
-    (short,), _ = found(meminfo(40, 90))
-    assert short.startswith(
+    (text,), _ = found(meminfo(40, 90))
+    assert text.startswith(
         "90.0 GB of 128.0 GB are free, and vLLM takes 102.4 GB (gpu_memory_utilization 0.8)"
     )
-    assert "or gpu_memory_utilization 0.7 in the profile" in short
-    # vLLM's own default.
-    (short,), _ = found(meminfo(40, 110), None)
-    assert "vLLM takes 115.2 GB (gpu_memory_utilization 0.9)" in short
+    assert "or gpu_memory_utilization 0.7 in the profile" in text
+
+
+@pytest.mark.parametrize(
+    ("vllm", "part", "taken"),
+    [
+        ("0.33.0", "0.92", "117.8"), ("0.20.0", "0.92", "117.8"), ("0.19.1", "0.9", "115.2"),
+        ("20260613.dev297+ga93b9098b", "0.92", "117.8"),
+        # Without its tags a clone counts from 0.1.
+        ("0.1.dev19369+gd64074e6f", "0.9", "115.2"), ("", "0.9", "115.2"),
+    ],
+)  # fmt: skip
+def test_vllms_own_default(vllm: str, part: str, taken: str) -> None:
+    (text,) = short(spark(memory=meminfo(40, 110)), profile(None), vllm)
+    assert f"vLLM takes {taken} GB (gpu_memory_utilization {part})" in text
+    assert short(spark(memory=meminfo(40, 119)), profile(None), vllm) == []
 
 
 def test_the_page_cache_is_no_reason_to_refuse() -> None:
-    short, warning = found(meminfo(10, 120))
-    assert short == []
+    texts, warning = found(meminfo(10, 120))
+    assert texts == []
     assert warning.startswith("110.0 GB of 128.0 GB are in the page cache")
     assert "drop_caches" in warning
 
@@ -57,7 +77,7 @@ def test_the_part_of_the_model(nodes: int, refused: bool) -> None:
     model = "@folder\n200000000000 ./a.safetensors\n10 ./config.json"
     node = spark(memory=meminfo(120, 125), model=model)
     given = profile(nodes=nodes, serve={"tensor_parallel": nodes, "gpu_memory_utilization": 0.8})
-    texts = list(memory.shortages(node, memory.pools(node, "", 1), given))
+    texts = short(node, given)
     assert bool(texts) == refused
     if refused:
         assert (
@@ -67,11 +87,11 @@ def test_the_part_of_the_model(nodes: int, refused: bool) -> None:
 
 
 def test_gpus_with_memory_of_their_own() -> None:
-    node = spark(gpus=f"@smi\n{GPUS}\n@process 4711, python3")
-    one, two = profile(), profile(gpus=2)
-    assert list(memory.shortages(node, memory.pools(node, LISTED, 1), one)) == []
-    (short,) = memory.shortages(node, memory.pools(node, LISTED, 2), two)
-    assert short.startswith("GPU 1: 21.0 GB of 150.8 GB are free, and vLLM takes 120.6 GB")
-    assert "on its GPUs: 4711, python3" in short
+    node = spark(gpus=GPUS)
+    assert short(node, profile()) == []
+    (text,) = short(node, profile(gpus=2))
+    assert text.startswith("GPU 1: 21.0 GB of 150.8 GB are free, and vLLM takes 120.6 GB")
+    assert "on its GPUs: 4711, python3" in text
     # Nothing is concluded where nvidia-smi does not say it.
-    assert memory.pools(node, "No devices were found\n", 2) == []
+    unknown = spark(gpus=GPUS.replace(", 20000", ", [Unknown Error]"))
+    assert short(unknown, profile(gpus=2)) == []

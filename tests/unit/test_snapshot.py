@@ -79,11 +79,13 @@ def test_rdma_devices_of_an_interface_and_its_twin(
 
 def test_gpu_with_dedicated_memory() -> None:
     output = (
-        "@smi\n0, NVIDIA H100, 580.95.05, 81559, GPU-1\n1, NVIDIA H100, 580.95.05, 81559, GPU-2"
+        "@smi\n0, NVIDIA H100, 580.95.05, 81559, GPU-1, 81000\n"
+        "1, NVIDIA H100, 580.95.05, 81559, GPU-2, 4"
     )
     snapshot = spark(gpus=output)
     assert not snapshot.unified
     assert [gpu.memory for gpu in snapshot.gpus] == [81559 * 1024 * 1024] * 2
+    assert [gpu.free for gpu in snapshot.gpus] == [81000 * 1024 * 1024, 4 * 1024 * 1024]
 
 
 @pytest.mark.parametrize(

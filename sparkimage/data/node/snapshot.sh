@@ -184,7 +184,7 @@ if wanted machine; then
         sed -n 's/^NVRM/@module &/p' /proc/driver/nvidia/version
     if command -v nvidia-smi >/dev/null 2>&1; then
         echo @smi
-        said=$(bounded 15 nvidia-smi --query-gpu=index,name,driver_version,memory.total,uuid --format=csv,noheader,nounits)
+        said=$(bounded 15 nvidia-smi --query-gpu=index,name,driver_version,memory.total,uuid,memory.free --format=csv,noheader,nounits)
         printf '%s\n' "$said"
         case $said in
         *@late*) said= ;;
