@@ -71,7 +71,7 @@ def launch(
     from sparkimage.image import layerindex
     from sparkimage.nodes import model_store
     from sparkimage.nodes.model_fleet import Comparison
-    from sparkimage.serve import choices
+    from sparkimage.serve import choices, nccl
     from sparkimage.serve.command import Request
     from sparkimage.serve.launch import Launch
 
@@ -94,11 +94,8 @@ def launch(
         dict(matrix.profiles), plan.variant, profile, len(fleet.nodes)
     )
     ranks = choices.order(fleet, settings.nodes)
-    nccl, preload = plan.expect.nccl or "", ""
-    if nccl:
-        with store.in_use(base.say):
-            libraries = choices.libraries(layerindex.image_files(store, image))
-        preload = choices.choose(libraries, nccl, image.settings.env)
+    with store.in_use(base.say):
+        libraries = nccl.libraries(layerindex.image_files(store, image))
     if missing := choices.uncached(image.settings.entrypoint, settings):
         caches = ", ".join(missing)
         base.warn(f"profile {profile_name} has no cache for {caches}: every start recompiles")
@@ -111,8 +108,10 @@ def launch(
             profile=settings,
             model=model.rstrip("/") or "/",
             entrypoint=image.settings.entrypoint,
-            preload=preload,
-            nccl=nccl,
+            libraries=libraries,
+            nccl=nccl.choose(libraries, plan.expect.nccl, image.settings.env)
+            if plan.expect.nccl
+            else None,
             share_cache=share_cache,
             chat_template=_chat_template(profile_name, settings.chat_template),
         ),

@@ -1,17 +1,13 @@
-"""Selects what a launch runs with: profile, nodes by rank, libnccl. Pure."""
+"""Selects what a launch runs with: profile, nodes by rank. Pure."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from sparkimage.config.inventory import Fleet, Node, head_of
 from sparkimage.config.profiles import Profile, fitting
 from sparkimage.config.validation import nearest
-from sparkimage.core.errors import LaunchError, UsageError
+from sparkimage.core.errors import UsageError
 from sparkimage.core.program import program
-from sparkimage.image.layerindex import ImageFiles
 from sparkimage.serve.command import serve_prefix
-from sparkimage.verify import static_nccl
 
 CACHES = {"/.cache/vllm": "vllm", "/.triton/cache": "triton"}
 """Where compiled kernels are kept below the home of the container's user, and by whom."""
@@ -73,24 +69,3 @@ def uncached(entrypoint: tuple[str, ...], profile: Profile) -> list[str]:
         return []
     kept = profile.caches.values()
     return [name for end, name in CACHES.items() if not any(path.endswith(end) for path in kept)]
-
-
-def libraries(files: ImageFiles) -> dict[str, str]:
-    """Every libnccl that a container of the image sees: its path, and the version in its bytes."""
-    copies = [entry for entry in files.final.values() if static_nccl.is_copy(entry)]
-    return {f"/{entry.path}": str(entry.seen.get("nccl") or "") for entry in copies}
-
-
-def choose(libraries: Mapping[str, str], pin: str, env: Mapping[str, str]) -> str:
-    """The path of the libnccl to preload: of the pin's version, one that the image's LD_PRELOAD
-    names before others, one of the system before torch's. Raises ``LaunchError`` where there is
-    none."""
-    preload = env.get("LD_PRELOAD", "").replace(":", " ").split()
-    fitting = [path for path, version in sorted(libraries.items()) if version == pin]
-    if not fitting:
-        has = ", ".join(f"{version or 'unknown'} ({path})" for path, version in libraries.items())
-        raise LaunchError(
-            f"the image has no NCCL {pin}, which its matrix expects: it has {has or 'none'}",
-            hint=f"rebuild it: {program()} image VARIANT --rebuild",
-        )
-    return min(fitting, key=lambda path: (path not in preload, not path.startswith("/usr/lib/")))

@@ -12,12 +12,15 @@ import posixpath
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from sparkimage.config.profiles import Profile
 from sparkimage.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from sparkimage.serve.nccl import Library
 
 LABEL = "dev.sparkimage.launch"
 """The label with the deployment's name, and the prefix of the others."""
@@ -72,6 +75,8 @@ class ServerSpec(BaseModel):
     """Of the API."""
     nccl: str = ""
     """The version that every rank must load, or nothing."""
+    nccl_build: str = ""
+    """What tells its build apart: the Build ID, or the sha256."""
     rdma: bool = False
     chat_template: str = ""
     """The sha256 of the profile's chat template, where it has one."""
@@ -84,9 +89,9 @@ class ServerSpec(BaseModel):
 
     def labels(self, rank: int) -> dict[str, str]:
         """The labels of a rank's container."""
-        left_out = {"name"} if self.chat_template else {"name", "chat_template"}
-        values = {"rank": rank, **self.model_dump(exclude=left_out), "rdma": int(self.rdma)}
-        return {LABEL: self.name, **{f"{LABEL}.{key}": str(v) for key, v in values.items()}}
+        values = {"rank": rank, **self.model_dump(exclude={"name"}), "rdma": int(self.rdma)}
+        known = {f"{LABEL}.{key}": str(value) for key, value in values.items() if value != ""}
+        return {LABEL: self.name, **known}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +107,10 @@ class Request:
     model: str
     entrypoint: Words
     """The image's ENTRYPOINT."""
-    preload: str
-    """The libnccl that was measured in the image, or nothing: the image's own setting stays."""
-    nccl: str
-    """The version that every rank must load, or nothing."""
+    libraries: tuple[Library, ...] = ()
+    """Every libnccl that was measured in the image."""
+    nccl: Library | None = None
+    """That of them that every rank must load; None: the image's own setting stays."""
     share_cache: bool = False
     chat_template: str = ""
     """The text of the profile's chat template, where it has one."""
@@ -126,7 +131,9 @@ class Request:
         return ServerSpec(
             name=self.name, variant=self.variant, digest=self.digest, profile=self.profile_name,
             nodes=profile.nodes, gpus=profile.gpus, head=head, port=profile.port,
-            nccl=self.nccl, rdma=self.rdma, chat_template=self.template_sha256,
+            nccl=self.nccl.version if self.nccl else "",
+            nccl_build=self.nccl.build if self.nccl else "",
+            rdma=self.rdma, chat_template=self.template_sha256,
         )  # fmt: skip
 
 
@@ -199,6 +206,12 @@ class Container:
     def argv(self) -> list[str]:
         """The command."""
         return [word for group in self.groups for word in group]
+
+    @property
+    def create_argv(self) -> list[str]:
+        """The command that creates the same container, and starts nothing."""
+        run = len(self.docker)
+        return [*self.docker, "create", *self.argv[run + 2 :]]
 
     def pasteable(self) -> str:
         """The command for a shell, one option a line, after the one that creates the caches."""
@@ -326,8 +339,8 @@ def _env(request: Request, host: Host) -> dict[str, str]:
         env["NCCL_IB_DISABLE"] = "0" if request.rdma else "1"
         if request.rdma and host.hcas:
             env["NCCL_IB_HCA"] = ",".join(host.hcas)
-    if request.preload:
-        env["LD_PRELOAD"] = request.preload
+    if request.nccl:
+        env["LD_PRELOAD"] = request.nccl.path
     # The proof reads NCCL's banner and channels from the log.
     return {**env, "NCCL_DEBUG": "INFO", **host.fabric, **request.profile.env, **host.env}
 

@@ -1,7 +1,7 @@
 """Starts one image on the nodes of a fleet as one server, or on none of them.
 
-Look, decide, start, wait, prove. The head starts first: the workers of vLLM's multi-node mode
-retry its master port until it answers, while a head without workers only waits
+Look, decide, create, start, wait, prove. The head starts first: the workers of vLLM's multi-node
+mode retry its master port until it answers, while a head without workers only waits
 (https://docs.vllm.ai/en/latest/serving/parallelism_scaling/). What a launch has started it stops
 again when it fails or is interrupted, unless it is told to keep it.
 """
@@ -21,13 +21,13 @@ from sparkimage.core.program import program
 from sparkimage.core.progress import View
 from sparkimage.image.store import Image
 from sparkimage.nodes import fabric, reachability
-from sparkimage.nodes.concurrent import run_on_all
+from sparkimage.nodes.concurrent import Errors, run_on_all
 from sparkimage.nodes.model_fleet import Comparison
 from sparkimage.nodes.retag import lines
 from sparkimage.nodes.session import NodeReport, NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
 from sparkimage.nodes.topology import Topology, topology
-from sparkimage.serve import command, deployments, memory, waiting
+from sparkimage.serve import command, deployments, memory, nccl, waiting
 from sparkimage.serve.command import Container, Host, Request
 from sparkimage.serve.deployments import HEAD, Deployment
 from sparkimage.serve.doctor import doctor
@@ -71,8 +71,10 @@ class Launch:
     replace: bool = False
     """Remove a deployment of this name that runs."""
     patience_s: float = 60.0
-    _started: dict[str, list[str]] = field(default_factory=dict)
+    _created: dict[str, str] = field(default_factory=dict)
     """Ids of the containers that this launch created, by node."""
+    _is_started: bool = False
+    """At least one of them may have been started."""
 
     def plan(self) -> tuple[Container, ...]:
         """What it would start, as the nodes are now; changes nothing.
@@ -100,11 +102,8 @@ class Launch:
             snapshots = [session.now for session in all_]
             memory.require(snapshots, self.request.profile, self.vllm, self.view)
             with self._all_or_none(all_):
-                self._start(all_, containers)
-                ranks = [
-                    Rank(rank=rank, session=session, container=self._started[session.name][0])
-                    for rank, session in enumerate(all_)
-                ]
+                ranks = self._create(all_, containers)
+                self._start(ranks)
                 return waiting.until_ready(
                     self.request.spec(self._hosts(all_)[HEAD].address), ranks, began=began,
                     timeout_s=self.timeout_s, warm_up_s=self.warm_up_s, view=self.view,
@@ -179,7 +178,8 @@ class Launch:
         cluster = ClusterReport(
             nodes=tuple(NodeReport(node=one.remote.node, snapshot=one.now) for one in all_),
             model=request.model, port=profile.port, master_port=profile.master_port,
-            rdma=request.rdma, gpus=profile.gpus, nccl=request.nccl, cuda=self.cuda,
+            rdma=request.rdma, gpus=profile.gpus, cuda=self.cuda,
+            nccl=request.nccl.version if request.nccl else "",
             env=profile.env, pushed=self.pushed.differences,
         )  # fmt: skip
         findings = doctor.examine(cluster, [doctor.CHECKS[id] for id in checks]).findings
@@ -233,54 +233,73 @@ class Launch:
 
     # Start
 
-    def _start(self, all_: Sequence[NodeSession], containers: Sequence[Container]) -> None:
+    def _create(self, all_: Sequence[NodeSession], containers: Sequence[Container]) -> list[Rank]:
+        """The ranks, whose containers were created and load the same NCCL."""
         by_node = {container.node: container for container in containers}
 
-        def make_caches(session: NodeSession) -> None:
-            caches, template = by_node[session.name].caches, by_node[session.name].chat_template
-            folders = [*caches, *([posixpath.dirname(template)] if template else [])]
-            if folders:
-                session.remote.run(["mkdir", "-p", "--", *folders])
-            if template:
-                words = ["sh", "-c", WRITE, "write", template]
-                session.remote.run(words, stdin=self.request.chat_template)
+        def create(session: NodeSession) -> None:
+            container = by_node[session.name]
+            self._write_files(session, container)
+            done = self._docker(session, container.rank, container.create_argv)
+            self._created[session.name] = done.split()[-1]
 
-        def start(session: NodeSession) -> None:
-            self._docker_run(session, by_node[session.name])
-
-        errors = run_on_all(all_, make_caches)
-        if errors:
-            raise deployments.failure(errors, len(all_), "could not create the folders")
-        self.view.say(f"starting the head on {all_[HEAD].name}")
-        errors = run_on_all(all_[:1], start)
-        if not errors and len(all_) > 1:
-            self.view.say(f"starting {len(all_) - 1} workers")
-            errors = run_on_all(all_[1:], start)
-        if errors:
-            raise LaunchError(
-                f"{len(errors)} of {len(all_)} nodes could not start it",
-                detail="\n".join(lines(errors)),
+        with self.view.busy("creating the containers"):
+            errors = run_on_all(all_, create)
+            if errors:
+                raise self._failure(errors, len(all_), "create its container")
+            nccl.require(
+                [(session, self._created[session.name]) for session in all_],
+                self.request.libraries,
+                self.request.nccl,
             )
-
-    def _docker_run(self, session: NodeSession, container: Container) -> None:
-        started = session.remote.run(container.argv, check=False, timeout_s=START_S)
-        ids = self._started.setdefault(session.name, [])
-        if started.returncode == 0:
-            ids.append(started.stdout.split()[-1])
-            return
-        # `docker run` leaves a container that it could not start.
-        ids += [
-            member.id
-            for member in deployments.members(session.look(CONTAINERS))
-            if member.name == container.name and member.state == "created"
+        return [
+            Rank(rank=rank, session=session, container=self._created[session.name])
+            for rank, session in enumerate(all_)
         ]
-        stderr = started.stderr.strip()
+
+    def _write_files(self, session: NodeSession, container: Container) -> None:
+        """Make the folders for caches, and write the chat template."""
+        template = container.chat_template
+        folders = [*container.caches, *([posixpath.dirname(template)] if template else [])]
+        if folders:
+            session.remote.run(["mkdir", "-p", "--", *folders])
+        if template:
+            words = ["sh", "-c", WRITE, "write", template]
+            session.remote.run(words, stdin=self.request.chat_template)
+
+    def _start(self, ranks: Sequence[Rank]) -> None:
+        def start(rank: Rank) -> None:
+            docker = rank.session.remote.docker.split()
+            self._docker(rank.session, rank.rank, [*docker, "start", rank.container])
+
+        self._is_started = True
+        self.view.say(f"starting the head on {ranks[HEAD].name}")
+        errors = run_on_all(ranks[:1], start)
+        if not errors and len(ranks) > 1:
+            self.view.say(f"starting {len(ranks) - 1} workers")
+            errors = run_on_all(ranks[1:], start)
+        if errors:
+            raise self._failure(errors, len(ranks), "start it")
+
+    def _docker(self, session: NodeSession, rank: int, argv: Sequence[str]) -> str:
+        """The output of a command of docker that creates or starts a rank's container."""
+        done = session.remote.run(argv, check=False, timeout_s=START_S)
+        if done.returncode == 0:
+            return done.stdout
+        stderr = done.stderr.strip()
         matches = [match for match in knowledge.read(stderr.splitlines()) if match.known]
         known = [line for match in matches for line in match.as_lines()]
+        command = argv[len(session.remote.docker.split())]
         raise LaunchError(
-            f"{session.name} (rank {container.rank}): docker run failed",
+            f"{session.name} (rank {rank}): docker {command} failed",
             detail="\n".join([stderr, *known]),
             hint=matches[0].fix if matches else f"look there: {session.remote.ssh}",
+        )
+
+    @staticmethod
+    def _failure(errors: Errors, count: int, what: str) -> LaunchError:
+        return LaunchError(
+            f"{len(errors)} of {count} nodes could not {what}", detail="\n".join(lines(errors))
         )
 
     @contextmanager
@@ -290,26 +309,27 @@ class Launch:
             yield
         except BaseException as error:
             # Cleaned up and raised again.
-            if self.keep:
+            if self.keep and self._is_started:
                 note = f"what was started keeps running; {program()} stop ends it"
             elif left := self._undo(all_):
                 note = f"containers may still run on {', '.join(left)}: {program()} stop"
             else:
-                note = "what was started has been stopped"
+                done = "what was started has been stopped"
+                note = done if self._is_started else "nothing was started"
             waiting.add_note(error, note)
             raise
 
     def _undo(self, all_: Sequence[NodeSession]) -> list[str]:
-        """Remove what this launch started; the nodes where that failed."""
-        concerned = [session for session in all_ if self._started.get(session.name)]
-        if concerned:
+        """Remove what this launch created; the nodes where that failed."""
+        concerned = [session for session in all_ if session.name in self._created]
+        if concerned and self._is_started:
             names = ", ".join(session.name for session in concerned)
             self.view.say(f"stopping what was started on {names}")
         return sorted(
             run_on_all(
                 concerned,
                 lambda session: deployments.remove(
-                    session, self._started[session.name], grace_s=QUICK_S
+                    session, [self._created[session.name]], grace_s=QUICK_S
                 ),
             )
         )

@@ -148,7 +148,7 @@ def restart(
     When that fails they are stopped (unless ``keep``), and stay for `logs` and another try.
     Raises ``LaunchError``, ``NodeError`` and their kin.
     """
-    from sparkimage.serve import waiting
+    from sparkimage.serve import nccl, waiting
 
     began = time.monotonic()
     with _connected(fleet, patience_s) as cluster:
@@ -173,7 +173,13 @@ def restart(
             )
         view.say(f"stopping {deployment.name}")
         cluster.docker(members, "stop", "--time", str(deployments.GRACE_S))
+        pinned = nccl.Library(version=members[HEAD].nccl, build_id=members[HEAD].nccl_build)
         try:
+            nccl.require(
+                [(cluster.by_name[member.node], member.id) for member in members],
+                image=(),
+                pinned=pinned if pinned.build else None,
+            )
             view.say(f"starting {deployment.name}")
             cluster.docker(members[:1], "start")
             cluster.docker(members[1:], "start")

@@ -11,6 +11,7 @@ import pytest
 from sparkimage.config import matrix
 from sparkimage.serve import command
 from sparkimage.serve.command import Container, Host, Request
+from sparkimage.serve.nccl import Library
 
 PROJECT = Path(__file__).resolve().parents[2]
 Golden = Callable[[str, str], None]
@@ -26,8 +27,9 @@ def made(name: str, variant: str) -> tuple[Container, ...]:
         profile=profile,
         model="/models/DeepSeek-V4-Flash",
         entrypoint=("vllm", "serve"),
-        preload="/usr/lib/aarch64-linux-gnu/libnccl.so.2.30.4",
-        nccl="2.30.4",
+        nccl=Library(
+            path="/usr/lib/aarch64-linux-gnu/libnccl.so.2.30.4", version="2.30.4", build_id="76ab"
+        ),
     )
     hosts = [
         Host(

@@ -15,7 +15,7 @@ import tarfile
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -286,6 +286,14 @@ class Serving(Project):
         """What is in a node's folder."""
 
     @abstractmethod
+    def write(self, node: str, path: str, content: bytes) -> None:
+        """Write a file of a node."""
+
+    @abstractmethod
+    def damaged(self, node: str, path: str) -> AbstractContextManager[None]:
+        """A node's images have another file at ``path`` meanwhile."""
+
+    @abstractmethod
     def docker(self, node: str, *words: str) -> str:
         """What a node's docker says."""
 
@@ -421,6 +429,18 @@ class OnNodes(Serving):
 
     def listed(self, node: str, folder: str) -> list[str]:
         return sorted(self.fleet[node].exec("ls", folder).split())
+
+    def write(self, node: str, path: str, content: bytes) -> None:
+        put(self.fleet[node], {path: (0o644, content)})
+
+    @contextmanager
+    def damaged(self, node: str, path: str) -> Iterator[None]:
+        folders = "/var/lib/docker", "/var/lib/containerd"
+        files = self.fleet[node].exec("find", *folders, "-type", "f", "-path", f"*{path}").split()
+        assert files
+        self.fleet[node].exec("truncate", "--size=+1", *files)
+        yield
+        self.fleet[node].exec("truncate", "--size=-1", *files)
 
     def docker(self, node: str, *words: str) -> str:
         return self.fleet[node].docker(*words)
@@ -574,6 +594,17 @@ class OnStandins(Serving):
     def listed(self, node: str, folder: str) -> list[str]:
         return sorted(one.name for one in self._path(node, folder).iterdir())
 
+    def write(self, node: str, path: str, content: bytes) -> None:
+        file = self._path(node, path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+    @contextmanager
+    def damaged(self, node: str, path: str) -> Iterator[None]:
+        self.there.nodes[node].damaged[path] = b"\0"
+        yield
+        self.there.nodes[node].damaged.clear()
+
     def docker(self, node: str, *words: str) -> str:
         code, out, err = self.there.nodes[node].docker(*words)
         assert code == 0, err
@@ -634,7 +665,10 @@ class OnStandins(Serving):
                     entrypoint=tuple(ENTRYPOINTS[variant]),
                     env=image.settings.env,
                     architecture=self.arch,
-                    libraries={self.preload: 23004, server.PIP: 22809},
+                    libraries={
+                        self.preload: nccl.library(self.arch, PIN),
+                        server.PIP: nccl.library(self.arch, OLD),
+                    },
                 )
         return found
 

@@ -8,6 +8,7 @@ runs on the lab's real nodes, too (`make test-all`): that is the proof that they
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import csv
@@ -34,7 +35,7 @@ from sparkimage.core.process import Completed
 from sparkimage.nodes import ssh
 from sparkimage.nodes.reading import parts_of
 from sparkimage.serve import launch
-from tests.lab.standin_vllm import server
+from tests.lab.standin_vllm import nccl, server
 from tests.lab.standin_vllm.api import Server
 
 BENCH = Path(__file__).with_name("standin_vllm") / "bin"
@@ -76,8 +77,8 @@ class Held:
     entrypoint: tuple[str, ...]
     env: Mapping[str, str]
     architecture: str
-    libraries: Mapping[str, int]
-    """The copies of NCCL in it, and what `ncclGetVersion` says of each."""
+    libraries: Mapping[str, bytes]
+    """The copies of NCCL in it."""
 
 
 class Rank(server.Container):
@@ -123,10 +124,18 @@ class Rank(server.Container):
 
     def nccl(self, path: str) -> int:
         preload = self.env.get("LD_PRELOAD", "")
-        if preload and preload not in self.image.libraries:
+        if preload and not self.library(preload):
             self.say(PRELOAD_IGNORED.format(preload))
             preload = ""
-        return self.image.libraries[path or preload or server.PIP]
+        return nccl.number(self.library(path or preload or server.PIP))
+
+    def library(self, path: str) -> bytes:
+        """A libnccl as the container sees it; nothing where there is none."""
+        at = self.path(path)
+        if at.parent.is_dir():
+            # In a mount.
+            return at.read_bytes() if at.is_file() else b""
+        return self.image.libraries.get(path, b"") + self.node.damaged.get(path, b"")
 
     def wait(self, seconds: float | None = None) -> None:
         if self._over.wait(seconds):
@@ -347,6 +356,8 @@ class Node:
     """Who follows a log of its containers gets nothing of it; who reads one gets it all."""
     gpu_free: int = 122_000
     """MiB of its GPU's memory."""
+    damaged: dict[str, bytes] = field(default_factory=dict)
+    """What is behind files of its images that is not theirs."""
     wrong: list[Exception] = field(default_factory=list)
     """What it was asked and does not know."""
     _made: int = 0
@@ -395,7 +406,8 @@ class Node:
         if list(words[:2]) == ["sh", "-c"] and len(words) > 3:
             _, _, text, name, docker, *more = words
             act = {"snapshot": self._snapshot, "end": self._stop_and_remove,
-                   "logs": self._logs, "reach": self._reach}.get(name)  # fmt: skip
+                   "logs": self._logs, "reach": self._reach, "nccl": self._nccl,
+                   }.get(name)  # fmt: skip
             if act is not None and text == ssh.text(name) and docker == "docker":
                 return act(more, process)
         elif list(words[:3]) == ["mkdir", "-p", "--"]:
@@ -443,6 +455,22 @@ class Node:
         process.say("".join(f"port {port}\n" for port in more[2:]) + "ready\ntried\n")
         process.over.wait()
         return 0, "", ""
+
+    def _nccl(self, more: Sequence[str], _process: Process | None) -> Said:
+        id, *paths = more
+        one = self._find(id)
+        if one is None:
+            return self._error("inspect", id)
+        words = f"{one.env.get('LD_PRELOAD', '')}:{one.env.get('VLLM_NCCL_SO_PATH', '')}"
+        named = [word for word in re.split("[ :]", words) if "/libnccl" in word]
+        said, errors = "", ""
+        for path in sorted(set(named)) or paths:
+            data = one.library(path)
+            if not data:
+                errors += f"Error response from daemon: Could not find the file {path}\n"
+            beginning = base64.b64encode(data[:65536]).decode()
+            said += f"@@ {path}\n{hashlib.sha256(data).hexdigest()}  -\n{beginning}\n"
+        return 0, said, errors
 
     def _inspected(self) -> Iterator[dict[str, Any]]:
         for image in dict.fromkeys(self.images.values()):
@@ -628,6 +656,7 @@ class Node:
         self.is_cut = self.is_behind = False
         self.gpu_free = 122_000
         self.wrong.clear()
+        self.damaged.clear()
         shutil.rmtree(self.root, ignore_errors=True)
         for path in ("/dev/infiniband/uverbs0", "/sys/class/net/eth0"):
             self.path(path).parent.mkdir(parents=True)

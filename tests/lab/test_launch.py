@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
 import shlex
 import shutil
@@ -37,7 +38,7 @@ from tests.lab.serving import (
     standing_in,
 )  # fmt: skip
 from tests.lab.standin_nodes import NotRecordedError
-from tests.lab.standin_vllm import server
+from tests.lab.standin_vllm import nccl, server
 
 USAGE, LACKING, NODE_FAILED, MIXED, LAUNCH_FAILED, INTERRUPTED = 2, 5, 13, 15, 18, 130
 WHOLE = {node: ["vllm running"] for node in NODES}
@@ -411,8 +412,8 @@ def test_a_set_that_runs_gives_way_only_when_asked(ready: Serving) -> None:
 
 def test_a_foreign_container_of_that_name_stays(ready: Serving) -> None:
     ready.docker("node3", "create", "--name", "vllm", "--entrypoint", "sh", "r:good")
-    refused(ready.launch(), LAUNCH_FAILED, "node3 (rank 2): docker run failed",
-            'The container name "/vllm" is already in use', STOPPED)  # fmt: skip
+    refused(ready.launch(), LAUNCH_FAILED, "node3 (rank 2): docker create failed",
+            'The container name "/vllm" is already in use', "nothing was started")  # fmt: skip
     assert ready.containers() == {**NOTHING, "node3": ["vllm created"]}
 
 
@@ -424,6 +425,60 @@ def test_wrong_words(ready: Serving) -> None:
     ready.nodes("node1", "node2")
     refused(ready.launch(), USAGE, "the profile is for 4 nodes, fleet.yaml has 2")
     refused(ready.launch("--name", "a b"), USAGE, "is not a valid container name")
+
+
+OTHER = "/root/.cache/vllm/libnccl.so.2"
+"""In the folder of a cache, which the node has."""
+
+
+def test_another_build_of_nccl_on_one_node_is_refused_before_the_start(ready: Serving) -> None:
+    """Of the same version: only its Build ID tells."""
+    at = "/root/.cache/sparkimage/shared/vllm/libnccl.so.2"
+    ready.nodes(node3={"env": {"VLLM_NCCL_SO_PATH": OTHER}})
+    ready.write("node3", at, nccl.library(ready.arch, PIN, "other"))
+    said = refused(
+        ready.launch("--share-cache"), LAUNCH_FAILED,
+        "the ranks would not load the same NCCL, as it is pinned; nothing was started",
+        f"✗ node3 (rank 2): would load {OTHER} with Build ID {nccl.build_id(PIN, 'other')}, ",
+        f"NCCL {PIN} is pinned with Build ID {nccl.build_id(PIN)}, ",
+        "→ remove VLLM_NCCL_SO_PATH",
+    )  # fmt: skip
+    assert said.count("✗") == 1
+    assert ready.containers() == NOTHING
+    # The same build from another place is the same; `restart` looks again.
+    ready.write("node3", at, nccl.library(ready.arch, PIN))
+    ok(ready.launch("--share-cache"))
+    ready.write("node3", at, nccl.library(ready.arch, PIN, "other"))
+    refused(ready.run("restart"), LAUNCH_FAILED, "✗ node3 (rank 2): would load", "is pinned with")
+    assert ready.containers() == {node: ["vllm exited"] for node in NODES}
+
+
+def test_a_libnccl_that_is_not_what_was_distributed_is_refused(ready: Serving) -> None:
+    with ready.damaged("node2", ready.preload), ready.damaged("node4", ready.preload):
+        said = refused(
+            ready.launch(), LAUNCH_FAILED, "nothing was started",
+            f"✗ node2 (rank 1): {ready.preload} has Build ID {nccl.build_id(PIN)}, sha256 ",
+            "it is damaged there", "✗ node4 (rank 3): ",
+        )  # fmt: skip
+        assert said.count("✗") == 2
+    assert ready.containers() == NOTHING
+    ok(ready.launch())
+
+
+def test_variables_that_name_another_nccl_are_refused(ready: Serving) -> None:
+    ready.nodes(node4={"env": {"VLLM_NCCL_SO_PATH": "/gone/libnccl.so.2"}})
+    refused(ready.launch(), LAUNCH_FAILED, "✗ node4 (rank 3): /gone/libnccl.so.2 is not in its ")
+    ready.nodes()
+    # Beside the preloaded one, vLLM loads it for itself.
+    env = {"VLLM_NCCL_SO_PATH": server.PIP}
+    ready.matrix({"four": {**PROFILES["four"], "env": env}})
+    said = refused(ready.launch(), LAUNCH_FAILED, f"would load {server.PIP} with Build ID")
+    assert said.count("✗") == 4
+    # A cache over the folder of the library hides it.
+    folder = posixpath.dirname(ready.preload)
+    ready.matrix({"four": {**PROFILES["four"], "caches": {"hides": folder}}})
+    refused(ready.launch(), LAUNCH_FAILED, f"{ready.preload} is not in its container")
+    assert ready.containers() == NOTHING
 
 
 # What goes wrong while it starts

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from sparkimage.config.inventory import Fleet, Node
 from sparkimage.config.profiles import Profile, Serve
-from sparkimage.core.errors import LaunchError, UsageError
+from sparkimage.core.errors import UsageError
 from sparkimage.serve import choices, command
 from sparkimage.serve.command import Container, Host, Mount, Request
+from sparkimage.serve.nccl import Library
 
+NCCL = Library(path="/l.so", version="2.30.4", build_id="76ab")
 WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
 
 
@@ -31,7 +33,7 @@ def request(**values: Any) -> Request:
         **{
             "name": "vllm", "variant": "v", "digest": f"sha256:{'a' * 64}", "profile_name": "p",
             "profile": profile(), "model": "/m", "entrypoint": ("vllm", "serve"),
-            "preload": "/l.so", "nccl": "2.30.4", **values,
+            "nccl": NCCL, **values,
         }
     )  # fmt: skip
 
@@ -154,7 +156,7 @@ def test_what_the_environment_follows_from() -> None:
         "NCCL_DEBUG": "INFO",
     }
     assert head.devices == ("/dev/infiniband",)
-    (plain, _) = made(profile=profile(rdma=False, env={"NCCL_DEBUG": "TRACE"}), preload="")
+    (plain, _) = made(profile=profile(rdma=False, env={"NCCL_DEBUG": "TRACE"}), nccl=None)
     assert plain.env["NCCL_IB_DISABLE"] == "1"
     assert plain.env["NCCL_DEBUG"] == "TRACE"
     assert "LD_PRELOAD" not in plain.env
@@ -223,26 +225,6 @@ def test_a_mount_survives_its_commas_and_quotes(source: str, target: str) -> Non
     text = str(Mount(source=f"/{source}", target=f"/{target}", readonly=True))
     (fields,) = csv.reader(io.StringIO(text, newline=""))
     assert fields == ["type=bind", f"source=/{source}", f"target=/{target}", "readonly"]
-
-
-# The library
-
-
-OURS = {"/usr/lib/x/libnccl.so.2.30.4": "2.30.4"}
-TORCH = {"/usr/local/lib/nccl/libnccl.so.2": "2.28.9"}
-SAME = {"/opt/libnccl.so.2": "2.30.4"}
-
-
-def test_the_library_that_was_measured() -> None:
-    (ours,), (same,) = OURS, SAME
-    assert choices.choose(TORCH | OURS, "2.30.4", {}) == ours
-    assert choices.choose(SAME | OURS, "2.30.4", {}) == ours
-    assert choices.choose(SAME | OURS, "2.30.4", {"LD_PRELOAD": f"/x.so:{same}"}) == same
-    # The file that the image's own LD_PRELOAD names may not exist.
-    assert choices.choose(OURS, "2.30.4", {"LD_PRELOAD": "/gone.so"}) == ours
-    for libraries in (TORCH, {}):
-        with pytest.raises(LaunchError, match=r"has no NCCL 2\.30\.4"):
-            choices.choose(libraries, "2.30.4", {})
 
 
 # Who and where

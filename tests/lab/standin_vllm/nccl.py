@@ -6,6 +6,8 @@ instructions. https://refspecs.linuxfoundation.org/elf/gabi4+/contents.html
 
 from __future__ import annotations
 
+import hashlib
+import re
 import struct
 
 MACHINES = {"amd64": 62, "arm64": 183}
@@ -28,19 +30,32 @@ def code(arch: str, number: int) -> bytes:
     return struct.pack("<5I", *words)
 
 
-def library(arch: str, version: str) -> bytes:
-    """The bytes of a libnccl of this version."""
-    major, minor, patch = (int(part) for part in version.split("."))
-    text = code(arch, major * 10_000 + minor * 100 + patch)
+def number(library: bytes) -> int:
+    """What a library answers: 23004 is 2.30.4, as NCCL's nccl.h has it."""
+    found = re.search(rb"NCCL version (\d+)\.(\d+)\.(\d+)", library)
+    assert found is not None
+    major, minor, patch = map(int, found.groups())
+    return major * 10_000 + minor * 100 + patch
+
+
+def build_id(version: str, build: str = "") -> str:
+    """That of a libnccl; ``build`` tells the builds of one version apart."""
+    return hashlib.sha256(f"{version} {build}".encode()).hexdigest()[:40]
+
+
+def library(arch: str, version: str, build: str = "") -> bytes:
+    """The bytes of a libnccl of this version; see ``build_id``."""
     banner = f"\0NCCL version {version}+cuda13.2\0".encode()
     strings = b"\0" + SYMBOL + b"\0" + SONAME + b"\0"
-    place = 64 + 3 * 56
+    note = struct.pack("<III", 4, 20, 3) + b"GNU\0" + bytes.fromhex(build_id(version, build))
+    text = code(arch, number(banner))
+    place = 64 + 4 * 56
     parts: dict[str, tuple[int, bytes]] = {}
     symbols = struct.pack("<IBBHQQ", 0, 0, 0, 0, 0, 0)
     # The second one's place in memory is known only when the text has one.
     sizes = {
-        "text": len(text), "banner": len(banner), "strings": len(strings), "symbols": 48,
-        "hash": 20, "dynamic": 16 * 7,
+        "note": len(note), "text": len(text), "banner": len(banner), "strings": len(strings),
+        "symbols": 48, "hash": 20, "dynamic": 16 * 7,
     }  # fmt: skip
     at: dict[str, int] = {}
     for name, size in sizes.items():
@@ -55,14 +70,15 @@ def library(arch: str, version: str) -> bytes:
             (10, len(strings)), (11, 24), (0, 0),
         )
     )  # fmt: skip
-    contents = {"text": text, "banner": banner, "strings": strings, "symbols": symbols,
-                "hash": table, "dynamic": dynamic}  # fmt: skip
+    contents = {"note": note, "text": text, "banner": banner, "strings": strings,
+                "symbols": symbols, "hash": table, "dynamic": dynamic}  # fmt: skip
     parts = {name: (at[name], contents[name]) for name in sizes}
     head = b"\x7fELF\x02\x01\x01" + bytes(9)
-    head += struct.pack("<HHIQQQIHHHHHH", 3, MACHINES[arch], 1, 0, 64, 0, 0, 64, 56, 3, 64, 0, 0)
+    head += struct.pack("<HHIQQQIHHHHHH", 3, MACHINES[arch], 1, 0, 64, 0, 0, 64, 56, 4, 64, 0, 0)
     # All in one segment, which the loader writes its addresses into.
     for kind, flags, offset, size in (
-        (1, 7, 0, place), (2, 6, at["dynamic"], sizes["dynamic"]), (0x6474E551, 6, 0, 0),
+        (1, 7, 0, place), (2, 6, at["dynamic"], sizes["dynamic"]),
+        (4, 4, at["note"], len(note)), (0x6474E551, 6, 0, 0),
     ):  # fmt: skip
         head += struct.pack("<IIQQQQQQ", kind, flags, offset, offset, offset, size, size, 0x1000)
     made = bytearray(place)

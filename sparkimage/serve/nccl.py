@@ -1,0 +1,178 @@
+"""Which build of NCCL each rank loads, compared on all nodes before anything starts.
+
+Two ranks with different ones hang without a word, and a version is no identity: two builds of one
+version were seen to behave differently (https://github.com/vllm-project/vllm/issues/46097). That
+all nodes have the same image proves it of neither a mount, nor a variable, nor a damaged file: so
+the files are read as the ranks' own containers see them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sparkimage.core.errors import LaunchError, NodeError
+from sparkimage.core.program import program
+from sparkimage.image import elf
+from sparkimage.image.layerindex import ImageFiles
+from sparkimage.nodes.concurrent import run_on_all
+from sparkimage.nodes.reading import parts_of
+from sparkimage.nodes.retag import lines
+from sparkimage.nodes.session import NodeSession
+from sparkimage.verify import static_nccl
+
+READ_S = 120.0
+"""Seconds in which a node reads its files, of some 250 MB each."""
+NOTHING = hashlib.sha256().hexdigest()
+MISSING = re.compile(r"could not find the file|no such file", re.IGNORECASE)
+"""What `docker cp` says of a file that is not there."""
+FIX = "remove VLLM_NCCL_SO_PATH from `env` of the profile and of the node"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """A file of NCCL; what is not known is empty."""
+
+    path: str = ""
+    version: str = ""
+    build_id: str = ""
+    sha256: str = ""
+
+    @property
+    def build(self) -> str:
+        """What tells two builds apart: a stripped copy keeps its Build ID."""
+        return self.build_id or self.sha256
+
+    @property
+    def is_there(self) -> bool:
+        return self.sha256 != NOTHING
+
+    def __str__(self) -> str:
+        words = [f"Build ID {self.build_id}"] if self.build_id else []
+        words += [f"sha256 {self.sha256[:12]}…"] if self.sha256 else []
+        return ", ".join(words)
+
+
+def libraries(files: ImageFiles) -> tuple[Library, ...]:
+    """Every libnccl that a container of the image sees, by path."""
+    copies = sorted(
+        (entry for entry in files.final.values() if static_nccl.is_copy(entry)),
+        key=lambda entry: entry.path,
+    )
+    return tuple(
+        Library(
+            path=f"/{entry.path}",
+            version=str(entry.seen.get("nccl") or ""),
+            build_id=(entry.elf.build_id if entry.elf else None) or "",
+            sha256=str(entry.seen.get("sha256") or ""),
+        )
+        for entry in copies
+    )
+
+
+def choose(libraries: Sequence[Library], pin: str, env: Mapping[str, str]) -> Library:
+    """The libnccl to preload: of the pin's version, one that the image's LD_PRELOAD names before
+    others, one of the system before torch's. Raises ``LaunchError`` where there is none."""
+    preload = env.get("LD_PRELOAD", "").replace(":", " ").split()
+    fitting = [one for one in libraries if one.version == pin]
+    if not fitting:
+        has = ", ".join(f"{one.version or 'unknown'} ({one.path})" for one in libraries)
+        raise LaunchError(
+            f"the image has no NCCL {pin}, which its matrix expects: it has {has or 'none'}",
+            hint=f"rebuild it: {program()} image VARIANT --rebuild",
+        )
+    return min(
+        fitting, key=lambda one: (one.path not in preload, not one.path.startswith("/usr/lib/"))
+    )
+
+
+def require(
+    containers: Sequence[tuple[NodeSession, str]],
+    image: Sequence[Library],
+    pinned: Library | None,
+) -> None:
+    """All ranks' containers, by rank, load the same NCCL, and the pinned one where there is a pin;
+    ``image``: those of the image as it was measured.
+
+    Raises ``LaunchError`` with every rank that does not, or could not be asked.
+    """
+    seen: dict[str, tuple[Library, ...]] = {}
+
+    def look(of: tuple[NodeSession, str]) -> None:
+        session, container = of
+        words = "nccl", container, *(one.path for one in image)
+        done = session.call(*words, timeout_s=READ_S)
+        seen[session.name] = parse(done.stdout)
+        if not all(one.is_there for one in seen[session.name]) and not MISSING.search(done.stderr):
+            raise NodeError(f"{session.name}: docker cp failed", detail=done.stderr.strip())
+
+    errors = run_on_all(containers, look, name=lambda of: of[0].name)
+    if errors:
+        raise LaunchError(
+            f"{len(errors)} of {len(containers)} nodes could not read the NCCL of their containers",
+            detail="\n".join(lines(errors)),
+        )
+    by_rank = {session.name: seen[session.name] for session, _ in containers}
+    failed = [
+        f"✗ {name} (rank {rank}): {text}"
+        for rank, (name, texts) in enumerate(problems(by_rank, image, pinned).items())
+        for text in texts
+    ]
+    if failed:
+        raise LaunchError(
+            "the ranks would not load the same NCCL, as it is pinned",
+            detail="\n".join(failed),
+            hint="ranks with different builds of NCCL hang without a word",
+        )
+
+
+def parse(output: str) -> tuple[Library, ...]:
+    """The files of a container, from the output of ``data/node/nccl.sh``. Pure."""
+    found = []
+    for path, (hashed, *beginning) in parts_of(output).items():
+        head = elf.read(lambda: b"", base64.b64decode("".join(beginning)))
+        build_id = (head.build_id if head else None) or ""
+        found.append(Library(path=path, sha256=hashed.split()[0], build_id=build_id))
+    return tuple(found)
+
+
+def problems(
+    seen: Mapping[str, Sequence[Library]], image: Sequence[Library], pinned: Library | None
+) -> dict[str, list[str]]:
+    """What is wrong with the files that the ranks on these nodes load, and what to do. Pure."""
+    found = {node: list(_problems(files, image, pinned)) for node, files in seen.items()}
+    if any(found.values()) or len({frozenset(map(_build, files)) for files in seen.values()}) < 2:
+        return found
+    return {
+        node: [f"would load {one.path} with {one}\n    → {FIX}" for one in files]
+        for node, files in seen.items()
+    }
+
+
+def _build(library: Library) -> str:
+    return library.build
+
+
+def _problems(
+    files: Sequence[Library], image: Sequence[Library], pinned: Library | None
+) -> Iterator[str]:
+    measured = {one.path: one for one in image}
+    for one in files:
+        own = measured.get(one.path)
+        if not one.is_there:
+            yield (
+                f"{one.path} is not in its container: another NCCL would be loaded, or none\n"
+                f"    → {FIX}; is a cache of the profile mounted over it?"
+            )
+        elif own is not None and one.sha256 != own.sha256:
+            yield (
+                f"{one.path} has {one}; in the image it has {own}: it is damaged there, or "
+                "something is mounted over it\n"
+                "    → there: docker image rm --force IMAGE; then distribute it again"
+            )
+        elif pinned is not None and one.build != pinned.build:
+            pin = f"NCCL {pinned.version}".strip()
+            yield (f"would load {one.path} with {one}; {pin} is pinned with {pinned}\n    → {FIX}")

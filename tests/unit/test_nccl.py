@@ -1,0 +1,79 @@
+"""Which build of NCCL each rank loads."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+import pytest
+
+from sparkimage.core.errors import LaunchError
+from sparkimage.serve import nccl
+from sparkimage.serve.nccl import Library
+from tests.lab.standin_vllm import nccl as standin
+
+PIN = Library(path="/usr/lib/x/libnccl.so.2.30.4", version="2.30.4", build_id="aa", sha256="1" * 64)
+TORCH = Library(path="/opt/t/libnccl.so.2", version="2.28.9", build_id="bb", sha256="2" * 64)
+SAME = Library(path="/opt/libnccl.so.2", version="2.30.4", build_id="aa", sha256="3" * 64)
+OTHER = Library(path="/m/libnccl.so.2", version="2.30.4", build_id="cc", sha256="4" * 64)
+GONE = Library(path="/gone/libnccl.so.2", sha256=nccl.NOTHING)
+IMAGE = (TORCH, PIN)
+
+
+def test_the_library_that_was_measured() -> None:
+    assert nccl.choose((TORCH, PIN), "2.30.4", {}) == PIN
+    assert nccl.choose((SAME, PIN), "2.30.4", {}) == PIN
+    assert nccl.choose((SAME, PIN), "2.30.4", {"LD_PRELOAD": f"/x.so:{SAME.path}"}) == SAME
+    # The file that the image's own LD_PRELOAD names may not exist.
+    assert nccl.choose((PIN,), "2.30.4", {"LD_PRELOAD": "/gone.so"}) == PIN
+    for libraries in ((TORCH,), ()):
+        with pytest.raises(LaunchError, match=r"has no NCCL 2\.30\.4"):
+            nccl.choose(libraries, "2.30.4", {})
+
+
+def problems(*files: Library, pinned: Library | None = PIN) -> str:
+    """Of a rank with these files, beside one that is as it should be."""
+    found = nccl.problems({"n1": (PIN,), "n2": files}, IMAGE, pinned)
+    return "\n".join(found["n2"])
+
+
+def test_files_of_nccl_that_are_as_they_should_be() -> None:
+    assert problems(PIN) == ""
+    # A stripped copy is the same build.
+    assert problems(PIN, SAME) == ""
+    assert problems(PIN, pinned=None) == ""
+    assert problems(SAME, pinned=None) == ""
+    assert nccl.problems({"n1": (), "n2": ()}, (), None) == {"n1": [], "n2": []}
+
+
+def test_files_of_nccl_that_are_not() -> None:
+    assert "would load /m/libnccl.so.2 with Build ID cc, sha256 444444444444…; NCCL 2.30.4 is " in (
+        problems(OTHER)
+    )
+    assert "is pinned with Build ID aa" in problems(PIN, OTHER)
+    assert "would load /opt/t/libnccl.so.2 with Build ID bb" in problems(TORCH)
+    assert "/gone/libnccl.so.2 is not in its container" in problems(GONE)
+    damaged = Library(path=PIN.path, build_id="aa", sha256="5" * 64)
+    assert "in the image it has Build ID aa, sha256 111111111111…: it is damaged" in (
+        problems(damaged)
+    )
+    assert "it is damaged" in problems(damaged, pinned=None)
+
+
+def test_ranks_that_differ_without_a_pin() -> None:
+    found = nccl.problems({"n1": (SAME,), "n2": (OTHER,)}, IMAGE, None)
+    assert [text.partition(",")[0] for texts in found.values() for text in texts] == [
+        "would load /opt/libnccl.so.2 with Build ID aa",
+        "would load /m/libnccl.so.2 with Build ID cc",
+    ]
+
+
+def test_what_a_node_says_of_its_files() -> None:
+    data = standin.library("arm64", "2.30.4")
+    hashed, beginning = hashlib.sha256(data).hexdigest(), base64.b64encode(data[:500]).decode()
+    said = f"@@ /a/libnccl.so.2\n{hashed}  -\n{beginning}\n@@ /gone\n{nccl.NOTHING}  -\n\n"
+    one, gone = nccl.parse(said)
+    assert (one.path, one.sha256) == ("/a/libnccl.so.2", hashed)
+    assert one.build_id == standin.build_id("2.30.4")
+    assert (gone.path, gone.is_there) == ("/gone", False)
+    assert nccl.parse("") == ()
