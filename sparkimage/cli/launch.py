@@ -95,7 +95,13 @@ def launch(
     )
     ranks = choices.order(fleet, settings.nodes)
     with store.in_use(base.say):
-        libraries = nccl.libraries(layerindex.image_files(store, image))
+        files = layerindex.image_files(store, image)
+        libraries, conf = nccl.libraries(files), nccl.conf(store, image, files)
+    image_env = image.settings.env
+    for file, values in conf.items():
+        words = " ".join(f"{name}={value}" for name, value in values.items())
+        base.warn(f"NCCL reads {file} of the image, where launch sets nothing else: {words}")
+        image_env = {**values, **image_env}
     if missing := choices.uncached(image.settings.entrypoint, settings):
         caches = ", ".join(missing)
         base.warn(f"profile {profile_name} has no cache for {caches}: every start recompiles")
@@ -117,6 +123,7 @@ def launch(
         ),
         image=image,
         image_name=plan.image,
+        image_env=image_env,
         vllm=plan.expect.version or "",
         cuda=plan.expect.cuda or "",
         pushed=Comparison(model=model_store.find(paths.home(), model.rstrip("/"))),

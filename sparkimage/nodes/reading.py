@@ -105,7 +105,7 @@ def parse(output: str, node: Node, *, now: float) -> NodeSnapshot:
         resolved=tuple(line for line in part("names") if _address(line)),
         rdma=rdma.devices(part("rdma"), interfaces),
         routes=tuple(rdma.routes(part("routes"))),
-        nccl_conf=_nccl_conf(part("nccl")),
+        nccl_conf=nccl_conf(part("nccl")),
         infiniband=tuple(part("infiniband")),
         gpus=gpus,
         processes=tuple(
@@ -289,7 +289,8 @@ def _interfaces(lines: Sequence[str]) -> tuple[Interface, ...]:
     )
 
 
-def _nccl_conf(lines: Sequence[str]) -> dict[str, dict[str, str]]:
+def nccl_conf(lines: Sequence[str]) -> dict[str, dict[str, str]]:
+    """NCCL's settings by file; each file's lines follow ``@file PATH``."""
     files: dict[str, dict[str, str]] = {}
     settings: dict[str, str] = {}
     for line in lines:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import posixpath
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -58,6 +58,8 @@ class Launch:
     view: View
     vllm: str = ""
     """The image's version of vLLM, where it is expected to have one."""
+    image_env: Mapping[str, str] = field(default_factory=dict)
+    """The image's own variables, and the settings of NCCL in its files."""
     cuda: str = ""
     """The CUDA that the image's torch is built for, where it is expected to have one."""
     pushed: Comparison = field(default_factory=lambda: Comparison(model=None))
@@ -180,7 +182,7 @@ class Launch:
             model=request.model, port=profile.port, master_port=profile.master_port,
             rdma=request.rdma, gpus=profile.gpus, cuda=self.cuda,
             nccl=request.nccl.version if request.nccl else "",
-            env=profile.env, pushed=self.pushed.differences,
+            image_env=self.image_env, env=profile.env, pushed=self.pushed.differences,
         )  # fmt: skip
         findings = doctor.examine(cluster, [doctor.CHECKS[id] for id in checks]).findings
         for finding in findings:

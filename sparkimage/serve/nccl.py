@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 from sparkimage.core.errors import LaunchError, NodeError
 from sparkimage.core.program import program
-from sparkimage.image import elf
+from sparkimage.image import elf, layerindex
 from sparkimage.image.layerindex import ImageFiles
+from sparkimage.image.store import Image, Store
 from sparkimage.nodes.concurrent import run_on_all
-from sparkimage.nodes.reading import parts_of
+from sparkimage.nodes.reading import nccl_conf, parts_of
 from sparkimage.nodes.retag import lines
 from sparkimage.nodes.session import NodeSession
 from sparkimage.verify import static_nccl
@@ -71,6 +72,18 @@ def libraries(files: ImageFiles) -> tuple[Library, ...]:
         )
         for entry in copies
     )
+
+
+def conf(store: Store, image: Image, files: ImageFiles) -> dict[str, dict[str, str]]:
+    """The settings in the files of an image that NCCL reads where no variable is set, by file, the
+    strongest first: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html"""
+    found: list[str] = []
+    for path in (image.settings.env.get("NCCL_CONF_FILE") or "/root/.nccl.conf", "/etc/nccl.conf"):
+        entry = files.final.get(path.lstrip("/"))
+        if entry is not None and entry.is_file:
+            data = layerindex.content(store, image.layers[entry.layer], entry.path)
+            found += [f"@file {path}", *data.decode(errors="replace").splitlines()]
+    return {file: settings for file, settings in nccl_conf(found).items() if settings}
 
 
 def choose(libraries: Sequence[Library], pin: str, env: Mapping[str, str]) -> Library:

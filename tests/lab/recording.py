@@ -46,6 +46,7 @@ PATTERNS = (
     (r'(?<="Architecture": ")\w+', "ARCH"),
     (r"(x86_64|aarch64)-linux-gnu", "TRIPLET"),
     (r'(?<="ServerVersion": ")([\d.]+)[^"]*', r"\1"),
+    (r"ffff:[0-9a-f]{4}:[0-9a-f]{4}", "ffff:GID"),
     (r"eth0 10000 \d+", "eth0 10000 1500"),
     (r"ADDRESS/\d+", "ADDRESS/16"),
 )

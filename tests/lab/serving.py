@@ -36,7 +36,7 @@ from tests.lab.fleet import Fleet
 from tests.lab.node import Node, put, wait
 from tests.lab.node_image import Release
 from tests.lab.project import Project
-from tests.lab.spark_standin import SMI
+from tests.lab.spark_standin import SMI, WITH_RDMA
 from tests.lab.standin_nodes import Held, Nodes
 from tests.lab.standin_nodes import Node as StandinNode
 from tests.lab.standin_vllm import nccl, server
@@ -44,6 +44,7 @@ from tests.unit import good_maker
 from tests.unit import project_maker as maker
 
 PIN, OLD = "2.30.4", "2.28.9"
+RDMA = "rocep1s0f0"
 MODEL = "/models/tiny one"
 """With a space: what is pasted must be quoted."""
 STANDIN = Path(__file__).with_name("standin_vllm")
@@ -74,9 +75,11 @@ ENTRYPOINTS: Mapping[str, Sequence[str]] = {
     "none": [],
     "shell": ["/bin/sh", "-c"],
     "loses": ["/loses.sh"],
+    "conf": ["vllm", "serve"],
     "away": ["vllm", "serve"],
 }
-"""Variants by name; ``away`` is never distributed."""
+"""Variants by name; ``away`` is never distributed, ``conf`` has NCCL's settings in a file."""
+CONF = "# of the author's machine\nNCCL_IB_GID_INDEX=9\n"
 SERVE = {
     "tensor_parallel": 4,
     "max_model_len": 4096,
@@ -191,7 +194,7 @@ class Serving(Project):
 
     def nodes(self, *names: str, **more: Mapping[str, Any]) -> None:
         """Write fleet.yaml, of these nodes or of all; ``more``: of a node what is otherwise."""
-        found = {"interface": "eth0", "hca": ["rocep1s0f0"], "gpus": 1}
+        found = {"interface": "eth0", "hca": [RDMA], "gpus": 1}
         nodes = {
             name: {**self.reached(name), **found, **more.get(name, {})} for name in names or NODES
         }
@@ -218,6 +221,7 @@ class Serving(Project):
                 **_standin(),
                 "entry.sh": (0o755, ENTRY),
                 "loses.sh": (0o755, LOSES),
+                **({"etc/nccl.conf": CONF.encode()} if variant == "conf" else {}),
             },
         ]
         layers = [good_maker.put_layer(store, one) for one in files]
@@ -679,13 +683,20 @@ class OnStandins(Serving):
             self.model(node.name)
 
 
+def equip(node: Node) -> None:
+    """Give a node a GPU, and an RDMA device, to whoever looks at it."""
+    put(node, {"/usr/local/bin/nvidia-smi": (0o755, SMI.encode())})
+    words = "sh", "-eus", "--", RDMA, "eth0", node.inside
+    node.exec(*words, given=WITH_RDMA.encode())
+
+
 @contextmanager
 def serving(engine: Engine, folder: Path) -> Iterator[OnNodes]:
     """Four real nodes, and a project for them."""
     (folder / "nodes").mkdir(parents=True)
     (folder / "project").mkdir()
     with fleets.fleet(engine, folder / "nodes", FOUR) as fleet:
-        fleet.each(lambda node: put(node, {"/usr/local/bin/nvidia-smi": (0o755, SMI.encode())}))
+        fleet.each(equip)
         made = OnNodes(folder=folder / "project", fleet=fleet, arch=engine.arch)
         made.matrix(PROFILES)
         made.nodes()

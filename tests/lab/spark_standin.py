@@ -20,26 +20,39 @@ case $1 in
 --version) echo 'CUDA Version        : 13.0' ;;
 esac
 """
-DRESS = f"""
+CLASSES = """
+# The machine's own is not to be changed.
+mount -t tmpfs tmpfs /sys/class
+mkdir /sys/class/net
+ln -s /sys/devices/virtual/net/eth0 /sys/devices/virtual/net/lo /sys/class/net/
+# DEVICE INTERFACE ADDRESS: an RDMA device whose interface has this IPv4 address.
+device() {
+    port=/sys/class/infiniband/$1/ports/1
+    mkdir -p "/sys/class/infiniband/$1/device/net/$2"
+    mkdir -p "$port/gids" "$port/gid_attrs/types" "$port/gid_attrs/ndevs"
+    echo '4: ACTIVE' >"$port/state"
+    echo Ethernet >"$port/link_layer"
+    echo '200 Gb/sec (4X HDR)' >"$port/rate"
+    echo 'RoCE v2' >"$port/gid_attrs/types/3"
+    IFS=. read -r a b c d <<EOF
+$3
+EOF
+    printf '0000:0000:0000:0000:0000:ffff:%02x%02x:%02x%02x\\n' "$a" "$b" "$c" "$d" >"$port/gids/3"
+}
+"""
+WITH_RDMA = f'{CLASSES}\ndevice "$@"\n'
+"""DEVICE INTERFACE ADDRESS: gives a node this RDMA device, and no other one."""
+DRESS = f"""{CLASSES}
 ip link add {LINK} mtu 9000 type veth peer name {LINK}p
 ip addr add "$1/24" dev {LINK}
 ip link set {LINK}p up
 ip link set {LINK} up
-mount -t tmpfs tmpfs /sys/class
-mkdir -p /sys/class/net/{LINK} /sys/class/infiniband/{HCA}/ports/1 \\
-    /sys/class/infiniband/{HCA}/device/net/{LINK} /dev/infiniband
-ln -s /sys/devices/virtual/net/eth0 /sys/class/net/eth0
+device {HCA} {LINK} "$1"
+mkdir -p /sys/class/net/{LINK} /dev/infiniband
 cd /sys/class/net/{LINK}
 echo 200000 >speed
 echo 9000 >mtu
 echo up >operstate
-cd /sys/class/infiniband/{HCA}/ports/1
-echo '4: ACTIVE' >state
-echo Ethernet >link_layer
-echo '200 Gb/sec (4X HDR)' >rate
-mkdir -p gids gid_attrs/types gid_attrs/ndevs
-echo 'RoCE v2' >gid_attrs/types/3
-printf '0000:0000:0000:0000:0000:ffff:c0a8:64%02x\\n' "${{1##*.}}" >gids/3
 mknod /dev/infiniband/uverbs0 c 231 192
 mknod /dev/infiniband/rdma_cm c 10 120
 shift

@@ -365,7 +365,10 @@ class Node:
     def __post_init__(self) -> None:
         folder = RECORDED / self.name
         text = (folder / "snapshot.txt").read_text()
-        self.said = parts_of(text.replace("ADDRESS", self.address).replace("ARCH", "x86_64"))
+        gid = socket.inet_aton(self.address).hex(":", 2)
+        for mark, value in (("ADDRESS", self.address), ("ARCH", "x86_64"), ("GID", gid)):
+            text = text.replace(mark, value)
+        self.said = parts_of(text)
         self.container: dict[str, Any] = json.loads(self.said["containers"][0])
         self.image: dict[str, Any] = json.loads(self.said["images"][0])
         self.errors: dict[str, Any] = json.loads((folder / "errors.json").read_text())
@@ -429,6 +432,7 @@ class Node:
                 "names": self.said["names"],
                 "gpus": [re.sub(r"122000$", str(self.gpu_free), one) for one in self.said["gpus"]],
                 "hooks": self.said["hooks"],
+                "rdma": self.said["rdma"] if self.path("/sys/class/infiniband").is_dir() else [],
                 "infiniband": sorted(one.name for one in self.path("/dev/infiniband").glob("*")),
                 "ports": [*self.said["ports"], *taken],
                 "model": list(self._model(self.path(model))) if model else [],
@@ -661,6 +665,7 @@ class Node:
         for path in ("/dev/infiniband/uverbs0", "/sys/class/net/eth0"):
             self.path(path).parent.mkdir(parents=True)
             self.path(path).touch()
+        self.path("/sys/class/infiniband").mkdir()
 
 
 def _text(parts: Mapping[str, Sequence[str]]) -> str:

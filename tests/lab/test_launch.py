@@ -30,6 +30,7 @@ from tests.lab.serving import (
     OLD,
     PIN,
     PROFILES,
+    RDMA,
     SERVE,
     OnNodes,
     OnStandins,
@@ -380,6 +381,36 @@ def test_all_that_is_wrong_with_the_nodes_at_once(ready: Serving) -> None:
     finally:
         ready.rename("node4", "/dev/infini", "/dev/infiniband")
     assert ready.containers() == before
+
+
+def test_rdma_that_a_node_does_not_have_is_told_before_the_start(ready: Serving) -> None:
+    ready.rename("node4", "/sys/class/infiniband", "/sys/class/infini")
+    try:
+        said = refused(
+            ready.launch(), LAUNCH_FAILED, "1 of 4 nodes cannot run it; nothing was started",
+            "✗ node4: it has no RDMA device (rdma)", "modprobe mlx5_ib",
+        )  # fmt: skip
+        assert said.count("✗") == 1
+        # Nobody misses it where it was not asked for.
+        ready.matrix({"four": {**PROFILES["four"], "rdma": False}})
+        ok(ready.launch())
+        ok(ready.run("stop"))
+    finally:
+        ready.rename("node4", "/sys/class/infini", "/sys/class/infiniband")
+    assert ready.containers() == NOTHING
+
+
+def test_settings_of_nccl_in_a_file_of_the_image_count(ready: Serving) -> None:
+    words = "warning: NCCL reads /etc/nccl.conf of the image, where launch sets nothing else: "
+    said = refused(
+        ready.launch(variant="conf"), LAUNCH_FAILED, f"{words}NCCL_IB_GID_INDEX=9",
+        f"NCCL_IB_GID_INDEX is 9, and that GID of {RDMA} is empty; the RoCE v2 IPv4 GID is 3 (gid)",
+    )  # fmt: skip
+    assert "node1, node2, node3, node4: NCCL_IB_GID_INDEX" in said
+    # What is set for a node wins.
+    ready.nodes(**{node: {"env": {"NCCL_IB_GID_INDEX": "3"}} for node in NODES})
+    assert words in ready.launch("--dry-run", variant="conf").stderr
+    ok(ready.launch(variant="conf"))
 
 
 def test_memory_that_is_not_free_is_told_before_the_start(ready: Serving) -> None:

@@ -250,6 +250,19 @@ def test_an_index_for_one_node_is_that_nodes() -> None:
     assert "that GID of rocep1s0f1 is empty; the RoCE v2 IPv4 GID is 4" in said(drifted)
 
 
+def test_what_the_image_sets_counts_where_nothing_else_is_set() -> None:
+    bad, good = {"NCCL_IB_GID_INDEX": "9"}, {"NCCL_IB_GID_INDEX": "3"}
+
+    def made(**entry: Any) -> list[NodeReport]:
+        nodes = [Node(name=f"spark{n}", control="x", data="192.168.100.1", **entry) for n in (1, 2)]
+        return [NodeReport(node=one, snapshot=spark(one)) for one in nodes]
+
+    assert examined("gid", made(), image_env=bad).worst is FAIL
+    assert examined("gid", made(), image_env=good).worst is OK
+    assert examined("gid", made(), image_env=bad, env=good).worst is OK
+    assert examined("gid", made(env=good), image_env=bad).worst is OK
+
+
 def test_a_port_that_no_node_reaches_is_its_owners() -> None:
     unreached = (Unreached(node="spark2", address="10.0.0.2", port=9, why="No route to host"),)
     nodes = [

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from pathlib import Path
 
 import pytest
 
 from sparkimage.core.errors import LaunchError
+from sparkimage.image.layerindex import image_files
+from sparkimage.image.store import Store
 from sparkimage.serve import nccl
 from sparkimage.serve.nccl import Library
 from tests.lab.standin_vllm import nccl as standin
+from tests.unit import good_maker
 
 PIN = Library(path="/usr/lib/x/libnccl.so.2.30.4", version="2.30.4", build_id="aa", sha256="1" * 64)
 TORCH = Library(path="/opt/t/libnccl.so.2", version="2.28.9", build_id="bb", sha256="2" * 64)
@@ -77,3 +81,41 @@ def test_what_a_node_says_of_its_files() -> None:
     assert one.build_id == standin.build_id("2.30.4")
     assert (gone.path, gone.is_there) == ("/gone", False)
     assert nccl.parse("") == ()
+
+
+@pytest.mark.parametrize(
+    ("files", "env", "expected"),
+    [
+        ({}, (), {}),
+        ({"etc/nccl.conf": b"# none\nOTHER=1\n"}, (), {}),
+        (
+            {
+                "etc/nccl.conf": b"NCCL_NET=Socket\n NCCL_X=1\nNCCL_IB_GID_INDEX=3\n",
+                "root/.nccl.conf": b"NCCL_IB_GID_INDEX=1\nNCCL_IB_GID_INDEX=2\n",
+            },
+            (),
+            {
+                "/root/.nccl.conf": {"NCCL_IB_GID_INDEX": "1"},
+                "/etc/nccl.conf": {"NCCL_NET": "Socket", "NCCL_IB_GID_INDEX": "3"},
+            },
+        ),
+        (
+            {"root/.nccl.conf": b"NCCL_A=1\n", "opt/n": b"NCCL_B=2\n"},
+            ("NCCL_CONF_FILE=/opt/n",),
+            {"/opt/n": {"NCCL_B": "2"}},
+        ),
+    ],
+)
+def test_settings_in_files_of_an_image(
+    tmp_path: Path, files: good_maker.Files, env: tuple[str, ...], expected: dict[str, object]
+) -> None:
+    store = Store.open(tmp_path / "store")
+    descriptor, diff_id = good_maker.put_layer(store, {"etc/other": b"NCCL_C=3\n", **files})
+    config = {
+        "os": "linux", "architecture": "arm64", "config": {"Env": list(env)},
+        "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+    }  # fmt: skip
+    image = good_maker.put_image(store, config, [descriptor])
+    found = nccl.conf(store, image, image_files(store, image))
+    assert found == expected
+    assert list(found) == list(expected)

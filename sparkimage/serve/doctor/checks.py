@@ -55,6 +55,8 @@ class ClusterReport:
     """The release of NCCL of the image, where one is to run."""
     cuda: str = ""
     """The CUDA that torch of the images is built for, where one expects any."""
+    image_env: Mapping[str, str] = field(default_factory=dict)
+    """What the image sets itself, where one is to run: it counts where nothing else is set."""
     env: Mapping[str, str] = field(default_factory=dict)
     """The profile's variables, where one is to run."""
     pushed: Mapping[str, Sequence[str]] | None = None
@@ -66,9 +68,9 @@ class ClusterReport:
         return topology(self.known if len(self.known) == len(self.nodes) else ())
 
     def env_of(self, node: NodeSnapshot) -> dict[str, str]:
-        """NCCL's variables of a rank, as `launch` sets them."""
+        """NCCL's variables of a rank, as `launch` and the image set them."""
         derived = self.topology.env(node) if self.several and self.rdma else {}
-        return {**derived, **self.env, **node.node.env}
+        return {**self.image_env, **derived, **self.env, **node.node.env}
 
     @property
     def known(self) -> tuple[NodeSnapshot, ...]:

@@ -26,7 +26,7 @@ _BY_ID = {
 }
 CHECKS = {id: _BY_ID[id] for id in TEXTS}
 PREFLIGHT = (
-    "combinations", "gpu", "gpus-flag", "verbs", "hca", "gid", "rails", "ring", "settings",
+    "combinations", "gpu", "gpus-flag", "rdma", "verbs", "hca", "gid", "rails", "ring", "settings",
     "interface", "reachable", "mtu", "cma", "model", "shards", "model-pushed", "ports",
 )  # fmt: skip
 """What must not fail before a server is started."""
