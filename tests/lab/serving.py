@@ -455,10 +455,9 @@ class OnNodes(Serving):
             node, "run", "--detach", "--name", "other", "--network", "host", "--entrypoint",
             "python3", "r:good", "-c", listening,
         )  # fmt: skip
-        wait(
-            lambda: f":{port:04X} " in self.fleet[node].exec("cat", "/proc/net/tcp"),
-            "nobody listens",
-        )
+        # 0A: it listens; connections that have ended are listed, too.
+        row = f":{port:04X} 00000000:0000 0A"
+        wait(lambda: row in self.fleet[node].exec("cat", "/proc/net/tcp"), "nobody listens")
 
     def gpu_free(self, node: str, size: int) -> None:
         put(self.fleet[node], {"/run/gpu-free": (0o644, str(size).encode())})
