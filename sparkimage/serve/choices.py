@@ -6,7 +6,6 @@ from sparkimage.config.inventory import Fleet, Node, head_of
 from sparkimage.config.profiles import Profile, fitting
 from sparkimage.config.validation import nearest
 from sparkimage.core.errors import UsageError
-from sparkimage.core.program import program
 from sparkimage.serve.command import serve_prefix
 
 CACHES = {"/.cache/vllm": "vllm", "/.triton/cache": "triton"}
