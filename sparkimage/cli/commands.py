@@ -25,7 +25,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Registry": ("publish.publish", "publish.verify_published", "publish.inspect"),
     "Nodes": (
         "fleet.distribute", "fleet.nodes", "fleet.rollback", "fleet.gc", "fleet.receipts",
-        "model.app",
+        "model.app", "caches.caches",
     ),
     "Servers": (
         "doctor.doctor", "launch.launch", "launch.status", "launch.logs", "launch.stop",

@@ -49,6 +49,9 @@ def distribute(
     ] = None,
     prove: Annotated[str, value("LIST", "Run these tiers on each node first: run,node.")] = "",
     step: Annotated[int, value("MB", "A retry resends at most MB.", min=1)] = 512,
+    with_caches: Annotated[
+        bool, flag("--with-caches", "Bring what `launch --save-caches` saved, too.")
+    ] = False,
     allow_unverified: options.AllowUnverified = False,
     patience: options.Patience = 60.0,
     as_json: options.Json = False,
@@ -107,6 +110,14 @@ def distribute(
             {node.name: node.error for node in outcome.failed if node.error is not None},
             hint="fix these nodes and run the same command again without --partial",
         )
+    if with_caches and not dry_run:
+        from sparkimage.serve import caches
+        from sparkimage.serve.cache_store import CacheStore
+
+        caches.bring_all(
+            CacheStore.of(store), image, dict(base.read_matrix().profiles), fleet, view,
+            patience_s=patience,
+        )  # fmt: skip
 
 
 def _verify_in_registry(

@@ -53,6 +53,12 @@ def launch(
     ] = None,
     replace: Annotated[bool, flag("--replace", "Stop a deployment of this name first.")] = False,
     share_cache: Annotated[bool, flag("--share-cache", "Share one cache between images.")] = False,
+    save_caches: Annotated[
+        bool, flag("--save-caches", "Save what was compiled, for nodes that lack it.")
+    ] = False,
+    replace_caches: Annotated[
+        bool, flag("--replace-caches", "Saved caches replace those that nodes compiled.")
+    ] = False,
     timeout: Timeout = 1800.0,
     warm_up: WarmUp = 600.0,
     no_warm_up: NoWarmUp = False,
@@ -72,6 +78,8 @@ def launch(
     from sparkimage.nodes import model_store
     from sparkimage.nodes.model_fleet import Comparison
     from sparkimage.serve import choices, nccl
+    from sparkimage.serve.cache_store import CacheStore
+    from sparkimage.serve.caches import Caches
     from sparkimage.serve.command import Request
     from sparkimage.serve.launch import Launch
 
@@ -83,6 +91,15 @@ def launch(
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(
             f"--name {name!r} is not a valid container name", hint="use letters, digits and -"
+        )
+    if (save_caches or replace_caches) and share_cache:
+        raise UsageError(
+            "a cache that images share is not saved or brought",
+            hint="drop --share-cache, or --save-caches and --replace-caches",
+        )
+    if save_caches and no_warm_up:
+        raise UsageError(
+            "only a warmed-up server has compiled all that it needs", hint="drop --no-warm-up"
         )
     matrix, store = base.read_matrix(), base.open_store()
     fleet = base.read_fleet(nodes)
@@ -105,6 +122,16 @@ def launch(
     if missing := choices.uncached(image.settings.entrypoint, settings):
         caches = ", ".join(missing)
         base.warn(f"profile {profile_name} has no cache for {caches}: every start recompiles")
+    if save_caches and not settings.caches:
+        raise UsageError(
+            f"profile {profile_name} has no `caches` to save", hint="add some: docs/caches.md"
+        )
+    model, view = model.rstrip("/") or "/", base.new_view(quiet=as_json)
+    saved = Caches(
+        store=CacheStore.of(store), image=image, variant=plan.variant, profile_name=profile_name,
+        profile=settings, model=model, view=view, warn=base.warn, save=save_caches,
+        replace=replace_caches, patience_s=patience,
+    )  # fmt: skip
     deployment = Launch(
         request=Request(
             name=name,
@@ -112,7 +139,7 @@ def launch(
             digest=image.digest,
             profile_name=profile_name,
             profile=settings,
-            model=model.rstrip("/") or "/",
+            model=model,
             entrypoint=image.settings.entrypoint,
             libraries=libraries,
             nccl=nccl.choose(libraries, plan.expect.nccl, image.settings.env)
@@ -126,9 +153,10 @@ def launch(
         image_env=image_env,
         vllm=plan.expect.version or "",
         cuda=plan.expect.cuda or "",
-        pushed=Comparison(model=model_store.find(paths.home(), model.rstrip("/"))),
+        pushed=Comparison(model=model_store.find(paths.home(), model)),
+        caches=None if share_cache else saved,
         fleet=Fleet(nodes=ranks, file=fleet.file),
-        view=base.new_view(quiet=as_json),
+        view=view,
         timeout_s=timeout,
         warm_up_s=0.0 if no_warm_up else warm_up,
         keep=keep,

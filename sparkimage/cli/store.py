@@ -42,8 +42,13 @@ def check() -> None:
 
 @app.command("gc")
 def collect() -> None:
-    """Delete the blobs that no image uses; waits for commands that use the store."""
-    typer.echo(f"{human(base.open_store().gc(base.say))} freed")
+    """Delete the blobs and saved caches of no image; waits for commands that use the store."""
+    from sparkimage.serve.cache_store import CacheStore
+
+    store = base.open_store()
+    freed = store.gc(base.say)
+    freed += CacheStore.of(store).collect(list(store.names().values()))
+    typer.echo(f"{human(freed)} freed")
 
 
 def images(as_json: options.Json = False) -> None:

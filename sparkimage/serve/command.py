@@ -291,13 +291,15 @@ def containers(request: Request, hosts: Sequence[Host]) -> tuple[Container, ...]
     return tuple(_container(request, hosts, rank) for rank in range(len(hosts)))
 
 
+def cache_folder(caches: str, digest: str) -> str:
+    """The folder of an image's compiled caches, in a node's folder for caches."""
+    return posixpath.join(caches, "sparkimage", digest.removeprefix("sha256:")[:12])
+
+
 def _container(request: Request, hosts: Sequence[Host], rank: int) -> Container:
     profile, host = request.profile, hosts[rank]
-    key = "shared" if request.share_cache else request.digest.removeprefix("sha256:")[:12]
-    caches = {
-        posixpath.join(host.caches, "sparkimage", key, name): target
-        for name, target in profile.caches.items()
-    }
+    folder = cache_folder(host.caches, "shared" if request.share_cache else request.digest)
+    caches = {posixpath.join(folder, name): target for name, target in profile.caches.items()}
     template = ""
     if request.chat_template:
         name = f"chat-template-{request.template_sha256[:12]}.jinja"

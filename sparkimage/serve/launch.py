@@ -28,6 +28,7 @@ from sparkimage.nodes.session import NodeReport, NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
 from sparkimage.nodes.topology import Topology, topology
 from sparkimage.serve import command, deployments, memory, nccl, waiting
+from sparkimage.serve.caches import Caches
 from sparkimage.serve.command import Container, Host, Request
 from sparkimage.serve.deployments import HEAD, Deployment
 from sparkimage.serve.doctor import doctor
@@ -68,6 +69,8 @@ class Launch:
     """Seconds until it must be ready."""
     warm_up_s: float = 0.0
     """Seconds that the warm-up may take; 0: none."""
+    caches: Caches | None = None
+    """Saved caches to bring, and whether to save what was compiled."""
     keep: bool = False
     """Leave what was started when it fails."""
     replace: bool = False
@@ -103,13 +106,18 @@ class Launch:
                 self._remove(all_, existing)
             snapshots = [session.now for session in all_]
             memory.require(snapshots, self.request.profile, self.vllm, self.view)
+            if self.caches is not None:
+                self.caches.bring_if_saved(all_)
             with self._all_or_none(all_):
                 ranks = self._create(all_, containers)
                 self._start(ranks)
-                return waiting.until_ready(
+                ready = waiting.until_ready(
                     self.request.spec(self._hosts(all_)[HEAD].address), ranks, began=began,
                     timeout_s=self.timeout_s, warm_up_s=self.warm_up_s, view=self.view,
                 )  # fmt: skip
+            if self.caches is not None:
+                self.caches.save_from(all_, unfinished=bool(ready.warm_up.unfinished))
+            return ready
 
     # Look and decide
 

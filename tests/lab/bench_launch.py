@@ -1,5 +1,9 @@
 """How long `launch` takes until a set of four nodes is ready and proven, with a server that needs
-next to nothing for it: what is measured is this project's own part."""
+next to nothing for it: what is measured is this project's own part.
+
+And what saved caches spare it, with a server that takes COMPILE seconds (default 10) to compile its
+graph, and a tenth of that for each kernel.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,10 @@ import time
 from pathlib import Path
 
 from sparkimage.build.engine.engine import Engine
-from tests.lab.serving import serving
+from tests.lab.serving import NODES, OnNodes, serving
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
+COMPILE = float(os.environ.get("COMPILE", "10"))
 
 
 def test_how_long_a_launch_takes(engine: Engine, tmp_path: Path) -> None:
@@ -25,7 +30,47 @@ def test_how_long_a_launch_takes(engine: Engine, tmp_path: Path) -> None:
             found["the whole command"].append(time.monotonic() - began)
             assert done.returncode == 0, done.stderr
             found["launch to ready"].append(json.loads(done.stdout)["seconds"])
-        print()
-        for what, times in found.items():
-            said = ", ".join(f"{one:.2f}" for one in times)
-            print(f"{what}, four nodes: median {statistics.median(times):.2f} s of {said}")
+        _print(found)
+
+
+def test_what_caches_spare(engine: Engine, tmp_path: Path) -> None:
+    with serving(engine, tmp_path / "serving") as ready:
+        ready.clean()
+        found: dict[str, list[float]] = {}
+        for _ in range(ROUNDS):
+            _forget(ready)
+            _measure(ready, found, "no caches", "--save-caches")
+            _measure(ready, found, "its own caches")
+            _forget(ready)
+            _measure(ready, found, "brought caches")
+            ready.run("store", "gc")
+            for file in (ready.store.root / "caches").glob("*.json"):
+                file.unlink()
+        _print(found)
+
+
+def _forget(ready: OnNodes) -> None:
+    """No node has caches, and all take their time to compile."""
+    ready.fleet.each(lambda node: node.exec("rm", "-rf", "/root/.cache/sparkimage"))
+    for name in NODES:
+        ready.model(name, compile_s=COMPILE)
+
+
+def _measure(ready: OnNodes, found: dict[str, list[float]], what: str, *words: str) -> None:
+    began = time.monotonic()
+    done = ready.launch("--json", "--replace", "--warm-up", "300", *words)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    for name, seconds in (
+        ("ready", facts["seconds"]),
+        ("ready and warm", facts["seconds"] + facts["warm_up"]["seconds"]),
+        ("whole command", time.monotonic() - began),
+    ):
+        found.setdefault(f"{what}: {name}", []).append(seconds)
+
+
+def _print(found: dict[str, list[float]]) -> None:
+    print()
+    for what, times in found.items():
+        said = ", ".join(f"{one:.2f}" for one in times)
+        print(f"{what}, four nodes: median {statistics.median(times):.2f} s of {said}")

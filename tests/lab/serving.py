@@ -108,9 +108,9 @@ PROFILES: dict[str, Any] = {
 
 @cache
 def _python(arch: str) -> dict[str, good_maker.Content]:
-    """The files of a small Debian with Python and a busybox."""
+    """The files of a small Debian with Python, dash, tar and a busybox."""
     words = [
-        "--variant=extract", "--include=python3-minimal,libpython3-stdlib,busybox-static",
+        "--variant=extract", "--include=python3-minimal,libpython3-stdlib,busybox-static,dash,tar",
         f"--architectures={arch}",
     ]  # fmt: skip
     folder = node_image.made("python-root", words, Release.TRIXIE, "root.tar")
@@ -128,9 +128,12 @@ def _python(arch: str) -> dict[str, good_maker.Content]:
                 found[name] = member.linkname
             elif member.isdir():
                 found[name] = None
-    for applet in ("sh", "cat", "kill", "ls", "mkdir", "rm", "sleep"):
+    applets = ("cat", "find", "grep", "head", "kill", "ls", "mkdir", "mktemp", "mv", "rm",
+               "sha256sum", "sleep")  # fmt: skip
+    for applet in applets:
         found[f"usr/bin/{applet}"] = "busybox"
     found |= {"bin": "usr/bin", "sbin": "usr/sbin", "tmp": None, "root": None}
+    found["usr/bin/sh"] = "dash"
     found["usr/bin/env"] = "busybox"
     return found
 
