@@ -15,6 +15,7 @@ from sparkimage.config.address import parse_ip
 from sparkimage.config.environment import Environment
 from sparkimage.config.validation import Finding, Report, Strict
 from sparkimage.core.errors import UsageError
+from sparkimage.core.program import program
 
 NODE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 ADDRESS = r"^[A-Za-z0-9][A-Za-z0-9._:%-]{0,252}$"
@@ -141,11 +142,14 @@ def of_names(names: list[str]) -> Fleet:
 
 
 def load(path: Path) -> Fleet:
-    """Read a fleet file. Raises ``ConfigError`` with every problem that it has."""
-    document = yamlfile.load(
-        path,
-        if_missing="write one as docs/distribute.md says, or pass names: --nodes spark1,spark2",
-    )
+    """Read a fleet file. Raises ``ConfigError`` with every problem that it has, ``UsageError``
+    where there is none."""
+    if not path.exists():
+        raise UsageError(
+            f"{path} does not exist: it says which nodes there are",
+            hint=f"write it: {program()} init; or pass names: --nodes spark1,spark2",
+        )
+    document = yamlfile.load(path)
     specs = validation.parse(document, FleetFile).nodes
     nodes = tuple(_node(name, spec) for name, spec in specs.items())
     report = Report(document)

@@ -171,7 +171,8 @@ class NodeError(SparkError):
 
 class UnreachableError(NodeError):
     """The connection to a node failed or was lost. Worth a retry unless ``definite``, and at once
-    where its sshd was ``busy``."""
+    where its sshd was ``busy``. ``reason`` names a cause that ssh reports: ``nodes.ssh.DEFINITE``.
+    """
 
     def __init__(
         self,
@@ -179,11 +180,12 @@ class UnreachableError(NodeError):
         *,
         definite: bool = False,
         busy: bool = False,
+        reason: str = "",
         hint: str = "",
         detail: str = "",
     ) -> None:
         super().__init__(message, hint=hint, detail=detail)
-        self.definite, self.busy = definite, busy
+        self.definite, self.busy, self.reason = definite, busy, reason
 
 
 class DamagedError(NodeError):

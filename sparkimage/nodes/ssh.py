@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import hashlib
 import os
 import re
 import shlex
@@ -283,10 +284,10 @@ class Remote:
         data = self.node.data if bulk else None
         at = f" at its data address {data}" if data else ""
         ssh = self.ssh.replace("ssh", f"ssh -o HostName={data}", 1) if data else self.ssh
-        for pattern, what, hint in DEFINITE:
+        for pattern, reason, what, hint in DEFINITE:
             if re.search(pattern, stderr, re.IGNORECASE):
                 return UnreachableError(
-                    f"{self.name}: {what}{at}", definite=True, detail=stderr.strip(),
+                    f"{self.name}: {what}{at}", definite=True, reason=reason, detail=stderr.strip(),
                     hint=hint.format(ssh=ssh, host=self.node.control),
                 )  # fmt: skip
         last = stderr.strip().splitlines()[-1] if stderr.strip() else "the connection was lost"
@@ -319,8 +320,14 @@ class Remote:
         Local().run(["ssh", "-O", "forward", "-L", f"{here}:{target}", *self._control()])
         return here
 
+    @property
+    def _short(self) -> str:
+        """Its name in those of sockets, whose paths are short."""
+        own = re.fullmatch(r"[\w.-]{1,20}", self.name)
+        return self.name if own else hashlib.sha256(self.name.encode()).hexdigest()[:20]
+
     def _socket_of(self, name: str) -> Path:
-        return self.sockets / f"{self.name[:20]}.{name}"
+        return self.sockets / f"{self._short}.{name}"
 
     def close(self) -> None:
         """Close the connection, which ends the lock."""
@@ -343,7 +350,7 @@ class Remote:
             process.kill()
 
     def _control(self) -> list[str]:
-        socket = self.sockets / self.name[:20]
+        socket = self.sockets / self._short
         return ["-S", str(socket), *self._options(), *self._ciphers(), "--", self.node.control]
 
     def _options(self) -> list[str]:
@@ -393,24 +400,29 @@ class Remote:
 BUSY = r"banner exchange|kex_exchange_identification"
 """What ssh says where a node took the connection, and its sshd did not answer or dropped it: it
 starts too slowly, or has MaxStartups logins to do. No command has been started by then."""
+CHANGED_KEY, UNKNOWN_KEY, LOGIN, NO_HOST = "changed-key", "unknown-key", "login", "no-host"
 DEFINITE = (
     (
         r"host identification has changed|host key for .* has changed",
+        CHANGED_KEY,
         "the host key has changed",
         "find out why before you trust it; then: ssh-keygen -R {host} and {ssh}",
     ),
     (
         r"host key verification failed|no .* host key is known",
+        UNKNOWN_KEY,
         "the host key is not in known_hosts",
         "connect once by hand and compare the key: {ssh}",
     ),
     (
         r"permission denied \(|too many authentication failures",
+        LOGIN,
         "ssh authentication failed",
         "install your key: ssh-copy-id {host}, or set `user` in the fleet file",
     ),
     (
         r"could not resolve hostname",
+        NO_HOST,
         "host name not found",
         "correct `control` or `data` of the node in the fleet file, or your ssh_config",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -42,6 +43,45 @@ def test_a_new_project_is_one_variant_of_vllm(tmp_path: Path) -> None:
         "sparkimage --matrix-file new/Our_Images/matrix.yaml lock",
         "      sparkimage --matrix-file new/Our_Images/matrix.yaml image",
     ]
+
+
+def test_a_full_project_is_this_one(tmp_path: Path) -> None:
+    done = run(tmp_path, "all", "--full")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("Next: sparkimage --matrix-file all/matrix.yaml image\n")
+    ours, theirs = (matrix.load(folder / "matrix.yaml") for folder in (PROJECT, tmp_path / "all"))
+    assert theirs.variants == ours.variants
+    tracked = ["git", "ls-files", "images", "patches", "matrix.yaml", "matrix.lock"]
+    listed = subprocess.run(tracked, cwd=PROJECT, check=True, capture_output=True, text=True)
+    assert sorted(content(tmp_path / "all")) == sorted(listed.stdout.split())
+
+
+@pytest.mark.thorough
+def test_a_clone_that_is_read_only_can_be_installed(tmp_path: Path) -> None:
+    """As `pipx install .` and `uvx --from .` do; with the user's own index of packages."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", PROJECT, clone], check=True)
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    alone = ["unshare", "--mount", "sh", "-c", mount, clone] if os.geteuid() == 0 else []
+    uvx = [Path(sys.executable).with_name("uvx"), "--from", clone, "sparkimage"]
+    env = {name: value for name, value in os.environ.items()
+           if name not in ("PYTHONPATH", "SPARKIMAGE_PROGRAM")}  # fmt: skip
+    clone.chmod(0o555)
+
+    def called(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*alone, *uvx, *words], cwd=tmp_path, env=env, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    done = called("init", "project", "all", "--full")
+    assert done.returncode == 0, done.stderr
+    assert f"Next: uvx --from {clone} sparkimage --matrix-file all/matrix.yaml image" in done.stdout
+    planned = called("--matrix-file", "all/matrix.yaml", "--matrix", "--print", "json")
+    assert planned.returncode == 0, planned.stderr
+    variants = matrix.load(PROJECT / "matrix.yaml").variants
+    assert len(json.loads(planned.stdout)) >= len(variants)
+    clone.chmod(0o755)
 
 
 def test_its_layer_is_ours(tmp_path: Path) -> None:
