@@ -62,8 +62,8 @@ def test_a_clone_that_is_read_only_can_be_installed(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", PROJECT, clone], check=True)
     mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
-    alone = ["unshare", "--mount", "sh", "-c", mount, clone] if os.geteuid() == 0 else []
-    uvx = [Path(sys.executable).with_name("uvx"), "--from", clone, "sparkimage"]
+    alone = ["unshare", "--mount", "sh", "-c", mount, str(clone)] if os.geteuid() == 0 else []
+    uvx = [str(Path(sys.executable).with_name("uvx")), "--from", str(clone), "sparkimage"]
     env = {name: value for name, value in os.environ.items()
            if name not in ("PYTHONPATH", "SPARKIMAGE_PROGRAM")}  # fmt: skip
     clone.chmod(0o555)
