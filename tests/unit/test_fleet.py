@@ -114,9 +114,9 @@ def test_names_alone() -> None:
 def test_a_file_beside_the_matrix_is_found(tmp_path: Path) -> None:
     load(tmp_path, {"a": {}})
     assert inventory.read("fleet.yaml", tmp_path).names == ("a",)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UsageError) as caught:
         inventory.read("other.yaml", tmp_path)
-    assert "--nodes spark1,spark2" in caught.value.detail
+    assert caught.value.hint == "write it: sparkimage init; or pass names: --nodes spark1,spark2"
 
 
 def test_variables_of_one_node(tmp_path: Path) -> None:
