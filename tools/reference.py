@@ -14,8 +14,8 @@ from typing import Any
 import typer.main
 
 from sparkimage.cli import app
-from sparkimage.config import inventory, schema
-from sparkimage.core import errors
+from sparkimage.config import inventory, profiles, schema
+from sparkimage.core import errors, templates
 from sparkimage.serve.doctor import doctor
 from sparkimage.serve.explain import failures
 
@@ -28,6 +28,14 @@ OTHER_CODES = {
     130: "Interrupted (Ctrl-C). Run the same command again: it goes on from there.",
 }
 """Exit codes that no error of the family has."""
+FLAGS = {
+    "Serve": {
+        key: f"`{profiles.FLAGS.get(key, '--' + key.replace('_', '-'))}`"
+        for key in profiles.Serve.model_fields
+    },
+    "Speculative": {key: f"`{key}` of it" for key in profiles.Speculative.model_fields},
+}
+"""What keys are that are words of vLLM, by their part of the file."""
 
 
 def pages() -> dict[str, str]:
@@ -172,12 +180,12 @@ def keys(file: str, of: Mapping[str, Any]) -> str:
         "",
         f"The same as a JSON schema for editors: [{name}.schema.json](../{name}.schema.json).",
         "",
-        *_table(of, parts),
+        *_table(of, parts, {}),
     ]
     for part, heading in parts.items():
         one = of["$defs"][part]
         text = " ".join(one.get("description", "").split())
-        lines += ["", f"## {heading}", "", text, "", *_table(one, parts)]
+        lines += ["", f"## {heading}", "", text, "", *_table(one, parts, FLAGS.get(part, {}))]
     return "\n".join(lines)
 
 
@@ -198,7 +206,9 @@ def _parts(of: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _table(of: Mapping[str, Any], parts: Mapping[str, str]) -> Iterator[str]:
+def _table(
+    of: Mapping[str, Any], parts: Mapping[str, str], flags: Mapping[str, str]
+) -> Iterator[str]:
     yield from ["| key | value | what | default |", "| --- | --- | --- | --- |"]
     for key, one in of["properties"].items():
         default = one.get("default")
@@ -206,7 +216,7 @@ def _table(of: Mapping[str, Any], parts: Mapping[str, str]) -> Iterator[str]:
         word = f"`{json.dumps(shown)}`" if shown != "" else ""
         if key in of.get("required", ()):
             word = "required"
-        what = _cell(one.get("description", ""))
+        what = _cell(one.get("description") or flags.get(key, ""))
         yield f"| `{key}` | {_value(one, parts)} | {what} | {word} |"
 
 
@@ -236,7 +246,7 @@ def _value(one: Mapping[str, Any], parts: Mapping[str, str]) -> str:
 def _cell(text: str) -> str:
     """Text for a cell of a table."""
     plain = text if "`" in text else text.replace("<", "&lt;")
-    return " ".join(plain.replace("|", "\\|").split())
+    return templates.cell(plain)
 
 
 def write() -> None:

@@ -59,7 +59,9 @@ class NodeSpec(Strict):
     gpus: int | None = Field(
         default=None, ge=0, le=64, description="number of GPUs; default: as the node reports"
     )
-    role: Literal["head", "worker"] | None = None
+    role: Literal["head", "worker"] | None = Field(
+        default=None, description="of `launch`; default: the first node is the head"
+    )
     env: Environment = Field(
         default={}, description="environment variables of the server on this node alone"
     )

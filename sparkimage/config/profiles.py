@@ -115,13 +115,13 @@ class Profile(Strict):
     """How a variant is started on a fleet."""
 
     variants: list[str] = Field(min_length=1, description="globs on the variants that it fits")
-    nodes: Positive = 1
+    nodes: Positive = Field(default=1, description="how many it is for")
     gpus: Positive = Field(default=1, description="of each node")
     rdma: bool | None = Field(
         default=None, description="NCCL must use InfiniBand or RoCE; default: with several nodes"
     )
-    serve: Serve = Serve()
-    env: Environment = Field(default={})
+    serve: Serve = Field(default=Serve(), description="vLLM's arguments")
+    env: Environment = Field(default={}, description="environment variables of the server")
     caches: dict[Name, Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f:,]+$")]] = Field(
         default={}, description="name, then the folder in the container that is kept on the node"
     )
@@ -129,7 +129,9 @@ class Profile(Strict):
     master_port: Port = Field(
         default=MASTER_PORT, description="of the ranks' rendezvous, on the head"
     )
-    shm_size: str = Field(default="16g", pattern=r"^[1-9][0-9]*[kmg]?$")
+    shm_size: str = Field(
+        default="16g", pattern=r"^[1-9][0-9]*[kmg]?$", description="of /dev/shm, as Docker takes it"
+    )
     restart: Literal["no", "unless-stopped"] = Field(
         default="no", description="Docker's restart policy"
     )

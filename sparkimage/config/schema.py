@@ -36,7 +36,7 @@ Selector = Annotated[
 class WheelsUse(Strict):
     """The wheels of a pin that a layer installs."""
 
-    pin: Name
+    pin: Name = Field(description="a wheels pin")
     select: list[str] = Field(
         default=[], description="globs on project names; default: all that no other layer takes"
     )
@@ -131,9 +131,15 @@ class LayerSpec(Strict):
         default=None, description="the base of the lowest layer: a debian or image pin"
     )
     debs: Name | None = Field(default=None, description="a deb or debian pin: its packages")
-    wheels: WheelsUse | None = None
-    source: SourceUse | None = None
-    patches: list[Name] = Field(default=[], description="names in patches/patches.yaml")
+    wheels: WheelsUse | None = Field(default=None, description="the wheels that it installs")
+    source: SourceUse | None = Field(
+        default=None, description="built by the Dockerfile of a git pin, in place of a folder"
+    )
+    patches: list[Name] = Field(
+        default=[],
+        description="a series of patches/patches.yaml: of a source before it is compiled, else of "
+        "installed files",
+    )
     checks: list[Name] = Field(default=[], description="layers whose checks apply here too")
     pins: list[Name] = Field(default=[], description="pins whose version alone is needed")
     inputs: dict[Context, Name] = Field(default={}, description=INPUTS)
@@ -146,14 +152,18 @@ class LayerSpec(Strict):
         default=[], description="build secrets, each an environment variable or `--secret`"
     )
     ssh: bool = Field(default=False, description="RUN --mount=type=ssh: the user's own ssh agent")
-    platforms: list[Platform] = Field(default=list(PLATFORMS), min_length=1)
+    platforms: list[Platform] = Field(
+        default=list(PLATFORMS),
+        min_length=1,
+        description="what it supports; a variant of another one is refused",
+    )
     args: dict[str, str] = Field(
         default={}, description="build arguments; {axis} is the variant's value of an axis or pin"
     )
     when: dict[Name, Selector] = Field(
         default={}, description="the layer is left out where the variant's values do not fit"
     )
-    expect: Expect = Expect()
+    expect: Expect = Field(default=Expect(), description="what an image with this layer is held to")
     downgrade: bool = Field(
         default=False, description="what the layer installs may be older than what lies below"
     )
@@ -219,14 +229,21 @@ class AnswerSpec(Strict):
 class Defaults(Strict):
     """What variants have by default."""
 
-    name: str = Field(max_length=1000, description="template over the axes and {arch}")
+    name: str = Field(
+        max_length=1000, description="the tag; {axis}, {pin} and {arch} are filled in"
+    )
     layers: list[Name] = Field(
         min_length=1, max_length=MAX_LAYERS, description="from the lowest up"
     )
-    entrypoint: list[str] = Field(default=[])
-    cmd: list[str] = Field(default=[])
+    entrypoint: list[str] = Field(default=[], description="what the image's must be")
+    cmd: list[str] = Field(default=[], description="what the image's must be")
     user: User = ROOT
-    answer: AnswerSpec | None = None
+    answer: AnswerSpec | None = Field(
+        default=None, description="how the ENTRYPOINT shows that it starts"
+    )
+
+
+OF_DEFAULTS = "default: that of `defaults`"
 
 
 class Include(Strict):
@@ -236,15 +253,21 @@ class Include(Strict):
     extends: str | None = Field(
         default=None, max_length=128, description="another include: what is not said here is its"
     )
-    platform: Platform | None = None
-    platforms: list[Platform] | None = Field(default=None, min_length=1)
+    platform: Platform | None = Field(default=None, description="of one variant")
+    platforms: list[Platform] | None = Field(
+        default=None, min_length=1, description="a variant for each"
+    )
     repository: RepositoryName | None = Field(default=None, description="default: the matrix's")
-    user: User | None = None
-    layers: list[Name] | None = Field(default=None, min_length=1, max_length=MAX_LAYERS)
-    entrypoint: list[str] | None = None
-    cmd: list[str] | None = None
-    answer: AnswerSpec | None = None
-    pins: dict[Name, str] = Field(default={})
+    user: User | None = Field(default=None, description=OF_DEFAULTS)
+    layers: list[Name] | None = Field(
+        default=None, min_length=1, max_length=MAX_LAYERS, description=OF_DEFAULTS
+    )
+    entrypoint: list[str] | None = Field(default=None, description=OF_DEFAULTS)
+    cmd: list[str] | None = Field(default=None, description=OF_DEFAULTS)
+    answer: AnswerSpec | None = Field(default=None, description=OF_DEFAULTS)
+    pins: dict[Name, str] = Field(
+        default={}, description="a value for each pin of its layers that has several"
+    )
     axes: dict[Name, Value] = Field(default={}, description="its values of axes without pins")
 
 
@@ -270,14 +293,20 @@ class MatrixFile(Strict):
     repository: RepositoryName = Field(description="images are <repository>:<variant>")
     source: str | None = Field(default=None, description="address for the OCI source label")
     pins: dict[Name, dict[Value, Pin]] = Field(description="pin name, then value, then what it is")
-    layers: dict[Name, LayerSpec]
-    defaults: Defaults
+    layers: dict[Name, LayerSpec] = Field(description="layer name, then what it needs")
+    defaults: Defaults = Field(description="what a variant has unless it says otherwise")
     axes: dict[Name, Annotated[list[Value], Field(min_length=1)]] = Field(
         default={}, description="`platform`, pins, and names of your own; they multiply"
     )
-    exclude: list[Annotated[dict[Name, Selector], Field(min_length=1)]] = Field(default=[])
-    include: list[Include] = Field(default=[])
-    groups: dict[Name, Annotated[list[str], Field(min_length=1)]]
+    exclude: list[Annotated[dict[Name, Selector], Field(min_length=1)]] = Field(
+        default=[], description="combinations of the axes to leave out: VALUE, [VALUE, …], !VALUE"
+    )
+    include: list[Include] = Field(
+        default=[], description="single variants beside the product of the axes"
+    )
+    groups: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(
+        description="names for sets of variants, with globs; `image` builds `default`"
+    )
     channels: dict[
         Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]{0,127}$")],
         Annotated[list[str], Field(min_length=1)],

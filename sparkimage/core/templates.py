@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 
 from sparkimage.core.units import human
 
@@ -22,8 +24,18 @@ def render(name: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"human": human, "as_text": as_text}
+    environment.filters |= {"human": human, "as_text": as_text, "cell": cell}
     return environment.get_template(f"{name}.j2").render(values)
+
+
+def cell(text: str) -> str:
+    """Markdown for a cell of a table, in which ``|`` would end the cell: in code GitHub wants it
+    escaped, and Python-Markdown shows the escape."""
+    whole = " ".join(text.split())
+    in_code = re.sub(
+        r"`([^`]*\|[^`]*)`", lambda found: f"<code>{html.escape(found[1])}</code>", whole
+    )
+    return in_code.replace("|", "&#124;")
 
 
 def as_text(value: object, indent: int | None = None) -> str:

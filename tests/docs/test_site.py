@@ -79,6 +79,7 @@ def test_a_page(page: Page, address: str, name: str) -> None:
     assert [url for url in asked if not url.startswith((address, "data:"))] == []
     assert_headings(page)
     assert_pictures(page, name)
+    assert "\\|" not in "".join(page.locator("td").all_inner_texts())
     for size in (DESK, PHONE):
         page.set_viewport_size(size)
         assert page.evaluate(WIDE) == [], size

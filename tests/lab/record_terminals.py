@@ -46,7 +46,9 @@ def record(name: str, words: list[str], argv: list[str], env: Mapping[str, str],
     )  # fmt: skip
     screen = Console(width=COLUMNS, record=True, file=io.StringIO())
     screen.print(Text.assemble(("$ ", "green"), (shlex.join(["sparkimage", *words]), "bold")))
-    screen.print(Text.from_ansi(done.stdout.rstrip()))
+    # The last frame of what turns while it works.
+    still = re.sub("[\u2801-\u28ff]", " ", done.stdout)
+    screen.print(Text.from_ansi(still.rstrip()))
     PICTURES.mkdir(exist_ok=True)
     svg = screen.export_svg(title="", code_format=WITHOUT_FONT, unique_id=name)
     (PICTURES / f"terminal-{name}.svg").write_text(svg)

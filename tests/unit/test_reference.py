@@ -27,6 +27,13 @@ def test_a_page_is_what_the_program_says(name: str) -> None:
     assert (PROJECT / "docs" / name).read_text() == reference.pages()[name], told
 
 
+@pytest.mark.parametrize("name", ["reference/matrix.md", "reference/fleet.md"])
+def test_every_key_of_a_file_says_what_it_is(name: str) -> None:
+    page = reference.pages()[name]
+    assert page.count("\n| `") > 10
+    assert re.findall(r"^\| `(?!kind|version)(\w+)` \| [^|]+ \|  \|", page, re.MULTILINE) == []
+
+
 @pytest.mark.parametrize("name", pictures.drawings())
 def test_a_drawing_is_of_its_data(name: str) -> None:
     told = "make pictures (python -P -m tools.pictures)"
