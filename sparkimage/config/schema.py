@@ -133,7 +133,7 @@ class LayerSpec(Strict):
     debs: Name | None = Field(default=None, description="a deb or debian pin: its packages")
     wheels: WheelsUse | None = Field(default=None, description="the wheels that it installs")
     source: SourceUse | None = Field(
-        default=None, description="built by the Dockerfile of a git pin, in place of a folder"
+        default=None, description="built by the Dockerfile of a git pin"
     )
     patches: list[Name] = Field(
         default=[],
@@ -155,7 +155,7 @@ class LayerSpec(Strict):
     platforms: list[Platform] = Field(
         default=list(PLATFORMS),
         min_length=1,
-        description="what it supports; a variant of another one is refused",
+        description="those that it supports",
     )
     args: dict[str, str] = Field(
         default={}, description="build arguments; {axis} is the variant's value of an axis or pin"
@@ -293,19 +293,17 @@ class MatrixFile(Strict):
     repository: RepositoryName = Field(description="images are <repository>:<variant>")
     source: str | None = Field(default=None, description="address for the OCI source label")
     pins: dict[Name, dict[Value, Pin]] = Field(description="pin name, then value, then what it is")
-    layers: dict[Name, LayerSpec] = Field(description="layer name, then what it needs")
+    layers: dict[Name, LayerSpec] = Field(description="what each layer needs")
     defaults: Defaults = Field(description="what a variant has unless it says otherwise")
     axes: dict[Name, Annotated[list[Value], Field(min_length=1)]] = Field(
         default={}, description="`platform`, pins, and names of your own; they multiply"
     )
     exclude: list[Annotated[dict[Name, Selector], Field(min_length=1)]] = Field(
-        default=[], description="combinations of the axes to leave out: VALUE, [VALUE, …], !VALUE"
+        default=[], description="combinations to leave out: VALUE, [VALUE, …] or !VALUE of axes"
     )
-    include: list[Include] = Field(
-        default=[], description="single variants beside the product of the axes"
-    )
+    include: list[Include] = Field(default=[], description="single variants beside the axes")
     groups: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(
-        description="names for sets of variants, with globs; `image` builds `default`"
+        description="globs on variants, by a name for them; `image` builds `default`"
     )
     channels: dict[
         Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]{0,127}$")],
