@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import textwrap
+import shutil
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sparkimage.core import paths
+from sparkimage.core import markup, paths
 from sparkimage.core.errors import LockError, NodeError
+from sparkimage.core.tables import Table
 from sparkimage.core.units import plural
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from sparkimage.build.context import BuildContext
     from sparkimage.config.inventory import Fleet
     from sparkimage.config.lockfile import Lock
@@ -34,6 +33,7 @@ OK = "[green]✓[/]"
 SAME = "[green]=[/]"
 FAILED = "[red]✗[/]"
 WARNING = "[yellow]![/]"
+plain = markup.plain
 
 
 class Settings:
@@ -77,7 +77,32 @@ def print_result(data: Any, *tables: Table, as_json: bool) -> None:
         print_json(data)
         return
     for number, table in enumerate(tables):
-        console().print(*[""] * (number > 0), table, sep="\n")
+        if number:
+            typer.echo()
+        print_table(table)
+
+
+def show(text: str = "", *, err: bool = False) -> None:
+    """Print text with markup: on standard output, or on standard error."""
+    stream = sys.stderr if err else sys.stdout
+    typer.echo(markup.render(text, colour=markup.has_colour(stream)), err=err)
+
+
+def paragraph(text: str, *, indent: str = "") -> None:
+    """Print text with markup: on a terminal in lines that break between words."""
+    columns = text_width() if sys.stdout.isatty() else sys.maxsize
+    show(markup.fill(text, columns, first=indent, rest=indent))
+
+
+def print_table(table: Table) -> None:
+    """Print a table: aligned on a terminal, tab-separated elsewhere."""
+    columns = text_width() if sys.stdout.isatty() else None
+    typer.echo(table.text(columns, colour=markup.has_colour(sys.stdout)), nl=False)
+
+
+def text_width() -> int:
+    """The columns of the terminal; elsewhere $COLUMNS, or 80."""
+    return shutil.get_terminal_size().columns
 
 
 def date(timestamp: str) -> str:
@@ -90,78 +115,44 @@ def short(digest: str) -> str:
     return digest[7:19]
 
 
-def plain(text: object) -> str:
-    """Text without rich's markup."""
-    from rich.markup import escape
-
-    return escape(str(text))
-
-
-def console(*, stderr: bool = False) -> Console:
-    """The terminal."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False)
-
-
 def new_view(*, quiet: bool = False) -> View:
     """Progress on standard error; ``quiet`` shows none."""
+    from rich.console import Console
+
     from sparkimage.core.progress import View
 
-    return View(console(stderr=True), quiet=quiet)
+    return View(Console(stderr=True, highlight=False), quiet=quiet)
 
 
 def new_table(
     *columns: str,
     right: Collection[str] = (),
-    whole: Collection[str] = (),
+    wrap: Collection[str] = (),
+    drop: Sequence[str] = (),
     title: str = "",
     header: bool = True,
-    gap: int = 2,
 ) -> Table:
-    """A table without a box, its title on the left.
-
-    Columns in ``right`` are aligned right; those in ``whole`` do not wrap. ``gap`` is the number
-    of spaces between columns.
-    """
-    from rich.table import Table
-
-    table = Table(
-        box=None, padding=(0, gap, 0, 0), pad_edge=False, show_header=header,
-        title=title or None, title_justify="left", title_style="bold",
-    )  # fmt: skip
-    for column in columns:
-        table.add_column(
-            column,
-            justify="right" if column in right else "left",
-            overflow="fold",
-            no_wrap=column in whole,
-        )
-    return table
+    """A table with these columns; see ``Table``."""
+    return Table(columns=columns, right=right, wrap=wrap, drop=drop, title=title, header=header)
 
 
 def new_fields(rows: Iterable[tuple[str, str]], title: str = "") -> Table:
     """A table of names and values, which may have markup. A digest fits 80 columns."""
-    table = new_table("name", "value", whole=["name"], title=title, header=False, gap=1)
+    table = Table(columns=("name", "value"), wrap=("value",), title=title, header=False, gap=1)
     for name, value in rows:
-        table.add_row(f"[dim]{name}[/]", value)
+        table.add_row(f"[dim]{name}[/]" if name else "", value)
     return table
 
 
-def print_field(to: Console, name: str, text: str, *, width: int, style: str = "") -> None:
+def print_field(name: str, text: str, *, width: int, style: str = "") -> None:
     """Print a name, padded to ``width`` columns, and its text, indented as one block.
 
     Long words are never broken, so that URLs and paths can be copied.
     """
-    block = textwrap.fill(
-        text,
-        width=max(40, to.width),
-        initial_indent=f"  {name:<{width}}",
-        subsequent_indent=" " * (width + 2),
-        break_long_words=False,
-        break_on_hyphens=False,
+    block = markup.fill(
+        plain(text), max(40, text_width()), first=f"  {name:<{width}}", rest=" " * (width + 2)
     )
-    to.print(block, style=style, markup=False, soft_wrap=True)
+    show(f"[{style}]{block}[/]" if style else block)
 
 
 def open_store() -> Store:
@@ -224,12 +215,14 @@ def read_lock(matrix: Matrix) -> Lock:
     return lock
 
 
-def plans_of(matrix: Matrix, variants: Sequence[Variant]) -> list[Plan]:
-    """The plans of these variants; with unresolved pins, as far as they are known."""
-    from sparkimage.config import origin, planning
+def plans_of(matrix: Matrix, variants: Sequence[Variant], *, origin: bool = True) -> list[Plan]:
+    """The plans of these variants; with unresolved pins, as far as they are known. Without
+    ``origin``, git is not asked for the labels' source and revision."""
+    from sparkimage.config import origin as origins
+    from sparkimage.config import planning
     from sparkimage.core.process import Local
 
-    source = origin.of(matrix.root, matrix.source, Local())
+    source = origins.of(matrix.root, matrix.source, Local()) if origin else origins.NONE
     return list(planning.make_all(matrix, variants, read_lock(matrix), source))
 
 

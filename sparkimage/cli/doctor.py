@@ -12,11 +12,13 @@ from sparkimage.cli.options import flag, value
 from sparkimage.config.defaults import API_PORT, GPU_MEMORY_UTILIZATION, MASTER_PORT
 from sparkimage.core import paths
 from sparkimage.core.errors import DoctorError, UsageError
+from sparkimage.core.markup import fill
 from sparkimage.core.units import clock, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sparkimage.nodes.model_fleet import Comparison
     from sparkimage.serve.doctor.checks import Diagnosis, Result
 
 MARKS = {
@@ -59,8 +61,7 @@ def doctor(
     docs/doctor.md lists the checks and why each one matters.
     """
     from sparkimage.config import inventory
-    from sparkimage.nodes import model_store, reachability, session, ssh
-    from sparkimage.nodes.model_fleet import Comparison
+    from sparkimage.nodes import reachability, session, ssh
     from sparkimage.serve.doctor import doctor as doctors
     from sparkimage.serve.doctor.checks import FAIL, WARN, ClusterReport
 
@@ -71,7 +72,7 @@ def doctor(
         raise UsageError("--local cannot be combined with --nodes", hint="drop one of them")
     matrix = base.read_matrix_if_any()
     began = time.monotonic()
-    pushed = Comparison(model=model_store.find(paths.home(), model.rstrip("/")))
+    pushed = _pushed(model) if model else None
     if local:
         reports = doctors.this_machine(model, patience_s=patience)
     else:
@@ -82,12 +83,13 @@ def doctor(
             reachability.probe(nodes, head, (port, master_port))
 
         reports = session.survey(
-            fleet, ssh.MACHINE, patience_s=patience, model=model, also=pushed.look, then=reach,
+            fleet, ssh.MACHINE, patience_s=patience, model=model, then=reach,
+            also=pushed.look if pushed is not None else lambda _session: None,
         )  # fmt: skip
     cluster = ClusterReport(
         nodes=reports, model=model, port=port, master_port=master_port, rdma=rdma,
         utilization=utilization, cuda=matrix.cuda if matrix is not None else "",
-        pushed=pushed.differences,
+        pushed=pushed.differences if pushed is not None else None,
     )  # fmt: skip
     diagnosis = doctors.examine(cluster)
     if as_json:
@@ -105,16 +107,23 @@ def doctor(
         )
 
 
+def _pushed(model: str) -> Comparison:
+    from sparkimage.nodes import model_store
+    from sparkimage.nodes.model_fleet import Comparison
+
+    return Comparison(model=model_store.find(paths.home(), model.rstrip("/")))
+
+
 def _print(diagnosis: Diagnosis, seconds: float) -> None:
     from sparkimage.serve.doctor.checks import FAIL, INFO, WARN, Severity
 
-    terminal, cluster = base.console(), diagnosis.cluster
-    table = base.new_table("mark", "check", "seen", whole=["mark", "check"], header=False)
+    cluster = diagnosis.cluster
+    table = base.new_table("", "check", "seen", wrap=["seen"], header=False)
     known = [result for result in diagnosis.results if result.worst is not Severity.UNKNOWN]
     for result in known:
         seen = _seen(result, several=cluster.several)
         table.add_row(MARKS[result.worst], result.check.title, base.plain(seen))
-    terminal.print(table)
+    base.print_table(table)
     for finding in diagnosis.findings:
         names, fix = ", ".join(finding.nodes), finding.fix
         if len(finding.nodes) == len(cluster.nodes):
@@ -122,19 +131,20 @@ def _print(diagnosis: Diagnosis, seconds: float) -> None:
         where = f"[bold]{base.plain(names)}[/]: "
         if not cluster.several:
             where, fix = "", fix.removeprefix("there: ")
-        terminal.print(f"\n{MARKS[finding.severity]} {where}{base.plain(finding.what)}")
+        text = f"{MARKS[finding.severity]} {where}{base.plain(finding.what)}"
+        base.show("\n" + fill(text, base.text_width()))
         for name, text in (
             ("why", finding.why if finding.severity is not INFO else ""),
             ("fix", fix),
         ):
             if text:
-                base.print_field(terminal, name, text, width=6)
+                base.print_field(name, text, width=6)
     counts = ", ".join(
         plural(diagnosis.count(severity), noun)
         for severity, noun in ((FAIL, "failure"), (WARN, "warning"), (INFO, "note"))
     )
     machines = plural(len(cluster.nodes), "machine")
-    terminal.print(f"\n{len(known)} checks of {machines} in {clock(seconds)}: {counts}")
+    base.show(f"\n{len(known)} checks of {machines} in {clock(seconds)}: {counts}")
 
 
 def _seen(result: Result, *, several: bool) -> str:

@@ -54,4 +54,4 @@ def status() -> None:
         "bridge": engine.bridge or "",
         "emulates": ", ".join(engine.platforms) or "nothing",
     }
-    base.console().print(base.new_fields((name, base.plain(value)) for name, value in rows.items()))
+    base.print_table(base.new_fields((name, base.plain(value)) for name, value in rows.items()))

@@ -11,13 +11,12 @@ import typer
 from sparkimage.cli import base, options
 from sparkimage.cli.options import flag
 from sparkimage.core.errors import KnownFailureError, UsageError
+from sparkimage.core.markup import fill
 from sparkimage.core.program import program
 from sparkimage.core.units import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import Console
 
     from sparkimage.serve.explain.failures import Match
     from sparkimage.serve.explain.knowledge import Reading
@@ -65,9 +64,9 @@ def explain(
             }
         )
     else:
-        _print(base.console(), readings, across)
+        _print(readings, across)
         if len(readings) > 1:
-            _print_story(base.console(), story)
+            _print_story(story)
     if check and count:
         what = _how_many(story)
         raise KnownFailureError(f"{what} in {', '.join(logs)}")
@@ -100,26 +99,26 @@ def _to_dict(reading: Reading) -> dict[str, object]:
     }
 
 
-def _print(to: Console, readings: Sequence[Reading], across: Sequence[Match]) -> None:
+def _print(readings: Sequence[Reading], across: Sequence[Match]) -> None:
     for reading in readings:
         matches = reading.matches()
-        to.print(
-            f"{reading.source}: {_how_many(matches)} in {plural(reading.lines, 'line')}",
-            style="bold" if matches else "", markup=False,
-        )  # fmt: skip
+        head = base.plain(
+            f"{reading.source}: {_how_many(matches)} in {plural(reading.lines, 'line')}"
+        )
+        base.show(f"[bold]{head}[/]" if matches else head)
         for match in matches:
-            _print_match(to, match)
+            _print_match(match)
         rows = [*_began(reading, matches), *_remarks(reading), *_facts(reading.facts)]
         if rows:
-            to.print()
+            base.show()
         for name, value in rows:
-            base.print_field(to, name, value, width=WIDTH, style="dim")
-        to.print()
+            base.print_field(name, value, width=WIDTH, style="dim")
+        base.show()
     if across:
-        to.print("all logs together:", style="bold")
+        base.show("[bold]all logs together:[/]")
         for match in across:
-            _print_match(to, match)
-        to.print()
+            _print_match(match)
+        base.show()
 
 
 def _how_many(matches: Sequence[Match]) -> str:
@@ -147,11 +146,11 @@ def _remarks(reading: Reading) -> list[tuple[str, str]]:
     ]
 
 
-def _print_story(to: Console, story: Sequence[Match]) -> None:
+def _print_story(story: Sequence[Match]) -> None:
     """The failures of all logs in one order: what began it first."""
     if not story:
         return
-    to.print("in this order:", style="bold")
+    base.show("[bold]in this order:[/]")
     for match in story:
         what = match.title if match.known else match.line.strip()[:MAX_LINE]
         where = ", ".join(
@@ -163,15 +162,17 @@ def _print_story(to: Console, story: Sequence[Match]) -> None:
             )
             if part
         )
-        to.print(f"  {match.entry.rank}: {what} ({where or 'all logs'})", markup=False)
-    to.print()
+        line = base.plain(f"{match.entry.rank}: {what} ({where or 'all logs'})")
+        base.show(fill(line, base.text_width(), first="  ", rest="  "))
+    base.show()
 
 
-def _print_match(to: Console, match: Match) -> None:
+def _print_match(match: Match) -> None:
     where = f" (line {match.line_number}" if match.line_number else ""
     if where:
         where += f", {match.count} times)" if match.count > 1 else ")"
-    to.print(f"\n{base.FAILED} [bold]{base.plain(match.title)}[/]{where}")
+    title = f"{base.FAILED} [bold]{base.plain(match.title)}[/]{where}"
+    base.show("\n" + fill(title, base.text_width()))
     for name, value, style in (
         *(
             ("line" if line == match.line else "near", line.strip()[:MAX_LINE], "dim")
@@ -183,7 +184,7 @@ def _print_match(to: Console, match: Match) -> None:
         ("source", match.sources[0] if match.known else "", "dim"),
     ):
         if value:
-            base.print_field(to, name, value, width=WIDTH, style=style)
+            base.print_field(name, value, width=WIDTH, style=style)
 
 
 def _facts(facts: Facts) -> list[tuple[str, str]]:

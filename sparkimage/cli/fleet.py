@@ -25,12 +25,11 @@ from sparkimage.core.units import clock, human, plural
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rich.table import Table
-
-    from sparkimage.config.matrix import Matrix
+    from sparkimage.core.tables import Table
     from sparkimage.image.store import Image
     from sparkimage.nodes.distribute import Outcome
     from sparkimage.nodes.maintenance import NodeView
+    from sparkimage.nodes.model_fleet import Comparison
     from sparkimage.nodes.session import NodeSession
     from sparkimage.verify.plan_record import PlanRecord
 
@@ -149,7 +148,7 @@ def _outcome_table(outcome: Outcome) -> Table:
     planned = any(node.state == "planned" for node in outcome.nodes)
     sent = "to send" if planned else "sent"
     table = base.new_table(
-        "", "node", "state", sent, "layers", right=[sent],
+        "", "node", "state", sent, "layers", right=[sent], wrap=["layers"],
         title=f"{outcome.name} ({base.short(outcome.digest)}), {clock(outcome.seconds)}",
     )  # fmt: skip
     for node in outcome.nodes:
@@ -163,6 +162,16 @@ def _outcome_table(outcome: Outcome) -> Table:
     return table
 
 
+def _pushed_models() -> list[Comparison]:
+    """The models that were pushed from here, to be compared with the nodes'."""
+    if not (paths.home() / paths.MODELS).is_dir():
+        return []
+    from sparkimage.nodes import model_store
+    from sparkimage.nodes.model_fleet import Comparison
+
+    return [Comparison(model=model) for model in model_store.kept(paths.home())]
+
+
 def nodes(
     variant: Annotated[
         str | None, typer.Argument(help="A variant or an image name; default: all our images.")
@@ -172,22 +181,18 @@ def nodes(
     as_json: options.Json = False,
 ) -> None:
     """Show which images and pushed models the nodes have (exit code 15 if they differ)."""
-    from sparkimage.cli.model import models_table
-    from sparkimage.nodes import maintenance, model_store
-    from sparkimage.nodes.model_fleet import Comparison
+    from sparkimage.nodes import maintenance
     from sparkimage.nodes.retag import PREVIOUS
 
-    matrix = base.read_matrix()
-    models = model_store.kept(paths.home()) if variant is None else []
-    pushed = [Comparison(model=model) for model in models]
+    pushed = _pushed_models() if variant is None else []
 
     def compare(session: NodeSession) -> None:
         for comparison in pushed:
             comparison.look(session)
 
     views = maintenance.look(
-        base.read_fleet(nodes), base.open_store(), repositories=matrix.repositories,
-        only=_image_name(matrix, variant) if variant is not None else None, patience_s=patience,
+        base.read_fleet(nodes), base.open_store(),
+        only=_image_name(variant) if variant is not None else None, patience_s=patience,
         also=compare,
     )  # fmt: skip
     differing = maintenance.differing(views)
@@ -196,7 +201,10 @@ def nodes(
         tables.append(_images_table(views, differing))
     found = {one.model.folder: [*one.found.values()] for one in pushed if one.model and one.found}
     if found:
-        tables.append(models_table([model for model in models if model.folder in found], found))
+        from sparkimage.cli.model import models_table
+
+        models = [one.model for one in pushed if one.model and one.found]
+        tables.append(models_table(models, found))
     facts = [
         {
             **view.to_dict(),
@@ -234,7 +242,7 @@ def rollback(
     from sparkimage.nodes import maintenance
     from sparkimage.nodes.ssh import lock_owner
 
-    fleet, name = base.read_fleet(nodes), _image_name(base.read_matrix(), variant)
+    fleet, name = base.read_fleet(nodes), _image_name(variant)
     errors = maintenance.rollback(
         fleet, name, owner=lock_owner(), patience_s=patience, partial=partial,
         say=base.new_view().say,
@@ -300,7 +308,7 @@ def receipts(
     if as_json:
         base.print_json(found)
     elif found:
-        base.console().print(_receipts_table(found))
+        base.print_table(_receipts_table(found))
     else:
         typer.echo(f"no receipts on {'these nodes' if nodes else 'this machine'}")
     if fleet is not None and errors:
@@ -313,7 +321,7 @@ def _receipts_table(receipts: Sequence[Mapping[str, Any]]) -> Table:
 
     table = base.new_table(
         "when (UTC)", "image", "digest", "seal", "verified there", "nodes",
-        whole=["when (UTC)", "image", "digest"],
+        wrap=["verified there", "nodes"], drop=["verified there", "seal"],
     )  # fmt: skip
     for receipt, names in grouped(receipts):
         seal, proven = receipt.get("seal"), list(receipt.get("proven") or ())
@@ -328,19 +336,19 @@ def _receipts_table(receipts: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _image_name(matrix: Matrix, reference: str) -> str:
+def _image_name(reference: str) -> str:
     """The image name of a variant; an image name as it is. Raises ``UsageError``."""
+    if ":" in reference:
+        return reference
     from sparkimage.config.matrix import select
 
-    if reference.rpartition(":")[0] in matrix.repositories:
-        return reference
-    (variant,) = select(matrix, names=[reference])
+    (variant,) = select(base.read_matrix(), names=[reference])
     return variant.image
 
 
 def _nodes_table(views: Sequence[NodeView]) -> Table:
     columns = ("", "node", "docker", "store", "arch", "free disk", "our images")
-    table = base.new_table(*columns, right=["free disk"])
+    table = base.new_table(*columns, right=["free disk"], drop=["arch", "store"])
     for view in views:
         node = view.snapshot
         if node is None:
@@ -360,7 +368,7 @@ def _images_table(views: Sequence[NodeView], differing: Sequence[str]) -> Table:
     reached = [view.name for view in views if view.error is None]
     everywhere = f"all {len(reached)} {'nodes' if len(reached) == len(views) else 'reachable'}"
     columns = ("", "image", "digest", "since (UTC)", "nodes")
-    table = base.new_table(*columns, whole=["digest", "since (UTC)"])
+    table = base.new_table(*columns, wrap=["nodes"], drop=["since (UTC)"])
     for name in maintenance.names(views):
         mark, label = "[red]≠[/]" if name in differing else base.SAME, name
         for state in maintenance.tag_states(views, name):

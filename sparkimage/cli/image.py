@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -67,7 +66,7 @@ def build(
     lean: bool = False,
 ) -> None:
     """Build, verify and tag ``variants``, or print their plan in ``plan_format``."""
-    plans = base.plans_of(matrix, variants)
+    plans = base.plans_of(matrix, variants, origin=plan_format != "table")
     if any(layer.source for plan in plans for layer in plan.layers):
         outside = base.resolve_context(matrix, base.quiet)
         base.check_sources(matrix, plans, outside, offline=plan_format is not None)
@@ -85,14 +84,12 @@ def build(
     if as_json:
         base.print_json([show.facts(result) for result in results])
         return
-    terminal = base.console()
-    terminal.print(show.results_table(results))
+    base.print_table(show.results_table(results))
     plan = results[0].plan
-    terminal.print(
+    base.show(
         f"\n[bold]Next:[/] {program()} verify {plan.variant}\n"
         f"      docker run --rm --gpus all {plan.image} MODEL   [dim](arguments follow "
         f"`{' '.join(plan.entrypoint)}`)[/]",
-        soft_wrap=True,
     )
 
 
@@ -105,10 +102,7 @@ def _print(matrix: Matrix, plans: Sequence[Plan], plan_format: options.PlanForma
         refuse_unresolved(plans)
     match plan_format:
         case "table":
-            head, *lines = show.as_table(plans, shutil.get_terminal_size().columns)
-            typer.secho(head, bold=True)
-            red = typer.style(show.UNRESOLVED, fg="red")
-            typer.echo("\n".join(line.replace(show.UNRESOLVED, red) for line in lines))
+            base.print_table(show.plans_table(plans))
         case "json":
             base.print_json([plan.to_dict() for plan in plans])
         case "github":

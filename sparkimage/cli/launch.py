@@ -19,8 +19,7 @@ from sparkimage.core.units import clock, plural
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rich.table import Table
-
+    from sparkimage.core.tables import Table
     from sparkimage.serve.command import Container
     from sparkimage.serve.deployments import Deployment
     from sparkimage.serve.readiness import Finding
@@ -231,12 +230,12 @@ def _print_ready(start: Callable[[], Ready], *, as_json: bool) -> None:
 def _print_findings(findings: Sequence[Finding]) -> None:
     if not findings:
         return
-    table = base.new_table("", "rank", "node", "expected", "seen")
+    table = base.new_table("", "rank", "node", "expected", "seen", wrap=["expected", "seen"])
     for finding in findings:
         mark = base.OK if finding.ok else base.FAILED
         cells = (finding.rank, finding.node, finding.what, finding.seen)
         table.add_row(mark, *map(base.plain, cells))
-    base.console().print(table)
+    base.print_table(table)
 
 
 def status(
@@ -282,7 +281,8 @@ def _status_table(deployment: Deployment) -> Table:
     members, zombies = deployment.members, deployment.zombies
     first = members[0]
     table = base.new_table(
-        "", "node", "rank", "state", "since (UTC)", "image", "restarts", right=["rank", "restarts"],
+        "", "node", "rank", "state", "since (UTC)", "image", "restarts",
+        right=["rank", "restarts"], wrap=["state"], drop=["restarts", "since (UTC)", "image"],
         title=f"{deployment.name}: {first.variant}, {first.profile}; "
         f"health: {deployment.health or 'no head'}",
     )  # fmt: skip

@@ -63,15 +63,15 @@ def _print_outdated(matrix: Matrix, *, as_json: bool) -> None:
     from sparkimage.resolve import resolver
 
     context = base.resolve_context(matrix, base.quiet)
-    with base.console(stderr=True).status("checking registries, repositories and indexes"):
+    with base.new_view(quiet=as_json).busy("checking registries, repositories and indexes"):
         pins, outcome = resolver.outdated(matrix, base.read_lock(matrix), context)
     if as_json:
         base.print_json([asdict(pin) for pin in pins])
     elif pins:
-        table = base.new_table("pin", "what", "locked", "newest")
+        table = base.new_table("pin", "what", "locked", "newest", drop=["what"])
         for pin in pins:
             table.add_row(pin.pin, pin.what, pin.locked, pin.newest)
-        base.console().print(table)
+        base.print_table(table)
         typer.echo(f"\nto update one: {program()} lock --update NAME")
     else:
         typer.echo("no newer version found")

@@ -19,8 +19,7 @@ from sparkimage.core.units import clock, human, plural
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
-
+    from sparkimage.core.tables import Table
     from sparkimage.nodes.model_fleet import Found
     from sparkimage.nodes.model_push import Outcome
     from sparkimage.nodes.model_store import Model
@@ -207,7 +206,10 @@ SHOWN = 5
 
 def models_table(models: Sequence[Model], found: Found) -> Table:
     """Each model with its digest, and the nodes that have it."""
-    table = base.new_table("", "model", "digest", "size", "pushed (UTC)", "nodes", right=["size"])
+    table = base.new_table(
+        "", "model", "digest", "size", "pushed (UTC)", "nodes",
+        right=["size"], wrap=["nodes"], drop=["pushed (UTC)", "size"],
+    )  # fmt: skip
     for model in models:
         groups: dict[str, list[str]] = {}
         for one in found[model.folder]:

@@ -41,13 +41,15 @@ def patches(context: typer.Context, as_json: options.Json = False) -> None:
     if as_json:
         base.print_json(rows)
         return
-    terminal = base.console()
     for name, patch in sorted(matrix.patches.items()):
         licence = f" ({patch.origin.licence})" if patch.origin else ""
-        terminal.print(f"[bold]{name}[/]: {base.plain(patch.purpose)}")
-        terminal.print(f"  [dim]{patch.kind}: {base.plain(patch.place + licence)}[/]")
+        base.paragraph(f"[bold]{name}[/]: {base.plain(patch.purpose)}")
+        base.paragraph(f"[dim]{patch.kind}: {base.plain(patch.place + licence)}[/]", indent="  ")
     if rows:
-        table = base.new_table("variant", "layer", "", "patch", "of", "state", "why")
+        table = base.new_table(
+            "variant", "layer", "number", "patch", "of", "state", "why",
+            wrap=["why"], drop=["of", "layer", "number"],
+        )  # fmt: skip
         for row in rows:
             place = f"{row['number']}/{row['of']}" if row["layer"] else ""
             table.add_row(
@@ -56,7 +58,7 @@ def patches(context: typer.Context, as_json: options.Json = False) -> None:
                     row["state"], row["reason"],
                 ))
             )  # fmt: skip
-        terminal.print(table)
+        base.print_table(table)
 
 
 @app.command()

@@ -19,8 +19,7 @@ from sparkimage.core.units import plural
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rich.table import Table
-
+    from sparkimage.core.tables import Table
     from sparkimage.serve.measure import Bench, Ratios, Result, Row
     from sparkimage.serve.openai_api import Server
 
@@ -157,17 +156,16 @@ def _url(
 
 
 def _print(result: Result, ratios: Mapping[int, Ratios], warnings: Sequence[str]) -> None:
-    terminal = base.console()
-    terminal.print(_table(result, ratios))
+    base.print_table(_table(result, ratios))
     first = result.rows[0]
     if first.kinds:
         slowest_first = sorted(first.kinds.items(), key=lambda entry: entry[1])
         rates = ", ".join(f"{kind} {rate:.1f}" for kind, rate in slowest_first)
-        terminal.print(f"tok/s by prompt ({plural(first.streams, 'stream')}): {rates}")
+        base.show(f"tok/s by prompt ({plural(first.streams, 'stream')}): {rates}")
     mark = base.OK if result.tool_call.works else base.FAILED
-    terminal.print(f"{mark} tool call: {base.plain(result.tool_call.seen)}")
+    base.show(f"{mark} tool call: {base.plain(result.tool_call.seen)}")
     for warning in (*result.marks, *warnings):
-        terminal.print(f"{base.WARNING} {base.plain(warning)}")
+        base.show(f"{base.WARNING} {base.plain(warning)}")
 
 
 def _table(result: Result, ratios: Mapping[int, Ratios]) -> Table:

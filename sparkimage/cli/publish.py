@@ -15,8 +15,7 @@ from sparkimage.core.units import clock, human
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rich.table import Table
-
+    from sparkimage.core.tables import Table
     from sparkimage.registry.cosign import Trust
     from sparkimage.registry.publish import Outcome
     from sparkimage.registry.remote import PlatformImage
@@ -164,9 +163,9 @@ def inspect(
     ]
     if signature["tags"]:
         lines.append(f"signed for {', '.join(signature['tags'])}")
-    base.console().print("\n".join(lines), soft_wrap=True)
+    base.show("\n".join(lines))
     for name, platform in facts["platforms"].items():
-        base.console().print(_platform_table(name, platform))
+        base.print_table(_platform_table(name, platform))
 
 
 def _platform_table(name: str, facts: dict[str, Any]) -> Table:
@@ -233,8 +232,8 @@ def _print_outcome(outcome: Outcome) -> None:
     for tag, change in outcome.tags.items():
         mark = base.SAME if change == "unchanged" else base.OK
         lines.append(f"{mark} {outcome.repository}:{tag}  [dim]{change}[/]")
-    base.console().print("\n".join(lines), soft_wrap=True)
-    table = base.new_table(header=False)
+    base.show("\n".join(lines))
+    table = base.new_table("", "what", "blobs", wrap=["blobs"], header=False)
     for name, platform in outcome.platforms.items():
         blobs = platform.blobs
         table.add_row(
@@ -244,4 +243,4 @@ def _print_outcome(outcome: Outcome) -> None:
         )  # fmt: skip
     for attachment in outcome.added:
         table.add_row("[green]+[/]", attachment, "")
-    base.console().print(table)
+    base.print_table(table)

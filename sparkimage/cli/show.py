@@ -2,66 +2,44 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import textwrap
 from collections.abc import Sequence
-from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.cli import base
 from sparkimage.config.pins import ImagePin
 from sparkimage.config.plan import Plan
 from sparkimage.core.arch import ARCHES
+from sparkimage.core.markup import GLUE
 from sparkimage.core.units import clock, human, plural
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from sparkimage.config.matrix import Matrix
     from sparkimage.config.variants import Variant
+    from sparkimage.core.tables import Table
     from sparkimage.verify.pipeline import Result
 
 UNRESOLVED = "not resolved"
-GAP = 2
-"""Spaces between columns."""
-NARROW = 8
-"""The least width of a column that wraps."""
 
 
-def as_table(plans: Sequence[Plan], width: int) -> list[str]:
-    """One row a variant, in ``width`` columns; several repositories have a column of their own.
-
-    Plain lines: rich takes most of a second for the table of a thousand variants.
-    """
-    rows = [["repository", "variant", "platform", "versions", "layers", "download"]]
-    rows += [
-        [
-            plan.image.rpartition(":")[0],
+def plans_table(plans: Sequence[Plan]) -> Table:
+    """One row a variant; several repositories have a column of their own."""
+    several = len({plan.image.rpartition(":")[0] for plan in plans}) > 1
+    columns = ["variant", "platform", "versions", "layers", "download"]
+    table = base.new_table(
+        *["repository"] * several, *columns,
+        right=["download"], wrap=["versions", "layers"], drop=["layers", "versions", "platform"],
+    )  # fmt: skip
+    for plan in plans:
+        table.add_row(
+            *[plan.image.rpartition(":")[0]] * several,
             plan.variant,
             plan.platform,
-            " ".join(f"{pin} {version}" for pin, version in plan.versions.items()),
+            " ".join(f"{pin}{GLUE}{version}" for pin, version in plan.versions.items()),
             " ".join(layer.name for layer in plan.layers),
-            human(plan.download_bytes) if not plan.unresolved else UNRESOLVED,
-        ]
-        for plan in plans
-    ]
-    if len({row[0] for row in rows[1:]}) < 2:
-        rows = [row[1:] for row in rows]
-    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    # The versions and the layers share what the other columns leave.
-    versions, layers = sizes[-3:-1]
-    free = max(2 * NARROW, width - sum(sizes) + versions + layers - GAP * (len(sizes) - 1))
-    sizes[-3] = min(versions, max(free // 2, free - layers))
-    sizes[-2] = min(layers, free - sizes[-3])
-    wrap = cache(partial(textwrap.wrap, break_on_hyphens=False))
-    lines = []
-    for row in rows:
-        cells = [wrap(text, size) for text, size in zip(row, sizes, strict=True)]
-        for parts in itertools.zip_longest(*cells, fillvalue=""):
-            padded = (f"{part:<{size}}" for part, size in zip(parts, sizes, strict=True))
-            lines.append((" " * GAP).join(padded).rstrip())
-    return lines
+            human(plan.download_bytes) if not plan.unresolved else f"[red]{UNRESOLVED}[/]",
+        )
+    return table
 
 
 def _runner(arch: str, *, big: bool) -> dict[str, Any]:

@@ -66,7 +66,10 @@ def images(as_json: options.Json = False) -> None:
         for name, digest in sorted(store.names().items())
         for image in [store.resolve(digest)]
     ]
-    table = base.new_table("name", "digest", "platform", "size", "layers", "seal")
+    table = base.new_table(
+        "name", "digest", "platform", "size", "layers", "seal",
+        right=["size", "layers"], drop=["layers", "platform", "size"],
+    )  # fmt: skip
     for row in rows:
         cells = {**row, "digest": base.short(row["digest"]), "size": human(row["size"])}
         table.add_row(*(str(cell or "none") for cell in cells.values()))

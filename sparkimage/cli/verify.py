@@ -152,12 +152,11 @@ def verify(
 
 
 def _print_outcome(outcome: run_tiers.Outcome, verdict: seal.Verdict, title: str) -> None:
-    terminal = base.console()
     for check in outcome.checks:
-        terminal.print(f"{base.OK} {check.tier} {check.id}  [dim]{base.plain(check.title)}[/]")
+        base.show(f"{base.OK} {check.tier} {check.id}  [dim]{base.plain(check.title)}[/]")
     for name, reason in outcome.not_run.items():
-        terminal.print(f"[yellow]·[/] {name}: {base.plain(reason)}")
-    terminal.print(
+        base.show(f"[yellow]·[/] {name}: {base.plain(reason)}")
+    base.show(
         f"{title}: {plural(len(outcome.checks), 'check')} passed in "
         f"{clock(outcome.seconds)}; seal: {verdict.result} ({', '.join(verdict.tiers)})"
     )

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -162,6 +163,7 @@ FORMS: Mapping[str, str] = {
     "part": "root|more",
 }
 """The patterns of an item's fields; the others are any text."""
+TEXT = r"[^\x00-\x1f\x7f]+"
 Key = tuple[str, str]
 """The names of a pin and of its value; ``PATCHES`` and the name of a patch; or ``SERIES`` and the
 key of a series."""
@@ -404,21 +406,37 @@ def _format(item: Item) -> str:
     return " ".join([word, *(str(part) for part in asdict(item).values())])
 
 
+@cache
+def _pattern(word: str) -> re.Pattern[str]:
+    """The parts of a line that begins with this word. The last one is a file's name or path, which
+    may have spaces."""
+    *first, last = (f.name for f in fields(WORDS[word]))
+    parts = [f"(?P<{name}>{FORMS.get(name, TEXT.replace(']', ' ]'))})" for name in first]
+    return re.compile(" ".join([*parts, f"(?P<{last}>{FORMS.get(last, TEXT)})"]))
+
+
+def _what_is_wrong(line: str, rest: str, kind: type[Item] | None) -> str:
+    names = [f.name for f in fields(kind)] if kind is not None else []
+    parts = rest.split(" ", len(names) - 1)
+    if not names or len(parts) < len(names):
+        known = ", ".join(WORDS)
+        return f"{shown(line, quote=True)} is not a lock line ({known}, each with its parts)"
+    invalid = (
+        name
+        for name, part in zip(names, parts, strict=True)
+        if not re.fullmatch(FORMS.get(name, TEXT), part)
+    )
+    return f"{shown(line, quote=True)} has an invalid {next(invalid)}"
+
+
 def _parse(line: str) -> Item:
     """The item of a line. Raises ``ValueError`` with what is wrong with it."""
     word, _, rest = line.partition(" ")
     kind = WORDS.get(word)
-    names = [f.name for f in fields(kind)] if kind is not None else []
-    # The last one is a file's name or path, which may have spaces.
-    parts: dict[str, Any] = dict(zip(names, rest.split(" ", len(names) - 1), strict=False))
-    if kind is None or len(parts) < len(names):
-        known = ", ".join(WORDS)
-        raise ValueError(
-            f"{shown(line, quote=True)} is not a lock line ({known}, each with its parts)"
-        )
-    for name, part in parts.items():
-        if not re.fullmatch(FORMS.get(name, r"[^\x00-\x1f\x7f]+"), part):
-            raise ValueError(f"{shown(line, quote=True)} has an invalid {name}")
+    match = _pattern(word).fullmatch(rest) if kind is not None else None
+    if kind is None or match is None:
+        raise ValueError(_what_is_wrong(line, rest, kind))
+    parts: dict[str, Any] = match.groupdict()
     for name in ("size", "number"):
         if name in parts:
             parts[name] = int(parts[name])

@@ -45,6 +45,9 @@ OWN_CONTEXTS = {
 """Build contexts that our layers have."""
 RELEASE = r"[0-9]+(\.[0-9]+)+[a-z0-9.]*"
 """The name of a value that is its version, too: Python's form (PEP 440), with a dot."""
+TRIPLE = r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*)){2}"
+USUAL = rf"{TRIPLE}(-[a-z][a-z0-9]*)?"
+"""How versions of https://semver.org begin, and most of them."""
 RESERVED_SECRETS = ("ca", "index")
 """Of the step that installs wheels."""
 MAX_VARIANTS = 10_000
@@ -98,11 +101,9 @@ class MatrixChecks:
         version = pin.version or value
         if isinstance(pin, GitPin):
             return version if pin.version or re.fullmatch(RELEASE, value) else None
-        if not isinstance(pin, ImagePin) and re.fullmatch(RELEASE, version):
-            return version
-        from semver import Version
-
-        if Version.is_valid(version):
+        if _is_semver(version) or (
+            not isinstance(pin, ImagePin) and re.fullmatch(RELEASE, version)
+        ):
             return version
         if pin.version is not None:
             self.report.add(
@@ -389,3 +390,15 @@ class MatrixChecks:
                     f"the variants {other!r} and {name!r} cannot be told apart by bake",
                     "let them differ in more than `.` and `_`",
                 )
+
+
+def _is_semver(text: str) -> bool:
+    """Whether this is a version of https://semver.org. The usual ones, and what does not begin as
+    one, need no parser."""
+    if re.fullmatch(USUAL, text):
+        return True
+    if not re.match(TRIPLE, text):
+        return False
+    from semver import Version
+
+    return Version.is_valid(text)

@@ -12,6 +12,7 @@ from sparkimage.core.process import Runner
 INPUTS = ("images", "patches", "matrix.yaml", "matrix.lock")
 """What decides an image: a commit to anything else changes neither labels nor digest."""
 UNKNOWN = "unknown"
+NONE = Origin(source=UNKNOWN, revision=UNKNOWN, epoch=0)
 
 
 def of(project: Path, source: str | None, runner: Runner) -> Origin:

@@ -15,6 +15,9 @@ SOCKET_PATH_MAX = 107
 LONGEST_SOCKET = "containerd/containerd-debug.sock"
 """The longest socket path that dockerd and its containerd make below their run folder."""
 
+MODELS = "models"
+"""The folder in the home with the manifests of pushed models."""
+
 
 def home() -> Path:
     """The state folder: $SPARKIMAGE_HOME, else sparkimage/ under the user's XDG data folder.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from sparkimage.nodes import receipts as local_receipts
 from sparkimage.nodes.concurrent import Errors, run_on_all
 from sparkimage.nodes.retag import PREVIOUS, FleetUpdate, Retag
 from sparkimage.nodes.session import NodeReport, NodeSession, sessions, survey
-from sparkimage.nodes.snapshot import NodeImage, NodeSnapshot
+from sparkimage.nodes.snapshot import STAGING, NodeImage, NodeSnapshot
 from sparkimage.nodes.ssh import IMAGES
 
 
@@ -105,13 +105,16 @@ def look(
     fleet: Fleet,
     store: Store,
     *,
-    repositories: Collection[str],
     only: str | None,
     patience_s: float,
     also: Callable[[NodeSession], None] = lambda _session: None,
 ) -> tuple[NodeView, ...]:
-    """Every node with its images of the repositories, or (``only``) those of one name and its
-    previous one, and what ``also`` looks at. A node that failed has an ``error``."""
+    """Every node with our images, or (``only``) those of one name and its previous one, and what
+    ``also`` looks at. A node that failed has an ``error``.
+
+    Ours are the names in the repositories of this machine's store and of the nodes' receipts, and
+    those of an image that has the labels of one, where it has no such name.
+    """
     reports = survey(fleet, IMAGES, patience_s=patience_s, also=also)
     # An engine's id is one or the other.
     digests = {
@@ -121,14 +124,21 @@ def look(
     }
 
     shown = None if only is None else (only, only + PREVIOUS)
+    seen = [report.snapshot for report in reports if report.snapshot is not None]
+    given = [str(receipt.get("name")) for node in seen for receipt in node.receipts]
+    repositories = {name.rpartition(":")[0] for name in (*store.names(), *given)}
+
+    def ours(image: NodeImage) -> list[str]:
+        known = [tag for tag in image.tags if tag.rpartition(":")[0] in repositories]
+        labelled = f"{LABEL}variant" in image.labels
+        return known or [tag for tag in image.tags if labelled and STAGING not in tag]
 
     def tagged(snapshot: NodeSnapshot) -> Iterator[TaggedImage]:
         for image in snapshot.images:
             digest = digests.get(image.id) or snapshot.receipt_of(image).get("digest")
             when = snapshot.receipt(digest).get("when")
-            for tag in image.tags:
-                ours = tag.rpartition(":")[0] in repositories
-                if ours and (shown is None or tag in shown):
+            for tag in ours(image):
+                if shown is None or tag in shown:
                     yield TaggedImage(
                         name=tag, identity=image.identity,
                         digest=str(digest) if digest else None,

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sparkimage.core.files import write
+from sparkimage.core.paths import MODELS
 from sparkimage.nodes.model_manifest import Entry, Manifest
-
-FOLDER = "models"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class Model:
 
 def cache_of(home: Path, source: Path) -> Path:
     """The file with the hashes of a folder of this machine."""
-    return home / FOLDER / "hashes" / f"{_key(str(source))}.json"
+    return home / MODELS / "hashes" / f"{_key(str(source))}.json"
 
 
 def keep(
@@ -55,15 +54,15 @@ def keep(
         "nodes": list(nodes),
         "files": [asdict(entry) for entry in manifest.entries],
     }
-    (home / FOLDER).mkdir(parents=True, exist_ok=True)
+    (home / MODELS).mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=1) + "\n"
-    write(home / FOLDER / f"{_key(folder)}.json", text.encode(), mode=0o600)
+    write(home / MODELS / f"{_key(folder)}.json", text.encode(), mode=0o600)
 
 
 def kept(home: Path) -> list[Model]:
     """All models, by path; files that are no manifests are left out."""
     found = []
-    for path in (home / FOLDER).glob("*.json"):
+    for path in (home / MODELS).glob("*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found.append(_read(json.loads(path.read_text())))
     return sorted(found, key=lambda model: model.folder)

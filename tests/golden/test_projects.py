@@ -97,7 +97,7 @@ def test_the_tables(golden: Callable[[str, str], None]) -> None:
         whole = plans(made)
         shown = [plan for plan in whole if plan.variant in made.groups["default"]]
         said += [f"{name}: {counted}; {len(shown)} of {len(whole)} variants:"]
-        said += show.as_table(shown, WIDTH)
+        said += show.plans_table(shown).text(WIDTH).splitlines()
     golden("projects.txt", "".join(f"{line.rstrip()}\n" for line in said))
 
 

@@ -16,7 +16,7 @@ def test_the_table_at_80_columns(golden: Callable[[str, str], None]) -> None:
     read = matrix.load(PROJECT / "matrix.yaml")
     held = lockfile.load(PROJECT / "matrix.lock")
     plans = planning.make_all(read, read.variants, held, Origin(source="s", revision="r", epoch=0))
-    text = "".join(f"{line}\n" for line in show.as_table(plans, 80))
+    text = show.plans_table(plans).text(80)
     assert all(len(line) <= 80 for line in text.splitlines())
     for one in plans:
         assert one.variant in text

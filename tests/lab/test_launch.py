@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from sparkimage.build.engine.engine import Engine
+from sparkimage.core import paths
 from sparkimage.nodes import model_store
 from sparkimage.nodes.model_manifest import Entry, Manifest
 from sparkimage.serve.command import CHAT_TEMPLATE
@@ -349,7 +350,7 @@ def test_a_model_that_is_not_what_was_pushed(nodes: OnNodes) -> None:
         )  # fmt: skip
         assert "node1" not in said
     finally:
-        shutil.rmtree(home / model_store.FOLDER)
+        shutil.rmtree(home / paths.MODELS)
 
 
 def test_all_that_is_wrong_with_the_nodes_at_once(ready: Serving) -> None:

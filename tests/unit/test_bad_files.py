@@ -115,7 +115,7 @@ def use(folder: Path, name: str, content: bytes) -> ConfigError | LockError | No
             lock = maker.locked(read)
         plans = planning.make_all(read, read.variants, lock, maker.ORIGIN)
         json.dumps([plan.to_dict() for plan in plans])
-        show.as_table(plans, 80)
+        show.plans_table(plans).text(80)
         bake.policy(plans, Mirrors(rules=read.mirrors))
         for variant in read.variants:
             list(PatchPlanner(matrix=read, variant=variant, lock=lock).states())

@@ -366,11 +366,11 @@ def test_plans_made_together_are_those_made_one_by_one(folder: Path) -> None:
 
 def test_several_repositories_have_a_column(folder: Path) -> None:
     made = list(plans(load(folder, TEXT)).values())
-    head, *lines = show.as_table(made, 120)
+    head, *lines = show.plans_table(made).text(120).splitlines()
     assert head.split() == ["repository", "variant", "platform", "versions", "layers", "download"]
     assert "other/place  debug-arm64" in "\n".join(lines)
     one_place = [plan for plan in made if plan.image.startswith("other/place:")]
-    assert show.as_table(one_place, 120)[0].startswith("variant ")
+    assert show.plans_table(one_place).text(120).startswith("variant ")
 
 
 def test_the_platforms_of_an_image_have_its_repository_and_axes(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from sparkimage.core.program import as_called
 from sparkimage.core.units import human
@@ -15,7 +16,6 @@ from sparkimage.serve.doctor.checks import (
     finding,
     node_check,
 )  # fmt: skip
-from sparkimage.serve.explain import failures
 
 XID = re.compile(r"Xid \([^)]*\): (?P<xid>[0-9]+)")
 FALLEN = re.compile(r"fallen off")
@@ -55,6 +55,18 @@ def gpu_log(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     for line in lines:
         if match := XID.search(line):
             counts[match["xid"]] = counts.get(match["xid"], 0) + 1
+    if counts:
+        yield from _xids(counts)
+    if "79" not in counts and any(map(FALLEN.search, lines)):
+        yield finding("gpu-log/fallen")
+    if any("NV_ERR_NO_MEMORY" in line for line in lines):
+        yield finding("gpu-log/memory")
+
+
+def _xids(counts: Mapping[str, int]) -> Findings:
+    """What each fault means, which the known failures say."""
+    from sparkimage.serve.explain import failures
+
     known = failures.known().by_id["gpu-fault"]
     for xid, count in counts.items():
         if xid in ECHO and set(counts) - set(ECHO):
@@ -66,7 +78,3 @@ def gpu_log(_cluster: ClusterReport, node: NodeSnapshot) -> Findings:
             what=value.title if value is not None else f"Xid {xid}",
             fix=as_called(value.fix if value is not None else known.fix),
         )  # fmt: skip
-    if "79" not in counts and any(map(FALLEN.search, lines)):
-        yield finding("gpu-log/fallen")
-    if any("NV_ERR_NO_MEMORY" in line for line in lines):
-        yield finding("gpu-log/memory")

@@ -18,7 +18,6 @@ from sparkimage.serve.doctor.checks import (
     node_check,
     several,
 )  # fmt: skip
-from sparkimage.serve.explain import failures
 
 FULL = 1_000_000_000
 """Bytes free below which Docker does not work reliably: containers, logs and caches need some."""
@@ -84,6 +83,8 @@ def keeps_no_memory(node: NodeSnapshot) -> bool:
 @node_check("combinations", seen=lambda node: node.kernel)
 def combinations(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
     """A kernel, or the image's NCCL, that is known to fail on such nodes."""
+    from sparkimage.serve.explain import failures
+
     for subject, what in (
         (f"kernel {node.kernel}", {"kernel": node.kernel}),
         (f"NCCL {cluster.nccl}", {"nccl": cluster.nccl or None}),
