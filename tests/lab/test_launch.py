@@ -128,7 +128,6 @@ def test_four_nodes_serve_and_are_proven(ready: Serving) -> None:
         (rdma,) = [row for row in rows if row[:5] == ["✓", str(rank), node, "via", "NET/IB"]]
         assert rdma[5] in ("1", "2")
         assert ["✓", str(rank), node, "no", "NET/Socket", "none"] in rows
-    assert max(map(len, said.splitlines())) <= 80
     for phase in ("ranks joined", "weights", "compile", "graph capture", "ready"):
         assert done.stderr.count(f": {phase}\n") == 4, phase
 
@@ -815,7 +814,6 @@ def test_a_dead_heads_zombies_are_found_and_stopped(ready: Serving) -> None:
         "node4 hold their GPUs", "sparkimage stop",
     )  # fmt: skip
     assert done.stdout.count("running, zombie") == 3
-    assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 80
     # Gone altogether, they are found just the same.
     ready.docker("node1", "rm", "vllm")
     said = ok(ready.run("stop"))

@@ -21,14 +21,13 @@ def test_nodes_lists_the_images_of_each_node(shipment: Shipment) -> None:
     output = ok(shipment.run("nodes"))
     assert "someone" not in output
     for node in fleet:
-        (line,) = [line for line in output.splitlines() if f" {node.name} " in line]
+        (line,) = [line for line in output.splitlines() if f"\t{node.name}\t" in line]
         assert node.version.partition("+")[0] in line
         assert node.store in line
         assert "GB" in line
     (line,) = [line for line in output.splitlines() if NAME in line]
     assert line.split()[:3] == ["=", NAME, image.digest[7:19]]
     assert line.rstrip().endswith("all 4 nodes")
-    assert max(len(line.rstrip()) for line in output.splitlines()) <= 80
 
     facts = json.loads(ok(shipment.run("nodes", VARIANT, "--json")))
     assert [one["node"] for one in facts] == NODES
