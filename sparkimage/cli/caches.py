@@ -56,13 +56,14 @@ def caches(
             del fact[left_out]
         facts.append({**fact, **({"nodes": names} if names is not None else {})})
     table = base.new_table(
-        "caches", "for", "GPU", "size", *(["nodes"] if fleet else []), right=["size"],
-        whole=["caches", "size"],
+        "caches", "saved (UTC)", "variant", "profile", "model", "GPU", "size",
+        *(["nodes"] if fleet else []), right=["size"], wrap=["nodes"],
+        drop=["GPU", "saved (UTC)", "profile", "model"],
     )  # fmt: skip
     for one, names in rows:
         cells = [
-            f"{one.key.id}\n{base.date(one.when)}",
-            f"{one.variant}, {one.key.profile}\n{one.model}", one.key.gpus, human(one.size),
+            one.key.id, base.date(one.when), one.variant, one.key.profile, one.model,
+            one.key.gpus, human(one.size),
         ]  # fmt: skip
         table.add_row(*map(base.plain, cells), *([", ".join(names)] if names is not None else []))
     if not saved and not as_json:

@@ -122,7 +122,7 @@ def _print(found: Survey) -> None:
     from sparkimage.nodes import login
 
     columns = ("node", "role", "log in", "data", "interface", "RDMA", "GPUs", "")
-    table = base.new_table(*columns, whole=["node", "role", "data", "interface"])
+    table = base.new_table(*columns, wrap=["RDMA"], drop=["role", "GPUs", "interface"])
     for node in found.nodes:
         seen = found.snapshots.get(node.name)
         table.add_row(
@@ -131,12 +131,11 @@ def _print(found: Survey) -> None:
             str(len(seen.gpus)) if seen is not None else "?",
             "new" if node in found.new else "",
         )  # fmt: skip
-    terminal = base.console()
     if found.nodes:
-        terminal.print(table)
+        base.print_table(table)
     for one in found.left_out:
-        terminal.print(f"left out: {base.plain(one.host)} ({one.source}): {base.plain(one.why)}")
+        base.paragraph(f"left out: {base.plain(one.host)} ({one.source}): {base.plain(one.why)}")
     for todo in found.to_do:
-        terminal.print(f"\n{base.WARNING} {todo.node}: {base.plain(todo.why)}", soft_wrap=False)
+        base.paragraph(f"\n{base.WARNING} {todo.node}: {base.plain(todo.why)}")
         if todo.command:
-            terminal.print(f"    {base.plain(todo.command)}", soft_wrap=True)
+            base.show(f"    {base.plain(todo.command)}")
