@@ -16,6 +16,15 @@ SOCKETS = """\
 """
 
 TRUE: dict[str, tuple[tuple[str, str], ...]] = {
+    "only-following": (
+        (
+            f"{VLLM}18416",
+            (
+                "RuntimeError: Worker failed with error 'odd', please check the stack trace above "
+                "for the root cause"
+            ),
+        ),
+    ),
     "unknown-runtime": (
         (
             "https://github.com/NVIDIA/nvidia-docker/issues/578",
@@ -696,6 +705,7 @@ TRUE: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 LOOKS_LIKE: dict[str, tuple[str, ...]] = {
+    "only-following": ("KeyboardInterrupt", "asyncio.exceptions.CancelledError"),
     "unknown-runtime": ("Runtimes: io.containerd.runc.v2 nvidia runc", "unknown runtime error"),
     "no-gpu-driver": ('could not select device driver "none" for volume data',),
     "no-driver-library": ("load library failed: libother.so.1: no such file",),

@@ -20,6 +20,8 @@ FRAMES: dict[str, tuple[str, str]] = {
     "network": (f"{PACKAGES}/torch/distributed/rendezvous.py", "ValueError: odd"),
     "arguments": (f"{PACKAGES}/vllm/config/vllm.py", "ValueError: HiSparse needs CUDA."),
     "cache-memory": (f"{PACKAGES}/vllm/v1/core/kv_cache_utils.py", "ValueError: No free blocks"),
+    "runner": (f"{PACKAGES}/vllm/v1/worker/gpu_model_runner.py", "IndexError: odd"),
+    "kv-transfer": (f"{PACKAGES}/lmcache/v1/cache_engine.py", "IndexError: odd"),
     "cuda": (f"{PACKAGES}/torch/cuda/__init__.py", "RuntimeError: odd"),
     "processes": ("/usr/lib/python3.12/multiprocessing/synchronize.py", "FileNotFoundError: odd"),
 }
@@ -42,7 +44,7 @@ LINES: dict[str, str] = {
 def place_of(*lines: str) -> str | None:
     (match,) = knowledge.read(lines)
     assert not match.known
-    assert match.place is None or match.title.endswith(match.place.where)
+    assert match.place is None or match.title.endswith((match.place.where, match.line[-9:]))
     return match.place.id if match.place else None
 
 
@@ -78,6 +80,15 @@ def test_files_that_most_tracebacks_pass_through_count_last() -> None:
     end = "ValueError: this kernel does not support that"
     assert place_of(*traceback([f"{PACKAGES}/vllm/v1/engine/core.py"], end)) == "kernels"
     assert place_of(*traceback(["/opt/plugin/loader.py"], "ValueError: odd")) is None
+
+
+def test_what_vllm_says_of_its_arguments_is_in_the_title_unless_another_part_raised_it() -> None:
+    frame, end = FRAMES["arguments"]
+    (match,) = knowledge.read(traceback([frame], end))
+    assert match.title == "vLLM refuses its arguments: HiSparse needs CUDA."
+    (match,) = knowledge.read(traceback([frame, "/opt/harmony/__init__.py"], end))
+    assert match.place
+    assert match.title.endswith(match.place.where)
 
 
 def test_a_warning_of_torch_with_a_month_of_one_digit_is_no_failure() -> None:

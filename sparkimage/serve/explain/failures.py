@@ -28,8 +28,14 @@ COLD_CACHE = "cold-cache"
 WORKER_DIED = "worker-died"
 FIRST_FAULT = "first-fault"
 """The entry of a fault that no other one knows."""
+ONLY_FOLLOWING = "only-following"
+"""The entry of a log that has nothing but what follows from another failure."""
 WORD = re.compile(r"\w{3,}", re.ASCII)
 """What a sign is looked up by: see ``Sign.word``."""
+SAID = re.compile(r"\b[A-Z]\w+(?:Error|Exception): (?P<message>\S.*)")
+"""An exception's message."""
+LONGEST_TITLE = 120
+"""Characters of a message in a title."""
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -72,6 +78,9 @@ class Match:
     @property
     def title(self) -> str:
         """What failed."""
+        said = SAID.search(self.line) if self.place and self.place.title else None
+        if self.place and said:
+            return f"{self.place.title}: {said['message'][:LONGEST_TITLE]}"
         if self.place:
             return f"Not in the list of known failures; it began {self.place.where}"
         return (self._value and self._value.title) or self.entry.title
@@ -196,10 +205,11 @@ class Value(Strict):
         )
 
 
-RANKS = ("root", "general", "transport", "echo", "wrapper")
+RANKS = ("root", "general", "transport", "outcome", "echo", "wrapper")
 """What a failure is to the others: where it began; the same, told by its kind alone (left out where
-a root is there); the network that carries it; what another rank or process noticed of it; and what
-only says that something failed."""
+a root is there); the network that carries it; what became of a process or a container (left out
+where a cause is there); what another rank or process noticed of it; and what only says that
+something failed."""
 
 
 class Entry(Strict):
@@ -212,7 +222,7 @@ class Entry(Strict):
     when: Literal["rdma-enabled", "tcp-used", "after-start"] | None = None
     cause: Text
     fix: Text
-    rank: Literal["root", "general", "transport", "echo", "wrapper"] = "root"
+    rank: Literal["root", "general", "transport", "outcome", "echo", "wrapper"] = "root"
     values: list[Value] = Field(default=[])
     info: bool = False
     persists: bool = False

@@ -24,6 +24,7 @@ HINTS = (
     "rror", "ERROR", "xception", "WARN", "fatal", "Fatal", "FATAL", "FAILED", "panic", "CRITICAL",
     "Xid", "NVRM", "not found", "Segmentation", "terminate called", "SIG", "core dumped", "Killed",
     "core proc(s)", "no matching manifest", "cannot find", "refused", "docker: ", "unknown flag",
+    "sh: ",
 )  # fmt: skip
 """A line without one of these is none; looked for first."""
 _CLASS = r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*"
@@ -51,9 +52,9 @@ _OTHERS = re.compile(
     | Failed\ core\ proc\(s\):\ .*-\d
     | Segmentation\ fault | Fatal\ Python\ error | ^terminate\ called
     | \bSIG(?:SEGV|BUS|ABRT|ILL|FPE)\b
-    | \bNCCL\ WARN\b | \(core\ dumped\) | ^Killed$
+    | \bUCX\ +ERROR\b | \bNCCL\ WARN\b | \(core\ dumped\) | ^Killed$
     | error\ while\ loading\ shared\ libraries | ^exec\ \S+:
-    | ^(?:/bin/)?(?:ba)?sh:\ .*(?:not\ found|error)
+    | ^(?:/bin/)?(?:ba)?sh:\ .*(?:not\ found|error|denied|No\ such)
     | ^panic:\ | ^fatal\ error:\ | ^thread\ '.*'\ panicked | ^(?:ERROR|Error|FATAL|fatal|FATA)\b\W
     """,
     re.VERBOSE,

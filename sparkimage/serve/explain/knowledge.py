@@ -19,7 +19,15 @@ from sparkimage.serve.explain.loglines import QUIET, Line, clean, parse
 QUOTES = re.compile(r"\b(?:Received request|Generated response) ")
 """vLLM's logs of requests quote users and models: what they say did not happen here.
 https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/logger.py"""
+REQUEST = "Exception in ASGI application"
+"""What uvicorn writes before the traceback of a request that failed."""
 SHOWN_FAULTS = 3
+ENDED = re.compile(r"KeyboardInterrupt|SystemExit|[Cc]ancelled|Parent process exited")
+BARE = re.compile(r"\b[A-Z]\w*(?:Error|Empty|Timeout):?\s*$")
+"""An exception without a message."""
+CONTINUED = 3
+"""Lines after a fault that may be of its message: some messages have several lines, and a terminal
+or a form breaks long ones."""
 PACKAGES = re.compile(r"^.*/(?:site|dist)-packages/")
 
 
@@ -39,6 +47,14 @@ class Reading:
     """The server ended after it was ready."""
     _stopping: bool = False
     """The server was ready, and was told to end."""
+    _wrapper: Fault | None = None
+    """The first line that only says that something else failed."""
+    _request: bool = False
+    """What is read tells of a request that failed, and the server goes on."""
+    _message: Line | None = None
+    """The message of the last fault that no entry knows, as far as it was read."""
+    _message_end: int = 0
+    """The last line that may be of it."""
 
     def take(self, line: str | bytes) -> None:
         """Read the next line."""
@@ -51,6 +67,8 @@ class Reading:
         phase = self.facts.take(self.lines, text, parsed.node)
         if phase:
             self._is_up(phase)
+        if parsed.level:
+            self._request = self.facts.up and REQUEST in text
         if parsed.level in QUIET:
             if "Shutting down" in text and self.facts.up and not self._dead:
                 self._stopping = True
@@ -62,8 +80,27 @@ class Reading:
             return
         fault = self._faults.take(self.lines, parsed, while_up=self.facts.up)
         hit = self._look_up(parsed)
+        if hit:
+            self._message = None
+        elif self._message and not fault:
+            self._continue(self._message, parsed)
         if fault:
+            for entry in hit if fault.frames else ():
+                if entry.id in self._found:
+                    self._found[entry.id].captured.setdefault("frame", fault.frames[-1])
             self._judge(fault, hit)
+
+    def _continue(self, message: Line, line: Line) -> None:
+        """Look for known failures in a message of several lines."""
+        if self.lines > self._message_end:
+            self._message = None
+        elif line.process in ("", message.process) and line.level in ("", message.level):
+            for between in (" ", ""):
+                whole = message._replace(text=message.text + between + line.body.strip())
+                if self._look_up(whole):
+                    self._message = None
+                    return
+            self._message = whole
 
     def _look_up(self, line: Line) -> list[Entry]:
         """Note the known failures of a line, each once."""
@@ -86,20 +123,25 @@ class Reading:
 
     def _judge(self, fault: Fault, hit: Sequence[Entry]) -> None:
         text = fault.line.text
+        if self._request:
+            return
         if self._faults.has_earlier(fault) and (self._dead or not self.facts.up):
             return
         if self.known.is_handled(text):
             return
         if self.known.is_wrapper(text):
             self._dead = self._dead or self.facts.up
+            self._wrapper = self._wrapper or fault
         elif not any(entry.rank == "echo" for entry in hit):
+            if not hit and not self._faults.has_earlier(fault):
+                self._message, self._message_end = fault.line, self.lines + CONTINUED
             self._faults.keep(fault)
 
     def _note(self, entry: Entry, line: Line, captured: dict[str, str]) -> None:
         if self._stopping and entry.rank in ("echo", "wrapper"):
             return
         # Where requests are served, the failure of one is none of the server.
-        of_request = self.facts.up and line.process.startswith(REQUESTS)
+        of_request = self._request or (self.facts.up and line.process.startswith(REQUESTS))
         found = self._remarks if of_request and entry.rank in story.CAUSES else self._found
         match = found.get(entry.id)
         if match is None:
@@ -147,21 +189,40 @@ class Reading:
         found += self._cold()[:1]
         ranks = {match.entry.rank for match in found}
         if not ranks & {*story.CAUSES}:
-            found += self._unknown()
+            found += self._not_after(found)
         elif not ranks & {"root", "transport"}:
             found += self._before(found)
         ranks = {match.entry.rank for match in found}
-        left_out = {"wrapper", "general"} if "root" in ranks else {"wrapper"}
+        left_out = {"wrapper"}
+        if "root" in ranks:
+            left_out.add("general")
+        if ranks & {"root", "general", "transport"}:
+            left_out.add("outcome")
         specific = [match for match in found if match.entry.rank not in left_out]
+        if not found and self._wrapper and self._failed(self._wrapper):
+            found = [self._as_match([self._wrapper], failures.ONLY_FOLLOWING)]
         return story.follow(story.by_rank(specific or found))
 
     def began(self) -> Match | None:
         """The first fault, known or not."""
         return next(iter(self._unknown()), None)
 
+    def _failed(self, wrapper: Fault) -> bool:
+        """Whether such a line means that the server failed: not where it was told to end."""
+        return not self.facts.up and not ENDED.search(wrapper.line.body)
+
+    def _not_after(self, found: Sequence[Match]) -> list[Match]:
+        """The first faults; of those after an echo not what has no message: it follows from it."""
+        echoes = [match.line_number for match in found if match.entry.rank == "echo"]
+        return [
+            match
+            for match in self._unknown()
+            if not echoes or match.line_number < min(echoes) or not BARE.search(match.line)
+        ]
+
     def _before(self, found: Sequence[Match]) -> list[Match]:
         """The first fault, if it came before all that is known by its kind alone."""
-        first = min(match.line_number for match in found if match.entry.rank == "general")
+        first = min(one.line_number for one in found if one.entry.rank in ("general", "outcome"))
         return [match for match in self._unknown()[:1] if 0 < match.line_number < first]
 
     def _unknown(self) -> list[Match]:
@@ -170,19 +231,25 @@ class Reading:
             faults.setdefault(fault.line.body.strip(), []).append(fault)
         return [self._as_match(same) for same in list(faults.values())[:SHOWN_FAULTS]]
 
-    def _as_match(self, same: Sequence[Fault]) -> Match:
+    def _as_match(self, same: Sequence[Fault], id_: str = failures.FIRST_FAULT) -> Match:
         first = same[0]
         processes = ", ".join(dict.fromkeys(f.line.process for f in same if f.line.process))
+        place = None
+        if id_ == failures.FIRST_FAULT:
+            place = places.find(self.known.places, first.frames, first.line.text)
+        if place and place.title and first.frames and not place.has_file(first.frames[-1]):
+            # What was called in it failed.
+            place = place.model_copy(update={"title": ""})
         seen = [f"in {processes}"] if processes else []
         if first.frames and not first.line.nccl:
             seen.append(f"raised in {PACKAGES.sub('', first.frames[-1])}")
         return Match(
-            entry=self.known.by_id[failures.FIRST_FAULT], line_number=first.number,
+            entry=self.known.by_id[id_], line_number=first.number,
             line=first.line.text, captured={}, count=len(same), source=self.source,
             process=first.line.process, time=first.line.time,
             near=(*first.before, first.line.text, *first.after),
             note=", ".join(seen),
-            place=places.find(self.known.places, first.frames, first.line.text),
+            place=place,
         )  # fmt: skip
 
     def _with_nccl(self, match: Match) -> Match:

@@ -20,20 +20,24 @@ _ENTITY = re.compile(r"&(?:lt|gt|quot|amp|apos|#\d{1,6}|#x[0-9a-fA-F]{1,6});")
 _ESCAPED = re.compile(r"""\\(["'])""")
 _PREFIX = re.compile(
     r"""
-    \((?P<process>[A-Za-z][\w .-]*pid=\d+)[^)]*\)[ \t]?
+    \((?P<process>[A-Za-z][\w ,.-]*pid=\d+)[^)]*\)[ \t]?
     | (?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)[ ]
         (?P<date_>\d\d-\d\d)[ ](?P<clock_>\d\d:\d\d:\d\d)(?:[ ]\[?[^\]\s]+:\d+\])?[ ]?
     | (?P<plain>DEBUG|INFO|WARNING|ERROR|CRITICAL):[ \t]+
     | (?P<name>[A-Za-z0-9][\w.-]{0,62})[ \t]*\|[ \t]?
     | \[?(?:\d{4}-)?(?P<date>\d\d-\d\d)[T ](?P<clock>\d\d:\d\d:\d\d)
         [\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?[ \t]
+    | [A-Z]+[ ]\d{4}-\d\d-\d\dT[\d:.]+Z?[ ](?P<shipper>\[[^\]]*\][ ]?)
     | (?P<ray>DEBUG|INFO|WARNING|ERROR|CRITICAL)[ \t]+\S+\.py:\d+[ ]--[ ]
     | \[(?P<rank>rank\d+)\]:?[ \t]?
     | \[(?P<glog>[DIWEF])(?P<month>\d{1,2})(?P<day>\d\d)[ ](?P<clock__>\d\d:\d\d:\d\d)[^\]]*\][ ]?
     | (?P<host>[\w.<>-]+):(?P<pid>\d+):\d+[ ]\[-?\d+\][ ](?P<file>\S+:\d+[ ])?
         NCCL[ ](?P<nccl>[A-Z]+)[ ]?
+    | \[\d{4}-(?P<date__>\d\d-\d\d)[ ](?P<clock____>\d\d:\d\d:\d\d),\d+[ ]
+        (?P<raylet>[DIWEC])[^\]]*\]
+        (?:[ ]\(\w+\))?[ ]?
     | (?P<mon>Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[ ]+(?P<dom>\d\d?)[ ]
-        (?P<clock___>\d\d:\d\d:\d\d)[ ](?P<machine>\S+)[ ][\w./-]+(?:\[\d+\])?:[ ]
+        (?P<clock___>\d\d:\d\d:\d\d)[ ](?:(?P<machine>\S+)[ ])?[\w./-]+(?:\[\d+\])?:[ ]
     | time="[^"]*"[ ]level=(?P<logfmt>\w+)[ ]msg="?
     | \[[ ]*\d+\.\d{3,6}\][ ]
     """,
@@ -41,7 +45,14 @@ _PREFIX = re.compile(
 )
 """What stands before a message, the commonest first; a line may have several, in any order."""
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
-_LEVELS = {"D": "DEBUG", "I": "INFO", "W": "WARNING", "WARN": "WARNING", "E": "ERROR"}
+_LEVELS = {
+    "D": "DEBUG",
+    "I": "INFO",
+    "W": "WARNING",
+    "WARN": "WARNING",
+    "E": "ERROR",
+    "C": "CRITICAL",
+}
 QUIET = frozenset({"INFO", "DEBUG", "TRACE"})
 """Levels at which no failure is told."""
 MAX_PREFIXES = 6
@@ -94,9 +105,11 @@ def parse(text: str) -> Line:
         elif kind == "clock__":
             level = match["glog"]
             time = f"{int(match['month']):02}-{match['day']} {match['clock__']}"
-        elif kind == "machine":
+        elif kind == "raylet":
+            level, time = match["raylet"], f"{match['date__']} {match['clock____']}"
+        elif kind in ("machine", "clock___"):
             month = _MONTHS.index(match["mon"]) + 1
-            node = node or match["machine"]
+            node = node or match["machine"] or ""
             time = f"{month:02}-{int(match['dom']):02} {match['clock___']}"
         elif kind == "logfmt":
             level = match["logfmt"].upper()

@@ -25,6 +25,8 @@ class Place(Strict):
     """It counts where nothing narrower does: most tracebacks pass through it."""
     where: Text
     """After "it began"."""
+    title: str = ""
+    """Before an exception's message, where the messages of this part say all."""
     cause: Text
     fix: Text
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from sparkimage.serve.explain import failures
 from sparkimage.serve.explain.failures import RANKS, Match
 
-CAUSES = ("root", "general", "transport")
+CAUSES = ("root", "general", "transport", "outcome")
 
 
 def by_rank(matches: Iterable[Match]) -> list[Match]:
