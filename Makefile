@@ -100,8 +100,10 @@ schema: reference
 pictures: venv ## Draw the pictures of docs/ (IMAGE=NAME: with the layers of an image of the store)
 	$(BIN)/python -P -m tools.pictures $(IMAGE)
 
-recordings: venv ## Run the commands whose terminals docs/ shows, in the lab, and draw what they print
+recordings: docs-tools ## Draw what commands print in the lab, for docs/ (IMAGE=NAME: and the report of an image)
 	$(PYTEST) -q tests/lab/record_terminals.py
+	$(if $(IMAGE),./build.py report $(IMAGE) --output out/report.html)
+	$(if $(IMAGE),$(DOCS)/bin/python -P tools/report_picture.py out/report.html "$$(command -v chromium)")
 
 DOCS := .venv-docs
 

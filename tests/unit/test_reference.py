@@ -65,6 +65,12 @@ def test_every_page_that_the_program_names_is_there() -> None:
         assert not anchor or anchor in map(failures.slug, headings), (name, anchor)
 
 
+def test_every_page_has_its_place_in_the_site() -> None:
+    docs = PROJECT / "docs"
+    placed = re.findall(r"[\w/-]+\.md$", (PROJECT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(placed) == sorted(str(page.relative_to(docs)) for page in docs.rglob("*.md"))
+
+
 def test_every_variable_of_a_user_is_on_its_page() -> None:
     page = (PROJECT / "docs" / "reference" / "environment.md").read_text()
     named = {
