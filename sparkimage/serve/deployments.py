@@ -46,6 +46,8 @@ class Member(ServerSpec):
     """Its command names vLLM."""
     stopped: str = ""
     """Why it does nothing although it runs, where its processes were looked at."""
+    blocked: str = ""
+    """Its process that was in the kernel and could not be interrupted, if any."""
 
     @property
     def lives(self) -> bool:

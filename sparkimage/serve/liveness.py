@@ -81,6 +81,11 @@ def stopped(member: Member, found: Sequence[Process]) -> str:
     return ""
 
 
+def blocked(found: Sequence[Process]) -> str:
+    """The first process in state D. One may be there for a moment, on its way. Pure."""
+    return next((str(process) for process in found if process.state.startswith("D")), "")
+
+
 def with_processes(session: NodeSession, members: Sequence[Member]) -> tuple[Member, ...]:
     """The containers of a node with what their processes show. Raises ``UnreachableError``."""
 
@@ -89,8 +94,10 @@ def with_processes(session: NodeSession, members: Sequence[Member]) -> tuple[Mem
             return member
         words = [*session.remote.docker.split(), "top", member.id, "-eo", "pid,stat,args"]
         # One that has ended since has none.
-        listed = session.remote.run(words, check=False).stdout
-        return member.model_copy(update={"stopped": stopped(member, processes(listed))})
+        found = processes(session.remote.run(words, check=False).stdout)
+        return member.model_copy(
+            update={"stopped": stopped(member, found), "blocked": blocked(found)}
+        )  # fmt: skip
 
     return tuple(map(look, members))
 
@@ -117,7 +124,7 @@ def ask(deployment: Deployment, sessions: Mapping[str, NodeSession]) -> Deployme
     stall = no_tokens(server)
     if not stall:
         return replace(deployment, health=health)
-    said = waiting_ranks(deployment.members, sessions)
+    said = *blocked_ranks(deployment.members), *waiting_ranks(deployment.members, sessions)
     return replace(deployment, health="no tokens", broken=(stall, *said))
 
 
@@ -168,6 +175,15 @@ def _engines(server: Server) -> Engines:
 
 def _requests(samples: Mapping[str, float]) -> int:
     return int(sum(samples.get(name, 0.0) for name in BUSY))
+
+
+def blocked_ranks(members: Sequence[Member]) -> list[str]:
+    """Which ranks have a process in the kernel, a sentence each. Pure."""
+    return [
+        f"rank {member.rank} on {member.node} is in the kernel: {member.blocked} is in state D"
+        for member in members
+        if member.blocked
+    ]
 
 
 def waiting_ranks(members: Sequence[Member], sessions: Mapping[str, NodeSession]) -> list[str]:

@@ -37,7 +37,7 @@ SETTLE_S = 1.0
 """Seconds of silence after a failure: what the other ranks say of it comes before."""
 POLL_S = 0.3
 LOOK_S = 20.0
-"""Seconds between two looks at the processes of ranks that are being warmed up."""
+"""Seconds between two looks at the ranks' processes."""
 LAST, LAST_OF_OTHERS = 12, 3
 """Lines that an error shows of the log of the rank that failed first, and of the others."""
 
@@ -144,8 +144,9 @@ class Waiting:
         self._logs = {rank.rank: Log(reading=Reading(source=rank.name)) for rank in self.ranks}
         try:
             self._followers.start()
+            self._looked = time.monotonic()
             while not (self._health == HTTPStatus.OK and self._logs[HEAD].complete):
-                self._step(until)
+                self._watch(until)
             self._catch_up()
             # Docker may have logged less than the ranks wrote.
             latest = min(until, time.monotonic() + PROOF_S)
@@ -172,7 +173,6 @@ class Waiting:
             self._catch_up()
             return sum(log.compiled for log in self._logs.values())
 
-        self._looked = time.monotonic()
         try:
             return WarmUp(
                 # Its own limit ends it first.
@@ -194,9 +194,9 @@ class Waiting:
                 hint=f"see the whole log: repeat the command with --keep, then {program()} logs",
             ) from error
 
-    def _watch(self) -> None:
+    def _watch(self, until: float = math.inf) -> None:
         """Handle the next event, and look at the ranks' processes from time to time."""
-        self._step(math.inf, wait_s=POLL_S)
+        self._step(until, wait_s=POLL_S)
         if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()

@@ -570,6 +570,17 @@ def test_both_the_log_and_the_answer_count(ready: Serving) -> None:
     assert ready.containers() == NOTHING
 
 
+def test_a_rank_that_is_stopped_while_it_starts_is_named(ready: Serving) -> None:
+    ready.model("node2", hang="weights")
+
+    def stop() -> None:
+        ready.docker("node3", "kill", "--signal", "STOP", "vllm")
+
+    done = ready.during(ready.launching(), ready.waits, stop)
+    refused(done, LAUNCH_FAILED, "node3 (rank 2) is stopped: ", "is in state T", STOPPED)
+    assert ready.containers() == NOTHING
+
+
 @on_both
 def test_an_interrupt_stops_what_was_started(ready: Serving) -> None:
     ready.model("node2", hang="weights")

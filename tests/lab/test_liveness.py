@@ -162,3 +162,12 @@ PID     STAT    COMMAND
 def test_what_the_processes_of_a_rank_show(listed: str, values: dict[str, Any], said: str) -> None:
     rank = member(1, **{"runs_vllm": True, **values})
     assert liveness.stopped(rank, liveness.processes(listed)) == said
+
+
+def test_a_rank_in_the_kernel_is_named_where_no_token_comes() -> None:
+    blocked = liveness.blocked(liveness.processes(TOP.format("Dl")))
+    ranks = [member(0), member(1, blocked=blocked)]
+    assert liveness.blocked_ranks(ranks) == [
+        "rank 1 on n1 is in the kernel: VLLM::Worker_TP1 (process 4802) is in state D"
+    ]
+    assert liveness.blocked(liveness.processes(TOP.format("Rl"))) == ""
