@@ -56,8 +56,8 @@ def test_what_caches_spare(engine: Engine, tmp_path: Path) -> None:
 def test_how_long_until_status_says_that_a_rank_does_nothing(
     engine: Engine, tmp_path: Path
 ) -> None:
-    """From the moment at which a rank stops, or takes no step any more, to the end of `status`; what
-    `/health` says all that time is ok."""
+    """From the moment at which a rank stops, or takes no step any more, to the end of `status`;
+    what `/health` says all that time is ok."""
     with serving(engine, tmp_path / "serving") as ready:
         found: dict[str, list[float]] = {}
 
