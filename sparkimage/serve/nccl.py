@@ -31,6 +31,10 @@ NOTHING = hashlib.sha256().hexdigest()
 MISSING = re.compile(r"could not find the file|no such file", re.IGNORECASE)
 """What `docker cp` says of a file that is not there."""
 FIX = "remove VLLM_NCCL_SO_PATH from `env` of the profile and of the node"
+DAMAGE_FIX = (
+    "there: docker image rm --force the image, and others that share this layer; then distribute "
+    "it again"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +55,15 @@ class Library:
     def is_there(self) -> bool:
         return self.sha256 != NOTHING
 
+    def differs(self, other: Library) -> bool:
+        """It is known to be another file."""
+        if self.sha256 and other.sha256:
+            return self.sha256 != other.sha256
+        return bool(self.build_id) and self.build_id != other.build_id
+
     def __str__(self) -> str:
-        words = [f"Build ID {self.build_id}"] if self.build_id else []
+        words = [f"NCCL {self.version}"] if self.version else []
+        words += [f"Build ID {self.build_id}"] if self.build_id else []
         words += [f"sha256 {self.sha256[:12]}…"] if self.sha256 else []
         return ", ".join(words)
 
@@ -129,16 +140,16 @@ def require(
             detail="\n".join(lines(errors)),
         )
     by_rank = {session.name: seen[session.name] for session, _ in containers}
-    failed = [
-        f"✗ {name} (rank {rank}): {text}"
-        for rank, (name, texts) in enumerate(problems(by_rank, image, pinned).items())
-        for text in texts
-    ]
-    if failed:
+    found = problems(by_rank, image, pinned)
+    if failed := [name for name, texts in found.items() if texts]:
         raise LaunchError(
-            "the ranks would not load the same NCCL, as it is pinned",
-            detail="\n".join(failed),
-            hint="ranks with different builds of NCCL hang without a word",
+            f"{len(failed)} of {len(containers)} ranks would load another NCCL: it hangs without a "
+            "word",
+            detail="\n".join(
+                f"✗ {name} (rank {rank}): {text}"
+                for rank, (name, texts) in enumerate(found.items())
+                for text in texts
+            ),
         )
 
 
@@ -157,16 +168,12 @@ def problems(
 ) -> dict[str, list[str]]:
     """What is wrong with the files that the ranks on these nodes load, and what to do. Pure."""
     found = {node: list(_problems(files, image, pinned)) for node, files in seen.items()}
-    if any(found.values()) or len({frozenset(map(_build, files)) for files in seen.values()}) < 2:
-        return found
-    return {
-        node: [f"would load {one.path} with {one}\n    → {FIX}" for one in files]
-        for node, files in seen.items()
-    }
-
-
-def _build(library: Library) -> str:
-    return library.build
+    builds = {frozenset(one.build for one in files) for files in seen.values()}
+    if len(builds) > 1 and not any(found.values()):
+        for node, files in seen.items():
+            found[node] = [_text(f"would load {one.path}", one, "the same on all ranks", FIX)
+                           for one in files]  # fmt: skip
+    return found
 
 
 def _problems(
@@ -176,16 +183,17 @@ def _problems(
     for one in files:
         own = measured.get(one.path)
         if not one.is_there:
-            yield (
-                f"{one.path} is not in its container: another NCCL would be loaded, or none\n"
-                f"    → {FIX}; is a cache of the profile mounted over it?"
+            what, cause = (
+                f"{one.path} is not in its container",
+                "does a cache of the profile hide it?",
             )
-        elif own is not None and one.sha256 != own.sha256:
-            yield (
-                f"{one.path} has {one}; in the image it has {own}: it is damaged there, or "
-                "something is mounted over it\n"
-                "    → there: docker image rm --force IMAGE; then distribute it again"
-            )
+            yield _text(what, "nothing", pinned or "NCCL", f"{FIX}; {cause}")
+        elif own is not None and own.differs(one):
+            what = f"{one.path} is not the file of the image: damaged there, or mounted over"
+            yield _text(what, one, own, DAMAGE_FIX)
         elif pinned is not None and one.build != pinned.build:
-            pin = f"NCCL {pinned.version}".strip()
-            yield (f"would load {one.path} with {one}; {pin} is pinned with {pinned}\n    → {FIX}")
+            yield _text(f"would load {one.path}", one, f"{pinned} (the pinned one)", FIX)
+
+
+def _text(what: str, seen: object, expected: object, fix: str) -> str:
+    return f"{what}\n    seen: {seen}\n    expected: {expected}\n    → {fix}"

@@ -51,25 +51,38 @@ def test_files_of_nccl_that_are_as_they_should_be() -> None:
 
 
 def test_files_of_nccl_that_are_not() -> None:
-    assert "would load /m/libnccl.so.2 with Build ID cc, sha256 444444444444…; NCCL 2.30.4 is " in (
-        problems(OTHER)
-    )
-    assert "is pinned with Build ID aa" in problems(PIN, OTHER)
-    assert "would load /opt/t/libnccl.so.2 with Build ID bb" in problems(TORCH)
+    assert problems(PIN, OTHER).splitlines()[:3] == [
+        "would load /m/libnccl.so.2",
+        "    seen: NCCL 2.30.4, Build ID cc, sha256 444444444444…",
+        "    expected: NCCL 2.30.4, Build ID aa, sha256 111111111111… (the pinned one)",
+    ]
+    assert "would load /opt/t/libnccl.so.2" in problems(TORCH)
     assert "/gone/libnccl.so.2 is not in its container" in problems(GONE)
+    assert "/gone/libnccl.so.2 is not in its container" in problems(GONE, pinned=None)
     damaged = Library(path=PIN.path, build_id="aa", sha256="5" * 64)
-    assert "in the image it has Build ID aa, sha256 111111111111…: it is damaged" in (
-        problems(damaged)
-    )
-    assert "it is damaged" in problems(damaged, pinned=None)
+    for pinned in (PIN, None):
+        text = problems(damaged, pinned=pinned)
+        assert f"{PIN.path} is not the file of the image: damaged there" in text
+        assert "    seen: Build ID aa, sha256 555555555555…\n    expected: NCCL 2.30.4, " in text
+
+
+def test_a_file_of_the_image_whose_sha256_is_not_known() -> None:
+    """A large one under a name of its own."""
+    own = Library(path="/opt/libnccl-own.so", version="2.30.4", build_id="aa")
+    seen = {"n1": (Library(path=own.path, build_id="aa", sha256="6" * 64),)}
+    assert nccl.problems(seen, (own,), own) == {"n1": []}
+    other = {"n1": (Library(path=own.path, build_id="cc", sha256="6" * 64),)}
+    assert "is not the file of the image" in nccl.problems(other, (own,), own)["n1"][0]
 
 
 def test_ranks_that_differ_without_a_pin() -> None:
     found = nccl.problems({"n1": (SAME,), "n2": (OTHER,)}, IMAGE, None)
-    assert [text.partition(",")[0] for texts in found.values() for text in texts] == [
-        "would load /opt/libnccl.so.2 with Build ID aa",
-        "would load /m/libnccl.so.2 with Build ID cc",
-    ]
+    one, other = (text.splitlines() for texts in found.values() for text in texts)
+    assert one[:2] == [
+        "would load /opt/libnccl.so.2", "    seen: NCCL 2.30.4, Build ID aa, sha256 333333333333…",
+    ]  # fmt: skip
+    assert "Build ID cc" in other[1]
+    assert other[2] == "    expected: the same on all ranks"
 
 
 def test_what_a_node_says_of_its_files() -> None:
