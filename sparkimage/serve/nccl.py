@@ -30,7 +30,10 @@ READ_S = 120.0
 NOTHING = hashlib.sha256().hexdigest()
 MISSING = re.compile(r"could not find the file|no such file", re.IGNORECASE)
 """What `docker cp` says of a file that is not there."""
-FIX = "remove VLLM_NCCL_SO_PATH from `env` of the profile and of the node"
+FIX = (
+    "correct VLLM_NCCL_SO_PATH in `env` of the profile and the node (where the image sets it, they "
+    "win)"
+)
 DAMAGE_FIX = (
     "there: docker image rm --force the image, and others that share this layer; then distribute "
     "it again"
@@ -183,11 +186,8 @@ def _problems(
     for one in files:
         own = measured.get(one.path)
         if not one.is_there:
-            what, cause = (
-                f"{one.path} is not in its container",
-                "does a cache of the profile hide it?",
-            )
-            yield _text(what, "nothing", pinned or "NCCL", f"{FIX}; {cause}")
+            what = f"{one.path} is not in its container"
+            yield _text(what, "nothing", pinned or "NCCL", f"{FIX}, or the cache that hides it")
         elif own is not None and own.differs(one):
             what = f"{one.path} is not the file of the image: damaged there, or mounted over"
             yield _text(what, one, own, DAMAGE_FIX)

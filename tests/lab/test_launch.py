@@ -473,7 +473,7 @@ def test_another_build_of_nccl_on_one_node_is_refused_before_the_start(ready: Se
         f"✗ node3 (rank 2): would load {OTHER}\n      seen: "
         f"Build ID {nccl.build_id(PIN, 'other')}, ",
         f"expected: NCCL {PIN}, Build ID {nccl.build_id(PIN)}, ",
-        "→ remove VLLM_NCCL_SO_PATH",
+        "→ correct VLLM_NCCL_SO_PATH",
     )  # fmt: skip
     assert said.count("✗") == 1
     assert ready.containers() == NOTHING
