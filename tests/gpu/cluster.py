@@ -42,17 +42,23 @@ SMI = f'#!/bin/sh\nLD_LIBRARY_PATH={machine.IN_NODE} exec {machine.IN_NODE}/nvid
 OTHER_NCCL = "/nccl/libnccl.so.2"
 PRELOADS = """\
 #!/bin/sh
-# Starts containers with another libnccl than they are told to preload.
+# Starts containers whose entry point preloads another libnccl than their variables say: what is
+# looked at before the start is as it should be.
+mkdir -p /nccl
+cat >/nccl/entry.sh <<'EOF'
+#!/bin/sh
+LD_PRELOAD={path} exec vllm serve "$@"
+EOF
+chmod +x /nccl/entry.sh
 count=$#
 while [ "$count" -gt 0 ]; do
     word=$1
     shift
     count=$((count - 1))
-    case $word in
-    LD_PRELOAD=*) word=LD_PRELOAD={path} ;;
-    esac
     set -- "$@" "$word"
-    [ "$word" != --detach ] || set -- "$@" --volume /nccl:/nccl:ro
+    case $word in
+    create | --detach) set -- "$@" --volume /nccl:/nccl:ro --entrypoint /nccl/entry.sh ;;
+    esac
 done
 exec /usr/bin/docker "$@"
 """
