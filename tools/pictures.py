@@ -33,8 +33,8 @@ STYLE = (
 class Drawing:
     """An SVG that grows downwards."""
 
-    def __init__(self, says: str) -> None:
-        self.says, self.parts = says, list[str]()
+    def __init__(self, says: str, width: float = WIDTH) -> None:
+        self.says, self.width, self.parts = says, width, list[str]()
         self.y = 16.0
 
     def text(self, x: float, y: float, words: str, kind: str = "") -> None:
@@ -50,32 +50,44 @@ class Drawing:
             self.text(x + w / 2, y + 26 + 20 * number, line, "small" if number else "head")
         return h
 
-    def row(self, boxes: Sequence[tuple[str, ...]], kind: str = "box", gap: float = 16) -> None:
-        """Boxes beside each other over the whole width."""
-        w = (WIDTH - 32 - gap * (len(boxes) - 1)) / len(boxes)
+    def row(
+        self,
+        boxes: Sequence[tuple[str, ...]],
+        kind: str = "box",
+        gap: float = 16,
+        arrows: bool = False,
+    ) -> None:
+        """Boxes beside each other over the whole width, each leading to the next one."""
+        w = (self.width - 32 - gap * (len(boxes) - 1)) / len(boxes)
         heights = [
             self.box(16 + (w + gap) * number, self.y, w, lines, kind)
             for number, lines in enumerate(boxes)
         ]
+        if arrows:
+            self.parts += [
+                f'<path class="way" d="M{16 + w + 4 + (w + gap) * number:g} '
+                f'{self.y + max(heights) / 2:g}h{gap - 10:g}"/>'
+                for number in range(len(boxes) - 1)
+            ]
         self.y += max(heights)
 
     def down(self, columns: Sequence[float] = (0.5,), words: str = "") -> None:
         """Arrows to what comes below, at these parts of the width."""
         for column in columns:
-            x = 16 + column * (WIDTH - 32)
+            x = 16 + column * (self.width - 32)
             self.parts.append(f'<path class="way" d="M{x:g} {self.y + 3:g}v22"/>')
         if words:
             self.text(WIDTH / 2 + 14, self.y + 22, words, "small start")
         self.y += 36
 
     def svg(self) -> str:
-        h = self.y + 16
+        w, h = self.width, self.y + 16
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {h:g}" role="img" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w:g} {h:g}" role="img" '
             f'aria-label="{escape(self.says)}"><style>{STYLE}</style><defs><marker id="tip" '
             'viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
             '<path class="tip" d="M0 0l8 4l-8 4z"/></marker></defs>'
-            f'<rect class="back" width="{WIDTH}" height="{h:g}" rx="10"/>{"".join(self.parts)}'
+            f'<rect class="back" width="{w:g}" height="{h:g}" rx="10"/>{"".join(self.parts)}'
             "</svg>\n"
         )
 
@@ -101,6 +113,23 @@ def pipeline() -> str:
     )
     to.down((1 / 6,))
     to.row([("launch", "one server on all nodes: NCCL and RDMA proven in the logs of every rank")])
+    return to.svg()
+
+
+def overview() -> str:
+    """The same in one line, for a page that is wide."""
+    to = Drawing("matrix.yaml and its lock, build, verify, distribute to all nodes, launch", 940)
+    to.row(
+        [
+            ("matrix + lock", "inputs by hash"),
+            ("build", "from nothing else"),
+            ("verify", "a seal by digest"),
+            ("distribute", "all nodes or none"),
+            ("launch", "one server, proven"),
+        ],
+        gap=32,
+        arrows=True,
+    )
     return to.svg()
 
 
@@ -166,6 +195,7 @@ def record(name: str) -> None:
 def drawings() -> dict[str, str]:
     """Every drawing, by its file in docs/pictures/."""
     return {
+        "overview.svg": overview(),
         "pipeline.svg": pipeline(),
         "fleet.svg": fleet(),
         "layers.svg": layers(json.loads(LAYERS.read_text())),
