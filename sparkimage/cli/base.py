@@ -167,6 +167,11 @@ def project_folder() -> Path:
     return Settings.matrix_file.absolute().parent
 
 
+def has_fleet() -> bool:
+    """Whether the fleet file that commands read by default is there."""
+    return any((folder / "fleet.yaml").is_file() for folder in (Path(), project_folder()))
+
+
 def read_fleet(nodes: str) -> Fleet:
     """The nodes that ``--nodes`` names. Raises ``ConfigError`` or ``UsageError``."""
     from sparkimage.config import inventory

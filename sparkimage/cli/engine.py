@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import Annotated
 
 import typer
@@ -10,6 +12,7 @@ from sparkimage.cli import base
 from sparkimage.cli.options import flag
 from sparkimage.core import paths
 from sparkimage.core.process import Local
+from sparkimage.core.program import program
 from sparkimage.core.units import human
 
 app = typer.Typer(help="Start, stop or inspect the private Docker Engine.", no_args_is_help=True)
@@ -33,6 +36,27 @@ def down(
 
     private.down(paths.home(), Local(), purge)
     typer.echo(f"private engine stopped{' and removed' * purge}")
+
+
+@app.command("env")
+def env() -> None:
+    """Print what a shell needs to use the private engine by `docker`.
+
+    Example: `eval "$(sparkimage engine env)"`
+    """
+    from sparkimage.build.engine import engine
+
+    used = engine.find(paths.home(), Local())
+    if not used.private:
+        typer.echo(f"# nothing to set: the engine is your own, at {used.host}")
+        return
+    for name, value in used.environment.items():
+        if name == "PATH":
+            typer.echo(f'export PATH={shlex.quote(str(used.bin))}:"$PATH"')
+        else:
+            typer.echo(f"export {name}={shlex.quote(value)}")
+    if sys.stdout.isatty():
+        base.say(f'run: eval "$({program()} engine env)"')
 
 
 @app.command("status")

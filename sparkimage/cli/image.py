@@ -10,7 +10,6 @@ import typer
 
 from sparkimage.cli import base, options
 from sparkimage.cli.options import flag
-from sparkimage.core.program import program
 
 if TYPE_CHECKING:
     from sparkimage.config.matrix import Matrix
@@ -74,7 +73,7 @@ def build(
         _print(matrix, plans, plan_format)
         return
     from sparkimage.build.preflight import refuse_unresolved
-    from sparkimage.cli import show
+    from sparkimage.cli import next_steps, show
     from sparkimage.verify import pipeline
 
     refuse_unresolved(plans)
@@ -85,12 +84,10 @@ def build(
         base.print_json([show.facts(result) for result in results])
         return
     base.print_table(show.results_table(results))
-    plan = results[0].plan
-    base.show(
-        f"\n[bold]Next:[/] {program()} verify {plan.variant}\n"
-        f"      docker run --rm --gpus all {plan.image} MODEL   [dim](arguments follow "
-        f"`{' '.join(plan.entrypoint)}`)[/]",
+    lines = next_steps.after_build(
+        results[0].plan, context.engine, fleet=base.has_fleet(), gpu=next_steps.has_gpu()
     )
+    base.show("\n[bold]Next:[/] " + "\n      ".join(map(base.plain, lines)))
 
 
 def _print(matrix: Matrix, plans: Sequence[Plan], plan_format: options.PlanFormat) -> None:

@@ -106,9 +106,7 @@ def launch(
         store, reference, allow_unverified=allow_unverified, matrix=matrix
     )
     plan = record.plan
-    profile_name, settings = choices.pick(
-        dict(matrix.profiles), plan.variant, profile, len(fleet.nodes)
-    )
+    profile_name, settings = choices.pick(dict(matrix.profiles), plan.variant, profile, fleet)
     ranks = choices.order(fleet, settings.nodes)
     with store.in_use(base.say):
         files = layerindex.image_files(store, image)

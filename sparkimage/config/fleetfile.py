@@ -15,7 +15,7 @@ HEADER = """\
 version: 1
 nodes:
 """
-KEYS = ("control", "data", "user", "port", "role", "interface", "hca")
+KEYS = ("control", "data", "user", "port", "role", "interface", "hca", "gpus")
 
 
 def new(nodes: Sequence[Node]) -> str:

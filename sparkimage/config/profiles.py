@@ -117,6 +117,10 @@ class Profile(Strict):
     variants: list[str] = Field(min_length=1, description="globs on the variants that it fits")
     nodes: Positive = Field(default=1, description="how many it is for")
     gpus: Positive = Field(default=1, description="of each node")
+    scale: bool = Field(
+        default=False,
+        description="fits more nodes, too: all their GPUs are ranks, tensor and pipeline follow",
+    )
     rdma: bool | None = Field(
         default=None, description="NCCL must use InfiniBand or RoCE; default: with several nodes"
     )
@@ -147,7 +151,37 @@ class Profile(Strict):
     def wants_rdma(self) -> bool:
         return self.nodes > 1 if self.rdma is None else self.rdma
 
+    def on(self, nodes: int, gpus: int) -> Profile:
+        """Itself; one that scales on so many nodes with so many GPUs each.
 
+        Tensor parallelism divides a model's attention heads, whose number is a multiple of some
+        power of two: it takes as many of the GPUs, and pipeline parallelism the rest.
+        https://docs.vllm.ai/en/latest/serving/parallelism_scaling/
+        """
+        if not self.scale:
+            return self
+        ranks = nodes * gpus
+        tensor = ranks & -ranks
+        parallel = {"tensor_parallel": tensor, "pipeline_parallel": ranks // tensor}
+        serve = self.serve.model_copy(update=parallel)
+        return self.model_copy(update={"nodes": nodes, "gpus": gpus, "serve": serve})
+
+
+BUILT_IN: Mapping[str, Profile] = {
+    "auto": Profile(
+        variants=["*"],
+        scale=True,
+        serve=Serve(
+            prefix_caching=True, max_model_len=32768, max_num_seqs=8, gpu_memory_utilization=0.80
+        ),
+        caches={
+            "vllm": "/root/.cache/vllm",
+            "triton": "/root/.triton/cache",
+            "flashinfer": "/root/.cache/flashinfer",
+        },
+    )
+}
+"""For any model that the nodes hold together; a matrix may have one of the same name."""
 KEYS: Mapping[str, str] = {
     **{_flag(field): f"serve.{field}" for field in Serve.model_fields},
     "-tp": "serve.tensor_parallel",
@@ -186,7 +220,11 @@ def problems(profile: Profile, variants: Iterable[str]) -> Iterator[Finding]:
         if not fnmatch.filter(names, glob):
             yield ("variants", i), f"{glob!r} is no variant", validation.nearest(glob, names)
     tensor, pipeline = serve.tensor_parallel, serve.pipeline_parallel
-    if tensor * pipeline != profile.nodes * profile.gpus:
+    if profile.scale:
+        if (tensor, pipeline) != (1, 1):
+            what = "tensor and pipeline follow from the nodes where a profile scales"
+            yield ("serve", "tensor_parallel"), what, "leave them out, or leave out `scale`"
+    elif tensor * pipeline != profile.nodes * profile.gpus:
         what = f"tensor {tensor} x pipeline {pipeline} is not nodes {profile.nodes} x gpus "
         yield ("serve", "tensor_parallel"), f"{what}{profile.gpus}", "each GPU is one rank"
     if profile.port == profile.master_port:

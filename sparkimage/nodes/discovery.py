@@ -151,6 +151,7 @@ def entries(snapshots: Sequence[NodeSnapshot], known: Sequence[Node] = ()) -> li
                 name=_name(snapshot, names),
                 user=node.user or snapshot.user,
                 role="worker" if heads else "head",
+                gpus=len(snapshot.gpus) if len(snapshot.gpus) > 1 else None,
                 **(_link(snapshot, port, snapshots) if port is not None else {}),
             )
             names.add(node.name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from sparkimage.config.inventory import Fleet, Node, head_of
-from sparkimage.config.profiles import Profile, fitting
+from sparkimage.config.profiles import BUILT_IN, Profile, fitting
 from sparkimage.config.validation import nearest
 from sparkimage.core.errors import UsageError
+from sparkimage.core.units import plural
 from sparkimage.serve.command import serve_prefix
 
 CACHES = {"/.cache/vllm": "vllm", "/.triton/cache": "triton"}
@@ -27,12 +28,21 @@ def order(fleet: Fleet, count: int) -> tuple[Node, ...]:
 
 
 def pick(
-    profiles: dict[str, Profile], variant: str, wanted: str | None, nodes: int
+    profiles: dict[str, Profile], variant: str, wanted: str | None, fleet: Fleet
 ) -> tuple[str, Profile]:
-    """The requested profile; else the one for the variant on this number of nodes.
+    """The requested profile, as it is on these nodes; else the one for the variant on this number
+    of nodes; and for a variant that no profile is made for, the one that scales.
 
     Raises ``UsageError`` where there is none, or more than one.
     """
+    name, profile = _pick({**BUILT_IN, **profiles}, variant, wanted, len(fleet.nodes))
+    gpus = min(node.gpus if node.gpus is not None else profile.gpus for node in fleet.nodes)
+    return name, profile.on(max(len(fleet.nodes), profile.nodes), gpus or 1)
+
+
+def _pick(
+    profiles: dict[str, Profile], variant: str, wanted: str | None, nodes: int
+) -> tuple[str, Profile]:
     fits = fitting(profiles, variant)
     if wanted is not None:
         if wanted not in profiles:
@@ -45,19 +55,21 @@ def pick(
                 else f"add a glob for {variant} to its `variants` in the matrix",
             )
         return wanted, profiles[wanted]
-    if not fits:
-        raise UsageError(
-            f"no profile of the matrix is for {variant}",
-            hint="add one to `profiles:` in the matrix: docs/launch.md",
-        )
-    same = [name for name in fits if profiles[name].nodes == nodes]
+    scaling = [name for name in fits if profiles[name].scale and profiles[name].nodes <= nodes]
+    same = [name for name in fits if profiles[name].nodes == nodes and name not in scaling]
+    if not same and all("*" in profiles[name].variants for name in fits):
+        same = scaling
     if len(same) != 1:
-        available = ", ".join(f"{name} ({profiles[name].nodes} nodes)" for name in fits)
+        available = ", ".join(f"{name} ({_count(profiles[name])})" for name in fits)
         raise UsageError(
             f"{len(same) or 'no'} profiles are for {variant} on {nodes} nodes",
             hint=f"pass --profile NAME, or another number of --nodes: {available}",
         )
     return same[0], profiles[same[0]]
+
+
+def _count(profile: Profile) -> str:
+    return f"{plural(profile.nodes, 'node')}{' or more' if profile.scale else ''}"
 
 
 def uncached(entrypoint: tuple[str, ...], profile: Profile) -> list[str]:

@@ -128,6 +128,8 @@ class Launch:
             raise deployments.failure(errors, len(all_), "did not answer; nothing was started")
         self._require_image(all_)
         self._require(all_, ["interface"])
+        if shares := memory.shares([one.now for one in all_], self.request.profile, self.vllm):
+            self.view.say(shares)
         return command.containers(self.request, self._hosts(all_))
 
     def _look(self, session: NodeSession) -> None:

@@ -100,6 +100,28 @@ def cached(found: Sequence[Pool], part: float) -> str:
     return ""
 
 
+def shares(nodes: Sequence[NodeSnapshot], profile: Profile, vllm: str) -> str:
+    """What the model's weights take of each node, and what is left there for the KV cache; empty
+    where the model's size or the memory is unknown. Pure."""
+    size = max((node.model.size for node in nodes), default=0)
+    found = [pool for node in nodes for pool in pools(node, profile.gpus)]
+    if not size or not found:
+        return ""
+    ours = math.ceil(size / (profile.nodes * profile.gpus))
+    if any(node.unified for node in nodes):
+        ours *= profile.gpus
+    least = min(found, key=lambda pool: pool.total)
+    wanted = int(utilization(profile, vllm) * least.total)
+    on = "node" if any(node.unified for node in nodes) else "GPU"
+    text = f"the model is {human(size)}"
+    if len(found) > 1:
+        text += f", {human(ours)} on each of {len(found)} {on}s"
+    return (
+        f"{text}; vLLM takes {human(wanted)} of {human(least.total)} there, "
+        f"{human(max(0, wanted - ours))} of it for the KV cache and the rest"
+    )
+
+
 def require(nodes: Sequence[NodeSnapshot], profile: Profile, vllm: str, view: View) -> None:
     """Every node has the memory that its ranks take with this version of vLLM. Raises
     ``LaunchError`` with all that have not."""

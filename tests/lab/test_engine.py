@@ -22,6 +22,7 @@ from sparkimage.core.errors import EngineError, EnginePermissionError, NetworkEr
 from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Local
 from sparkimage.core.rights import root_prefix, run_as_root
+from tests.lab import command
 from tests.lab.tools import making
 
 NOBODY = 65534
@@ -136,6 +137,20 @@ def test_programs_that_call_docker_reach_the_engine_by_its_environment(lab: Lab)
     )
     assert said.stdout.strip() == str(lab.place.data)
     assert said.stderr == ""
+
+
+def test_a_shell_uses_the_engine_after_engine_env(lab: Lab) -> None:
+    made = lab.up()
+    env = {**os.environ, "SPARKIMAGE_HOME": str(lab.home), "SPARKIMAGE_ENGINE": "private"}
+    said = command.call(["engine", "env"], env)
+    assert said.returncode == 0, said.stderr
+    script = 'eval "$(cat)" && docker version --format "$DOCKER_HOST {{.Server.Version}}"'
+    shown = RUNNER.run(["sh", "-c", script], stdin=said.stdout)
+    assert shown.stdout == f"{made.host} {made.version}\n"
+    own = command.call(
+        ["engine", "env"], {**env, **made.environment, "SPARKIMAGE_ENGINE": "system"}
+    )
+    assert own.stdout == f"# nothing to set: the engine is your own, at {made.host}\n"
 
 
 def test_status_shows_the_engine(lab: Lab) -> None:

@@ -240,15 +240,20 @@ def test_the_head_is_first() -> None:
         choices.order(fleet, 5)
 
 
+def on(count: int, *, gpus: int | None = None) -> Fleet:
+    nodes = [Node(name=f"n{number}", control=f"n{number}", gpus=gpus) for number in range(count)]
+    return Fleet(nodes=tuple(nodes))
+
+
 def test_the_profile_for_so_many_nodes() -> None:
     known = {
         "four": profile(variants=["a*"], nodes=4),
         "one": profile(variants=["*"], nodes=1),
         "uno": profile(variants=["b"], nodes=1),
     }
-    assert choices.pick(known, "a1", None, 4)[0] == "four"
-    assert choices.pick(known, "a1", None, 1)[0] == "one"
-    assert choices.pick(known, "b", "uno", 4)[0] == "uno"
+    assert choices.pick(known, "a1", None, on(4))[0] == "four"
+    assert choices.pick(known, "a1", None, on(1))[0] == "one"
+    assert choices.pick(known, "b", "uno", on(4)) == ("uno", known["uno"])
     for variant, wanted, nodes, words in (
         ("b", None, 1, "2 profiles are for b on 1 nodes"),
         ("a1", None, 3, "no profiles are for a1 on 3 nodes"),
@@ -256,9 +261,37 @@ def test_the_profile_for_so_many_nodes() -> None:
         ("b", "fuor", 4, "no profile 'fuor'"),
     ):
         with pytest.raises(UsageError, match=words):
-            choices.pick(known, variant, wanted, nodes)
-    with pytest.raises(UsageError, match="no profile of the matrix"):
-        choices.pick({}, "a", None, 1)
+            choices.pick(known, variant, wanted, on(nodes))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "tensor", "pipeline"),
+    [
+        (1, 1, 1, 1),
+        (2, 1, 2, 1),
+        (3, 1, 1, 3),
+        (4, 1, 4, 1),
+        (6, 1, 2, 3),
+        (2, 8, 16, 1),
+        (3, 2, 2, 3),
+    ],
+)
+def test_a_profile_that_follows_from_the_nodes(
+    nodes: int, gpus: int, tensor: int, pipeline: int
+) -> None:
+    given = gpus if gpus > 1 else None
+    name, found = choices.pick({}, "a", None, on(nodes, gpus=given))
+    assert (name, found.nodes, found.gpus) == ("auto", nodes, gpus)
+    assert (found.serve.tensor_parallel, found.serve.pipeline_parallel) == (tensor, pipeline)
+    # A profile that is for all variants does not hide it, one that is for this one does.
+    wide = {"one": profile(variants=["*"], nodes=nodes + 1)}
+    assert choices.pick(wide, "a", None, on(nodes))[0] == "auto"
+    own = {"one": profile(variants=["a"], nodes=nodes + 1)}
+    with pytest.raises(UsageError, match=f"no profiles are for a on {nodes} nodes") as caught:
+        choices.pick(own, "a", None, on(nodes))
+    assert caught.value.hint.endswith(f"auto (1 node or more), one ({nodes + 1} nodes)")
+    assert choices.pick(own, "a", "auto", on(nodes))[0] == "auto"
+    assert choices.pick({"auto": own["one"]}, "a", None, on(nodes + 1))[1] == own["one"]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,15 @@ def test_four_sparks_on_a_switch() -> None:
     assert [node.role for node in nodes] == ["head", "worker", "worker", "worker"]
 
 
+def test_gpus_are_written_where_there_are_several() -> None:
+    second = "GPU-1f2e3d4c, [N/A]\n1, NVIDIA GB10, 580.95.05, [N/A], GPU-2, [N/A]"
+    two = edited("gpus", ("GPU-1f2e3d4c, [N/A]", second))
+    node = Node(name="a", control="a")
+    nodes = [spark_facts.spark(node, gpus=gpus) for gpus in (two, spark_facts.PARTS["gpus"])]
+    assert [discovery.entries([one])[0].gpus for one in nodes] == [2, None]
+    assert "    gpus: 2\n" in fleetfile.new(discovery.entries(nodes[:1]))
+
+
 def test_a_twin_without_an_address_is_left_out() -> None:
     bare = edited("rdma", *((line, "@") for line in spark_facts.PARTS["rdma"].split("\n")
                             if line.startswith("@gid roceP2p1s0f1")))  # fmt: skip

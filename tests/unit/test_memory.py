@@ -41,6 +41,20 @@ def found(memory_: str) -> tuple[list[str], str]:
     return short(node, given), memory.cached(memory.pools(node, 1), 0.8)
 
 
+def test_what_a_model_takes_is_said() -> None:
+    node = spark(memory=meminfo(110, 120))
+    assert memory.shares([node], profile(), "0.33.0") == (
+        "the model is 78.0 GB; vLLM takes 102.4 GB of 128.0 GB there, "
+        "24.4 GB of it for the KV cache and the rest"
+    )
+    four = memory.shares([node] * 4, profile(nodes=4), "0.33.0")
+    assert four.startswith("the model is 78.0 GB, 19.5 GB on each of 4 nodes; vLLM takes 102.4 GB")
+    gpus = memory.shares([spark(gpus=GPUS)], profile(gpus=2), "0.33.0")
+    assert gpus.startswith("the model is 78.0 GB, 39.0 GB on each of 2 GPUs; ")
+    assert memory.shares([spark(memory="")], profile(), "0.33.0") == ""
+    assert memory.shares([spark(model="")], profile(), "0.33.0") == ""
+
+
 def test_a_unified_machine() -> None:
     assert found(meminfo(110, 120)) == ([], "")
     (text,), _ = found(meminfo(40, 90))

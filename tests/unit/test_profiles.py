@@ -115,6 +115,7 @@ def test_a_good_profile(tmp_path: Path) -> None:
         ({"caches__more": "/root/.cache/vllm/more"}, "are inside each other"),
         ({"caches__more": "/root/.cache/vllm/"}, "are inside each other"),
         ({"restart": "always"}, "'no' or 'unless-stopped'"),
+        ({"scale": True}, "follow from the nodes where a profile scales"),
         ({"shm_size": "big"}, "does not have the right form"),
     ],
 )
