@@ -65,6 +65,16 @@ def test_every_page_that_the_program_names_is_there() -> None:
         assert not anchor or anchor in map(failures.slug, headings), (name, anchor)
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_beside_the_site_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)(?:#([\w-]+))?\)", (PROJECT / name).read_text())
+    for path, anchor in links:
+        page = PROJECT / path
+        assert page.exists(), path
+        headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in map(failures.slug, headings), (path, anchor)
+
+
 def test_every_page_has_its_place_in_the_site() -> None:
     docs = PROJECT / "docs"
     placed = re.findall(r"[\w/-]+\.md$", (PROJECT / "mkdocs.yml").read_text(), re.MULTILINE)
