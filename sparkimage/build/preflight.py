@@ -28,6 +28,8 @@ UNPACKED, COMPRESSED = 2.1, 0.95
 """Bytes of disk for each byte of wheels and packages: as files of a layer, and as its blob."""
 BASE_BYTES = 600_000_000
 """What a build takes beside: build contexts, the temporary files of a step, databases."""
+UNEVEN_BYTES = 1_000_000_000
+"""Of the wheels of one layer: of less, dividing it saves a node nothing."""
 CLOSED = "--network=none"
 """Flag of a RUN step: https://docs.docker.com/reference/dockerfile/#run---networknone"""
 WHEELS = re.compile(r"--mount=\S*\bfrom=uv(,|$)")
@@ -41,6 +43,8 @@ def check(plan: Plan, context: BuildContext) -> bool:
     or because the private engine's disk is short. Raises ``PreflightError``.
     """
     context.secrets.require([plan])
+    if advice := uneven(plan):
+        context.say(advice)
     lean = _lean(plan, context)
     capacity.check(plan, context)
     # The image is verified here, even where another machine builds it.
@@ -81,6 +85,20 @@ def _short(plan: Plan, context: BuildContext, *, lean: bool) -> str:
         needed = sum(each for other, each in needs if device(other) == device(place))
         if (free := free_bytes(place)) < needed:
             return f"{place} has {human(free)} free; {plan.variant} needs {human(needed)}"
+    return ""
+
+
+def uneven(plan: Plan) -> str:
+    """What to do about a layer with more than half of all wheels and packages; empty where there is
+    none, or nothing to divide."""
+    for layer in plan.layers:
+        size = sum(wheel.size for wheel in layer.wheels)
+        if len(layer.wheels) > 1 and size > max(UNEVEN_BYTES, plan.download_bytes / 2):
+            return (
+                f"layer {layer.name} has {human(size)} of {human(plan.download_bytes)}, and nodes "
+                "unpack one layer at a time: let other layers `select` some of its wheels "
+                "(docs/images.md)"
+            )
     return ""
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparkimage.build import preflight
 from sparkimage.build.builder import fingerprint
 from sparkimage.config import lockfile, matrix, planning
 from sparkimage.config.lockfile import Deb, Entry, Item, Lock, Wheel
@@ -23,6 +24,7 @@ from sparkimage.core.errors import LockError
 
 ORIGIN = Origin(source="https://example.org/x", revision="0" * 40, epoch=7)
 PLATFORMS = ("linux/amd64", "linux/arm64")
+PROJECT = Path(__file__).parents[2]
 
 
 def wheel(name: str, version: str = "1.0", size: int = 1) -> Wheel:
@@ -199,6 +201,53 @@ def test_every_wheel_goes_to_exactly_one_layer(
     wheels_of_layers = [w.name for layer in plan.layers[1:4] for w in layer.wheels]
     assert sorted(wheels_of_layers) == sorted(names)
     assert all(layer.wheels for layer in plan.layers[1:])
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("sizes", "advised"),
+    [
+        ((2.1, 0.1, 1.0), True),
+        # No more than half; one wheel, which cannot be divided; too little to matter.
+        ((1.0, 0.1, 1.5), False),
+        ((2.1, 0, 1.0), False),
+        ((0.8, 0.1, 0.1), False),
+    ],
+)
+def test_a_layer_with_more_than_half_of_the_bytes_is_told(
+    tmp_path: Path, sizes: tuple[float, float, float], advised: bool
+) -> None:
+    read = write(tmp_path, ["1.0.0"], ["2.0.0"])
+    plan = planning.make(read, read.variants[0], locked(read, ("cuda-x", "app")), ORIGIN)
+    cuda, second, rest = (wheel("w", size=int(size * GB)) for size in sizes)
+    wheels = {"low": (cuda, second)[: 2 if second.size else 1], "high": (rest,)}
+    layers = tuple(replace(la, wheels=wheels.get(la.name, la.wheels)) for la in plan.layers)
+    advice = preflight.uneven(replace(plan, layers=layers))
+    assert advice.startswith("layer low has 2.2 GB of 3.2 GB") == advised
+    assert bool(advice) == advised
+
+
+@pytest.mark.parametrize("project", [PROJECT, PROJECT / "sparkimage" / "data" / "project"])
+def test_no_layer_of_the_product_has_more_than_a_quarter_of_the_bytes(
+    project: Path, tmp_path: Path
+) -> None:
+    """Of the wheels and packages; also of what `init project` writes, with the same wheels."""
+    for name in ("images", "patches"):
+        (tmp_path / name).symlink_to(project / name)
+    text = (project / "matrix.yaml").read_text().replace("{{ name }}", "r")
+    (tmp_path / "matrix.yaml").write_text(text)
+    read = matrix.load(tmp_path / "matrix.yaml")
+    lock = lockfile.load(PROJECT / "matrix.lock")
+    plans = [plan for plan in planning.make_all(read, read.variants, lock, ORIGIN)
+             if not plan.unresolved]  # fmt: skip
+    assert plans
+    for plan in plans:
+        sizes = {la.name: sum(w.size for w in la.wheels) for la in plan.layers}
+        over = {name for name, size in sizes.items() if size > plan.download_bytes / 4}
+        assert not over, plan.variant
+        assert not preflight.uneven(plan)
 
 
 def test_the_fingerprint_is_of_what_decides_the_result(tmp_path: Path) -> None:

@@ -114,6 +114,5 @@ check_absent() {
 # The last word of every step.
 tidy() {
     find / -xdev -name __pycache__ -type d -newer /run/step-begin -prune -exec rm -rf {} +
-    find / -xdev -newer /run/step-begin ! -type l -exec touch -d "$step_date" {} +
-    find / -xdev -newer /run/step-begin -type l -exec touch -h -d "$step_date" {} +
+    find / -xdev -newer /run/step-begin -exec touch -h -d "$step_date" {} +
 }
