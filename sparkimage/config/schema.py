@@ -38,7 +38,9 @@ class WheelsUse(Strict):
 
     pin: Name = Field(description="a wheels pin")
     select: list[str] = Field(
-        default=[], description="globs on project names; default: all that no other layer takes"
+        default=[],
+        description="globs on project names; a wheel is in the lowest layer that selects it; "
+        "default: all that no other layer selects",
     )
     into: str | None = Field(
         default=None,
