@@ -156,13 +156,14 @@ def _execute(
     local = context.engine.private and not context.builder.remote
     if context.builder.remote or context.engine.containerd_store:
         cut = next((n for n, layer in enumerate(plan.layers) if layer.wheels), 0)
-        if local and lean and cut > 0:
+        in_parts = local and lean and cut > 0
+        if in_parts:
             image = export.build_on_lowest(plan, cut, own, folder, context)
         else:
             with export.prepared(plan, folder, context):
                 image = export.build(plan, own, folder, context)
         if lean:
-            export.drop_cache(context)
+            export.drop_cache(context, inputs=in_parts)
 
         def load() -> None:
             if not local:

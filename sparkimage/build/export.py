@@ -111,6 +111,9 @@ def drop_cache(context: BuildContext, *, inputs: bool = False) -> None:
     with locks.exclusive(context.home / CACHE_IN_USE, context.view.say, "builds, too"):
         argv = [*context.builder.buildx, "prune", *context.builder.options, "--all", "--force"]
         context.runner.run(argv, env=context.builder.environment)
+        if context.engine.private and not context.builder.remote:
+            # Else the files of the cache are on the disk yet when the image is unpacked.
+            content.collect_garbage(context.home, context.runner)
         if inputs:
             fetch.discard(context.home)
 

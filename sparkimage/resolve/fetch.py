@@ -47,8 +47,8 @@ from sparkimage.resolve.context import Inputs, ResolveContext
 from sparkimage.resolve.files import Download
 from sparkimage.resolve.wheels import ca_bundle
 
-INPUTS, ROOTS = "inputs", "roots"
-"""Folders of the home: what each layer's step sees as /run/inputs, and Debian roots."""
+INPUTS, ROOTS, TOOLS = "inputs", "roots", "tools"
+"""Folders of the home: what each layer's step sees as /run/inputs, Debian roots, the static uv."""
 ROOT_SCRIPT = Path(__file__).parents[1] / "data" / "root.sh"
 
 
@@ -110,10 +110,10 @@ def ready(plan: Plan, project: Path, context: ResolveContext, builder_arch: str)
 
 
 def discard(home: Path) -> None:
-    """Remove what ``ready`` has made of packages, roots and requirements; it is made again when it
-    is needed."""
-    for kept in (apt.CACHE, INPUTS, ROOTS):
-        shutil.rmtree(home / kept, ignore_errors=True)
+    """Remove what ``ready`` has made of packages, roots and requirements, and the static uv; it is
+    made again when it is needed."""
+    for place in (home / apt.CACHE, home / INPUTS, home / ROOTS, *(home / TOOLS).glob("uv-*")):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def available(layer: LayerPlan, context: ResolveContext) -> None:
@@ -154,7 +154,7 @@ def static_uv(arch: str, context: ResolveContext) -> Path:
     """
     pins = uv_pins()
     name = f"uv-{arch}-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
-    folder = context.home / "tools" / name
+    folder = context.home / TOOLS / name
     if (folder / "uv").is_file():
         return folder
     context.say("fetching the static uv")

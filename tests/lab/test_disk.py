@@ -115,13 +115,13 @@ def test_layers_that_are_built_on_those_below_are_the_same(spare: Spare) -> None
     plan = spare.plan("good-amd64")
     with builder.execute(plan, spare.context) as staged:
         whole = staged.image
-    with own_folders(spare.context.home, "debs", "inputs", "roots") as folders:
+    with own_folders(spare.context.home, "debs", "inputs", "roots", "tools") as folders:
         assert all(any(folder.iterdir()) for folder in folders)
         with builder.execute(plan, spare.context, lean=True) as staged:
             assert staged.image.digest == whole.digest
             assert staged.id == whole.digest
         # What the upper layers are made of has been made once more.
-        debs, inputs, roots = folders
+        debs, inputs, roots, _ = folders
         assert not debs.exists()
         assert not roots.exists()
         assert not any(inputs.glob("*/debs"))

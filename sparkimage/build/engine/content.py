@@ -59,7 +59,13 @@ def drop_files(home: Path, config: str, runner: Runner) -> None:
     They go with the label that keeps them: https://github.com/containerd/containerd/blob/main/docs/garbage-collection.md.
     """
     _ctr(home, ("content", "label", config, "containerd.io/gc.ref.snapshot.overlayfs="), runner)
-    # The end of a lease is what collects garbage at once.
+    collect_garbage(home, runner)
+
+
+def collect_garbage(home: Path, runner: Runner) -> None:
+    """Remove the files and blobs that nothing refers to any more; containerd would come to it some
+    seconds later. Raises ``CommandError``, ``PreflightError``."""
+    # The end of a lease is what collects at once.
     lease = f"sparkimage-{os.getpid()}"
     _ctr(home, ("leases", "create", "--id", lease), runner)
     _ctr(home, ("leases", "delete", "--sync", lease), runner)
