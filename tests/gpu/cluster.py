@@ -73,22 +73,36 @@ prlimit --memlock=unlimited:unlimited true 2>/dev/null || {
 WORKERS = "pgrep --full '[V]LLM::Worker' || pgrep --full '[m]ultiprocessing.spawn'"
 
 
-def profiles(gpus: int) -> dict[str, Any]:
-    """The ways in which the tests serve, for this number of GPUs."""
-    serve = {
+SHALLOW = {"num_hidden_layers": 2}
+"""Of a model on GPUs that nodes share: a GPU runs the kernels of one process at a time, so that
+every collective operation takes some of its time slices."""
+SEQUENCES = (2, 4, 8)
+
+
+def profiles(gpus: int, nodes: int) -> dict[str, Any]:
+    """The ways in which the tests serve, for this number of GPUs and of nodes."""
+    serve: dict[str, Any] = {
         "load_format": "dummy", "max_model_len": model.CONTEXT, "max_num_seqs": 8,
         "gpu_memory_utilization": 0.3, "more": ["--enforce-eager"],
     }  # fmt: skip
     drafts = {"method": "ngram", "num_speculative_tokens": 4}
     common = {"variants": ["*"], "env": machine.NO_MULTICAST, "caches": CACHES, "rdma": False}
     several = {**serve, "tensor_parallel": gpus}
+    everywhere = {**serve, "tensor_parallel": nodes}
+    if nodes > gpus:
+        everywhere["gpu_memory_utilization"] = round(0.6 * gpus / nodes, 2)
+        everywhere["more"] = [*serve["more"], "--hf-overrides", json.dumps(SHALLOW)]
     return {
         "gpu-one": {**common, "serve": {**serve, "more": []}},
         "gpu-eager": {**common, "serve": serve},
         "gpu-all-memory": {**common, "serve": {**serve, "gpu_memory_utilization": 0.9}},
         "gpu-drafts": {**common, "serve": {**serve, "speculative": drafts}},
         "gpu-several": {**common, "gpus": gpus, "serve": several},
-        "gpu-nodes": {**common, "nodes": gpus, "serve": several},
+        "gpu-nodes": {**common, "nodes": nodes, "serve": everywhere},
+        **{
+            f"gpu-{count}-sequences": {**common, "serve": {**serve, "max_num_seqs": count}}
+            for count in SEQUENCES
+        },
     }
 
 
@@ -113,12 +127,14 @@ class Results:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The nodes, one for each GPU, and the project in ``folder`` for them."""
+    """The nodes, each with one GPU, and the project in ``folder`` for them."""
 
     folder: Path
     fleet: Fleet
     numbers: tuple[int, ...]
     """Of the GPUs."""
+    shares: tuple[int, ...]
+    """The number of each node's GPU."""
     libraries: tuple[str, ...]
     image: str
     """Its name, in the store and on the nodes."""
@@ -131,6 +147,11 @@ class Cluster:
     @property
     def head(self) -> Node:
         return self.nodes[0]
+
+    @property
+    def shared(self) -> bool:
+        """Whether several nodes have the same GPU."""
+        return len(self.shares) > len(self.numbers)
 
     # GPUs
 
@@ -250,11 +271,10 @@ class Cluster:
     def status(self, name: str, nodes: Sequence[Node]) -> subprocess.CompletedProcess[str]:
         return self.run(f"{name}-status", "status", "--nodes", str(self.file(nodes)))
 
-    def probe(self, name: str, nodes: Sequence[Node]) -> dict[str, Any]:
-        """The battery of `probe` against the deployment."""
+    def probe(self, name: str, nodes: Sequence[Node], *words: str) -> dict[str, Any]:
+        """What `probe` measures of the deployment."""
         done = self.run(
-            f"{name}-probe", "probe", "--nodes", str(self.file(nodes)), "--streams", "1,8",
-            "--json", limit_s=300,
+            f"{name}-probe", "probe", "--nodes", str(self.file(nodes)), "--json", *words,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
@@ -316,33 +336,36 @@ def gate() -> tuple[str, ...]:
 def cluster(
     engine: Engine, folder: Path, image: str, results: Results, say: Callable[[str], None]
 ) -> Iterator[Cluster]:
-    """Nodes for the machine's GPUs, which have the image."""
+    """Nodes for the machine's GPUs."""
     numbers = machine.used(machine.gpus())
     driver = folder / "driver"
     libraries = machine.copy_driver(driver)
     say(f"GPUs {numbers}, driver's files: {', '.join(libraries)}")
+    shares = machine.shares(numbers)
     spec = Spec(
         release=Release.TRIXIE, disk_bytes=None,
         options=(f"--volume={driver}:{machine.IN_NODE}:ro", "--shm-size=16g"),
     )  # fmt: skip
-    specs = {f"node{n + 1}": spec for n in range(len(numbers))}
+    # Both stores; containerd's keeps the compressed layers, too: 4 GB more.
+    specs = {f"node{n + 1}": replace(spec, containerd_store=n == 0) for n in range(len(shares))}
     (folder / "nodes").mkdir()
     with fleets.fleet(engine, folder / "nodes", specs) as fleet:
         made = Cluster(
-            folder=project(folder / "project", len(numbers)), fleet=fleet, numbers=numbers,
-            libraries=tuple(libraries), image=image, results=results,
+            folder=project(folder / "project", len(numbers), len(shares)), fleet=fleet,
+            numbers=numbers, shares=shares, libraries=tuple(libraries), image=image,
+            results=results,
         )  # fmt: skip
 
         def prepare(node: Node) -> None:
             node.exec("sh", "-euc", UNLIMITED)
             put(node, {"/usr/local/bin/nvidia-smi": (0o755, SMI.encode()), **model.files()})
-            made.give(node, [numbers[made.nodes.index(node)]])
+            made.give(node, [shares[made.nodes.index(node)]])
 
         fleet.each(prepare)
         yield made
 
 
-def project(folder: Path, gpus: int) -> Path:
+def project(folder: Path, gpus: int, nodes: int) -> Path:
     """The product's project, with the tests' profiles."""
     folder.mkdir()
     for name in ("images", "patches", "matrix.lock"):
@@ -350,6 +373,6 @@ def project(folder: Path, gpus: int) -> Path:
     data: Mapping[str, Any] = yaml.safe_load((PROJECT / "matrix.yaml").read_text())
     # JSON is YAML.
     (folder / "matrix.yaml").write_text(
-        json.dumps({**data, "profiles": profiles(gpus)}, default=str)
+        json.dumps({**data, "profiles": profiles(gpus, nodes)}, default=str)
     )
     return folder

@@ -57,14 +57,14 @@ def image() -> str:
 def machine_nodes(
     results: Results, image: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    """A node for each GPU."""
+    """Nodes with a GPU each."""
     engine = ensure(paths.home(), Local(), print)
     with cluster(engine, tmp_path_factory.mktemp("gpu"), image, results, print) as made:
         smi = made.head.exec("nvidia-smi", *QUERY).splitlines()
         results.note(
             image=image, gpus=smi,
             machine=f"{platform.machine()}, {os.cpu_count()} cores, kernel {platform.release()}",
-            engine=engine.version,
+            engine=engine.version, shares=made.shares,
         )  # fmt: skip
         yield made
 
@@ -88,15 +88,9 @@ def gpus(distributed: Cluster) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def several(gpus: Cluster) -> Cluster:
-    """As ``gpus``, on a machine with several."""
+def together(gpus: Cluster) -> Cluster:
+    """The first node has all GPUs, of several."""
     if len(gpus.numbers) < 2:
         pytest.skip("one GPU")
+    gpus.give(gpus.head, gpus.numbers)
     return gpus
-
-
-@pytest.fixture
-def together(several: Cluster) -> Cluster:
-    """The first node has all GPUs."""
-    several.give(several.head, several.numbers)
-    return several

@@ -54,6 +54,16 @@ def used(numbers: Sequence[int]) -> tuple[int, ...]:
     return tuple(numbers[:count])
 
 
+def shares(numbers: Sequence[int]) -> tuple[int, ...]:
+    """The GPU of each node: one each, on $GPU_NODES nodes, two at least. More nodes than GPUs share
+    them: NCCL takes ranks on hosts of different names for different machines, and refuses one GPU
+    twice on one machine only.
+    https://github.com/NVIDIA/nccl/blob/master/src/init.cc ("Duplicate GPU detected")
+    """
+    count = int(os.environ.get("GPU_NODES") or max(2, len(numbers)))
+    return tuple(numbers[n % len(numbers)] for n in range(count))
+
+
 def copy_driver(to: Path) -> list[str]:
     """Copy the driver's libraries and nvidia-smi; their names there. A private engine does not see
     the machine's /usr."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,11 +17,14 @@ from sparkimage.cli.base import open_store
 from sparkimage.core.process import Local
 from sparkimage.verify import gpu, plan_record
 from tests.gpu import machine
-from tests.gpu.cluster import NAME, Cluster
+from tests.gpu.cluster import NAME, SEQUENCES, Cluster
+from tests.lab.node import Node
 
 NOT_OF_THE_IMAGE = {"node/infiniband", "node/memlock"}
 """Checks of the machine: one without RDMA, or that may not lift limits, fails them."""
 SEEN_WITHIN_S = 60.0
+SHORT = ("--streams", "1,4", "--tokens", "16", "--requests", "4")
+LONG = ("--streams", "8", "--tokens", "4000", "--requests", "20")
 
 
 def pinned(cluster: Cluster) -> str:
@@ -33,6 +37,25 @@ def causes(explained: dict[str, Any]) -> list[str]:
     """The ids of the known failures."""
     matches = [match for log in explained["logs"] for match in log["matches"]]
     return [str(match["id"]) for match in (*matches, *explained["across"])]
+
+
+def served(cluster: Cluster, name: str) -> None:
+    """All nodes serve, and each has proven its NCCL."""
+    done = cluster.launch(name, "gpu-nodes", cluster.nodes, "--no-warm-up")
+    assert done.returncode == 0, done.stderr
+    proven = [one for one in json.loads(done.stdout)["proof"] if one["ok"]]
+    assert len(proven) >= len(cluster.nodes)
+
+
+def broken(cluster: Cluster, name: str, nodes: Sequence[Node] | None = None) -> list[str]:
+    """The causes that are found after `status` has said that a deployment is broken."""
+    nodes = cluster.nodes if nodes is None else nodes
+    seen = cluster.until_broken(name, nodes, 2 * SEEN_WITHIN_S)
+    found = causes(cluster.explain(name, nodes))
+    cluster.results.note(**{f"{name} causes": found})
+    assert seen is not None
+    assert seen <= SEEN_WITHIN_S
+    return found
 
 
 def test_the_node_tier(gpus: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +74,7 @@ def test_the_node_tier(gpus: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_gpu(gpus: Cluster) -> None:
-    """With vLLM's own defaults: compiled, with CUDA graphs."""
+    """With vLLM's own defaults: compiled, with CUDA graphs; then again, with what was compiled."""
     done = gpus.launch("one", "gpu-one", gpus.nodes[:1])
     assert done.returncode == 0, done.stderr
     answer = gpus.complete(64)
@@ -59,8 +82,68 @@ def test_one_gpu(gpus: Cluster) -> None:
     assert answer["usage"]["completion_tokens"] == 64
     assert gpus.status("one", gpus.nodes[:1]).returncode == 0
     assert causes(gpus.explain("one", gpus.nodes[:1])) == []
-    probe = gpus.probe("one", gpus.nodes[:1])
+    probe = gpus.probe("one", gpus.nodes[:1], "--streams", "1,8")
     assert all(row["rate"] > 0 for row in probe["rows"])
+
+    gpus.restore()
+    assert gpus.launch("again", "gpu-one", gpus.nodes[:1]).returncode == 0
+
+
+def test_nodes_of_one_gpu_each(gpus: Cluster) -> None:
+    """NCCL over sockets between the engines; then a worker of the last node is stopped."""
+    served(gpus, "nodes")
+    assert gpus.complete(64)["usage"]["completion_tokens"] == 64
+    said = "".join(log.read_text() for log in gpus.logs("nodes", gpus.nodes))
+    assert "via NET/Socket" in said
+    assert set(causes(gpus.explain("nodes", gpus.nodes))) <= {"socket-fallback"}
+    gpus.probe("nodes", gpus.nodes, *(SHORT if gpus.shared else LONG))
+
+    with gpus.busy():
+        gpus.signal_worker("stopped", gpus.nodes[-1], "STOP")
+        broken(gpus, "stopped")
+
+
+def test_a_worker_that_is_killed(gpus: Cluster) -> None:
+    served(gpus, "killed")
+    gpus.signal_worker("killed", gpus.nodes[-1], "KILL")
+    assert broken(gpus, "killed") != []
+
+
+def test_a_head_that_is_killed(gpus: Cluster) -> None:
+    served(gpus, "headless")
+    gpus.head.docker("kill", NAME)
+    assert broken(gpus, "headless") != []
+
+
+def test_a_preload_that_is_missing(gpus: Cluster) -> None:
+    """The NCCL of torch would run, silently; the proof says so."""
+    last = gpus.nodes[-1]
+    gpus.preload(last, f"/nowhere/libnccl.so.{pinned(gpus)}")
+    done = gpus.launch("missing", "gpu-nodes", gpus.nodes, "--no-warm-up")
+    assert done.returncode != 0
+    assert "preload" in (done.stdout + done.stderr).lower()
+    assert re.search(r"ld\.so: object '/nowhere", gpus.logs("missing", gpus.nodes)[-1].read_text())
+    assert causes(gpus.explain("missing", gpus.nodes)) != []
+
+
+def test_two_versions_of_nccl(gpus: Cluster) -> None:
+    """They hang without a word: `launch` ends at its time limit, and `explain` names them."""
+    other = machine.other_nccl()
+    if other is None:
+        pytest.skip("no other NCCL: set GPU_OTHER_NCCL")
+    last = gpus.nodes[-1]
+    gpus.put_nccl(last, other)
+    gpus.preload(last, "/nccl/libnccl.so.2")
+    done = gpus.launch("versions", "gpu-nodes", gpus.nodes, "--no-warm-up", limit_s=150)
+    assert done.returncode != 0
+    banners = [
+        set(re.findall(r"NCCL version (\d+\.\d+\.\d+)", log.read_text()))
+        for log in gpus.logs("versions", gpus.nodes)
+    ]
+    gpus.results.note(**{"versions banners": [sorted(one) for one in banners]})
+    found = causes(gpus.explain("versions", gpus.nodes))
+    gpus.results.note(**{"versions causes": found})
+    assert found != []
 
 
 def test_all_gpus_of_one_node(together: Cluster) -> None:
@@ -71,43 +154,10 @@ def test_all_gpus_of_one_node(together: Cluster) -> None:
     assert proof[f"NCCL {pinned(together)}"].startswith(pinned(together))
     assert together.complete(256)["usage"]["completion_tokens"] == 256
     assert causes(together.explain("several", together.nodes[:1])) == []
-    together.probe("several", together.nodes[:1])
+    together.probe("several", together.nodes[:1], *LONG)
 
-    together.signal_worker("killed", together.head, "KILL")
-    assert together.until_broken("killed", together.nodes[:1], SEEN_WITHIN_S) is not None
-    assert causes(together.explain("killed", together.nodes[:1])) != []
-
-
-def test_nodes_of_one_gpu_each(several: Cluster) -> None:
-    """NCCL over sockets between the engines; then a worker of the last node is stopped."""
-    done = several.launch("nodes", "gpu-nodes", several.nodes, "--no-warm-up")
-    assert done.returncode == 0, done.stderr
-    assert len([one for one in json.loads(done.stdout)["proof"] if one["ok"]]) >= len(several.nodes)
-    assert several.complete(256)["usage"]["completion_tokens"] == 256
-    said = "".join(log.read_text() for log in several.logs("nodes", several.nodes))
-    assert "via NET/Socket" in said
-    assert set(causes(several.explain("nodes", several.nodes))) <= {"socket-fallback"}
-    several.probe("nodes", several.nodes)
-
-    with several.busy():
-        several.signal_worker("stopped", several.nodes[-1], "STOP")
-        seen = several.until_broken("stopped", several.nodes, 2 * SEEN_WITHIN_S)
-        found = causes(several.explain("stopped", several.nodes))
-        several.results.note(**{"stopped causes": found})
-    assert seen is not None
-    assert seen <= SEEN_WITHIN_S
-
-
-def test_a_preload_that_is_missing(together: Cluster) -> None:
-    """The old NCCL of torch would run, silently; the proof says so."""
-    together.preload(together.head, f"/nowhere/libnccl.so.{pinned(together)}")
-    done = together.launch("missing", "gpu-several", together.nodes[:1], "--no-warm-up")
-    assert done.returncode != 0
-    assert "preload" in (done.stdout + done.stderr).lower()
-    assert re.search(
-        r"ld\.so: object '/nowhere", together.logs("missing", together.nodes[:1])[0].read_text()
-    )
-    assert causes(together.explain("missing", together.nodes[:1])) != []
+    together.signal_worker("several killed", together.head, "KILL")
+    assert broken(together, "several killed", together.nodes[:1]) != []
 
 
 def test_memory_that_another_process_took(gpus: Cluster) -> None:
@@ -143,21 +193,16 @@ def test_drafts(gpus: Cluster) -> None:
     assert all(row["acceptance"] is not None for row in probe["rows"])
 
 
-def test_two_versions_of_nccl(several: Cluster) -> None:
-    """They hang without a word: `launch` ends at its time limit, and `explain` names them."""
-    other = machine.other_nccl()
-    if other is None:
-        pytest.skip("no other NCCL: set GPU_OTHER_NCCL")
-    last = several.nodes[-1]
-    several.put_nccl(last, other)
-    several.preload(last, "/nccl/libnccl.so.2")
-    done = several.launch("versions", "gpu-nodes", several.nodes, "--no-warm-up", limit_s=150)
-    assert done.returncode != 0
-    banners = [
-        set(re.findall(r"NCCL version (\d+\.\d+\.\d+)", log.read_text()))
-        for log in several.logs("versions", several.nodes)
-    ]
-    several.results.note(**{"versions banners": [sorted(one) for one in banners]})
-    found = causes(several.explain("versions", several.nodes))
-    several.results.note(**{"versions causes": found})
-    assert found != []
+def test_more_sequences_at_once(gpus: Cluster) -> None:
+    """Throughput rises with ``max_num_seqs`` where there are requests for it."""
+    rates = []
+    for count in SEQUENCES:
+        name = f"{count} sequences"
+        done = gpus.launch(name, f"gpu-{count}-sequences", gpus.nodes[:1], "--no-warm-up")
+        assert done.returncode == 0, done.stderr
+        probe = gpus.probe(name, gpus.nodes[:1], "--streams", "4,8", "--requests", "16")
+        rates.append([row["total"] for row in probe["rows"]])
+        gpus.restore()
+    (few, _), (_, _), (_, many) = rates
+    assert few < many
+    assert [all_ for _, all_ in rates] == sorted(all_ for _, all_ in rates)

@@ -7,7 +7,7 @@ from tests.lab.test_cdi import IMAGE, put_image
 
 
 def test_each_node_gives_its_own_gpu(machine_nodes: Cluster) -> None:
-    for node, number in zip(machine_nodes.nodes, machine_nodes.numbers, strict=True):
+    for node, number in zip(machine_nodes.nodes, machine_nodes.shares, strict=True):
         put_image(node)
         said = node.docker(
             "run", "--rm", "--network=none", "--device", "nvidia.com/gpu=all", IMAGE,

@@ -55,10 +55,23 @@ def test_the_small_model() -> None:
     assert len(set(model.alphabet())) == 256
 
 
-@pytest.mark.parametrize("gpus", [1, 2, 8])
-def test_the_profiles_fit_the_matrix(tmp_path: Path, gpus: int) -> None:
-    folder = cluster.project(tmp_path / "project", gpus)
+@pytest.mark.parametrize(
+    ("numbers", "nodes", "shares"),
+    [([0], "", (0, 0)), ([0, 1], "", (0, 1)), ([0], "4", (0, 0, 0, 0)), ([3, 5], "3", (3, 5, 3))],
+)
+def test_the_gpu_of_each_node(
+    monkeypatch: pytest.MonkeyPatch, numbers: list[int], nodes: str, shares: tuple[int, ...]
+) -> None:
+    monkeypatch.setenv("GPU_NODES", nodes)
+    assert machine.shares(numbers) == shares
+
+
+@pytest.mark.parametrize(("gpus", "nodes"), [(1, 2), (1, 4), (2, 2), (8, 8)])
+def test_the_profiles_fit_the_matrix(tmp_path: Path, gpus: int, nodes: int) -> None:
+    folder = cluster.project(tmp_path / "project", gpus, nodes)
     profiles = matrix.load(folder / "matrix.yaml").profiles
-    assert profiles["gpu-nodes"].nodes == gpus
+    assert profiles["gpu-nodes"].nodes == nodes
+    assert profiles["gpu-nodes"].serve.tensor_parallel == nodes
+    assert (profiles["gpu-nodes"].serve.gpu_memory_utilization or 0) * nodes / gpus <= 0.6
     assert profiles["gpu-several"].gpus == gpus
     assert all(one.env["NCCL_NVLS_ENABLE"] == "0" for one in profiles.values())
