@@ -109,12 +109,6 @@ def test_a_worker_that_is_killed(gpus: Cluster) -> None:
     assert broken(gpus, "killed") != []
 
 
-def test_a_head_that_is_killed(gpus: Cluster) -> None:
-    served(gpus, "headless")
-    gpus.head.docker("kill", NAME)
-    assert broken(gpus, "headless") != []
-
-
 def test_a_preload_that_is_missing(gpus: Cluster) -> None:
     """The NCCL of torch would run, silently; the proof says so."""
     last = gpus.nodes[-1]
@@ -134,7 +128,7 @@ def test_two_versions_of_nccl(gpus: Cluster) -> None:
     last = gpus.nodes[-1]
     gpus.put_nccl(last, other)
     gpus.preload(last, "/nccl/libnccl.so.2")
-    done = gpus.launch("versions", "gpu-nodes", gpus.nodes, "--no-warm-up", limit_s=150)
+    done = gpus.launch("versions", "gpu-nodes", gpus.nodes, "--no-warm-up", limit_s=110)
     assert done.returncode != 0
     banners = [
         set(re.findall(r"NCCL version (\d+\.\d+\.\d+)", log.read_text()))
@@ -158,6 +152,14 @@ def test_all_gpus_of_one_node(together: Cluster) -> None:
 
     together.signal_worker("several killed", together.head, "KILL")
     assert broken(together, "several killed", together.nodes[:1]) != []
+
+
+def test_drafts(gpus: Cluster) -> None:
+    """Speculative decoding by n-grams, which needs no draft model: `probe` has its acceptance."""
+    done = gpus.launch("drafts", "gpu-drafts", gpus.nodes[:1], "--no-warm-up")
+    assert done.returncode == 0, done.stderr
+    probe = gpus.probe("drafts", gpus.nodes[:1])
+    assert all(row["acceptance"] is not None for row in probe["rows"])
 
 
 def test_memory_that_another_process_took(gpus: Cluster) -> None:
@@ -185,12 +187,10 @@ def test_memory_that_another_process_took(gpus: Cluster) -> None:
     assert causes(gpus.explain("memory", gpus.nodes[:1])) != []
 
 
-def test_drafts(gpus: Cluster) -> None:
-    """Speculative decoding by n-grams, which needs no draft model: `probe` has its acceptance."""
-    done = gpus.launch("drafts", "gpu-drafts", gpus.nodes[:1], "--no-warm-up")
-    assert done.returncode == 0, done.stderr
-    probe = gpus.probe("drafts", gpus.nodes[:1])
-    assert all(row["acceptance"] is not None for row in probe["rows"])
+def test_a_head_that_is_killed(gpus: Cluster) -> None:
+    served(gpus, "headless")
+    gpus.head.docker("kill", NAME)
+    assert broken(gpus, "headless") != []
 
 
 def test_more_sequences_at_once(gpus: Cluster) -> None:
