@@ -4,3 +4,23 @@
 def test_cuda_home(root, env, check):
     header = root.file(env.get("CUDA_HOME", "") + "/include/cuda_runtime.h")
     check("CUDA_HOME has the runtime's headers", seen=header is not None, expected=True)
+
+
+PROGRAM = """
+#include <cuda/std/type_traits>
+__global__ void twice(float *values) { values[threadIdx.x] *= 2; }
+extern "C" int run(float *values) { twice<<<1, 32>>>(values); return cudaDeviceSynchronize(); }
+"""
+
+
+def test_nvcc_compiles_and_links(host, check):
+    """As FlashInfer does on the first start, which compiles kernels for the GPU that it finds."""
+    done = host.run(
+        "d=$(mktemp -d); printf %%s %s >$d/a.cu; cd $d; "
+        "$CUDA_HOME/bin/nvcc -arch=sm_121a -Xcompiler -fPIC -c a.cu -o a.o && "
+        "c++ a.o -shared -L$CUDA_HOME/lib64 -L$CUDA_HOME/lib64/stubs -lcudart -lcuda -o a.so && "
+        "echo built; rm -rf $d",
+        PROGRAM,
+    )
+    seen = done.stdout.strip() or done.stderr.strip()[-1000:]
+    check("nvcc with its headers, linked with libcudart and libcuda", seen=seen, expected="built")

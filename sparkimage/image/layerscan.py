@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 from sparkimage.image import elf, secrets
 
-VERSION = 4
+VERSION = 5
 """Raised with every change of the facts, so that those of an older version are not used."""
 CHUNK = 1 << 20
 SMALL = 1 << 20
@@ -22,7 +22,14 @@ HASHED = 16 << 20
 """Bytes up to which a file is hashed; a libnccl is, whatever its size."""
 
 NCCL = re.compile(r"(^|/)libnccl\.so[^/]*$")
-_NCCL_VERSION = re.compile(rb"NCCL version (\d+\.\d+\.\d+)")
+_SAID_IN_CODE = (
+    ("nccl", NCCL, re.compile(rb"NCCL version (\d+\.\d+\.\d+)")),
+    ("nvcc", re.compile(r"(^|/)bin/nvcc$"), re.compile(rb"compilation tools, release (\d+\.\d+)")),
+)
+"""The fact, its files, and what a program or library says of itself."""
+_NO = ("", None)
+_CUDART = re.compile(r"(^|/)cuda_runtime_api\.h$")
+_CUDART_VERSION = re.compile(rb"(?m)^#define\s+CUDART_VERSION\s+(\d+)")
 _KEPT = re.compile(
     r"^etc/ld\.so\.(preload|conf|conf\.d/.+\.conf)$|^(etc|usr/lib)/os-release$"
     r"|(^|/)nvidia_nccl[^/]*\.dist-info/RECORD$"
@@ -44,13 +51,14 @@ def learn(path: str, size: int, stream: IO[bytes]) -> dict[str, Any]:
     """Read a regular file of ``size`` bytes to its end.
 
     Returns ``sha256``; ``elf`` (as ``Elf.to_dict``); ``nccl``: the version string in a libnccl;
+    ``nvcc`` and ``cudart``: the release (13.0) of a CUDA compiler and of the runtime's headers;
     ``cuda``: of torch/version.py; ``secrets``: their kinds; ``certificates``: their count;
     ``packages``: name to version, by dpkg; ``lists``: the paths that a package of dpkg has;
     ``wheel``: name and version, by a wheel's METADATA;
     ``text`` of a few files.
     """
-    is_nccl = NCCL.search(path) is not None
-    digest = hashlib.sha256() if size <= HASHED or is_nccl else None
+    digest = hashlib.sha256() if size <= HASHED or NCCL.search(path) else None
+    fact, wanted = next(((f, said) for f, files, said in _SAID_IN_CODE if files.search(path)), _NO)
     version, tail = None, b""
 
     def read() -> bytes:
@@ -58,8 +66,8 @@ def learn(path: str, size: int, stream: IO[bytes]) -> dict[str, Any]:
         piece = stream.read(CHUNK)
         if digest is not None:
             digest.update(piece)
-        if is_nccl and version is None:
-            match = _NCCL_VERSION.search(tail + piece)
+        if wanted is not None and version is None:
+            match = wanted.search(tail + piece)
             version = match[1].decode() if match else None
             tail = piece[-64:]
         return piece
@@ -73,7 +81,7 @@ def learn(path: str, size: int, stream: IO[bytes]) -> dict[str, Any]:
     if digest is not None:
         facts["sha256"] = digest.hexdigest()
     if version is not None:
-        facts["nccl"] = version
+        facts[fact] = version
     if size <= SMALL:
         facts |= _of_text(path, first)
     return facts
@@ -89,6 +97,9 @@ def _of_text(path: str, data: bytes) -> dict[str, Any]:
     if _TORCH.search(path):
         match = _CUDA.search(data)
         facts["cuda"] = match[1].decode(errors="replace") if match else None
+    if _CUDART.search(path) and (match := _CUDART_VERSION.search(data)):
+        # 13000 is 13.0.
+        facts["cudart"] = f"{int(match[1]) // 1000}.{int(match[1]) % 1000 // 10}"
     if _CERTIFICATES.match(path):
         facts["certificates"] = data.count(b"-----BEGIN CERTIFICATE-----")
     if _STATUS.match(path):

@@ -6,6 +6,7 @@ It starts and emulates nothing. ``data/static.yaml`` lists the exceptions that a
 from __future__ import annotations
 
 import ast
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -177,6 +178,7 @@ def _comparisons(target: _Target) -> Iterator[Compared]:
     yield from static_nccl.checks(target.plan, target.files, target.root, target.own)
     yield from static_order.checks(target.plan, target.files, target.own)
     yield from _preloads(target)
+    yield from _toolkits(target)
     yield from _expected(target)
     yield from _contents(target)
     yield from _origin(target)
@@ -295,6 +297,20 @@ def _preloads(s: _Target) -> Iterator[Compared]:
             wrong[path] = "missing" if entry is None else what
     # glibc only prints a line to stderr when it cannot preload a library.
     yield "preload", "preloaded libraries that ld.so ignores", wrong, {}
+
+
+def _toolkits(s: _Target) -> Iterator[Compared]:
+    """FlashInfer, DeepGEMM and others compile on the first start, and CUDA's headers refuse a
+    compiler of another release (CCCL's cuda_toolkit.h): seen on a GPU with the newest wheel of nvcc
+    beside the runtime of torch's CUDA."""
+    seen, expected = {}, {}
+    for path in s.root.by_name.get("nvcc", ()):
+        compiler = s.root.file(path)
+        home = posixpath.dirname(posixpath.dirname(path))
+        headers = s.root.file(f"{home}/include/cuda_runtime_api.h")
+        if compiler is not None and headers is not None and "nvcc" in compiler.seen:
+            seen[path], expected[path] = compiler.seen["nvcc"], headers.seen.get("cudart")
+    yield "cuda-compiler", "release of nvcc, as of the CUDA headers beside it", seen, expected
 
 
 def _expected(s: _Target) -> Iterator[Compared]:

@@ -31,7 +31,7 @@ from sparkimage.verify.seal import Check
 from sparkimage.verify.static import Limits
 from sparkimage.verify.static_nccl import system_path
 from tests.unit.elf_maker import library, nccl
-from tests.unit.good_maker import Files, patch, put_image, put_layer
+from tests.unit.good_maker import Files, patch, put_image, put_layer, toolkit
 
 PROJECT = Path(__file__).resolve().parents[2]
 OTHER = {"amd64": "arm64", "arm64": "amd64"}
@@ -524,6 +524,11 @@ MUTANTS = (
         name="the command's interpreter is another one",
         check="vllm/test_command_is_python",
         make=lambda c: c.add({c.command(): (0o755, b"#!/nowhere/python3\n")}),
+    ),
+    Mutant(
+        name="a CUDA compiler of another release than its headers",
+        check="cuda-compiler",
+        make=lambda c: c.add(toolkit(c.arch, "13.5", 13000)),
     ),
     Mutant(
         name="no headers where CUDA_HOME leads",

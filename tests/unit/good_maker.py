@@ -74,6 +74,15 @@ def package(name: str, version: str) -> bytes:
     return f"Package: {name}\nStatus: install ok installed\nVersion: {version}\n".encode()
 
 
+def toolkit(arch: str, release: str, headers: int, folder: str = "opt/cuda") -> Files:
+    """nvcc of this release, and the headers of CUDART_VERSION ``headers``."""
+    said = f"Cuda compilation tools, release {release}, V{release}.88"
+    return {
+        f"{folder}/bin/nvcc": (0o755, elf_maker.library(arch, text=said.encode())),
+        f"{folder}/include/cuda_runtime_api.h": f"#define CUDART_VERSION  {headers}\n".encode(),
+    }
+
+
 def stack() -> list[Files]:
     """The layers, from the lowest up."""
     libc = elf_maker.library(ARCH, soname="libc.so.6", needed=["ld-linux-aarch64.so.1"])
@@ -107,6 +116,7 @@ def stack() -> list[Files]:
             "usr/local/cuda": "cuda-13.0",
             "usr/local/cuda-13.0": None,
             "usr/local/cuda-13.0/include/cuda_runtime.h": b"",
+            **toolkit(ARCH, "13.0", 13000, "usr/local/cuda-13.0"),
             f"{DIST}/torch/version.py": b"cuda: Optional[str] = '13.0'\n",
             f"{DIST}/torch/lib/libtorch.so": elf_maker.library(ARCH, soname="libtorch.so"),
             f"{DIST}/vllm/__init__.py": PATCHED,

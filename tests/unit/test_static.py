@@ -51,6 +51,15 @@ def test_links_are_followed_inside_the_image(path: str, real: str | None) -> Non
     assert root.real(path) == real
 
 
+@pytest.mark.parametrize(("release", "result"), [("13.0", "PASSED"), ("13.5", "FAILED")])
+def test_a_compiler_is_of_the_release_of_its_headers(
+    tmp_path: Path, release: str, result: str
+) -> None:
+    found = examined(Store.open(tmp_path), good_maker.toolkit(good_maker.ARCH, release, 13000))
+    check = found["static/cuda-compiler"]
+    assert (check.result, check.seen["opt/cuda/bin/nvcc"]) == (result, release)
+
+
 def examined(store: Store, *layers: Files, **config: object) -> dict[str, Check]:
     """The good image with layers below and more config."""
     made = [put_layer(store, files) for files in (*layers, *good_maker.stack())]
