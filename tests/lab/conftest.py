@@ -63,6 +63,16 @@ def matrix_data() -> dict[str, Any]:
             "debian": product["pins"]["debian"],
             "vllm": {
                 "0.32.0+standin": {**python, **links, "require": ["torch==2.13.0+standin", *vllm]},
+                "toolkit": {
+                    **python,
+                    "require": [
+                        "nvidia-cuda-cccl==13.0.85",
+                        "nvidia-cuda-crt==13.0.88",
+                        "nvidia-cuda-nvcc==13.0.88",
+                        "nvidia-cuda-runtime==13.0.96",
+                        "nvidia-nvvm==13.0.88",
+                    ],
+                },
             },
             "nccl": {
                 "2.30.4": {
@@ -120,7 +130,15 @@ def matrix_data() -> dict[str, Any]:
                 "layers": ["debian"],
                 "entrypoint": [],
                 "pins": {"debian": "trixie"},
-            }
+            },
+            {
+                # The real compiler, which the others have no need of.
+                "name": "toolkit-amd64",
+                "platform": "linux/amd64",
+                "layers": ["debian", "python", "cuda"],
+                "entrypoint": [],
+                "pins": {"debian": "trixie", "vllm": "toolkit"},
+            },
         ],
         "groups": {"default": ["good-amd64"]},
     }

@@ -44,7 +44,7 @@ def test_a_good_image_is_proven_sealed_and_named(lab: Lab, good: pipeline.Result
     assert verdict.tiers == (Tier.STATIC, Tier.RUN)
     of = {tier: {one.layer for one in verdict.checks if one.tier is tier} for tier in Tier}
     assert of[Tier.STATIC] == {"static", "cuda", "vllm", "nccl-pip", "serve"}
-    assert of[Tier.RUN] == {"_every", "python", "torch", "nccl-pip"}
+    assert of[Tier.RUN] == {"_every", "python", "cuda", "torch", "nccl-pip"}
     (answer,) = [check for check in verdict.checks if check.id == "run/entrypoint-answers"]
     assert (answer.result, answer.seen) == ("PASSED", "usage: vllm serve")
     assert store.damaged(good.image.digest) == []
@@ -123,6 +123,22 @@ def test_the_run_tier_refuses_a_broken_container(
         )
     failed = [check.id for check in checks if not check.passed]
     assert sorted(failed) == sorted(broken.checks)
+
+
+@pytest.mark.thorough
+def test_the_compiler_of_the_wheels_works(lab: Lab) -> None:
+    made = lab.build("toolkit-amd64")
+    check = "cuda/test_nvcc_compiles_and_links"
+    verdict = seal.verdict(lab.context.store, made.image.digest)
+    assert verdict is not None
+    assert {one.id: one.seen for one in verdict.checks}[check] == "built"
+    for broken in ("rm $CUDA_HOME/lib64", "rm -r $CUDA_HOME/include/crt", "rm $CUDA_HOME/bin/nvcc"):
+        with container(lab, made) as name:
+            lab.docker.execute(name, ["sh", "-ec", broken])
+            checks = run_tiers.examine(
+                made.plan, name, project=lab.project, engine=lab.engine, runner=lab.runner
+            )
+        assert [one.id for one in checks if not one.passed] == [check]
 
 
 @pytest.mark.parametrize("silent", SILENT, ids=lambda silent: silent.name)
