@@ -10,8 +10,8 @@ import string
 import tracemalloc
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import example, given
+from hypothesis import example, strategies as st
 
 from sparkimage.serve.explain import failures, knowledge, loglines
 from sparkimage.serve.explain.failures import Entry
@@ -187,6 +187,7 @@ PREFIXES = st.sampled_from(
 )  # fmt: skip
 
 
+@example(prefixes=["^[[0;36mone^[[0m "], id_="rdma-broke", form=0)
 @given(
     prefixes=st.lists(PREFIXES, max_size=3),
     id_=st.sampled_from(sorted(TRUE)),

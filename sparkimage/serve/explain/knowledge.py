@@ -85,7 +85,7 @@ class Reading:
         elif self._message and not fault:
             self._continue(self._message, parsed)
         if fault:
-            for entry in hit if fault.frames else ():
+            for entry in hit if fault.frames and not parsed.nccl else ():
                 if entry.id in self._found:
                     self._found[entry.id].captured.setdefault("frame", fault.frames[-1])
             self._judge(fault, hit)
