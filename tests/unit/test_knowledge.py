@@ -11,7 +11,7 @@ import tracemalloc
 
 import pytest
 from hypothesis import example, given
-from hypothesis import example, strategies as st
+from hypothesis import strategies as st
 
 from sparkimage.serve.explain import failures, knowledge, loglines
 from sparkimage.serve.explain.failures import Entry
