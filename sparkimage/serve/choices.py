@@ -7,7 +7,7 @@ from sparkimage.config.profiles import BUILT_IN, Profile, fitting
 from sparkimage.config.validation import nearest
 from sparkimage.core.errors import UsageError
 from sparkimage.core.units import plural
-from sparkimage.serve.command import serve_prefix
+from sparkimage.serve.entrypoints import serve_prefix
 
 CACHES = {"/.cache/vllm": "vllm", "/.triton/cache": "triton"}
 """Where compiled kernels are kept below the home of the container's user, and by whom."""

@@ -14,23 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
 from sparkimage.config.profiles import Profile
-from sparkimage.core.errors import UsageError
+from sparkimage.serve.entrypoints import serve_prefix, takes_one_word
+from sparkimage.serve.spec import ServerSpec
 
 if TYPE_CHECKING:
     from sparkimage.serve.nccl import Library
 
-LABEL = "dev.sparkimage.launch"
-"""The label with the deployment's name, and the prefix of the others."""
 CAPABILITIES = ("SYS_PTRACE", "IPC_LOCK")
 INFINIBAND = "/dev/infiniband"
-SHELLS = ("sh", "bash", "dash", "ash")
-WRAPPERS = ("tini", "dumb-init", "catatonit", "env", "gosu", "su-exec")
-"""Programs that start the command that follows them."""
-CLI_MODULES = (("-m", "vllm"), ("-m", "vllm.entrypoints.cli.main"))
-"""The command line `vllm` as Python starts it."""
 CHAT_TEMPLATE = "/run/sparkimage/chat-template.jinja"
 """Where a rank's container has the profile's chat template."""
 Words = tuple[str, ...]
@@ -54,44 +46,6 @@ class Host:
     """Variables of this node alone; they win over those of the profile."""
     gpus: Words = ("--gpus", "all")
     """The options that give a container its GPUs."""
-
-
-class ServerSpec(BaseModel):
-    """A deployment as its containers' labels describe it: all that `status`, `stop` and `restart`
-    need to know, so that nothing of it is kept on this machine."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    variant: str = ""
-    digest: str = ""
-    profile: str = ""
-    nodes: int
-    gpus: int = 1
-    """Of each node."""
-    head: str = ""
-    """The head's address for the other ranks."""
-    port: int
-    """Of the API."""
-    nccl: str = ""
-    """The version that every rank must load, or nothing."""
-    nccl_build: str = ""
-    """What tells its build apart: the Build ID, or the sha256."""
-    rdma: bool = False
-    chat_template: str = ""
-    """The sha256 of the profile's chat template, where it has one."""
-
-    @property
-    def url(self) -> str:
-        """The base URL of the API."""
-        host = f"[{self.head}]" if ":" in self.head else self.head
-        return f"http://{host}:{self.port}/v1"
-
-    def labels(self, rank: int) -> dict[str, str]:
-        """The labels of a rank's container."""
-        values = {"rank": rank, **self.model_dump(exclude={"name"}), "rdma": int(self.rdma)}
-        known = {f"{LABEL}.{key}": str(value) for key, value in values.items() if value != ""}
-        return {LABEL: self.name, **known}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,57 +330,9 @@ def _grouped(words: Sequence[str]) -> list[Words]:
     return groups
 
 
-def serve_prefix(entrypoint: Words, command: Sequence[str] | None) -> Words:
-    """What to put before MODEL so that the ENTRYPOINT becomes ``vllm serve MODEL``; ``command``:
-    the profile's.
-
-    Raises ``UsageError`` where the ENTRYPOINT does not tell.
-    """
-    if command is not None:
-        return tuple(command)
-    names = [posixpath.basename(word) for word in entrypoint]
-    serves = any(names[i : i + 2] == ["vllm", "serve"] for i in range(len(names)))
-    if serves or entrypoint[-3:-1] in CLI_MODULES:
-        return ()
-    if names[-1:] == ["vllm"] or entrypoint[-2:] in CLI_MODULES:
-        return ("serve",)
-    if len(names) > 2 and names[0] in SHELLS and "-c" in entrypoint:
-        raise UsageError(
-            f"the image's ENTRYPOINT is a shell script: {shlex.join(entrypoint)}",
-            hint="set `command` in the profile to what must come before MODEL: [] if the script "
-            "passes its arguments to vllm serve",
-        )
-    if "vllm.entrypoints.openai.api_server" in entrypoint:
-        raise UsageError(
-            "the image's ENTRYPOINT is vLLM's API server, which has no --headless",
-            hint="build the image with ENTRYPOINT [vllm, serve], or set `command` in the profile",
-        )
-    if (engine := _other_engine(entrypoint)) is not None:
-        raise UsageError(
-            f"the image's ENTRYPOINT starts {engine}, and launch derives the arguments of "
-            f"`vllm serve`: {shlex.join(entrypoint)}",
-            hint="start another engine with docker run and its own arguments; if this one starts "
-            "the command that it is given, set `command: [vllm, serve]` in the profile",
-        )
-    return ("vllm", "serve")
-
-
-def _other_engine(entrypoint: Words) -> str | None:
-    """The program that the ENTRYPOINT starts; None for one that starts what it is given, such as a
-    script."""
-    words = [word for word in entrypoint if not word.startswith("-")]
-    words = [word for word in words if posixpath.basename(word) not in WRAPPERS]
-    name = posixpath.basename(words[0]) if words else ""
-    if not name or name in SHELLS or name.endswith(".sh") or "entrypoint" in name:
-        return None
-    return words[1] if name.startswith("python") and len(words) > 1 else name
-
-
 def _command(request: Request, arguments: Sequence[Words]) -> tuple[Words, ...]:
     prefix = serve_prefix(request.entrypoint, request.profile.command)
     groups = [(*prefix, request.model), *arguments]
-    names = [posixpath.basename(word) for word in request.entrypoint]
-    if len(names) == 2 and names[0] in SHELLS and names[1] == "-c":
-        # `sh -c` takes one word as its script.
+    if takes_one_word(request.entrypoint):
         return ((shlex.join(word for group in groups for word in group),),)
     return tuple(groups)

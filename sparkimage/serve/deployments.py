@@ -16,7 +16,7 @@ from sparkimage.nodes.retag import lines
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import NodeSession
 from sparkimage.nodes.snapshot import NodeSnapshot
-from sparkimage.serve.command import LABEL, ServerSpec
+from sparkimage.serve.spec import LABEL, ServerSpec
 
 HEAD = 0
 RUNNING = ("running", "restarting", "paused")
@@ -234,8 +234,8 @@ def log(session: NodeSession, id: str, *options: str) -> RemoteScript:
     return RemoteScript(session.remote, session.remote.script("logs", id, *options))
 
 
-def failure(errors: Mapping[str, SparkError], count: int, what: str) -> NodeError:
+def failure(
+    errors: Mapping[str, SparkError], count: int, what: str, kind: type[SparkError] = NodeError
+) -> SparkError:
     """The error for ``errors`` on nodes, of ``count``."""
-    return NodeError(
-        f"{len(errors)} of {count} nodes {what}", detail="\n".join(lines(dict(errors)))
-    )
+    return kind(f"{len(errors)} of {count} nodes {what}", detail="\n".join(lines(dict(errors))))

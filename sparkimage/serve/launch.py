@@ -9,36 +9,32 @@ again when it fails or is interrupted, unless it is told to keep it.
 from __future__ import annotations
 
 import posixpath
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sparkimage.config.inventory import Fleet
-from sparkimage.core.errors import ImageMissingError, LaunchError, MixedFleetError
+from sparkimage.core.errors import LaunchError
 from sparkimage.core.program import program
 from sparkimage.core.progress import View
 from sparkimage.image.store import Image
 from sparkimage.nodes import fabric, reachability
-from sparkimage.nodes.concurrent import Errors, run_on_all
+from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.model_fleet import Comparison
-from sparkimage.nodes.retag import lines
 from sparkimage.nodes.session import NodeReport, NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
 from sparkimage.nodes.topology import Topology, topology
-from sparkimage.serve import command, deployments, memory, nccl, waiting
+from sparkimage.serve import command, deployments, memory, nccl, preflight, waiting
 from sparkimage.serve.caches import Caches
 from sparkimage.serve.command import Container, Host, Request
 from sparkimage.serve.deployments import HEAD, Deployment
 from sparkimage.serve.doctor import doctor
-from sparkimage.serve.doctor.checks import FAIL, WARN, ClusterReport
+from sparkimage.serve.doctor.checks import ClusterReport
 from sparkimage.serve.explain import knowledge
 from sparkimage.serve.followers import Rank
 from sparkimage.serve.waiting import Ready
 
-KNOWN = "combinations"
-"""The doctor's check whose warnings are shown."""
 START_S = 120.0
 """Seconds that Docker may take to start one container."""
 WRITE = 'cat >"$1.new" && mv -f -- "$1.new" "$1"'
@@ -126,7 +122,7 @@ class Launch:
             errors = run_on_all(all_, self._look, stop=NodeSession.abandon)
         if errors:
             raise deployments.failure(errors, len(all_), "did not answer; nothing was started")
-        self._require_image(all_)
+        preflight.require_image(all_, self.image, self.image_name, self.request.variant)
         self._require(all_, ["interface"])
         if shares := memory.shares([one.now for one in all_], self.request.profile, self.vllm):
             self.view.say(shares)
@@ -138,30 +134,6 @@ class Launch:
 
     def _look_again(self, session: NodeSession) -> None:
         session.seen = session.look(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
-
-    def _require_image(self, all_: Sequence[NodeSession]) -> None:
-        """Every node has this very image. Raises ``ImageMissingError``, ``MixedFleetError``."""
-        hint = f"distribute it: {program()} distribute {self.request.variant}"
-        images = {session.name: session.has(self.image) for session in all_}
-        lacking = [session for session in all_ if images[session.name] is None]
-        if lacking:
-            kind = ImageMissingError if len(lacking) == len(all_) else MixedFleetError
-            raise kind(
-                f"{self.request.digest[:19]} ({self.request.variant}) is not on "
-                f"{len(lacking)} of {len(all_)} nodes; nothing was started",
-                detail="\n".join(
-                    f"✗ {session.name} has another image as {self.image_name}"
-                    if session.now.by_tag(self.image_name)
-                    else f"✗ {session.name} does not have it"
-                    for session in lacking
-                ),
-                hint=hint,
-            )
-        if len({image.identity for image in images.values() if image is not None}) > 1:
-            raise MixedFleetError(
-                "the nodes' images differ in platform, config or layers; nothing was started",
-                hint=hint,
-            )
 
     def _hosts(self, all_: Sequence[NodeSession]) -> list[Host]:
         network = topology([session.now for session in all_])
@@ -184,8 +156,6 @@ class Launch:
         )
 
     def _require(self, all_: Sequence[NodeSession], checks: Sequence[str]) -> None:
-        """These checks of the doctor pass on all nodes. Raises ``LaunchError`` with everything
-        that fails."""
         request, profile = self.request, self.request.profile
         cluster = ClusterReport(
             nodes=tuple(NodeReport(node=one.remote.node, snapshot=one.now) for one in all_),
@@ -194,23 +164,7 @@ class Launch:
             nccl=request.nccl.version if request.nccl else "",
             image_env=self.image_env, env=profile.env, pushed=self.pushed.differences,
         )  # fmt: skip
-        findings = doctor.examine(cluster, [doctor.CHECKS[id] for id in checks]).findings
-        for finding in findings:
-            if finding.check == KNOWN and finding.severity is WARN:
-                nodes = ", ".join(finding.nodes)
-                self.view.say(f"warning: {nodes}: {finding.what}\n  → {finding.fix}")
-        failed = [finding for finding in findings if finding.severity is FAIL]
-        names = {name for finding in failed for name in finding.nodes}
-        if failed:
-            raise LaunchError(
-                f"{len(names)} of {len(all_)} nodes cannot run it; nothing was started",
-                detail="\n".join(
-                    f"✗ {', '.join(finding.nodes)}: {finding.what} ({finding.check})\n"
-                    f"    → {finding.fix}"
-                    for finding in failed
-                ),
-                hint=f"see all checks: {program()} doctor --model " + shlex.quote(request.model),
-            )
+        preflight.require(cluster, checks, self.view)
 
     def _existing(self, all_: Sequence[NodeSession]) -> Deployment | None:
         """The deployment of this name. Raises ``LaunchError`` where it runs and must stay."""
@@ -258,7 +212,9 @@ class Launch:
         with self.view.busy("creating the containers"):
             errors = run_on_all(all_, create)
             if errors:
-                raise self._failure(errors, len(all_), "create its container")
+                raise deployments.failure(
+                    errors, len(all_), "could not create its container", LaunchError
+                )  # fmt: skip
             nccl.require(
                 [(session, self._created[session.name]) for session in all_],
                 self.request.libraries,
@@ -291,7 +247,7 @@ class Launch:
             self.view.say(f"starting {len(ranks) - 1} workers")
             errors = run_on_all(ranks[1:], start)
         if errors:
-            raise self._failure(errors, len(ranks), "start it")
+            raise deployments.failure(errors, len(ranks), "could not start it", LaunchError)
 
     def _docker(self, session: NodeSession, rank: int, argv: Sequence[str]) -> str:
         """The output of a command of docker that creates or starts a rank's container."""
@@ -306,12 +262,6 @@ class Launch:
             f"{session.name} (rank {rank}): docker {command} failed",
             detail="\n".join([stderr, *known]),
             hint=matches[0].fix if matches else f"look there: {session.remote.ssh}",
-        )
-
-    @staticmethod
-    def _failure(errors: Errors, count: int, what: str) -> LaunchError:
-        return LaunchError(
-            f"{len(errors)} of {count} nodes could not {what}", detail="\n".join(lines(errors))
         )
 
     @contextmanager

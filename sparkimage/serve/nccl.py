@@ -21,8 +21,8 @@ from sparkimage.image.layerindex import ImageFiles
 from sparkimage.image.store import Image, Store
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.reading import nccl_conf, parts_of
-from sparkimage.nodes.retag import lines
 from sparkimage.nodes.session import NodeSession
+from sparkimage.serve import deployments
 from sparkimage.verify import static_nccl
 
 READ_S = 120.0
@@ -138,10 +138,9 @@ def require(
 
     errors = run_on_all(containers, look, name=lambda of: of[0].name)
     if errors:
-        raise LaunchError(
-            f"{len(errors)} of {len(containers)} nodes could not read the NCCL of their containers",
-            detail="\n".join(lines(errors)),
-        )
+        raise deployments.failure(
+            errors, len(containers), "could not read the NCCL of its container"
+        )  # fmt: skip
     by_rank = {session.name: seen[session.name] for session, _ in containers}
     found = problems(by_rank, image, pinned)
     if failed := [name for name, texts in found.items() if texts]:

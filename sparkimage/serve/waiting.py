@@ -21,7 +21,6 @@ from sparkimage.core.program import program
 from sparkimage.core.progress import TransferProgress, View
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.serve import deployments, liveness, readiness, warmup
-from sparkimage.serve.command import ServerSpec
 from sparkimage.serve.deployments import HEAD, Member
 from sparkimage.serve.explain import knowledge
 from sparkimage.serve.explain.failures import Match
@@ -29,6 +28,7 @@ from sparkimage.serve.explain.knowledge import Reading
 from sparkimage.serve.followers import End, Followers, Line, Rank
 from sparkimage.serve.openai_api import Server
 from sparkimage.serve.readiness import READY, START, Finding, Log
+from sparkimage.serve.spec import ServerSpec
 from sparkimage.serve.warmup import WarmedUp, WarmUp
 
 PROOF_S = 10.0

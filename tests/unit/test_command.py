@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sparkimage.config.inventory import Fleet, Node
 from sparkimage.config.profiles import Profile, Serve
 from sparkimage.core.errors import UsageError
-from sparkimage.serve import choices, command
+from sparkimage.serve import choices, command, entrypoints
 from sparkimage.serve.command import Container, Host, Mount, Request
 from sparkimage.serve.nccl import Library
 
@@ -74,7 +74,7 @@ def made(**values: Any) -> tuple[Container, ...]:
     ],
 )
 def test_what_stands_before_the_model(entrypoint: tuple[str, ...], before: tuple[str, ...]) -> None:
-    assert command.serve_prefix(entrypoint, None) == before
+    assert entrypoints.serve_prefix(entrypoint, None) == before
     (first, _) = made(entrypoint=entrypoint)
     words = [word for group in first.arguments for word in group]
     if entrypoint == ("/bin/sh", "-c"):
@@ -90,10 +90,10 @@ def test_what_stands_before_the_model(entrypoint: tuple[str, ...], before: tuple
 )  # fmt: skip
 def test_what_cannot_be_known_is_asked_for(entrypoint: tuple[str, ...]) -> None:
     with pytest.raises(UsageError) as caught:
-        command.serve_prefix(entrypoint, None)
+        entrypoints.serve_prefix(entrypoint, None)
     assert "`command`" in caught.value.hint
-    assert command.serve_prefix(entrypoint, []) == ()
-    assert command.serve_prefix(entrypoint, ["a", "b"]) == ("a", "b")
+    assert entrypoints.serve_prefix(entrypoint, []) == ()
+    assert entrypoints.serve_prefix(entrypoint, ["a", "b"]) == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_another_engine_is_named_with_what_can_be_done(
     )
     assert "docker run" in error.value.hint
     assert "`command: [vllm, serve]`" in error.value.hint
-    assert command.serve_prefix(entrypoint, ["vllm", "serve"]) == ("vllm", "serve")
+    assert entrypoints.serve_prefix(entrypoint, ["vllm", "serve"]) == ("vllm", "serve")
 
 
 def test_head_and_worker() -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from sparkimage.core.errors import NodeError
 from sparkimage.serve import deployments, readiness, warmup
-from sparkimage.serve.command import LABEL
 from sparkimage.serve.deployments import Member
 from sparkimage.serve.readiness import Log
+from sparkimage.serve.spec import LABEL
 from tests.unit.spark_facts import spark
 
 
