@@ -342,7 +342,11 @@ class Rank:
             for other in self.others:
                 with contextlib.suppress(OSError):
                     other.sendall(f"step {running} {words}\n".encode())
-            self.use_kernel(running, words)
+            try:
+                self.use_kernel(running, words)
+            except SystemExit:
+                # It was ended while it compiled; this is a thread of a request.
+                raise EngineDeadError from None
             for answers in self.answers:
                 while True:
                     try:
