@@ -63,22 +63,66 @@ ready() { # Makes room for what comes. Whoever calls has the lock: a relay that 
 
 say() { printf '@@ %s %s\n' "$node" "$*"; }
 
-failed() {
-    say "failed $(tail -n 1 "$temporary/why")"
+failed() { # FILE: with what was said
+    IFS= read -r why <"$1"
+    say "failed $why"
     return 1
 }
 
-check() { # SHA256: whether the file that has arrived is this one
-    part=$own/blobs/$1.part
-    sum=$(sha256sum <"$part")
-    if [ "${sum%% *}" != "$1" ]; then
-        rm -f "$part"
-        say "damaged $1"
-    elif { sync "$part" && mv -- "$part" "$own/blobs/$1"; } 2>"$temporary/why"; then
-        say "proven $1"
-    else
-        failed
-    fi
+check() { # SHA256...: whether what has arrived whole is that. Few processes, however many files
+    cd "$own/blobs" || return
+    sums=$(printf '%s.part\n' "$@" | xargs sha256sum --)
+    right=
+    for sha in "$@"; do
+        case $sums in
+        *"$sha  $sha.part"*) right="$right $sha" ;;
+        *)
+            rm -f "$sha.part"
+            say "damaged $sha"
+            ;;
+        esac
+    done
+    # shellcheck disable=SC2086 # the words of the list
+    [ -z "$right" ] || printf '%s.part\n' $right | xargs sync -- 2>"$temporary/wrong" ||
+        failed "$temporary/wrong" || return
+    for sha in $right; do
+        mv -- "$sha.part" "$sha" 2>"$temporary/wrong" || failed "$temporary/wrong" || return
+        say "proven $sha"
+    done
+}
+
+receive() { # Pieces of the list, from standard input, until it ends; what is whole is checked meanwhile
+    there=$(cd "$own/blobs" && stat -c ' %n=%s' -- *.part 2>/dev/null)
+    checks=0
+    : >"$temporary/checked.0"
+    while read -r offset length sha <&3; do
+        had=0
+        case $there in
+        *" $sha.part="*)
+            had=${there#*" $sha.part="}
+            had=${had%%[!0-9]*}
+            ;;
+        esac
+        skip=$((had - offset))
+        if [ "$skip" -lt 0 ]; then
+            echo "$sha.part became shorter" >"$temporary/why"
+            failed "$temporary/why" || return
+        fi
+        [ "$skip" -le "$length" ] || skip=$length
+        dd bs=1M iflag=fullblock,count_bytes,skip_bytes skip="$skip" count=$((length - skip)) \
+            of="$own/blobs/$sha.part" oflag=append conv=notrunc 2>"$temporary/why" ||
+            failed "$temporary/why" || return
+        { read -r _ && read -r _ && read -r bytes _; } <"$temporary/why"
+        # The input has ended.
+        [ "$bytes" = $((length - skip)) ] || return
+        whole="$whole $sha"
+        if [ -e "$temporary/checked.$checks" ]; then
+            checks=$((checks + 1))
+            # shellcheck disable=SC2086 # the words of the list
+            { (check $whole) && : >"$temporary/checked.$checks"; } &
+            whole=
+        fi
+    done 3<"$temporary/list"
 }
 
 take() { # Standard input: the number of lines; OFFSET LENGTH SHA256 of each piece; all their bytes
@@ -88,22 +132,11 @@ take() { # Standard input: the number of lines; OFFSET LENGTH SHA256 of each pie
         printf '%s\n' "$line"
         count=$((count - 1))
     done >"$temporary/list"
-    last=
-    while read -r offset length sha <&3; do
-        part=$own/blobs/$sha.part
-        had=$(stat -c %s "$part" 2>/dev/null || echo 0)
-        skip=$((had - offset))
-        [ "$skip" -ge 0 ] || { echo "$sha.part became shorter" >"$temporary/why" && failed; } || return
-        [ "$skip" -le "$length" ] || skip=$length
-        dd bs=1M iflag=fullblock,count_bytes,skip_bytes skip="$skip" count=$((length - skip)) \
-            of="$part" oflag=append conv=notrunc status=none 2>"$temporary/why" || failed || return
-        # The input has ended.
-        [ "$(stat -c %s "$part")" -ge $((offset + length)) ] || return
-        [ -z "$last" ] || wait "$last"
-        check "$sha" &
-        last=$!
-    done 3<"$temporary/list"
+    whole=
+    receive
     wait
+    # shellcheck disable=SC2086 # the words of the list
+    [ -z "$whole" ] || (check $whole)
 }
 
 quoted() {
