@@ -262,18 +262,33 @@ def gc(
     patience: options.Patience = 60.0,
     as_json: options.Json = False,
 ) -> None:
-    """Remove old images and what failed runs left behind from the nodes.
+    """Remove old images, their compiled caches and what failed runs left from the nodes.
 
     Images that a container uses, and tagged ones such as the previous image, stay.
     """
     from sparkimage.nodes import maintenance
     from sparkimage.nodes.ssh import lock_owner
+    from sparkimage.serve import cache_gc
 
+    fleet = base.read_fleet(nodes)
     results, errors = maintenance.collect(
-        base.read_fleet(nodes), keep=keep, owner=lock_owner(), patience_s=patience, dry_run=dry_run
+        fleet, keep=keep, owner=lock_owner(), patience_s=patience, dry_run=dry_run
     )
+    removed, failed = cache_gc.collect(
+        fleet, base.open_store(), patience_s=patience, dry_run=dry_run
+    )
+    caches = {one.node: one for one in removed}
+    errors = {**failed, **errors}
     if as_json:
-        base.print_json([result.to_dict() for result in results])
+        base.print_json(
+            [
+                {
+                    **result.to_dict(),
+                    "caches": dict(caches[result.node].folders) if result.node in caches else None,
+                }
+                for result in results
+            ]
+        )
     else:
         frees, removes = ("would free up to", "would remove") if dry_run else ("freed", "removed")
         for result in results:
@@ -282,6 +297,11 @@ def gc(
                 typer.echo(f"  {removes} {image}")
             for image in result.kept:
                 typer.echo(f"  kept {image}")
+            if result.node in caches:
+                for folder, size in caches[result.node].folders.items():
+                    typer.echo(f"  {removes} compiled caches of {folder} ({human(size)})")
+                if unknown := caches[result.node].unknown:
+                    typer.echo(f"  kept all compiled caches: which image is {unknown[:19]}?")
     if errors:
         total = len(results) + len(errors)
         raise base.node_error(f"{len(errors)} of {plural(total, 'node')} failed", errors)

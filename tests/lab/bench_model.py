@@ -161,7 +161,7 @@ def test_side_by_side(engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixt
     with capsys.disabled(), fleets.fleet(engine, tmp_path / "fleet", specs) as fleet:
         direct(fleet, tmp_path)
         models = Models(fleet, tmp_path)
-        names = {f"direct-{node.name}": {} for node in fleet}
+        names: dict[str, dict[str, str]] = {f"direct-{node.name}": {} for node in fleet}
         (tmp_path / "fleet.yaml").write_text(json.dumps({"version": 1, "nodes": names}))
         bench = Bench(models, get_rsync(tmp_path / "tools", fleet))
         for node in fleet:
