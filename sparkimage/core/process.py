@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -106,17 +107,21 @@ class Local:
         return done
 
 
-def start_bytes(argv: Sequence[str], *, keep: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-    """Start ``argv`` with all three streams as pipes of bytes, and our file descriptors ``keep``.
+def start_bytes(
+    argv: Sequence[str], *, keep: Sequence[int] = (), stream: socket.socket | None = None
+) -> subprocess.Popen[bytes]:
+    """Start ``argv`` with all three streams as pipes of bytes, or with its input and output at
+    ``stream``, and our file descriptors ``keep``.
 
     A Ctrl-C on the terminal does not reach it: its caller decides when it ends.
     Raises ``PreflightError`` when the program is not installed.
     """
-    process = _start(argv, stdin=subprocess.PIPE, start_new_session=True, pass_fds=keep)
-    assert process.stdin is not None
+    ends = stream or subprocess.PIPE
+    process = _start(argv, stdin=ends, stdout=ends, start_new_session=True, pass_fds=keep)
     # Linux only, and not more than the system lets a user have.
     with contextlib.suppress(AttributeError, OSError):
-        fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, PIPE)
+        if process.stdin is not None:
+            fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, PIPE)
     return process
 
 
@@ -127,8 +132,8 @@ def _start(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
     started: list[subprocess.Popen[Any]] = []
     try:
         with interrupts.deferred():
-            pipe = subprocess.PIPE
-            started.append(subprocess.Popen(list(argv), stdout=pipe, stderr=pipe, **options))
+            options = {"stdout": subprocess.PIPE, **options}
+            started.append(subprocess.Popen(list(argv), stderr=subprocess.PIPE, **options))
     except interrupts.Interrupted:
         for process in started:
             end(process)

@@ -21,7 +21,7 @@ from sparkimage.core.progress import Moved, TransferProgress, View
 from sparkimage.core.units import human
 from sparkimage.image.archive import Step
 from sparkimage.image.store import Image, Store
-from sparkimage.nodes import delta, receipts
+from sparkimage.nodes import delta, receipts, staging
 from sparkimage.nodes.concurrent import Errors, run_on_all
 from sparkimage.nodes.retag import AGAIN, FleetUpdate, Retag, count_nodes
 from sparkimage.nodes.session import ATTEMPTS, NodeSession
@@ -141,13 +141,10 @@ class Distribution:
         ready = [session for session in todo if session in update.ready]
         update.move(
             [
-                Retag(
-                    session=session, tag=self.name, staging=self.whole.name,
-                    receipt=self._receipt(session),
-                )
+                Retag(session=session, tag=self.name, receipt=self._receipt(session))
                 for session in ready
             ]
-        )  # fmt: skip
+        )
         update.check("the move was undone: every node has what it had", again)
         self._clean([session for session in connected if session in update.ready])
         if self.receipts_folder is not None:
@@ -225,7 +222,7 @@ class Distribution:
     @contextmanager
     def _server(self, sessions: Sequence[NodeSession]) -> Iterator[PullServer | None]:
         """The registry that these pull from; None when none of them pulls."""
-        if self.via or not any(session.pulls(self.image.layers) for session in sessions):
+        if self.via or not any(staging.pulls(session, self.image.layers) for session in sessions):
             yield None
             return
         # An HTTP server takes time to import, which a run that sends nothing saves.
@@ -255,7 +252,7 @@ class Distribution:
             steps = self._steps(first)
             why = "the relay was interrupted"
             try:
-                first.load(steps, self.store, self._moving(first, board), followers=others)
+                staging.relay(sessions, steps, self.store, self._moving(first, board))
             except SparkError as error:
                 why = error.message
                 raise
@@ -319,18 +316,18 @@ class Distribution:
         if via:
             board.state(session.name, f"pulls from {via}")
             origin = f"{via}@{self.image.digest}"
-            session.adopt(origin, self.whole, size=self._bytes(session))
+            staging.pull_from(session, origin, self.whole, self._bytes(session))
             session.source, session.layers_sent = via, len(session.lacking)
             return
         steps, moved = self._steps(session), self._moving(session, board)
-        if server is not None and session.pulls(self.image.layers):
+        if server is not None and staging.pulls(session, self.image.layers):
             board.state(session.name, "pulls")
-            why = session.pull(steps, server, moved)
+            why = staging.pull(session, steps, server, moved)
             if not why:
                 return
             board.state(session.name, f"cannot pull, loads: {why}")
             self._expect(session, board, self._bytes(session))
-        session.load(steps, self.store, moved)
+        staging.load(session, steps, self.store, moved)
 
     def _reconnect(self, session: NodeSession, board: TransferProgress) -> None:
         session.remote.close()
@@ -338,13 +335,12 @@ class Distribution:
         self._show(session, board)
 
     def _clean(self, sessions: Sequence[NodeSession]) -> None:
-        """Remove what killed runs left: staging names and the containers of their proofs. Failures
-        are ignored."""
+        """Remove the staging names, and what killed runs left: theirs, and the containers of their
+        proofs. Failures are ignored."""
 
         def clean(session: NodeSession) -> None:
-            staged = [name for name in session.now.staged() if name != self.whole.name]
-            if staged or session.now.docker.stopped:
-                session.clean(staged)
+            session.remote.engine.remove(*{*session.now.staged(), self.whole.name})
+            session.remove_proofs()
 
         run_on_all(sessions, clean, stop=NodeSession.abandon)
 

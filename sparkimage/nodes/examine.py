@@ -18,8 +18,6 @@ from sparkimage.verify import plan_record, run_tiers
 from sparkimage.verify.plan_record import PlanRecord
 from sparkimage.verify.run_tiers import Live
 
-SOCKET = "/var/run/docker.sock"
-
 
 def examiner(
     record: PlanRecord, image: Image, project: Path, store: Store, tiers: Sequence[Tier]
@@ -62,7 +60,7 @@ def _engine(session: NodeSession) -> Engine:
         )
     runner = Local()
     local = engine.find(paths.home(), runner)
-    socket = session.remote.forward(SOCKET)
+    socket = session.remote.engine.link.engine
     program, *_ = local.docker
     config = local.docker[1:3] if local.docker[1:2] == ("--config",) else ()
     remote = engine.describe(

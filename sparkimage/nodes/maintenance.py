@@ -13,7 +13,10 @@ from sparkimage.core.errors import NodeError
 from sparkimage.core.program import program
 from sparkimage.image.store import Store
 from sparkimage.nodes import receipts as local_receipts
+from sparkimage.nodes import refusals
 from sparkimage.nodes.concurrent import Errors, run_on_all
+from sparkimage.nodes.engine_api import RefusedError
+from sparkimage.nodes.refusals import Act
 from sparkimage.nodes.retag import PREVIOUS, FleetUpdate, Retag
 from sparkimage.nodes.session import NodeReport, NodeSession, sessions, survey
 from sparkimage.nodes.snapshot import STAGING, NodeImage, NodeSnapshot
@@ -195,7 +198,7 @@ def rollback(
                 f"{session.name}: it has no {previous}",
                 hint=f"distribute the image that you want: {program()} distribute DIGEST",
             )
-        session.call("prove", session.target)
+        session.create(session.target)
 
     with sessions(fleet, patience_s) as nodes:
         update = FleetUpdate(name=name, sessions=nodes, partial=partial, say=say)
@@ -265,22 +268,20 @@ def collect(
         session.open(IMAGES, lock=not dry_run, owner=owner)
         references = plan_removal(session.now, keep)
         if dry_run:
-            words = [*session.remote.docker.split(), *SIZES]
-            sizes = read_sizes(session.remote.run(words).stdout)
+            with session.refused(Act.RUN):
+                sizes = {image["Id"]: image["Size"] for image in session.remote.engine.images()}
             removals[session.name] = Removal(
                 node=session.name, removed=tuple(references),
                 freed=_at_most(session.now, references, sizes),
             )  # fmt: skip
             return
-        done = session.clean(references, timeout_s=CLEAN_S)
-        lines = done.stdout.splitlines()
-        if "@@ free after" not in lines:
-            raise session.refusal(done.returncode, done.stdout + done.stderr)
+        before = _free(session)
+        kept = _remove(session, references)
         removals[session.name] = Removal(
             node=session.name,
-            removed=tuple(line[11:] for line in lines if line.startswith("@@ removed ")),
-            kept=tuple(line[8:] for line in lines if line.startswith("@@ kept ")),
-            freed=max(0, _free(lines, "after") - _free(lines, "before")),
+            removed=tuple(reference for reference in references if reference not in kept),
+            kept=tuple(f"{reference} {why}" for reference, why in kept.items()),
+            freed=max(0, _free(session) - before),
         )
 
     with sessions(fleet, patience_s) as nodes:
@@ -288,31 +289,45 @@ def collect(
     return tuple(removals[name] for name in fleet.names if name in removals), errors
 
 
-def _free(lines: Sequence[str], when: str) -> int:
-    """Free bytes of the disks, from the output of ``df``."""
+def _remove(session: NodeSession, references: Sequence[str]) -> dict[str, str]:
+    """Remove these images, what killed proofs left, and the receipts of images that are gone; why
+    the engine kept some. Raises ``NodeError``."""
+    engine, kept = session.remote.engine, {}
+    with session.refused(Act.RUN):
+        session.remove_proofs()
+        for reference in references:
+            try:
+                engine.ask("DELETE", f"/images/{reference}", limit_s=CLEAN_S)
+            except RefusedError as error:
+                kept[reference] = refusals.last_line(str(error))
+        ids = {image["Id"] for image in engine.images()}
+    gone = [
+        f"{receipt['digest'][7:]}.json"
+        for receipt in session.now.receipts
+        if re.fullmatch(r"sha256:[0-9a-f]{64}", str(receipt.get("digest")))
+        and ids.isdisjoint((receipt["digest"], receipt.get("config")))
+    ]
+    if gone:
+        session.remote.run(["sh", "-c", FORGET, "forget", *gone], check=False)
+    return kept
+
+
+FORGET = 'cd "${XDG_STATE_HOME:-$HOME/.local/state}/sparkimage/receipts" && rm -f -- "$@"'
+
+
+def _free(session: NodeSession) -> int:
+    """Free bytes of its image disks. Raises ``NodeError``."""
+    folders = (session.now.docker.root, "/var/lib/containerd")
     disks = {}
-    for line in lines[lines.index(f"@@ free {when}") + 1 :]:
+    for line in session.remote.run(["df", "-PB1", *folders], check=False).stdout.splitlines():
         fields = line.split()
-        if len(fields) < 6 or not fields[3].isdecimal():
-            break
-        # Two folders may be on one disk, under two mount points.
-        disks[fields[0], fields[1]] = int(fields[3])
+        if len(fields) >= DF_FIELDS and fields[3].isdecimal():
+            # Two folders may be on one disk, under two mount points.
+            disks[fields[0], fields[1]] = int(fields[3])
     return sum(disks.values())
 
 
-SIZES = ("image", "ls", "--all", "--no-trunc", "--format", "{{.ID}} {{.Size}}")
-"""Lists sizes with the unpacked files, which ``image inspect`` leaves out in containerd's store."""
-UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def read_sizes(output: str) -> dict[str, int]:
-    """Bytes of each image by its id, rounded as docker prints them. Pure."""
-    sizes = {}
-    for line in output.splitlines():
-        match = re.fullmatch(r"(sha256:[0-9a-f]{64}) ([0-9.]+)([kMGT]?B)", line.strip())
-        if match:
-            sizes[match[1]] = round(float(match[2]) * UNITS[match[3]])
-    return sizes
+DF_FIELDS = 6
 
 
 def _at_most(snapshot: NodeSnapshot, references: Sequence[str], sizes: Mapping[str, int]) -> int:

@@ -54,9 +54,12 @@ class PullClient:
     """The indexes of the layers that are on their way to it."""
     _change: threading.Condition = field(default_factory=threading.Condition)
 
-    def config(self, registry: str) -> str:
-        """The config.json with which its docker command can pull from this address."""
-        return json.dumps({"auths": {registry: {"auth": self.credentials}}})
+    def header(self, registry: str) -> str:
+        """The header with which an engine can pull from this address:
+        https://docs.docker.com/reference/api/engine/#section/Authentication"""
+        user, _, password = base64.b64decode(self.credentials).decode().partition(":")
+        login = {"username": user, "password": password, "serveraddress": registry}
+        return base64.urlsafe_b64encode(json.dumps(login).encode()).decode()
 
     @contextmanager
     def request(self, index: int) -> Iterator[None]:

@@ -1,4 +1,5 @@
-"""Parses the output of ``data/node/snapshot.sh`` into a node's snapshot. Pure.
+"""Parses the output of ``data/node/snapshot.sh``, and what the engine said, into a node's snapshot.
+Pure.
 
 No output makes ``parse`` fail.
 """
@@ -83,7 +84,7 @@ def parse(output: str, node: Node, *, now: float) -> NodeSnapshot:
         arch=arch_name(machine.get("arch", "")),
         product=machine.get("product", "").strip(),
         used_address=connection[2] if len(connection) > 2 else "",
-        docker=_engine(part("docker")),
+        docker=engine(part("docker")),
         disks=tuple(
             Disk(of=match[1], at=match[4], free=int(match[3]) * KIB, total=int(match[2]) * KIB)
             for match in _matches(
@@ -228,7 +229,8 @@ def _address(word: str) -> tuple[str, str] | None:
 # Parts
 
 
-def _engine(lines: Sequence[str]) -> Engine:
+def engine(lines: Sequence[str]) -> Engine:
+    """The engine that says this of itself, or does not answer."""
     info = next(_documents([line for line in lines if line.startswith("{")]), {})
     messages = [line for line in lines if not line.startswith("{") and line != LATE]
     errors = list(dict.fromkeys([*messages, *_texts(info.get("ServerErrors"))]))
@@ -241,7 +243,6 @@ def _engine(lines: Sequence[str]) -> Engine:
         version=_clean(version),
         root=_clean(root),
         containerd=any(CONTAINERD in word for word in status),
-        stopped=_count(info.get("ContainersStopped")),
         runtimes=tuple(sorted(map(_clean, _map(info.get("Runtimes"))))),
         default_runtime=_clean(info.get("DefaultRuntime") or ""),
         cdi_folders=_texts(info.get("CDISpecDirs")),

@@ -1,20 +1,29 @@
-"""What the output of a node's engine means when it refuses an image. Pure."""
+"""What a node's engine means when it refuses an image. Pure."""
 
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 
 from sparkimage.core.errors import DamagedError, NodeError, UnreachableError
 from sparkimage.core.program import program
 from sparkimage.nodes.ssh import Remote
 
-NOT_PULLED = 94
-"""The exit code of stage.sh when a pull failed."""
-NOT_UNPACKED = 92
-"""The exit code of stage.sh when containerd's store reported that it could not unpack."""
-UNUSABLE = (95, 97)
-"""The exit codes of stage.sh when no container can be created from an image, or it cannot be
-inspected."""
+UNPACK_FAILED = "Error unpacking"
+"""containerd's store says this of an image, and then ends as if all were well."""
+
+
+class Act(StrEnum):
+    """What an engine was to do."""
+
+    LOAD = "load the image"
+    PULL = "pull the image"
+    TAG = "tag the image"
+    CREATE = "create a container from the image"
+    MOVE = "move the name"
+    RUN = "do what it was told"
+
+
 GONE = re.compile(
     r"cannot connect to the docker daemon|error during connect|unexpected EOF"
     r"|connection reset by peer|is the docker daemon running",
@@ -52,8 +61,8 @@ def stale_record(output: str) -> str:
     return match[1] if match is not None else ""
 
 
-def error_for(remote: Remote, code: int, output: str) -> NodeError:
-    """The error for a script's exit code and output on this node.
+def error_for(remote: Remote, act: Act, output: str) -> NodeError:
+    """The error for what an engine said on this node.
 
     ``UnreachableError`` for what a retry may help; ``DamagedError`` for an image that must be
     removed there and sent again.
@@ -64,12 +73,12 @@ def error_for(remote: Remote, code: int, output: str) -> NodeError:
         "images there that share its layers may be damaged, too: remove those; "
         f"{ssh} {docker} image ls"
     )
-    detail = output.strip() if code == NOT_UNPACKED else last_line(output)
+    detail = output.strip() if UNPACK_FAILED in output else last_line(output)
     cases: tuple[tuple[object, type[NodeError], str, str], ...] = (
         (GONE.search(output), UnreachableError, "its Docker daemon went away",
          f"look there: {ssh} sudo systemctl status docker"),
         # An image that lacks them has a name: it must go first.
-        (BLOB_LOST.search(output) and code not in UNUSABLE, UnreachableError,
+        (BLOB_LOST.search(output) and act is not Act.CREATE, UnreachableError,
          "containerd lost layers that it had listed",
          "run the same command again"),
         (FULL in output, NodeError, "its disk is full",
@@ -77,14 +86,14 @@ def error_for(remote: Remote, code: int, output: str) -> NodeError:
         (record, NodeError, f"{RECORD_LEFT}, and Docker refuses the layer until it is removed",
          f"remove it: {ssh} sudo rm -r {record}"),
         (DAMAGED.search(output), DamagedError, "layers are damaged there", remove),
-        (code == NOT_UNPACKED, NodeError,
+        (UNPACK_FAILED in output, NodeError,
          "its engine could not unpack the image, and reported success", look),
-        (code in UNUSABLE, DamagedError, "no container can be created from the image", remove),
+        (act is Act.CREATE, DamagedError, "no container can be created from the image", remove),
     )  # fmt: skip
     for applies, error, what, hint in cases:
         if applies:
             return error(f"{remote.name}: {what}", detail=detail, hint=hint)
     return NodeError(
-        f"{remote.name}: docker there refused the image (code {code}): {detail}",
+        f"{remote.name}: its engine refused to {act}: {detail}",
         detail=output.strip() if output.strip() != detail else "", hint=look,
     )  # fmt: skip

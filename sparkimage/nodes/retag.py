@@ -1,9 +1,9 @@
 """Moves a name to another image on all nodes of a fleet, or on none.
 
-Each node gets its script first, which checks that everything is as expected and then waits for a
-line on its input. Only when all wait is that line sent, with one write to a helper that passes it
-on to all of them; helper and scripts run to their end by themselves, even when this process dies.
-What failed is undone everywhere.
+Each node gets its script first, which waits for a line on its input. Only when all wait, and
+everything is as expected, is that line sent, with one write to a helper that passes it on to all of
+them; helper and scripts run to their end by themselves, even when this process dies. What failed
+is undone everywhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from sparkimage.core.errors import MixedFleetError, NodeError, SparkError
 from sparkimage.core.process import start_bytes
 from sparkimage.core.program import program
 from sparkimage.nodes.concurrent import Errors, run_on_all
+from sparkimage.nodes.engine_api import RefusedError
+from sparkimage.nodes.refusals import Act
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import NodeSession
 
@@ -155,8 +157,6 @@ class Retag:
 
     session: NodeSession
     tag: str
-    staging: str = ""
-    """A name of the target to remove, or nothing."""
     receipt: Mapping[str, Any] | None = None
     script: RemoteScript = field(init=False)
 
@@ -177,24 +177,24 @@ class Retag:
             kept = f"{receipt['digest'][7:]}.json", json.dumps(receipt, separators=(",", ":"))
         words = remote.script(
             "move", self.tag, self.tag + PREVIOUS, self.session.target,
-            self.session.now.id_of(self.tag), self.staging, *kept,
+            self.session.now.id_of(self.tag), *kept,
         )  # fmt: skip
         self.script = RemoteScript(remote, words)
 
     def wait(self) -> None:
-        """Until the script is ready. Raises ``NodeError`` when it refuses."""
+        """Until the script is ready, and all is as it was seen. Raises ``NodeError``."""
         with self.script.limit():
             line = next(self.script.lines(), "")
-        if line == "@@ armed":
-            return
-        if line.startswith("@@ changed"):
+        if line != "@@ armed":
+            raise self._failure(f"{line}\n{self.script.rest()}")
+        if not self._id_of(self.session.target):
+            raise NodeError(f"{self.name}: the image was removed there meanwhile", hint=AGAIN)
+        now = self._id_of(self.tag)
+        if now != self.session.now.id_of(self.tag):
             raise NodeError(
                 f"{self.name}: another process moved {self.tag} there meanwhile",
-                detail=f"it refers to {line[11:30] or 'nothing'} now", hint=AGAIN,
+                detail=f"it refers to {now[:19] or 'nothing'} now", hint=AGAIN,
             )  # fmt: skip
-        if line.startswith("@@ gone"):
-            raise NodeError(f"{self.name}: the image was removed there meanwhile", hint=AGAIN)
-        raise self._failure(f"{line}\n{self.script.rest()}")
 
     def stop(self) -> None:
         """Kill the script."""
@@ -209,12 +209,14 @@ class Retag:
             self.session.warnings.append(f"{self.name}: could not write its receipt there")
 
     def undo(self) -> None:
-        """Give the names back to the images that had them."""
-        previous, before = self.tag + PREVIOUS, self.session.now.id_of
-        staging = (self.staging, self.session.target) if self.staging else ()
-        names = self.tag, before(self.tag), previous, before(previous)
-        remote = self.session.remote
-        remote.run(remote.script("undo", *staging, *names))
+        """Give the names back to the images that had them. Raises ``NodeError``."""
+        engine, before = self.session.remote.engine, self.session.now.id_of
+        for name in (self.tag, self.tag + PREVIOUS):
+            with self.session.refused(Act.MOVE):
+                if before(name):
+                    engine.tag(before(name), name)
+                elif self._id_of(name):
+                    engine.delete(f"/images/{name}")
 
     def close(self) -> None:
         """End the script."""
@@ -222,5 +224,14 @@ class Retag:
             self.script.rest()
         self.script.kill()
 
+    def _id_of(self, image: str) -> str:
+        """The id of an image that is there, or nothing. Raises ``NodeError``."""
+        try:
+            return str(self.session.remote.engine.image(image)["Id"])
+        except RefusedError as error:
+            if error.is_missing:
+                return ""
+            raise self.session.refusal(Act.MOVE, str(error)) from None
+
     def _failure(self, output: str) -> SparkError:
-        return self.script.lost() or self.session.refusal(self.script.code, output)
+        return self.script.lost() or self.session.refusal(Act.MOVE, output)

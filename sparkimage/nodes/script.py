@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 from sparkimage.core.errors import NodeError
 
 if TYPE_CHECKING:
-    from sparkimage.nodes.ssh import Remote, RemoteForward
+    from sparkimage.nodes.ssh import Remote
 
 TRANSPORT = 255
 """ssh's own exit code: the connection failed, not the command."""
@@ -23,12 +23,54 @@ CLOSE_S = 5.0
 """Seconds that a command gets to end when its streams are closed."""
 
 
-class RemoteScript:
-    """It is killed when a step takes longer than its limit, or when the connection ends that the
-    forwarded port (``forward``) belongs to.
+class Limited:
+    """What talks with a node, and is stopped when a step takes longer than its limit."""
 
-    ``bulk``: over the data address, where there is one. ``master``: the connection that others
-    share (ssh's ControlMaster). ``apart``: never through that one.
+    def __init__(self, remote: Remote) -> None:
+        self.remote = remote
+        self.timed_out = False
+        self._deadline: float | None = None
+        self._unwatched = threading.Event()
+
+    def stop(self) -> None:
+        """Whoever waits for it finds that it has ended."""
+        raise NotImplementedError
+
+    def watch(self) -> None:
+        """Begin to stop what exceeds its limit."""
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @contextmanager
+    def limit(self, seconds: float | None = None) -> Iterator[None]:
+        """Stop it when the block takes more seconds; default: the node's ``patience_s``."""
+        self.extend(self.remote.patience_s if seconds is None else seconds)
+        try:
+            yield
+        finally:
+            self._deadline = None
+
+    def extend(self, seconds: float) -> None:
+        """Set the limit to so many seconds from now."""
+        self._deadline = time.monotonic() + seconds
+
+    def unwatch(self) -> None:
+        """Let it run without a limit."""
+        self._unwatched.set()
+
+    def _watch(self) -> None:
+        while not self._unwatched.wait(POLL_S):
+            deadline = self._deadline
+            if deadline is not None and time.monotonic() > deadline:
+                self.timed_out = True
+                self.stop()
+                return
+
+
+class RemoteScript(Limited):
+    """A command that is killed when a step takes longer than its limit.
+
+    ``bulk``: over the data address, where there is one. ``master``: the arguments of ssh that make
+    the connection that others share (ControlMaster). ``apart``: never through that one.
     """
 
     def __init__(
@@ -37,17 +79,14 @@ class RemoteScript:
         words: Sequence[str],
         *,
         bulk: bool = False,
-        master: bool = False,
-        forward: RemoteForward | None = None,
+        master: Sequence[str] = (),
         apart: bool = False,
     ) -> None:
-        self.remote, self.bulk, self.master, self.forward = remote, bulk, master, forward
-        self.timed_out = False
-        self._stderr = ""
-        self._deadline: float | None = None
-        self._unwatched = threading.Event()
-        self.process = remote.start(words, bulk=bulk, master=master, apart=apart)
-        threading.Thread(target=self._watch, daemon=True).start()
+        super().__init__(remote)
+        self.bulk, self.master = bulk, bool(master)
+        self._stderr: str | None = None
+        self.process = remote.start(words, bulk=bulk, apart=apart, to=master)
+        self.watch()
 
     @property
     def input(self) -> IO[bytes]:
@@ -63,19 +102,6 @@ class RemoteScript:
     def code(self) -> int:
         """Its exit code."""
         return int(self.process.returncode)
-
-    @contextmanager
-    def limit(self, seconds: float | None = None) -> Iterator[None]:
-        """Kill it when the block takes more seconds; default: the node's ``patience_s``."""
-        self.extend(self.remote.patience_s if seconds is None else seconds)
-        try:
-            yield
-        finally:
-            self._deadline = None
-
-    def extend(self, seconds: float) -> None:
-        """Set the limit to so many seconds from now."""
-        self._deadline = time.monotonic() + seconds
 
     def write(self, data: bytes) -> None:
         """Write to its standard input. Raises ``BrokenPipeError`` or ``ValueError`` when it has
@@ -104,32 +130,35 @@ class RemoteScript:
         self._stderr = stderr.decode("utf-8", "replace")
         return stdout.decode("utf-8", "replace") + self._stderr
 
+    def errors(self) -> str:
+        """What a command that has ended wrote to its standard error."""
+        if self._stderr is None:
+            assert self.process.stderr is not None
+            self._stderr = self.process.stderr.read().decode("utf-8", "replace")
+        return self._stderr
+
     def lost(self) -> NodeError | None:
         """Why it did not run to its end: it timed out, or a connection failed; else None."""
         if self.timed_out:
             return self.remote.timed_out("answer" if self.master else "progress")
-        if self.code != 0 and self.forward is not None and self._is_cut():
-            stderr = self.forward.connection.process.stderr
-            assert stderr is not None
-            return self.remote.unreachable(stderr.read().decode("utf-8", "replace"), bulk=True)
         if self.code == TRANSPORT:
-            return self.remote.unreachable(self._stderr, bulk=self.bulk)
+            return self.remote.unreachable(self.errors(), bulk=self.bulk)
         return None
 
-    def unwatch(self) -> None:
-        """Let it run without a limit."""
-        self._unwatched.set()
+    def stop(self) -> None:
+        if not self.ended:
+            self.process.kill()
 
     def kill(self) -> None:
         """Kill it and close its streams."""
         self.unwatch()
-        if not self.ended:
-            self.process.kill()
+        self.stop()
         self.process.wait()
         self._close_streams()
 
     def close(self, seconds: float = CLOSE_S) -> None:
         """Close its streams, wait so many seconds until it ends, and kill it then."""
+        self.unwatch()
         self._close_streams()
         try:
             self.process.wait(seconds)
@@ -142,15 +171,3 @@ class RemoteScript:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
-
-    def _is_cut(self) -> bool:
-        """Whether the connection of the forwarded port has ended."""
-        return self.forward is not None and self.forward.connection.ended
-
-    def _watch(self) -> None:
-        while not self._unwatched.wait(POLL_S) and not self.ended:
-            deadline = self._deadline
-            self.timed_out = deadline is not None and time.monotonic() > deadline
-            if self.timed_out or self._is_cut():
-                self.process.kill()
-                return

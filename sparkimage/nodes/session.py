@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from sparkimage.config.inventory import Fleet, Node
-from sparkimage.core.errors import CommandError, NodeError, SparkError, UnreachableError
+from sparkimage.core.errors import NodeError, SparkError, UnreachableError
 from sparkimage.core.process import Completed
 from sparkimage.core.program import program
 from sparkimage.core.progress import Moved
 from sparkimage.core.units import human
-from sparkimage.image import archive
-from sparkimage.image.archive import Part, Step
-from sparkimage.image.store import Image, Layer, Store
-from sparkimage.nodes import delta, engines, fabric, reading, refusals, snapshot, ssh
+from sparkimage.image.archive import Part
+from sparkimage.image.store import Image
+from sparkimage.nodes import delta, fabric, reading, refusals, snapshot, ssh
 from sparkimage.nodes.concurrent import run_on_all
-from sparkimage.nodes.script import TRANSPORT, RemoteScript
+from sparkimage.nodes.engine_api import RefusedError
+from sparkimage.nodes.refusals import Act
 from sparkimage.nodes.snapshot import SKEW_S, NodeImage, NodeSnapshot
-from sparkimage.nodes.ssh import IMAGES, Remote, RemoteForward
+from sparkimage.nodes.ssh import IMAGES, Remote
 
-if TYPE_CHECKING:
-    from sparkimage.nodes.pull_server import PullServer
-
-UNPACK_RATE = 10_000_000
-"""Bytes of blobs a second that an engine unpacks at least; a slower one counts as hung."""
 SPARE = 500_000_000
 """Bytes that stay free on a node's disk beside what the image needs."""
 ATTEMPTS = 3
-PULL_FROM = 32_000_000
-"""Bytes from which on a pull is worth a connection of its own."""
-NEARLY_ALL = 0.9
-"""An overlay2 node pulls when it lacks this part of an image's bytes or more."""
+PROOF = "dev.sparkimage.proof"
+"""The label of the containers that prove an image."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -112,7 +103,7 @@ class NodeSession:
 
         Raises ``UnreachableError`` or ``NodeError``.
         """
-        output = self.remote.run(self.remote.snapshot(*parts, model=model)).stdout
+        output = self.remote.look(self.remote.snapshot(*parts, model=model))
         return reading.read(output, self.remote.node, now=time.time())
 
     def check(self, image: Image) -> None:
@@ -160,209 +151,91 @@ class NodeSession:
     def remove_staged(self) -> None:
         """Remove all that is under staging names there, so that all layers are sent again.
 
-        Asks docker itself: a snapshot leaves out damaged images. It lists an image's references by
-        digest only once its tags are gone, and docker 29 on a terminal only with ``--all``.
+        Asks the engine itself: a snapshot leaves out damaged images. An image's references by
+        digest may be listed only once its tags are gone.
         """
-        form = "{{.Repository}}:{{.Tag}}\n{{.Repository}}@{{.Digest}}"
-        words = [*self.remote.docker.split(), "image", "ls", "--all", "--digests", "--format", form]
         removed: set[str] = set()
         while staged := [
             name
-            for name in self.remote.run(words, check=False).stdout.split()
+            for image in self.remote.engine.images()
+            for name in (*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ()))
             if snapshot.is_staging(name) and name not in removed
         ]:
-            self.clean(staged)
+            self.remote.engine.remove(*staged)
             removed |= set(staged)
         if removed:
             self.repaired.append(f"{self.name}: removed staged layers that were damaged")
 
-    def clean(self, references: Sequence[str], *, timeout_s: float | None = None) -> Completed:
-        """Remove these images there, and the containers of proofs that were killed."""
-        words = self.now.docker.root, *references
-        return self.call("clean", *words, timeout_s=timeout_s, check=False)
+    def remove_proofs(self) -> None:
+        """Remove the containers of proofs that were killed."""
+        engine = self.remote.engine
+        for container in engine.containers(PROOF):
+            with contextlib.suppress(RefusedError):
+                engine.delete(f"/containers/{container['Id']}")
 
     def call(
         self, script: str, *words: str, timeout_s: float | None = None, check: bool = True
     ) -> Completed:
-        """Run a script of ``data/node`` there to its end. Raises as ``refusal`` when ``check`` and
+        """Run a script of ``data/node`` there to its end. Raises ``NodeError`` when ``check`` and
         it failed."""
         argv = self.remote.script(script, *words)
         done = self.remote.run(argv, check=False, timeout_s=timeout_s)
         if check and done.returncode != 0:
-            raise self.refusal(done.returncode, done.stdout + done.stderr)
+            raise self.refusal(Act.RUN, done.stdout + done.stderr)
         return done
 
     def abandon(self) -> None:
         """Kill what runs with this node."""
         self.remote.abandon()
 
-    # Staging
-
-    def load(
-        self,
-        steps: tuple[Step, ...],
-        store: Store,
-        moved: Moved,
-        *,
-        followers: Sequence[NodeSession] = (),
-    ) -> None:
-        """Load these steps one after the other and prove the last one.
-
-        While a step is unpacked the next one is sent already, but for its end. The node relays it
-        all to the first of ``followers``, and that one to the next; those that got the image have
-        a ``target`` afterwards, the others a ``relay_error``.
-        """
-        with contextlib.ExitStack() as loads:
-            before: Load | None = None
-            for step in steps:
-                load = Load(
-                    self, step, before.part.name if before is not None else "",
-                    prove=step is steps[-1], followers=followers,
-                )  # fmt: skip
-                loads.callback(load.kill)
-                body, end = archive.partial(step, store)
-                for piece in body:
-                    if before is not None and before.ended:
-                        before.finish()
-                        before = None
-                    load.send(piece)
-                    self._count(len(piece), moved)
-                if before is not None:
-                    before.finish()
-                load.send(end)
-                self._count(len(end), moved)
-                self.layers_sent += len(step.send)
-                before = load
-            output = load.finish()
-            for follower in followers:
-                _, section = _section(output, follower)
-                try:
-                    follower.prove(section, steps[-1].part)
-                except NodeError as error:
-                    follower.relay_error = refusals.last_line(section) or error.message
-            self.prove(_section(output, self)[1] if followers else output, steps[-1].part)
-
-    def pulls(self, layers: Sequence[Layer]) -> bool:
-        """Whether its engine gets the lacking layers of these sooner by a pull than by ``load``.
-
-        It unpacks what it pulls without writing an archive first: docs/benchmarks.md. But overlay2
-        would pull the layers again that came by load, which it does not know by their blobs; and
-        what containerd's store still holds of a broken pull, layers or parts of them (for 8 hours:
-        https://github.com/moby/moby/pull/48910), only a pull can use.
-        """
-        size = sum(layers[index].size for index in self.lacking)
-        if not self.now.docker.containerd:
-            return size >= max(PULL_FROM, NEARLY_ALL * sum(layer.size for layer in layers))
-        unpacked = {diff_id for image in self.now.images for diff_id in image.diff_ids}
-        left = any(
-            index not in self.lacking and layer.diff_id not in unpacked
-            for index, layer in enumerate(layers)
-        )
-        partly = any(layers[index].digest in self.now.incomplete for index in self.lacking)
-        return size >= PULL_FROM or left or partly
-
-    def pull(self, steps: tuple[Step, ...], server: PullServer, moved: Moved) -> str:
-        """Let its engine pull these steps from here, and prove the last one. Returns why it cannot
-        pull, for a reason that does not concern ``load``, else nothing. Raises as ``load``.
-
-        Engines keep nothing of a pull that breaks off: each step is pulled as soon as its layers
-        are unpacked, which keeps them; one after the other where that needs it: see ``engines``.
-        """
-        try:
-            with self.remote.remote_forward(server.socket) as forward:
-                code, output = self._pull_through(forward, steps, server, moved)
-        except CommandError:
-            return "its sshd forwards no port to here (AllowTcpForwarding)"
-        if code != 0:
-            if refusals.is_engine_fault(output):
-                raise self.refusal(code, output)
-            return refusals.last_line(output)
-        self.adopt(steps[-1].part.name, steps[-1].part)
-        self.layers_sent = sum(len(step.send) for step in steps)
-        return ""
-
-    def _pull_through(
-        self, forward: RemoteForward, steps: tuple[Step, ...], server: PullServer, moved: Moved
-    ) -> tuple[int, str]:
-        """Let its engine pull through a forwarded port; the exit code and output of pull.sh.
-
-        Raises ``NodeError`` and its kin when it hangs or a connection ends.
-        """
-        patience, registry = self.remote.patience_s, f"127.0.0.1:{forward.port}"
-        parts, docker = [step.part for step in steps], self.now.docker
-        whole = engines.keeps_of_one_pull(docker.numbers, containerd=docker.containerd)
-        words = self.remote.script(
-            "pull", f"{registry}/{snapshot.STAGING}",
-            "whole" if whole else "parts", parts[-1].manifest.digest,
-            *(word for part in parts for word in (
-                part.name, part.manifest.digest, part.layers[-1].digest[7:19],
-            )),
-        )  # fmt: skip
-        left = sum(step.size for step in steps)
-        script = RemoteScript(self.remote, words, forward=forward)
-
-        def sent(count: int, waits: bool) -> None:
-            self._count(count, moved)
-            # When all has arrived it may still be unpacked.
-            script.extend(patience + (0 if waits else left / UNPACK_RATE))
-
-        client = server.admit(sent)
-        output = []
-        try:
-            with script.limit():
-                with contextlib.suppress(OSError):
-                    script.write(f"{client.config(registry)}\n".encode())
-                # Its input stays open: the pull ends with it.
-                for line in script.lines():
-                    output.append(line)
-                    left -= sum(step.size for step in steps if line == f"@@ kept {step.part.name}")
-            output.append(script.rest())
-        finally:
-            script.kill()
-        if script.code != 0 and (lost := script.lost()) is not None:
-            raise lost
-        return script.code, "\n".join(output)
-
-    def _count(self, count: int, moved: Moved) -> None:
+    def count(self, count: int, moved: Moved) -> None:
+        """So many bytes more were sent to it."""
         self.sent += count
         moved(count)
 
-    def adopt(self, origin: str, part: Part, *, size: int = 0) -> None:
-        """Give an image that is there (its id), or that the node is to pull (NAME@DIGEST, of
-        ``size`` bytes), the staging name and prove it. Raises as ``load``."""
-        limit = self.remote.patience_s + size / UNPACK_RATE
-        done = self.call("stage", part.name, origin, "", "prove", timeout_s=limit, check=False)
-        output = done.stdout + done.stderr
-        if done.returncode == refusals.NOT_PULLED and not refusals.is_engine_fault(output):
-            raise NodeError(
-                f"{self.name}: it could not pull the image: {refusals.last_line(output)}",
-                hint="does the registry have this digest, and may the node pull it? "
-                f"{self.remote.ssh} {self.remote.docker} pull {origin}",
-            )
-        if done.returncode != 0:
-            raise self.refusal(done.returncode, output)
-        self.prove(done.stdout, part)
+    # The image there
 
-    def prove(self, output: str, part: Part) -> None:
-        """Whether stage.sh has found the image under the staging name, with the layers that were
-        sent, and created a container. Sets ``target``. Raises ``NodeError``."""
-        lines = [line[3:] for line in output.splitlines() if line.startswith("@@ ")]
-        image = next((line[6:] for line in lines if line.startswith("image ")), "")
-        if not image or "created" not in lines:
-            raise NodeError(f"{self.name}: the image could not be proven there", detail=output)
-        id, _platform, diff_ids = json.loads(image)
-        expected = part.manifest.digest if self.now.docker.containerd else part.config.digest
-        if diff_ids != [layer.diff_id for layer in part.layers] or id != expected:
+    def adopt(self, image: str, part: Part) -> None:
+        """Give an image that is there (its id, or NAME@DIGEST) the staging name and prove it.
+        Raises as ``refusal`` says."""
+        with self.refused(Act.TAG):
+            self.remote.engine.tag(image, part.name)
+        self.prove(part)
+
+    def prove(self, part: Part) -> None:
+        """Whether the image under the staging name has the layers that were sent, and a container
+        can be created from it. Sets ``target``. Raises ``NodeError``."""
+        with self.refused(Act.CREATE):
+            image = self.remote.engine.image(part.name)
+        id, expected = image["Id"], part.config.digest
+        if self.now.docker.containerd:
+            expected = part.manifest.digest
+        diff_ids = [layer.diff_id for layer in part.layers]
+        if image["RootFS"].get("Layers") != diff_ids or id != expected:
             raise NodeError(
                 f"{self.name}: it has another image than was sent: {id[:19]}, not {expected[:19]}",
                 hint="run the same command again; that image is not used",
             )
+        self.create(part.name)
         self.target = id
 
-    def refusal(self, code: int, output: str) -> NodeError:
-        """The error for a script's exit code and output, after repairing what can be repaired."""
+    def create(self, image: str) -> None:
+        """Create a container from an image, and remove it. Raises ``NodeError``."""
+        with self.refused(Act.CREATE):
+            self.remote.engine.prove(image, PROOF)
+
+    @contextmanager
+    def refused(self, act: Act) -> Iterator[None]:
+        """Turns what its engine says in the block into ``refusal``."""
+        try:
+            yield
+        except RefusedError as error:
+            raise self.refusal(act, str(error)) from None
+
+    def refusal(self, act: Act, output: str) -> NodeError:
+        """The error for what its engine said, after repairing what can be repaired."""
         self.distrusts_content |= refusals.BLOB_LOST.search(output) is not None
-        error, record = refusals.error_for(self.remote, code, output), refusals.stale_record(output)
+        error, record = refusals.error_for(self.remote, act, output), refusals.stale_record(output)
         if not record:
             return error
         *sudo, _ = self.remote.docker.split()
@@ -422,64 +295,3 @@ def survey(
         )
         for session in nodes
     )
-
-
-class Load(RemoteScript):
-    """One ``docker load`` on a node that gets its archive from here, and maybe relays it."""
-
-    def __init__(
-        self,
-        session: NodeSession,
-        step: Step,
-        earlier: str,
-        *,
-        prove: bool,
-        followers: Sequence[NodeSession] = (),
-    ) -> None:
-        self.session, self.part, self.size = session, step.part, step.size
-        self.relays = bool(followers)
-        words = step.part.name, earlier, "prove" if prove else ""
-        argv = session.remote.script("stage", words[0], "-", *words[1:])
-        if followers:
-            texts = ssh.text("relay"), ssh.text("stage")
-            hops = [w for n in followers for w in (n.remote.hop, n.name, n.remote.docker)]
-            own = session.name, session.remote.docker
-            argv = ["sh", "-c", texts[0], "relay", *texts, *words, *own, *hops]
-        super().__init__(session.remote, argv, bulk=True)
-
-    def send(self, piece: bytes) -> None:
-        """Send a piece of the archive. Raises ``NodeError`` when it is not taken."""
-        try:
-            with self.limit():
-                self.write(piece)
-        except (BrokenPipeError, ValueError):
-            self.finish()
-            raise NodeError(
-                f"{self.session.name}: docker load ended before it had read the archive"
-            ) from None
-
-    def finish(self) -> str:
-        """Wait for its end; its output. Raises ``NodeError``."""
-        output = self.rest(self.session.remote.patience_s + self.size / UNPACK_RATE)
-        if (lost := self.lost()) is not None:
-            raise lost
-        code, section = self.code, output
-        if code == 0 and self.relays:
-            code, section = _section(output, self.session)
-        if code != 0:
-            raise self.session.refusal(code, section)
-        return output
-
-
-def _section(output: str, session: NodeSession) -> tuple[int, str]:
-    """What relay.sh reports of one node: the exit code of its load, and its output."""
-    code, is_own = TRANSPORT, False
-    lines: list[str] = []
-    for line in output.splitlines():
-        if line.startswith("@@ of "):
-            name, number = line.split()[2:4]
-            is_own = name == session.name
-            code = int(number) if is_own else code
-        elif is_own:
-            lines.append(line)
-    return code, "\n".join(lines)

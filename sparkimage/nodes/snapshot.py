@@ -106,8 +106,6 @@ class Engine:
     root: str = ""
     containerd: bool = False
     """It uses the containerd image store."""
-    stopped: int = 0
-    """Stopped containers; a proof that was killed leaves one."""
     runtimes: tuple[str, ...] = ()
     default_runtime: str = ""
     cdi_folders: tuple[str, ...] = ()
@@ -309,7 +307,8 @@ class NodeSnapshot:
             what = "it has no docker command"
             hint = "install Docker there: https://docs.docker.com/engine/install/"
         else:
-            what = f"its Docker does not answer: {'it hangs' if docker.late else last}"
+            why = "it hangs" if docker.late else DIALED.sub("", last)
+            what = f"its Docker does not answer: {why}"
             hint = "there: sudo systemctl restart docker; journalctl -u docker"
             output = output if output != last else ""
         return kind(f"{self.name}: {what}", detail=output, hint=hint)
@@ -453,6 +452,8 @@ class NodeSnapshot:
         }
 
 
+DIALED = re.compile(r".*failed to open the raw stream connection: ")
+"""What docker's command puts before the reason why it does not reach the engine."""
 SUDO_DENIED = re.compile(r"a password is required|not allowed to execute|not in the sudoers")
 NOT_SHOWN = {
     "node", "lock", "images", "content", "incomplete", "receipts", "caches", "containers",

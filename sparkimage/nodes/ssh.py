@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
@@ -24,12 +25,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import CommandError, NodeError, UnreachableError
 from sparkimage.core.process import Completed, Local, start_bytes
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.script import TRANSPORT, RemoteScript
+
+if TYPE_CHECKING:
+    from sparkimage.nodes.engine_api import EngineApi
 
 CONNECT_S = 10
 KEEPALIVE_S = 15.0
@@ -47,12 +52,18 @@ OPTIONS = (
     "ControlPersist=no",
     "Compression=no",
     "LogLevel=ERROR",
+    # That of a connection that was killed is in the way.
+    "StreamLocalBindUnlink=yes",
 )
 QUICK = ("aes128-gcm@openssh.com",)
 IMAGES, CONTAINERS, MACHINE = "images", "containers", "machine"
 """The optional parts of a snapshot: the engine's images, our containers, and what serving a model
 needs. The user, Docker, disks and network interfaces are always part of it."""
 END = "@@ end"
+ASK = "@@ ask "
+"""The beginning of the line with which snapshot.sh asks for what the engine says."""
+ENGINE = "/var/run/docker.sock"
+"""The engine's socket where nothing else is configured."""
 
 
 @contextmanager
@@ -94,11 +105,15 @@ def text(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemoteForward:
-    """A port of a node's loopback that leads here, and the connection that forwards it."""
+class Link:
+    """An ssh connection that others share."""
 
-    port: int
-    connection: RemoteScript
+    script: RemoteScript
+    """The command that holds it."""
+    to: Sequence[str]
+    """The arguments of ssh that go through it."""
+    engine: Path
+    """A socket here that leads to the engine's, where sshd there lets it."""
 
 
 @dataclass(kw_only=True)
@@ -112,8 +127,12 @@ class Remote:
     """When its snapshot was complete: seconds since 1970."""
     abandoned: threading.Event = field(default_factory=threading.Event)
     """Set when nobody waits for this node any more."""
+    dials: bool | None = None
+    """The engine is reached through its command, not through a forwarded socket; None: not known
+    yet."""
     _opening: Future[str] | None = None
-    _master: RemoteScript | None = None
+    _link: Link | None = None
+    _engine: EngineApi | None = None
     _closed: threading.Event = field(default_factory=threading.Event)
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -175,35 +194,55 @@ class Remote:
             self._opening = None
 
     def _open(self, words: Sequence[str]) -> str:
-        self._master, output = self._hold(words)
+        self._link, output = self._hold(words)
         self.answered_at = time.time()
         self._closed.clear()
-        threading.Thread(target=self._keep_alive, args=(self._master,), daemon=True).start()
+        threading.Thread(target=self._keep_alive, args=(self._link.script,), daemon=True).start()
         return output
 
+    @property
+    def engine(self) -> EngineApi:
+        """Its engine, through the connection that all commands share."""
+        assert self._engine is not None
+        return self._engine
+
     @contextmanager
-    def remote_forward(self, socket: Path) -> Iterator[RemoteForward]:
-        """A port of the loopback there that leads to ``socket`` here, over the data address.
+    def bulk(self) -> Iterator[EngineApi]:
+        """Its engine over the data address, where there is one.
 
-        Raises ``UnreachableError`` or ``NodeError``, and ``CommandError`` where sshd there forbids
-        it.
+        Raises ``UnreachableError`` or ``NodeError``.
         """
-        connection, to = self._master, self._control()
-        if self.node.data:
-            # A connection that was killed has left its socket.
-            self._socket_of("data").unlink(missing_ok=True)
-            connection, _ = self._hold(["sh", "-c", f"echo '{END}'; cat >/dev/null"], bulk=True)
-            to = ["-S", str(self._socket_of("data")), *self._bulk()]
-        assert connection is not None
-        try:
-            forward = ["-O", "forward", "-R", f"127.0.0.1:0:{socket}"]
-            port = Local().run(["ssh", *forward, *to], timeout_s=self.patience_s).stdout
-            yield RemoteForward(port=int(port), connection=connection)
-        finally:
-            if connection is not self._master:
-                connection.close()
+        if not self.node.data:
+            yield self.engine
+            return
+        from sparkimage.nodes.engine_api import EngineApi
 
-    def _hold(self, words: Sequence[str], *, bulk: bool = False) -> tuple[RemoteScript, str]:
+        link, _ = self._hold(["sh", "-c", f"echo '{END}'; cat >/dev/null"], bulk=True)
+        try:
+            yield EngineApi(self, link)
+        finally:
+            link.script.close()
+
+    def remote_forward(self, here: Path, link: Link) -> int:
+        """A port of the loopback there that leads to the socket ``here``, as long as the link.
+
+        Raises ``CommandError`` where sshd there forbids it.
+        """
+        forward = ["-O", "forward", "-R", f"127.0.0.1:0:{here}"]
+        return int(Local().run(["ssh", *forward, *link.to], timeout_s=self.patience_s).stdout)
+
+    def look(self, words: Sequence[str]) -> str:
+        """The output of another snapshot of a connected node.
+
+        Raises ``UnreachableError`` or ``NodeError``.
+        """
+        script = RemoteScript(self, words)
+        try:
+            return self._read(script, self._link)
+        finally:
+            script.close()
+
+    def _hold(self, words: Sequence[str], *, bulk: bool = False) -> tuple[Link, str]:
         """Open a connection that others share, with the command that holds it, and its output.
 
         A node whose sshd was too busy to answer is asked once more.
@@ -215,20 +254,46 @@ class Remote:
                 raise
             return self._held(words, bulk=bulk)
 
-    def _held(self, words: Sequence[str], *, bulk: bool) -> tuple[RemoteScript, str]:
-        script = RemoteScript(self, words, bulk=bulk, master=True)
+    def _held(self, words: Sequence[str], *, bulk: bool) -> tuple[Link, str]:
+        to = ["-S", str(self._socket_of("data")), *self._bulk()] if bulk else self._control()
+        engine = self._socket_of("data-engine" if bulk else "engine")
+        forward = [] if self.node.sudo else ["-L", f"{engine}:{ENGINE}"]
+        script = RemoteScript(self, words, bulk=bulk, master=["-M", *forward, *to])
+        link = Link(script=script, to=to, engine=engine)
+        return link, self._read(script, link)
+
+    def _read(self, script: RemoteScript, link: Link | None) -> str:
+        """What a script writes until its end, and what the engine says where it asks for it."""
         output: list[str] = []
         with script.limit():
             for line in script.lines():
                 if line == END:
                     script.unwatch()
-                    return script, "\n".join(output)
-                output.append(line)
+                    return "\n".join(output)
+                if line.startswith(ASK):
+                    assert link is not None
+                    output += self._ask_engine(script, link, *line.removeprefix(ASK).split())
+                else:
+                    output.append(line)
         output.append(script.rest())
         raise script.lost() or NodeError(
             f"{self.name}: its shell ended with exit code {script.code}",
             detail="\n".join(output), hint=f"look there: {self.ssh}",
         )  # fmt: skip
+
+    def _ask_engine(self, script: RemoteScript, link: Link, way: str, *parts: str) -> Iterator[str]:
+        """What the engine says for these parts of a snapshot; the script gets what it needs of it.
+
+        What a lost connection lacks the script's own end explains.
+        """
+        # Not before there is a connection: it takes longer to import than most commands need.
+        from sparkimage.nodes import engine_api
+
+        if self._engine is None or self._engine.link is not link:
+            self.dials = None if way == "socket" else True
+            self._engine = engine_api.EngineApi(self, link)
+        with contextlib.suppress(UnreachableError, OSError):
+            yield from engine_api.describe(self._engine, parts, script.write)
 
     def run(
         self,
@@ -262,16 +327,16 @@ class Remote:
         words: Sequence[str],
         *,
         bulk: bool = False,
-        master: bool = False,
         apart: bool = False,
+        to: Sequence[str] = (),
+        stream: socket.socket | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a command there; ``bulk`` goes over the data address, where there is one, ``apart``
-        in any case through a connection of its own, and a ``master``'s connection is for others,
-        too. Once abandoned, it is killed at once."""
-        to = self._control()
-        if bulk and (self.node.data or apart):
-            to = [*(["-S", str(self._socket_of("data"))] if master else []), *self._bulk()]
-        process = start_bytes(["ssh", *(["-M"] if master else []), *to, shlex.join(words)])
+        in any case through a connection of its own, or with these arguments of ssh (``to``). Once
+        abandoned, it is killed at once. ``stream`` as of ``start_bytes``."""
+        own = bulk and (self.node.data or apart)
+        to = to or (self._bulk() if own else self._control())
+        process = start_bytes(["ssh", *to, shlex.join(words)], stream=stream)
         self._started = [old for old in self._started if old.returncode is None]
         self._started.append(process)
         if self.abandoned.is_set():
@@ -303,21 +368,15 @@ class Remote:
             hint=f"look there: {self.ssh} {self.docker} info; more time: --patience SECONDS",
         )
 
-    def forward(self, path: str) -> Path:
-        """A socket here that leads to the socket ``path`` there, as long as the connection."""
-        return self._forward("d", path)
-
     def forward_port(self, port: int) -> Path:
         """A socket here that leads to the port on the loopback there, as long as the connection.
 
         Raises ``CommandError`` where sshd there forbids it.
         """
         here = self._socket_of(str(port))
-        return here if here.exists() else self._forward(str(port), f"127.0.0.1:{port}")
-
-    def _forward(self, name: str, target: str) -> Path:
-        here = self._socket_of(name)
-        Local().run(["ssh", "-O", "forward", "-L", f"{here}:{target}", *self._control()])
+        if not here.exists():
+            forward = ["-O", "forward", "-L", f"{here}:127.0.0.1:{port}"]
+            Local().run(["ssh", *forward, *self._control()])
         return here
 
     @property
@@ -338,10 +397,13 @@ class Remote:
             self._opening.exception()
             self._opening = None
         self._closed.set()
-        if self._master is not None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        if self._link is not None:
             # Commands that still run would keep it open.
-            self._master.close(LINGER_S)
-            self._master = None
+            self._link.script.close(LINGER_S)
+            self._link = None
 
     def abandon(self) -> None:
         """Kill every command of this node; none can be started afterwards."""

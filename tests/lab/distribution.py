@@ -43,9 +43,9 @@ MANY = 20
 BUSY = "another run changes its images"
 TRACES = """{
     ls -A /tmp /run/user/* 2>/dev/null | grep '^tmp'
-    pgrep --list-full --exact docker | grep ' pull '
+    pgrep --list-full --exact docker | grep -e ' pull ' -e dial-stdio
 }"""
-"""Says what no pull leaves on a node once it is over."""
+"""Says what no run leaves on a node once it is over."""
 LOOK = f"""
 docker image inspect --format '{{{{join .RootFS.Layers "+"}}}}' {NAME} 2>/dev/null || echo nothing
 docker image ls --all --digests --format '{{{{.Repository}}}}:{{{{.Tag}}}} {{{{.Digest}}}}' \

@@ -235,10 +235,10 @@ class Node:
             self._present("host")
 
     @contextmanager
-    def without_forwarding(self) -> Iterator[None]:
-        """Its sshd forwards no ports meanwhile."""
+    def without_forwarding(self, setting: str = "AllowTcpForwarding no") -> Iterator[None]:
+        """Its sshd forwards no ports meanwhile, or what the setting forbids."""
         config = "/etc/ssh/sshd_config.d/without-forwarding.conf"
-        put(self, {config: (0o644, b"AllowTcpForwarding no\n")})
+        put(self, {config: (0o644, f"{setting}\n".encode())})
         self.exec("kill", "-HUP", "1")
         try:
             yield

@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from sparkimage.nodes import ssh
 from tests.lab.fleet import Fleet
@@ -73,16 +73,34 @@ def _said(fleet: Fleet, node: Node, model: str, image: str) -> dict[str, str]:
 
     parts = f"{ssh.IMAGES} {ssh.CONTAINERS} {ssh.MACHINE}"
     words = ssh.script("snapshot", "docker", parts, "", "lab", node.name, model)
-    snapshot = _fixed(fleet, ask(*words)[1], image)
+    answer = f"{node.store}|/var/lib/docker\n".encode()
+    said = fleet.ssh(node.name, *words, given=answer).stdout.decode()
+    line, _, rest = said.partition("\n")
+    assert line.startswith(ssh.ASK)
+    snapshot = _fixed(fleet, "\n".join([*_engine(node), rest]), image)
     errors = {
         "run": ask("docker", "run", "--detach", "--name", "vllm", image),
         "inspect": ask("docker", "container", "inspect", "--format", "{{.Id}}", "NAME"),
     }
-    said = {
+    errors_said = {
         what: (code, _plain(fleet, text).replace("/vllm", "/NAME"))
         for what, (code, text) in errors.items()
     }
-    return {"snapshot.txt": snapshot, "errors.json": json.dumps(said, indent=1) + "\n"}
+    return {"snapshot.txt": snapshot, "errors.json": json.dumps(errors_said, indent=1) + "\n"}
+
+
+def _engine(node: Node) -> Iterator[str]:
+    """What its engine says of itself, its images and its containers."""
+    yield from ("@@ docker", node.docker("info", "--format", "{{json .}}"))
+    for part, ls, inspect in (
+        ("images", ("image", "ls"), ("image", "inspect")),
+        ("containers", ("ps", "--all", "--filter", "label=dev.sparkimage.launch"),
+         ("container", "inspect")),
+    ):  # fmt: skip
+        ids = dict.fromkeys(node.docker(*ls, "--quiet", "--no-trunc").split())
+        yield f"@@ {part}"
+        if ids:
+            yield node.docker(*inspect, "--format", "{{json .}}", *ids)
 
 
 def _plain(fleet: Fleet, text: str) -> str:

@@ -711,7 +711,7 @@ class Nodes:
         assert not check or done.returncode == 0, done
         return done
 
-    def start(self, argv: Sequence[str]) -> Process:
+    def start(self, argv: Sequence[str], **_: None) -> Process:
         """As ``start_bytes``."""
         place = argv.index("--")
         node, words = self.nodes[argv[place + 1]], shlex.split(argv[place + 2])

@@ -282,19 +282,20 @@ def test_load_that_fails_and_reports_success(distribution: Distribution) -> None
         # What makes it a fault: the engine says that all is well.
         file = b"".join(archive.stream(image, "lab/lie:1", shipment.store))
         output = node.exec("sh", "-c", "docker load 2>&1 || echo refused", given=file)
+        # One that it refused may have its name all the same.
+        node.exec("sh", "-c", "docker rmi lab/lie:1 || :")
         if "refused" in output:
             continue
         liars.append(node)
         assert node.store == "containerd"
         assert "Error unpacking" in output
         assert [m.entry.id for m in knowledge.read(output.splitlines())] == ["unpack-failed"]
-        node.docker("rmi", "lab/lie:1")
     with distribution.run() as running:
         assert running.end() == NODE_FAILED
     assert "2 of 2 nodes failed; no name was moved" in running.said
     for node in distribution.nodes:
         lied = "its engine could not unpack the image, and reported success"
-        refused = "docker there refused the image (code 91)"
+        refused = "its engine refused to load the image"
         assert f"{node.name}: {lied if node in liars else refused}" in running.said
     distribution.kept(image)
     distribution.complete(distribution.next())

@@ -216,7 +216,7 @@ def test_nodes_that_cannot_be_asked_hold_up_nobody(project: DoctorProject) -> No
     assert "cannot be reached" in said["node1", "reach"]
     assert "the host key has changed" in said["node2", "reach"]
     assert "ssh-keygen -R" in said["node2", "reach"]
-    assert "its Docker does not answer: Cannot connect" in said["node3", "docker"]
+    assert "its Docker does not answer: dial unix /var/run/docker.sock" in said["node3", "docker"]
     assert "its Docker does not answer: it hangs" in said["node4", "docker"]
     states = {one["check"]: one["nodes"] for one in made["checks"]}
     assert states["gpu"] == {"node1": "unknown", "node2": "unknown", "node3": "ok", "node4": "ok"}
@@ -248,7 +248,10 @@ def test_the_script_with_busybox(project: DoctorProject) -> None:
     said = node.exec(
         "env", "PATH=/models/bin:/usr/bin", "busybox", "sh", "-c", ssh.text("snapshot"),
         "snapshot", "docker", "images containers machine", "lock", "lab", "", "/models/m",
+        given=f"{node.store}|/var/lib/docker\n".encode(),
     )  # fmt: skip
+    assert said.startswith("@@ ask socket images containers machine\n")
+    said += f"\n@@ docker\n{node.docker('info', '--format', '{{json .}}')}"
     entry = inventory.Node(name="node1", control="node1", interface=LINK)
     one = reading.read(said, entry, now=time.time())
     assert one.docker.version == node.version

@@ -143,10 +143,3 @@ def test_digest_from_one_node_applies_to_the_same_image_elsewhere() -> None:
         ("d",),
     ]
     assert maintenance.differing(more) == ["r:x"]
-
-
-def test_sizes_of_docker_image_ls() -> None:
-    id = "sha256:" + "a" * 64
-    assert maintenance.read_sizes(f"{id} 13.6MB\nno line\n") == {id: 13_600_000}
-    assert maintenance.read_sizes(f"{id} 0B") == {id: 0}
-    assert maintenance.read_sizes(f"{id} 25.1GB") == {id: 25_100_000_000}

@@ -12,6 +12,7 @@ import pytest
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import DamagedError, NodeError, UnreachableError
 from sparkimage.nodes import refusals
+from sparkimage.nodes.refusals import Act
 from sparkimage.nodes.ssh import Remote
 
 NODE = Remote(node=Node(name="spark1", control="10.0.0.1", sudo=True), sockets=Path("unused"))
@@ -23,65 +24,65 @@ SNAPSHOTS = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshot
 NO_FILE = "no such file or directory"
 CASES = {
     "the daemon is gone": (
-        91, "Cannot connect to the Docker daemon at unix:///var/run/docker.sock.",
+        Act.LOAD, "Cannot connect to the Docker daemon at unix:///var/run/docker.sock.",
         UnreachableError, "its Docker daemon went away", "systemctl status docker",
     ),
     "it went in mid-work": (
-        94, "error during connect: Post …/v1.45/images/create: EOF",
+        Act.PULL, "error during connect: Post …/v1.45/images/create: EOF",
         UnreachableError, "its Docker daemon went away", "systemctl status docker",
     ),
     "blobs are gone": (
-        91, f"content digest sha256:{CHAIN}: not found",
+        Act.LOAD, f"content digest sha256:{CHAIN}: not found",
         UnreachableError, "containerd lost layers", "run the same command again",
     ),
     "the blobs of an image that is named are gone": (
-        95, f"Error response from daemon: content digest sha256:{CHAIN}: not found",
+        Act.CREATE, f"Error response from daemon: content digest sha256:{CHAIN}: not found",
         DamagedError, "no container can be created", "images there that share its layers",
     ),
     "the disk is full": (
-        91, "write /blobs/sha256/5: no space left on device",
+        Act.LOAD, "write /blobs/sha256/5: no space left on device",
         NodeError, "its disk is full", "sparkimage gc",
     ),
     "a record is left": (
-        94, f"b1: Extracting\nfailed to register layer: {LEFT_OVER}",
+        Act.PULL, f"b1: Extracting\nfailed to register layer: {LEFT_OVER}",
         NodeError, "a full disk has left the record", f"sudo rm -r {RECORD}",
     ),
     "the top layer's files are gone": (
-        97, f"@@ image \nError response from daemon: stat {OVERLAY2}/c412: {NO_FILE}",
+        Act.CREATE, f"@@ image \nError response from daemon: stat {OVERLAY2}/c412: {NO_FILE}",
         DamagedError, "layers are damaged there", "sudo -n docker image ls",
     ),
     "a lower layer's files are gone": (
-        95, f"Error response: error creating overlay mount to {OVERLAY2}/f-init: {NO_FILE}",
+        Act.CREATE, f"Error response: error creating overlay mount to {OVERLAY2}/f-init: {NO_FILE}",
         DamagedError, "layers are damaged there", "images there that share its layers",
     ),
     "a snapshot's files are gone": (
-        91, f"failed to stat parent: stat {SNAPSHOTS}/9/fs: {NO_FILE}: unknown",
+        Act.LOAD, f"failed to stat parent: stat {SNAPSHOTS}/9/fs: {NO_FILE}: unknown",
         DamagedError, "layers are damaged there", "images there that share its layers",
     ),
     "no container": (
-        95, f"Error response from daemon: failed to mount /tmp/containerd-mount34: {NO_FILE}",
+        Act.CREATE, f"failed to mount /tmp/containerd-mount34: {NO_FILE}",
         DamagedError, "no container can be created", "images there that share its layers",
     ),
     "a layer's files are gone, which containerd calls a success": (
-        92, f"Error unpacking image: failed to stat parent: stat {SNAPSHOTS}/74/fs: {NO_FILE}",
+        Act.LOAD, f"Error unpacking image: failed to stat: stat {SNAPSHOTS}/74/fs: {NO_FILE}",
         DamagedError, "layers are damaged there", "images there that share its layers",
     ),
     "a success that is none": (
-        92, "Error unpacking image sparkimage-staging:5: wrong diff id",
+        Act.LOAD, "Error unpacking image sparkimage-staging:5: wrong diff id",
         NodeError, "reported success", "journalctl -u docker",
     ),
     "anything else": (
-        91, "invalid tar header",
-        NodeError, "docker there refused the image (code 91): invalid tar header", "system df",
+        Act.LOAD, "invalid tar header",
+        NodeError, "its engine refused to load the image: invalid tar header", "system df",
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("code", "output", "kind", "message", "hint"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("act", "output", "kind", "message", "hint"), CASES.values(), ids=CASES)
 def test_error_for_engine_output(
-    code: int, output: str, kind: type[NodeError], message: str, hint: str
+    act: Act, output: str, kind: type[NodeError], message: str, hint: str
 ) -> None:
-    error = refusals.error_for(NODE, code, output)
+    error = refusals.error_for(NODE, act, output)
     assert type(error) is kind
     assert error.message.startswith("spark1: ")
     assert message in error.message

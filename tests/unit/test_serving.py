@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import threading
@@ -55,8 +56,10 @@ class Registry:
 
     def take(self, path: str, method: str = "GET", **headers: str) -> HTTPResponse:
         """As the client."""
-        credentials = json.loads(self.client.config("r"))["auths"]["r"]["auth"]
-        return self.ask(path, method, Authorization=f"Basic {credentials}", **headers)
+        login = json.loads(base64.urlsafe_b64decode(self.client.header("r")))
+        assert login["serveraddress"] == "r"
+        pair = base64.b64encode(f"{login['username']}:{login['password']}".encode()).decode()
+        return self.ask(path, method, Authorization=f"Basic {pair}", **headers)
 
     def until(self, count: int) -> None:
         """Until so many bytes were sent, and the client waits for none: it may have them before."""

@@ -269,9 +269,9 @@ def test_link_local_address_is_the_last_choice() -> None:
 # The script itself
 
 
-def script(folder: str = "", docker: str = "docker", text: str | None = None) -> NodeSnapshot:
-    words = ["snapshot", docker, "images containers machine", "", "", "", folder]
-    output = Local().run(["sh", "-c", text or ssh.text("snapshot"), *words], timeout_s=60).stdout
+def script(folder: str = "") -> NodeSnapshot:
+    words = ssh.script("snapshot", "docker", "images containers machine", "", "", "", folder)
+    output = Local().run(words, timeout_s=60).stdout
     return reading.read(output, NODE, now=time.time())
 
 
@@ -319,16 +319,6 @@ def test_missing_model(tmp_path: Path) -> None:
     assert script(str(tmp_path / "no")).model.state == "missing"
     assert script(str(tmp_path / "file")).model.state == "closed"
     assert script().model.state == ""
-
-
-def test_hung_docker_does_not_block_the_script(tmp_path: Path) -> None:
-    slow = tmp_path / "docker"
-    slow.write_text("#!/bin/sh\nexec sleep 100\n")
-    slow.chmod(0o755)
-    made = ssh.text("snapshot").replace("bounded 20 $docker", "bounded 1 $docker")
-    snapshot = script(docker=str(slow), text=made)
-    assert snapshot.docker.late
-    assert snapshot.memory
 
 
 @pytest.mark.parametrize("output", ["This account is closed.", "", "\n@@ machine\nkernel=6"])

@@ -1,20 +1,15 @@
 #!/bin/sh
 # Loads what comes on standard input and passes it on, as it comes, to the next node, which does
 # the same; says what came of each.
-# relay.sh SELF STAGE NAME EARLIER PROVE NODE DOCKER [SSH NODE DOCKER]...: the texts of this script
-# and of stage.sh; what stage.sh takes; for each further node the words that ssh needs to reach it
-# from the one before.
+# relay.sh SELF NODE DOCKER [SSH NODE DOCKER]...: the text of this script; for each further node
+# the words that ssh needs to reach it from the one before.
 set -u
 self=$1
-stage=$2
-name=$3
-earlier=$4
-prove=$5
-node=$6
-docker=$7
-shift 7
+node=$2
+docker=$3
+shift 3
 load() {
-    said=$(sh -c "$stage" stage "$docker" "$name" - "$earlier" "$prove" 2>&1)
+    said=$($docker load 2>&1)
     printf '@@ of %s %s\n%s\n' "$node" "$?" "$said"
 }
 if [ $# = 0 ]; then
@@ -36,7 +31,7 @@ next=$1
 {
     ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=10 \
         -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o LogLevel=ERROR $hop \
-        "sh -c $(quoted "$self") relay $(quoted "$self" "$stage" "$name" "$earlier" "$prove" "$@")"
+        "sh -c $(quoted "$self") relay $(quoted "$self" "$@")"
     code=$?
     [ $code = 0 ] || printf '@@ of %s %s\n' "$next" "$code"
 } <"$folder/next" >"$folder/said" 2>&1 &

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Says what this node is and has, in parts, and then stays until its standard input ends: the
 # lock, where it was asked for, is held exactly as long. Reads only, needs no root; what is not
-# there is left out.
+# there is left out. What the engine says the other side asks it itself, when it is told to; its
+# answer is a line: the kind of store, a bar, the engine's root folder.
 # snapshot.sh DOCKER PARTS LOCK OWNER ADDRESS MODEL: the docker command; any of the words images,
 # containers, machine; `lock` or nothing; who asks for it; this node's address in the data network,
 # maybe a name, or nothing; the folder of the model, or nothing.
@@ -49,6 +50,14 @@ for file in ./*.safetensors; do
     [ -z "$end" ] || printf "@length %s %s\n" "$((8 + header + end))" "$file"
 done'
 
+# By the engine's socket, where the docker command here would surely use this one; else by the
+# command.
+way=command
+[ "$docker${DOCKER_HOST:-}${DOCKER_CONTEXT:-}" != docker ] || [ ! -w /var/run/docker.sock ] ||
+    ! command -v docker >/dev/null 2>&1 ||
+    grep -qs '"currentContext"' "${DOCKER_CONFIG:-$HOME/.docker}/config.json" || way=socket
+printf '@@ ask %s %s\n' "$way" "$2"
+
 part machine
 printf 'arch=%s\nuser=%s\ngroups=%s\n' "$(uname -m)" "$(id -un)" "$(id -Gn)"
 printf 'connection=%s\n' "${SSH_CONNECTION:-}"
@@ -58,24 +67,6 @@ if wanted machine; then
     printf 'os=%s\n' "$(sed -n 's/^PRETTY_NAME="\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' /etc/os-release 2>/dev/null)"
     printf 'product=%s\n' "$(first /sys/class/dmi/id/product_name)"
 fi
-
-part docker
-# shellcheck disable=SC2086 # it may be several words
-info=$(bounded 20 $docker info --format '{{json .}}')
-printf '%s\n' "$info"
-root=
-case $info in
-*'"DockerRootDir":"'*)
-    root=${info#*\"DockerRootDir\":\"}
-    root=${root%%\"*}
-    ;;
-esac
-
-part disk
-[ -z "$root" ] || disk docker "$root" df
-[ ! -d /var/lib/containerd ] || disk containerd /var/lib/containerd df
-# It may lie on another machine's disk.
-[ -z "$model" ] || disk model "$model" bounded 5 df
 
 part links
 for link in /sys/class/net/*; do
@@ -88,18 +79,20 @@ for link in /sys/class/net/*; do
 done
 ip -o addr show 2>/dev/null | sed -n 's/^[0-9]*: *\([^ ]*\) *inet6* \([^ ]*\).*/@ \1 \2/p'
 
-if wanted images && [ -n "$root" ]; then
-    part images
-    ids=$($docker image ls --all --quiet --no-trunc 2>/dev/null | sort -u)
-    if [ -n "$ids" ]; then
-        # A JSON document a line; an image whose content is damaged is left out.
-        # shellcheck disable=SC2086 # it may be two words
-        printf '%s\n' "$ids" | xargs $docker image inspect --format '{{json .}}' 2>/dev/null
-    fi
+answer=$(timeout 60 head -n 1)
+store=${answer%%|*}
+root=${answer#*|}
 
+part disk
+[ -z "$root" ] || disk docker "$root" df
+[ ! -d /var/lib/containerd ] || disk containerd /var/lib/containerd df
+# It may lie on another machine's disk.
+[ -z "$model" ] || disk model "$model" bounded 5 df
+
+if wanted images && [ -n "$root" ]; then
     part content
-    case $info in
-    *io.containerd.snapshotter*)
+    case $store in
+    containerd)
         # As root where docker is called so; nobody else may ask.
         case $docker in
         sudo*) as='sudo -n' ;;
@@ -126,15 +119,6 @@ fi
 if wanted containers && [ -n "$root" ]; then
     part cache
     printf '%s\n' "${XDG_CACHE_HOME:-$HOME/.cache}"
-
-    part containers
-    if ids=$($docker ps --all --quiet --no-trunc --filter label=dev.sparkimage.launch 2>&1); then
-        # One that is removed at this moment is left out.
-        # shellcheck disable=SC2086 # they are many; docker may be two words
-        [ -z "$ids" ] || $docker container inspect --format '{{json .}}' $ids 2>/dev/null
-    else
-        printf '@failed %s\n' "$ids"
-    fi
 fi
 
 if wanted machine; then

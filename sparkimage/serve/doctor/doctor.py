@@ -31,6 +31,8 @@ PREFLIGHT = (
 )  # fmt: skip
 """What must not fail before a server is started."""
 HERE = Node(name="this machine", control="localhost")
+ASK = "timeout 20 docker info --format '{{json .}}' 2>&1 || [ $? != 124 ] || echo "
+INFO = ("sh", "-c", ASK + reading.LATE)
 
 
 def examine(cluster: ClusterReport, checks: Iterable[Check] = CHECKS.values()) -> Diagnosis:
@@ -41,9 +43,13 @@ def examine(cluster: ClusterReport, checks: Iterable[Check] = CHECKS.values()) -
 def this_machine(model: str, *, patience_s: float) -> tuple[NodeReport, ...]:
     """The snapshot of this machine, taken without ssh."""
     argv = ssh.script("snapshot", "docker", ssh.MACHINE, "", "", "", model)
+    runner = Local()
     try:
-        stdout = Local().run(argv, check=False, timeout_s=patience_s).stdout
-        snapshot = reading.read(stdout, HERE, now=time.time())
+        info = runner.run(INFO, check=False, timeout_s=patience_s).stdout
+        engine = reading.engine(info.splitlines())
+        answer = f"{engine.store}|{engine.root}\n"
+        stdout = runner.run(argv, check=False, timeout_s=patience_s, stdin=answer).stdout
+        snapshot = reading.read(f"{stdout}\n@@ docker\n{info}", HERE, now=time.time())
     except SparkError as error:
         return (NodeReport(node=HERE, error=error),)
     return (NodeReport(node=HERE, snapshot=snapshot),)
