@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
@@ -17,7 +17,7 @@ from sparkimage.config.validation import Name, Strict
 from sparkimage.core import templates
 from sparkimage.core.program import as_called
 from sparkimage.serve.explain.places import Place
-from sparkimage.serve.explain.regex import Pattern, Regex
+from sparkimage.serve.explain.regex import Pattern
 
 if TYPE_CHECKING:
     from sparkimage.serve.explain.logfacts import Facts
@@ -258,8 +258,8 @@ class Combination(Strict):
 class Failures(Strict):
     """failures.yaml"""
 
-    handled: list[Pattern]
-    wrappers: list[Pattern]
+    handled: list[Sign]
+    wrappers: list[Sign]
     combinations: list[Combination]
     places: list[Place]
     areas: dict[str, list[Entry]]
@@ -286,21 +286,21 @@ class Failures(Strict):
             (entry, sign) for entry in self.by_id.values() if entry.info for sign in entry.signs
         )
 
-    def is_handled(self, text: str) -> bool:
-        """Whether the line tells of what was handled, or is harmless."""
-        return self._handled.search(text) is not None
+    def is_handled(self, text: str, words: Collection[str]) -> bool:
+        """Whether the line, of these words, tells of what was handled, or is harmless."""
+        return _shows(self._handled, text, words)
 
-    def is_wrapper(self, text: str) -> bool:
-        """Whether the line only says that something else failed."""
-        return self._wrappers.search(text) is not None
-
-    @cached_property
-    def _handled(self) -> re.Pattern[str]:
-        return _any(self.handled)
+    def is_wrapper(self, text: str, words: Collection[str]) -> bool:
+        """Whether the line, of these words, only says that something else failed."""
+        return _shows(self._wrappers, text, words)
 
     @cached_property
-    def _wrappers(self) -> re.Pattern[str]:
-        return _any(self.wrappers)
+    def _handled(self) -> dict[str, list[Sign]]:
+        return _by_word(self.handled)
+
+    @cached_property
+    def _wrappers(self) -> dict[str, list[Sign]]:
+        return _by_word(self.wrappers)
 
     def known_of(
         self,
@@ -331,9 +331,16 @@ class Failures(Strict):
         return f" ({'; '.join(known)})" if known else ""
 
 
-def _any(patterns: Iterable[Regex]) -> re.Pattern[str]:
-    # One pass over a line; patterns of a file come without flags of their own.
-    return re.compile("|".join(f"(?:{pattern.pattern})" for pattern in patterns))
+def _by_word(signs: Iterable[Sign]) -> dict[str, list[Sign]]:
+    by_word: dict[str, list[Sign]] = {}
+    for sign in signs:
+        by_word.setdefault(sign.word, []).append(sign)
+    return by_word
+
+
+def _shows(signs: Mapping[str, Sequence[Sign]], text: str, words: Collection[str]) -> bool:
+    found = signs.keys() & words
+    return any(sign.match(text) is not None for word in found for sign in signs[word])
 
 
 def areas() -> dict[str, tuple[str, Sequence[Entry]]]:

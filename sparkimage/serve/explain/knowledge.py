@@ -51,6 +51,8 @@ class Reading:
     """The first line that only says that something else failed."""
     _request: bool = False
     """What is read tells of a request that failed, and the server goes on."""
+    _words: list[str] = field(default_factory=list)
+    """Of the line that was looked up last."""
     _message: Line | None = None
     """The message of the last fault that no entry knows, as far as it was read."""
     _message_end: int = 0
@@ -74,6 +76,7 @@ class Reading:
                 self._stopping = True
             for entry, sign in self.known.info_signs:
                 if sign.literal in text:
+                    self._words = WORD.findall(text)
                     self._try(parsed, entry, sign)
             return
         if self._faults.in_traceback(parsed):
@@ -107,7 +110,8 @@ class Reading:
         hit: list[Entry] = []
         signs = self.known.signs
         # Few lines hold any: a hundred thousand lines are to take a second.
-        words = signs.keys() & WORD.findall(line.text)
+        self._words = WORD.findall(line.text)
+        words = signs.keys() & self._words
         possible = [sign for word in words for sign in signs[word] if sign[-1].literal in line.text]
         for _, entry, sign in sorted(possible, key=itemgetter(0)):
             if entry not in hit and self._try(line, entry, sign):
@@ -116,7 +120,7 @@ class Reading:
 
     def _try(self, line: Line, entry: Entry, sign: Sign) -> bool:
         captured = sign.match(line.text)
-        if captured is None or self.known.is_handled(line.text):
+        if captured is None or self.known.is_handled(line.text, self._words):
             return False
         self._note(entry, line, captured)
         return True
@@ -127,9 +131,9 @@ class Reading:
             return
         if self._faults.has_earlier(fault) and (self._dead or not self.facts.up):
             return
-        if self.known.is_handled(text):
+        if self.known.is_handled(text, self._words):
             return
-        if self.known.is_wrapper(text):
+        if self.known.is_wrapper(text, self._words):
             self._dead = self._dead or self.facts.up
             self._wrapper = self._wrapper or fault
         elif not any(entry.rank == "echo" for entry in hit):

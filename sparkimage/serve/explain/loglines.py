@@ -82,7 +82,8 @@ def parse(text: str) -> Line:
     node = process = level = time = file = ""
     nccl, at = False, 0
     for _ in range(MAX_PREFIXES):
-        match = _PREFIX.match(text, at)
+        # None begins with a space, as source code of a traceback does.
+        match = None if text.startswith(" ", at) else _PREFIX.match(text, at)
         if match is None:
             break
         at = match.end()
@@ -143,7 +144,9 @@ def clean(line: str | bytes) -> str:
 
 def plain(text: str) -> str:
     """The text without colours."""
-    return _COLOUR.sub("", text) if "[" in text else text
+    if "\x1b" in text or "^[" in text or "u001b" in text:
+        return _COLOUR.sub("", text)
+    return text
 
 
 def lines_of(stream: BinaryIO) -> Iterator[str]:
