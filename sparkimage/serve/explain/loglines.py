@@ -15,7 +15,7 @@ LONGEST = 16_384
 """Characters of a line that are read. vLLM prints its whole configuration in one line."""
 REFILL = 1 << 16
 
-_COLOUR = re.compile(r"(?:\x1b|\\u001b|\^\[)\[[0-9;?]*[ -/]*[@-~]")
+_COLOUR = re.compile(r"(?:\x1b|\\u001b|\^\[|ESC)\[[0-9;?]*[ -/]*[@-~]")
 _ENTITY = re.compile(r"&(?:lt|gt|quot|amp|apos|#\d{1,6}|#x[0-9a-fA-F]{1,6});")
 _ESCAPED = re.compile(r"""\\(["'])""")
 _PREFIX = re.compile(
@@ -26,7 +26,7 @@ _PREFIX = re.compile(
     | (?P<plain>DEBUG|INFO|WARNING|ERROR|CRITICAL):[ \t]+
     | (?P<name>[A-Za-z0-9][\w.-]{0,62})[ \t]*\|[ \t]?
     | \[?(?:\d{4}-)?(?P<date>\d\d-\d\d)[T ](?P<clock>\d\d:\d\d:\d\d)
-        [\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?[ \t]
+        [\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?[ \t](?:\|[ ])?
     | [A-Z]+[ ]\d{4}-\d\d-\d\dT[\d:.]+Z?[ ](?P<shipper>\[[^\]]*\][ ]?)
     | (?P<ray>DEBUG|INFO|WARNING|ERROR|CRITICAL)[ \t]+\S+\.py:\d+[ ]--[ ]
     | \[(?P<rank>rank\d+)\]:?[ \t]?
@@ -144,7 +144,7 @@ def clean(line: str | bytes) -> str:
 
 def plain(text: str) -> str:
     """The text without colours."""
-    if "\x1b" in text or "^[" in text or "u001b" in text:
+    if "\x1b" in text or "^[" in text or "u001b" in text or "ESC[" in text:
         return _COLOUR.sub("", text)
     return text
 
