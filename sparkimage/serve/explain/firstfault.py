@@ -34,6 +34,10 @@ EXCEPTION = re.compile(
 )
 """The line that ends a traceback, by itself."""
 _ENDS_TRACEBACK = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:\([\w.]+\))?(?::\s|:?$)")
+_SAYS_NOTHING = re.compile(
+    r"\s*(?:$|The above exception was the direct cause of|During handling of the above exception)"
+)
+"""Between the exceptions of a chain."""
 _NAMED = re.compile(rf"(?:^|[\s:]){_CLASS}(?:Error|Exception): |\bERROR\b")
 """An exception, or the level, after what an unknown tool writes before its lines."""
 _OTHERS = re.compile(
@@ -160,6 +164,8 @@ class FirstFaults:
         if line.level in QUIET or (line.level == "WARNING" and not line.nccl):
             return None
         body = line.body
+        if _SAYS_NOTHING.match(body):
+            return None
         strong = line.nccl or bool(EXCEPTION.match(body)) or bool(_OTHERS.search(body))
         strong = strong or (frames is not None and bool(_ENDS_TRACEBACK.match(body)))
         named = not line.level and not while_up and _NAMED.search(body)
