@@ -168,6 +168,9 @@ class FirstFaults:
             return None
         strong = line.nccl or bool(EXCEPTION.match(body)) or bool(_OTHERS.search(body))
         strong = strong or (frames is not None and bool(_ENDS_TRACEBACK.match(body)))
+        if not strong and body.startswith("    "):
+            # Source code of a traceback whose beginning is cut off.
+            return None
         named = not line.level and not while_up and _NAMED.search(body)
         if not strong and not named and line.level not in ("ERROR", "CRITICAL", "FATAL"):
             return None
