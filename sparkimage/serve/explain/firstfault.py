@@ -34,6 +34,8 @@ EXCEPTION = re.compile(
 )
 """The line that ends a traceback, by itself."""
 _ENDS_TRACEBACK = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:\([\w.]+\))?(?::\s|:?$)")
+_TOOLS = re.compile(r"(?:ERROR|Error|FATAL|fatal|FATA)\b\W")
+"""How a tool without levels of its own begins."""
 _SAYS_NOTHING = re.compile(
     r"\s*(?:$|The above exception was the direct cause of|During handling of the above exception)"
 )
@@ -59,7 +61,7 @@ _OTHERS = re.compile(
     | \bUCX\ +ERROR\b | \bNCCL\ WARN\b | \(core\ dumped\) | ^Killed$
     | error\ while\ loading\ shared\ libraries | ^exec\ \S+:
     | ^(?:/bin/)?(?:ba)?sh:\ .*(?:not\ found|error|denied|No\ such)
-    | ^panic:\ | ^fatal\ error:\ | ^thread\ '.*'\ panicked | ^(?:ERROR|Error|FATAL|fatal|FATA)\b\W
+    | ^panic:\ | ^(?:fatal\ )?error:\ | ^thread\ '.*'\ panicked
     """,
     re.VERBOSE,
 )
@@ -168,6 +170,7 @@ class FirstFaults:
             return None
         strong = line.nccl or bool(EXCEPTION.match(body)) or bool(_OTHERS.search(body))
         strong = strong or (frames is not None and bool(_ENDS_TRACEBACK.match(body)))
+        strong = strong or (not line.level and bool(_TOOLS.match(body)))
         if not strong and body.startswith("    "):
             # Source code of a traceback whose beginning is cut off.
             return None

@@ -136,6 +136,9 @@ class Reading:
         if self.known.is_wrapper(text, self._words):
             self._dead = self._dead or self.facts.up
             self._wrapper = self._wrapper or fault
+        elif fault.weak and self._wrapper and self._wrapper.line.process == fault.line.process:
+            # What a process says after that it ends, without an exception: it follows, too.
+            return
         elif not any(entry.rank == "echo" for entry in hit):
             if not hit and not self._faults.has_earlier(fault):
                 self._message, self._message_end = fault.line, self.lines + CONTINUED
