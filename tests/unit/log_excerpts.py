@@ -197,6 +197,17 @@ TRUE: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "no-libcuda-to-link": (
         (f"{VLLM}12505", "/usr/bin/ld: cannot find -lcuda: No such file or directory"),
+        (f"{VLLM}12505", "/usr/bin/ld: cannot find -lcudart: No such file or directory"),
+    ),
+    "nvcc-headers": (
+        (
+            "https://github.com/NVIDIA/cccl/blob/main/libcudacxx/include/cuda/std/__cccl/"
+            "cuda_toolkit.h",
+            (
+                'cuda_toolkit.h:41:8: error: #error "CUDA compiler and CUDA toolkit headers are '
+                'incompatible, please check your include paths"'
+            ),
+        ),
     ),
     "no-nvcc": (
         (
@@ -727,6 +738,7 @@ LOOKS_LIKE: dict[str, tuple[str, ...]] = {
     "ptxas-unknown-arch": ("Repro command: ptxas --gpu-name=sm_121a /tmp/one.ptx",),
     "no-c-compiler": ("Found C compiler: /usr/bin/gcc",),
     "no-libcuda-to-link": ("cc -O3 -shared -lcuda -o cuda_utils.so",),
+    "nvcc-headers": ("the CUDA compiler and the CUDA toolkit headers were found",),
     "no-nvcc": ("DG_JIT_NVCC_COMPILER=/usr/local/cuda/bin/nvcc",),
     "undefined-symbol": ("undefined symbol: in a template", "symbols are defined in libone.so"),
     "flashinfer-mixed": ("flashinfer version (0.6.14) is used",),

@@ -54,6 +54,12 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "vllm-0.25-tp2-preload-missing": ("preload-ignored", "seal"),
     "vllm-0.25-tp3": ("more-ranks-than-gpus", "--nnodes"),
     "vllm-0.25-two-mixed-r0": ("mixed-nccl", "distribute"),
+    # Of an H200: this project's own image, which could not compile.
+    "vllm-0.33-memory-taken": ("memory-not-free", "gpu_memory_utilization"),
+    "vllm-0.33-nvcc-headers": ("nvcc-headers", "static/cuda-compiler"),
+    "vllm-0.33-older-nccl": ("undefined-symbol", "older than torch needs"),
+    "vllm-0.33-two-nodes-r0": ("nvcc-headers", "static/cuda-compiler"),
+    "vllm-0.33-two-nodes-r1": ("nvcc-headers", "static/cuda-compiler"),
     "vllm-0.25-wedge-stop": ("shm-broadcast", "VllmWorker-1 ended (line 381)"),
 }
 """Log → the failure that it is to be named first, and words of its title, cause, fix or note."""
@@ -62,6 +68,7 @@ HEALTHY = (
     "vllm-0.25-two-good-r1", "vllm-0.25-two-mixed-r1",
 )  # fmt: skip
 """Nothing failed in them; the last one hangs without a word, which its peer's log shows."""
+TWO_FAULTS = "vllm-0.33-preload-missing"
 
 
 def reading(name: str) -> knowledge.Reading:
@@ -75,7 +82,7 @@ def reading(name: str) -> knowledge.Reading:
 
 def test_every_log_has_its_answer() -> None:
     names = {path.name.removesuffix(".gz").removesuffix(".log") for path in LOGS.iterdir()}
-    assert names == {*EXPECTED, *HEALTHY}
+    assert names == {*EXPECTED, *HEALTHY, TWO_FAULTS}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -106,6 +113,11 @@ def test_ranks_of_two_builds_are_told_over_two_logs() -> None:
     )
     assert [match.entry.id for match in story] == ["mixed-nccl"]
     assert re.search(r"2\.28\.9 .*; 2\.30\.4 ", story[0].note)
+
+
+def test_two_faults_of_one_rank_are_both_told() -> None:
+    found = [match.entry.id for match in reading(TWO_FAULTS).matches()]
+    assert found[:2] == ["preload-ignored", "nvcc-headers"]
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name.startswith("vllm-0.25-")])

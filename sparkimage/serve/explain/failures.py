@@ -259,6 +259,7 @@ class Failures(Strict):
     """failures.yaml"""
 
     handled: list[Sign]
+    survived: list[str]
     wrappers: list[Sign]
     combinations: list[Combination]
     places: list[Place]
@@ -289,6 +290,10 @@ class Failures(Strict):
     def is_handled(self, text: str, words: Collection[str]) -> bool:
         """Whether the line, of these words, tells of what was handled, or is harmless."""
         return _shows(self._handled, text, words)
+
+    def is_survived(self, text: str) -> bool:
+        """Whether the line announces a traceback of what its process survives."""
+        return any(literal in text for literal in self.survived)
 
     def is_wrapper(self, text: str, words: Collection[str]) -> bool:
         """Whether the line, of these words, only says that something else failed."""

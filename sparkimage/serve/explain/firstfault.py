@@ -94,6 +94,8 @@ class FirstFaults:
     _last: deque[str] = field(default_factory=lambda: deque(maxlen=BEFORE))
     _tracebacks: dict[str, deque[str]] = field(default_factory=dict)
     """Process whose last line was of a traceback → the last source files that it named."""
+    _survived: set[str] = field(default_factory=set)
+    """Processes whose next traceback is of what they survived."""
 
     def in_traceback(self, line: Line) -> bool:
         """Whether a line is of a traceback: source code, which says nothing of what happened."""
@@ -108,6 +110,19 @@ class FirstFaults:
             # What another tool writes before a line may hide where source code begins.
             return False
         self._last.append(line.text[:SHOWN])
+        return True
+
+    def survives(self, line: Line) -> None:
+        """The process of this line goes on after the exception whose traceback follows."""
+        if len(self._survived) < MAX_PROCESSES:
+            self._survived.add(_key(line))
+
+    def was_survived(self, line: Line) -> bool:
+        """Whether a line ends the traceback of what its process survived."""
+        key = _key(line)
+        if key not in self._survived or self._tracebacks.pop(key, None) is None:
+            return False
+        self._survived.discard(key)
         return True
 
     def take(self, number: int, line: Line, *, while_up: bool) -> Fault | None:

@@ -79,7 +79,10 @@ class Reading:
                     self._words = WORD.findall(text)
                     self._try(parsed, entry, sign)
             return
-        if self._faults.in_traceback(parsed):
+        if self._faults.in_traceback(parsed) or self._faults.was_survived(parsed):
+            return
+        if self.known.is_survived(text):
+            self._faults.survives(parsed)
             return
         fault = self._faults.take(self.lines, parsed, while_up=self.facts.up)
         hit = self._look_up(parsed)
