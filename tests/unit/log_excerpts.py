@@ -201,8 +201,10 @@ TRUE: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "nvcc-headers": (
         (
-            "https://github.com/NVIDIA/cccl/blob/main/libcudacxx/include/cuda/std/__cccl/"
-            "cuda_toolkit.h",
+            (
+                "https://github.com/NVIDIA/cccl/blob/main/libcudacxx/include/cuda/std/__cccl/"
+                "cuda_toolkit.h"
+            ),
             (
                 'cuda_toolkit.h:41:8: error: #error "CUDA compiler and CUDA toolkit headers are '
                 'incompatible, please check your include paths"'
