@@ -25,6 +25,7 @@ PICTURES = {
     "index.html": 1,
     "own-image.html": 1,
     "quickstart.html": 1,
+    "troubleshooting.html": 1,
     "verify.html": 1,
 }
 """Pages with pictures, and how many each has at least."""

@@ -7,11 +7,15 @@ builds the lab's stand-in for the default image; `explain` reads logs of vLLM on
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import pty
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping
+import termios
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,21 +42,33 @@ WITHOUT_FONT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flag
 """rich's picture, which names a font of a server elsewhere."""
 
 
+def on_terminal(argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> str:
+    """What a command prints on a terminal of ``COLUMNS``."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (50, COLUMNS))
+    with subprocess.Popen(
+        argv, env={**env, **TERMINAL}, cwd=cwd, stdout=its, stderr=its, stdin=subprocess.DEVNULL
+    ):
+        os.close(its)
+        printed = b""
+        # Linux: an error, not the end of the file, when no process has the other side any more.
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 1 << 16):
+                printed += piece
+    os.close(ours)
+    return printed.decode().replace("\r\n", "\n")
+
+
 def record(name: str, words: list[str], argv: list[str], env: Mapping[str, str], cwd: Path) -> str:
     """Run a command, draw what it printed, and return that."""
-    done = subprocess.run(
-        argv, env={**env, **TERMINAL}, cwd=cwd, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    printed = on_terminal(argv, env, cwd)
     screen = Console(width=COLUMNS, record=True, file=io.StringIO())
     screen.print(Text.assemble(("$ ", "green"), (shlex.join(["sparkimage", *words]), "bold")))
-    # The last frame of what turns while it works.
-    still = re.sub("[\u2801-\u28ff]", " ", done.stdout)
-    screen.print(Text.from_ansi(still.rstrip()))
+    screen.print(Text.from_ansi(printed.rstrip()))
     PICTURES.mkdir(exist_ok=True)
     svg = screen.export_svg(title="", code_format=WITHOUT_FONT, unique_id=name)
     (PICTURES / f"terminal-{name}.svg").write_text(svg)
-    return done.stdout
+    return printed
 
 
 def test_build(lab: Lab) -> None:
