@@ -25,7 +25,7 @@ image: ## Build and prove the default variants (VARIANT=NAME for another one)
 	./build.py image $(VARIANT)
 
 test: check ## Lint, types, then the tests but the thorough ones (sets up an engine where there is none)
-	$(MAKE) test-docs THOROUGH='$(QUICK)'
+	$(MAKE) test-docs ONCE=1
 	$(PYTEST) $(AT_ONCE) $(QUICK) $(TESTS)
 
 test-all: check test-docs ## Lint, types, then all tests: each way of each fault, each kind of node, arm64
@@ -114,7 +114,7 @@ read: docs ## Serve the site at http://127.0.0.1:8008
 	$(DOCS)/bin/python -m http.server --bind 127.0.0.1 --directory out/site 8008
 
 test-docs: docs ## Read every page of the site in headless Chromium, on a desk and on a phone
-	PYTHONPATH=. $(DOCS)/bin/python -P -m pytest --confcutdir=tests/docs $(THOROUGH) tests/docs
+	PYTHONPATH=. $(DOCS)/bin/python -P -m pytest --confcutdir=tests/docs $(if $(ONCE),$(QUICK)) tests/docs
 
 docs-tools: $(DOCS)/stamp
 
