@@ -283,3 +283,23 @@ def test_what_cannot_be_saved(nodes: OnNodes) -> None:
     ok(done)
     assert "the caches were not saved: the warm-up did not finish" in done.stderr
     assert the(nodes) == before
+
+
+def test_by_a_user_who_is_not_root(nodes: OnNodes) -> None:
+    """The server's files are root's: they are read, brought and removed all the same."""
+    nodes.nodes(**{name: {"user": "worker"} for name in NODES})
+    home = nodes.fleet["node3"].exec("sh", "-c", "echo ~worker")
+    own = folder(nodes).replace("/root", home)
+    try:
+        ok(nodes.launch("--save-caches", *WARM))
+        ok(nodes.run("stop"))
+        nodes.fleet["node3"].exec("sh", "-c", f"mv {own} {own[:-12]}0123456789ab")
+        done = nodes.launch()
+        ok(done)
+        assert "to node3\n" in done.stderr
+        assert kernels(nodes) == ["cached"] * 4
+        ok(nodes.run("gc", "--nodes", "fleet.yaml"))
+        assert nodes.fleet["node3"].exec("ls", own[:-13]).split() == [own[-12:], "packs"]
+    finally:
+        ok(nodes.run("stop"))
+        nodes.nodes()
