@@ -45,7 +45,10 @@ def root(
     secret: options.Secret = None,
     lean: options.Lean = False,
     _mirror: options.Mirror = None,
-    matrix_file: Annotated[Path, value("FILE", "Read this matrix.")] = Path("matrix.yaml"),
+    matrix_file: Annotated[
+        Path, value("FILE", "Read this matrix. Default: that of this folder or a parent.")
+    ] = Path("matrix.yaml"),
+    directory: Annotated[Path | None, value("DIR", "Run in DIR.", "-C")] = None,
     debug: Annotated[bool, flag("--debug", "Print tracebacks.")] = False,
     _version: Annotated[
         bool,
@@ -55,6 +58,13 @@ def root(
     ] = False,
 ) -> None:
     """Build, verify and ship container images for clusters of Docker nodes."""
+    if directory is not None:
+        try:
+            os.chdir(directory)
+        except OSError as error:
+            raise UsageError(
+                f"-C {directory}: {error.strerror}", hint="pass a folder that exists"
+            ) from None
     base.Settings.matrix_file = matrix_file
     base.Settings.debug = debug
     if context.invoked_subcommand is not None:

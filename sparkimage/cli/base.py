@@ -13,6 +13,7 @@ import typer
 
 from sparkimage.core import markup, paths
 from sparkimage.core.errors import LockError, NodeError
+from sparkimage.core.files import find_up
 from sparkimage.core.tables import Table
 from sparkimage.core.units import plural
 
@@ -162,9 +163,14 @@ def open_store() -> Store:
     return Store.open(paths.store())
 
 
+def matrix_file() -> Path:
+    """The matrix that the global options name; by default, that of this folder or a parent."""
+    return find_up(Settings.matrix_file)
+
+
 def project_folder() -> Path:
     """The folder of the matrix, with images/ and fleet.yaml."""
-    return Settings.matrix_file.absolute().parent
+    return matrix_file().absolute().parent
 
 
 def has_fleet() -> bool:
@@ -176,6 +182,8 @@ def read_fleet(nodes: str) -> Fleet:
     """The nodes that ``--nodes`` names. Raises ``ConfigError`` or ``UsageError``."""
     from sparkimage.config import inventory
 
+    if nodes.endswith((".yaml", ".yml")):
+        nodes = str(find_up(Path(nodes)))
     return inventory.read(nodes, project_folder())
 
 
@@ -195,7 +203,7 @@ def read_matrix() -> Matrix:
     """The matrix that the global options name; prints its warnings."""
     from sparkimage.config.matrix import load
 
-    matrix = load(Settings.matrix_file)
+    matrix = load(matrix_file())
     for warning in matrix.warnings:
         warn(warning)
     return matrix
@@ -203,7 +211,7 @@ def read_matrix() -> Matrix:
 
 def read_matrix_if_any() -> Matrix | None:
     """The matrix, where the project has one: images of other projects need none."""
-    return read_matrix() if Settings.matrix_file.is_file() else None
+    return read_matrix() if matrix_file().is_file() else None
 
 
 def read_lock(matrix: Matrix) -> Lock:

@@ -22,7 +22,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "patches.app", "engine.app",
     ),
     "Image store": ("store.images", "store.save", "store.load", "store.app"),
-    "Registry": ("publish.publish", "publish.verify_published", "publish.inspect"),
+    "Registry": ("publish.publish", "publish.verify_published", "inspect.inspect"),
     "Nodes": (
         "fleet.distribute", "fleet.nodes", "fleet.rollback", "fleet.gc", "fleet.receipts",
         "model.app", "caches.caches",

@@ -10,6 +10,7 @@ import typer
 
 from sparkimage.cli import base, options
 from sparkimage.cli.options import flag, value
+from sparkimage.cli.references import image_name
 from sparkimage.cli.verify import tiers_of, to_ship
 from sparkimage.core import paths
 from sparkimage.core.errors import (
@@ -184,6 +185,7 @@ def nodes(
     from sparkimage.nodes import maintenance
     from sparkimage.nodes.retag import PREVIOUS
 
+    store = base.open_store()
     pushed = _pushed_models() if variant is None else []
 
     def compare(session: NodeSession) -> None:
@@ -191,8 +193,8 @@ def nodes(
             comparison.look(session)
 
     views = maintenance.look(
-        base.read_fleet(nodes), base.open_store(),
-        only=_image_name(variant) if variant is not None else None, patience_s=patience,
+        base.read_fleet(nodes), store,
+        only=image_name(store, variant) if variant is not None else None, patience_s=patience,
         also=compare,
     )  # fmt: skip
     differing = maintenance.differing(views)
@@ -242,7 +244,7 @@ def rollback(
     from sparkimage.nodes import maintenance
     from sparkimage.nodes.ssh import lock_owner
 
-    fleet, name = base.read_fleet(nodes), _image_name(variant)
+    fleet, name = base.read_fleet(nodes), image_name(base.open_store(), variant)
     errors = maintenance.rollback(
         fleet, name, owner=lock_owner(), patience_s=patience, partial=partial,
         say=base.new_view().say,
@@ -354,16 +356,6 @@ def _receipts_table(receipts: Sequence[Mapping[str, Any]]) -> Table:
         ]  # fmt: skip
         table.add_row(*map(base.plain, cells), style="" if seal else "red")
     return table
-
-
-def _image_name(reference: str) -> str:
-    """The image name of a variant; an image name as it is. Raises ``UsageError``."""
-    if ":" in reference:
-        return reference
-    from sparkimage.config.matrix import select
-
-    (variant,) = select(base.read_matrix(), names=[reference])
-    return variant.image
 
 
 def _nodes_table(views: Sequence[NodeView]) -> Table:

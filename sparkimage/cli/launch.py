@@ -170,7 +170,7 @@ def _chat_template(profile: str, name: str | None) -> str:
     """The text of a profile's chat template. Raises ``UsageError``."""
     if name is None:
         return ""
-    file = base.Settings.matrix_file.parent / name
+    file = base.project_folder() / name
     try:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""The commands that publish images to a registry, and verify and show published ones."""
+"""The commands that publish images to a registry, and verify published ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from sparkimage.core.units import clock, human
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sparkimage.core.tables import Table
     from sparkimage.registry.cosign import Trust
     from sparkimage.registry.publish import Outcome
     from sparkimage.registry.remote import PlatformImage
@@ -106,7 +105,7 @@ def verify_published(
     """Verify that a published image is signed, sealed and complete, and that its tag is true."""
     from sparkimage.registry import remote
 
-    trust = _trust(key, identity, issuer)
+    trust = trust_of(key, identity, issuer)
     view = base.new_view(quiet=as_json or not whole)
     with view.transfer(f"reading {remote.Reference.parse(reference)}", 0) as moved:
         image, platforms = remote.verify(
@@ -132,77 +131,7 @@ def verify_published(
         )
 
 
-def inspect(
-    reference: PublishedReference,
-    key: options.TrustKey = None,
-    identity: Identity = None,
-    issuer: Issuer = None,
-    as_json: options.Json = False,
-) -> None:
-    """Show a published image: versions, lock, seal, SBOM and signature, from the registry only."""
-    from sparkimage.registry import inspect, remote
-    from sparkimage.registry.cosign import Trust
-    from sparkimage.resolve.skopeo import Repository
-
-    # An image can be shown without trusting it.
-    signed = key or identity or issuer
-    trust = _trust(key, identity, issuer) if signed else Trust(tools=base.registry_tools())
-    at = remote.Reference.parse(reference)
-    image = remote.read(at, Repository(place=at.place, tools=trust.tools), trust)
-    facts = inspect.describe(image, requirement(None))
-    if as_json:
-        base.print_json(facts)
-        return
-    signature = facts["signature"]
-    lines = [
-        f"[bold]{facts['reference']}[/]",
-        facts["digest"],
-        f"{base.OK} verified: {signature['state']}"
-        if facts["verified"]
-        else f"{base.FAILED} not verified: {facts['why']}",
-    ]
-    if signature["tags"]:
-        lines.append(f"signed for {', '.join(signature['tags'])}")
-    base.show("\n".join(lines))
-    for name, platform in facts["platforms"].items():
-        base.print_table(_platform_table(name, platform))
-
-
-def _platform_table(name: str, facts: dict[str, Any]) -> Table:
-    versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
-    bill = facts["sbom"]
-    packages = ", ".join(f"{count} {kind}" for kind, count in bill["packages"].items())
-    rows = [
-        ("variant", facts["variant"]),
-        ("measured", versions or "nothing"),
-        ("lock", facts["lock"] or "none"),
-        ("source", f"{facts['source'] or 'unknown'} at {facts['revision'] or 'unknown'}"),
-        ("created", facts["created"]),
-        *(
-            ("NCCL", f"{one['path']} {one['version']}, Build ID {one['build_id']}")
-            for one in facts["nccl"]
-        ),
-        ("entrypoint", " ".join(facts["entrypoint"])),
-        ("layers", f"{facts['layers']}, {human(facts['size'])}"),
-        ("materials", f"{facts['materials']} of the lock"),
-        *(("seal", _seal(seal)) for seal in facts["seal"]),
-        *([] if facts["seal"] else [("seal", "none")]),
-        ("SBOM", packages or "none"),
-        *(("", f"{file['path']} {file['version']}, {file['origin']}") for file in bill["files"]),
-    ]
-    return base.new_fields(
-        ((name, base.plain(value)) for name, value in rows), title=f"\n{name}\n{facts['digest']}"
-    )
-
-
-def _seal(seal: dict[str, Any]) -> str:
-    trust = "" if seal["verified"] else " (NOT VERIFIED)"
-    failed = f", {len(seal['failed'])} failed" if seal["failed"] else ""
-    counts = f"{seal['passed']} passed{failed} ({', '.join(seal['tiers'])})"
-    return f"{seal['result']}{trust}: {counts}, {seal['when']}, on {seal['where']}"
-
-
-def _trust(key: str | None, identity: str | None, issuer: str | None) -> Trust:
+def trust_of(key: str | None, identity: str | None, issuer: str | None) -> Trust:
     """Whose signature counts: an identity that was passed overrides a key of the environment."""
     from sparkimage.registry.cosign import Trust
 

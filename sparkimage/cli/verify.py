@@ -1,13 +1,13 @@
-"""The commands that verify an image and report what was seen; and which image a name means."""
+"""The commands that verify an image and report what was seen; and what lets an image ship."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from sparkimage.cli import base, options
 from sparkimage.cli.options import value
+from sparkimage.cli.references import IMAGE, find
 from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.core import paths
 from sparkimage.core.errors import GateError, LockError, UsageError
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from sparkimage.verify.plan_record import PlanRecord
     from sparkimage.verify.policy import PolicyDecision
 
-IMAGE = re.compile(r".*:.*|[0-9a-f]{12,}")
-"""What names an image without the matrix: REPOSITORY:TAG, a digest or a prefix of one."""
-
 
 def tiers_of(text: str) -> tuple[Tier, ...]:
     """The tiers of ``static,run``. Raises ``UsageError``."""
@@ -35,28 +32,6 @@ def tiers_of(text: str) -> tuple[Tier, ...]:
             f"--tier: no such tier: {', '.join(unknown)}", hint=f"the tiers are {', '.join(Tier)}"
         )
     return tuple(tier for tier in Tier if tier in words)
-
-
-def find(
-    store: Store, reference: str, matrix: Matrix | None = None
-) -> tuple[PlanRecord, Image, Matrix | None]:
-    """The record and the image of a reference, and the matrix if a variant's name needed it.
-
-    Raises ``ImageMissingError`` when the store does not have it, ``GateError`` for an image
-    without a plan.
-    """
-    from sparkimage.verify import plan_record
-
-    name = reference
-    if not IMAGE.fullmatch(reference) and base.Settings.matrix_file.is_file():
-        matrix = matrix or base.read_matrix()
-        own = [variant.image for variant in matrix.variants if variant.name == reference]
-        # The image of a variant that has left the matrix is still in the store.
-        kept = [f"{repository}:{reference}" for repository in matrix.repositories]
-        names = store.names() if not own else ()
-        name = next(iter([*own, *(one for one in kept if one in names)]), reference)
-    image = store.resolve(name)
-    return plan_record.load(store, image.digest), image, matrix
 
 
 def to_ship(
@@ -74,28 +49,29 @@ def to_ship(
         allow_unverified=allow_unverified,
         name=record.plan.image,
     )
-    if matrix is not None and (warning := _stale(record, matrix, reference)):
-        base.warn(warning)
+    if matrix is not None and not IMAGE.fullmatch(reference):
+        _warn_if_stale(record, matrix)
     return record, image, decision
 
 
-def _stale(record: PlanRecord, matrix: Matrix, reference: str) -> str:
-    """The warning for a variant whose image was built from an older plan; else nothing."""
+def _warn_if_stale(record: PlanRecord, matrix: Matrix) -> None:
+    """Print a warning for a variant whose image was built from an older plan."""
     from sparkimage.verify import plan_record
 
-    variants = [variant for variant in matrix.variants if variant.name == reference]
+    name = record.plan.variant
+    variants = [variant for variant in matrix.variants if variant.name == name]
     if not variants or plan_record.sources_checksum(matrix.file) == record.sources:
-        return ""
+        return
     try:
         (plan,) = base.plans_of(matrix, variants)
     except LockError as error:
-        return f"{reference} cannot be built from the present {matrix.file.name}: {error.message}"
-    if plan.checksum() == record.plan.checksum():
-        return ""
-    return (
-        f"{reference} was built before {matrix.file.name} or its lock changed, and ships as it "
-        f"was verified; to rebuild it: {program()} image {reference}"
-    )
+        base.warn(f"{name} cannot be built from the present {matrix.file.name}: {error.message}")
+        return
+    if plan.checksum() != record.plan.checksum():
+        base.warn(
+            f"{name} was built before {matrix.file.name} or its lock changed, and ships as it was "
+            f"verified; to rebuild it: {program()} image {name}"
+        )
 
 
 def verify(

@@ -20,6 +20,7 @@ from sparkimage.config.validation import Report
 from sparkimage.config.variants import Variant, expand, expectations
 from sparkimage.config.yamlfile import Document, Key
 from sparkimage.core.errors import Problem, UsageError
+from sparkimage.core.program import program
 
 ROOT_USERS = ("root", "0")
 """The names of the user who may write everything."""
@@ -79,7 +80,11 @@ class Matrix:
 def load(path: Path) -> Matrix:
     """Read and expand a matrix file. Raises ``ConfigError`` with every problem that it has."""
     path = path.absolute()
-    document = yamlfile.load(path, if_missing="pass another one with --matrix-file")
+    document = yamlfile.load(
+        path,
+        if_missing=f"go to a project's folder (or pass -C DIR, or --matrix-file FILE), or begin "
+        f"one: {program()} init project",
+    )
     spec = validation.parse(document, MatrixFile)
     patches = patch_specs.load(path.parent / patch_specs.FILE)
     report = Report(document)
@@ -153,21 +158,13 @@ def _cache_warnings(
 def select(
     matrix: Matrix, *, names: Sequence[str] = (), only: str | None = None, group: str | None = None
 ) -> tuple[Variant, ...]:
-    """The variants of these names, matching the glob ``only``, or of this group; else all.
+    """The variants of these names (or groups, or unique beginnings), matching the glob ``only``, or
+    of this group; else all.
 
     Raises ``UsageError`` for a name, glob or group without a variant.
     """
     known = [variant.name for variant in matrix.variants]
-    for kind, requested, existing in (
-        ("variant", names, known),
-        ("group", [group] if group is not None else [], matrix.groups),
-    ):
-        for name in requested:
-            if name not in existing:
-                raise UsageError(
-                    f"there is no {kind} {name!r}", hint=validation.nearest(name, existing)
-                )
-    selected = set(names or known)
+    selected = {variant for name in names for variant in _named(matrix, name)} or set(known)
     if group is not None:
         selected &= set(matrix.groups[group])
     if only is not None:
@@ -175,6 +172,26 @@ def select(
         if not selected:
             raise UsageError(f"no variant matches {only!r}", hint="known are " + ", ".join(known))
     return tuple(variant for variant in matrix.variants if variant.name in selected)
+
+
+def _named(matrix: Matrix, name: str) -> Sequence[str]:
+    """The variants that a name means: itself, those of a group, or the one that begins so."""
+    known = [variant.name for variant in matrix.variants]
+    if name in known:
+        return [name]
+    if name in matrix.groups:
+        return matrix.groups[name]
+    begin = [variant for variant in known if name and variant.startswith(name)]
+    if len(begin) > 1:
+        raise UsageError(
+            f"{len(begin)} variants begin with {name!r}", hint=f"pass {' or '.join(begin)}"
+        )
+    if not begin:
+        raise UsageError(
+            f"there is no variant {name!r}",
+            hint=validation.nearest(name, [*known, *matrix.groups]),
+        )
+    return begin
 
 
 def _members(

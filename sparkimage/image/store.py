@@ -34,6 +34,8 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 TAR = "application/vnd.oci.image.layer.v1.tar"
 REF_NAME = "org.opencontainers.image.ref.name"
+SHORTEST = 4
+"""Digits of a digest that are enough, where they are unique."""
 HEX = frozenset("0123456789abcdef")
 IN_USE = ".in-use"
 """The lock file that every command which reads or writes blobs holds, shared."""
@@ -264,25 +266,32 @@ class Store:
             return False
 
     def resolve(self, reference: str) -> Image:
-        """The image of a name, a digest, or the unique beginning of one (at least 6 digits).
+        """The image of a name, a digest, or the unique beginning of one (at least 4 digits).
 
         Raises ``ImageMissingError`` with the nearest names; ``StoreError`` when it is damaged.
         """
         names = self.names()
         digest = names.get(reference)
         value = reference.removeprefix("sha256:")
-        if digest is None and len(value) >= 6 and set(value) <= HEX:
+        if digest is None and len(value) >= SHORTEST and set(value) <= HEX:
             start = f"sha256:{value}"
             named = {blob for blob in names.values() if blob.startswith(start)}
             if len(value) == 64 and self.path(start).exists():
                 digest = start
             elif len(named) == 1 and self.path(*named).exists():
                 (digest,) = named
+            elif len(named) > 1:
+                raise ImageMissingError(
+                    f"the digests of {len(named)} images begin with {value}",
+                    hint=f"pass more of it: {', '.join(sorted(one[7:19] for one in named))}",
+                )
         if digest is None:
             near = difflib.get_close_matches(reference, names, n=3, cutoff=0.3)
             raise ImageMissingError(
                 f"the image store has no {reference}",
-                hint=f"did you mean {' or '.join(near)}?" if near else f"{program()} image",
+                hint=f"did you mean {' or '.join(near)}?"
+                if near
+                else f"list what there is: {program()} images",
             )
         manifest = self.read_json(digest)
         try:

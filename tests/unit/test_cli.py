@@ -104,7 +104,7 @@ def test_a_wrong_matrix_is_a_report_and_no_traceback(tmp_path: Path) -> None:
 
 
 def test_an_unknown_variant_has_its_nearest() -> None:
-    done = run("image", "vllm0.32.0-nccl2.30.4-arm", "--print", "json")
+    done = run("image", "vllm0.32.0-nccl2.30.4-amr64", "--print", "json")
     assert done.returncode == 2
     assert "did you mean 'vllm0.32.0-nccl2.30.4-arm64'?" in done.stderr
 

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.cli import base, show, verify
+from sparkimage.cli import base, references, show
 from sparkimage.config import matrix, planning
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.plan import Plan
@@ -403,9 +403,9 @@ def test_a_variant_is_found_in_its_repository(
         "other/place:base-arm64", "team/full:full-1.0.0-arm64",
     ]  # fmt: skip
     for variant, digest in digests.items():
-        assert verify.find(store, variant)[1].digest == digest
+        assert references.find(store, variant)[1].digest == digest
     # Also when it has left the matrix.
     load(folder, TEXT.replace("name: base,", "name: other,").replace(": base,", ": other,"))
-    assert verify.find(store, "base-arm64")[1].digest == digests["base-arm64"]
+    assert references.find(store, "base-arm64")[1].digest == digests["base-arm64"]
     with pytest.raises(ImageMissingError):
-        verify.find(store, "base-amd64")
+        references.find(store, "base-amd64")
