@@ -57,6 +57,8 @@ class Build:
     owner: dict[str, str] = field(default_factory=dict)
     moved: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    """Of all steps, in the order in which they began."""
     clock: Callable[[], float] = time.monotonic
     foreign: str | None = None
     """The layer that its source's own Dockerfile builds, in stages that are no layer's name."""
@@ -89,6 +91,8 @@ class Build:
 
     def _row(self, vertex: dict[str, Any]) -> Row | None:
         name = vertex.get("name", "")
+        if vertex.get("started"):
+            self.names.setdefault(vertex["digest"], name)
         step = STEP.match(name)
         # The stage tells best: BuildKit may name another target that has the same step.
         words = step["words"].split() if step is not None else []
@@ -135,6 +139,11 @@ class Build:
                 for layer in self.rows.values():
                     layer.state = "cached" if layer.state == "waiting" else layer.state
         return row.state != before
+
+    def transcript(self) -> str:
+        """The output of every step, below its name, and the errors."""
+        steps = ["\n".join([name, *self.logs.get(step, ())]) for step, name in self.names.items()]
+        return "\n\n".join([*steps, *self.errors]) + "\n"
 
     def _fail(self, vertex: dict[str, Any]) -> None:
         """Keep the error of a step that has one."""

@@ -23,7 +23,7 @@ from sparkimage.core.errors import (
     PreflightError,
     SparkError,
 )
-from sparkimage.core.files import free_bytes
+from sparkimage.core.files import free_bytes, write
 from sparkimage.core.program import program
 from sparkimage.core.progress import View
 from sparkimage.core.units import human
@@ -34,6 +34,8 @@ from sparkimage.resolve import fetch, wheels
 CACHE_IN_USE = "build-cache.lock"
 """The lock file of the home that every build holds, shared, from its inputs on until its layers are
 in the store."""
+LOGS = "logs"
+"""The folder of the home with the log of each variant's last build."""
 DEFINITION, POLICY = "bake.json", "policy.json"
 ORPHANED = re.compile(r"could not get object info|repository does not contain ref|not our ref")
 """BuildKit's words for a commit that was force-pushed away: it fetches branches and tags."""
@@ -155,8 +157,23 @@ def run(plan: Plan, folder: str, output: str, context: BuildContext, title: str 
     view = context.view if title else View(context.view.console, quiet=True)
     with buildkit.show(view, state, title) as feed:
         done = context.runner.run(argv, on_stderr=feed, check=False, env=environment)
+    log = _keep_log(plan, state, context) if title else None
     if done.returncode != 0:
-        raise _explain(plan, state.errors, done.returncode, context)
+        error = _explain(plan, state.errors, done.returncode, context)
+        if log is not None:
+            error.detail = f"{error.detail}\nthe whole log: {log}".lstrip()
+        raise error
+
+
+def _keep_log(plan: Plan, state: buildkit.Build, context: BuildContext) -> Path | None:
+    """Keep the output of all steps in the home, in place of that of the variant's last build."""
+    log = context.home / LOGS / f"{plan.variant}.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        write(log, without_login(state.transcript()).encode(), mode=0o600)
+    except OSError:
+        return None  # A full disk must not hide what failed.
+    return log
 
 
 def _explain(

@@ -123,7 +123,13 @@ def refuse_unresolved(plans: Sequence[Plan]) -> None:
         names = ", ".join(plan.variant for plan in plans if plan.unresolved)
         raise LockError(
             f"{names} cannot be built yet: {len(missing)} of its pins are not resolved",
-            detail="\n".join(pin.reason for pin in missing.values()),
+            # As it was then: nothing was asked now.
+            detail="\n".join(
+                [
+                    f"when `{program()} lock` last ran:",
+                    *(f"  {pin.reason}" for pin in missing.values()),
+                ]
+            ),
             hint=f"where these can be reached, run `{program()} lock` and commit matrix.lock: "
             "it resolves what is missing and changes nothing else",
         )

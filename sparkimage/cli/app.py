@@ -11,27 +11,30 @@ from typing import Annotated
 
 import typer
 
-from sparkimage import __version__
-from sparkimage.cli import base, options
+# What typer vendors of click, and has no other name for.
+from typer._click.exceptions import ClickException, NoArgsIsHelpError
+
+from sparkimage.cli import base, interrupted, options
 from sparkimage.cli.commands import Commands
 from sparkimage.cli.options import flag, value
 from sparkimage.core import interrupts
-from sparkimage.core.errors import ConfigError, SparkError, UsageError
+from sparkimage.core.errors import SparkError, UsageError
 from sparkimage.core.program import program
 
 app = typer.Typer(
     name=program(),
     cls=Commands,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(__version__)
+        from sparkimage.cli import version
+
+        typer.echo("\n".join(version.lines()))
         raise typer.Exit
 
 
@@ -49,11 +52,14 @@ def root(
         Path, value("FILE", "Read this matrix. Default: that of this folder or a parent.")
     ] = Path("matrix.yaml"),
     directory: Annotated[Path | None, value("DIR", "Run in DIR.", "-C")] = None,
-    debug: Annotated[bool, flag("--debug", "Print tracebacks.")] = False,
+    _debug: Annotated[bool, flag("--debug", "Print tracebacks; it may stand anywhere.")] = False,
     _version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print version, commit and pins.",
         ),
     ] = False,
 ) -> None:
@@ -66,7 +72,6 @@ def root(
                 f"-C {directory}: {error.strerror}", hint="pass a folder that exists"
             ) from None
     base.Settings.matrix_file = matrix_file
-    base.Settings.debug = debug
     if context.invoked_subcommand is not None:
         if matrix or only or print_ or builder or secret or lean:
             raise UsageError(
@@ -96,16 +101,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     interrupts.install()
     # Looking for plugins reads the metadata of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    words = list(sys.argv[1:] if argv is None else argv)
+    # It may stand anywhere but among the words of another program.
+    own = words[: words.index("--")] if "--" in words else words
+    if "--debug" in own:
+        base.Settings.debug = True
+        words.remove("--debug")
     try:
-        app(args=list(argv) if argv is not None else None, prog_name=program())
+        code = app(args=words, prog_name=program(), standalone_mode=False)
+    except ClickException as error:
+        _print_usage_error(error)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(1)
     except SparkError as error:
         if base.Settings.debug:
             raise
-        _print_error(error)
+        base.print_error(error)
         sys.exit(error.exit_code)
     except interrupts.Interrupted as interrupt:
-        state = ", ".join(getattr(interrupt, "__notes__", ())) or "no name was changed"
-        base.say(f"interrupted: {state}; run the same command again to continue")
+        notes = getattr(interrupt, "__notes__", ())
+        base.say(interrupted.sentence(base.Settings.command, notes))
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
         # sys.exit would wait for threads that wait for a server's answer.
@@ -115,14 +131,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         if base.Settings.debug:
             raise
-        base.say(f"error: {type(error).__name__}: {error}\n→ run it again with --debug")
+        name = base.plain(f"{type(error).__name__}: {error}")
+        base.show(f"[red]error:[/] {name}\n→ run it again with --debug", err=True)
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _print_error(error: SparkError) -> None:
-    lines = [f"error: {error.message}", *(f"  {line}" for line in error.detail.splitlines())]
-    if error.hint:
-        lines.append(f"→ {error.hint}")
-    elif isinstance(error, ConfigError):
-        lines.append("→ correct the file, then run the same command again")
-    base.say("\n".join(lines))
+def _print_usage_error(error: ClickException) -> None:
+    """What is wrong with the command line, in the form of all errors."""
+    context = getattr(error, "ctx", None)
+    if isinstance(error, NoArgsIsHelpError) and context is not None:
+        typer.echo(context.get_help(), err=True)
+        return
+    message = error.format_message().rstrip(".")
+    message = message.replace("Value error, ", "").replace("Input should be", "it must be")
+    message = message[:1].lower() + message[1:]
+    hint = f"{context.command_path if context is not None else program()} --help"
+    base.print_error(SparkError(message, hint=hint))

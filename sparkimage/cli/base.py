@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from sparkimage.core import markup, paths
-from sparkimage.core.errors import LockError, NodeError
+from sparkimage.core.errors import ConfigError, LockError, NodeError, SparkError
 from sparkimage.core.files import find_up
 from sparkimage.core.tables import Table
-from sparkimage.core.units import plural
 
 if TYPE_CHECKING:
     from sparkimage.build.context import BuildContext
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sparkimage.config.matrix import Matrix
     from sparkimage.config.plan import Plan
     from sparkimage.config.variants import Variant
-    from sparkimage.core.errors import SparkError
     from sparkimage.core.progress import View
     from sparkimage.image.store import Store
     from sparkimage.resolve.context import ResolveContext
@@ -42,6 +41,8 @@ class Settings:
 
     matrix_file = Path("matrix.yaml")
     debug = False
+    command = ""
+    """The command that runs: its words, such as ``model push``."""
     mirrors: tuple[str, ...] = ()
 
 
@@ -64,7 +65,7 @@ def quiet(line: str) -> None:
 
 def warn(text: object) -> None:
     """Print a warning on standard error."""
-    say(f"warning: {text}")
+    show(f"[yellow]warning:[/] {plain(text)}", err=True)
 
 
 def print_json(data: Any) -> None:
@@ -104,6 +105,27 @@ def print_table(table: Table) -> None:
 def text_width() -> int:
     """The columns of the terminal; elsewhere $COLUMNS, or 80."""
     return shutil.get_terminal_size().columns
+
+
+def print_error(error: SparkError) -> None:
+    """Print an error as every command does: what failed, what was seen, the next action."""
+    lines = [f"[red]error:[/] {plain(error.message)}"]
+    lines += [f"  {plain(line)}" for line in error.detail.splitlines()]
+    hint = error.hint
+    if not hint and isinstance(error, ConfigError):
+        hint = "correct the file, then run the same command again"
+    if hint:
+        lines.append(f"[cyan]→[/] {plain(hint)}")
+    show("\n".join(lines), err=True)
+
+
+@contextmanager
+def shown_errors() -> Iterator[None]:
+    """Print an error of the block in place of ending the program by it."""
+    try:
+        yield
+    except SparkError as error:
+        print_error(error)
 
 
 def date(timestamp: str) -> str:
@@ -196,7 +218,9 @@ def node_error(message: str, errors: Mapping[str, SparkError], hint: str = "") -
 
 def unreachable(errors: Mapping[str, SparkError], count: int, others: str = "") -> NodeError:
     """The error for those of ``count`` nodes that did not answer."""
-    return node_error(f"could not reach {len(errors)} of {plural(count, 'node')}{others}", errors)
+    from sparkimage.nodes.retag import unreached
+
+    return unreached(dict(errors), count, others)
 
 
 def read_matrix() -> Matrix:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparkimage.cli import base, options
+from sparkimage.cli import base, complete, options
 from sparkimage.cli.options import flag, value
 from sparkimage.cli.references import image_name
 from sparkimage.cli.verify import tiers_of, to_ship
@@ -21,7 +21,7 @@ from sparkimage.core.errors import (
     UsageError,
 )
 from sparkimage.core.program import program
-from sparkimage.core.units import clock, human, plural
+from sparkimage.core.units import clock, human
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -175,7 +175,11 @@ def _pushed_models() -> list[Comparison]:
 
 def nodes(
     variant: Annotated[
-        str | None, typer.Argument(help="A variant or an image name; default: all our images.")
+        str | None,
+        typer.Argument(
+            help="A variant or an image name; default: all our images.",
+            autocompletion=complete.references,
+        ),
     ] = None,
     nodes: options.Nodes = options.FLEET_FILE,
     patience: options.Patience = 60.0,
@@ -235,7 +239,10 @@ def nodes(
 
 
 def rollback(
-    variant: Annotated[str, typer.Argument(help="A variant or an image name.")],
+    variant: Annotated[
+        str,
+        typer.Argument(help="A variant or an image name.", autocompletion=complete.references),
+    ],
     nodes: options.Nodes = options.FLEET_FILE,
     partial: options.Partial = False,
     patience: options.Patience = 60.0,
@@ -306,7 +313,7 @@ def gc(
                     typer.echo(f"  kept all compiled caches: which image is {unknown[:19]}?")
     if errors:
         total = len(results) + len(errors)
-        raise base.node_error(f"{len(errors)} of {plural(total, 'node')} failed", errors)
+        raise base.unreachable(errors, total)
 
 
 def receipts(
@@ -331,8 +338,9 @@ def receipts(
         base.print_json(found)
     elif found:
         base.print_table(_receipts_table(found))
-    else:
-        typer.echo(f"no receipts on {'these nodes' if nodes else 'this machine'}")
+    elif fleet is None or len(errors) < len(fleet.nodes):
+        where = "this machine" if fleet is None else "the nodes" + " that answered" * bool(errors)
+        typer.echo(f"no receipts on {where}")
     if fleet is not None and errors:
         raise base.unreachable(errors, len(fleet.nodes))
 

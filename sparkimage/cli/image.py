@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sparkimage.cli import base, options
+from sparkimage.cli import base, complete, options
 from sparkimage.cli.options import flag
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 def image(
     variant: Annotated[
-        list[str] | None, typer.Argument(help="Variants; default: the group `default`.")
+        list[str] | None,
+        typer.Argument(
+            help="Variants or groups; default: the group `default`.",
+            autocompletion=complete.variants,
+        ),
     ] = None,
     print_: options.Print = None,
     rebuild: Annotated[bool, flag("--rebuild", "Rebuild and verify unchanged variants.")] = False,
@@ -128,5 +132,7 @@ def print_jobs(matrix: Matrix, plans: Sequence[Plan]) -> None:
     for plan in plans:
         if plan.unresolved:
             pins = "; ".join(pin.reason for pin in plan.unresolved)
-            base.warn(f"{plan.variant} is left out, its pins are not resolved: {pins}")
+            base.warn(
+                f"{plan.variant} is left out, its pins are not resolved: at the last lock, {pins}"
+            )
     typer.echo(show.as_github(resolved, matrix))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sparkimage.cli import base, options
+from sparkimage.cli import base, complete, options
 from sparkimage.cli.options import flag, value
 from sparkimage.cli.verify import to_ship
 from sparkimage.core import paths
@@ -19,6 +21,7 @@ from sparkimage.core.units import clock, plural
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sparkimage.config.inventory import Fleet
     from sparkimage.core.tables import Table
     from sparkimage.serve.command import Container
     from sparkimage.serve.deployments import Deployment
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from sparkimage.serve.waiting import Ready
 
 NAME = "vllm"
+CLEAR = "\x1b[H\x1b[2J"
+WATCH_S = 5.0
+"""Seconds between two looks of `status --watch`."""
 NAME_PATTERN = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
 Timeout = Annotated[float, value("SECONDS", "Give up if not ready after SECONDS.", min=1)]
 WarmUp = Annotated[float, value("SECONDS", "Warm up for SECONDS at most.", min=1)]
@@ -43,7 +49,12 @@ def launch(
     model: Annotated[str, value("DIR", "The model's absolute path, the same on every node.")],
     nodes: options.Nodes = options.FLEET_FILE,
     profile: Annotated[
-        str | None, value("NAME", "A profile of the matrix. Default: by variant and node count.")
+        str | None,
+        value(
+            "NAME",
+            "A profile of the matrix. Default: by variant and node count.",
+            autocompletion=complete.profiles,
+        ),
     ] = None,
     name: Annotated[str, value("NAME", "Name the deployment and its containers.")] = NAME,
     dry_run: Annotated[bool, flag("--dry-run", "Only print the nodes' commands.")] = False,
@@ -239,6 +250,7 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 def status(
     nodes: options.Nodes = options.FLEET_FILE,
     name: options.Name = None,
+    watch: Annotated[bool, flag("--watch", "Show it again and again, until Ctrl-C.")] = False,
     patience: options.Patience = 60.0,
     as_json: options.Json = False,
 ) -> None:
@@ -247,17 +259,29 @@ def status(
     A rank whose process is stopped, and a server without tokens whose /health is ok, are broken.
     An idle server is asked for one token; its API key is read from $SPARKIMAGE_API_KEY.
     """
+    fleet = base.read_fleet(nodes)
+    while watch:
+        with base.shown_errors():
+            _show_status(fleet, name, patience, as_json=as_json, clear=True)
+        time.sleep(WATCH_S)
+    _show_status(fleet, name, patience, as_json=as_json)
+
+
+def _show_status(
+    fleet: Fleet, name: str | None, patience: float, *, as_json: bool, clear: bool = False
+) -> None:
     from sparkimage.serve import running
 
-    fleet = base.read_fleet(nodes)
     deployments, errors = running.look(fleet, name=name, patience_s=patience)
+    if clear and not as_json and sys.stdout.isatty():
+        typer.echo(CLEAR, nl=False)
     result = {
         "sets": [deployment.to_dict() for deployment in deployments],
         "errors": {node: error.message for node, error in sorted(errors.items())},
     }
     base.print_result(result, *map(_status_table, deployments), as_json=as_json)
-    if not deployments and not as_json:
-        typer.echo(f"nothing runs on the {'reachable ' * bool(errors)}nodes")
+    if not deployments and not as_json and len(errors) < len(fleet.nodes):
+        typer.echo(f"nothing runs on the nodes{' that answered' * bool(errors)}")
     broken = [deployment for deployment in deployments if deployment.problems]
     problems = [f"{one.name}: {problem}" for one in broken for problem in one.problems]
     if errors:
@@ -302,7 +326,9 @@ def _status_table(deployment: Deployment) -> Table:
 def logs(
     nodes: options.Nodes = options.FLEET_FILE,
     name: options.Name = None,
-    node: Annotated[str | None, value("NAME", "Only this node.")] = None,
+    node: Annotated[
+        str | None, value("NAME", "Only this node.", autocompletion=complete.nodes)
+    ] = None,
     rank: Annotated[int | None, value("N", "Only this rank.", min=0)] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the logs.")] = False,
     tail: Annotated[int | None, value("N", "The last N lines of each rank.", min=0)] = None,
@@ -333,19 +359,21 @@ def stop(
     patience: options.Patience = 60.0,
 ) -> None:
     """Stop a deployment on all nodes and remove what is left of it; nothing to stop is OK."""
-    from sparkimage.serve import deployments, running
+    from sparkimage.serve import running
 
     fleet = base.read_fleet(nodes)
     stopped, errors = running.stop(fleet, name=name, patience_s=patience)
+    if stopped is None and errors:
+        raise base.unreachable(errors, len(fleet.nodes), "; nothing to stop on the others")
     if stopped is None:
-        typer.echo(f"nothing to stop{' on the reachable nodes' * bool(errors)}")
+        typer.echo("nothing to stop")
     else:
         done = [member.node for member in stopped.members if member.node not in errors]
         typer.echo(f"{stopped.name} stopped on {', '.join(done) or 'no node'}")
         for zombie in stopped.zombies:
             typer.echo(f"  {zombie.node} had a zombie worker (rank {zombie.rank})")
     if errors:
-        raise deployments.failure(errors, len(fleet.nodes), "could not stop it")
+        raise base.unreachable(errors, len(fleet.nodes), ", where it may still run")
 
 
 def restart(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sparkimage.cli import base
+from sparkimage.cli import base, complete
 
 FLEET_FILE = "fleet.yaml"
 """The default of ``--nodes``."""
@@ -54,8 +54,21 @@ TrustKey = Annotated[
         envvar="SPARKIMAGE_PUBLIC_KEY",
     ),
 ]
-Reference = Annotated[str, typer.Argument(help="A variant, an image name or a digest (prefix).")]
-Nodes = Annotated[str, value("FILE|NAMES", "fleet.yaml, or comma-separated ssh host names.")]
+Reference = Annotated[
+    str,
+    typer.Argument(
+        help="A variant (or the beginning of its name), an image name or a digest (4 digits).",
+        autocompletion=complete.references,
+    ),
+]
+Nodes = Annotated[
+    str,
+    value(
+        "FILE|NAMES",
+        "fleet.yaml, or comma-separated ssh host names.",
+        autocompletion=complete.fleets,
+    ),
+]
 Patience = Annotated[float, value("SECONDS", "Give up on a node after SECONDS of silence.", min=1)]
 Partial = Annotated[
     bool, flag("--partial", "Continue without the nodes that fail; leaves a MIXED fleet.")

@@ -137,7 +137,7 @@ def load(
     if key is not None:
         trust = Trust.of(key, None, None, base.registry_tools(say=view.say))
     if file != STDIO and not path.is_file():
-        raise StoreError(
+        raise UsageError(
             f"no such file: {file}", hint=f"pass an archive written by `{program()} save`"
         )
     size = path.stat().st_size if file != STDIO else 0

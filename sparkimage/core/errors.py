@@ -125,7 +125,7 @@ class VerifyError(SparkError):
 
 
 class StoreError(SparkError):
-    """The image store is damaged, or lacks a blob that it refers to."""
+    """Stored data is damaged or incomplete: in the image store, or in an archive of one image."""
 
     exit_code = 8
 

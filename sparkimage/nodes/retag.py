@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparkimage.core import interrupts
-from sparkimage.core.errors import MixedFleetError, NodeError, SparkError
+from sparkimage.core.errors import MixedFleetError, NodeError, SparkError, UnreachableError
 from sparkimage.core.process import start_bytes
 from sparkimage.core.program import program
 from sparkimage.nodes.concurrent import Errors, run_on_all
@@ -34,6 +34,22 @@ AGAIN = "run the same command again"
 def count_nodes(nodes: Sequence[object]) -> str:
     """Their number, in words."""
     return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}"
+
+
+def unreached(errors: Errors, count: int, others: str = "") -> NodeError:
+    """The error for those of ``count`` nodes that did not answer, or answered with an error;
+    ``others``: what is to say of the others."""
+    some = f"{len(errors)} of {count} nodes"
+    if not all(isinstance(error, UnreachableError) for error in errors.values()):
+        message = f"{some} failed"
+    elif len(errors) < count:
+        message = f"could not reach {some}"
+    elif count == 1:
+        message = f"could not reach {next(iter(errors))}"
+    else:
+        message = f"could not reach any of {count} nodes"
+    others = others if len(errors) < count else ""
+    return NodeError(f"{message}{others}", detail="\n".join(lines(errors)))
 
 
 def lines(errors: Errors) -> list[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sparkimage.config.tier import Tier
-from sparkimage.core.errors import GateError, StoreError, UsageError
+from sparkimage.core.errors import GateError, PreflightError, StoreError, UsageError
 from sparkimage.core.files import atomic_file
 from sparkimage.core.program import program
 from sparkimage.core.units import human
@@ -76,8 +76,8 @@ def chunks(
 def refuse_target(path: Path, size: int = 0) -> None:
     """Check that a file of ``size`` bytes can be written to ``path``.
 
-    Raises ``UsageError`` where ``path`` is a folder or its folder does not exist; ``StoreError``
-    for a folder that is not writable, or whose disk is too full.
+    Raises ``UsageError`` where ``path`` is a folder or its folder does not exist;
+    ``PreflightError`` for a folder that is not writable, or whose disk is too full.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint=f"pass a file in it: -o {path / 'FILE'}")
@@ -85,10 +85,10 @@ def refuse_target(path: Path, size: int = 0) -> None:
     if not folder.is_dir():
         raise UsageError(f"the folder {folder} does not exist", hint=f"mkdir -p {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise StoreError(f"{folder} is not writable", hint="write the file elsewhere with -o")
+        raise PreflightError(f"{folder} is not writable", hint="write the file elsewhere with -o")
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise StoreError(
+        raise PreflightError(
             f"{folder} has {human(free)} free, the file needs {human(size)}",
             hint="free some disk, or write it elsewhere",
         )
@@ -98,7 +98,7 @@ def refuse_target(path: Path, size: int = 0) -> None:
 def written(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, which gets its name when it is complete.
 
-    Raises as ``refuse_target``, and ``StoreError`` when it cannot be written.
+    Raises as ``refuse_target``, and ``PreflightError`` when it cannot be written.
     """
     refuse_target(path)
     try:
@@ -106,7 +106,7 @@ def written(path: Path) -> Iterator[IO[bytes]]:
             yield file.sink
             file.rename_to(path)
     except OSError as error:
-        raise StoreError(
+        raise PreflightError(
             f"{path} cannot be written: {error}", hint="free some disk, or write it elsewhere"
         ) from None
 

@@ -17,6 +17,7 @@ from sparkimage.core.errors import LaunchError, SparkError, UsageError
 from sparkimage.core.program import program
 from sparkimage.core.progress import View
 from sparkimage.nodes.concurrent import WAKE_S, Errors, run_on_all
+from sparkimage.nodes.retag import unreached
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES
@@ -113,6 +114,8 @@ def head(
     """
     with _connected(fleet, patience_s) as cluster:
         deployment = cluster.pick(name)
+        if deployment is None and cluster.errors:
+            raise unreached(cluster.errors, len(fleet.nodes), "; nothing runs on the others")
         if deployment is None or deployment.head is None or not deployment.head.lives:
             raise LaunchError(
                 f"the head of {deployment.name} does not run"
@@ -153,9 +156,7 @@ def restart(
     began = time.monotonic()
     with _connected(fleet, patience_s) as cluster:
         if cluster.errors:
-            raise deployments.failure(
-                cluster.errors, len(fleet.nodes), "did not answer; nothing was changed"
-            )  # fmt: skip
+            raise unreached(cluster.errors, len(fleet.nodes), "; restart changed nothing")
         deployment = cluster.pick(name)
         if deployment is None:
             names = [one.name for one in cluster.deployments]
@@ -236,6 +237,8 @@ def logs(
             for member in members
             if node in (None, member.node) and rank in (None, member.rank)
         ]
+        if not wanted and cluster.errors:
+            raise unreached(cluster.errors, len(fleet.nodes), "; the others have no such logs")
         if not wanted:
             nodes = ", ".join(f"{member.node} (rank {member.rank})" for member in members)
             raise LaunchError(

@@ -7,19 +7,24 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 
 from sparkimage import __version__
 from sparkimage.build import buildkit
+from sparkimage.cli import examples, interrupted
+from sparkimage.cli.app import app
+from sparkimage.cli.commands import Commands
 from sparkimage.config import lockfile
 from sparkimage.core.progress import View
 from sparkimage.core.units import clock, human
-from tests.lab import command
+from tests.lab import command, terminal
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOWHERE = Path("nowhere")
@@ -89,7 +94,11 @@ def test_a_command_imports_only_what_it_needs(
 
 def test_help_and_version() -> None:
     assert "--matrix" in run("--help").stdout
-    assert run("--version").stdout.strip() == __version__
+    first, *pins = run("--version").stdout.splitlines()
+    assert re.fullmatch(
+        rf"sparkimage {__version__} \((commit [0-9a-f]+(, changed)?|.* unknown)\)", first
+    )
+    assert any(line.split()[:2] == ["nccl", "2.30.4,"] for line in pins)
     assert run().returncode == 0
 
 
@@ -168,6 +177,7 @@ def test_what_is_not_resolved_is_refused_before_an_engine_is_asked_for(
     assert done.returncode == 11
     assert done.stdout == ""
     assert named in done.stderr
+    assert "when `sparkimage lock` last ran:" in done.stderr
     assert "pin vllm 20260" in done.stderr or "pin vllm ready-20260" in done.stderr
     assert "run `sparkimage lock`" in done.stderr
 
@@ -278,6 +288,10 @@ def test_a_build_is_shown_by_layers(terminal: bool) -> None:
     assert build.rows["root"].state == "done"
     assert build.rows["empty"].state == "cached"
     assert "no such file" in build.errors[0]
+    written = build.transcript()
+    assert "[a--low low 1/1] RUN x\nthe reason\n" in written
+    assert "[a high 2/2] RUN z\nno such file\n" in written
+    assert "exit code: 3" in written
     assert build.errors[-1].startswith("ERROR")
     text = said.getvalue()
     assert "building it" in text
@@ -300,9 +314,9 @@ def test_units() -> None:
 def test_what_ships_and_verifies_without_an_engine(tmp_path: Path) -> None:
     asked = {
         ("verify", "0123456789ab", "--tier", "moon"): (5, "the image store has no"),
-        ("report", "nowhere", "-o", "x"): (5, "the image store has no nowhere"),
+        ("report", "nowhere", "-o", "x"): (5, "there is no variant or image 'nowhere'"),
         ("save", "0123456789ab", "-o", str(tmp_path / "x")): (5, "the image store has no"),
-        ("load", str(tmp_path / "none.tar")): (8, "no such file: "),
+        ("load", str(tmp_path / "none.tar")): (2, "no such file: "),
     }
     for words, (code, said) in asked.items():
         done = run(*words, home=tmp_path, SPARKIMAGE_ENGINE="system", DOCKER_HOST="unix:///no")
@@ -314,3 +328,116 @@ def test_what_ships_and_verifies_without_an_engine(tmp_path: Path) -> None:
     assert done.returncode == 8
     assert "incomplete or corrupt" in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("command_name", ["status", "logs", "stop", "restart", "receipts", "nodes"])
+def test_nodes_that_cannot_be_reached_are_said_to_be_so(command_name: str, tmp_path: Path) -> None:
+    # A port of this machine where nobody listens.
+    node = "{control: %s, port: 1}"
+    (tmp_path / "fleet.yaml").write_text(
+        f"version: 1\nnodes: {{one: {node % '127.0.0.1'}, two: {node % 'localhost'}}}\n"
+    )
+    fleet = str(tmp_path / "fleet.yaml")
+    done = run(command_name, "--nodes", fleet, home=tmp_path / "home")
+    assert done.returncode == 13
+    assert "could not reach any of 2 nodes" in done.stderr
+    assert "one cannot be reached" in done.stderr
+    # Nothing is said of what nobody has seen.
+    assert not re.search("nothing|no such|no deployment|no receipts", done.stdout + done.stderr)
+
+
+def test_an_example_is_a_command_that_there_is() -> None:
+    root = typer.main.get_command(app)
+    assert isinstance(root, Commands)
+    seen = set()
+    for words, lines in examples.EXAMPLES.items():
+        for line in lines:
+            argv = shlex.split(line.partition("sparkimage ")[2].partition(" >")[0])
+            context = root.make_context("sparkimage", argv, resilient_parsing=True)
+            assert not context.params.get("unknown")
+            if not argv[0].startswith("-"):
+                name, made, rest = root.resolve_command(context, argv)
+                assert made is not None
+                made.make_context(name, rest, parent=context, resilient_parsing=True)
+                seen.add(words.split()[0])
+    assert seen >= set(root.commands) - {"man"}
+    assert set(examples.PAGES) >= set(root.commands) - {"man"}
+    assert all((PROJECT / "docs" / f"{page}.md").is_file() for page in examples.PAGES.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("lock", "--nope"), "error: no such option: --nope\n→ sparkimage lock --help\n"),
+        (("verify",), "error: missing argument 'REFERENCE'\n→ sparkimage verify --help\n"),
+        (("nodes", "--patience", "0"), "error: invalid value for '--patience': it must be greater"),
+        (("imge",), "error: no such command 'imge'. Did you mean 'image', 'images'?\n"),
+    ],
+)
+def test_a_wrong_command_line_has_the_form_of_all_errors(words: tuple[str, ...], said: str) -> None:
+    done = run(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+
+
+def test_debug_may_stand_anywhere_but_among_the_words_of_others() -> None:
+    for words in (("--debug", "verify", "none"), ("verify", "none", "--debug")):
+        assert "Traceback" in run(*words).stderr
+    assert "no such file" not in run("explain", "--", "--debug").stdout
+    assert "cannot read --debug" in run("explain", "--", "--debug").stderr
+
+
+def test_errors_have_colour_in_a_terminal_only() -> None:
+    shown = terminal.call(["verify", "none"], environment(), 60, cwd=PROJECT)
+    assert shown.stdout.startswith("\x1b[31merror:\x1b[0m ")
+    plain = terminal.call(["verify", "none"], {**environment(), "NO_COLOR": "1"}, 60, cwd=PROJECT)
+    assert plain.stdout.startswith("error: ")
+    assert run("verify", "none").stderr.startswith("error: ")
+
+
+def test_what_an_interruption_left_is_said_by_command() -> None:
+    assert interrupted.sentence("distribute", ()) == (
+        "interrupted: no name was changed; run the same command again to continue"
+    )
+    assert interrupted.sentence("nodes", ()) == "interrupted: nothing was changed"
+    assert interrupted.sentence("logs", ["the deployment keeps running"]) == (
+        "interrupted: the deployment keeps running"
+    )
+    root = typer.main.get_command(app)
+    assert isinstance(root, Commands)
+    named = {words.split()[0] for words in (*interrupted.LEFT, *interrupted.RESUMES)}
+    assert named <= set(root.commands)
+
+
+def test_the_manual_page_has_every_command() -> None:
+    page = run("man").stdout
+    assert page.startswith(".TH SPARKIMAGE 1")
+    root = typer.main.get_command(app)
+    assert isinstance(root, Commands)
+    assert all(f".SS {name}" in page.replace("\\-", "-") for name in root.commands)
+    assert ".B 13\n" in page
+    # A line of text that begins with a dot would be a request of troff.
+    requests = set(re.findall(r"(?m)^\.(\w+)", page))
+    assert requests == {"TH", "SH", "SS", "PP", "TP", "B", "nf", "fi"}
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "found"),
+    [
+        ("sparkimage ver", 1, {"verify", "verify-published"}),
+        ("sparkimage image vllm0.33.0-nccl2.30.7-ar", 2, {"vllm0.33.0-nccl2.30.7-arm64"}),
+        ("sparkimage image def", 2, {"default"}),
+        ("sparkimage distribute --nodes fl", 3, {"fleet.yaml"}),
+        ("sparkimage logs --node sp", 3, {"spark1", "spark2"}),
+        ("sparkimage launch --profile ds4-m", 3, {"ds4-mtp"}),
+    ],
+)
+def test_a_shell_completes(words: str, count: int, found: set[str], tmp_path: Path) -> None:
+    for name in ("matrix.yaml", "images", "patches"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    (tmp_path / "fleet.yaml").write_text("version: 1\nnodes: {spark1: {}, spark2: {}}\n")
+    done = run(
+        cwd=tmp_path, home=tmp_path / "home", COMP_WORDS=words, COMP_CWORD=str(count),
+        _SPARKIMAGE_COMPLETE="complete_bash", SPARKIMAGE_PROGRAM="sparkimage",
+    )  # fmt: skip
+    assert set(done.stdout.split()) == found

@@ -609,8 +609,12 @@ def test_select(project: Path) -> None:
         "n2.30.7-arm64",
     ]
     with pytest.raises(UsageError, match="there is no variant") as error:
-        matrix.select(read, names=["n2.30.4-arm"])
+        matrix.select(read, names=["n2.30.4-amr64"])
     assert error.value.hint == "did you mean 'n2.30.4-arm64'?"
+    (begun,) = matrix.select(read, names=["n2.30.4-arm"])
+    assert begun.name == "n2.30.4-arm64"
+    with pytest.raises(UsageError, match="variants begin with 'n2'"):
+        matrix.select(read, names=["n2"])
     with pytest.raises(UsageError, match="no variant matches"):
         matrix.select(read, only="x*")
 
