@@ -93,11 +93,17 @@ def examine(plan: Plan, engine: Engine, reference: str, runner: Runner) -> NodeO
         mapped, path = [worker["mapped"] for worker in workers], [f"/{system_path(plan)}"]
         checks += [
             _check(
-                "nccl-communicator", "ncclCommInitRank of one process per GPU (0: success)",
+                "nccl-communicator", "ncclCommInitRank succeeds (0) in one process per GPU",
                 [worker["nccl"] for worker in workers], [0] * seen["gpus"],
             ),
-            _check("nccl-mapped", "libnccl that each worker maps", mapped, [path] * seen["gpus"]),
-            _check("nccl-banner", "NCCL's own banner", banner[1] if banner else None, version),
+            _check(
+                "nccl-mapped", "each worker maps the pinned libnccl", mapped,
+                [path] * seen["gpus"],
+            ),
+            _check(
+                "nccl-banner", "NCCL's own banner says the pinned version",
+                banner[1] if banner else None, version,
+            ),
         ]  # fmt: skip
     not_run: dict[str, str] = {}
     with run_entrypoint.started(
@@ -141,7 +147,7 @@ def _probe(
 def _machine(seen: dict[str, Any]) -> tuple[Check, ...]:
     return (
         _check("infiniband", "/dev/infiniband has devices", bool(seen["infiniband"]), True),
-        _check("memlock", "RLIMIT_MEMLOCK (-1: unlimited)", seen["memlock"], UNLIMITED),
+        _check("memlock", "RLIMIT_MEMLOCK is unlimited (-1)", seen["memlock"], UNLIMITED),
     )
 
 

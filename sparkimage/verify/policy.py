@@ -93,7 +93,9 @@ def judge(
     if failed := verdict.failed:
         raise GateError(
             f"the seal of {short} says FAILED: {len(failed)} of {len(verdict.checks)} checks",
-            detail="\n".join(f"✗ {check.tier} {check.id}: {check.title}" for check in failed),
+            detail="\n".join(
+                f"✗ {check.tier} {check.id} (not true: {check.title})" for check in failed
+            ),
             hint="fix the layer that the check belongs to, and build again",
         )
     missing = [tier for tier in required.tiers if tier not in verdict.tiers]

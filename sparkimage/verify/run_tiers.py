@@ -110,7 +110,7 @@ def verify(
         seal.save(store, statement)
     if outcome.failed:
         lines = [
-            f"✗ {check.id}: {check.title}\n    seen      {_short(check.seen)}\n"
+            f"✗ {check.id} ({check.title})\n    found     {_short(check.seen)}\n"
             f"    expected  {_short(check.expected)}"
             for check in outcome.failed
         ]

@@ -18,6 +18,7 @@ from sparkimage.config.patch_specs import MISSING
 from sparkimage.config.plan import Plan
 from sparkimage.config.plan import installed as installed_debs
 from sparkimage.config.tier import Tier
+from sparkimage.core.units import human
 from sparkimage.image import secrets
 from sparkimage.image.layerindex import Entry, ImageFiles, content, image_files, own_layers
 from sparkimage.image.linking import Linker, Root
@@ -189,22 +190,28 @@ def _comparisons(target: _Target) -> Iterator[Compared]:
 def _config(s: _Target) -> Iterator[Compared]:
     entrypoint, cmd = s.settings.entrypoint, s.settings.cmd
     seen = f"{s.image.config['os']}/{s.image.config['architecture']}"
-    yield "platform", "platform in the image's config", seen, s.plan.platform
-    yield "entrypoint", "ENTRYPOINT", entrypoint, s.plan.entrypoint
-    yield "cmd", "CMD", cmd, s.plan.cmd
+    yield "platform", "the platform in the image's config is the plan's", seen, s.plan.platform
+    yield "entrypoint", "ENTRYPOINT is the plan's", entrypoint, s.plan.entrypoint
+    yield "cmd", "CMD is the plan's", cmd, s.plan.cmd
     shells = {
         name: argv
         for name, argv in (("ENTRYPOINT", entrypoint), ("CMD", cmd))
         if len(argv) > 1 and SHELL.search(argv[0]) and re.fullmatch(r"-[a-z]*c", argv[1])
     }
-    yield "exec-form", "ENTRYPOINT or CMD in shell form (signals are not forwarded)", shells, {}
+    yield "exec-form", "no ENTRYPOINT or CMD in shell form (which forwards no signals)", shells, {}
     argv = [*entrypoint, *cmd]
     found = bool(argv) and s.root.program(argv[0], s.env.get("PATH", "")) is not None
     expected = bool(s.plan.entrypoint or s.plan.cmd)
-    yield "program", f"{argv[:1]} is in PATH and executable", found, expected
-    yield "user", "USER", _user(s.settings.user), _user(s.plan.user)
+    title = f"{argv[0]} is in PATH and executable" if argv else "there is no command"
+    yield "program", title, found, expected
+    yield "user", "USER is the plan's", _user(s.settings.user), _user(s.plan.user)
     labels = s.settings.labels
-    yield "labels", "labels", {name: labels.get(name) for name in s.plan.labels}, s.plan.labels
+    yield (
+        "labels",
+        "the labels are the plan's",
+        {name: labels.get(name) for name in s.plan.labels},
+        s.plan.labels,
+    )
 
 
 def _user(user: str) -> str:
@@ -220,13 +227,13 @@ def _programs(s: _Target) -> Iterator[Compared]:
         for entry, head in code
         if head.arch != s.plan.arch and not _allowed(entry.path, s.rules.foreign_elf)
     )
-    title = f"{len(heads)} ELF files are for {s.plan.arch}"
+    title = f"all {len(heads):,} ELF files are for {s.plan.arch}"
     if len(code) < len(heads):
-        title += f" or ({len(heads) - len(code)}) for GPUs"
+        title += f", or ({len(heads) - len(code):,}) for GPUs"
     seen = seen if code else ["the image has no ELF file"]
-    yield "architecture", f"{title}, except", seen, known
+    yield "architecture", _but_for(title, known), seen, known
     broken = [f"{entry.path}: {head.problem}" for entry, head in heads if head.problem]
-    yield "elf-heads", "ELF files with an unreadable dynamic section", broken[:SHOWN], []
+    yield "elf-heads", "every ELF file has a readable dynamic section", broken[:SHOWN], []
     linker = s.linker
     seen, known = _reported(
         (_lacked(s, entry, name), f"{entry.path} needs {name}")
@@ -234,7 +241,12 @@ def _programs(s: _Target) -> Iterator[Compared]:
         if not _excused(s, linker, entry.path, name)
     )
     number = sum(len(head.needed) for _, head in heads)
-    yield "needed", f"{number} needed libraries resolve, except", seen, known
+    yield "needed", _but_for(f"all {number:,} needed libraries resolve", known), seen, known
+
+
+def _but_for(title: str, known: Sequence[str]) -> str:
+    """The title of a check that allows for what packages of the base account for."""
+    return f"{title}, but for {len(known)} known ones" if known else title
 
 
 def _reported(found: Iterable[tuple[str | None, str]]) -> tuple[list[str], list[str]]:
@@ -296,7 +308,7 @@ def _preloads(s: _Target) -> Iterator[Compared]:
             what = "not an ELF file" if head is None else head.arch
             wrong[path] = "missing" if entry is None else what
     # glibc only prints a line to stderr when it cannot preload a library.
-    yield "preload", "preloaded libraries that ld.so ignores", wrong, {}
+    yield "preload", "ld.so ignores no preloaded library", wrong, {}
 
 
 def _toolkits(s: _Target) -> Iterator[Compared]:
@@ -320,7 +332,7 @@ def _expected(s: _Target) -> Iterator[Compared]:
         wanted = expect.cuda.split(".")[:2]
         found = [str(e.seen["cuda"]) for e in s.root.final.values() if "cuda" in e.seen]
         seen = [".".join(version.split(".")[: len(wanted)]) for version in found]
-        title = "CUDA of torch/version.py (None: a CPU build)"
+        title = f"torch is built for CUDA {'.'.join(wanted)}"
         yield "torch-cuda", title, seen, [".".join(wanted)]
     if expect.project is not None:
         versions = s.root.wheels(s.plan.python).get(expect.project, [])
@@ -337,10 +349,10 @@ def _contents(s: _Target) -> Iterator[Compared]:
             if series.root is not None or found[path] is not None
         }
         seen = {p: e.seen.get("sha256") if (e := found[p]) else MISSING for p in expected}
-        yield "patches", "sha256 of the patched files", seen, expected
+        yield "patches", "the patched files have the lock's sha256", seen, expected
         # Otherwise a patch that does not parse shows with the first request only.
         wrong = [f"{p}: {why}" for p, e in found.items() if e and (why := _syntax_error(s, e))]
-        yield "patches-parse", "patched files with a Python syntax error", wrong, []
+        yield "patches-parse", "every patched file is valid Python", wrong, []
     wheels = [(layer.into, wheel) for layer in s.plan.layers for wheel in layer.wheels]
     if wheels:
         places = {into for into, _ in wheels}
@@ -350,7 +362,7 @@ def _contents(s: _Target) -> Iterator[Compared]:
             for into, wheel in wheels
             if installed[into].get(wheel.name) != [wheel.version]
         }
-        yield "wheels", f"{len(wheels)} wheels have the lock's versions, except", other, {}
+        yield "wheels", f"all {len(wheels)} wheels have the lock's versions", other, {}
     rights, known = _reported(
         (s.package(e), f"{e.path} {e.mode & 0o7777:o}")
         for e in s.root.final.values()
@@ -358,7 +370,7 @@ def _contents(s: _Target) -> Iterator[Compared]:
         and e.mode & 0o6000
         and not _allowed(e.path, (r for r in s.rules.setuid if int(r.mode, 8) == e.mode & 0o7777))
     )
-    yield "setuid", "setuid and setgid files", rights, known
+    yield "setuid", "no setuid or setgid file but known ones", rights, known
 
 
 def _syntax_error(s: _Target, entry: Entry) -> str | None:
@@ -381,11 +393,16 @@ def _origin(s: _Target) -> Iterator[Compared]:
         for rule in s.rules.foreign_distribution
         if matches(path, rule.path)
     ]
-    yield "distribution", "files of another distribution", known[:SHOWN], []
+    yield "distribution", "no files of another distribution", known[:SHOWN], []
     lowest = s.plan.layers[0].root
     if lowest is not None:
         match = re.search(r"(?m)^VERSION_CODENAME=\"?([\w-]+)", s.root.text("etc/os-release"))
-        yield "suite", "Debian suite", match[1] if match else None, lowest.suite
+        yield (
+            "suite",
+            f"the Debian suite is {lowest.suite}",
+            match[1] if match else None,
+            lowest.suite,
+        )
     expected = {deb.name: deb.version for layer in s.plan.layers for deb in installed_debs(layer)}
     if expected:
         installed = s.installed
@@ -393,37 +410,42 @@ def _origin(s: _Target) -> Iterator[Compared]:
         names = expected.keys() | installed.keys() if lowest is not None else expected.keys()
         wrong = [n for n in sorted(names) if installed.get(n) != expected.get(n)]
         seen = {name: installed.get(name) for name in wrong[:SHOWN]}
-        yield "packages", f"{len(expected)} packages have the lock's versions, except", seen, {}
+        yield "packages", f"all {len(expected)} packages have the lock's versions", seen, {}
     bundle = s.root.file("etc/ssl/certs/ca-certificates.crt")
     folder = "usr/share/ca-certificates/mozilla/"
     parts = [e for path, e in s.root.final.items() if path.startswith(folder)]
     # A root may have the package's certificates without a bundle made of them.
     total = sum(e.seen.get("certificates", 0) for e in parts) if bundle is not None else 0
     number = bundle.seen.get("certificates") if bundle is not None else 0
-    yield "ca-bundle", "certificates of the CA bundle, as in the distribution's", number, total
+    yield (
+        "ca-bundle",
+        "the CA bundle has the distribution's certificates, and no others",
+        number,
+        total,
+    )
 
 
 def _secrets(s: _Target) -> Iterator[Compared]:
-    yield "env-secrets", "secrets in ENV", secrets.in_environment(s.settings.environment), []
+    yield "env-secrets", "no secrets in ENV", secrets.in_environment(s.settings.environment), []
     labels = s.settings.labels
     found = [f"{n}: {kind}" for n, text in labels.items() for kind in secrets.in_text(str(text))]
-    yield "label-secrets", "secrets in labels", found, []
+    yield "label-secrets", "no secrets in labels", found, []
     lines = [
         f"step {number}: {kind}"
         for number, step in enumerate(s.history)
         for key in ("created_by", "comment", "author")
         for kind in secrets.in_text(str(step.get(key, "")))
     ]
-    yield "history-secrets", "secrets in the history", lines, []
+    yield "history-secrets", "no secrets in the history", lines, []
     held = [
         f"{entry}: {kind}"
         for entry in s.entries
         for kind in entry.seen.get("secrets", ())
         if not _allowed(entry.path, (r for r in s.rules.secrets if kind in r.kinds))
     ]
-    yield "secrets", "secrets in any layer, including deleted files", held[:SHOWN], []
+    yield "secrets", "no secrets in any layer, deleted files included", held[:SHOWN], []
     places = [str(e) for e in s.entries if e.is_file and _SITE.match(e.path)]
-    yield "site-ca", "CA bundles and build secrets in any layer", places[:SHOWN], []
+    yield "site-ca", "no CA bundle or build secret in any layer", places[:SHOWN], []
 
 
 _SITE = re.compile(r"^(run/ca\.pem|run/secrets/.+|usr/local/share/ca-certificates/.+)$")
@@ -436,7 +458,7 @@ def _layers(s: _Target) -> Iterator[Compared]:
         left = [
             str(entry) for entry in s.own_entries if entry.is_file and pattern.search(entry.path)
         ]
-        yield rule.name, f"{rule.name} in any of our layers", left[:SHOWN], []
+        yield rule.name, f"no {rule.name} in any of our layers", left[:SHOWN], []
     patched = s.plan.patched_files
     own = tuple(la for number, la in enumerate(s.files.layers) if number in s.own)
     twice = [
@@ -444,9 +466,14 @@ def _layers(s: _Target) -> Iterator[Compared]:
         for path in ImageFiles(layers=own).duplicates()
         if path not in patched and not _allowed(path, s.rules.rewritten)
     ]
-    yield "stored-twice", "files in more than one of our layers", twice[:SHOWN], []
+    yield "stored-twice", "no file in more than one of our layers", twice[:SHOWN], []
     stored = {la.digest: la.size for la in s.image.layers if la.size > s.limits.stored}
-    yield "layer-stored", f"layers over {s.limits.stored} bytes compressed", stored, {}
+    yield "layer-stored", f"no layer over {human(s.limits.stored)} compressed", stored, {}
     sizes = dict(enumerate(s.files.layer_sizes()))
     large = {n: b for n, b in sizes.items() if n in s.own and b > s.limits.unpacked}
-    yield "layer-unpacked", f"our layers over {s.limits.unpacked} bytes uncompressed", large, {}
+    yield (
+        "layer-unpacked",
+        f"none of our layers over {human(s.limits.unpacked)} uncompressed",
+        large,
+        {},
+    )

@@ -48,26 +48,26 @@ def checks(plan: Plan, files: ImageFiles, root: Root, own_layers: Set[int]) -> I
     allowed = [e for e in copies if e.layer not in own_layers or e.path == system]
     yield (
         "nccl-every-layer",
-        "libnccl files of every layer: our layers contain only the pinned one",
+        "our layers contain no libnccl but the pinned one",
         seen,
         [_evidence(e, e in final) for e in allowed],
     )
     visible = sorted(e.path for e in final)
-    yield "nccl-root", "libnccl files visible in a container", visible, [system]
+    yield "nccl-root", "a container sees the pinned libnccl only", visible, [system]
     yield (
         "nccl-version",
-        "version, SONAME and architecture of each visible libnccl",
+        "each visible libnccl has the pinned version, its SONAME and architecture",
         {e.path: _identity(e) for e in final},
         {system: [plan.expect.nccl, SONAME, plan.arch]},
     )
     names = [p for p, e in root.final.items() if layerscan.NCCL.search(p) and e.kind != "5"]
     targets = {path: root.real(path) for path in sorted(names)}
     expected = dict.fromkeys(sorted(_places(plan, root)), system)
-    yield "nccl-places", "target of every libnccl.so*", targets, expected
+    yield "nccl-places", "every libnccl.so* leads to the pinned one", targets, expected
     if any(w.name.startswith("nvidia-nccl") for layer in plan.layers for w in layer.wheels):
         library = root.final.get(system)
         sha256 = library.seen.get("sha256") if library else "missing"
-        yield "nccl-bytes", "sha256 of libnccl as in its wheel's RECORD", sha256, _recorded(root)
+        yield "nccl-bytes", "libnccl has the sha256 of its wheel's RECORD", sha256, _recorded(root)
 
 
 def _builds(final: Iterable[Entry]) -> Compared:

@@ -27,7 +27,7 @@ NCCL = ("libnccl", "nvidia-nccl")
 def checks(plan: Plan, files: ImageFiles, own_layers: Set[int]) -> Iterator[Compared]:
     """The comparisons; none where the plan installs no package and no wheel."""
     if any(layer.wheels for layer in plan.layers):
-        title = "wheels in the image layer of another layer"
+        title = "every wheel is in its own layer"
         yield "wheel-layers", title, _misplaced(plan, files, own_layers), []
     if not any(layer.debs or layer.wheels for layer in plan.layers):
         return
@@ -48,7 +48,7 @@ def checks(plan: Plan, files: ImageFiles, own_layers: Set[int]) -> Iterator[Comp
                 found[f"{name} {wheels[name]}: layer {number} has {version}"] = None
             if nccl and is_copy(entry) and _older(nccl, entry.seen.get("nccl", "")):
                 found[f"NCCL {nccl}: {entry} is {entry.seen['nccl']}"] = None
-    title = "packages and wheels older than those in the layers below (`downgrade` allows it)"
+    title = "no package or wheel is older than in the layers below (`downgrade` allows it)"
     yield "overlay-order", title, sorted(found), []
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sparkimage.config.tier import Tier
-from sparkimage.core.errors import GateError, StoreError, UsageError
+from sparkimage.core.errors import GateError, PreflightError, StoreError, UsageError
 from sparkimage.image.store import Image, Store
 from sparkimage.registry import archives
 from sparkimage.verify import plan_record, policy, seal
@@ -397,5 +397,5 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     for wrong, why in ((path / "x", "does not exist"), (tmp_path, "is a folder")):
         with pytest.raises(UsageError, match=why):
             write(wrong, interrupted=False)
-    with pytest.raises(StoreError, match=r"has .* free, the file needs"):
+    with pytest.raises(PreflightError, match=r"has .* free, the file needs"):
         archives.refuse_target(path, 1 << 60)
