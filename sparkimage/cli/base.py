@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sparkimage.core import markup, paths
-from sparkimage.core.errors import ConfigError, LockError, NodeError, SparkError
+from sparkimage.core.errors import CommandError, ConfigError, LockError, NodeError, SparkError
 from sparkimage.core.files import find_up
 from sparkimage.core.tables import Table
 
@@ -104,13 +105,24 @@ def print_table(table: Table) -> None:
 
 def text_width() -> int:
     """The columns of the terminal; elsewhere $COLUMNS, or 80."""
-    return shutil.get_terminal_size().columns
+    # That of standard output; of standard error where the former is a pipe.
+    size = shutil.get_terminal_size()
+    if not sys.stdout.isatty() and sys.stderr.isatty() and "COLUMNS" not in os.environ:
+        size = os.get_terminal_size(sys.stderr.fileno())
+    return size.columns
 
 
 def print_error(error: SparkError) -> None:
     """Print an error as every command does: what failed, what was seen, the next action."""
-    lines = [f"[red]error:[/] {plain(error.message)}"]
-    lines += [f"  {plain(line)}" for line in error.detail.splitlines()]
+    # On a terminal, text breaks between words; a command stays whole, so that it can be pasted.
+    wraps = sys.stderr.isatty() and not isinstance(error, CommandError)
+    columns = text_width() if wraps else sys.maxsize
+    lines = [markup.fill(f"[red]error:[/] {plain(error.message)}", columns, rest="  ")]
+    for line in error.detail.splitlines():
+        text = line.lstrip()
+        indent = "  " + line[: len(line) - len(text)]
+        whole = sys.maxsize if text.startswith("→") else columns
+        lines.append(markup.fill(plain(text), whole, first=indent, rest=f"{indent}  "))
     hint = error.hint
     if not hint and isinstance(error, ConfigError):
         hint = "correct the file, then run the same command again"

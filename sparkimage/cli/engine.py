@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparkimage.cli import base
+from sparkimage.cli import base, options
 from sparkimage.cli.options import flag
 from sparkimage.core import paths
 from sparkimage.core.process import Local
@@ -60,7 +60,7 @@ def env() -> None:
 
 
 @app.command("status")
-def status() -> None:
+def status(as_json: options.Json = False) -> None:
     """Show which engine is used, why, and what it can do."""
     from sparkimage.build.engine import private
 
@@ -78,4 +78,17 @@ def status() -> None:
         "bridge": engine.bridge or "",
         "emulates": ", ".join(engine.platforms) or "nothing",
     }
-    base.print_table(base.new_fields((name, base.plain(value)) for name, value in rows.items()))
+    facts = {
+        "version": used.version if used else None,
+        "host": used.host if used else None,
+        "why": engine.why,
+        "buildx": used.buildx if used else None,
+        "containerd_store": used.containerd_store if used else None,
+        "data_root": used.data_root if used else None,
+        "private_running": engine.running,
+        "size": engine.size_bytes,
+        "free": engine.free_bytes,
+        "emulates": list(engine.platforms),
+    }
+    table = base.new_fields((name, base.plain(value)) for name, value in rows.items())
+    base.print_result(facts, table, as_json=as_json)

@@ -42,21 +42,34 @@ def lock(
         raise UsageError(
             "--check, --outdated, and --update or --only exclude each other", hint="pass one"
         )
+    if as_json and not (check or outdated):
+        raise UsageError("--json needs --check or --outdated", hint="drop --json, or pass one")
     matrix = base.read_matrix()
     if check:
-        _check(matrix)
+        _check(matrix, as_json=as_json)
     elif outdated:
         _print_outdated(matrix, as_json=as_json)
     else:
         _resolve(matrix, update or (), only)
 
 
-def _check(matrix: Matrix) -> None:
+def _check(matrix: Matrix, *, as_json: bool) -> None:
     lock = base.read_lock(matrix)
+    missing = {
+        key: entry.unresolved
+        for key, entry in sorted(lock.entries.items())
+        if entry.unresolved is not None
+    }
+    if as_json:
+        unresolved = [
+            {"pin": pin, "value": value, "reason": reason}
+            for (pin, value), reason in missing.items()
+        ]
+        base.print_json({"lock": lock.file, "fits": True, "unresolved": unresolved})
+        return
     typer.echo(f"{lock.file} fits {matrix.file.name}")
-    for (pin, version), entry in sorted(lock.entries.items()):
-        if entry.unresolved is not None:
-            typer.echo(f"  not resolved yet: {pin} {version}")
+    for key in missing:
+        typer.echo(f"  not resolved yet: {' '.join(key)}")
 
 
 def _print_outdated(matrix: Matrix, *, as_json: bool) -> None:

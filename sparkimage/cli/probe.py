@@ -62,7 +62,7 @@ def probe(
     if bool(url) == bool(nodes):
         raise UsageError(
             "pass either --url or --nodes",
-            hint="probe --nodes fleet.yaml, or probe --url http://HOST:8000 --image IMAGE",
+            hint=f"{program()} probe --nodes fleet.yaml, or --url http://HOST:8000 --image IMAGE",
         )
 
     say = base.quiet if as_json else base.say

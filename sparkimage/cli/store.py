@@ -25,13 +25,16 @@ STDIO = "-"
 
 
 @app.command("check")
-def check() -> None:
+def check(as_json: options.Json = False) -> None:
     """Read every blob of every image and report corrupt ones."""
     store = base.open_store()
     with store.in_use(base.say):
         corrupt = {name: store.damaged(digest) for name, digest in sorted(store.names().items())}
-    for name, blobs in corrupt.items():
-        typer.echo(f"{name}: {'corrupt: ' + ', '.join(blobs) if blobs else 'OK'}")
+    if as_json:
+        base.print_json([{"name": name, "corrupt": blobs} for name, blobs in corrupt.items()])
+    else:
+        for name, blobs in corrupt.items():
+            typer.echo(f"{name}: {'corrupt: ' + ', '.join(blobs) if blobs else 'OK'}")
     broken = [name for name, blobs in corrupt.items() if blobs]
     if broken:
         raise StoreError(

@@ -157,6 +157,9 @@ def test_what_is_not_resolved_is_said_and_fits() -> None:
     held = lockfile.load(PROJECT / "matrix.lock")
     keys = sorted(key for key, entry in held.entries.items() if entry.unresolved is not None)
     assert rest == [f"  not resolved yet: {pin} {value}" for pin, value in keys]
+    facts = json.loads(run("lock", "--check", "--json").stdout)
+    assert facts["fits"]
+    assert [(one["pin"], one["value"]) for one in facts["unresolved"]] == keys
 
 
 @pytest.mark.parametrize(

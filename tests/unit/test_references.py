@@ -10,12 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.config import lockfile, matrix, planning
-from sparkimage.config.plan import Origin
 from sparkimage.image.store import Store
-from sparkimage.verify import plan_record
 from tests.lab.command import call
-from tests.unit import good_maker
+from tests.unit import good_maker, reference_home
 
 PROJECT = Path(__file__).resolve().parents[2]
 BUILT, OTHER = "vllm0.32.0-nccl2.30.4-arm64", "vllm0.32.0-nccl2.30.4-amd64"
@@ -24,15 +21,7 @@ BUILT, OTHER = "vllm0.32.0-nccl2.30.4-arm64", "vllm0.32.0-nccl2.30.4-amd64"
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A home whose store has the image of ``BUILT``."""
-    read = matrix.load(PROJECT / "matrix.yaml")
-    lock = lockfile.load(PROJECT / "matrix.lock")
-    (variant,) = matrix.select(read, names=[BUILT])
-    plan = planning.make(read, variant, lock, Origin(source="s", revision="r", epoch=0))
-    store = Store.open(tmp_path / "home" / "store")
-    layer, diff_id = good_maker.put_layer(store, {"file": b""})
-    image = good_maker.put_image(store, good_maker.config([diff_id]), [layer])
-    plan_record.save(store, image.digest, plan_record.record(plan, PROJECT))
-    store.name(plan.image, store.descriptor(image.digest))
+    reference_home.make(tmp_path / "home", BUILT)
     return tmp_path / "home"
 
 
