@@ -18,11 +18,23 @@ AT_ONCE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 QUICK := -m 'not thorough'
 TESTS := $(wildcard tests/unit tests/golden tests/lab)
 
+##@ Use
+
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^##@ / { printf "\n%s:\n", substr($$0, 5) } \
+	    /^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 } \
+	    END { print "\nAll commands of the program: ./build.py --help" }' Makefile
 
 image: ## Build and prove the default variants (VARIANT=NAME for another one)
 	./build.py image $(VARIANT)
+
+engine-up: ## Start the private Docker Engine
+	python3 build.py engine up
+
+engine-down: ## Stop it (`./build.py engine down --purge` removes its images too)
+	python3 build.py engine down
+
+##@ Test
 
 test: check ## Lint, types, then the tests but the thorough ones (sets up an engine where there is none)
 	$(MAKE) test-docs ONCE=1
@@ -42,6 +54,8 @@ lab: venv ## The tests on real parts but the thorough ones: engine, registry, no
 
 test-gpu: venv ## The tests on this machine's NVIDIA GPUs (IMAGE=NAME of the store, OUT=DIR for logs and figures)
 	GPU_IMAGE='$(IMAGE)' GPU_OUT='$(OUT)' $(PYTEST) -s tests/gpu
+
+##@ Measure
 
 bench-recipe: venv ## Measure the lock's verbs and the lab's builds of ds4-flash
 	$(PYTEST) -q tests/lab/bench_recipe.py
@@ -63,6 +77,8 @@ mutants: venv ## Put faults into a good image and see each refused (IMAGE=NAME: 
 
 inventories: venv ## Read the real wheels of tests/real anew (downloads about 10 GB, one wheel at a time)
 	$(BIN)/python -P -m tests.real.inventory
+
+##@ Read the code
 
 check: lint types dockerfiles shell workflows ## All that reads the code and runs none
 
@@ -86,6 +102,8 @@ workflows: venv ## Lint of .github: actionlint, and zizmor with all that it woul
 	PATH="$(CURDIR)/$(BIN):$$PATH" actionlint -pyflakes= .github/workflows/*.yml
 	$(BIN)/zizmor --offline --pedantic --strict-collection --no-progress --quiet .
 
+##@ Write what the program writes
+
 golden: venv ## Record the golden outputs anew; read the difference before you commit it
 	GOLDEN=write $(PYTEST) tests/golden tests/unit/test_verify.py
 
@@ -106,6 +124,8 @@ recordings: docs-tools ## Draw what commands print in the lab, for docs/ (IMAGE=
 	$(if $(IMAGE),$(DOCS)/bin/python -P tools/report_picture.py out/report.html "$$(command -v chromium)")
 
 DOCS := .venv-docs
+
+##@ The site
 
 docs: docs-tools ## Build the site into out/site, each link checked; to read it: make read
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
@@ -132,11 +152,7 @@ lock: venv ## Resolve the development tools anew (requirements.txt); `./build.py
 	        --output-file $$folder/requirements.txt $$folder/requirements.in || exit; \
 	done
 
-engine-up: ## Start the private Docker Engine
-	python3 build.py engine up
-
-engine-down: ## Stop it (`./build.py engine down --purge` removes its images too)
-	python3 build.py engine down
+##@ Release and CI
 
 ci-plan: ## A job for each resolved variant, as a step's output (ONLY=GLOB: for these, or none)
 	@jobs=$$(python3 build.py --matrix $${ONLY:+--only "$$ONLY"} --print github) \
