@@ -52,7 +52,9 @@ def root(
         Path, value("FILE", "Read this matrix. Default: that of this folder or a parent.")
     ] = Path("matrix.yaml"),
     directory: Annotated[Path | None, value("DIR", "Run in DIR.", "-C")] = None,
-    _debug: Annotated[bool, flag("--debug", "Print tracebacks; it may stand anywhere.")] = False,
+    _debug: Annotated[
+        bool, flag("--debug", "Print tracebacks; may be anywhere on the line.")
+    ] = False,
     _version: Annotated[
         bool,
         typer.Option(

@@ -50,7 +50,7 @@ def distribute(
     prove: Annotated[str, value("LIST", "Run these tiers on each node first: run,node.")] = "",
     step: Annotated[int, value("MB", "A retry resends at most MB.", min=1)] = 512,
     with_caches: Annotated[
-        bool, flag("--with-caches", "Bring what `launch --save-caches` saved, too.")
+        bool, flag("--with-caches", "Copy what `launch --save-caches` saved, too.")
     ] = False,
     allow_unverified: options.AllowUnverified = False,
     patience: options.Patience = 60.0,

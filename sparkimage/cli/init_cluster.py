@@ -69,7 +69,7 @@ def cluster(
         left = "; or leave them out: --partial" if found.nodes else ""
         raise NodeError(
             f"{', '.join(found.failed) or 'no host'} cannot be used yet: {path} was not written",
-            hint=f"do what is said above, then run the same command again{left}",
+            hint=f"follow the steps above, then run the same command again{left}",
         )
     text = fleetfile.extended(path.read_text(), found.new) if known else fleetfile.new(found.new)
     if text is None:

@@ -104,7 +104,7 @@ def launch(
         )
     if (save_caches or replace_caches) and share_cache:
         raise UsageError(
-            "a cache that images share is not saved or brought",
+            "a cache that images share is not saved or copied",
             hint="drop --share-cache, or --save-caches and --replace-caches",
         )
     if save_caches and no_warm_up:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sparkimage.nodes.model_store import Model
 
 app = typer.Typer(
-    help="Bring a model's folder to all nodes or to none; show, prove and clean up what is there.",
+    help="Copy a model's folder to all nodes or to none; show, verify and clean up what is there.",
     no_args_is_help=True,
 )
 MARKS = {"copied": base.OK, "verified": base.OK, "unchanged": base.SAME, "failed": base.FAILED}

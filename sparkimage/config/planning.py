@@ -186,9 +186,9 @@ class _Planner:
             (lower, other), (upper, wheel) = conflicts[0]
             raise LockError(
                 f"variant {variant.name}: pins {lower} {variant.pins[lower]} and {upper} "
-                f"{variant.pins[upper]} both bring {_two(other, wheel)}",
+                f"{variant.pins[upper]} both install {_two(other, wheel)}",
                 detail="\n".join(
-                    f"pins {one} and {two} both bring {_two(below, above)}"
+                    f"pins {one} and {two} both install {_two(below, above)}"
                     for (one, below), (two, above) in conflicts[1:]
                 ),
                 hint=f"add `constraints: [{lower}]` to pin {upper} in {self.matrix.file.name}, and "

@@ -387,7 +387,7 @@ class Store:
         if reader.digest != digest:
             raise StoreError(
                 f"the engine's blob {digest} is corrupt: {reader.digest}",
-                hint=f"make the engine anew: {program()} engine down --purge; then run the "
+                hint=f"recreate the engine: {program()} engine down --purge; then run the "
                 "same command",
             )
         file.replace(held)

@@ -108,7 +108,7 @@ class DebResolver:
                 raise LockError(
                     f"{self.locked}: {image.name} has no {STATUS}: it is no image of Debian or "
                     "Ubuntu",
-                    hint="install there what a `file` pin or a `wheels` pin brings",
+                    hint="install there what a `file` pin or a `wheels` pin provides",
                 )
             stanzas |= by_package(text.decode(errors="replace").split("\n\n"))
         else:

@@ -75,7 +75,7 @@ def opened(locked: Locked, image: PinnedImage, context: ResolveContext) -> Itera
             )
     except PublishedError as error:
         raise LockError(
-            f"{locked}: {error.message}", hint="name a mirror that has it whole"
+            f"{locked}: {error.message}", hint="name a mirror that has all of it"
         ) from None
 
 

@@ -304,7 +304,7 @@ class _Folder:
         number = next((n for n, one in enumerate(series, 1) if one is patch), 0)
         place = f" ({number} of {len(series)})" if len(series) > 1 else ""
         after = f", after {', '.join(self.applied)}" if self.applied else ""
-        todo = "make it anew against that state, or correct the order of `patches`"
+        todo = "create it again for that state, or correct the order of `patches`"
         if moved:
             todo = "correct the path"
         return LockError(

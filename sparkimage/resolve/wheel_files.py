@@ -37,7 +37,7 @@ def wheel_file(
         local = links / wheel.file
         if hashlib.sha256(local.read_bytes()).hexdigest() != wheel.sha256:
             raise LockError(
-                f"{title}: {local} has another hash than the lock says",
+                f"{title}: {local} does not have the lock's hash",
                 hint=f"find out what changed it, or run `{program()} lock --update {wheel.name}`",
             )
         return local

@@ -29,7 +29,7 @@ NEW = ".new-"
 """How folders are called that a save writes to."""
 ABANDONED_S = 86_400
 """Age of such a folder from which on nobody writes to it any more."""
-DAMAGED_HINT = "save them anew: launch --save-caches"
+DAMAGED_HINT = "save them again: launch --save-caches"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,7 @@ class Caches:
                 other = " and ".join(same_image[-1].key.differences(key))
                 self.view.say(f"saved caches of this image are for another {other}: not used")
         except SparkError as error:
-            self.warn(f"saved caches were not brought: {error.message}\n  {error.hint}".rstrip())
+            self.warn(f"saved caches were not copied: {error.message}\n  {error.hint}".rstrip())
 
     def bring(self, saved: Saved) -> list[str]:
         """Bring a set to the nodes that lack it, which ``look`` has seen; their names.

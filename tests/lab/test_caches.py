@@ -177,7 +177,7 @@ def test_damaged_ones_are_refused(nodes: OnNodes, what: str) -> None:
             flip(file, len(before) // 2)
         done = nodes.launch()
         ok(done)
-        assert "warning: saved caches were not brought: " in done.stderr
+        assert "warning: saved caches were not copied: " in done.stderr
         assert str(file) in done.stderr
         assert "launch --save-caches" in done.stderr
         # The server runs all the same.

@@ -697,7 +697,7 @@ def test_a_project_of_two_pins_is_an_error(tmp_path: Path) -> None:
         other = Entry(requested=entry.requested, platforms=dict.fromkeys(entry.platforms, wheels))
         return replace(lock, entries={**lock.entries, ("b", "2.0.0"): other})
 
-    message = r"^variant v: pins a 1.0.0 and b 2.0.0 both bring lib \(1.0 and 2.0\)$"
+    message = r"^variant v: pins a 1.0.0 and b 2.0.0 both install lib \(1.0 and 2.0\)$"
     with pytest.raises(LockError, match=message) as error:
         planning.make(read, read.variants[0], entries(wheel("x"), wheel("lib", "2.0")), ORIGIN)
     assert "`exclude: [lib]`" in error.value.hint

@@ -166,7 +166,7 @@ def test_a_diff_that_does_not_fit_says_file_hunk_and_state() -> None:
         "vllm/a.py: hunk 2 of 2 (line 19) does not fit"
     )
     assert "x20 = 0" in error.value.detail
-    assert "make it anew against that state" in error.value.hint
+    assert "create it again for that state" in error.value.hint
     assert "patches/patches.yaml" in error.value.hint
 
 

@@ -252,7 +252,7 @@ def test_one_project_in_two_versions_is_told_from_the_lock(
     with pytest.raises(LockError) as caught:
         planning.make(read, read.variants[0], lock, maker.ORIGIN)
     assert caught.value.message == (
-        "variant v: pins audio 1.0.0 and ray 1.0.0 both bring my-lib (1.0 and 2.0)"
+        "variant v: pins audio 1.0.0 and ray 1.0.0 both install my-lib (1.0 and 2.0)"
     )
     assert caught.value.detail == "pins audio and ray both bring other (1.0 and 2.0)"
     assert "`constraints: [audio]` to pin ray" in caught.value.hint
