@@ -163,7 +163,7 @@ class WheelsPin(PinBase):
     )
     exclude: list[str] = Field(
         default=[],
-        description="projects that another pin provides; one of `require` is replaced by its dependencies",
+        description="projects that another pin provides; its dependencies replace one of `require`",
     )
     python: str = Field(pattern=PYTHON, description="Python's X.Y in the image, quoted")
     find_links: str | None = Field(default=None, description="folder with local wheels")

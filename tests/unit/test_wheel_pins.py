@@ -254,7 +254,7 @@ def test_one_project_in_two_versions_is_told_from_the_lock(
     assert caught.value.message == (
         "variant v: pins audio 1.0.0 and ray 1.0.0 both install my-lib (1.0 and 2.0)"
     )
-    assert caught.value.detail == "pins audio and ray both bring other (1.0 and 2.0)"
+    assert caught.value.detail == "pins audio and ray both install other (1.0 and 2.0)"
     assert "`constraints: [audio]` to pin ray" in caught.value.hint
     assert "`exclude: [my-lib]`" in caught.value.hint
     # And the way that it names works: one file in both pins goes to the lower layer.
