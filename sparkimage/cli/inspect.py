@@ -46,8 +46,7 @@ def _stored(reference: str) -> dict[str, Any] | None:
     host, slash, _ = reference.partition("/")
     if "@" in reference or (slash and ("." in host or ":" in host or host == "localhost")):
         return None
-    from sparkimage.registry import inspect
-    from sparkimage.verify import seal
+    from sparkimage.verify import seal, summary
 
     store = base.open_store()
     try:
@@ -57,7 +56,7 @@ def _stored(reference: str) -> dict[str, Any] | None:
             return None
         raise
     verdict = seal.verdict(store, image.digest, plan_checksum=record.current_checksum)
-    return inspect.stored(image, record, verdict)
+    return summary.stored(image, record, verdict)
 
 
 def _show_published(
