@@ -144,7 +144,7 @@ unbinfmt)
     ;;
 purge)
     # rm would go through a mount of the same file system.
-    if grep -F " $1/" /proc/self/mountinfo; then
+    if cut -d " " -f 5 /proc/self/mountinfo | grep -F "$1/"; then
         echo "something is still mounted below $1" >&2
         exit 3
     fi
