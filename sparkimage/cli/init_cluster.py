@@ -133,6 +133,11 @@ def _print(found: Survey) -> None:
         )  # fmt: skip
     if found.nodes:
         base.print_table(table)
+    if found.apart:
+        base.paragraph(
+            "This machine is not in the nodes' fast network: images go to them over their control "
+            "addresses, and ranks use the interface."
+        )
     for one in found.left_out:
         base.paragraph(f"left out: {base.plain(one.host)} ({one.source}): {base.plain(one.why)}")
     for todo in found.to_do:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import socket
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -20,6 +21,8 @@ from sparkimage.nodes import fabric
 from sparkimage.nodes.rdma import Rdma
 from sparkimage.nodes.snapshot import NodeSnapshot
 
+REACH_S = 3.0
+"""Seconds that a node's sshd gets to answer at its data address."""
 MDNS_S = 10.0
 """Seconds that machines get to answer on the network."""
 NO_MACHINES = ("git",)
@@ -135,6 +138,18 @@ def distinct(snapshots: Iterable[NodeSnapshot]) -> list[NodeSnapshot]:
     for snapshot in snapshots:
         machines.setdefault((snapshot.host, snapshot.boot), snapshot)
     return list(machines.values())
+
+
+def reaches(node: Node) -> bool:
+    """This machine reaches a node's sshd at its data address: something else may take the
+    connection, such as a proxy."""
+    address = node.data or node.control, node.port or 22
+    try:
+        with socket.create_connection(address, REACH_S) as connection:
+            # https://www.rfc-editor.org/rfc/rfc4253#section-4.2
+            return connection.recv(4, socket.MSG_WAITALL) == b"SSH-"
+    except OSError:
+        return False
 
 
 def entries(snapshots: Sequence[NodeSnapshot], known: Sequence[Node] = ()) -> list[Node]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sparkimage.config.inventory import Fleet, Node
@@ -35,6 +36,8 @@ class Survey:
     """Of the nodes that answered, by name."""
     failed: tuple[str, ...]
     """Hosts of the command line that cannot be used."""
+    apart: bool
+    """This machine does not reach the nodes' fast network: they have no data address."""
     to_do: tuple[ToDo, ...]
     left_out: tuple[LeftOut, ...]
 
@@ -87,6 +90,12 @@ def examine(
             )
     machines = discovery.distinct(snapshots)
     entries = discovery.entries(machines, known) if machines else []
+    with_data = [node for node in entries if node.data and node not in known]
+    with ThreadPoolExecutor(len(with_data) or 1) as pool:
+        apart = not all(pool.map(discovery.reaches, with_data))
+    if apart:
+        # Layers go there from here, which is on no such network; ranks use the interface.
+        entries = [replace(one, data=None) if one in with_data else one for one in entries]
     for node, snapshot in zip(entries, machines, strict=True):
         to_do += login.for_docker(node, snapshot)
     return Survey(
@@ -98,6 +107,7 @@ def examine(
             for report in reports
             if report.snapshot is None and sources.get(report.node) == GIVEN
         ),
+        apart=apart,
         to_do=tuple(to_do),
         left_out=tuple(left_out),
     )

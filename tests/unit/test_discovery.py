@@ -3,6 +3,8 @@ people have written."""
 
 from __future__ import annotations
 
+import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +104,24 @@ def test_one_machine_is_one_node_under_a_name_of_its_own() -> None:
     known = (replace(spark(1).node, name="spark-2", role="head"),)
     old, new = discovery.entries([replace(spark(1), node=known[0]), spark(2)], known)
     assert (old, new.name, new.role) == (known[0], "node1", "worker")
+
+
+@pytest.mark.parametrize(
+    ("says", "reached"), [(b"SSH-2.0-x\r\n", True), (b"HTTP", False), (b"", False)]
+)
+def test_an_sshd_says_that_it_is_one(*, says: bytes, reached: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(says)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        node = Node(name="a", control="nowhere", data="127.0.0.1", port=server.getsockname()[1])
+        assert discovery.reaches(node) is reached
+        thread.join()
+    assert not discovery.reaches(node)
 
 
 # Writing
