@@ -183,6 +183,9 @@ class FolderMove(Retag):
         """See ``Retag.start``."""
         self.script = RemoteScript(self.session.remote, words("move", self.tag))
 
+    def check(self) -> None:
+        """The folder is under the node's lock, and no image."""
+
     def undo(self) -> None:
         """Put the folder back that was there."""
         try:

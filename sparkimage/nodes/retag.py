@@ -203,6 +203,10 @@ class Retag:
             line = next(self.script.lines(), "")
         if line != "@@ armed":
             raise self._failure(f"{line}\n{self.script.rest()}")
+        self.check()
+
+    def check(self) -> None:
+        """Whether all is as it was seen, once the script waits. Raises ``NodeError``."""
         if not self._id_of(self.session.target):
             raise NodeError(f"{self.name}: the image was removed there meanwhile", hint=AGAIN)
         now = self._id_of(self.tag)
