@@ -21,8 +21,6 @@ INTERNAL = {
 
 @pytest.mark.parametrize("name", reference.pages())
 def test_a_page_is_what_the_program_says(name: str) -> None:
-    if name in ("reference/commands.md", "reference/exit-codes.md"):
-        return
     told = "make reference (python -P -m tools.reference)"
     assert (PROJECT / "docs" / name).read_text() == reference.pages()[name], told
 
