@@ -7,7 +7,7 @@ container=$2
 shift 2
 # What vLLM loads, too: https://docs.vllm.ai/en/latest/configuration/env_vars/
 named=$($docker container inspect --format '{{range .Config.Env}}{{println .}}{{end}}' "$container" |
-    sed -n -e 's/^LD_PRELOAD=//p' -e 's/^VLLM_NCCL_SO_PATH=//p' | tr ' :' '\n\n' |
+    sed -n -e 's/^LD_PRELOAD=//p' -e 's/^VLLM_NCCL_SO_PATH=//p' | tr ' :' '\n' |
     grep '^/\(.*/\)\{0,1\}libnccl[^/]*$' | sort -u)
 # shellcheck disable=SC2086 # a word each
 [ -z "$named" ] || set -- $named

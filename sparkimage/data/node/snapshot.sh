@@ -52,7 +52,7 @@ done'
 
 # By the engine's socket, where the docker command here would surely use this one; else by the
 # command.
-way=command
+way="command"
 [ "$docker${DOCKER_HOST:-}${DOCKER_CONTEXT:-}" != docker ] || [ ! -w /var/run/docker.sock ] ||
     ! command -v docker >/dev/null 2>&1 ||
     grep -qs '"currentContext"' "${DOCKER_CONFIG:-$HOME/.docker}/config.json" || way=socket
