@@ -17,6 +17,9 @@ CHANGES = {
         'require: ["vllm==0.32.0+standin", "torch==2.13.0+standin", '
         '"nvidia-cuda-runtime==13.0.96"], find_links: wheels, version: 0.32.0+standin'
     ),
+    "[debian, python, cuda-math, cuda-sparse, cuda, compilers, cudnn, torch, vllm, serve]": (
+        "[debian, python, cuda, torch, vllm, serve]"
+    ),
     "platform: [linux/arm64]": "platform: [linux/amd64]",
 }
 
