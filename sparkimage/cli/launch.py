@@ -364,7 +364,8 @@ def stop(
     fleet = base.read_fleet(nodes)
     stopped, errors = running.stop(fleet, name=name, patience_s=patience)
     if stopped is None and errors:
-        raise base.unreachable(errors, len(fleet.nodes), "; nothing to stop on the others")
+        what = ", where it may still run; nothing to stop on the others"
+        raise base.unreachable(errors, len(fleet.nodes), what)
     if stopped is None:
         typer.echo("nothing to stop")
     else:
