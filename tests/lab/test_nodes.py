@@ -58,7 +58,7 @@ def test_nodes_lists_the_images_of_each_node(shipment: Shipment) -> None:
     assert [one["error"] is None for one in facts] == [True, False, True, True]
 
     wrong = shipment.run("nodes", "paylaod")
-    assert wrong.returncode == 2
+    assert wrong.returncode == 5
     assert "payload" in wrong.stderr
 
 

@@ -532,7 +532,9 @@ def test_a_proposal_of_renovate_is_a_whole_matrix(
     ]
     assert new in uses
     assert old not in uses
-    assert old not in re.sub(r"#.*", "", text), "each place of the old version has moved"
+    # The toolkit of wheels has versions of its own.
+    rest = re.sub(r"#.*|cuda-toolkit\S+", "", text)
+    assert old not in rest, "each place of the old version has moved"
 
 
 def test_renovate_moves_nothing_by_itself_whose_neighbour_no_rule_knows() -> None:
