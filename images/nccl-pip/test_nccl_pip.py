@@ -28,7 +28,7 @@ def library(plan):
 
 
 def test_preload_names_the_library(plan, env, check):
-    check("LD_PRELOAD", seen=env.get("LD_PRELOAD"), expected=library(plan))
+    check("LD_PRELOAD names the pinned libnccl", seen=env.get("LD_PRELOAD"), expected=library(plan))
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +62,33 @@ def answers(host, places):
 
 def test_version_of_every_copy(answers, places, code, check):
     seen = dict(zip(places, answers, strict=False))
-    check("ncclGetVersion() of every copy", seen=seen, expected=dict.fromkeys(places, code))
+    title = "every path of libnccl leads to the pinned version (ncclGetVersion)"
+    check(title, seen=seen, expected=dict.fromkeys(places, code))
 
 
 def test_version_of_the_preload(answers, code, check):
-    check("ncclGetVersion() of LD_PRELOAD", seen=answers[-1], expected=code)
+    check(
+        "the preloaded libnccl has the pinned version (ncclGetVersion)",
+        seen=answers[-1],
+        expected=code,
+    )
 
 
 def test_preload_is_obeyed(host, check):
     # glibc only prints a line to stderr when it cannot preload.
-    check(
-        "messages of ld.so when a program starts", seen=host.run("true").stderr.strip(), expected=""
-    )
+    said = host.run("true").stderr.strip()
+    check("ld.so preloads it without a complaint", seen=said, expected="")
 
 
 def test_torch_maps_exactly_one_nccl(torch, system, check):
-    check("libnccl mapped by `import torch`", seen=torch["maps"], expected=[system])
+    title = "`import torch` maps one libnccl, the pinned one"
+    check(title, seen=torch["maps"], expected=[system])
 
 
 def test_mapped_nccl_answers_the_pin(torch, code, check):
     # torch.cuda.nccl.version() is the version that torch was compiled with.
-    check("ncclGetVersion() of the mapped library", seen=torch["nccl"], expected=code)
+    title = "the libnccl that torch maps has the pinned version (ncclGetVersion)"
+    check(title, seen=torch["nccl"], expected=code)
 
 
 def test_linker_cache_knows_it(host, system, check):
@@ -90,7 +96,7 @@ def test_linker_cache_knows_it(host, system, check):
         "ldconfig -p | sed -n 's/^[[:space:]]*libnccl.so.2 .*=> //p' | xargs -r -n 1 readlink -f"
     )
     check(
-        "libnccl.so.2 in the cache of ldconfig",
+        "the cache of ldconfig has one libnccl.so.2, the pinned one",
         seen=host.run(program).stdout.split(),
         expected=[system],
     )

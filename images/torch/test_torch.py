@@ -7,4 +7,6 @@ def test_cuda_of_the_torch_that_python_imports(plan, torch, check):
         # Of 13 the major version, of 13.0 both.
         parts = expected.split(".")[:2]
         seen, expected = ".".join(seen.split(".")[: len(parts)]), ".".join(parts)
-    check("torch.version.cuda (None: a CPU build)", seen=seen, expected=expected or seen)
+    expected = expected or seen
+    built = "without CUDA" if expected == "None" else f"for CUDA {expected}"
+    check(f"the torch that Python imports is built {built}", seen=seen, expected=expected)

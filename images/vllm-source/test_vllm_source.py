@@ -8,4 +8,4 @@ def test_place(plan, root, check):
     package = re.compile(r"(^|/)(dist|site)-packages/vllm/__init__\.py$")
     seen = [path for path in root.final if package.search(path)]
     expected = f"usr/local/lib/python{plan['python']}/dist-packages/vllm/__init__.py"
-    check("path of the vllm package", seen=seen, expected=[expected])
+    check("vllm is installed once, where its patches expect it", seen=seen, expected=[expected])

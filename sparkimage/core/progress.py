@@ -64,8 +64,11 @@ class LiveProgress(TransferProgress):
                 self.progress.tasks[self.rows[name]].start_time = self.progress.get_time()
             self.states[name] = text
             self.progress.update(self.rows[name], state=f"{text} {detail}".rstrip())
-            proven = list(self.states.values()).count("proven")
-            self.progress.update(self.all, state=f"{proven} of {len(self.states)} proven")
+            states = list(self.states.values())
+            proven = states.count("proven")
+            end = "failed" if "failed" in states else "proven" * (proven == len(states))
+            shown = f"{proven} of {len(states)} proven"
+            self.progress.update(self.all, state=shown, mark=MARKS.get(end))
 
 
 class LineProgress(TransferProgress):
@@ -224,7 +227,8 @@ class View:
 
 def _mark(task: Task) -> str:
     state = task.fields["state"]
-    return MARKS.get(state, "✓" if task.finished and not state else "⧗")
+    mark = task.fields.get("mark") or MARKS.get(state)
+    return str(mark or ("✓" if task.finished and not state else "⧗"))
 
 
 def _moves(task: Task) -> bool:

@@ -23,7 +23,7 @@ from sparkimage.core.program import program
 from sparkimage.image.store import Store
 from sparkimage.verify.policy import Required
 
-CHECKS_VERSION = 7
+CHECKS_VERSION = 8
 """Version of the package's own checks. Raise it with every change that may change a result: older
 seals are then no longer valid. A test compares ``CHECKERS`` with what they were."""
 CHECKERS = (

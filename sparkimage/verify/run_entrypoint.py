@@ -82,7 +82,7 @@ class RunningEntrypoint:
         self.runner.run(argv, check=False)
 
     def _check(self, seen: str) -> Check:
-        title = f"the plan's output of `{' '.join((*self.plan.entrypoint, *self.answer.args))}`"
+        title = f"`{' '.join((*self.plan.entrypoint, *self.answer.args))}` answers as planned"
         id, says = f"{self.tier}/{ID}", self.answer.says
         return Check.compare(id, title, seen, says, tier=self.tier, layer="_every")
 

@@ -322,7 +322,12 @@ def _toolkits(s: _Target) -> Iterator[Compared]:
         headers = s.root.file(f"{home}/include/cuda_runtime_api.h")
         if compiler is not None and headers is not None and "nvcc" in compiler.seen:
             seen[path], expected[path] = compiler.seen["nvcc"], headers.seen.get("cudart")
-    yield "cuda-compiler", "release of nvcc, as of the CUDA headers beside it", seen, expected
+    yield (
+        "cuda-compiler",
+        "every nvcc has the release of the CUDA headers beside it",
+        seen,
+        expected,
+    )
 
 
 def _expected(s: _Target) -> Iterator[Compared]:

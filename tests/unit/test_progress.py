@@ -50,6 +50,17 @@ def test_a_long_state_pushes_no_bar_aside() -> None:
     assert all(len(line) <= 80 for line in (first, second, all_))
 
 
+@pytest.mark.parametrize(("last", "mark"), [("unpacking", "⧗"), ("proven", "✓"), ("failed", "✗")])
+def test_the_row_for_all_ends_as_the_nodes_do(last: str, mark: str) -> None:
+    to, _ = console(terminal=True)
+    with View(to).board(["spark-1", "spark-2"], "an image") as board:
+        for name, state in (("spark-1", "proven"), ("spark-2", last)):
+            board.total(name, 1_000)
+            board.state(name, state)
+        all_ = shown(board)[-1]
+    assert all_.startswith(f"{mark} all")
+
+
 def test_one_transfer_has_no_row_for_all() -> None:
     to, _ = console(terminal=True)
     with View(to).board(["spark-1"], "an image") as board:
