@@ -64,6 +64,14 @@ py-modules = ["lab_built"]
 """,
     "lab_built.py": "text = 'built'\n",
 }
+INDEX: dict[str, dict[str, str | bytes]] = {
+    "lab_standin": {"lab_standin.py": "def main():\n    print('new')\n"},
+    "lab_alike": {"lab_alike/__init__.py": "its own", "lab_both.py": "a", "lab_same.py": "same"},
+    # Comes after it, with the same paths.
+    "lab_other": {
+        "lab_alike/__init__.py": "of another", "lab_both.py": "b", "lab_same.py": "same",
+    },
+}  # fmt: skip
 INFO = "lab_standin-1.0.dist-info"
 OLD_FILES = {
     "lab_standin_old.py": "old\n",
@@ -76,12 +84,11 @@ def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
     """A venv that is made, a prefix with an older version in it, an index with a login that steps
     can reach, too, a package of a suite that needs what lies below, and a project without a wheel.
     """
-    index = tmp_path / "index" / "simple" / "lab-standin"
-    made = standins.wheel(
-        index, "lab_standin", "2.0", {"lab_standin.py": "def main():\n    print('new')\n"},
-        scripts={"lab-standin": "lab_standin:main"},
-    )  # fmt: skip
-    (index / "index.html").write_text(f'<a href="{made.name}">{made.name}</a>\n')
+    for name, files in INDEX.items():
+        index = tmp_path / "index" / "simple" / name.replace("_", "-")
+        scripts = {"lab-standin": "lab_standin:main"} if name == "lab_standin" else None
+        made = standins.wheel(index, name, "2.0", files, scripts=scripts)
+        (index / "index.html").write_text(f'<a href="{made.name}">{made.name}</a>\n')
     key = Key.make(tmp_path / "gnupg")
     archive = Archive(folder=tmp_path / "archive", key=key)
     archive.add("lab", "lab-tool", "1.0", arch="amd64", Depends="python3, lab-data")
@@ -126,7 +133,8 @@ def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
                     "debian": lab.data["pins"]["debian"],
                     "vllm": {"1": {**vllm, "require": ["vllm==0.32.0+standin"]}},
                     "tool": {"2": {
-                        "kind": "wheels", "python": "3.13", "require": ["lab-standin==2.0"],
+                        "kind": "wheels", "python": "3.13",
+                        "require": [f"{name}==2.0" for name in INDEX],
                         "index": [f"http://{USER}:{PASSWORD}@{host}/simple"],
                     }},
                     "building": {"3": {
@@ -188,9 +196,13 @@ def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
             said = run(f"{place}/bin/python", "-c", RECORD, name)
             assert said.split() == [version, f"{place}/lib/python3.13/site-packages"]
         # The older version is gone, and nothing of both is where the others are.
-        assert run("ls", f"{conda}/lib/python3.13/site-packages").split() == [
+        site = f"{conda}/lib/python3.13/site-packages"
+        assert [one for one in run("ls", site).split() if one.startswith("lab_standin")] == [
             "lab_standin-2.0.dist-info", "lab_standin.py",
         ]  # fmt: skip
+        # Of two wheels the one that the folder is named after, else the last by name.
+        paths = ("lab_alike/__init__.py", "lab_both.py", "lab_same.py")
+        assert [run("cat", f"{site}/{path}") for path in paths] == ["its own", "b", "same"]
         dist = "/usr/local/lib/python3.13/dist-packages"
         assert run("find", dist, "-name", "*.dist-info") == f"{dist}/lab_built-3.0.dist-info"
         assert run("python3", "-c", "import lab_built; print(lab_built.text)") == "built"

@@ -42,12 +42,38 @@ install_wheels() {
         --python-platform "$PYTHON_PLATFORM" --python-version "$PYTHON_VERSION" \
         $where --link-mode hardlink --no-compile-bytecode \
         --requirements /run/inputs/requirements.txt
+    if [ -n "$into" ]; then
+        settle_paths "$("$into/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+    else
+        settle_paths "$dist"
+    fi
     rm -rf "$UV_CACHE_DIR"
     if [ -n "$into" ]; then return; fi
     for script in "$dist"/bin/*; do
         name="/usr/local/bin/${script##*/}"
         if [ -e "$script" ] && [ ! -e "$name" ]; then ln -s "$script" "$name"; fi
     done
+}
+
+# Which of several wheels that hold one path has it is chance: uv installs them all at once
+# (flashinfer-python has a b12x/__init__.py of its own, without what vLLM's plugins import). It is the
+# one whose name the folder has, else the last by name. $1: where they were installed.
+settle_paths() {
+    tab=$(printf '\t')
+    for record in "$UV_CACHE_DIR"/archive-v*/*/*.dist-info/RECORD; do
+        info=${record%/RECORD}
+        project=${info##*/}
+        project=${project%%-*}
+        awk -F , -v OFS='\t' -v wheel="${info%/*}" -v project="$project" '
+            $2 != "" { top = $1; sub("/.*", "", top); print $1, (top == project) project, $2, wheel }
+        ' "$record"
+    done | LC_ALL=C sort -t "$tab" -k 1,2 | awk -F '\t' -v OFS='\t' '
+        function settle() { if (differ) print path, wheel }
+        $1 != path { settle(); differ = 0; sum = $3 }
+        $3 != sum { differ = 1 }
+        { path = $1; wheel = $4 }
+        END { settle() }
+    ' | while IFS="$tab" read -r path wheel; do ln -f "$wheel/$path" "$1/$path"; done
 }
 
 # Installs the packages that /run/inputs/packages names, from /run/inputs/debs and nowhere else.
