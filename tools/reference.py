@@ -14,7 +14,7 @@ from typing import Any
 import typer.main
 
 from sparkimage.cli import app, manual
-from sparkimage.config import inventory, profiles, schema
+from sparkimage.config import inventory, patch_specs, profiles, schema
 from sparkimage.core import templates
 from sparkimage.serve.doctor import doctor
 from sparkimage.serve.explain import failures
@@ -37,12 +37,14 @@ def pages() -> dict[str, str]:
     schemas = {
         "matrix": schema.MatrixFile.json_schema(),
         "fleet": inventory.FleetFile.json_schema(),
+        "patches": patch_specs.PatchFile.json_schema(),
     }
     texts = {
         "reference/commands.md": commands(),
         "reference/exit-codes.md": exit_codes(),
         "reference/matrix.md": keys("matrix.yaml", schemas["matrix"]),
         "reference/fleet.md": keys("fleet.yaml", schemas["fleet"]),
+        "reference/patches.md": keys("patches.yaml", schemas["patches"]),
         "reference/checks.md": doctor.page(),
         **failures.pages(),
     }

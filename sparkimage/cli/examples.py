@@ -19,7 +19,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "sparkimage --matrix --only '*-arm64'",
     ),
     "lock": ("sparkimage lock", "sparkimage lock --check", "sparkimage lock --update nccl==2.30.7"),
-    "verify": ("sparkimage verify default", "sparkimage verify default --tier static,run,gpu"),
+    "verify": ("sparkimage verify default", "sparkimage verify default --tier static,run,node"),
     "report": ("sparkimage report default -o report.html",),
     "patches": ("sparkimage patches",),
     "patches export": ("sparkimage patches export patched --variant NAME",),

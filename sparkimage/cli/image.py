@@ -47,13 +47,19 @@ def image(
 
 
 def schema(
-    file: Annotated[Literal["matrix", "fleet"], typer.Argument(help="The file.")] = "matrix",
+    file: Annotated[
+        Literal["matrix", "fleet", "patches"], typer.Argument(help="The file.")
+    ] = "matrix",
 ) -> None:
-    """Print the JSON schema of matrix.yaml or fleet.yaml, for editors."""
-    from sparkimage.config import inventory, schema
+    """Print the JSON schema of matrix.yaml, fleet.yaml or patches.yaml, for editors."""
+    from sparkimage.config import inventory, patch_specs, schema, validation
 
-    model = schema.MatrixFile if file == "matrix" else inventory.FleetFile
-    typer.echo(json.dumps(model.json_schema(), indent=2))
+    models: dict[str, type[validation.Strict]] = {
+        "matrix": schema.MatrixFile,
+        "fleet": inventory.FleetFile,
+        "patches": patch_specs.PatchFile,
+    }
+    typer.echo(json.dumps(models[file].json_schema(), indent=2))
 
 
 def build(

@@ -31,21 +31,26 @@ RELATIVE = r"^[^/\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"
 class Origin(Strict):
     """The repository that has a patch's file."""
 
-    repository: str = Field(pattern=REPOSITORY)
-    commit: str = Field(pattern=COMMIT)
-    path: str = Field(pattern=RELATIVE)
+    repository: str = Field(pattern=REPOSITORY, description="https://HOST/PATH")
+    commit: str = Field(pattern=COMMIT, description="all 40 digits")
+    path: str = Field(pattern=RELATIVE, description="of the patch, in the repository")
     licence: str = Field(min_length=1, description="SPDX identifier")
 
 
 class Patch(Strict):
     """One patch."""
 
-    kind: Literal["replace", "diff"]
-    purpose: str = Field(min_length=1)
-    pin: Name | None = Field(
-        default=None, alias="for", description="the pin that it changes; default: the only git pin"
+    kind: Literal["replace", "diff"] = Field(
+        description="a whole file, or a diff as of `git diff` or `git format-patch`"
     )
-    origin: Origin | None = Field(default=None, description="fetched by commit")
+    purpose: str = Field(min_length=1, description="what it is for")
+    pin: Name | None = Field(
+        default=None,
+        alias="for",
+        description="the pin that it changes; default: that of the layer's `source`, else the one "
+        "with an entry's commit, else the only git pin, else the image below",
+    )
+    origin: Origin | None = Field(default=None, description="its text: a file of a repository")
     file: str | None = Field(default=None, pattern=RELATIVE, description="or a file below patches/")
     url: str | None = Field(
         default=None,
@@ -115,30 +120,40 @@ class Patch(Strict):
 class OriginDefaults(Strict):
     """What origins have that do not say otherwise."""
 
-    repository: str | None = Field(default=None, pattern=REPOSITORY)
-    commit: str | None = Field(default=None, pattern=COMMIT)
+    repository: str | None = Field(
+        default=None, pattern=REPOSITORY, description="https://HOST/PATH"
+    )
+    commit: str | None = Field(default=None, pattern=COMMIT, description="all 40 digits")
     licence: str | None = Field(default=None, min_length=1, description="SPDX identifier")
 
 
 class PatchDefaults(Strict):
     """What patches have that do not say otherwise."""
 
-    kind: Literal["replace", "diff"] | None = None
-    pin: Name | None = Field(default=None, alias="for")
+    kind: Literal["replace", "diff"] | None = Field(default=None, description="of a patch")
+    pin: Name | None = Field(
+        default=None, alias="for", description="the pin that the patches change"
+    )
     origin: OriginDefaults | None = Field(
         default=None, description="of the patches that have no `file` and no `url`"
     )
-    root: str | None = Field(default=None, pattern=ROOT)
-    needed_by: list[Abbreviated] | None = Field(default=None, min_length=1)
-    native_from: str | None = Field(default=None, pattern=COMMIT)
+    root: str | None = Field(
+        default=None, pattern=ROOT, description="folder in the image that has the paths"
+    )
+    needed_by: list[Abbreviated] | None = Field(
+        default=None, min_length=1, description="fork commits that need the patches"
+    )
+    native_from: str | None = Field(
+        default=None, pattern=COMMIT, description="the first fork commit that includes them"
+    )
 
 
 class PatchFile(Strict):
     """patches/patches.yaml"""
 
     version: Literal[1]
-    defaults: PatchDefaults = PatchDefaults()
-    patches: dict[Name, Patch]
+    defaults: PatchDefaults = Field(default=PatchDefaults(), description="what patches share")
+    patches: dict[Name, Patch] = Field(description="patches by name, each below `defaults`")
 
 
 class _Defaults(Strict):

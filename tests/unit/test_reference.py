@@ -25,7 +25,9 @@ def test_a_page_is_what_the_program_says(name: str) -> None:
     assert (PROJECT / "docs" / name).read_text() == reference.pages()[name], told
 
 
-@pytest.mark.parametrize("name", ["reference/matrix.md", "reference/fleet.md"])
+@pytest.mark.parametrize(
+    "name", ["reference/matrix.md", "reference/fleet.md", "reference/patches.md"]
+)
 def test_every_key_of_a_file_says_what_it_is(name: str) -> None:
     page = reference.pages()[name]
     assert page.count("\n| `") > 10
