@@ -221,8 +221,23 @@ def test_nothing_is_permitted_but_what_each_job_names() -> None:
 def test_whoever_may_write_outside_waits_for_an_environment() -> None:
     for name, job, given in jobs():
         if {"packages", "id-token"} & set(given["permissions"]) or name == "release":
-            wanted = "github-pages" if name == "docs" else ("publish", "release")
-            assert given["environment"] in wanted, (name, job)
+            environment = given["environment"]
+            wanted = ("github-pages",) if name == "docs" else ("publish", "release")
+            named = environment if isinstance(environment, str) else environment["name"]
+            assert named in wanted, (name, job)
+
+
+def test_the_site_is_published_from_main_alone() -> None:
+    read, publish = (workflow("docs")["jobs"][job] for job in ("build", "publish"))
+    main = "github.ref == 'refs/heads/main'"
+    assert publish["if"] == main
+    assert publish["needs"] == "build"
+    kept = [step for step in read["steps"] if step.get("uses", "").startswith(PAGES[0])]
+    assert [step["if"] for step in kept] == [main]
+    # A proposal's site is built and read, too.
+    assert "pull_request" in workflow("docs")["on"]
+    assert "if" not in read
+    assert all("if" not in step for step in read["steps"] if "run" in step)
 
 
 def test_every_job_ends_and_every_workflow_has_a_group() -> None:
