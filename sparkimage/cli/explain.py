@@ -168,6 +168,7 @@ def _print_story(story: Sequence[Match]) -> None:
 
 
 def _print_match(match: Match) -> None:
+    said = [line for line in match.message if match.known and line not in match.line]
     where = f" (line {match.line_number}" if match.line_number else ""
     if where:
         where += f", {match.count} times)" if match.count > 1 else ")"
@@ -178,6 +179,7 @@ def _print_match(match: Match) -> None:
             ("line" if line == match.line else "near", line.strip()[:MAX_LINE], "dim")
             for line in match.near or (match.line,)
         ),
+        *(("says", line, "dim") for line in said),
         ("seen", match.note, ""),
         ("cause", match.cause, ""),
         ("fix", match.fix, ""),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from importlib.resources import as_file, files
@@ -61,6 +61,8 @@ class Match:
     """Of the first line, without the year (``11-29 17:20:45``); empty: no line so far has one."""
     near: tuple[str, ...] = ()
     """The lines before and after, where the failure is none that is known."""
+    message: list[str] = field(default_factory=list)
+    """What the lines below go on to say, where the message has several lines."""
     last_number: int = 0
     """The last line that shows it."""
     while_up: bool = False
@@ -112,7 +114,8 @@ class Match:
         if not self.known:
             near = [f"    {line}" for line in self.near]
             return [f"{self.title}{source}:", *near, *note, cause, fix]
-        return [f"known: {self.title}{source}", *note, cause, fix]
+        said = [f"    {line}" for line in self.message]
+        return [f"known: {self.title}{source}", *said, *note, cause, fix]
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -134,6 +137,7 @@ class Match:
             "process": self.process or None,
             "time": self.time or None,
             "near": list(self.near),
+            "message": list(self.message),
         }
 
 
@@ -344,8 +348,10 @@ def _by_word(signs: Iterable[Sign]) -> dict[str, list[Sign]]:
 
 
 def _shows(signs: Mapping[str, Sequence[Sign]], text: str, words: Collection[str]) -> bool:
-    found = signs.keys() & words
-    return any(sign.match(text) is not None for word in found for sign in signs[word])
+    for word in words:
+        if word in signs and any(sign.match(text) is not None for sign in signs[word]):
+            return True
+    return False
 
 
 def areas() -> dict[str, tuple[str, Sequence[Entry]]]:

@@ -77,6 +77,8 @@ class Fault:
     frames: tuple[str, ...] = ()
     """Source files of its traceback, the deepest one last."""
     after: list[str] = field(default_factory=list)
+    message: list[str] = field(default_factory=list)
+    """Lines below it that go on with what it says."""
     weak: bool = False
     """It may be no more than a word of it: a line of level ERROR that is no exception, or one with
     an exception somewhere in it."""
@@ -119,6 +121,8 @@ class FirstFaults:
 
     def was_survived(self, line: Line) -> bool:
         """Whether a line ends the traceback of what its process survived."""
+        if not self._survived:
+            return False
         key = _key(line)
         if key not in self._survived or self._tracebacks.pop(key, None) is None:
             return False
@@ -130,7 +134,7 @@ class FirstFaults:
 
         A caller says with ``drop`` that it is a wrapper or harmless.
         """
-        frames = self._tracebacks.pop(_key(line), None)
+        frames = self._tracebacks.pop(_key(line), None) if self._tracebacks else None
         fault = None
         if frames is not None or _is_hinted(line.text):
             fault = self._judge(number, line, frames, while_up)

@@ -15,6 +15,7 @@ from sparkimage.serve.explain.failures import WORD, Entry, Match, Sign
 from sparkimage.serve.explain.firstfault import REQUESTS, Fault, FirstFaults
 from sparkimage.serve.explain.logfacts import Facts
 from sparkimage.serve.explain.loglines import QUIET, Line, clean, parse
+from sparkimage.serve.explain.messages import Message
 
 QUOTES = re.compile(r"\b(?:Received request|Generated response) ")
 """vLLM's logs of requests quote users and models: what they say did not happen here.
@@ -25,9 +26,6 @@ SHOWN_FAULTS = 3
 ENDED = re.compile(r"KeyboardInterrupt|SystemExit|[Cc]ancelled|Parent process exited")
 BARE = re.compile(r"\b[A-Z]\w*(?:Error|Empty|Timeout):?\s*$")
 """An exception without a message."""
-CONTINUED = 3
-"""Lines after a fault that may be of its message: some messages have several lines, and a terminal
-or a form breaks long ones."""
 PACKAGES = re.compile(r"^.*/(?:site|dist)-packages/")
 
 
@@ -53,15 +51,15 @@ class Reading:
     """What is read tells of a request that failed, and the server goes on."""
     _words: list[str] = field(default_factory=list)
     """Of the line that was looked up last."""
-    _message: Line | None = None
-    """The message of the last fault that no entry knows, as far as it was read."""
-    _message_end: int = 0
-    """The last line that may be of it."""
+    _message: Message | None = None
+    """The message of the last fault, as far as it was read."""
 
     def take(self, line: str | bytes) -> None:
         """Read the next line."""
         self.lines += 1
         text = clean(line)
+        if not text and self._message and self._message.ends_at_blank:
+            self._message = None
         if not text or ("d re" in text and QUOTES.search(text)):
             return
         parsed = parse(text)
@@ -70,62 +68,89 @@ class Reading:
         if phase:
             self._is_up(phase)
         if parsed.level:
-            self._request = self.facts.up and REQUEST in text
+            self._request = parsed.level == "ERROR" and self.facts.up and REQUEST in text
         if parsed.level in QUIET:
+            if self._message and self._message.first.process == parsed.process:
+                self._message = None
             if "Shutting down" in text and self.facts.up and not self._dead:
                 self._stopping = True
             for entry, sign in self.known.info_signs:
                 if sign.literal in text:
                     self._words = WORD.findall(text)
-                    self._try(parsed, entry, sign)
+                    self._try(parsed, self.lines, entry, sign)
             return
         if self._faults.in_traceback(parsed) or self._faults.was_survived(parsed):
+            self._message = None
             return
         if self.known.is_survived(text):
             self._faults.survives(parsed)
             return
         fault = self._faults.take(self.lines, parsed, while_up=self.facts.up)
-        hit = self._look_up(parsed)
-        if hit:
-            self._message = None
-        elif self._message and not fault:
-            self._continue(self._message, parsed)
-        if fault:
+        goes_on = self._goes_on(parsed, fault)
+        hit = self._look_up(parsed, self.lines)
+        if goes_on:
+            hit += self._look_up_whole()
+        elif fault:
+            if hit or not self._faults.has_earlier(fault):
+                self._message = Message(first=parsed, number=self.lines)
             for entry in hit if fault.frames and not parsed.nccl else ():
                 if entry.id in self._found:
                     self._found[entry.id].captured.setdefault("frame", fault.frames[-1])
             self._judge(fault, hit)
+        if hit and self._message:
+            self._attach(self._message, hit)
 
-    def _continue(self, message: Line, line: Line) -> None:
-        """Look for known failures in a message of several lines."""
-        if self.lines > self._message_end:
-            self._message = None
-        elif line.process in ("", message.process) and line.level in ("", message.level):
-            for between in (" ", ""):
-                whole = message._replace(text=message.text + between + line.body.strip())
-                if self._look_up(whole):
-                    self._message = None
-                    return
-            self._message = whole
+    def _goes_on(self, line: Line, fault: Fault | None) -> bool:
+        """Whether a line is of the message that was read last."""
+        message = self._message
+        if message and (not fault or fault.weak):
+            goes_on = message.is_like(line)
+            if goes_on and not self.known.is_wrapper(line.text, WORD.findall(line.text)):
+                message.add(line)
+                return True
+        self._message = None
+        return False
 
-    def _look_up(self, line: Line) -> list[Entry]:
-        """Note the known failures of a line, each once."""
+    def _look_up_whole(self) -> list[Entry]:
+        """Note the known failures of a message of several lines."""
+        message = self._message
+        if message is None or message.named:
+            return []
+        return self._look_up(message.first._replace(text=message.whole), message.number)
+
+    def _attach(self, message: Message, hit: Iterable[Entry]) -> None:
+        """Keep the lines of a message with the failures that are in it."""
+        for entry in hit:
+            message.named = message.named or entry.rank != "general"
+            match = self._found.get(entry.id)
+            if match and match.line == message.whole:
+                match.line = message.first.text
+            if match and not match.message and match.line_number >= message.number:
+                match.message = message.lines
+
+    def _look_up(self, line: Line, number: int) -> list[Entry]:
+        """Note the known failures of a line, or of a message that begins there, each once."""
         hit: list[Entry] = []
         signs = self.known.signs
         # Few lines hold any: a hundred thousand lines are to take a second.
         self._words = WORD.findall(line.text)
-        words = signs.keys() & self._words
-        possible = [sign for word in words for sign in signs[word] if sign[-1].literal in line.text]
+        possible = [
+            sign
+            for word in self._words
+            if word in signs
+            for sign in signs[word]
+            if sign[-1].literal in line.text
+        ]
         for _, entry, sign in sorted(possible, key=itemgetter(0)):
-            if entry not in hit and self._try(line, entry, sign):
+            if entry not in hit and self._try(line, number, entry, sign):
                 hit.append(entry)
         return hit
 
-    def _try(self, line: Line, entry: Entry, sign: Sign) -> bool:
+    def _try(self, line: Line, number: int, entry: Entry, sign: Sign) -> bool:
         captured = sign.match(line.text)
         if captured is None or self.known.is_handled(line.text, self._words):
             return False
-        self._note(entry, line, captured)
+        self._note(entry, line, number, captured)
         return True
 
     def _judge(self, fault: Fault, hit: Sequence[Entry]) -> None:
@@ -143,11 +168,10 @@ class Reading:
             # What a process says after that it ends, without an exception: it follows, too.
             return
         elif not any(entry.rank == "echo" for entry in hit):
-            if not hit and not self._faults.has_earlier(fault):
-                self._message, self._message_end = fault.line, self.lines + CONTINUED
+            fault.message = self._message.lines if self._message else []
             self._faults.keep(fault)
 
-    def _note(self, entry: Entry, line: Line, captured: dict[str, str]) -> None:
+    def _note(self, entry: Entry, line: Line, number: int, captured: dict[str, str]) -> None:
         if self._stopping and entry.rank in ("echo", "wrapper"):
             return
         # Where requests are served, the failure of one is none of the server.
@@ -156,12 +180,13 @@ class Reading:
         match = found.get(entry.id)
         if match is None:
             match = found[entry.id] = Match(
-                entry=entry, line_number=self.lines, line=line.text, captured={}, count=0,
+                entry=entry, line_number=number, line=line.text, captured={}, count=0,
                 source=self.source, nccl=tuple(self.facts.nccl), process=line.process,
                 time=self._time,
             )  # fmt: skip
-        match.count += 1
-        match.last_number = self.lines
+        # The lines of a message are looked up together, too.
+        match.count += number > match.last_number
+        match.last_number = max(number, match.last_number)
         match.while_up = match.while_up or self.facts.up
         match.captured = {**captured, **match.captured}
 
@@ -257,7 +282,8 @@ class Reading:
             entry=self.known.by_id[id_], line_number=first.number,
             line=first.line.text, captured={}, count=len(same), source=self.source,
             process=first.line.process, time=first.line.time,
-            near=(*first.before, first.line.text, *first.after),
+            near=(*first.before, first.line.text, *(first.message or first.after)),
+            message=first.message,
             note=", ".join(seen),
             place=place,
         )  # fmt: skip

@@ -94,9 +94,11 @@ class Facts:
 
     def take(self, number: int, line: str, node: str) -> str:
         """Read one cleaned line; the phase that it ends and from which on the server is up."""
-        for literal, pattern, read in _READERS:
-            if literal in line and (match := pattern.search(line)):
-                read(self, match, number, node)
+        for word, readers in _READERS.items():
+            if word in line:
+                for literal, pattern, read in readers:
+                    if literal in line and (match := pattern.search(line)):
+                        read(self, match, number, node)
         for text, name in _ENDS:
             if text in line:
                 self.phases.setdefault(name, number)
@@ -161,8 +163,7 @@ class Facts:
         self.nccl_line = (number, match.string)
 
     def _channel(self, match: re.Match[str], _number: int, _node: str) -> None:
-        if "NCCL" in match.string:
-            self.via[match["via"]] = self.via.get(match["via"], 0) + 1
+        self.via[match["via"]] = self.via.get(match["via"], 0) + 1
 
     def _ib_disabled(self, _match: re.Match[str], _number: int, _node: str) -> None:
         self.ib_off = True
@@ -183,21 +184,27 @@ class Facts:
 
 
 _ANY = re.compile("")
-_READERS: tuple[
-    tuple[str, re.Pattern[str], Callable[[Facts, re.Match[str], int, str], None]], ...
-] = (
-    ("vLLM API server version", _API_SERVER, Facts._start),
-    ("LLM engine (v", _ENGINE, Facts._start),
-    ("headless multiproc executor", _HEADLESS, Facts._headless),
-    ("nNodes ", _NODES, Facts._node_count),
-    ("NCCL git version", _GIT, Facts._build),
-    ("NCCL version", BANNER, Facts._banner),
-    ("vLLM is using nccl==", _PYNCCL, Facts._banner),
-    (" via ", _VIA, Facts._channel),
-    ("NCCL_IB_DISABLE set by environment to 1", _ANY, Facts._ib_disabled),
-    ("Using cache directory: ", _CACHE, Facts._cache_folder),
-    ("Directly load the compiled graph", _ANY, Facts._loaded),
-    ("Directly lookup the graph", _ANY, Facts._loaded),
-    ("Compiling a graph for ", _ANY, Facts._compiled),
-)
-"""A literal that is looked for first, a pattern, and what reads its match."""
+_READERS: dict[
+    str, tuple[tuple[str, re.Pattern[str], Callable[[Facts, re.Match[str], int, str], None]], ...]
+] = {
+    "LLM": (
+        ("vLLM API server version", _API_SERVER, Facts._start),
+        ("LLM engine (v", _ENGINE, Facts._start),
+        ("headless multiproc executor", _HEADLESS, Facts._headless),
+        ("vLLM is using nccl==", _PYNCCL, Facts._banner),
+        ("Using cache directory: ", _CACHE, Facts._cache_folder),
+    ),
+    "NCCL": (
+        ("nNodes ", _NODES, Facts._node_count),
+        ("NCCL git version", _GIT, Facts._build),
+        ("NCCL version", BANNER, Facts._banner),
+        (" via ", _VIA, Facts._channel),
+        ("NCCL_IB_DISABLE set by environment to 1", _ANY, Facts._ib_disabled),
+    ),
+    "graph": (
+        ("Directly load the compiled graph", _ANY, Facts._loaded),
+        ("Directly lookup the graph", _ANY, Facts._loaded),
+        ("Compiling a graph for ", _ANY, Facts._compiled),
+    ),
+}
+"""A word of the lines → literals that are looked for next, a pattern, and what reads its match."""

@@ -22,7 +22,7 @@ _PREFIX = re.compile(
     r"""
     \((?P<process>[A-Za-z][\w ,.-]*pid=\d+)[^)]*\)[ \t]?
     | (?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)[ ]
-        (?P<date_>\d\d-\d\d)[ ](?P<clock_>\d\d:\d\d:\d\d)(?:[ ]\[?[^\]\s]+:\d+\])?[ ]?
+        (?P<clock_>\d\d-\d\d[ ]\d\d:\d\d:\d\d)(?:[ ]\[?[^\]\s]+:\d+\])?[ ]?
     | (?P<plain>DEBUG|INFO|WARNING|ERROR|CRITICAL):[ \t]+
     | (?P<name>[A-Za-z0-9][\w.-]{0,62})[ \t]*\|[ \t]?
     | \[?(?:\d{4}-)?(?P<date>\d\d-\d\d)[T ](?P<clock>\d\d:\d\d:\d\d)
@@ -31,7 +31,7 @@ _PREFIX = re.compile(
     | (?P<ray>DEBUG|INFO|WARNING|ERROR|CRITICAL)[ \t]+\S+\.py:\d+[ ]--[ ]
     | \[(?P<rank>rank\d+)\]:?[ \t]?
     | \[(?P<glog>[DIWEF])(?P<month>\d{1,2})(?P<day>\d\d)[ ](?P<clock__>\d\d:\d\d:\d\d)[^\]]*\][ ]?
-    | (?P<host>[\w.<>-]+):(?P<pid>\d+):\d+[ ]\[-?\d+\][ ](?P<file>\S+:\d+[ ])?
+    | (?P<host>[\w.<>-]+):(?P<pid>\d+):\d+[ ]\[-?\d+\][ ](?P<file>\S+[: ]\d+[ ])?
         NCCL[ ](?P<nccl>[A-Z]+)[ ]?
     | \[\d{4}-(?P<date__>\d\d-\d\d)[ ](?P<clock____>\d\d:\d\d:\d\d),\d+[ ]
         (?P<raylet>[DIWEC])[^\]]*\]
@@ -44,6 +44,15 @@ _PREFIX = re.compile(
     re.VERBOSE,
 )
 """What stands before a message, the commonest first; a line may have several, in any order."""
+_OF_VLLM = re.compile(
+    r"""
+    \((?P<process>[A-Za-z][\w ,.-]*pid=\d+)[^)]*\)[ ]
+    (?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)
+    (?:[ ](?P<clock>\d\d-\d\d[ ]\d\d:\d\d:\d\d)[ ]\[[^\]\s]+:\d+\][ ]?|:[ \t]+)
+    """,
+    re.VERBOSE,
+)
+"""The same of vLLM's own lines, all at once: most lines are such, and speed counts."""
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 _LEVELS = {
     "D": "DEBUG",
@@ -79,8 +88,16 @@ class Line(NamedTuple):
 
 def parse(text: str) -> Line:
     """Take a cleaned line apart."""
+    if common := _OF_VLLM.match(text):
+        process, level, clock = common.groups("")
+        return Line(text, text[common.end() :], "", process, level, clock)
     node = process = level = time = file = ""
     nccl, at = False, 0
+    if text.startswith(" "):
+        # What was pasted may be indented.
+        start = len(text) - len(text.lstrip(" "))
+        match = _PREFIX.match(text, start)
+        at = start if match and match.lastgroup in ("process", "clock_", "nccl") else 0
     for _ in range(MAX_PREFIXES):
         # None begins with a space, as source code of a traceback does.
         match = None if text.startswith(" ", at) else _PREFIX.match(text, at)
@@ -91,10 +108,12 @@ def parse(text: str) -> Line:
         if kind == "process":
             process = match["process"]
         elif kind == "clock_":
-            level, time = match["level"], f"{match['date_']} {match['clock_']}"
+            level, time = match.group("level", "clock_")
+            break
         elif kind == "nccl":
             level, nccl, file = match["nccl"], True, f"nccl/{match['file'] or ''}"
             process = process or f"{match['host']}:{match['pid']}"
+            break
         elif kind == "name":
             node = node or match["name"]
         elif kind == "clock":

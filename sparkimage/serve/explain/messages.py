@@ -1,0 +1,60 @@
+"""Messages of several lines: what an exception says below its own line is the cause, as a rule."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from sparkimage.serve.explain.loglines import Line
+
+LINES = 12
+"""Lines of a message that are kept."""
+LONGEST = 2_000
+"""Characters of a message that known failures are looked for in."""
+SHOWN = 400
+"""Characters of a line that are kept."""
+_OTHER = re.compile(
+    r"""(?:Traceback\ \(most|File\ "|During\ handling\ of|The\ above\ exception|
+    For\ further\ information\ visit|\[?\d+/\d+\]|[\^~]+$)""",
+    re.VERBOSE,
+)
+"""Lines that are of no message, or say nothing in it."""
+
+
+@dataclass(kw_only=True)
+class Message:
+    """What a fault's line says, and the lines below that go on with it."""
+
+    first: Line
+    number: int
+    """Of the first line, from 1."""
+    lines: list[str] = field(default_factory=list)
+    """Below the first one, without what stands before a message."""
+    named: bool = False
+    """A known failure was found in it."""
+    whole: str = ""
+    """All of it in one line."""
+
+    def __post_init__(self) -> None:
+        self.whole = self.first.text
+
+    def is_like(self, line: Line) -> bool:
+        """Whether a line may be of this message.
+
+        A logger writes the same before all lines of one message; a terminal breaks long ones.
+        """
+        first, bare = self.first, not (line.process or line.level)
+        alike = (line.process, line.level, line.time) == (first.process, first.level, first.time)
+        return (bare or alike) and not line.nccl and len(self.lines) < LINES
+
+    def add(self, line: Line) -> None:
+        """Go on with a line that is like it."""
+        text = line.body.strip()
+        if text and not _OTHER.match(text):
+            self.lines.append(text[:SHOWN])
+            self.whole = f"{self.whole} {text}"[:LONGEST]
+
+    @property
+    def ends_at_blank(self) -> bool:
+        """Whether it is one of a tool without a logger, so that other text may follow a blank."""
+        return bool(self.lines) and not self.first.level
