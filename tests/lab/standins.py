@@ -5,7 +5,9 @@ where the checks look, and say in their version that they are none.
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
+import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,12 +68,13 @@ def wheel(
     if scripts:
         lines = "".join(f"{script} = {target}\n" for script, target in scripts.items())
         members[f"{info}/entry_points.txt"] = f"[console_scripts]\n{lines}"
-    record = ""
+    record = io.StringIO()
+    rows = csv.writer(record, lineterminator="\n")
     for path, content in members.items():
         data = content.encode() if isinstance(content, str) else content
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=")
-        record += f"{path},sha256={digest.decode()},{len(data)}\n"
-    members[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n"
+        rows.writerow([path, f"sha256={digest.decode()}", len(data)])
+    members[f"{info}/RECORD"] = f"{record.getvalue()}{info}/RECORD,,\n"
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / f"{name}-{version}-{tag}.whl"
     with zipfile.ZipFile(made, "w") as archive:

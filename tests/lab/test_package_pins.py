@@ -66,10 +66,14 @@ py-modules = ["lab_built"]
 }
 INDEX: dict[str, dict[str, str | bytes]] = {
     "lab_standin": {"lab_standin.py": "def main():\n    print('new')\n"},
-    "lab_alike": {"lab_alike/__init__.py": "its own", "lab_both.py": "a", "lab_same.py": "same"},
+    "lab_alike": {
+        "lab_alike/__init__.py": "its own", "lab_alike/E=1,N=2.json": "{}", "lab_both.py": "a",
+        "lab_same.py": "same",
+    },
     # Comes after it, with the same paths.
     "lab_other": {
-        "lab_alike/__init__.py": "of another", "lab_both.py": "b", "lab_same.py": "same",
+        "lab_alike/__init__.py": "of another", "lab_alike/E=1,N=2.json": "[]", "lab_both.py": "b",
+        "lab_same.py": "same",
     },
 }  # fmt: skip
 INFO = "lab_standin-1.0.dist-info"
@@ -201,8 +205,9 @@ def test_places_indexes_and_suites(lab: Lab, tmp_path: Path) -> None:
             "lab_standin-2.0.dist-info", "lab_standin.py",
         ]  # fmt: skip
         # Of two wheels the one that the folder is named after, else the last by name.
-        paths = ("lab_alike/__init__.py", "lab_both.py", "lab_same.py")
-        assert [run("cat", f"{site}/{path}") for path in paths] == ["its own", "b", "same"]
+        assert [run("cat", f"{site}/{path}") for path in INDEX["lab_other"]] == [
+            "its own", "{}", "b", "same",
+        ]  # fmt: skip
         dist = "/usr/local/lib/python3.13/dist-packages"
         assert run("find", dist, "-name", "*.dist-info") == f"{dist}/lab_built-3.0.dist-info"
         assert run("python3", "-c", "import lab_built; print(lab_built.text)") == "built"

@@ -64,8 +64,13 @@ settle_paths() {
         info=${record%/RECORD}
         project=${info##*/}
         project=${project%%-*}
-        awk -F , -v OFS='\t' -v wheel="${info%/*}" -v project="$project" '
-            $2 != "" { top = $1; sub("/.*", "", top); print $1, (top == project) project, $2, wheel }
+        # A path with a comma is quoted; a file that has no sum is the wheel's own.
+        awk -v OFS='\t' -v wheel="${info%/*}" -v project="$project" '
+            match($0, /,[^,]+,[0-9]*\r?$/) {
+                path = substr($0, 1, RSTART - 1); sum = substr($0, RSTART)
+                gsub(/^"|"$/, "", path); top = path; sub("/.*", "", top)
+                print path, (top == project) project, sum, wheel
+            }
         ' "$record"
     done | LC_ALL=C sort -t "$tab" -k 1,2 | awk -F '\t' -v OFS='\t' '
         function settle() { if (differ) print path, wheel }
