@@ -114,9 +114,14 @@ def text_width() -> int:
 
 def print_error(error: SparkError) -> None:
     """Print an error as every command does: what failed, what was seen, the next action."""
-    # On a terminal, text breaks between words; a command stays whole, so that it can be pasted.
-    wraps = sys.stderr.isatty() and not isinstance(error, CommandError)
-    columns = text_width() if wraps else sys.maxsize
+    show(error_text(error, text_width() if sys.stderr.isatty() else sys.maxsize), err=True)
+
+
+def error_text(error: SparkError, columns: int) -> str:
+    """An error with markup. Text breaks between words; a command stays whole, so that it can be
+    pasted."""
+    if isinstance(error, CommandError):
+        columns = sys.maxsize
     lines = [markup.fill(f"[red]error:[/] {plain(error.message)}", columns, rest="  ")]
     for line in error.detail.splitlines():
         text = line.lstrip()
@@ -128,7 +133,7 @@ def print_error(error: SparkError) -> None:
         hint = "correct the file, then run the same command again"
     if hint:
         lines.append(f"[cyan]→[/] {plain(hint)}")
-    show("\n".join(lines), err=True)
+    return "\n".join(lines)
 
 
 @contextmanager

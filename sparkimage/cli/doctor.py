@@ -132,7 +132,7 @@ def _print(diagnosis: Diagnosis, seconds: float) -> None:
         if not cluster.several:
             where, fix = "", fix.removeprefix("there: ")
         text = f"{MARKS[finding.severity]} {where}{base.plain(finding.what)}"
-        base.show("\n" + fill(text, base.text_width()))
+        base.show("\n" + fill(text, base.text_width(), rest="  "))
         for name, text in (
             ("why", finding.why if finding.severity is not INFO else ""),
             ("fix", fix),
@@ -144,7 +144,8 @@ def _print(diagnosis: Diagnosis, seconds: float) -> None:
         for severity, noun in ((FAIL, "failure"), (WARN, "warning"), (INFO, "note"))
     )
     machines = plural(len(cluster.nodes), "machine")
-    base.show(f"\n{len(known)} checks of {machines} in {clock(seconds)}: {counts}")
+    checks = plural(len(known), "check")
+    base.show(f"\n{checks} of {machines} in {clock(seconds)}: {counts}")
 
 
 def _seen(result: Result, *, several: bool) -> str:

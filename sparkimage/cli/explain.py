@@ -173,7 +173,7 @@ def _print_match(match: Match) -> None:
     if where:
         where += f", {match.count} times)" if match.count > 1 else ")"
     title = f"{base.FAILED} [bold]{base.plain(match.title)}[/]{where}"
-    base.show("\n" + fill(title, base.text_width()))
+    base.show("\n" + fill(title, base.text_width(), rest="  "))
     for name, value, style in (
         *(
             ("line" if line == match.line else "near", line.strip()[:MAX_LINE], "dim")

@@ -190,7 +190,10 @@ def _chat_template(profile: str, name: str | None) -> str:
             hint="`chat_template` of a profile is a text file, relative to matrix.yaml",
         ) from None
     if not text.strip():
-        raise UsageError(f"the chat template of profile {profile} is empty: {file}")
+        raise UsageError(
+            f"the chat template of profile {profile} is empty: {file}",
+            hint="write it there, or leave `chat_template` out of the profile",
+        )
     return text
 
 

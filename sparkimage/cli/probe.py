@@ -133,6 +133,8 @@ def _url(
             "--url needs --image, an image with vLLM",
             hint=f"list the local ones: docker images; {program()} images",
         )
+    # Where no server answers, no engine is set up to measure it.
+    server.models()
     engine = ensure(paths.home(), Local(), say)
     inspect = [*engine.docker, "image", "inspect", "--format", "{{.Architecture}}", image]
     inspected = Local().run(inspect, check=False)

@@ -19,6 +19,8 @@ from sparkimage.core.errors import StoreError
 from sparkimage.image.store import MANIFEST, REF_NAME, TAR, Descriptor, Image, Layer, Store
 from sparkimage.image.streams import Readable, digest_of
 
+AGAIN = "save it again: docker save"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
@@ -169,16 +171,16 @@ def import_docker_archive(stream: Readable, store: Store) -> Descriptor:
     try:
         listed, blobs = _unpack(stream, store)
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise StoreError(
-            f"not an archive of `docker save`: {error}", hint="save it again: docker save"
-        ) from None
+        raise StoreError(f"not an archive of `docker save`: {error}", hint=AGAIN) from None
     try:
         (entry,) = listed
         files = [os.path.normpath(name) for name in (entry["Config"], *entry["Layers"])]
     except (KeyError, TypeError, ValueError):
-        raise StoreError("the archive has no manifest.json with one image") from None
+        raise StoreError("the archive has no manifest.json with one image", hint=AGAIN) from None
     if missing := [name for name in files if name not in blobs]:
-        raise StoreError(f"the archive lacks {missing[0]}, which its manifest.json lists")
+        raise StoreError(
+            f"the archive lacks {missing[0]}, which its manifest.json lists", hint=AGAIN
+        )
     config, *layers = (blobs[name].to_dict() for name in files)
     manifest = {
         "schemaVersion": 2,
@@ -198,7 +200,7 @@ def _unpack(stream: Readable, store: Store) -> tuple[Any, dict[str, Descriptor]]
         for member in archive:
             name = os.path.normpath(member.name)
             if name.startswith(("/", "..")):
-                raise StoreError(f"the archive has the unsafe path {member.name!r}")
+                raise StoreError(f"the archive has the unsafe path {member.name!r}", hint=AGAIN)
             if member.issym() or member.islnk():
                 base = os.path.dirname(name) if member.issym() else ""
                 links[name] = os.path.normpath(os.path.join(base, member.linkname))

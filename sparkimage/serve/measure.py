@@ -174,7 +174,9 @@ class Bench:
             ) from None  # fmt: skip
         except ValueError:
             raise ProbeError(
-                "vllm bench serve wrote no result", detail=done.stderr.strip()[-1500:]
+                "vllm bench serve wrote no result",
+                detail=done.stderr.strip()[-1500:],
+                hint="use vLLM 0.25 or later",
             ) from None
         except BaseException:
             # Raised again: a process in a container does not end with its client.

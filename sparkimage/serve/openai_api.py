@@ -236,7 +236,7 @@ class Server:
             hint = "REQUESTS_CA_BUNDLE=FILE names the CA to trust;"
         elif isinstance(error, requests.Timeout):
             what, hint = f"{self.url} did not answer within {self.answer_s:g} s", "does it hang?"
-        return ProbeError(what, detail=str(error), hint=f"{hint} {program()} status")
+        return ProbeError(what, detail=_reason(error), hint=f"{hint} {program()} status")
 
     def _incompatible(self, text: str) -> ProbeError:
         return ProbeError(
@@ -244,6 +244,13 @@ class Server:
             detail=text[:500],
             hint="--url is the server's address, as http://HOST:8000",
         )
+
+
+def _reason(error: BaseException) -> str:
+    """What the system says: the libraries in between say the same at length."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return getattr(error, "strerror", None) or str(error)
 
 
 def api_key() -> str:

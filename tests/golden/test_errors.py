@@ -9,6 +9,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from sparkimage.cli import base
+from sparkimage.core import markup
+from sparkimage.core.errors import CommandError, DamagedError
+from tests.golden import error_texts
 from tests.lab import terminal
 from tests.unit import reference_home
 
@@ -16,26 +20,49 @@ PROJECT = Path(__file__).resolve().parents[2]
 CALLS = (
     "lock --nope",
     "imge",
+    "image default --print nope",
+    "--mirror nowhere images",
+    "--matrix --only nothing*",
     "verify",
     "nodes --patience 0",
     "-C none images",
+    "-C matrix.yaml images",
     "image vllm0.33.0-nccl2.30.7-amr64",
     "image vllm",
+    "image ds4-flash",
+    "image --secret x default",
+    "image --secret id=none,src=matrix.yaml default",
     "--matrix images",
     "lock --check --outdated",
     "lock --json",
+    "lock --update nothing",
+    "lock --update nccl==9",
     "verify vllm0.33.0-nccl2.30.7-arm64",
     "verify nothing",
     "verify ds4",
+    "verify --tier moon default",
     "save default -o image.tar",
     "report default -o report.html",
     "save default -o none/image.tar",
+    "save default -o images",
     "load none.tar",
+    "inspect nothing",
+    "publish default --to registry.example/images",
+    "verify-published registry.example/images",
     "explain none.log",
+    "explain",
+    "distribute default --nodes down.yaml",
+    "distribute default --nodes down.yaml --key key.pub",
     "launch default --model models",
+    "launch default --model /models/x",
+    "launch default --model /models/x --name a/b",
+    "model push none --nodes down.yaml",
     "nodes --nodes wrong.yaml",
     "nodes --nodes none.yaml",
+    "nodes --nodes one,one",
+    "nodes --nodes a;b",
     "nodes --nodes down.yaml",
+    "status --nodes down.yaml",
     "logs --nodes down.yaml",
     "stop --nodes down.yaml",
     "restart --nodes down.yaml",
@@ -43,6 +70,10 @@ CALLS = (
     "doctor --local --nodes down.yaml",
     "model status /models/x --nodes down.yaml",
     "probe",
+    "probe --url x",
+    "probe --url http://127.0.0.1:1",
+    "probe --url http://127.0.0.1:1 --image default",
+    "init a/b --nodes new.yaml",
     "init project .",
     "--matrix-file wrong-matrix.yaml --print table",
     "--matrix-file none.yaml --print table",
@@ -82,3 +113,21 @@ def test_errors_at_60_columns(place: Path, golden: Callable[[str, str], None]) -
         text = done.stdout.replace(str(place), "/tmp/" + "x" * (len(str(place)) - 5))
         said.append(f"$ sparkimage {call}\n{text}[exit code {done.returncode}]\n")
     golden("errors.txt", "\n".join(said))
+
+
+def test_every_error_that_the_sources_raise_at_60_columns(
+    golden: Callable[[str, str], None],
+) -> None:
+    printed = []
+    for module, error in error_texts.all_errors():
+        text = markup.render(base.error_text(error, 60), colour=False)
+        printed.append(f"{module}, exit code {error.exit_code}\n{text}\n")
+    command = CommandError(["docker", "info", "--format", "{{json .}}"], 1, "its output")
+    printed.append(markup.render(base.error_text(command, 60), colour=False) + "\n")
+    golden("error-texts.txt", "\n".join(printed))
+
+
+def test_every_kind_of_error_is_among_them() -> None:
+    raised = {type(error) for _, error in error_texts.all_errors()}
+    # Made by a table of what engines say, in nodes/refusals.py.
+    assert raised | {DamagedError} == set(error_texts.KINDS.values())
