@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer.main
+from typer.exceptions import TyperException
 
+from sparkimage.cli import examples
+from sparkimage.cli.app import app
 from sparkimage.serve.explain import failures
 from tools import pictures, reference
 
 PROJECT = Path(__file__).resolve().parents[2]
 NAMED = re.compile(r"(?<![\w./-])(docs/[\w/-]+\.(?:md|json))(?:#([\w-]+))?")
+BLOCK = re.compile(r"^```.*?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CALLED = re.compile(r"(?:sparkimage|\./build\.py) ([a-z-].*)")
 INTERNAL = {
     "SPARKIMAGE_APT", "SPARKIMAGE_CHECK_REQUEST", "SPARKIMAGE_INDEX", "SPARKIMAGE_PROBE",
     "SPARKIMAGE_PROGRAM", "SPARKIMAGE_RANK",
@@ -89,3 +96,42 @@ def test_every_variable_of_a_user_is_on_its_page() -> None:
         for name in re.findall(r"\bSPARKIMAGE_[A-Z_]+\b", path.read_text())
     }
     assert {name for name in named - INTERNAL if f"`{name}`" not in page} == set()
+
+
+def parse(line: str) -> None:
+    """Reads a call as the command line does, but for values. Raises ``TyperException``."""
+    command = typer.main.get_command(app)
+    words = shlex.split(line.partition(" >")[0].partition(" |")[0], comments=True)
+    context = command.context_class(command)
+    while True:
+        _, words, _ = command.make_parser(context).parse_args(words)
+        below = getattr(command, "commands", {})
+        # A page may say that options follow; `init` takes hosts, too.
+        if not below or not words or words[0] == "[OPTIONS]":
+            return
+        if command.name == "init" and words[0] not in below:
+            return
+        assert words[0] in below, words
+        command = below[words.pop(0)]
+        context = command.context_class(command, parent=context)
+
+
+def calls(text: str) -> set[str]:
+    """The calls of the program in a page's code: what follows its name."""
+    inline = re.findall(r"`([^`]+)`", BLOCK.sub("", text))
+    lines = "\n".join(BLOCK.findall(text)).splitlines()
+    code = [*lines, *(" ".join(one.split()) for one in inline)]
+    return {found[1] for one in code if (found := CALLED.match(one))}
+
+
+def test_a_command_of_a_page_has_the_options_that_it_names() -> None:
+    pages = [PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")]
+    found = {line for page in pages for line in calls(page.read_text())}
+    for lines in examples.EXAMPLES.values():
+        found |= {line.partition("sparkimage ")[2] for line in lines}
+    assert len(found) > 80
+    for line in sorted(found):
+        parse(line)
+    for line in ("launch default --modle /m", "gc --keep", "bild default"):
+        with pytest.raises((TyperException, AssertionError), match=r"modle|keep|bild"):
+            parse(line)
