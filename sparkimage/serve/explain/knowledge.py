@@ -116,14 +116,17 @@ class Reading:
         message = self._message
         if message is None or message.named:
             return []
-        return self._look_up(message.first._replace(text=message.whole), message.number)
+        hit: list[Entry] = []
+        for whole in message.wholes:
+            hit += self._look_up(message.first._replace(text=whole), message.number)
+        return hit
 
     def _attach(self, message: Message, hit: Iterable[Entry]) -> None:
         """Keep the lines of a message with the failures that are in it."""
         for entry in hit:
-            message.named = message.named or entry.rank != "general"
+            message.named = message.named or entry.rank not in ("general", "wrapper")
             match = self._found.get(entry.id)
-            if match and match.line == message.whole:
+            if match and match.line in message.wholes:
                 match.line = message.first.text
             if match and not match.message and match.line_number >= message.number:
                 match.message = message.lines

@@ -32,11 +32,11 @@ class Message:
     """Below the first one, without what stands before a message."""
     named: bool = False
     """A known failure was found in it."""
-    whole: str = ""
-    """All of it in one line."""
+    wholes: tuple[str, ...] = ()
+    """All of it in one line: with blanks, and where a terminal broke words, without."""
 
     def __post_init__(self) -> None:
-        self.whole = self.first.text
+        self.wholes = (self.first.text,)
 
     def is_like(self, line: Line) -> bool:
         """Whether a line may be of this message.
@@ -52,7 +52,9 @@ class Message:
         text = line.body.strip()
         if text and not _OTHER.match(text):
             self.lines.append(text[:SHOWN])
-            self.whole = f"{self.whole} {text}"[:LONGEST]
+            joints = (" ",) if line.level else (" ", "")
+            joined = [f"{self.wholes[0]}{joints[0]}{text}", f"{self.wholes[-1]}{joints[-1]}{text}"]
+            self.wholes = tuple(dict.fromkeys(whole[:LONGEST] for whole in joined))
 
     @property
     def ends_at_blank(self) -> bool:
