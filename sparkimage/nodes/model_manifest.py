@@ -247,14 +247,19 @@ def _hash(left: Sequence[SourceFile], hashes: dict[Path, str], moved: Moved) -> 
 
     def run(lane: _Lane) -> None:
         for file in lane.files:
-            hashes[file.real] = _hash_file(file, lane.stop, moved)
+            hashes[file.real] = hash_file(file, lane.stop, moved)
 
     errors = run_on_all(lanes, run, stop=lambda lane: lane.stop.set())
     for error in errors.values():
         raise error
 
 
-def _hash_file(file: SourceFile, stop: threading.Event, moved: Moved) -> str:
+def hash_file(file: SourceFile, stop: threading.Event, moved: Moved) -> str:
+    """The sha256 of a file; ``moved`` gets its bytes.
+
+    Raises ``UsageError`` where it cannot be read or is corrupt, ``SparkError`` once ``stop`` is
+    set.
+    """
     sha256 = hashlib.sha256()
     git_name = _blob_name(file, 40)
     git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)

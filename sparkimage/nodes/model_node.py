@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sparkimage.config.address import parse_ip
 from sparkimage.core.errors import CommandError, NodeError, SparkError
 from sparkimage.core.process import Completed
 from sparkimage.core.program import program
 from sparkimage.core.progress import Moved
 from sparkimage.core.units import human
 from sparkimage.nodes import ssh
+from sparkimage.nodes.fabric import data_link
 from sparkimage.nodes.model_manifest import Manifest
 from sparkimage.nodes.model_plan import FolderState, lacking, to_hash
 from sparkimage.nodes.refusals import FULL, last_line
@@ -40,6 +42,8 @@ class ModelNode:
     """How long they took."""
     tries: int = 0
     """Attempts in a row that brought nothing."""
+    port: str = ""
+    """Of its sshd, as it sees it itself."""
     failed: str = ""
     """Why it could not keep what came."""
 
@@ -158,7 +162,17 @@ class ModelNode:
 
         Raises ``NodeError``.
         """
-        self.call("ready")
+        self.port = self.call("ready").stdout.strip()
+
+    @property
+    def hop(self) -> tuple[str, str]:
+        """How another node reaches it by ssh, and knows its host key: at its data address, by
+        number, so that nodes need not know each other's names."""
+        remote, link = self.session.remote, data_link(self.session.now)
+        data = remote.node.data
+        if data is None:
+            return remote.hop_to(link.address or remote.node.control, self.port)
+        return remote.hop_to(data if parse_ip(data) else link.address or data)
 
     def clean(self) -> None:
         """Remove what arrived there, and what an undo would need. Raises ``NodeError``."""

@@ -19,7 +19,7 @@ from sparkimage.core.errors import NodeError, SparkError, UnreachableError
 from sparkimage.core.progress import TransferProgress, View
 from sparkimage.core.units import human
 from sparkimage.nodes.concurrent import run_on_all
-from sparkimage.nodes.model_manifest import Manifest, Source
+from sparkimage.nodes.model_manifest import Manifest, Source, hash_file
 from sparkimage.nodes.model_node import FolderMove, ModelNode, by_name
 from sparkimage.nodes.model_plan import (
     HERE,
@@ -30,7 +30,7 @@ from sparkimage.nodes.model_plan import (
     misbuilt,
     plan,
 )
-from sparkimage.nodes.model_stream import Limiter, Report, Stream, Watch
+from sparkimage.nodes.model_stream import Limiter, Report, Stream, Watch, corrupt
 from sparkimage.nodes.retag import AGAIN, FleetUpdate, count_nodes
 from sparkimage.nodes.session import ATTEMPTS, NodeSession
 from sparkimage.nodes.ssh import Remote
@@ -242,6 +242,10 @@ class Push:
             raise report.error
         for name, why in report.failed.items():
             nodes[name].failed = why
+        for sha256 in dict.fromkeys(sha256 for _, sha256 in report.damaged):
+            own = hash_file(self.files[sha256], threading.Event(), lambda _: None)
+            if own != sha256:
+                raise corrupt(self.files[sha256].real, own, sha256)
         for name, sha256 in report.damaged:
             self.warnings.append(
                 f"{name}: {self.files[sha256].path} arrived damaged, and is sent again"

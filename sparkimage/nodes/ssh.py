@@ -157,6 +157,21 @@ class Remote:
         """The arguments of ssh that reach it from another node, over the data addresses."""
         return " ".join([*self._login(), "--", self.node.data or self.node.control])
 
+    def hop_to(self, address: str, port: str = "") -> tuple[str, str]:
+        """The arguments of ssh that reach it from another node at this address, and the lines of
+        known_hosts by which that node knows it: its keys as they are known here."""
+        port = port or self._ssh_config["port"]
+        to = ["-l", self._ssh_config["user"], "-p", port, "--", address]
+        names = ("userknownhostsfile", "globalknownhostsfile")
+        files = [word for name in names for word in self._ssh_config.get(name, "").split()]
+        keys: dict[str, None] = {}
+        for file in filter(os.path.exists, files):
+            argv = ["ssh-keygen", "-F", self._key_name, "-f", file]
+            for line in Local().run(argv, check=False).stdout.splitlines():
+                if not line.startswith(("#", "@")):
+                    keys[line.partition(" ")[2]] = None
+        return shlex.join(to), "".join(f"{_known_as(address, port)} {key}\n" for key in keys)
+
     def snapshot(
         self, *parts: str, lock: bool = False, owner: str = "", model: str = ""
     ) -> list[str]:
@@ -425,16 +440,20 @@ class Remote:
     def _bulk(self) -> list[str]:
         """To the data address, where there is one, under the host key that is known for the control
         address."""
-        config = self._ssh_config
-        alias = config.get("hostkeyalias") or config["hostname"]
-        if "hostkeyalias" not in config and config["port"] != "22":
-            alias = f"[{alias}]:{config['port']}"
+        hostname = self.node.data or self._ssh_config["hostname"]
         return [
             *self._options(), *self._ciphers(), "-o", "ControlPath=none",
-            "-o", f"HostName={self.node.data or config['hostname']}",
-            "-o", f"HostKeyAlias={alias}",
+            "-o", f"HostName={hostname}", "-o", f"HostKeyAlias={self._key_name}",
             "--", self.node.control,
         ]  # fmt: skip
+
+    @property
+    def _key_name(self) -> str:
+        """The name that its host key has in known_hosts."""
+        config = self._ssh_config
+        if "hostkeyalias" in config:
+            return config["hostkeyalias"]
+        return _known_as(config["hostname"], config["port"])
 
     def _ciphers(self) -> list[str]:
         """The user's ciphers, the cheapest one first where it is among them.
@@ -457,6 +476,11 @@ class Remote:
         with contextlib.suppress(OSError, ValueError):
             while not self._closed.wait(KEEPALIVE_S):
                 master.write(b".")
+
+
+def _known_as(host: str, port: str) -> str:
+    """A host's name in known_hosts."""
+    return host if port == "22" else f"[{host}]:{port}"
 
 
 BUSY = r"banner exchange|kex_exchange_identification"

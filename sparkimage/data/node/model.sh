@@ -55,88 +55,13 @@ look() {
 }
 
 ready() { # Makes room for what comes. Whoever calls has the lock: a relay that still runs is a lost one
+    command -v perl >/dev/null || { echo 'perl is missing there: install perl-base' && exit 71; }
     mkdir -p "$own/blobs" || exit 72
     pattern=$(readlink -f -- "$own/blobs" | sed 's/[][*?\\]/\\&/g')
     find /proc/[0-9]*/fd -lname "$pattern/*" 2>/dev/null | cut -d / -f 3 | xargs -r kill -KILL 2>/dev/null
-    return 0
-}
-
-say() { printf '@@ %s %s\n' "$node" "$*"; }
-
-failed() { # FILE: with what was said
-    IFS= read -r why <"$1"
-    say "failed $why"
-    return 1
-}
-
-check() { # SHA256...: whether what has arrived whole is that. Few processes, however many files
-    cd "$own/blobs" || return
-    sums=$(printf '%s.part\n' "$@" | xargs sha256sum --)
-    right=
-    for sha in "$@"; do
-        case $sums in
-        *"$sha  $sha.part"*) right="$right $sha" ;;
-        *)
-            rm -f "$sha.part"
-            say "damaged $sha"
-            ;;
-        esac
-    done
-    # shellcheck disable=SC2086 # the words of the list
-    [ -z "$right" ] || printf '%s.part\n' $right | xargs sync -- 2>"$temporary/wrong" ||
-        failed "$temporary/wrong" || return
-    for sha in $right; do
-        mv -- "$sha.part" "$sha" 2>"$temporary/wrong" || failed "$temporary/wrong" || return
-        say "proven $sha"
-    done
-}
-
-receive() { # Pieces of the list, from standard input, until it ends; what is whole is checked meanwhile
-    there=$(cd "$own/blobs" && stat -c ' %n=%s' -- *.part 2>/dev/null)
-    checks=0
-    : >"$temporary/checked.0"
-    while read -r offset length sha <&3; do
-        had=0
-        case $there in
-        *" $sha.part="*)
-            had=${there#*" $sha.part="}
-            had=${had%%[!0-9]*}
-            ;;
-        esac
-        skip=$((had - offset))
-        if [ "$skip" -lt 0 ]; then
-            echo "$sha.part became shorter" >"$temporary/why"
-            failed "$temporary/why" || return
-        fi
-        [ "$skip" -le "$length" ] || skip=$length
-        dd bs=1M iflag=fullblock,count_bytes,skip_bytes skip="$skip" count=$((length - skip)) \
-            of="$own/blobs/$sha.part" oflag=append conv=notrunc 2>"$temporary/why" ||
-            failed "$temporary/why" || return
-        { read -r _ && read -r _ && read -r bytes _; } <"$temporary/why"
-        # The input has ended.
-        [ "$bytes" = $((length - skip)) ] || return
-        whole="$whole $sha"
-        if [ -e "$temporary/checked.$checks" ]; then
-            checks=$((checks + 1))
-            # shellcheck disable=SC2086 # the words of the list
-            { (check $whole) && : >"$temporary/checked.$checks"; } &
-            whole=
-        fi
-    done 3<"$temporary/list"
-}
-
-take() { # Standard input: the number of lines; OFFSET LENGTH SHA256 of each piece; all their bytes
-    read -r count || return
-    while [ "$count" -gt 0 ]; do
-        IFS= read -r line || return
-        printf '%s\n' "$line"
-        count=$((count - 1))
-    done >"$temporary/list"
-    whole=
-    receive
-    wait
-    # shellcheck disable=SC2086 # the words of the list
-    [ -z "$whole" ] || (check $whole)
+    # The port of this node's sshd, as it sees it itself.
+    connection=${SSH_CONNECTION:-22}
+    printf '%s\n' "${connection##* }"
 }
 
 quoted() {
@@ -145,35 +70,162 @@ quoted() {
     done
 }
 
-relay() { # SELF NODE [SSH NODE]...: takes what comes, and passes it on to the next node as it comes
+# Standard input: the number of lines; OFFSET LENGTH SHA256 of each piece; all their bytes. Writes the
+# pieces, and checks what is whole meanwhile; what it says goes to descriptor 9. `carry on` passes all of
+# it on to standard output as it comes. One process, and large reads: tee reads 8 KB at a time, and took
+# with dd more of the processor than ssh does.
+carry() { # NODE [on]
+    cd "$own/blobs" && perl -e '
+use strict;
+use warnings;
+use POSIX "WNOHANG";
+
+my ($node, $on) = @ARGV;
+my ($data, $at, $end) = ("", 0, 0);
+my ($file, $checking, @whole);
+my $keeps = 1;
+$SIG{PIPE} = "IGNORE";
+open my $said, ">&=", 9 or die $!;
+fcntl $_, 1031, 1 << 20 for *STDIN, *STDOUT; # F_SETPIPE_SZ; the default is 64 KB
+
+sub say_ { syswrite $said, "@@ $node @_\n" }
+
+sub failed {
+    say_("failed", @_);
+    $keeps = 0;
+}
+
+sub put { # FILE BYTES: of what came, from where it is; whether all was written
+    my ($to, $left, $from) = (@_, $at);
+    while ($left) {
+        my $count = syswrite($to, $data, $left, $from) // return 0;
+        ($left, $from) = ($left - $count, $from + $count);
+    }
+    return 1;
+}
+
+sub come { # Something that has not been taken yet is there; ends with the input
+    return if $at < $end;
+    ($at, $end) = (0, sysread(STDIN, $data, 1 << 20) || 0);
+    finish() unless $end && ($on || $keeps);
+    # Goes on when the next node, or the disk of this one, does not.
+    $on = 0 if $on && !put(*STDOUT, $end);
+}
+
+sub line {
+    my $line = "";
+    until ($line =~ /\n/) {
+        come();
+        my $till = 1 + index $data, "\n", $at;
+        $till = $end if !$till || $till > $end;
+        $line .= substr $data, $at, $till - $at;
+        $at = $till;
+    }
+    return split " ", $line;
+}
+
+sub check { # Whether what has arrived whole is that. Few processes, however many files
+    my @right;
+    my $sums = qx(sha256sum -- @{[map { "$_.part" } @_]});
+    for my $sha (@_) {
+        if ($sums =~ /^$sha  $sha\.part$/m) {
+            push @right, $sha;
+        } else {
+            unlink "$sha.part";
+            say_("damaged", $sha);
+        }
+    }
+    return unless @right;
+    my ($why) = qx(sync -- @{[map { "$_.part" } @right]} 2>&1);
+    return say_("failed", $why =~ s/\n//r) if $?;
+    for my $sha (@right) {
+        rename "$sha.part", $sha or return say_("failed", "$sha: $!");
+        say_("proven", $sha);
+    }
+}
+
+sub begin_check {
+    return if !@whole || $checking && !waitpid $checking, WNOHANG;
+    $checking = fork // return;
+    if (!$checking) {
+        detach();
+        check(@whole);
+        POSIX::_exit(0);
+    }
+    @whole = ();
+}
+
+sub detach { # The next node sees the end
+    open STDIN, "<", "/dev/null";
+    open STDOUT, ">", "/dev/null";
+}
+
+sub finish {
+    detach();
+    waitpid $checking, 0 if $checking;
+    check(@whole) if @whole;
+    exit;
+}
+
+my ($count) = line();
+for my $piece (map { [line()] } 1 .. $count) {
+    my ($offset, $left, $sha) = @$piece;
+    my $skip = (-s "$sha.part" || 0) - $offset;
+    if ($keeps) {
+        if ($skip < 0) {
+            failed("$sha.part became shorter");
+        } elsif (!open $file, ">>", "$sha.part") {
+            failed("$sha.part: $!");
+        }
+    }
+    while ($left) {
+        come();
+        my $part = $end - $at < $left ? $end - $at : $left;
+        $left -= $part;
+        my $known = $skip < $part ? $skip > 0 ? $skip : 0 : $part;
+        $skip -= $known;
+        $at += $known;
+        $part -= $known;
+        failed("$sha.part: $!") if $keeps && !put($file, $part);
+        $at += $part;
+    }
+    next unless $keeps;
+    close $file;
+    push @whole, $sha;
+    begin_check();
+}
+finish();
+' "$@"
+}
+
+relay() { # SELF NODE [SSH KEYS NODE]...: takes what comes, and passes it on to the next node as it comes
     self=$1
     node=$2
     shift 2
-    temporary=$(mktemp -d) || exit 98
-    trap 'rm -rf "$temporary"' EXIT
     # By this `ready` finds all processes of a relay.
-    exec 8>"$own/blobs/.relay" || exit 72
+    exec 8>"$own/blobs/.relay" 9>&1 || exit 72
     if [ $# = 0 ]; then
-        take
+        carry "$node"
         return
     fi
+    temporary=$(mktemp -d) || exit 98
+    trap 'rm -rf "$temporary"' EXIT
     hop=$1
-    next=$2
-    shift
-    mkfifo "$temporary/next" || exit 98
-    {
+    printf '%s' "$2" >"$temporary/known"
+    next=$3
+    shift 2
+    carry "$node" on | {
         # shellcheck disable=SC2086 # the words for ssh are several
         ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=10 \
+            -o UserKnownHostsFile="$temporary/known ~/.ssh/known_hosts ~/.ssh/known_hosts2" \
             -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o LogLevel=ERROR \
             -o Compression=no -o Ciphers=^aes128-gcm@openssh.com $hop \
             "sh -c $(quoted "$self") model relay $(quoted "$given" "$self" "$@")" \
-            <"$temporary/next" 2>"$temporary/said"
+            2>"$temporary/said"
         code=$?
-        [ $code = 0 ] || say "cut $next $code $(tail -n 1 "$temporary/said")"
-    } | cat &
-    # Goes on when the next node, or this one's disk, does not.
-    tee -p "$temporary/next" | take
-    wait
+        [ $code = 0 ] || printf '@@ %s cut %s %s %s\n' "$node" "$next" "$code" \
+            "$(tail -n 1 "$temporary/said")"
+    } | cat >&9
 }
 
 read_manifest() { # Standard input up to the line @@
