@@ -61,6 +61,18 @@ class Models:
             node.update(more)
         (self.folder / "fleet.yaml").write_text(json.dumps(data))
 
+    @contextmanager
+    def strangers(self) -> Iterator[None]:
+        """Nodes that know neither the names nor the host keys of each other."""
+        known, hosts = "/etc/ssh/ssh_known_hosts", "/etc/hosts"
+        forget = f"mv {known} /tmp/known; cp {hosts} /tmp/hosts; sed /node/d /tmp/hosts >{hosts}"
+        self.fleet.each(lambda node: node.exec("sh", "-ec", forget))
+        try:
+            yield
+        finally:
+            remember = f"mv /tmp/known {known}; cat /tmp/hosts >{hosts}"
+            self.fleet.each(lambda node: node.exec("sh", "-ec", remember))
+
     @property
     def environment(self) -> dict[str, str]:
         return {

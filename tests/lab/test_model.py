@@ -25,7 +25,8 @@ def test_push_travels_once_and_only_what_is_missing(models: Models) -> None:
     # One that was copied by hand, before another shard came.
     models.put(models.fleet["node3"])
     fill(models.here, {"m 2.safetensors": 2 * MB})
-    facts = models.push()
+    with models.strangers():
+        facts = models.push()
     models.arrived()
     assert states(facts) == ["copied"] * 4
     all_ = 5 * MB + 700
@@ -56,6 +57,22 @@ def test_push_travels_once_and_only_what_is_missing(models: Models) -> None:
     assert "node2: freed 2.0 MB" in done.stdout
     left = models.fleet.each(lambda node: node.exec("ls", OWN))
     assert set(left.values()) == {"listing\nmanifest"}
+
+
+@pytest.mark.thorough
+def test_nodes_without_data_addresses_and_names(models: Models) -> None:
+    """Each is reached where it was reached from here, as it sees that itself."""
+    fill(models.here)
+    models.write_fleet(data=None)
+    for node in models.nodes:
+        node.control.forget()
+    with models.strangers():
+        facts = models.push()
+    models.arrived()
+    assert facts["warnings"] == []
+    up = [node.control.up for node in models.nodes]
+    assert up[0] > 5 * MB
+    assert max(up[1:]) < MB
 
 
 @pytest.mark.thorough

@@ -10,7 +10,7 @@ import pytest
 
 from tests.lab.distribution import Running
 from tests.lab.modelling import MB, OWN, REPLACED_NONE, THERE, Models, fill
-from tests.lab.node import wait
+from tests.lab.node import Node, wait
 
 FAILED, INTERRUPTED = 13, 130
 BIG = {"config.json": 700, "model-1.safetensors": 12 * MB, "model-2.safetensors": 2 * MB}
@@ -149,6 +149,46 @@ def test_nodes_that_cannot_reach_each_other(models: Models) -> None:
     assert up["node1"] < SIZE + MB
     assert SIZE < up["node3"] < SIZE + MB
     assert up["node2"] == up["node4"] == 0
+
+
+@pytest.mark.thorough
+def test_another_machine_at_the_address_of_a_node(models: Models) -> None:
+    """A node sends nothing to a machine without the host key that is known here."""
+    old(models)
+    node1, node2, node3, _ = models.nodes
+
+    def lead_to(other: Node) -> None:
+        node1.exec("pkill", "-f", f"[T]CP-LISTEN:{node2.port},")
+        listen = f"TCP-LISTEN:{node2.port},bind={node2.data.address},fork,reuseaddr"
+        forward = f"setsid socat {listen} TCP:{other.inside}:22 </dev/null >/dev/null 2>&1 &"
+        node1.exec("sh", "-c", forward)
+
+    with models.strangers():
+        lead_to(node3)
+        try:
+            done = models.run("push")
+        finally:
+            lead_to(node2)
+    assert done.returncode == 0, done.stderr
+    models.arrived()
+    assert "node2: not reached from node1, gets its files from here: " in done.stderr
+    assert "Host key verification failed" in done.stderr
+
+
+@pytest.mark.thorough
+def test_node_without_perl(models: Models) -> None:
+    before = old(models)
+    node = models.fleet["node2"]
+    node.exec("mv", "/usr/bin/perl", "/usr/bin/no-perl")
+    try:
+        done = models.run("push")
+    finally:
+        node.exec("mv", "/usr/bin/no-perl", "/usr/bin/perl")
+    assert done.returncode == FAILED
+    assert "node2: model.sh ready failed (code 71): perl is missing there: install perl-base" in (
+        done.stderr
+    )
+    kept(models, before)
 
 
 @pytest.mark.thorough
