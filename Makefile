@@ -69,7 +69,7 @@ bench-publish: venv ## Measure `publish` beside `docker push`
 bench-launch: venv ## Measure `launch` until it is ready, on the lab's four nodes (ROUNDS=3)
 	$(PYTEST) -q -s tests/lab/bench_launch.py
 
-bench-model: venv ## Measure `model push` beside rsync, on the lab's four nodes (SIZE=2000 MB, ROUNDS=3)
+bench-model: venv ## Measure `model push` beside rsync, on the lab's four nodes (SIZE=2000 MB, ROUNDS=3; a quarter of an hour)
 	$(PYTEST) -q -s tests/lab/bench_model.py
 
 mutants: venv ## Put faults into a good image and see each refused (IMAGE=NAME: one of the store)
