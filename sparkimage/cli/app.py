@@ -21,6 +21,11 @@ from sparkimage.core import interrupts
 from sparkimage.core.errors import SparkError, UsageError
 from sparkimage.core.program import program
 
+ALONE = ("--matrix", "--only")
+"""Options that take the place of a command."""
+BEFORE = ("--matrix-file", "-C")
+"""Options of the program that stand before a command, and that no command has."""
+
 app = typer.Typer(
     name=program(),
     cls=Commands,
@@ -148,5 +153,13 @@ def _print_usage_error(error: ClickException) -> None:
     message = error.format_message().rstrip(".")
     message = message.replace("Value error, ", "").replace("Input should be", "it must be")
     message = message[:1].lower() + message[1:]
-    hint = f"{context.command_path if context is not None else program()} --help"
+    called = context.command_path if context is not None else program()
+    option = getattr(error, "option_name", None)
+    hint = f"{called} --help"
+    if option in ALONE:
+        hint = f"without a command: {program()} --matrix; {program()} --matrix --only 'GLOB'"
+    elif option in BEFORE:
+        hint = f"before the command: {program()} {option} … {called.removeprefix(f'{program()} ')}"
+    if option in (*ALONE, *BEFORE):
+        message = message.partition(" (Possible")[0]
     base.print_error(SparkError(message, hint=hint))

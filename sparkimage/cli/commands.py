@@ -41,7 +41,16 @@ PANELS: Mapping[str, tuple[str, ...]] = {
 MODULE.app one with commands of its own."""
 
 
-class Commands(TyperGroup):
+class Group(TyperGroup):
+    """A command with commands of its own, each with its whole sentence."""
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002
+        """As of every group, which would cut the sentences off."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, first_sentence(one)) for name, one in self.commands.items()])
+
+
+class Commands(Group):
     """The group of all commands."""
 
     def __init__(self, **settings: Any) -> None:

@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from sparkimage.cli import base, options
+from sparkimage.cli.commands import Group
 from sparkimage.cli.options import flag
 from sparkimage.core import paths
 from sparkimage.core.process import Local
 from sparkimage.core.program import program
 from sparkimage.core.units import human
 
-app = typer.Typer(help="Start, stop or inspect the private Docker Engine.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Group, help="Start, stop or inspect the private Docker Engine.", no_args_is_help=True
+)
 
 
 @app.command("up")
@@ -90,5 +93,5 @@ def status(as_json: options.Json = False) -> None:
         "free": engine.free_bytes,
         "emulates": list(engine.platforms),
     }
-    table = base.new_fields((name, base.plain(value)) for name, value in rows.items())
+    table = base.new_fields((name, base.plain(value)) for name, value in rows.items() if value)
     base.print_result(facts, table, as_json=as_json)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
+from sparkimage.cli.commands import Group
 from sparkimage.cli.init_cluster import cluster
 from sparkimage.cli.options import flag
 from sparkimage.core.errors import UsageError
@@ -24,7 +24,7 @@ NAME = "{{ name }}"
 """Stands for the project's name in the files of ``data/project``."""
 
 
-class _Init(TyperGroup):
+class _Init(Group):
     """``init`` is ``init cluster``."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
@@ -34,14 +34,14 @@ class _Init(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(help="Begin: find the nodes of your cluster (`init`), or write a project.",
+app = typer.Typer(help="Find the nodes of your cluster (`init`), or write a project.",
                   cls=_Init)  # fmt: skip
 app.command()(cluster)
 
 
 @app.callback()
 def init() -> None:
-    """Begin: find the nodes of your cluster (`init HOST…`), or write a project of your own."""
+    """Find the nodes of your cluster (`init HOST…`), or write a project of your own."""
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparkimage.cli import base, options
+from sparkimage.cli.commands import Group
 from sparkimage.cli.options import flag, value
 from sparkimage.core import paths
 from sparkimage.core.errors import MixedFleetError, UsageError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sparkimage.nodes.model_store import Model
 
 app = typer.Typer(
+    cls=Group,
     help="Copy a model's folder to all nodes or to none; show, verify and clean up what is there.",
     no_args_is_help=True,
 )

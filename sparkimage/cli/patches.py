@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from sparkimage.cli import base, options
+from sparkimage.cli.commands import Group
 from sparkimage.cli.options import value
 from sparkimage.core.errors import UsageError
 from sparkimage.core.files import write
 
-app = typer.Typer(help="List patches and what each one is to each variant, or export them.")
+app = typer.Typer(
+    cls=Group, help="List patches and what each one is to each variant, or export them."
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -48,7 +51,7 @@ def patches(context: typer.Context, as_json: options.Json = False) -> None:
     if rows:
         table = base.new_table(
             "variant", "layer", "number", "patch", "of", "state", "why",
-            wrap=["why"], drop=["of", "layer", "number"],
+            wrap=["why"], drop=["of", "layer", "number", "patch"],
         )  # fmt: skip
         for row in rows:
             place = f"{row['number']}/{row['of']}" if row["layer"] else ""

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparkimage.cli import base, options
+from sparkimage.cli.commands import Group
 from sparkimage.cli.options import value
 from sparkimage.cli.verify import to_ship
 from sparkimage.core.errors import GateError, StoreError, UsageError
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from sparkimage.core.progress import Moved
     from sparkimage.image.store import Store
 
-app = typer.Typer(help="Check the image store, or free space in it.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Group, help="Check the image store, or free space in it.", no_args_is_help=True
+)
 STDIO = "-"
 
 

@@ -27,6 +27,8 @@ CALLS = (
     "nodes --patience 0",
     "-C none images",
     "-C matrix.yaml images",
+    "image --matrix",
+    "images -C none",
     "image vllm0.33.0-nccl2.30.7-amr64",
     "image vllm",
     "image ds4-flash",
