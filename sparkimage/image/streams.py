@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 """Bytes that are read at once."""
+EMPTY_SHA256 = hashlib.sha256().hexdigest()
+"""Of no bytes at all."""
 
 
 def digest_of(data: bytes) -> str:

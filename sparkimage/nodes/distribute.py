@@ -131,7 +131,9 @@ class Distribution:
         todo = [
             session
             for session in connected
-            if session.name not in unchanged or self.examine or not self._was_proven(session)
+            if session.name not in unchanged
+            or self.examine
+            or not session.now.receipt(self.image.digest).get("proven")
         ]
         if self.dry_run:
             return self._outcome(unchanged, began, "planned")
@@ -139,18 +141,13 @@ class Distribution:
         again = f"{AGAIN}: what has arrived stays there"
         update.check("no name was moved: every node keeps what it had", again)
         ready = [session for session in todo if session in update.ready]
-        update.move(
-            [
-                Retag(session=session, tag=self.name, receipt=self._receipt(session))
-                for session in ready
-            ]
-        )
+        update.move([Retag(session=session, tag=self.name) for session in ready])
         update.check("the move was undone: every node has what it had", again)
-        self._clean([session for session in connected if session in update.ready])
-        if self.receipts_folder is not None:
-            for session in ready:
-                if session in update.ready:
-                    receipts.keep(self.receipts_folder, self._receipt(session))
+        run_on_all(
+            [session for session in connected if session in update.ready],
+            lambda session: self._finish(session, moved=session in ready),
+            stop=NodeSession.abandon,
+        )
         return self._outcome(unchanged, began, "moved")
 
     def warned(self) -> tuple[str, ...]:
@@ -191,9 +188,6 @@ class Distribution:
         """Whether the image has its name there already."""
         image = session.has(self.image)
         return image is not None and image.id == session.now.id_of(self.name)
-
-    def _was_proven(self, session: NodeSession) -> bool:
-        return bool(session.now.receipt(self.image.digest).get("proven"))
 
     def _stage(self, todo: Sequence[NodeSession]) -> Errors:
         if not todo:
@@ -334,15 +328,21 @@ class Distribution:
         self._look(session)
         self._show(session, board)
 
-    def _clean(self, sessions: Sequence[NodeSession]) -> None:
-        """Remove the staging names, and what killed runs left: theirs, and the containers of their
-        proofs. Failures are ignored."""
-
-        def clean(session: NodeSession) -> None:
-            session.remote.engine.remove(*{*session.now.staged(), self.whole.name})
-            session.remove_proofs()
-
-        run_on_all(sessions, clean, stop=NodeSession.abandon)
+    def _finish(self, session: NodeSession, *, moved: bool) -> None:
+        """Keep the receipt where the name was ``moved``, and remove the staging names, and what
+        killed runs left: theirs, and the containers of their proofs. Failures to remove are
+        ignored."""
+        if moved:
+            receipt = self._receipt(session)
+            if self.receipts_folder is not None:
+                receipts.keep(self.receipts_folder, receipt)
+            words = ["sh", "-c", receipts.KEEP, "keep", receipts.file_of(receipt)]
+            try:
+                session.remote.run(words, stdin=receipts.text_of(receipt))
+            except SparkError:
+                session.warnings.append(f"{session.name}: could not write its receipt there")
+        session.remote.engine.remove(*{*session.now.staged(), self.whole.name})
+        session.remove_proofs()
 
     # Progress
 

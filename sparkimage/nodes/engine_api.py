@@ -61,9 +61,6 @@ class EngineApi:
     def get(self, path: str, **query: str) -> Any:
         return self.ask("GET", path, query)
 
-    def post(self, path: str, body: Any = None, **query: str) -> Any:
-        return self.ask("POST", path, query, body)
-
     def delete(self, path: str) -> Any:
         return self.ask("DELETE", path)
 
@@ -102,8 +99,7 @@ class EngineApi:
 
     def tag(self, image: str, name: str) -> None:
         """Give an image a name. Raises as ``ask``."""
-        repository, _, tag = name.rpartition(":")
-        self.post(f"/images/{image}/tag", repo=repository, tag=tag)
+        self.ask("POST", _tagging(image, name))
 
     def remove(self, *images: str) -> None:
         """Remove these names or images where that is possible. Raises as ``ask`` but for what the
@@ -130,7 +126,8 @@ class EngineApi:
             "Image": image, "Entrypoint": ["/proof"], "Labels": {label: "1"},
             "HostConfig": {"NetworkMode": "none"},
         }  # fmt: skip
-        self.delete(f"/containers/{self.post('/containers/create', container)['Id']}")
+        made = self.ask("POST", "/containers/create", body=container)
+        self.delete(f"/containers/{made['Id']}")
 
     def close(self) -> None:
         """Close the connection that is kept for the next question."""
@@ -172,16 +169,20 @@ class Exchange(Limited):
         """The answer has begun, or the connection has ended."""
         return self.http.sock is None or bool(select.select([self.http.sock], [], [], 0)[0])
 
+    def fileno(self) -> int:
+        """The file descriptor of its connection."""
+        return int(self.http.sock.fileno())
+
     def request(self, method: str, target: str, body: Any = None, **headers: str) -> None:
         """Send a request; ``body`` as JSON. Raises what is in ``CLOSED``."""
-        self._connect()
+        self.connect()
         data = json.dumps(body).encode() if body is not None else None
         headers |= {"Content-Type": "application/json"} if body is not None else {}
         self.http.request(method, target, data, headers)
 
     def begin(self, target: str) -> None:
         """Begin to send an archive. Raises what is in ``CLOSED``."""
-        self._connect()
+        self.connect()
         self.http.putrequest("POST", target)
         self.http.putheader("Content-Type", "application/x-tar")
         self.http.putheader("Transfer-Encoding", "chunked")
@@ -259,7 +260,8 @@ class Exchange(Limited):
             assert self._process.stderr is not None
             self._process.stderr.close()
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
+        """Connect with the engine, if that is not done. Raises what is in ``CLOSED``."""
         if self.http.sock is not None:
             return
         if self.remote.dials:
@@ -280,6 +282,21 @@ class Exchange(Limited):
         with contextlib.suppress(ValueError, KeyError, TypeError):
             text = str(json.loads(data)["message"])
         raise RefusedError(text, status)
+
+
+def tag_requests(names: Mapping[str, str]) -> bytes:
+    """The requests that give images these names, one after the other; the engine closes the
+    connection when it has answered all."""
+    requests = (
+        f"POST {_tagging(image, name)} HTTP/1.1\r\nHost: docker\r\nContent-Length: 0\r\n"
+        for name, image in names.items()
+    )
+    return ("\r\n".join(requests) + "Connection: close\r\n\r\n").encode()
+
+
+def _tagging(image: str, name: str) -> str:
+    repository, _, tag = name.rpartition(":")
+    return f"/images/{image}/tag?{urlencode({'repo': repository, 'tag': tag})}"
 
 
 def describe(

@@ -275,13 +275,12 @@ def collect(
                 freed=_at_most(session.now, references, sizes),
             )  # fmt: skip
             return
-        before = _free(session)
         kept = _remove(session, references)
         removals[session.name] = Removal(
             node=session.name,
             removed=tuple(reference for reference in references if reference not in kept),
             kept=tuple(f"{reference} {why}" for reference, why in kept.items()),
-            freed=max(0, _free(session) - before),
+            freed=max(0, _free(session.look()) - _free(session.now)),
         )
 
     with sessions(fleet, patience_s) as nodes:
@@ -302,32 +301,19 @@ def _remove(session: NodeSession, references: Sequence[str]) -> dict[str, str]:
                 kept[reference] = refusals.last_line(str(error))
         ids = {image["Id"] for image in engine.images()}
     gone = [
-        f"{receipt['digest'][7:]}.json"
+        local_receipts.file_of(receipt)
         for receipt in session.now.receipts
         if re.fullmatch(r"sha256:[0-9a-f]{64}", str(receipt.get("digest")))
         and ids.isdisjoint((receipt["digest"], receipt.get("config")))
     ]
     if gone:
-        session.remote.run(["sh", "-c", FORGET, "forget", *gone], check=False)
+        session.remote.run(["sh", "-c", local_receipts.FORGET, "forget", *gone], check=False)
     return kept
 
 
-FORGET = 'cd "${XDG_STATE_HOME:-$HOME/.local/state}/sparkimage/receipts" && rm -f -- "$@"'
-
-
-def _free(session: NodeSession) -> int:
-    """Free bytes of its image disks. Raises ``NodeError``."""
-    folders = (session.now.docker.root, "/var/lib/containerd")
-    disks = {}
-    for line in session.remote.run(["df", "-PB1", *folders], check=False).stdout.splitlines():
-        fields = line.split()
-        if len(fields) >= DF_FIELDS and fields[3].isdecimal():
-            # Two folders may be on one disk, under two mount points.
-            disks[fields[0], fields[1]] = int(fields[3])
-    return sum(disks.values())
-
-
-DF_FIELDS = 6
+def _free(snapshot: NodeSnapshot) -> int:
+    """Free bytes of its image disks."""
+    return sum(disk.free for disk in snapshot.image_disks)
 
 
 def _at_most(snapshot: NodeSnapshot, references: Sequence[str], sizes: Mapping[str, int]) -> int:

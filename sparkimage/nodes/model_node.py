@@ -16,7 +16,7 @@ from sparkimage.nodes.fabric import data_link
 from sparkimage.nodes.model_manifest import Manifest
 from sparkimage.nodes.model_plan import FolderState, lacking, to_hash
 from sparkimage.nodes.refusals import FULL, last_line
-from sparkimage.nodes.retag import AGAIN, Retag
+from sparkimage.nodes.retag import AGAIN
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import SPARE, NodeSession
 
@@ -184,33 +184,56 @@ class ModelNode:
 
 
 @dataclass(kw_only=True)
-class FolderMove(Retag):
-    """Puts the new folder of a model in the place of the one that is there."""
+class FolderMove:
+    """Puts the new folder of a model in the place of the one that is there: see ``Move``. A script
+    there waits for ``go``, and runs to its end by itself."""
 
     node: ModelNode
+    script: RemoteScript | None = None
 
-    @classmethod
-    def of(cls, node: ModelNode) -> FolderMove:
-        return cls(session=node.session, tag=node.folder, node=node)
+    @property
+    def session(self) -> NodeSession:
+        return self.node.session
 
-    def start(self) -> None:
-        """See ``Retag.start``."""
-        self.script = RemoteScript(self.session.remote, words("move", self.tag))
+    @property
+    def name(self) -> str:
+        return self.node.name
 
-    def check(self) -> None:
-        """The folder is under the node's lock, and no image."""
+    @property
+    def input(self) -> int:
+        assert self.script is not None
+        return self.script.input.fileno()
+
+    def prepare(self) -> None:
+        script = RemoteScript(self.session.remote, words("move", self.node.folder))
+        self.script = script
+        with script.limit():
+            line = next(script.lines(), "")
+        if line != "@@ armed":
+            raise self._failure(script, f"{line}\n{script.rest()}")
+
+    def go(self) -> bytes:
+        return b"go\n"
+
+    def confirm(self, answer: bytes) -> None:  # noqa: ARG002
+        assert self.script is not None
+        output = self.script.rest()
+        if "@@ moved" not in output.splitlines():
+            raise self._failure(self.script, output)
 
     def undo(self) -> None:
-        """Put the folder back that was there."""
         try:
             self.node.call("undo")
         except CommandError as error:
             raise NodeError(f"{self.name}: {error.message}") from None
 
-    def _failure(self, output: str) -> SparkError:
-        return self.script.lost() or self.node.refusal(
-            f"the move of {self.tag}", self.script.code, output
-        )
+    def close(self) -> None:
+        if self.script is not None:
+            self.script.close()
+
+    def _failure(self, script: RemoteScript, output: str) -> SparkError:
+        what = f"the move of {self.node.folder}"
+        return script.lost() or self.node.refusal(what, script.code, output)
 
 
 def by_name(nodes: Sequence[ModelNode]) -> dict[str, ModelNode]:

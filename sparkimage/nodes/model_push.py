@@ -140,7 +140,7 @@ class Push:
         differing = [node for node in self.nodes if node not in same]
         update.errors |= run_on_all(differing, self._build, stop=_abandon)
         update.check(KEPT, again)
-        update.move([FolderMove.of(node) for node in differing])
+        update.move([FolderMove(node=node) for node in differing])
         update.check("the move was undone: every node has what it had", again)
         update.errors |= run_on_all(
             [node for node in same if node.name not in unchanged],

@@ -1,5 +1,5 @@
 """What was distributed where and when, and what was proven: a file for each node and digest, here
-and (written by ``data/node/move.sh``) on the node, under the user's state folder."""
+and on the node, under the user's state folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from typing import Any
 from sparkimage.core.files import write
 
 FOLDER = "receipts"
+THERE = 'cd "${XDG_STATE_HOME:-$HOME/.local/state}/sparkimage/receipts"'
+KEEP = f'umask 077; mkdir -p {THERE[3:]} && {THERE} && cat >".$1.new" && mv ".$1.new" "$1"'
+"""Shell text that keeps its input on a node as the file of this name."""
+FORGET = f'{THERE} && rm -f -- "$@"'
+"""Shell text that removes these files on a node."""
 SAME = ("name", "digest", "by", "seal", "proven", "unverified")
 APART_S = 600.0
 """Seconds from which on two receipts are of two distributions."""
@@ -22,8 +27,17 @@ def keep(folder: Path, receipt: Mapping[str, Any]) -> None:
     """Write a receipt, atomically."""
     own = folder / str(receipt["node"])
     own.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(receipt, separators=(",", ":")) + "\n"
-    write(own / f"{receipt['digest'][7:]}.json", text.encode(), mode=0o600)
+    write(own / file_of(receipt), text_of(receipt).encode(), mode=0o600)
+
+
+def file_of(receipt: Mapping[str, Any]) -> str:
+    """The name of its file."""
+    return f"{receipt['digest'][7:]}.json"
+
+
+def text_of(receipt: Mapping[str, Any]) -> str:
+    """The text of its file."""
+    return json.dumps(receipt, separators=(",", ":")) + "\n"
 
 
 def kept(folder: Path) -> list[Mapping[str, Any]]:

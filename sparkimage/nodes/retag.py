@@ -1,29 +1,28 @@
 """Moves a name to another image on all nodes of a fleet, or on none.
 
-Each node gets its script first, which waits for a line on its input. Only when all wait, and
-everything is as expected, is that line sent, with one write to a helper that passes it on to all of
-them; helper and scripts run to their end by themselves, even when this process dies. What failed
-is undone everywhere.
+Each node is asked first. Only when all are ready, and everything is as expected, are they told to
+move, with one write to a helper that tells all of them; it runs to its end by itself, even when
+this process dies. What failed is undone everywhere.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 from sparkimage.core import interrupts
-from sparkimage.core.errors import MixedFleetError, NodeError, SparkError, UnreachableError
+from sparkimage.core.errors import MixedFleetError, NodeError, UnreachableError
 from sparkimage.core.process import start_bytes
 from sparkimage.core.program import program
 from sparkimage.nodes.concurrent import Errors, run_on_all
-from sparkimage.nodes.engine_api import RefusedError
+from sparkimage.nodes.engine_api import Exchange, RefusedError, tag_requests
 from sparkimage.nodes.refusals import Act
-from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import NodeSession
 
 PREVIOUS = "-previous"
@@ -66,6 +65,39 @@ def lines(errors: Errors) -> list[str]:
     return shown
 
 
+class Move(Protocol):
+    """What one node does in a move."""
+
+    @property
+    def session(self) -> NodeSession:
+        """The node's."""
+
+    @property
+    def name(self) -> str:
+        """The node's."""
+
+    @property
+    def input(self) -> int:
+        """The file descriptor to which ``go`` is to be written, once it is prepared."""
+
+    def prepare(self) -> None:
+        """Connect with it, and see whether all is as it was seen. Without ``go`` nothing changes.
+        Raises ``NodeError``."""
+
+    def go(self) -> bytes:
+        """What lets it move."""
+
+    def confirm(self, answer: bytes) -> None:
+        """Until it has moved; ``answer``: all that came where ``input`` is a socket. Raises
+        ``NodeError`` when it has not, or no answer came."""
+
+    def undo(self) -> None:
+        """Put back what was there. Raises ``NodeError``."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
 @dataclass(kw_only=True)
 class FleetUpdate:
     """A change of what a name refers to on all nodes, or on none; with ``partial`` on those that
@@ -104,36 +136,38 @@ class FleetUpdate:
             hint=hint,
         )
 
-    def move(self, retags: Sequence[Retag]) -> None:
+    def move(self, moves: Sequence[Move]) -> None:
         """Do all of these, or none; with ``partial`` those that can. Failures go to ``errors``.
 
         Raises ``MixedFleetError`` where what failed could not be undone.
         """
-        if not retags:
+        if not moves:
             return
         stuck: Errors = {}
         with contextlib.ExitStack() as stack:
-            self.say(f"asking {count_nodes(retags)} whether {self.name} can be moved")
-            for retag in retags:
-                retag.start()
-                # Without its line on the input it changes nothing.
-                stack.callback(retag.close)
-            inputs = [retag.input for retag in retags]
-            helper = start_bytes([sys.executable, "-I", "-S", "-c", TRIGGER], keep=inputs)
+            self.say(f"asking {count_nodes(moves)} whether {self.name} can be moved")
+            for move in moves:
+                stack.callback(move.close)
+            self.errors |= run_on_all(
+                moves, lambda move: move.prepare(), stop=lambda move: move.session.abandon()
+            )
+            ready = [move for move in moves if move.name not in self.errors]
+            if not ready or (len(ready) < len(moves) and not self.partial):
+                return
+            inputs = [move.input for move in ready]
+            helper = start_bytes([sys.executable, "-I", "-S", "-c", HELPER], keep=inputs)
             # Ends the helper, which holds their inputs open.
             stack.callback(helper.communicate)
-            self.errors |= run_on_all(retags, Retag.wait, stop=Retag.stop)
-            ready = [retag for retag in retags if retag.name not in self.errors]
-            if not ready or (len(ready) < len(retags) and not self.partial):
-                return
             # An interrupt waits until every node has answered.
             with interrupts.deferred() as interrupt:
                 self.say(f"moving {self.name} on {count_nodes(ready)}")
-                _trigger(helper, ready)
-                self.errors |= run_on_all(ready, Retag.confirm)
-                failed = [retag for retag in ready if retag.name in self.errors]
+                answers = _let_go(helper, ready)
+                self.errors |= run_on_all(
+                    ready, lambda move: move.confirm(answers.get(move.input, b""))
+                )
+                failed = [move for move in ready if move.name in self.errors]
                 if failed:
-                    stuck = run_on_all(failed if self.partial else ready, Retag.undo)
+                    stuck = run_on_all(failed if self.partial else ready, lambda move: move.undo())
                 if not failed or self.partial:
                     interrupt.notes.append(f"{self.name} has been moved by then")
         if stuck:
@@ -145,36 +179,47 @@ class FleetUpdate:
             )
 
 
-TRIGGER = """
+HELPER = """
 import os, sys
-for number in sys.stdin.readline().split():
+answers, line = {}, sys.stdin.readline()
+moves = [word.split(":") for word in line.split()] if line.endswith("\\n") else []
+for number, text in moves:
     try:
-        os.write(int(number), b"go\\n")
+        os.write(int(number), bytes.fromhex(text))
     except OSError:
         pass
+for number, _ in moves:
+    answers[number] = b""
+    try:
+        while piece := os.read(int(number), 65536):
+            answers[number] += piece
+    except OSError:
+        pass
+print(*(f"{number}:{answer.hex()}" for number, answer in answers.items()))
 """
-"""The helper: a script that has ended does not keep the line from the others."""
+"""Writes what lets the nodes move, if it comes completely, and reads what the sockets among their
+inputs answer: an engine may give up a request of a connection that ends."""
 
 
-def _trigger(helper: subprocess.Popen[bytes], retags: Sequence[Retag]) -> None:
-    """Let these go on, with one write."""
-    assert helper.stdin is not None
-    # When the helper is dead no script gets its line, and each reports it when it is confirmed.
-    with contextlib.suppress(OSError):
-        helper.stdin.write(f"{' '.join(str(retag.input) for retag in retags)}\n".encode())
-        helper.stdin.flush()
-    helper.wait()
+def _let_go(helper: subprocess.Popen[bytes], moves: Sequence[Move]) -> dict[int, bytes]:
+    """Let these go on, with one write; what came of it, by the inputs."""
+    words = " ".join(f"{move.input}:{move.go().hex()}" for move in moves)
+    # When the helper is dead no node is told to, and each reports it when it is confirmed.
+    output, _ = helper.communicate(f"{words}\n".encode())
+    answers = (word.split(":") for word in output.decode().split())
+    return {int(number): bytes.fromhex(answer) for number, answer in answers}
 
 
 @dataclass(kw_only=True)
 class Retag:
     """Lets ``tag`` refer to the session's ``target`` on its node; the image that has it now becomes
-    the previous one."""
+    the previous one. See ``Move``."""
 
     session: NodeSession
     tag: str
-    receipt: Mapping[str, Any] | None = None
-    script: RemoteScript = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.exchange = Exchange(self.session.remote.engine)
 
     @property
     def name(self) -> str:
@@ -182,31 +227,11 @@ class Retag:
 
     @property
     def input(self) -> int:
-        """The file descriptor of the script's input."""
-        return self.script.input.fileno()
+        return self.exchange.fileno()
 
-    def start(self) -> None:
-        """Start its script, which waits before it changes anything."""
-        remote, receipt = self.session.remote, self.receipt
-        kept = ("", "")
-        if receipt is not None:
-            kept = f"{receipt['digest'][7:]}.json", json.dumps(receipt, separators=(",", ":"))
-        words = remote.script(
-            "move", self.tag, self.tag + PREVIOUS, self.session.target,
-            self.session.now.id_of(self.tag), *kept,
-        )  # fmt: skip
-        self.script = RemoteScript(remote, words)
-
-    def wait(self) -> None:
-        """Until the script is ready, and all is as it was seen. Raises ``NodeError``."""
-        with self.script.limit():
-            line = next(self.script.lines(), "")
-        if line != "@@ armed":
-            raise self._failure(f"{line}\n{self.script.rest()}")
-        self.check()
-
-    def check(self) -> None:
-        """Whether all is as it was seen, once the script waits. Raises ``NodeError``."""
+    def prepare(self) -> None:
+        with self.session.refused(Act.MOVE), self.exchange.step():
+            self.exchange.connect()
         if not self._id_of(self.session.target):
             raise NodeError(f"{self.name}: the image was removed there meanwhile", hint=AGAIN)
         now = self._id_of(self.tag)
@@ -216,20 +241,27 @@ class Retag:
                 detail=f"it refers to {now[:19] or 'nothing'} now", hint=AGAIN,
             )  # fmt: skip
 
-    def stop(self) -> None:
-        """Kill the script."""
-        self.script.process.kill()
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The images that get a name, by it."""
+        former, target = self.session.now.id_of(self.tag), self.session.target
+        keep = {self.tag + PREVIOUS: former} if former not in ("", target) else {}
+        return {**keep, self.tag: target}
 
-    def confirm(self) -> None:
-        """Until the name has moved. Raises ``NodeError`` when it has not, or no answer came."""
-        output = self.script.rest()
-        if "@@ moved" not in output.splitlines():
-            raise self._failure(output)
-        if "@@ noreceipt" in output:
-            self.session.warnings.append(f"{self.name}: could not write its receipt there")
+    def go(self) -> bytes:
+        # Until then the helper reads.
+        self.exchange.extend(self.session.remote.patience_s)
+        return tag_requests(self.names)
+
+    def confirm(self, answer: bytes) -> None:
+        if answer.count(DONE) == len(self.names):
+            return
+        with self.session.refused(Act.MOVE):
+            if (refused := REFUSED.search(answer)) is not None:
+                raise RefusedError(str(json.loads(refused[0])["message"]))
+            raise self.exchange.ended_early()
 
     def undo(self) -> None:
-        """Give the names back to the images that had them. Raises ``NodeError``."""
         engine, before = self.session.remote.engine, self.session.now.id_of
         for name in (self.tag, self.tag + PREVIOUS):
             with self.session.refused(Act.MOVE):
@@ -239,10 +271,7 @@ class Retag:
                     engine.delete(f"/images/{name}")
 
     def close(self) -> None:
-        """End the script."""
-        if not self.script.ended:
-            self.script.rest()
-        self.script.kill()
+        self.exchange.close()
 
     def _id_of(self, image: str) -> str:
         """The id of an image that is there, or nothing. Raises ``NodeError``."""
@@ -253,5 +282,7 @@ class Retag:
                 return ""
             raise self.session.refusal(Act.MOVE, str(error)) from None
 
-    def _failure(self, output: str) -> SparkError:
-        return self.script.lost() or self.session.refusal(Act.MOVE, output)
+
+DONE = b"HTTP/1.1 201 "
+"""How an engine's answer begins that has given a name."""
+REFUSED = re.compile(rb'\{"message":.*\}')

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sparkimage.core.errors import NodeError
 from sparkimage.core.files import atomic_file
+from sparkimage.image.streams import EMPTY_SHA256
 from sparkimage.nodes import ssh
 from sparkimage.nodes.model_manifest import CHUNK
 from sparkimage.nodes.refusals import FULL, last_line
@@ -28,8 +29,6 @@ cd "$1" 2>/dev/null &&
 cat -- "$2/.saved" 2>/dev/null || :
 """
 """The sha256 of what makes a model's kernels what they are, in its folder; the node's record."""
-NONE = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-"""The sha256 of nothing."""
 LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\x00-\x1f\\]+)")
 """A line of ``sha256sum``; names with other characters are escaped, and left out."""
 
@@ -67,7 +66,7 @@ class CacheNode:
         words = ["sh", "-c", LOOK, "look", model, self.folder]
         first, *rest = [*self.session.remote.run(words).stdout.splitlines(), ""]
         sha256 = first.partition(" ")[0] if first.endswith(" -") else ""
-        self.model = "" if sha256 == NONE else sha256
+        self.model = "" if sha256 == EMPTY_SHA256 else sha256
         pairs = (line.split() for line in rest)
         self.record = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sparkimage.config.inventory import Fleet
 from sparkimage.core.errors import LaunchError
@@ -25,15 +26,16 @@ from sparkimage.nodes.model_fleet import Comparison
 from sparkimage.nodes.session import NodeReport, NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
 from sparkimage.nodes.topology import Topology, topology
-from sparkimage.serve import command, deployments, memory, nccl, preflight, waiting
+from sparkimage.serve import command, deployments, memory, nccl, preflight
 from sparkimage.serve.caches import Caches
 from sparkimage.serve.command import Container, Host, Request
 from sparkimage.serve.deployments import HEAD, Deployment
 from sparkimage.serve.doctor import doctor
 from sparkimage.serve.doctor.checks import ClusterReport
-from sparkimage.serve.explain import knowledge
 from sparkimage.serve.followers import Rank
-from sparkimage.serve.waiting import Ready
+
+if TYPE_CHECKING:
+    from sparkimage.serve.waiting import Ready
 
 START_S = 120.0
 """Seconds that Docker may take to start one container."""
@@ -88,6 +90,9 @@ class Launch:
     def run(self) -> Ready:
         """Start it, and wait until it serves and is proven. Raises ``LaunchError``, ``NodeError``
         and their kin; then nothing that was started is left, unless ``keep``."""
+        # An HTTP client and the known failures take long to import, which a dry run saves.
+        from sparkimage.serve import waiting
+
         began = time.monotonic()
         with sessions(self.fleet, self.patience_s) as all_:
             containers = self._plan(all_)
@@ -254,6 +259,8 @@ class Launch:
         done = session.remote.run(argv, check=False, timeout_s=START_S)
         if done.returncode == 0:
             return done.stdout
+        from sparkimage.serve.explain import knowledge
+
         stderr = done.stderr.strip()
         matches = [match for match in knowledge.read(stderr.splitlines()) if match.known]
         known = [line for match in matches for line in match.as_lines()]
@@ -271,6 +278,8 @@ class Launch:
             yield
         except BaseException as error:
             # Cleaned up and raised again.
+            from sparkimage.serve import waiting
+
             if self.keep and self._is_started:
                 note = f"what was started keeps running; {program()} stop ends it"
             elif left := self._undo(all_):

@@ -9,7 +9,6 @@ the files are read as the ranks' own containers see them.
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sparkimage.core.program import program
 from sparkimage.image import elf, layerindex
 from sparkimage.image.layerindex import ImageFiles
 from sparkimage.image.store import Image, Store
+from sparkimage.image.streams import EMPTY_SHA256
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.reading import nccl_conf, parts_of
 from sparkimage.nodes.session import NodeSession
@@ -27,7 +27,6 @@ from sparkimage.verify import static_nccl
 
 READ_S = 120.0
 """Seconds in which a node reads its files, of some 250 MB each."""
-NOTHING = hashlib.sha256().hexdigest()
 MISSING = re.compile(r"could not find the file|no such file", re.IGNORECASE)
 """What `docker cp` says of a file that is not there."""
 FIX = (
@@ -56,7 +55,7 @@ class Library:
 
     @property
     def is_there(self) -> bool:
-        return self.sha256 != NOTHING
+        return self.sha256 != EMPTY_SHA256
 
     def differs(self, other: Library) -> bool:
         """It is known to be another file."""

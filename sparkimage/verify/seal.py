@@ -26,6 +26,8 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 SEAL = "seal"
 UNVERIFIED = "unverified"
+NCCL_BUILDS = "nccl-builds"
+"""The static check whose evidence lists every libnccl of the image."""
 """Facts of the store about a digest: its statements, and why it was loaded unverified."""
 KEPT = 20
 """Statements kept for one digest; the oldest are dropped first."""

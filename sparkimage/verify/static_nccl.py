@@ -15,9 +15,9 @@ from sparkimage.config.plan import Plan
 from sparkimage.image import layerscan
 from sparkimage.image.layerindex import Entry, ImageFiles
 from sparkimage.image.linking import Root
+from sparkimage.verify.seal import NCCL_BUILDS
 
 SONAME = "libnccl.so.2"
-BUILDS = "nccl-builds"
 """The check that says which builds of NCCL the image has."""
 Compared = tuple[str, str, Any, Any]
 """A check's name and title, what was seen, what is expected."""
@@ -73,11 +73,10 @@ def checks(plan: Plan, files: ImageFiles, root: Root, own_layers: Set[int]) -> I
 def _builds(final: Iterable[Entry]) -> Compared:
     """Which builds of NCCL a container sees. A version is no identity: two builds of one version
     were seen to behave differently (https://github.com/vllm-project/vllm/issues/46097)."""
-    first: dict[str, Entry] = {}
+    first: dict[str, dict[str, Any]] = {}
     seen, expected, names = [], [], []
     for entry in sorted(final, key=lambda entry: entry.path):
         version = entry.seen.get("nccl")
-        known = first.setdefault(version or entry.path, entry)
         fact = {
             "path": entry.path,
             "version": version,
@@ -85,18 +84,16 @@ def _builds(final: Iterable[Entry]) -> Compared:
             "sha256": entry.seen.get("sha256"),
         }
         expected.append(fact)
-        if known is entry:
+        known = first.setdefault(version or entry.path, fact)
+        if known is fact:
             names.append(f"{version or entry.path} has Build ID {fact['build_id']}")
-        if _build(known) != _build(entry):
-            fact = {**fact, "differs": f"another build of {version} than {known.path}"}
+        # A stripped copy keeps its Build ID.
+        key = "build_id" if known["build_id"] and fact["build_id"] else "sha256"
+        if known[key] != fact[key]:
+            fact = {**fact, "differs": f"another build of {version} than {known['path']}"}
         seen.append(fact)
     title = ", ".join(["one build of each version of NCCL", *names])
-    return BUILDS, title, seen, expected
-
-
-def _build(entry: Entry) -> str | None:
-    """What tells two builds apart: a stripped copy keeps its Build ID."""
-    return (entry.elf.build_id if entry.elf else None) or entry.seen.get("sha256")
+    return NCCL_BUILDS, title, seen, expected
 
 
 def _places(plan: Plan, root: Root) -> list[str]:

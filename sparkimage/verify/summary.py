@@ -8,9 +8,8 @@ from typing import Any
 
 from sparkimage.config.tier import Tier
 from sparkimage.image.store import Image
-from sparkimage.verify import static_nccl
 from sparkimage.verify.plan_record import PlanRecord
-from sparkimage.verify.seal import Verdict
+from sparkimage.verify.seal import NCCL_BUILDS, Verdict
 
 
 def stored(image: Image, record: PlanRecord, verdict: Verdict | None) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def nccl(results: Sequence[Mapping[str, Any]]) -> list[Any]:
             check["seen"]
             for predicate in results
             for check in predicate.get("evidence", ())
-            if check["id"] == f"{Tier.STATIC}/{static_nccl.BUILDS}"
+            if check["id"] == f"{Tier.STATIC}/{NCCL_BUILDS}"
         ),
         [],
     )

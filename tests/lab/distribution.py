@@ -80,11 +80,6 @@ def kept(node: Node) -> int:
     return max((int(one[1]) for one in found if one), default=0)
 
 
-def _no_move(node: Node) -> None:
-    ask = "! pgrep --full '@@ [n]oreceipt' >/dev/null"
-    node.exec("timeout", f"{READY_S:g}", "sh", "-c", f"until {ask}; do :; done")
-
-
 class Running:
     """A command that runs, and its output so far."""
 
@@ -225,8 +220,7 @@ class Distribution:
         assert not self.moved(new)
 
     def quiet(self) -> None:
-        """Until nobody is connected any more, and no name is being moved."""
-        self.fleet.each(_no_move)
+        """Until nobody is connected any more."""
         self.fleet.quiet()
 
     def complete(self, new: Image, *words: str, interrupted: Node | None = None) -> dict[str, Any]:

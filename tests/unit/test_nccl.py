@@ -11,6 +11,7 @@ import pytest
 from sparkimage.core.errors import LaunchError
 from sparkimage.image.layerindex import image_files
 from sparkimage.image.store import Store
+from sparkimage.image.streams import EMPTY_SHA256
 from sparkimage.serve import nccl
 from sparkimage.serve.nccl import Library
 from tests.lab.standin_vllm import nccl as standin
@@ -20,7 +21,7 @@ PIN = Library(path="/usr/lib/x/libnccl.so.2.30.4", version="2.30.4", build_id="a
 TORCH = Library(path="/opt/t/libnccl.so.2", version="2.28.9", build_id="bb", sha256="2" * 64)
 SAME = Library(path="/opt/libnccl.so.2", version="2.30.4", build_id="aa", sha256="3" * 64)
 OTHER = Library(path="/m/libnccl.so.2", version="2.30.4", build_id="cc", sha256="4" * 64)
-GONE = Library(path="/gone/libnccl.so.2", sha256=nccl.NOTHING)
+GONE = Library(path="/gone/libnccl.so.2", sha256=EMPTY_SHA256)
 IMAGE = (TORCH, PIN)
 
 
@@ -88,7 +89,7 @@ def test_ranks_that_differ_without_a_pin() -> None:
 def test_what_a_node_says_of_its_files() -> None:
     data = standin.library("arm64", "2.30.4")
     hashed, beginning = hashlib.sha256(data).hexdigest(), base64.b64encode(data[:500]).decode()
-    said = f"@@ /a/libnccl.so.2\n{hashed}  -\n{beginning}\n@@ /gone\n{nccl.NOTHING}  -\n\n"
+    said = f"@@ /a/libnccl.so.2\n{hashed}  -\n{beginning}\n@@ /gone\n{EMPTY_SHA256}  -\n\n"
     one, gone = nccl.parse(said)
     assert (one.path, one.sha256) == ("/a/libnccl.so.2", hashed)
     assert one.build_id == standin.build_id("2.30.4")

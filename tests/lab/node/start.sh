@@ -1,8 +1,8 @@
 #!/bin/sh
 # The node's first process: makes its disk, starts the engine and becomes sshd.
 # STORE is overlay2 or containerd; DISK_BYTES, where it is set, the size of the node's own disk;
-# OLDER_CLI, where it is set, makes `docker` that of Debian 13; SPARK makes it look like a node with a
-# GPU and RDMA to Docker.
+# OLDER_CLI, where it is set, makes `docker` that of Debian 13, if another one is installed over it;
+# SPARK makes it look like a node with a GPU and RDMA to Docker.
 set -eu
 # cgroup v2 takes children only below a group without processes of its own.
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
@@ -37,7 +37,8 @@ for home in /root /home/*; do
     install -m 600 -o "$user" -g "$user" /etc/ssh/inter "$home/.ssh/id_ed25519"
 done
 
-[ -z "${OLDER_CLI:-}" ] || mv /usr/local/lib/older-docker /usr/bin/docker
+[ -z "${OLDER_CLI:-}" ] || [ ! -e /usr/local/lib/older-docker ] ||
+    mv /usr/local/lib/older-docker /usr/bin/docker
 
 case $STORE in
 containerd) echo '{"features": {"containerd-snapshotter": true}}' ;;
