@@ -15,7 +15,7 @@ from sparkimage.serve.explain.failures import WORD, Entry, Match, Sign
 from sparkimage.serve.explain.firstfault import REQUESTS, Fault, FirstFaults
 from sparkimage.serve.explain.logfacts import Facts
 from sparkimage.serve.explain.loglines import QUIET, Line, clean, parse
-from sparkimage.serve.explain.messages import Message
+from sparkimage.serve.explain.messages import WARNING, Message
 
 QUOTES = re.compile(r"\b(?:Received request|Generated response) ")
 """vLLM's logs of requests quote users and models: what they say did not happen here.
@@ -87,6 +87,12 @@ class Reading:
             return
         fault = self._faults.take(self.lines, parsed, while_up=self.facts.up)
         goes_on = self._goes_on(parsed, fault)
+        if not goes_on and "Warning: " in text and WARNING.search(text):
+            self._message = Message(first=parsed, number=self.lines, is_warning=True)
+        if self._message and self._message.is_warning:
+            if parsed.body.startswith("  "):
+                self._message = None
+            return
         hit = self._look_up(parsed, self.lines)
         if goes_on:
             hit += self._look_up_whole()

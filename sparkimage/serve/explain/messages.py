@@ -13,6 +13,12 @@ LONGEST = 2_000
 """Characters of a message that known failures are looked for in."""
 SHOWN = 400
 """Characters of a line that are kept."""
+WARNING = re.compile(r":\d+: \w*Warning: ")
+"""What Python writes between source file and text of a warning, which tells of no failure; the
+source line ends it, where it is known:
+https://docs.python.org/3/library/warnings.html#warnings.formatwarning"""
+WARNING_LINES = 3
+"""Lines of a warning, where no source line ends it."""
 _OTHER = re.compile(
     r"""(?:Traceback\ \(most|File\ "|During\ handling\ of|The\ above\ exception|
     For\ further\ information\ visit|\[?\d+/\d+\]|[\^~]+$)""",
@@ -30,6 +36,8 @@ class Message:
     """Of the first line, from 1."""
     lines: list[str] = field(default_factory=list)
     """Below the first one, without what stands before a message."""
+    is_warning: bool = False
+    """It is one of Python's warnings."""
     named: bool = False
     """A known failure was found in it."""
     wholes: tuple[str, ...] = ()
@@ -43,9 +51,10 @@ class Message:
 
         A logger writes the same before all lines of one message; a terminal breaks long ones.
         """
+        most = WARNING_LINES if self.is_warning else LINES
         first, bare = self.first, not (line.process or line.level)
         alike = (line.process, line.level, line.time) == (first.process, first.level, first.time)
-        return (bare or alike) and not line.nccl and len(self.lines) < LINES
+        return (bare or alike) and not line.nccl and len(self.lines) < most
 
     def add(self, line: Line) -> None:
         """Go on with a line that is like it."""
