@@ -43,7 +43,7 @@ def explain(
 
     Example: `docker logs NAME 2>&1 | sparkimage explain -`
     """
-    from sparkimage.serve.explain import failures, knowledge
+    from sparkimage.serve.explain import failures, story
 
     if reference:
         typer.echo("\n".join(failures.pages().values()).rstrip())
@@ -51,24 +51,24 @@ def explain(
     if not logs:
         raise UsageError("no log file given", hint=f"docker logs NAME 2>&1 | {program()} explain -")
     readings = [_read(name) for name in logs]
-    across = knowledge.across(readings)
-    story = knowledge.together(readings)
-    count = len(story)
+    across = story.across(readings)
+    in_order = story.together(readings)
+    count = len(in_order)
     if as_json:
         base.print_json(
             {
                 "found": count,
                 "logs": [_to_dict(reading) for reading in readings],
                 "across": [match.to_dict() for match in across],
-                "story": [match.to_dict() for match in story] if len(readings) > 1 else [],
+                "story": [match.to_dict() for match in in_order] if len(readings) > 1 else [],
             }
         )
     else:
         _print(readings, across)
         if len(readings) > 1:
-            _print_story(story)
+            _print_story(in_order)
     if check and count:
-        what = _how_many(story)
+        what = _how_many(in_order)
         raise KnownFailureError(f"{what} in {', '.join(logs)}")
 
 

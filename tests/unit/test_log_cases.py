@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sparkimage.serve.explain import knowledge, loglines
+from sparkimage.serve.explain import knowledge, loglines, story
 
 LOGS = Path(__file__).parent / "logs"
 
@@ -108,11 +108,11 @@ def test_an_echo_names_what_it_follows_from() -> None:
 
 
 def test_ranks_of_two_builds_are_told_over_two_logs() -> None:
-    story = knowledge.together(
+    in_order = story.together(
         [reading("vllm-0.25-two-mixed-r0"), reading("vllm-0.25-two-mixed-r1")]
     )
-    assert [match.entry.id for match in story] == ["mixed-nccl"]
-    assert re.search(r"2\.28\.9 .*; 2\.30\.4 ", story[0].note)
+    assert [match.entry.id for match in in_order] == ["mixed-nccl"]
+    assert re.search(r"2\.28\.9 .*; 2\.30\.4 ", in_order[0].note)
 
 
 def test_two_faults_of_one_rank_are_both_told() -> None:
@@ -140,7 +140,7 @@ def test_two_builds_of_one_release_are_a_finding() -> None:
         read.take(f"{node}:101:101 [0] NCCL INFO NCCL git version HEAD {commit}")
         assert read.matches() == []
         logs.append(read)
-    (mixed,) = knowledge.together(logs)
+    (mixed,) = story.together(logs)
     assert mixed.note == "HEAD 747384637 (node1); HEAD fd168324a (node2)"
 
 
@@ -153,7 +153,7 @@ def test_a_worker_that_was_killed_and_a_head_that_hangs_are_one_story() -> None:
         "broadcast block found in 60 seconds."
     )
     worker.take("Nov 29 21:00:05 node2 kernel: Out of memory: Killed process 82 (python3)")
-    root, echo = knowledge.together([head, worker])
+    root, echo = story.together([head, worker])
     assert (root.entry.id, root.source) == ("killed-by-kernel", "worker")
     assert echo.entry.id == "shm-broadcast"
     assert "follows from: " + root.title + " (worker, line 1, 11-29 21:00:05)" in echo.note

@@ -75,3 +75,20 @@ def test_a_known_failure_is_found_over_lines_that_a_terminal_broke() -> None:
     assert match.line == refused
     other = first("", refused, *heads, "", "parallel size (3).")
     assert other.entry.id == "config-refused"
+
+
+WARNED = [
+    "/opt/x/bitsandbytes/main.py:149: UserWarning: Found duplicate libcudart.so files.",
+    "If you get `CUDA error: invalid device function` errors, this might be the cause.",
+]
+
+
+@pytest.mark.parametrize("end", [["  warn(msg)"], []], ids=["source line", "none"])
+def test_a_warning_of_python_is_no_failure_and_hides_none(end: list[str]) -> None:
+    assert knowledge.read([*WARNED, *end, "INFO 11-29 10:00:01 [core.py:9] odd"]) == []
+    (match,) = knowledge.read([*WARNED, *end, *TRACEBACK, "ValueError: odd"])
+    assert match.line == "ValueError: odd"
+    (known,) = knowledge.read(
+        [*WARNED, *end, "RuntimeError: CUDA error: unspecified launch failure"]
+    )
+    assert known.entry.id == "cuda-fault"

@@ -332,26 +332,3 @@ def read(lines: Iterable[str | bytes], *, source: str = "") -> list[Match]:
     for line in lines:
         reading.take(line)
     return reading.matches()
-
-
-def across(readings: Sequence[Reading]) -> list[Match]:
-    """What shows only in the logs of several nodes together."""
-    releases: dict[str, list[str]] = {}
-    builds: dict[str, list[str]] = {}
-    for reading in readings:
-        for found, all_ in ((reading.facts.releases, releases), (reading.facts.builds, builds)):
-            for version, nodes in found.items():
-                all_.setdefault(version, []).extend(node or reading.source for node in nodes)
-    different = story.different(releases, builds)
-    alone = (story.different(one.facts.releases, one.facts.builds) for one in readings)
-    return [story.mixed(different, 0, "", "")] if different and not any(alone) else []
-
-
-def together(readings: Sequence[Reading]) -> list[Match]:
-    """All failures of several logs as one story: what it began with first, echoes after."""
-    common = across(readings)
-    told = {match.entry.id for match in common}
-    matches = [
-        match for reading in readings for match in reading.matches() if match.entry.id not in told
-    ]
-    return story.follow(story.by_rank([*common, *matches]))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sparkimage.serve.explain import failures
 from sparkimage.serve.explain.failures import RANKS, Match
+
+if TYPE_CHECKING:
+    from sparkimage.serve.explain.knowledge import Reading
 
 CAUSES = ("root", "general", "transport", "outcome")
 
@@ -70,3 +74,26 @@ def mixed(releases: Mapping[str, Sequence[str]], number: int, line: str, source:
         entry=failures.known().by_id[failures.MIXED_NCCL], line_number=number, line=line,
         captured={"nccl": ", ".join(sorted(releases))}, source=source, note=note,
     )  # fmt: skip
+
+
+def across(readings: Sequence[Reading]) -> list[Match]:
+    """What shows only in the logs of several nodes together."""
+    releases: dict[str, list[str]] = {}
+    builds: dict[str, list[str]] = {}
+    for reading in readings:
+        for found, all_ in ((reading.facts.releases, releases), (reading.facts.builds, builds)):
+            for version, nodes in found.items():
+                all_.setdefault(version, []).extend(node or reading.source for node in nodes)
+    unlike = different(releases, builds)
+    alone = (different(one.facts.releases, one.facts.builds) for one in readings)
+    return [mixed(unlike, 0, "", "")] if unlike and not any(alone) else []
+
+
+def together(readings: Sequence[Reading]) -> list[Match]:
+    """All failures of several logs as one story: what it began with first, echoes after."""
+    common = across(readings)
+    told = {match.entry.id for match in common}
+    matches = [
+        match for reading in readings for match in reading.matches() if match.entry.id not in told
+    ]
+    return follow(by_rank([*common, *matches]))
