@@ -17,6 +17,7 @@ from typer._click.exceptions import ClickException, NoArgsIsHelpError
 from sparkimage.cli import base, interrupted, options
 from sparkimage.cli.commands import Commands
 from sparkimage.cli.options import flag, value
+from sparkimage.cli.os_errors import refusal
 from sparkimage.core import interrupts
 from sparkimage.core.errors import SparkError, UsageError
 from sparkimage.core.program import program
@@ -138,6 +139,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         if base.Settings.debug:
             raise
+        if isinstance(error, OSError) and (refused := refusal(error)) is not None:
+            base.print_error(refused)
+            sys.exit(refused.exit_code)
         name = base.plain(f"{type(error).__name__}: {error}")
         base.show(f"[red]error:[/] {name}\n→ run it again with --debug", err=True)
         sys.exit(1)

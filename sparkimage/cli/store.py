@@ -76,6 +76,8 @@ def images(as_json: options.Json = False) -> None:
         "name", "digest", "platform", "size", "layers", "seal",
         right=["size", "layers"], drop=["layers", "platform", "size"],
     )  # fmt: skip
+    if not (rows or as_json):
+        base.say(f"no images yet; build the default one: {program()} image")
     for row in rows:
         cells = {**row, "digest": base.short(row["digest"]), "size": human(row["size"])}
         table.add_row(*(str(cell or "none") for cell in cells.values()))

@@ -444,3 +444,11 @@ def test_a_shell_completes(words: str, count: int, found: set[str], tmp_path: Pa
         _SPARKIMAGE_COMPLETE="complete_bash", SPARKIMAGE_PROGRAM="sparkimage",
     )  # fmt: skip
     assert set(done.stdout.split()) == found
+
+
+def test_an_empty_store_says_how_to_begin(tmp_path: Path) -> None:
+    empty = {**environment(), "SPARKIMAGE_HOME": str(tmp_path)}
+    shown = command.call(["images"], empty, cwd=PROJECT)
+    assert shown.stderr == "no images yet; build the default one: sparkimage image\n"
+    told = command.call(["images", "--json"], empty, cwd=PROJECT)
+    assert (told.stdout, told.stderr) == ("[]\n", "")
