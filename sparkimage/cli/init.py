@@ -50,6 +50,8 @@ def project(
     full: Annotated[bool, flag("--full", "Write all variants of this program, locked.")] = False,
 ) -> None:
     """Write a small project: a matrix of vLLM from wheels, its layers and a README."""
+    import yaml
+
     small = _package() / "data" / "project"
     source, files = _full() if full else (small, list(small.rglob("*")))
     paths = sorted(path.relative_to(source) for path in files if path.is_file())
@@ -61,6 +63,9 @@ def project(
     # https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests
     words = re.findall(r"[a-z0-9]+", folder.resolve().name.lower())
     name = "-".join(words) or "images"
+    if not isinstance(yaml.safe_load(name), str):
+        # A number, say, which is no text in YAML.
+        name = f"images-{name}"
     try:
         for path in paths:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)

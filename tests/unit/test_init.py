@@ -45,6 +45,13 @@ def test_a_new_project_is_one_variant_of_vllm(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["0", "yes", "2026-11-30", "null"])
+def test_a_folder_whose_name_is_no_text_in_yaml(tmp_path: Path, name: str) -> None:
+    assert run(tmp_path, name).returncode == 0
+    (variant,) = matrix.load(tmp_path / name / "matrix.yaml").variants
+    assert variant.repository == f"images-{name}"
+
+
 def test_a_full_project_is_this_one(tmp_path: Path) -> None:
     done = run(tmp_path, "all", "--full")
     assert (done.returncode, done.stderr) == (0, "")
