@@ -312,8 +312,8 @@ def _remove(session: NodeSession, references: Sequence[str]) -> dict[str, str]:
 
 
 def _free(snapshot: NodeSnapshot) -> int:
-    """Free bytes of its image disks."""
-    return sum(disk.free for disk in snapshot.image_disks)
+    """Free bytes of its image disks; two folders may be on one, under two mount points."""
+    return sum({(disk.device, disk.total): disk.free for disk in snapshot.image_disks}.values())
 
 
 def _at_most(snapshot: NodeSnapshot, references: Sequence[str], sizes: Mapping[str, int]) -> int:

@@ -86,9 +86,12 @@ def parse(output: str, node: Node, *, now: float) -> NodeSnapshot:
         used_address=connection[2] if len(connection) > 2 else "",
         docker=engine(part("docker")),
         disks=tuple(
-            Disk(of=match[1], at=match[4], free=int(match[3]) * KIB, total=int(match[2]) * KIB)
+            Disk(
+                of=match[1], device=match[2], total=int(match[3]) * KIB, free=int(match[4]) * KIB,
+                at=match[5],
+            )
             for match in _matches(
-                r"(\w+) +\S+ +([0-9]{1,18}) +\S+ +([0-9]{1,18}) +\S+ +(.+)", part("disk")
+                r"(\w+) +(\S+) +([0-9]{1,18}) +\S+ +([0-9]{1,18}) +\S+ +(.+)", part("disk")
             )
         ),
         interfaces=interfaces,

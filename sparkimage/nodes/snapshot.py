@@ -59,6 +59,8 @@ class Disk:
     """The file system below a folder, in bytes. ``of``: ``docker``, ``containerd``, ``model``."""
 
     of: str
+    device: str
+    """As df names it."""
     at: str
     free: int
     total: int
