@@ -18,11 +18,8 @@ SOCKETS = """\
 TRUE: dict[str, tuple[tuple[str, str], ...]] = {
     "only-following": (
         (
-            f"{VLLM}18416",
-            (
-                "RuntimeError: Worker failed with error 'odd', please check the stack trace above "
-                "for the root cause"
-            ),
+            "https://github.com/vllm-project/vllm/blob/main/vllm/v1/engine/core.py",
+            "RuntimeError: Executor failed.",
         ),
     ),
     "unknown-runtime": (

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sparkimage.serve.explain.loglines import QUIET, Line
+from sparkimage.serve.explain.messages import Message
 
 BEFORE, AFTER = 2, 3
 """Lines that are kept around a fault."""
@@ -77,8 +78,8 @@ class Fault:
     frames: tuple[str, ...] = ()
     """Source files of its traceback, the deepest one last."""
     after: list[str] = field(default_factory=list)
-    message: list[str] = field(default_factory=list)
-    """Lines below it that go on with what it says."""
+    message: Message | None = None
+    """What it says, where that goes on below it."""
     weak: bool = False
     """It may be no more than a word of it: a line of level ERROR that is no exception, or one with
     an exception somewhere in it."""

@@ -177,7 +177,7 @@ class Reading:
             # What a process says after that it ends, without an exception: it follows, too.
             return
         elif not any(entry.rank == "echo" for entry in hit):
-            fault.message = self._message.lines if self._message else []
+            fault.message = self._message
             self._faults.keep(fault)
 
     def _note(self, entry: Entry, line: Line, number: int, captured: dict[str, str]) -> None:
@@ -260,7 +260,7 @@ class Reading:
         echoes = [match.line_number for match in found if match.entry.rank == "echo"]
         return [
             match
-            for match in self._unknown()
+            for match in self._unknown(named=False)
             if not echoes or match.line_number < min(echoes) or not BARE.search(match.line)
         ]
 
@@ -269,10 +269,12 @@ class Reading:
         first = min(one.line_number for one in found if one.entry.rank in ("general", "outcome"))
         return [match for match in self._unknown()[:1] if 0 < match.line_number < first]
 
-    def _unknown(self) -> list[Match]:
+    def _unknown(self, *, named: bool = True) -> list[Match]:
+        """The first faults; ``named``: also those whose message has a known failure further on."""
         faults: dict[str, list[Fault]] = {}
         for fault in self._faults.first(dead=self._dead):
-            faults.setdefault(fault.line.body.strip(), []).append(fault)
+            if named or not (fault.message and fault.message.named):
+                faults.setdefault(fault.line.body.strip(), []).append(fault)
         return [self._as_match(same) for same in list(faults.values())[:SHOWN_FAULTS]]
 
     def _as_match(self, same: Sequence[Fault], id_: str = failures.FIRST_FAULT) -> Match:
@@ -284,6 +286,7 @@ class Reading:
         if place and place.title and first.frames and not place.has_file(first.frames[-1]):
             # What was called in it failed.
             place = place.model_copy(update={"title": ""})
+        said = first.message.lines if first.message else []
         seen = [f"in {processes}"] if processes else []
         if first.frames and not first.line.nccl:
             seen.append(f"raised in {PACKAGES.sub('', first.frames[-1])}")
@@ -291,8 +294,8 @@ class Reading:
             entry=self.known.by_id[id_], line_number=first.number,
             line=first.line.text, captured={}, count=len(same), source=self.source,
             process=first.line.process, time=first.line.time,
-            near=(*first.before, first.line.text, *(first.message or first.after)),
-            message=first.message,
+            near=(*first.before, first.line.text, *(said or first.after)),
+            message=said,
             note=", ".join(seen),
             place=place,
         )  # fmt: skip
