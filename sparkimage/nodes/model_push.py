@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sparkimage.core.errors import NodeError, SparkError, UnreachableError
@@ -195,7 +196,7 @@ class Push:
             began = time.monotonic()
             while todo:
                 self._attempt(todo, board, began)
-                todo = [node for node in todo if self._is_left(node, board)]
+                todo = self._left(todo, board)
                 if todo:
                     threading.Event().wait(WAIT_S)
                     self._reconnect(todo, board)
@@ -230,7 +231,7 @@ class Push:
                 board.state(name, f"from {before}")
         with ExitStack() as stack:
             for node in todo:
-                stack.enter_context(_watching(node, board))
+                stack.enter_context(closing(Watch(node, partial(board.moved, node.name))))
             errors = run_on_all(streams, Stream.run, stop=Stream.kill)
         for error in errors.values():
             raise error
@@ -256,6 +257,17 @@ class Push:
                     f"{name}: not reached from {before}, gets its files from here: {why}"
                 )
         self.cut |= report.cut
+
+    def _left(self, nodes: Sequence[ModelNode], board: TransferProgress) -> list[ModelNode]:
+        """Those of them that ``_is_left``."""
+        left: list[ModelNode] = []
+
+        def act(node: ModelNode) -> None:
+            if self._is_left(node, board):
+                left.append(node)
+
+        self.update.errors |= run_on_all(nodes, act, stop=_abandon)
+        return left
 
     def _is_left(self, node: ModelNode, board: TransferProgress) -> bool:
         """Whether a node still lacks something and may get it by another attempt."""
@@ -345,21 +357,3 @@ class Push:
 
 def _abandon(node: ModelNode) -> None:
     node.session.abandon()
-
-
-@contextmanager
-def _watching(node: ModelNode, board: TransferProgress) -> Iterator[None]:
-    """Show what arrives at a node."""
-    seen = node.now.arrived
-
-    def total(count: int) -> None:
-        nonlocal seen
-        if count > seen:
-            board.moved(node.name, count - seen)
-            seen = count
-
-    watch = Watch(node, total)
-    try:
-        yield
-    finally:
-        watch.close()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparkimage.core.errors import NodeError, SparkError
+from sparkimage.core.progress import Moved
 from sparkimage.nodes import ssh
 from sparkimage.nodes.model_manifest import CHUNK, SourceFile
 from sparkimage.nodes.model_node import HASH_RATE, ModelNode, words
@@ -198,18 +199,19 @@ def corrupt(file: Path, seen: str, name: str) -> NodeError:
 
 
 class Watch:
-    """Tells how many bytes have arrived at a node, while it is open."""
+    """Tells of the bytes that arrive at a node, until it is closed."""
 
-    def __init__(self, node: ModelNode, total: Callable[[int], None]) -> None:
+    def __init__(self, node: ModelNode, moved: Moved) -> None:
         self.script = RemoteScript(node.session.remote, words("watch", node.folder))
-        self.total = total
+        self.seen, self.moved = node.now.arrived, moved
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             for line in self.script.lines():
-                if line.isdecimal():
-                    self.total(int(line))
+                if line.isdecimal() and int(line) > self.seen:
+                    self.moved(int(line) - self.seen)
+                    self.seen = int(line)
 
     def close(self) -> None:
         """End it."""

@@ -162,15 +162,8 @@ class Remote:
         known_hosts by which that node knows it: its keys as they are known here."""
         port = port or self._ssh_config["port"]
         to = ["-l", self._ssh_config["user"], "-p", port, "--", address]
-        names = ("userknownhostsfile", "globalknownhostsfile")
-        files = [word for name in names for word in self._ssh_config.get(name, "").split()]
-        keys: dict[str, None] = {}
-        for file in filter(os.path.exists, files):
-            argv = ["ssh-keygen", "-F", self._key_name, "-f", file]
-            for line in Local().run(argv, check=False).stdout.splitlines():
-                if not line.startswith(("#", "@")):
-                    keys[line.partition(" ")[2]] = None
-        return shlex.join(to), "".join(f"{_known_as(address, port)} {key}\n" for key in keys)
+        known = "".join(f"{_known_as(address, port)} {key}\n" for key in self._host_keys)
+        return shlex.join(to), known
 
     def snapshot(
         self, *parts: str, lock: bool = False, owner: str = "", model: str = ""
@@ -446,6 +439,21 @@ class Remote:
             "-o", f"HostName={hostname}", "-o", f"HostKeyAlias={self._key_name}",
             "--", self.node.control,
         ]  # fmt: skip
+
+    @cached_property
+    def _host_keys(self) -> list[str]:
+        """Its keys in the files of known_hosts here."""
+        names = ("userknownhostsfile", "globalknownhostsfile")
+        files = [word for name in names for word in self._ssh_config.get(name, "").split()]
+        found = [
+            line.partition(" ")[2]
+            for file in filter(os.path.exists, files)
+            for line in Local()
+            .run(["ssh-keygen", "-F", self._key_name, "-f", file], check=False)
+            .stdout.splitlines()
+            if not line.startswith(("#", "@"))
+        ]
+        return list(dict.fromkeys(found))
 
     @property
     def _key_name(self) -> str:
