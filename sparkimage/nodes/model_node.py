@@ -174,6 +174,10 @@ class ModelNode:
             return remote.hop_to(link.address or remote.node.control, self.port)
         return remote.hop_to(data if parse_ip(data) else link.address or data)
 
+    def abandon(self) -> None:
+        """End all that runs there."""
+        self.session.abandon()
+
     def clean(self) -> None:
         """Remove what arrived there, and what an undo would need. Raises ``NodeError``."""
         self.call("clean")
