@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from sparkimage.core.errors import CommandError, NodeError
@@ -14,11 +14,13 @@ from sparkimage.image.archive import Part, Step
 from sparkimage.image.store import Layer, Store
 from sparkimage.nodes import engines, refusals, ssh
 from sparkimage.nodes.engine_api import CLOSED, EngineApi, Exchange, RefusedError
-from sparkimage.nodes.pull_server import PullServer
 from sparkimage.nodes.refusals import Act
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import NodeSession
 from sparkimage.nodes.snapshot import STAGING
+
+if TYPE_CHECKING:
+    from sparkimage.nodes.pull_server import PullServer
 
 UNPACK_RATE = 10_000_000
 """Bytes of blobs a second that an engine unpacks at least; a slower one counts as hung."""
