@@ -232,7 +232,9 @@ def _mark(task: Task) -> str:
 
 
 def _moves(task: Task) -> bool:
-    return bool(task.speed and task.total and task.remaining) and task.fields["state"] not in MARKS
+    fields = task.fields
+    ended = fields["state"] in MARKS or fields.get("mark")
+    return bool(task.speed and task.total and task.remaining) and not ended
 
 
 def _pair(done: float, total: float | None) -> str:

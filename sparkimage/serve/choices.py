@@ -62,7 +62,7 @@ def _pick(
     if len(same) != 1:
         available = ", ".join(f"{name} ({_count(profiles[name])})" for name in fits)
         raise UsageError(
-            f"{len(same) or 'no'} profiles are for {variant} on {nodes} nodes",
+            f"{len(same) or 'no'} profiles are for {variant} on {plural(nodes, 'node')}",
             hint=f"pass --profile NAME, or another number of --nodes: {available}",
         )
     return same[0], profiles[same[0]]

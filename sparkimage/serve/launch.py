@@ -19,6 +19,7 @@ from sparkimage.config.inventory import Fleet
 from sparkimage.core.errors import LaunchError
 from sparkimage.core.program import program
 from sparkimage.core.progress import View
+from sparkimage.core.units import plural
 from sparkimage.image.store import Image
 from sparkimage.nodes import fabric, reachability
 from sparkimage.nodes.concurrent import run_on_all
@@ -188,7 +189,7 @@ class Launch:
 
     def _remove(self, all_: Sequence[NodeSession], existing: Deployment) -> None:
         """Remove a deployment, or what is left of it; then its ports must be free."""
-        self.view.say(f"removing {existing.name} from {len(existing.members)} nodes")
+        self.view.say(f"removing {existing.name} from {plural(len(existing.members), 'node')}")
         grace_s = deployments.GRACE_S if existing.lives else 0
         errors = deployments.remove_all(all_, existing.members, grace_s=grace_s)
         if errors:

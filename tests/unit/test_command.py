@@ -255,7 +255,7 @@ def test_the_profile_for_so_many_nodes() -> None:
     assert choices.pick(known, "a1", None, on(1))[0] == "one"
     assert choices.pick(known, "b", "uno", on(4)) == ("uno", known["uno"])
     for variant, wanted, nodes, words in (
-        ("b", None, 1, "2 profiles are for b on 1 nodes"),
+        ("b", None, 1, "2 profiles are for b on 1 node"),
         ("a1", None, 3, "no profiles are for a1 on 3 nodes"),
         ("b", "four", 4, "is not for b"),
         ("b", "fuor", 4, "no profile 'fuor'"),
@@ -287,7 +287,7 @@ def test_a_profile_that_follows_from_the_nodes(
     wide = {"one": profile(variants=["*"], nodes=nodes + 1)}
     assert choices.pick(wide, "a", None, on(nodes))[0] == "auto"
     own = {"one": profile(variants=["a"], nodes=nodes + 1)}
-    with pytest.raises(UsageError, match=f"no profiles are for a on {nodes} nodes") as caught:
+    with pytest.raises(UsageError, match=f"no profiles are for a on {nodes} node") as caught:
         choices.pick(own, "a", None, on(nodes))
     assert caught.value.hint.endswith(f"auto (1 node or more), one ({nodes + 1} nodes)")
     assert choices.pick(own, "a", "auto", on(nodes))[0] == "auto"

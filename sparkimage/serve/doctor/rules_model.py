@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from sparkimage.core.units import human
+from sparkimage.core.units import human, plural
 from sparkimage.nodes.snapshot import Folder, NodeSnapshot
 from sparkimage.serve.doctor.checks import (
     ClusterReport,
@@ -45,7 +45,7 @@ def has_files(node: NodeSnapshot) -> bool:
 
 @node_check(
     "model",
-    seen=lambda node: f"{len(node.model.files)} files, {human(node.model.size)}",
+    seen=lambda node: f"{plural(len(node.model.files), 'file')}, {human(node.model.size)}",
     applies=with_model,
 )
 def folder(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
@@ -61,7 +61,7 @@ def folder(cluster: ClusterReport, node: NodeSnapshot) -> Findings:
 @node_check(
     "shards",
     seen=lambda node: (
-        f"{len(node.model.named)} files in its index" if node.model.named else "no index"
+        f"{plural(len(node.model.named), 'file')} in its index" if node.model.named else "no index"
     ),
     applies=with_model,
     knows=has_files,
@@ -131,7 +131,7 @@ def equal(cluster: ClusterReport) -> Findings:
 
 @node_check(
     "model-pushed",
-    seen=lambda node: f"{len(node.model.files)} files",
+    seen=lambda node: plural(len(node.model.files), "file"),
     applies=lambda cluster: cluster.pushed is not None,
     knows=has_files,
 )
