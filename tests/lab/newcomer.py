@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from sparkimage.build.engine.engine import Engine
@@ -19,10 +20,26 @@ from tests.lab.tools import making
 
 PROJECT = Path(__file__).resolve().parents[2]
 NAME = "sparkimage-lab-newcomer"
-HOME = "/root"
-CLONE = f"{HOME}/sparkimage"
 # What git recommends: ssh.
 PACKAGES = "git,make,python3,openssh-client,ca-certificates"
+UBUNTU = """\
+mv /etc/os-release /etc/os-release.debian
+cat >/etc/os-release <<'END'
+PRETTY_NAME="Ubuntu 24.04.3 LTS"
+NAME="Ubuntu"
+VERSION_ID="24.04"
+VERSION_CODENAME=noble
+ID=ubuntu
+ID_LIKE=debian
+END
+useradd --create-home --shell /bin/bash ubuntu
+chown ubuntu:ubuntu /home/ubuntu
+# A Python of this machine may be in root's home.
+chmod o+x /root
+echo 'ubuntu ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ubuntu
+"""
+"""Makes Debian 13 look like Ubuntu 24.04's images: a user with sudo."""
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 VARIANT = "vllm0.32.0-nccl2.30.4-arm64"
 """The default variant, as README names it; the stand-in has that name on any machine."""
@@ -69,19 +86,61 @@ def blocks(text: str) -> list[list[str]]:
     ]
 
 
+class System(StrEnum):
+    """What the container is like."""
+
+    BOOKWORM = "bookworm"
+    TRIXIE = "trixie"
+    NOBLE = "noble"
+    """Debian 13's packages with what this program can tell apart in Ubuntu 24.04, whose own
+    packages are not to be had here: its name, Python 3.12 where this machine has one, and a user
+    that is not root."""
+
+    @property
+    def suite(self) -> str:
+        """Of Debian."""
+        return System.TRIXIE if self is System.NOBLE else self
+
+    @property
+    def user(self) -> str:
+        """Who works there."""
+        return "ubuntu" if self is System.NOBLE else "root"
+
+    @property
+    def home(self) -> str:
+        """Of that user."""
+        return "/home/ubuntu" if self is System.NOBLE else "/root"
+
+    @property
+    def packages(self) -> str:
+        """With which it begins."""
+        return f"{PACKAGES},sudo" if self is System.NOBLE else PACKAGES
+
+
 @dataclass(frozen=True, kw_only=True)
 class Newcomer:
     """The container."""
 
     engine: Engine
     container: str
+    system: System
 
-    def run(self, line: str, *, cwd: str = CLONE) -> subprocess.CompletedProcess[str]:
+    @property
+    def clone(self) -> str:
+        """The folder of the clone."""
+        return f"{self.system.home}/sparkimage"
+
+    def run(
+        self, line: str, *, cwd: str | None = None, root: bool = False
+    ) -> subprocess.CompletedProcess[str]:
         """A line as it is typed into a shell."""
-        argv = [*self.engine.docker, "exec", f"--workdir={cwd}", self.container, "sh", "-c", line]
+        argv = [
+            *self.engine.docker, "exec", f"--workdir={cwd or self.clone}",
+            f"--user={'root' if root else self.system.user}", self.container, "sh", "-c", line,
+        ]  # fmt: skip
         return subprocess.run(argv, capture_output=True, text=True, check=False)
 
-    def ok(self, line: str, *, cwd: str = CLONE) -> str:
+    def ok(self, line: str, *, cwd: str | None = None) -> str:
         """What it prints, and it ends well."""
         done = self.run(line, cwd=cwd)
         assert done.returncode == 0, f"{line}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
@@ -131,25 +190,31 @@ def _wheels(folder: Path) -> None:
 
 @contextmanager
 def newcomer(
-    engine: Engine, suite: str, origin: Path, hosts: Mapping[str, str] | None = None
+    engine: Engine, system: System, origin: Path, hosts: Mapping[str, str] | None = None
 ) -> Iterator[Newcomer]:
-    """A container of a Debian suite with a clone of ``origin``, which knows these hosts."""
-    image, made = _image(engine, suite), f"{NAME}-{suite}-{os.getpid()}"
+    """A container of a plain system with a clone of ``origin``, which knows these hosts."""
+    image, made = _image(engine, system), f"{NAME}-{system}-{os.getpid()}"
     docker = engine.docker
     names = [f"--add-host={name}:{address}" for name, address in (hosts or {}).items()]
     shared = [f"--env={name}={value}" for name, value in SHARED.items()]
     index = _pip("global.index-url")
+    python = _python() if system is System.NOBLE else ""
+    if python:
+        shared += [f"--volume={python}:{python}:ro", f"--env=PATH={python}/bin:{PATH}"]
     node_image.run([
         *docker, "run", "--detach", f"--name={made}", "--privileged", "--cgroupns=private",
         # A private engine keeps its data in it, which overlayfs cannot.
-        f"--volume={HOME}", f"--volume={origin}:/origin:ro",
+        f"--volume={system.home}", f"--volume={origin}:/origin:ro",
         f"--volume={CERTIFICATES}:{CERTIFICATES}:ro", *shared, *names,
         *([f"--env=PIP_INDEX_URL={index}"] if index else []), image, "sleep", "infinity",
     ])  # fmt: skip
     try:
-        here = Newcomer(engine=engine, container=made)
-        here.ok(f"git config --global safe.directory '*' && git clone --quiet /origin {CLONE}",
-                cwd=HOME)  # fmt: skip
+        here = Newcomer(engine=engine, container=made, system=system)
+        if system is System.NOBLE:
+            dressed = here.run(UBUNTU, cwd="/", root=True)
+            assert dressed.returncode == 0, dressed.stderr
+        here.ok("git config --global safe.directory '*' && "
+                f"git clone --quiet /origin {here.clone}", cwd=system.home)  # fmt: skip
         yield here
         here.run("./build.py engine down")
     finally:
@@ -166,11 +231,26 @@ def _pip(setting: str) -> str:
     return done.stdout.strip()
 
 
-def _image(engine: Engine, suite: str) -> str:
+def _python() -> str:
+    """The folder of a Python 3.12 of this machine, with its modules; empty where there is none."""
+    for argv in (
+        ["pyenv", "prefix", "3.12"],
+        ["python3.12", "-c", "import sys; print(sys.prefix)"],
+    ):
+        if shutil.which(argv[0]) is None:
+            continue
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        folder = done.stdout.strip()
+        if done.returncode == 0 and Path(folder, "bin", "python3").exists() and folder != "/usr":
+            return folder
+    return ""
+
+
+def _image(engine: Engine, system: System) -> str:
     """The image of a plain system, made once."""
-    words = ["--variant=minbase", f"--include={PACKAGES}"]
-    root = node_image.made(f"newcomer-{suite}", words, suite, "root.tar")
-    name = f"{NAME}:{root.name.rpartition('-')[2]}-{suite}"
+    words = ["--variant=minbase", f"--include={system.packages}"]
+    root = node_image.made(f"newcomer-{system}", words, system.suite, "root.tar")
+    name = f"{NAME}:{root.name.rpartition('-')[2]}-{system}"
     with making(NAME):
         held = node_image.run([*engine.docker, "image", "ls", "--quiet", name])
         if not held:

@@ -17,7 +17,7 @@ import pytest
 from sparkimage.build.engine.engine import Engine
 from tests.lab import fleet as fleets
 from tests.lab.fleet import Fleet
-from tests.lab.newcomer import HOME, PROJECT, VARIANT, Newcomer, blocks, clone, newcomer
+from tests.lab.newcomer import PROJECT, VARIANT, Newcomer, System, blocks, clone, newcomer
 from tests.lab.spark_standin import dressed
 
 README = (PROJECT / "README.md").read_text()
@@ -54,10 +54,28 @@ def build(here: Newcomer) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
-def test_an_image_on_a_plain_machine(engine: Engine, origin: Path, suite: str) -> None:
-    with newcomer(engine, suite, origin) as here:
+@pytest.mark.parametrize("system", System)
+def test_an_image_on_a_plain_machine(engine: Engine, origin: Path, system: System) -> None:
+    with newcomer(engine, system, origin) as here:
         build(here)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("system", [System.BOOKWORM, System.TRIXIE])
+def test_pipx_and_uvx_install_from_a_clone_that_is_read_only(
+    engine: Engine, origin: Path, system: System
+) -> None:
+    with newcomer(engine, system, origin) as here:
+        assert here.run("touch /origin/file").returncode != 0
+        here.ok("apt-get update -qq && apt-get install -qq --yes --no-install-recommends pipx")
+        here.ok("pipx install /origin && pipx install uv", cwd="/origin")
+        for folder, program in (("one", "sparkimage"), ("two", "uvx --from /origin sparkimage")):
+            call = f"PATH=~/.local/bin:$PATH; {program}"
+            assert here.ok(f"{call} --version", cwd="/").startswith("sparkimage 0.1.0")
+            said = here.ok(f"{call} init project {folder} --full", cwd=here.system.home)
+            assert f"Next: {program} " in said
+            planned = here.ok(f"{call} -C {folder} --matrix --print table", cwd=here.system.home)
+            assert VARIANT in planned
 
 
 def accept(fleet: Fleet, here: Newcomer) -> None:
@@ -87,13 +105,13 @@ def test_four_sparks(
         for node in fleet:
             node.exec("chown", "nv", "/models")
         hosts = dict(zip(NODES, (node.inside for node in fleet), strict=True))
-        with newcomer(engine, "trixie", origin, hosts) as here:
+        with newcomer(engine, System.TRIXIE, origin, hosts) as here:
             here.ok(BUILD[0])
             init, doctor, distribute, push, launch = SPARKS
             refused = here.run(init)
             assert refused.returncode == 13
             assert "ssh-copy-id nv@spark1.local" in refused.stdout
-            here.ok("ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519", cwd=HOME)
+            here.ok("ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519")
             accept(fleet, here)
             here.ok(init)
             here.ok(doctor)
