@@ -43,29 +43,40 @@ _SAYS_NOTHING = re.compile(
 """Between the exceptions of a chain."""
 _NAMED = re.compile(rf"(?:^|[\s:]){_CLASS}(?:Error|Exception): |\bERROR\b")
 """An exception, or the level, after what an unknown tool writes before its lines."""
-_OTHERS = re.compile(
+_STARTS = re.compile(
     r"""
-      (?:docker:\ )?Error\ response\ from\ daemon: | ^docker:\ (?!Error\ response)
-    | ^unknown\ (?:shorthand\ )?flag:
-    | ^Handler\ for\ \w+\ \S+\ returned\ error
-    | ^nvidia-container-cli:
-    | ^(?:OCI\ runtime|runc|containerd|dockerd|failed\ to\ ).*(?:failed|error)
-    | ^ptxas\b.*\b(?:error|fatal)\b | ^nvcc\ (?:fatal|error) | ^nvrtc: | ^nvlink\ (?:fatal|error)
-    | ^\S+[:(]\d+[:)]?.*?\b(?:fatal\ )?error\b\s*: | ^FAILED: | ^ninja:\ (?:error|fatal)
-    | \bld:\ .*(?:cannot\ find|undefined\ reference|error) | ^cc1plus: | ^LLVM\ ERROR
-    | \bNVRM:\ (?:Xid|.*(?:fail|rror|NV_ERR)) | \bXid\ \(PCI
-    | (?:Out\ of\ memory|Memory\ cgroup\ out\ of\ memory):\ Killed\ process
-    | ^[\w./-]+(?:\ [\w-]+){0,3}:\ error:\s
-    | Failed\ core\ proc\(s\):\ .*-\d
-    | Segmentation\ fault | Fatal\ Python\ error | ^terminate\ called
-    | \bSIG(?:SEGV|BUS|ABRT|ILL|FPE)\b
-    | \bUCX\ +ERROR\b | \bNCCL\ WARN\b | \(core\ dumped\) | ^Killed$
-    | error\ while\ loading\ shared\ libraries | ^exec\ \S+:
-    | ^(?:/bin/)?(?:ba)?sh:\ .*(?:not\ found|error|denied|No\ such)
-    | ^panic:\ | ^(?:fatal\ )?error:\ | ^thread\ '.*'\ panicked
+      docker:\ (?!Error\ response)
+    | unknown\ (?:shorthand\ )?flag:
+    | Handler\ for\ \w+\ \S+\ returned\ error
+    | nvidia-container-cli:
+    | (?:OCI\ runtime|runc|containerd|dockerd|failed\ to\ ).*(?:failed|error)
+    | ptxas\b.*\b(?:error|fatal)\b | nvcc\ (?:fatal|error) | nvrtc: | nvlink\ (?:fatal|error)
+    | \S+[:(]\d+[:)]?.*?\b(?:fatal\ )?error\b\s*: | FAILED: | ninja:\ (?:error|fatal)
+    | cc1plus: | LLVM\ ERROR
+    | [\w./-]+(?:\ [\w-]+){0,3}:\ error:\s
+    | terminate\ called | Killed$ | exec\ \S+:
+    | (?:/bin/)?(?:ba)?sh:\ .*(?:not\ found|error|denied|No\ such)
+    | panic:\  | (?:fatal\ )?error:\  | thread\ '.*'\ panicked
     """,
     re.VERBOSE,
 )
+"""How other tools begin what failed."""
+_HOLDS = {
+    "Error response from daemon:": None,
+    "ld: ": re.compile(r"\bld: .*(?:cannot find|undefined reference|error)"),
+    "NVRM: ": re.compile(r"\bNVRM: (?:Xid|.*(?:fail|rror|NV_ERR))"),
+    "Xid (PCI": None,
+    "Killed process": re.compile(r"(?:Out of memory|Memory cgroup out of memory): Killed"),
+    "Failed core proc(s): ": re.compile(r"Failed core proc\(s\): .*-\d"),
+    "Segmentation fault": None,
+    "Fatal Python error": None,
+    "SIG": re.compile(r"\bSIG(?:SEGV|BUS|ABRT|ILL|FPE)\b"),
+    "UCX ": re.compile(r"\bUCX +ERROR\b"),
+    "NCCL WARN": None,
+    "(core dumped)": None,
+    "error while loading shared libraries": None,
+}
+"""What the others have somewhere in the line; then a regular expression for it."""
 
 
 @dataclass(kw_only=True)
@@ -188,7 +199,7 @@ class FirstFaults:
         body = line.body
         if _SAYS_NOTHING.match(body):
             return None
-        strong = line.nccl or bool(EXCEPTION.match(body)) or bool(_OTHERS.search(body))
+        strong = line.nccl or bool(EXCEPTION.match(body)) or _is_of_tool(body)
         strong = strong or (frames is not None and bool(_ENDS_TRACEBACK.match(body)))
         strong = strong or (not line.level and bool(_TOOLS.match(body)))
         if not strong and body.startswith("    "):
@@ -201,6 +212,15 @@ class FirstFaults:
             number=number, line=line, before=tuple(self._last), weak=not strong, while_up=while_up,
             frames=(line.file,) if line.file else tuple(frames or ()),
         )  # fmt: skip
+
+
+def _is_of_tool(body: str) -> bool:
+    if _STARTS.match(body):
+        return True
+    for literal, pattern in _HOLDS.items():
+        if literal in body and (pattern is None or pattern.search(body)):
+            return True
+    return False
 
 
 def _is_hinted(text: str) -> bool:
