@@ -92,3 +92,13 @@ def test_a_warning_of_python_is_no_failure_and_hides_none(end: list[str]) -> Non
         [*WARNED, *end, "RuntimeError: CUDA error: unspecified launch failure"]
     )
     assert known.entry.id == "cuda-fault"
+
+
+@pytest.mark.parametrize("prefix", PREFIXES, ids=["bare", "process", "level"])
+def test_an_exception_that_python_ignores_is_not_where_it_began(prefix: str) -> None:
+    ignored = ["Exception ignored in: <function Communicator.__del__ at 0x7f>", *TRACEBACK]
+    match = first(prefix, "ValueError: odd", *ignored, "AttributeError: no attribute 'comm'")
+    assert match.line.endswith("ValueError: odd")
+    lines = [*ignored, "AttributeError: no attribute 'comm'", *TRACEBACK, "ValueError: odd"]
+    (match,) = knowledge.read([f"{prefix}{line}" for line in lines])
+    assert match.line.endswith("ValueError: odd")
