@@ -173,14 +173,11 @@ class NodeSession:
             with contextlib.suppress(RefusedError):
                 engine.delete(f"/containers/{container['Id']}")
 
-    def call(
-        self, script: str, *words: str, timeout_s: float | None = None, check: bool = True
-    ) -> Completed:
-        """Run a script of ``data/node`` there to its end. Raises ``NodeError`` when ``check`` and
-        it failed."""
+    def call(self, script: str, *words: str, timeout_s: float | None = None) -> Completed:
+        """Run a script of ``data/node`` there to its end. Raises ``NodeError`` when it failed."""
         argv = self.remote.script(script, *words)
         done = self.remote.run(argv, check=False, timeout_s=timeout_s)
-        if check and done.returncode != 0:
+        if done.returncode != 0:
             raise self.refusal(Act.RUN, done.stdout + done.stderr)
         return done
 
