@@ -17,7 +17,7 @@ from sparkimage.cli import app, manual
 from sparkimage.config import inventory, patch_specs, profiles, schema
 from sparkimage.core import templates
 from sparkimage.serve.doctor import doctor
-from sparkimage.serve.explain import failures
+from sparkimage.serve.explain import pages as failure_pages
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PROGRAM = "sparkimage"
@@ -46,7 +46,7 @@ def pages() -> dict[str, str]:
         "reference/fleet.md": keys("fleet.yaml", schemas["fleet"]),
         "reference/patches.md": keys("patches.yaml", schemas["patches"]),
         "reference/checks.md": doctor.page(),
-        **failures.pages(),
+        **failure_pages.pages(),
     }
     marked = {name: mark(text) for name, text in texts.items()}
     as_json = {
@@ -214,7 +214,7 @@ def _value(one: Mapping[str, Any], parts: Mapping[str, str]) -> str:
     if "$ref" in one:
         name = one["$ref"].rpartition("/")[2]
         if heading := parts.get(name):
-            return f"[{heading.rpartition(': ')[2]}](#{failures.slug(heading)})"
+            return f"[{heading.rpartition(': ')[2]}](#{failure_pages.slug(heading)})"
         return "any" if name == "JsonValue" else str(name).lower()
     for several in ("anyOf", "oneOf"):
         if several in one:

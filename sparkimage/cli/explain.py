@@ -43,10 +43,10 @@ def explain(
 
     Example: `docker logs NAME 2>&1 | sparkimage explain -`
     """
-    from sparkimage.serve.explain import failures, story
+    from sparkimage.serve.explain import pages, story
 
     if reference:
-        typer.echo("\n".join(failures.pages().values()).rstrip())
+        typer.echo("\n".join(pages.pages().values()).rstrip())
         return
     if not logs:
         raise UsageError("no log file given", hint=f"docker logs NAME 2>&1 | {program()} explain -")

@@ -96,3 +96,15 @@ def test_a_warning_of_torch_with_a_month_of_one_digit_is_no_failure() -> None:
     assert knowledge.read(["[W923 06:02:02.705785697 socket.cpp:207] RuntimeError: handled"]) == []
     (match,) = knowledge.read(["[E923 06:02:02.705785697 socket.cpp:207] RuntimeError: odd"])
     assert match.time == "09-23 06:02:02"
+
+
+REMARK = "(EngineCore pid=194) Optional module left out: No module named 'odd'"
+
+
+def test_an_exception_that_nothing_knows_is_more_than_what_a_remark_names() -> None:
+    assert [match.entry.id for match in knowledge.read([REMARK])] == ["missing-package"]
+    frame, end = FRAMES["triton"]
+    assert place_of(REMARK, *traceback([frame], end)) == "triton"
+    known = "ModuleNotFoundError: No module named 'odd'"
+    first, *_ = knowledge.read([REMARK, *traceback([frame], known)])
+    assert first.entry.id == "missing-package"

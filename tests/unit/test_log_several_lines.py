@@ -102,3 +102,20 @@ def test_an_exception_that_python_ignores_is_not_where_it_began(prefix: str) -> 
     lines = [*ignored, "AttributeError: no attribute 'comm'", *TRACEBACK, "ValueError: odd"]
     (match,) = knowledge.read([f"{prefix}{line}" for line in lines])
     assert match.line.endswith("ValueError: odd")
+
+
+@pytest.mark.parametrize(
+    ("end", "advice"),
+    [
+        ("ValueError: The pool is too small. Please raise pool_size.", "Please raise pool_size"),
+        ("ValueError: No scales: Run it once or add 2.5 GiB.", "Run it once or add 2.5 GiB"),
+        ("ValueError: The pool is too small. Please report this issue.", ""),
+        ("ValueError: The pool is too small", ""),
+    ],
+)  # fmt: skip
+def test_what_a_message_itself_says_is_to_be_done_comes_first(end: str, advice: str) -> None:
+    match = first("", end)
+    assert not match.known
+    said, _, rest = match.fix.rpartition(" Else: ")
+    assert said == (f"The message says it: {advice}." if advice else "")
+    assert rest

@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 
 from sparkimage.cli import examples
 from sparkimage.cli.app import app
-from sparkimage.serve.explain import failures
+from sparkimage.serve.explain import pages as failure_pages
 from tools import pictures, reference
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -49,9 +49,9 @@ def test_a_drawing_is_of_its_data(name: str) -> None:
 
 def test_every_known_failure_has_its_place() -> None:
     pages = reference.pages()
-    for path, (_, entries) in failures.areas().items():
+    for path, (_, entries) in failure_pages.areas().items():
         for entry in entries:
-            assert f"]({path}#{failures.slug(entry.title)})" in pages["troubleshooting.md"]
+            assert f"]({path}#{failure_pages.slug(entry.title)})" in pages["troubleshooting.md"]
             assert f"## {entry.title}\n`{entry.id}`" in pages[path]
             assert entry.fix in pages[path]
 
@@ -69,7 +69,7 @@ def test_every_page_that_the_program_names_is_there() -> None:
         page = PROJECT / name
         assert page.is_file(), name
         headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
-        assert not anchor or anchor in map(failures.slug, headings), (name, anchor)
+        assert not anchor or anchor in map(failure_pages.slug, headings), (name, anchor)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
@@ -79,7 +79,7 @@ def test_links_beside_the_site_lead_somewhere(name: str) -> None:
         page = PROJECT / path
         assert page.exists(), path
         headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE) if anchor else []
-        assert not anchor or anchor in map(failures.slug, headings), (path, anchor)
+        assert not anchor or anchor in map(failure_pages.slug, headings), (path, anchor)
 
 
 def test_every_page_has_its_place_in_the_site() -> None:

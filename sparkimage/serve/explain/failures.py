@@ -14,8 +14,8 @@ from pydantic import Field
 
 from sparkimage.config import validation, yamlfile
 from sparkimage.config.validation import Name, Strict
-from sparkimage.core import templates
 from sparkimage.core.program import as_called
+from sparkimage.serve.explain.messages import advice
 from sparkimage.serve.explain.places import Place
 from sparkimage.serve.explain.regex import Pattern
 
@@ -95,7 +95,9 @@ class Match:
     @property
     def fix(self) -> str:
         """What to do, by what the line names."""
-        return as_called((self.place or self._value or self.entry).fix or self.entry.fix)
+        fix = as_called((self.place or self._value or self.entry).fix or self.entry.fix)
+        said = "" if self.known else advice([self.line, *self.message])
+        return f"The message says it: {said}. Else: {fix}" if said else fix
 
     @property
     def sources(self) -> list[str]:
@@ -352,32 +354,6 @@ def _shows(signs: Mapping[str, Sequence[Sign]], text: str, words: Collection[str
         if word in signs and any(sign.match(text) is not None for sign in signs[word]):
             return True
     return False
-
-
-def areas() -> dict[str, tuple[str, Sequence[Entry]]]:
-    """The areas of known failures and what is in them, by the paths of their pages below docs/."""
-    return {
-        f"troubleshooting/{slug(area)}.md": (area, entries)
-        for area, entries in known().areas.items()
-    }
-
-
-def pages() -> dict[str, str]:
-    """The pages of known failures by their paths below docs/: an overview, and one an area."""
-    overview = templates.render(
-        "troubleshooting.md", areas=areas(), combinations=known().combinations,
-        places=known().places, slug=slug,
-    )  # fmt: skip
-    return {"troubleshooting.md": overview} | {
-        path: templates.render("failures.md", area=area, entries=entries, conditions=CONDITIONS)
-        for path, (area, entries) in areas().items()
-    }
-
-
-def slug(heading: str) -> str:
-    """The anchor of a heading, as Markdown makes it:
-    https://python-markdown.github.io/extensions/toc/."""
-    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
 
 
 @cache

@@ -38,7 +38,8 @@ _ENDS_TRACEBACK = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:\([\w.]+\))?(?:
 _TOOLS = re.compile(r"(?:ERROR|Error|FATAL|fatal|FATA)\b\W")
 """How a tool without levels of its own begins."""
 _SAYS_NOTHING = re.compile(
-    r"\s*(?:$|The above exception was the direct cause of|During handling of the above exception)"
+    r"\s*(?:$|The above exception was the direct cause of|During handling of the above exception|"
+    r"Error \d+: Traceback)"
 )
 """Between the exceptions of a chain."""
 _NAMED = re.compile(rf"(?:^|[\s:]){_CLASS}(?:Error|Exception): |\bERROR\b")
@@ -190,6 +191,13 @@ class FirstFaults:
             if counted:
                 return sorted(counted, key=lambda fault: fault.number)
         return []
+
+    def raised(self, *, dead: bool) -> bool:
+        """Whether one of the first ones is an exception of which nothing is known."""
+        return any(
+            fault.frames and not fault.weak and not (fault.message and fault.message.named)
+            for fault in self.first(dead=dead)
+        )
 
     def _judge(
         self, number: int, line: Line, frames: Iterable[str] | None, while_up: bool

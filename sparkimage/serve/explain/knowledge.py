@@ -40,6 +40,8 @@ class Reading:
     _found: dict[str, Match] = field(default_factory=dict)
     _remarks: dict[str, Match] = field(default_factory=dict)
     _faults: FirstFaults = field(default_factory=FirstFaults)
+    _sure: set[str] = field(default_factory=set)
+    """What was found in a line at which something failed, not in a remark."""
     _time: str = ""
     _dead: bool = False
     """The server ended after it was ready."""
@@ -96,7 +98,9 @@ class Reading:
         hit = self._look_up(parsed, self.lines)
         if goes_on:
             hit += self._look_up_whole()
-        elif fault:
+        if fault or goes_on:
+            self._sure.update(entry.id for entry in hit)
+        if fault and not goes_on:
             if hit or not self._faults.has_earlier(fault):
                 self._message = Message(first=parsed, number=self.lines)
             for entry in hit if fault.frames and not parsed.nccl else ():
@@ -230,7 +234,10 @@ class Reading:
         builds = story.different(self.facts.releases, self.facts.builds)
         if failures.MIXED_NCCL not in self._found and builds:
             found.append(story.mixed(builds, *self.facts.nccl_line, self.source))
-        found += self._cold()[:1]
+        found += story.cold(self.facts, self.source)[:1]
+        said = {one.entry.id for one in found if one.entry.signs and one.entry.rank in story.CAUSES}
+        if not said & self._sure and self._faults.raised(dead=self._dead):
+            found = [match for match in found if match.entry.id not in said]
         ranks = {match.entry.rank for match in found}
         if not ranks & {*story.CAUSES}:
             found += self._not_after(found)
@@ -314,16 +321,6 @@ class Reading:
             captured["worker"] = died.captured["worker"]
             note = f"{captured['worker']} ended (line {died.line_number}); {note}"
         return replace(match, captured=captured, note=note)
-
-    def _cold(self) -> list[Match]:
-        return [
-            Match(
-                entry=self.known.by_id[failures.COLD_CACHE], line_number=lines[1], line=folder,
-                captured={"folder": folder}, count=len(lines), source=self.source,
-            )
-            for folder, lines in self.facts.rebuilt.items()
-            if len(lines) > 1
-        ]  # fmt: skip
 
 
 def read(lines: Iterable[str | bytes], *, source: str = "") -> list[Match]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sparkimage.serve.explain.loglines import Line
@@ -19,6 +20,13 @@ source line ends it, where it is known:
 https://docs.python.org/3/library/warnings.html#warnings.formatwarning"""
 WARNING_LINES = 3
 """Lines of a warning, where no source line ends it."""
+_ADVICE = re.compile(
+    r"(?:^|(?<=[.;:,] )|(?<=: ))"
+    r"(?:(?:[Pp]lease|[Tt]ry|[Cc]onsider|[Yy]ou (?:can|may|should|need to)|[Ee]ither)[ ]"
+    r"|(?:Set|Use|Pass|Increase|Decrease|Reduce|Lower|Install|Upgrade|Disable|Enable|Run)[ ])"
+    r"(?!.{0,40}(?:report|issue|stack trace|contact|refer|debug))[^.]*(?:\.\w[^.]*)*"
+)
+"""What to do, in a sentence of an exception's message."""
 _OTHER = re.compile(
     r"""(?:Traceback\ \(most|File\ "|During\ handling\ of|The\ above\ exception|
     For\ further\ information\ visit|\[?\d+/\d+\]|[\^~]+$)""",
@@ -69,3 +77,9 @@ class Message:
     def ends_at_blank(self) -> bool:
         """Whether it is one of a tool without a logger, so that other text may follow a blank."""
         return bool(self.lines) and not self.first.level
+
+
+def advice(lines: Iterable[str]) -> str:
+    """What the lines of a message say that is to be done; empty: nothing."""
+    found = _ADVICE.search(" ".join(lines))
+    return found[0].strip()[:SHOWN] if found else ""

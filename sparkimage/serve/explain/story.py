@@ -11,6 +11,7 @@ from sparkimage.serve.explain.failures import RANKS, Match
 
 if TYPE_CHECKING:
     from sparkimage.serve.explain.knowledge import Reading
+    from sparkimage.serve.explain.logfacts import Facts
 
 CAUSES = ("root", "general", "transport", "outcome")
 
@@ -74,6 +75,18 @@ def mixed(releases: Mapping[str, Sequence[str]], number: int, line: str, source:
         entry=failures.known().by_id[failures.MIXED_NCCL], line_number=number, line=line,
         captured={"nccl": ", ".join(sorted(releases))}, source=source, note=note,
     )  # fmt: skip
+
+
+def cold(facts: Facts, source: str) -> list[Match]:
+    """Caches of compiled graphs into which the same was compiled more than once."""
+    return [
+        Match(
+            entry=failures.known().by_id[failures.COLD_CACHE], line_number=lines[1], line=folder,
+            captured={"folder": folder}, count=len(lines), source=source,
+        )
+        for folder, lines in facts.rebuilt.items()
+        if len(lines) > 1
+    ]  # fmt: skip
 
 
 def across(readings: Sequence[Reading]) -> list[Match]:
