@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
-from sparkimage.serve.explain import failures, places, story
+from sparkimage.serve.explain import failures, loglines, places, story
 from sparkimage.serve.explain.failures import WORD, Entry, Match, Sign
 from sparkimage.serve.explain.firstfault import REQUESTS, Fault, FirstFaults
 from sparkimage.serve.explain.logfacts import Facts
-from sparkimage.serve.explain.loglines import QUIET, Line, clean, parse
+from sparkimage.serve.explain.loglines import QUIET, Line
 from sparkimage.serve.explain.messages import WARNING, Message
 
 QUOTES = re.compile(r"\b(?:Received request|Generated response) ")
@@ -59,12 +59,12 @@ class Reading:
     def take(self, line: str | bytes) -> None:
         """Read the next line."""
         self.lines += 1
-        text = clean(line)
+        parsed = loglines.read(line)
+        text = parsed.text
         if not text and self._message and self._message.ends_at_blank:
             self._message = None
         if not text or ("d re" in text and QUOTES.search(text)):
             return
-        parsed = parse(text)
         self._time = parsed.time or self._time
         phase = self.facts.take(self.lines, text, parsed.node)
         if phase:
@@ -101,7 +101,7 @@ class Reading:
         if fault or goes_on:
             self._sure.update(entry.id for entry in hit)
         if fault and not goes_on:
-            if hit or not self._faults.has_earlier(fault):
+            if not self._request and (hit or not self._faults.has_earlier(fault)):
                 self._message = Message(first=parsed, number=self.lines)
             for entry in hit if fault.frames and not parsed.nccl else ():
                 if entry.id in self._found:

@@ -9,11 +9,14 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import IO, BinaryIO, NamedTuple, cast
 
 LONGEST = 16_384
 """Characters of a line that are read. vLLM prints its whole configuration in one line."""
 REFILL = 1 << 16
+SHORT = 400
+"""Characters of a line that is remembered."""
 
 _COLOUR = re.compile(r"(?:\x1b|\\u001b|\^\[|ESC)\[[0-9;?]*[ -/]*[@-~]")
 _ENTITY = re.compile(r"&(?:lt|gt|quot|amp|apos|#\d{1,6}|#x[0-9a-fA-F]{1,6});")
@@ -84,6 +87,16 @@ class Line(NamedTuple):
     nccl: bool = False
     file: str = ""
     """Of a warning of NCCL: its source file."""
+
+
+def read(line: str | bytes) -> Line:
+    """A line, cleaned and taken apart; short ones are remembered: tracebacks repeat themselves."""
+    return _read_short(line) if len(line) < SHORT else parse(clean(line))
+
+
+@lru_cache(maxsize=1024)
+def _read_short(line: str | bytes) -> Line:
+    return parse(clean(line))
 
 
 def parse(text: str) -> Line:
