@@ -240,7 +240,7 @@ class Reading:
             found = [match for match in found if match.entry.id not in said]
         ranks = {match.entry.rank for match in found}
         if not ranks & {*story.CAUSES}:
-            found += self._not_after(found)
+            found += self._not_after(found) or self._of_last_request()
         elif not ranks & {"root", "transport"}:
             found += self._before(found)
         ranks = {match.entry.rank for match in found}
@@ -270,6 +270,11 @@ class Reading:
             for match in self._unknown(named=False)
             if not echoes or match.line_number < min(echoes) or not BARE.search(match.line)
         ]
+
+    def _of_last_request(self) -> list[Match]:
+        """What the last request failed of, where the server ended after it."""
+        remarks = [match for match in self.remarks() if match.while_up]
+        return remarks[-1:] if self._dead else []
 
     def _before(self, found: Sequence[Match]) -> list[Match]:
         """The first fault, if it came before all that is known by its kind alone."""
