@@ -186,7 +186,7 @@ class FirstFaults:
             counted = [
                 fault
                 for fault in faults.values()
-                if dead or not fault.while_up or not _of_request(fault.line)
+                if dead or not fault.while_up or not (fault.weak or _of_request(fault.line))
             ]
             if counted:
                 return sorted(counted, key=lambda fault: fault.number)

@@ -26,7 +26,6 @@ SHOWN_FAULTS = 3
 ENDED = re.compile(r"KeyboardInterrupt|SystemExit|[Cc]ancelled|Parent process exited")
 BARE = re.compile(r"\b[A-Z]\w*(?:Error|Empty|Timeout):?\s*$")
 """An exception without a message."""
-PACKAGES = re.compile(r"^.*/(?:site|dist)-packages/")
 
 
 @dataclass(kw_only=True)
@@ -301,7 +300,7 @@ class Reading:
         said = first.message.lines if first.message else []
         seen = [f"in {processes}"] if processes else []
         if first.frames and not first.line.nccl:
-            seen.append(f"raised in {PACKAGES.sub('', first.frames[-1])}")
+            seen.append(f"raised in {places.PACKAGES.sub('', first.frames[-1])}")
         return Match(
             entry=self.known.by_id[id_], line_number=first.number,
             line=first.line.text, captured={}, count=len(same), source=self.source,

@@ -23,7 +23,7 @@ _ENTITY = re.compile(r"&(?:lt|gt|quot|amp|apos|#\d{1,6}|#x[0-9a-fA-F]{1,6});")
 _ESCAPED = re.compile(r"""\\(["'])""")
 _PREFIX = re.compile(
     r"""
-    \((?P<process>[A-Za-z][\w ,.-]*pid=\d+)[^)]*\)[ \t]?
+    \((?P<process>[A-Za-z][\w ,.()-]*pid=\d+)[^)]*\)[ \t]?
     | (?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)[ ]
         (?P<clock_>\d\d-\d\d[ ]\d\d:\d\d:\d\d)(?:[ ]\[?[^\]\s]+:\d+\])?[ ]?
     | (?P<plain>DEBUG|INFO|WARNING|ERROR|CRITICAL):[ \t]+
@@ -49,7 +49,7 @@ _PREFIX = re.compile(
 """What stands before a message, the commonest first; a line may have several, in any order."""
 _OF_VLLM = re.compile(
     r"""
-    \((?P<process>[A-Za-z][\w ,.-]*pid=\d+)[^)]*\)[ ]
+    \((?P<process>[A-Za-z][\w ,.()-]*pid=\d+)[^)]*\)[ ]
     (?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)
     (?:[ ](?P<clock>\d\d-\d\d[ ]\d\d:\d\d:\d\d)[ ]\[[^\]\s]+:\d+\][ ]?|:[ \t]+)
     """,

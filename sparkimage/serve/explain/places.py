@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from pydantic import Field
 from sparkimage.config.validation import Name, Strict
 from sparkimage.serve.explain.regex import Pattern
 
+PACKAGES = re.compile(r"^.*/(?:site|dist)-packages/")
+"""What stands before a package's own folders: a user's name may be that of a package."""
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -42,6 +45,7 @@ class Place(Strict):
 def find(places: Iterable[Place], frames: Sequence[str], text: str) -> Place | None:
     """The part of the software that the deepest frame is of, else that which the line names."""
     places = list(places)
+    frames = [PACKAGES.sub("/", frame) for frame in frames]
     narrow = [place for place in places if not place.wide]
     return (
         _deepest(narrow, frames)
