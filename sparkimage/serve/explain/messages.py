@@ -29,7 +29,7 @@ _ADVICE = re.compile(
 """What to do, in a sentence of an exception's message."""
 _OTHER = re.compile(
     r"""(?:Traceback\ \(most|File\ "|During\ handling\ of|The\ above\ exception|
-    For\ further\ information\ visit|\[?\d+/\d+\]|[\^~]+$)""",
+    For\ further\ information\ visit|(?:Run|See)\ '[^']*--help'|\[?\d+/\d+\]|[\^~]+$)""",
     re.VERBOSE,
 )
 """Lines that are of no message, or say nothing in it."""
