@@ -20,6 +20,7 @@ FRAMES: dict[str, tuple[str, str]] = {
     "network": (f"{PACKAGES}/torch/distributed/rendezvous.py", "ValueError: odd"),
     "arguments": (f"{PACKAGES}/vllm/config/vllm.py", "ValueError: HiSparse needs CUDA."),
     "cache-memory": (f"{PACKAGES}/vllm/v1/core/kv_cache_utils.py", "ValueError: No free blocks"),
+    "draft": (f"{PACKAGES}/vllm/v1/spec_decode/eagle.py", "AssertionError: odd"),
     "scheduler": (f"{PACKAGES}/vllm/v1/core/block_pool.py", "AssertionError: odd"),
     "chat-template": ("<template>", "TypeError: can only concatenate str to str"),
     "runner": (f"{PACKAGES}/vllm/v1/worker/gpu_model_runner.py", "IndexError: odd"),

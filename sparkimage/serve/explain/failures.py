@@ -231,6 +231,7 @@ class Entry(Strict):
     rank: Literal["root", "general", "transport", "outcome", "echo", "wrapper"] = "root"
     values: list[Value] = Field(default=[])
     info: bool = False
+    hint: bool = False
     persists: bool = False
     tells_nccl: bool = False
     near: list[Text] = Field(default=[])

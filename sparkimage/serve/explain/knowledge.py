@@ -179,7 +179,7 @@ class Reading:
         elif fault.weak and self._wrapper and self._wrapper.line.process == fault.line.process:
             # What a process says after that it ends, without an exception: it follows, too.
             return
-        elif not any(entry.rank == "echo" for entry in hit):
+        elif not any(entry.rank == "echo" or entry.hint for entry in hit):
             fault.message = self._message
             self._faults.keep(fault)
 
@@ -235,7 +235,8 @@ class Reading:
             found.append(story.mixed(builds, *self.facts.nccl_line, self.source))
         found += story.cold(self.facts, self.source)[:1]
         said = {one.entry.id for one in found if one.entry.signs and one.entry.rank in story.CAUSES}
-        if not said & self._sure and self._faults.raised(dead=self._dead):
+        sure = {id_ for id_ in said & self._sure if not self.known.by_id[id_].hint}
+        if not sure and self._faults.raised(dead=self._dead):
             found = [match for match in found if match.entry.id not in said]
         ranks = {match.entry.rank for match in found}
         if not ranks & {*story.CAUSES}:
@@ -249,17 +250,14 @@ class Reading:
         if ranks & {"root", "general", "transport"}:
             left_out.add("outcome")
         specific = [match for match in found if match.entry.rank not in left_out]
-        if not found and self._wrapper and self._failed(self._wrapper):
+        told_to_end = self.facts.up or (self._wrapper and ENDED.search(self._wrapper.line.body))
+        if not found and self._wrapper and not told_to_end:
             found = [self._as_match([self._wrapper], failures.ONLY_FOLLOWING)]
         return story.follow(story.by_rank(specific or found))
 
     def began(self) -> Match | None:
         """The first fault, known or not."""
         return next(iter(self._unknown()), None)
-
-    def _failed(self, wrapper: Fault) -> bool:
-        """Whether such a line means that the server failed: not where it was told to end."""
-        return not self.facts.up and not ENDED.search(wrapper.line.body)
 
     def _not_after(self, found: Sequence[Match]) -> list[Match]:
         """The first faults; of those after an echo not what has no message: it follows from it."""
