@@ -110,3 +110,11 @@ def test_an_exception_that_nothing_knows_is_more_than_what_a_remark_names() -> N
     known = "ModuleNotFoundError: No module named 'odd'"
     first, *_ = knowledge.read([REMARK, *traceback([frame], known)])
     assert first.entry.id == "missing-package"
+
+
+def test_what_ended_a_process_is_more_than_the_exception_of_one_that_waited_for_it() -> None:
+    killed = "./entrypoint.sh: line 28:     7 Killed                  python3 -m vllm"
+    frame, _ = FRAMES["processes"]
+    for end in ("EOFError", "BrokenPipeError: [Errno 32] Broken pipe", "queue.Empty"):
+        first, *_ = knowledge.read([killed, *traceback([frame], end)])
+        assert first.entry.id == "killed-by-kernel"

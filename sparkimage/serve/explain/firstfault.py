@@ -35,6 +35,11 @@ EXCEPTION = re.compile(
 )
 """The line that ends a traceback, by itself."""
 _ENDS_TRACEBACK = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:\([\w.]+\))?(?::\s|:?$)")
+_LOST = re.compile(
+    r"(?:\w+\.)*(?:EOFError|BrokenPipeError|Connection\w*Error|TimeoutError|Empty|ZMQError|"
+    r"\w*Interrupt|SystemExit|CancelledError)\b"
+)
+"""Exceptions of a process whose other end is gone, or that is told to end."""
 _TOOLS = re.compile(r"(?:ERROR|Error|FATAL|fatal|FATA)\b\W")
 """How a tool without levels of its own begins."""
 _SAYS_NOTHING = re.compile(
@@ -193,10 +198,12 @@ class FirstFaults:
         return []
 
     def raised(self, *, dead: bool) -> bool:
-        """Whether one of the first ones is an exception of which nothing is known."""
+        """Whether one of the first ones is an exception of which nothing is known, and that is not
+        what a process says whose other end is gone."""
         return any(
             fault.frames and not fault.weak and not (fault.message and fault.message.named)
             for fault in self.first(dead=dead)
+            if not _LOST.match(fault.line.body)
         )
 
     def _judge(
