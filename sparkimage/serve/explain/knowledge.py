@@ -24,7 +24,7 @@ REQUEST = "Exception in ASGI application"
 """What uvicorn writes before the traceback of a request that failed."""
 SHOWN_FAULTS = 3
 ENDED = re.compile(r"KeyboardInterrupt|SystemExit|[Cc]ancelled|Parent process exited")
-BARE = re.compile(r"\b[A-Z]\w*(?:Error|Empty|Timeout):?\s*$")
+BARE = re.compile(r"\b(?:(?P<waited>TimeoutError|Empty)|[A-Z]\w*(?:Error|Timeout)):?\s*$")
 """An exception without a message."""
 
 
@@ -260,12 +260,13 @@ class Reading:
         return next(iter(self._unknown()), None)
 
     def _not_after(self, found: Sequence[Match]) -> list[Match]:
-        """The first faults; of those after an echo not what has no message: it follows from it."""
+        """The first faults; not what has no message after an echo, or only waited: it follows."""
         echoes = [match.line_number for match in found if match.entry.rank == "echo"]
         return [
             match
             for match in self._unknown(named=False)
-            if not echoes or match.line_number < min(echoes) or not BARE.search(match.line)
+            if not (echoes and (bare := BARE.search(match.line)))
+            or (match.line_number < min(echoes) and not bare["waited"])
         ]
 
     def _of_last_request(self) -> list[Match]:
