@@ -562,6 +562,8 @@ TRUE: dict[str, tuple[tuple[str, str], ...]] = {
             "https://github.com/noonghunna/club-3090/issues/1036",
             "Error: Weight files referenced in index but missing:",
         ),
+    ),
+    "weights-not-in-model": (
         (
             "https://github.com/hiyouga/LlamaFactory/issues/7837",
             "ValueError: Following weights were not initialized from checkpoint: {'visual.blocks.29.mlp.gate_proj.weight'}",
