@@ -30,23 +30,21 @@ install_wheels() {
     # The cache lies in the same layer as the target, so that wheels are unpacked once and
     # linked, not copied; it is gone when the step ends.
     export UV_CACHE_DIR=/usr/local/.uv-cache UV_NO_INSTALLER_METADATA=1 UV_HTTP_TIMEOUT=120
+    site=$dist
     where="--target $dist"
     if [ -n "$into" ]; then
         where="--python $into/bin/python --break-system-packages"
         if [ ! -e "$into/bin/python" ]; then
             /run/uv/uv venv --no-config --no-python-downloads --quiet --python "$PYTHON_VERSION" "$into"
         fi
+        site=$("$into/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     fi
     # shellcheck disable=SC2086 # $links and $where are words, or none
     /run/uv/uv pip install --no-config --no-python-downloads --no-progress --require-hashes --no-deps --only-binary :all: $links \
         --python-platform "$PYTHON_PLATFORM" --python-version "$PYTHON_VERSION" \
         $where --link-mode hardlink --no-compile-bytecode \
         --requirements /run/inputs/requirements.txt
-    if [ -n "$into" ]; then
-        settle_paths "$("$into/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-    else
-        settle_paths "$dist"
-    fi
+    settle_paths "$site"
     rm -rf "$UV_CACHE_DIR"
     if [ -n "$into" ]; then return; fi
     for script in "$dist"/bin/*; do
