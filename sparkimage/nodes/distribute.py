@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from sparkimage.core.errors import DamagedError, SparkError, UnreachableError
 from sparkimage.core.progress import Moved, TransferProgress, View
-from sparkimage.core.units import human
+from sparkimage.core.units import human, plural
 from sparkimage.image.archive import Step
 from sparkimage.image.store import Image, Store
 from sparkimage.nodes import delta, receipts, staging
 from sparkimage.nodes.concurrent import Errors, run_on_all
-from sparkimage.nodes.retag import AGAIN, FleetUpdate, Retag, count_nodes
+from sparkimage.nodes.retag import AGAIN, FleetUpdate, Retag
 from sparkimage.nodes.session import ATTEMPTS, NodeSession
 from sparkimage.nodes.ssh import IMAGES, Remote
 from sparkimage.verify.policy import PolicyDecision
@@ -192,7 +192,7 @@ class Distribution:
     def _stage(self, todo: Sequence[NodeSession]) -> Errors:
         if not todo:
             return {}
-        title = f"{self.name} to {count_nodes(todo)}"
+        title = f"{self.name} to {plural(len(todo), 'node')}"
         with self.view.board([session.name for session in todo], title) as board:
             for session in todo:
                 self._show(session, board)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from sparkimage.config.inventory import Fleet
 from sparkimage.core.errors import SparkError
 from sparkimage.core.progress import View
+from sparkimage.core.units import plural
 from sparkimage.nodes.concurrent import Errors, run_on_all
 from sparkimage.nodes.model_manifest import Manifest
 from sparkimage.nodes.model_node import ModelNode
 from sparkimage.nodes.model_plan import FolderState, differences
 from sparkimage.nodes.model_store import Model
-from sparkimage.nodes.retag import count_nodes
 from sparkimage.nodes.session import NodeSession, sessions
 
 
@@ -97,7 +97,7 @@ def verify(
 ) -> Found:
     """Hash all files of the models on every node. What differs has no record any more, so that the
     next push sends it again."""
-    title = f"hashing on {count_nodes(fleet.nodes)}"
+    title = f"hashing on {plural(len(fleet.nodes), 'node')}"
     with view.board(fleet.names, title) as board:
 
         def act(node: ModelNode, model: Model) -> NodeModel:

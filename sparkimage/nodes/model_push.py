@@ -15,12 +15,13 @@ from typing import Any
 
 from sparkimage.core.errors import NodeError, SparkError
 from sparkimage.core.progress import View
+from sparkimage.core.units import plural
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.model_manifest import Manifest, Source
 from sparkimage.nodes.model_node import FolderMove, ModelNode, by_name
 from sparkimage.nodes.model_plan import build, differences, lacking, listing, misbuilt
 from sparkimage.nodes.model_transfer import Transfer
-from sparkimage.nodes.retag import AGAIN, FleetUpdate, count_nodes
+from sparkimage.nodes.retag import AGAIN, FleetUpdate
 from sparkimage.nodes.session import NodeSession
 from sparkimage.nodes.ssh import Remote
 
@@ -143,7 +144,7 @@ class Push:
 
     def _hash(self, nodes: Sequence[ModelNode]) -> None:
         """What is on the nodes already."""
-        title = f"hashing what {count_nodes(nodes)} have of it"
+        title = f"hashing what {plural(len(nodes), 'node')} have of it"
         work = {node.name: node.unhashed(self.manifest) for node in nodes}
         nodes = [node for node in nodes if work[node.name]]
         if not nodes:
@@ -169,7 +170,7 @@ class Push:
         )  # fmt: skip
         todo = [node for node in self.nodes if node.expected]
         if todo:
-            title = f"{self.folder} to {count_nodes(todo)}"
+            title = f"{self.folder} to {plural(len(todo), 'node')}"
             with self.view.board([node.name for node in todo], title) as board:
                 transfer.run(todo, board)
         self.sent = transfer.sent

@@ -20,6 +20,7 @@ from sparkimage.core import interrupts
 from sparkimage.core.errors import MixedFleetError, NodeError, UnreachableError
 from sparkimage.core.process import start_bytes
 from sparkimage.core.program import program
+from sparkimage.core.units import plural
 from sparkimage.nodes.concurrent import Errors, run_on_all
 from sparkimage.nodes.engine_api import Exchange, RefusedError, tag_requests
 from sparkimage.nodes.refusals import Act
@@ -28,11 +29,6 @@ from sparkimage.nodes.session import NodeSession
 PREVIOUS = "-previous"
 """What is added to a name for the image that had it before."""
 AGAIN = "run the same command again"
-
-
-def count_nodes(nodes: Sequence[object]) -> str:
-    """Their number, in words."""
-    return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}"
 
 
 def unreached(errors: Errors, count: int, others: str = "") -> NodeError:
@@ -117,7 +113,7 @@ class FleetUpdate:
 
     def look(self, look: Callable[[NodeSession], None], outcome: str, hint: str = AGAIN) -> None:
         """Connect to all nodes, with ``look``. Raises as ``check``."""
-        self.say(f"looking at {count_nodes(self.sessions)}")
+        self.say(f"looking at {plural(len(self.sessions), 'node')}")
         self.errors |= run_on_all(self.sessions, look, stop=NodeSession.abandon)
         self.check(outcome, hint)
 
@@ -145,7 +141,7 @@ class FleetUpdate:
             return
         stuck: Errors = {}
         with contextlib.ExitStack() as stack:
-            self.say(f"asking {count_nodes(moves)} whether {self.name} can be moved")
+            self.say(f"asking {plural(len(moves), 'node')} whether {self.name} can be moved")
             for move in moves:
                 stack.callback(move.close)
             self.errors |= run_on_all(
@@ -160,7 +156,7 @@ class FleetUpdate:
             stack.callback(helper.communicate)
             # An interrupt waits until every node has answered.
             with interrupts.deferred() as interrupt:
-                self.say(f"moving {self.name} on {count_nodes(ready)}")
+                self.say(f"moving {self.name} on {plural(len(ready), 'node')}")
                 answers = _let_go(helper, ready)
                 self.errors |= run_on_all(
                     ready, lambda move: move.confirm(answers.get(move.input, b""))
