@@ -297,8 +297,11 @@ def _env(request: Request, host: Host) -> dict[str, str]:
             env["NCCL_IB_HCA"] = ",".join(host.hcas)
     if request.nccl:
         env["LD_PRELOAD"] = request.nccl.path
-    # The proof reads NCCL's banner and channels from the log.
-    return {**env, "NCCL_DEBUG": "INFO", **host.fabric, **request.profile.env, **host.env}
+    # The proof reads NCCL's banner and channels from the log. NCCL prints them to C's stdout, whose
+    # last 4 KB stay in the process where it is a pipe, unless Python has it without a buffer:
+    # https://docs.python.org/3/using/cmdline.html#cmdoption-u
+    logging = {"NCCL_DEBUG": "INFO", "PYTHONUNBUFFERED": "1"}
+    return {**env, **logging, **host.fabric, **request.profile.env, **host.env}
 
 
 def _rank_arguments(request: Request, hosts: Sequence[Host], rank: int) -> Iterator[Words]:

@@ -154,6 +154,7 @@ def test_what_the_environment_follows_from() -> None:
         "NCCL_IB_HCA": "h0",
         "LD_PRELOAD": "/l.so",
         "NCCL_DEBUG": "INFO",
+        "PYTHONUNBUFFERED": "1",
     }
     assert head.devices == ("/dev/infiniband",)
     (plain, _) = made(profile=profile(rdma=False, env={"NCCL_DEBUG": "TRACE"}), nccl=None)

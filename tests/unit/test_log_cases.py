@@ -60,14 +60,19 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "vllm-0.33-older-nccl": ("undefined-symbol", "older than torch needs"),
     "vllm-0.33-two-nodes-r0": ("nvcc-headers", "static/cuda-compiler"),
     "vllm-0.33-two-nodes-r1": ("nvcc-headers", "static/cuda-compiler"),
+    # The next one, which serves there.
+    "vllm-0.33-preload-missing-serves": ("preload-ignored", "2.30.7+cuda13.3"),
+    "vllm-0.33-killed-r0": ("peer-left", "That rank ended"),
+    "vllm-0.33-killed-r1": ("worker-died", "a signal"),
     "vllm-0.25-wedge-stop": ("shm-broadcast", "VllmWorker-1 ended (line 381)"),
 }
 """Log → the failure that it is to be named first, and words of its title, cause, fix or note."""
 HEALTHY = (
     "fa02-dlvsym-nccl230-healthy", "fa04-responses-logged-healthy", "vllm-0.25-two-good-r0",
-    "vllm-0.25-two-good-r1", "vllm-0.25-two-mixed-r1",
+    "vllm-0.25-two-good-r1", "vllm-0.25-two-mixed-r1", "vllm-0.33-one-gpu", "vllm-0.33-drafts",
+    "vllm-0.33-tp2", "vllm-0.33-served-r0", "vllm-0.33-served-r1",
 )  # fmt: skip
-"""Nothing failed in them; the last one hangs without a word, which its peer's log shows."""
+"""Nothing failed in them; two-mixed-r1 hangs without a word, which its peer's log shows."""
 TWO_FAULTS = "vllm-0.33-preload-missing"
 
 
@@ -130,6 +135,22 @@ def test_where_it_began_is_told_without_the_table(name: str) -> None:
     first = read.matches()[0]
     assert began is not None
     assert abs(began.line_number - first.line_number) <= 1, began.line
+
+
+def test_a_worker_that_a_signal_ended_comes_before_its_echo() -> None:
+    died, echo = story.together([reading("vllm-0.33-killed-r0"), reading("vllm-0.33-killed-r1")])
+    assert (died.entry.id, died.entry.rank) == ("worker-died", "outcome")
+    assert echo.entry.id == "peer-left"
+    assert "follows from: A worker process died (vllm-0.33-killed-r1" in echo.note
+
+
+def test_a_line_that_has_an_entry_is_known_as_where_it_began() -> None:
+    """And what the program says after glibc's loader is no more of that line."""
+    for name in ("vllm-0.33-preload-missing-serves", "vllm-0.33-older-nccl"):
+        read = reading(name)
+        (match,) = read.matches()
+        assert read.began() == match
+        assert match.message == []
 
 
 def test_two_builds_of_one_release_are_a_finding() -> None:

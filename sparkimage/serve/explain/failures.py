@@ -116,7 +116,7 @@ class Match:
         if not self.known:
             near = [f"    {line}" for line in self.near]
             return [f"{self.title}{source}:", *near, *note, cause, fix]
-        said = [f"    {line}" for line in self.message]
+        said = [f"    {line}" for line in (self.line.strip(), *self.message) if line]
         return [f"known: {self.title}{source}", *said, *note, cause, fix]
 
     def to_dict(self) -> dict[str, Any]:

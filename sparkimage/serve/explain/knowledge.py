@@ -257,7 +257,11 @@ class Reading:
 
     def began(self) -> Match | None:
         """The first fault, known or not."""
-        return next(iter(self._unknown()), None)
+        first = next(iter(self._unknown()), None)
+        if first is None:
+            return None
+        named = (one for one in self.matches() if one.known)
+        return next((one for one in named if one.line_number == first.line_number), first)
 
     def _not_after(self, found: Sequence[Match]) -> list[Match]:
         """The first faults; not what has no message after an echo, or only waited: it follows."""

@@ -33,6 +33,8 @@ _OTHER = re.compile(
     re.VERBOSE,
 )
 """Lines that are of no message, or say nothing in it."""
+_WHOLE = re.compile(r"ERROR: ld\.so: ")
+"""The loader says all in one line, and what comes next is of the program."""
 
 
 @dataclass(kw_only=True)
@@ -60,7 +62,7 @@ class Message:
         A logger writes the same before all lines of one message; a terminal breaks long ones.
         """
         most = WARNING_LINES if self.is_warning else LINES
-        first, bare = self.first, not (line.process or line.level)
+        first, bare = self.first, not (line.process or line.level or _WHOLE.match(self.first.text))
         alike = (line.process, line.level, line.time) == (first.process, first.level, first.time)
         return (bare or alike) and not line.nccl and len(self.lines) < most
 

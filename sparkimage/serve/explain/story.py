@@ -107,6 +107,18 @@ def together(readings: Sequence[Reading]) -> list[Match]:
     common = across(readings)
     told = {match.entry.id for match in common}
     matches = [
-        match for reading in readings for match in reading.matches() if match.entry.id not in told
+        match
+        for reading in readings
+        for match in _ended(reading.matches())
+        if match.entry.id not in told
     ]
     return follow(by_rank([*common, *matches]))
+
+
+def _ended(matches: Sequence[Match]) -> Sequence[Match]:
+    """Those of one log; where all that it says is that a worker died, it is what became of that
+    process, of which other logs have the echo."""
+    if [match.entry.id for match in matches] != [failures.WORKER_DIED]:
+        return matches
+    (died,) = matches
+    return [replace(died, entry=died.entry.model_copy(update={"rank": "outcome"}))]

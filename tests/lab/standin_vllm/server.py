@@ -210,7 +210,9 @@ class Rank:
         self.nccl_info(f"NCCL version {version}+cuda13.2")
 
     def nccl_info(self, text: str) -> None:
-        if self.here.env.get("NCCL_DEBUG", "").upper() in ("INFO", "TRACE"):
+        """As NCCL does: by C's stdout, which keeps less than 4 KB to itself where it is a pipe."""
+        asked = self.here.env.get("NCCL_DEBUG", "").upper() in ("INFO", "TRACE")
+        if asked and self.here.env.get("PYTHONUNBUFFERED"):
             pid = os.getpid()
             self.say(f"{self.here.hostname()}:{pid}:{pid} [0] NCCL INFO {text}")
 
