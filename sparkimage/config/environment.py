@@ -57,5 +57,10 @@ def _problems(name: str, value: str) -> Iterator[Finding]:
     elif name == "NCCL_DEBUG" and value.upper() not in ("INFO", "TRACE"):
         what = f"with NCCL_DEBUG {value} the logs do not show which NCCL runs"
         yield key, what, "use INFO, the default"
+    elif name == "NCCL_DEBUG_FILE" and value not in ("/dev/stdout", "/dev/stderr"):
+        yield key, f"with {name} the log does not have what NCCL says, which is proven", "remove it"
+    elif name == "PYTHONUNBUFFERED" and not value:
+        what = f"without {name} NCCL's last lines stay in the process, and the proof waits for them"
+        yield key, what, "remove it"
     if "\0" in value or "\n" in value:
         yield key, f"{name} has more than one line", "write it in one"

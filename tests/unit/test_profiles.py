@@ -110,6 +110,8 @@ def test_a_good_profile(tmp_path: Path) -> None:
         ({"env__NCCL_IB_HCA": "x"}, "set `interface` and `hca` of a node"),
         ({"env__NCCL_IB_GID_INDEX": "3"}, "an index into the table of one RDMA device"),
         ({"env__NCCL_DEBUG": "WARN"}, "do not show which NCCL runs"),
+        ({"env__NCCL_DEBUG_FILE": "/tmp/nccl.%h"}, "the log does not have what NCCL says"),
+        ({"env__PYTHONUNBUFFERED": ""}, "NCCL's last lines stay in the process"),
         ({"env__A": "a\nb"}, "more than one line"),
         ({"caches__vllm": "relative"}, "does not have the right form"),
         ({"caches__more": "/root/.cache/vllm/more"}, "are inside each other"),
