@@ -193,6 +193,18 @@ def test_memory_that_another_process_took(gpus: Cluster) -> None:
     assert causes(gpus.explain("memory", gpus.nodes[:1])) != []
 
 
+def test_caches_that_another_node_compiled(gpus: Cluster) -> None:
+    """The last node compiles nothing of what the first one has saved."""
+    first, last = gpus.nodes[:1], gpus.nodes[-1:]
+    assert gpus.launch("saved", "gpu-one", first, "--save-caches").returncode == 0
+    gpus.restore()
+    assert gpus.launch("brought", "gpu-one", last).returncode == 0
+    (log,) = gpus.logs("brought", last)
+    said = log.read_text()
+    assert "Directly load AOT compilation" in said
+    assert "Building JIT module sampling" not in said
+
+
 def test_a_head_that_is_killed(gpus: Cluster) -> None:
     served(gpus, "headless")
     gpus.head.docker("kill", NAME)
