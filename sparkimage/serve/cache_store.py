@@ -35,7 +35,13 @@ DAMAGED_HINT = "save them again: launch --save-caches"
 @dataclass(frozen=True, kw_only=True)
 class Key:
     """What compiled kernels depend on. The driver is not part of it: the compilers are the image's,
-    and none of their own caches has it in its keys (docs/caches.md)."""
+    and none of their own caches has it in its keys:
+    https://github.com/pytorch/pytorch/blob/main/torch/_inductor/codecache.py
+    https://github.com/triton-lang/triton/blob/main/third_party/nvidia/backend/compiler.py
+    https://github.com/deepseek-ai/DeepGEMM/blob/main/csrc/jit/compiler.hpp
+    https://github.com/flashinfer-ai/flashinfer/blob/main/flashinfer/jit/env.py
+    https://github.com/tile-ai/tilelang/blob/main/tilelang/cache/kernel_cache.py
+    """
 
     digest: str
     """Of the image."""

@@ -68,18 +68,22 @@ def draw(rows: Rows) -> str:
 
 
 def table(rows: Rows) -> str:
-    """The rows as a table of Markdown."""
-    lines = [
-        "| case | way | median | all runs | bytes to the nodes |",
-        "| --- | --- | ---: | --- | ---: |",
-    ]
-    for row in rows:
-        runs = ", ".join(f"{one:.2f}" for one in row["seconds"])
-        lines.append(
-            f"| {row['case']} | {row['way'].replace('|', chr(92) + '|')} | {row['median']:.2f} s | "
-            f"{runs} | {row['bytes'] / MB:,.1f} MB |"
-        )
+    """A table of Markdown: a row for each way, a column for each case."""
+    cases = tuple(dict.fromkeys(row["case"] for row in rows))
+    lines = [f"| way | {' | '.join(cases)} |", "| --- " * (len(cases) + 1) + "|"]
+    for way in dict.fromkeys(row["way"] for row in rows):
+        of = {row["case"]: cell(row) for row in rows if row["way"] == way}
+        cells = " | ".join(of.get(case, "") for case in cases)
+        lines.append(f"| {way.replace('|', chr(92) + '|')} | {cells} |")
     return "\n".join(lines)
+
+
+def cell(row: Mapping[str, Any]) -> str:
+    """Seconds (the median, and of several runs the least and the most), and bytes."""
+    seconds = f"{row['median']:.2f} s"
+    if len(row["seconds"]) > 1:
+        seconds += f" ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})"
+    return f"{seconds}<br>{row['bytes'] / MB:,.1f} MB"
 
 
 def write() -> None:
