@@ -9,6 +9,7 @@ import typer
 
 from sparkimage.cli import base, options
 from sparkimage.cli.options import value
+from sparkimage.core.progress import waiting
 from sparkimage.core.units import human
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def caches(
                 found[one.key.id].append(session.name)
 
     if fleet is not None:
-        with sessions(fleet, patience) as all_:
+        with sessions(fleet, patience) as all_, waiting("looking at the nodes"):
             errors = run_on_all(all_, look, stop=NodeSession.abandon)
     rows, facts = [], []
     for one in saved:

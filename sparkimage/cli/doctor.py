@@ -13,6 +13,7 @@ from sparkimage.config.defaults import API_PORT, GPU_MEMORY_UTILIZATION, MASTER_
 from sparkimage.core import paths
 from sparkimage.core.errors import DoctorError, UsageError
 from sparkimage.core.markup import fill
+from sparkimage.core.progress import waiting
 from sparkimage.core.units import clock, plural
 
 if TYPE_CHECKING:
@@ -82,10 +83,11 @@ def doctor(
         def reach(nodes: Sequence[session.NodeSession]) -> None:
             reachability.probe(nodes, head, (port, master_port))
 
-        reports = session.survey(
-            fleet, ssh.MACHINE, patience_s=patience, model=model, then=reach,
-            also=pushed.look if pushed is not None else lambda _session: None,
-        )  # fmt: skip
+        with waiting("examining the nodes"):
+            reports = session.survey(
+                fleet, ssh.MACHINE, patience_s=patience, model=model, then=reach,
+                also=pushed.look if pushed is not None else lambda _session: None,
+            )  # fmt: skip
     cluster = ClusterReport(
         nodes=reports, model=model, port=port, master_port=master_port, rdma=rdma,
         utilization=utilization, cuda=matrix.cuda if matrix is not None else "",

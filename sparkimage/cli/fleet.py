@@ -21,6 +21,7 @@ from sparkimage.core.errors import (
     UsageError,
 )
 from sparkimage.core.program import program
+from sparkimage.core.progress import waiting
 from sparkimage.core.units import clock, human
 
 if TYPE_CHECKING:
@@ -196,11 +197,12 @@ def nodes(
         for comparison in pushed:
             comparison.look(session)
 
-    views = maintenance.look(
-        base.read_fleet(nodes), store,
-        only=image_name(store, variant) if variant is not None else None, patience_s=patience,
-        also=compare,
-    )  # fmt: skip
+    fleet = base.read_fleet(nodes)
+    with waiting("looking at the nodes"):
+        views = maintenance.look(
+            fleet, store, only=image_name(store, variant) if variant is not None else None,
+            patience_s=patience, also=compare,
+        )  # fmt: skip
     differing = maintenance.differing(views)
     tables = [_nodes_table(views)]
     if maintenance.names(views):
@@ -280,12 +282,13 @@ def gc(
     from sparkimage.serve import cache_gc
 
     fleet = base.read_fleet(nodes)
-    results, errors = maintenance.collect(
-        fleet, keep=keep, owner=lock_owner(), patience_s=patience, dry_run=dry_run
-    )
-    removed, failed = cache_gc.collect(
-        fleet, base.open_store(), patience_s=patience, dry_run=dry_run
-    )
+    with waiting("looking for what can be removed" if dry_run else "removing"):
+        results, errors = maintenance.collect(
+            fleet, keep=keep, owner=lock_owner(), patience_s=patience, dry_run=dry_run
+        )
+        removed, failed = cache_gc.collect(
+            fleet, base.open_store(), patience_s=patience, dry_run=dry_run
+        )
     caches = {one.node: one for one in removed}
     errors = {**failed, **errors}
     if as_json:
@@ -331,7 +334,8 @@ def receipts(
 
     fleet = base.read_fleet(nodes) if nodes else None
     if fleet is not None:
-        found, errors = maintenance.receipts(fleet, patience_s=patience)
+        with waiting("looking at the nodes"):
+            found, errors = maintenance.receipts(fleet, patience_s=patience)
     else:
         found, errors = files.kept(paths.home() / files.FOLDER), {}
     if as_json:

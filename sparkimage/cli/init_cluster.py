@@ -15,6 +15,7 @@ from sparkimage.cli.options import flag, value
 from sparkimage.core.errors import NodeError, UsageError
 from sparkimage.core.files import write
 from sparkimage.core.program import program
+from sparkimage.core.progress import waiting
 from sparkimage.core.units import plural
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def cluster(
     """Find the nodes of your cluster and write fleet.yaml: how each is reached, the fast network
     between them, its RDMA devices, the head.
 
-    It changes nothing on the nodes. What they lack (your key, the right to use Docker) is said with
-    the command for it. A file that is there keeps all that it has, and gets the nodes that it
+    It changes nothing on the nodes. What they lack (your key, the right to use Docker) is reported
+    with the command for it. A file that is there keeps all that it has, and gets the nodes that it
     lacks.
 
     Example: `sparkimage init nv@spark1.local nv@spark2.local`
@@ -60,7 +61,8 @@ def cluster(
             hint=f"name them: {program()} init nv@192.168.1.20 nv@192.168.1.21",
         )
     base.say(f"asking {plural(len(known) + len(candidates), 'host')}")
-    found = survey.examine(known, candidates, runner, patience_s=patience)
+    with waiting("waiting for their answers"):
+        found = survey.examine(known, candidates, runner, patience_s=patience)
     if as_json:
         base.print_json(found.to_dict())
     else:

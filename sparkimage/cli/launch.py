@@ -365,7 +365,9 @@ def stop(
     from sparkimage.serve import running
 
     fleet = base.read_fleet(nodes)
-    stopped, errors = running.stop(fleet, name=name, patience_s=patience)
+    stopped, errors = running.stop(
+        fleet, name=name, patience_s=patience, view=base.new_view()
+    )  # fmt: skip
     if stopped is None and errors:
         what = ", where it may still run; nothing to stop on the others"
         raise base.unreachable(errors, len(fleet.nodes), what)

@@ -15,6 +15,7 @@ from sparkimage.cli.options import flag, value
 from sparkimage.core import paths
 from sparkimage.core.errors import MixedFleetError, UsageError
 from sparkimage.core.program import program
+from sparkimage.core.progress import waiting
 from sparkimage.core.units import clock, human, plural
 
 if TYPE_CHECKING:
@@ -145,7 +146,10 @@ def status(
     if not models:
         typer.echo("no model was pushed from here" if not as_json else "[]")
         return
-    _show(models, model_fleet.status(base.read_fleet(nodes), models, patience_s=patience), as_json)
+    fleet = base.read_fleet(nodes)
+    with waiting("looking at the nodes"):
+        found = model_fleet.status(fleet, models, patience_s=patience)
+    _show(models, found, as_json)
 
 
 @app.command()
@@ -248,9 +252,11 @@ def gc(
     from sparkimage.nodes.ssh import lock_owner
 
     folders = [_target(folder)] if folder else [model.folder for model in _models(None)]
-    freed, errors = model_fleet.collect(
-        base.read_fleet(nodes), folders, owner=lock_owner(), patience_s=patience, dry_run=dry_run
-    )
+    fleet = base.read_fleet(nodes)
+    with waiting("looking for what can be removed" if dry_run else "removing"):
+        freed, errors = model_fleet.collect(
+            fleet, folders, owner=lock_owner(), patience_s=patience, dry_run=dry_run
+        )
     if as_json:
         base.print_json([asdict(one) for one in freed])
     else:

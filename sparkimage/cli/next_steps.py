@@ -33,5 +33,6 @@ def after_build(plan: Plan, engine: Engine, *, fleet: bool, gpu: bool) -> list[s
     return [
         *lines,
         f"{program()} distribute {plan.variant}",
+        f"{program()} model push DIR   (a model's folder of this machine)",
         f"{program()} launch {plan.variant} --model DIR",
     ]

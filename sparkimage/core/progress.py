@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +19,41 @@ LINE_S = 10.0
 """Without a terminal: seconds between two lines about one transfer or count."""
 RATE_S = 5.0
 """The rate of a transfer is measured over this many seconds."""
+WAIT_S = 1.0
+"""A wait that is over sooner is not shown."""
 BAR = 12
 """Columns of a progress bar."""
 MARKS = {"proven": "✓", "ready": "✓", "failed": "✗"}
 """The marks of final states."""
 Moved = Callable[[int], None]
 """Takes the bytes transferred since the last call."""
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show ``text`` and its time on a terminal while the block runs, if it takes longer than
+    ``WAIT_S``; nothing of it is left there."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    over = threading.Event()
+
+    def show() -> None:
+        if over.wait(WAIT_S):
+            return
+        # Takes long to import, which is for nothing where the wait is short.
+        from rich.console import Console
+
+        with View(Console(stderr=True, highlight=False)).row(text):
+            over.wait()
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class TransferProgress:
@@ -141,12 +171,17 @@ class View:
 
             yield line
             return
-        with self._rows(transient=True) as progress:
-            row = progress.add_task(text, total=None, state="")
-            yield lambda done, total: progress.update(row, state=f"{done}/{total}")
-            task = progress.tasks[row]
+        with self.row(text) as task:
+            yield lambda done, total: task.fields.update(state=f"{done}/{total}")
         count = f" {task.fields['state']}".rstrip()
         self.say(f"{text}{count} [dim]({clock(task.elapsed or 0)})[/]")
+
+    @contextmanager
+    def row(self, text: str) -> Iterator[Task]:
+        """A row on the terminal while the block runs."""
+        with self._rows(transient=True) as progress:
+            row = progress.add_task(text, total=None, state="")
+            yield progress.tasks[row]
 
     @contextmanager
     def transfer(self, text: str, total: int) -> Iterator[Moved]:

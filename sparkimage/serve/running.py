@@ -15,7 +15,7 @@ from sparkimage.config.inventory import Fleet
 from sparkimage.config.validation import nearest
 from sparkimage.core.errors import LaunchError, SparkError, UsageError
 from sparkimage.core.program import program
-from sparkimage.core.progress import View
+from sparkimage.core.progress import View, waiting
 from sparkimage.nodes.concurrent import WAKE_S, Errors, run_on_all
 from sparkimage.nodes.retag import unreached
 from sparkimage.nodes.script import RemoteScript
@@ -74,7 +74,8 @@ def _connected(fleet: Fleet, patience_s: float, *, processes: bool = False) -> I
         members[session.name] = found
 
     with sessions(fleet, patience_s) as all_:
-        errors = run_on_all(all_, look, stop=NodeSession.abandon)
+        with waiting("looking at the nodes"):
+            errors = run_on_all(all_, look, stop=NodeSession.abandon)
         every = [member for found in members.values() for member in found]
         yield Cluster(
             by_name={session.name: session for session in all_ if session.name not in errors},
@@ -95,7 +96,8 @@ def look(fleet: Fleet, *, name: str | None, patience_s: float) -> tuple[list[Dep
 
             asked[deployment.name] = liveness.ask(deployment, cluster.by_name)
 
-        lost = run_on_all(wanted, ask)
+        with waiting("waiting for a token"):
+            lost = run_on_all(wanted, ask)
         asked |= {
             one.name: replace(one, health=f"could not be asked: {lost[one.name].message}")
             for one in wanted
@@ -127,7 +129,7 @@ def head(
 
 
 def stop(
-    fleet: Fleet, *, name: str | None, patience_s: float
+    fleet: Fleet, *, name: str | None, patience_s: float, view: View
 ) -> tuple[Deployment | None, Errors]:  # fmt: skip
     """Stop a deployment on all nodes, zombies too, and remove its containers.
 
@@ -138,7 +140,8 @@ def stop(
         deployment, errors = cluster.pick(name), cluster.errors
         if deployment is not None:
             nodes = list(cluster.by_name.values())
-            errors |= deployments.remove_all(nodes, deployment.members)
+            with view.busy(f"stopping {deployment.name}"):
+                errors |= deployments.remove_all(nodes, deployment.members)
         return deployment, errors
 
 
@@ -172,8 +175,8 @@ def restart(
                 f"{members[HEAD].nodes}",
                 hint=f"launch it again: {program()} launch VARIANT --replace",
             )
-        view.say(f"stopping {deployment.name}")
-        cluster.docker(members, "stop", "--time", str(deployments.GRACE_S))
+        with view.busy(f"stopping {deployment.name}"):
+            cluster.docker(members, "stop", "--time", str(deployments.GRACE_S))
         pinned = nccl.Library(version=members[HEAD].nccl, build_id=members[HEAD].nccl_build)
         try:
             nccl.require(
@@ -262,7 +265,8 @@ def _merged(
             stamp, _, text = line.partition(" ")
             lines.append((stamp, member.node, text))
 
-    errors = run_on_all(wanted, read, name=lambda member: member.node)
+    with waiting("reading the logs"):
+        errors = run_on_all(wanted, read, name=lambda member: member.node)
     if errors:
         raise deployments.failure(errors, len(wanted), "could not read their logs")
     # Lines with the same time keep their order.

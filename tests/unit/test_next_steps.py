@@ -14,7 +14,11 @@ from tests.unit import project_maker as maker
 
 RUN = "docker run --rm --gpus all r:v MODEL   (arguments follow `run`)"
 INIT = "sparkimage init   (finds your nodes and writes fleet.yaml)"
-SHIP = ["sparkimage distribute v", "sparkimage launch v --model DIR"]
+SHIP = [
+    "sparkimage distribute v",
+    "sparkimage model push DIR   (a model's folder of this machine)",
+    "sparkimage launch v --model DIR",
+]
 ENGINE = Engine(
     host="unix:///x", docker=("docker",), version="29.1", buildx="0.20", arch="arm64",
     private=True, containerd_store=True, data_root="/var/lib/docker", bin=None,

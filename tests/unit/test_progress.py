@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from typing import Any
 
 import pytest
@@ -117,6 +119,37 @@ def test_nothing_where_it_is_to_be_quiet() -> None:
     with view.busy("busy"), view.transfer("a file", 5) as moved:
         moved(5)
     assert output.getvalue() == ""
+
+
+def test_a_wait_is_shown_on_a_terminal_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress, "WAIT_S", 0.0)
+    ours, its = os.openpty()
+    seen = b""
+    with open(ours, "rb", buffering=0) as screen, open(its, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress.waiting("looking at the nodes"):
+            while b"looking at the nodes" not in seen:
+                seen += screen.read(4096)
+        terminal.write("the result\n")
+        terminal.flush()
+        while b"the result" not in seen:
+            seen += screen.read(4096)
+    # The row is erased, and the cursor is there again.
+    row, _, after = seen.rpartition(b"looking at the nodes")
+    assert b"\x1b[?25l" in row
+    assert b"\x1b[2K" in after
+    assert b"\x1b[?25h" in after
+
+
+def test_a_wait_says_nothing_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "WAIT_S", 0.0)
+    with progress.waiting("looking at the nodes"):
+        pass
+    assert capsys.readouterr() == ("", "")
 
 
 def receipt(node: str, when: str, **more: Any) -> dict[str, Any]:
