@@ -44,6 +44,8 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "x03-ptx-toolchain": ("ptx-toolchain", "Update the driver"),
     "x04-mamba-seqs": ("mamba-blocks", "max_num_seqs"),
     "x05-dockerd-logfmt": ("name-in-use", "--replace"),
+    # The event of a port was survived for three hours; a rank that ended is what its own log says.
+    "s01-port-event-survived": ("nccl-timeout", "VllmWorker-1 ended"),
     "vllm-0.25-bad-kv": ("unknown-value", "--help=all"),
     "vllm-0.25-lfs-pointer": ("broken-safetensors", "git lfs pull"),
     "vllm-0.25-no-flashinfer": ("missing-package", "require"),
@@ -178,6 +180,75 @@ def test_a_worker_that_was_killed_and_a_head_that_hangs_are_one_story() -> None:
     assert (root.entry.id, root.source) == ("killed-by-kernel", "worker")
     assert echo.entry.id == "shm-broadcast"
     assert "follows from: " + root.title + " (worker, line 1, 11-29 21:00:05)" in echo.note
+
+
+PORT_ERROR = (
+    "[2026-09-02 03:00:00] spark1:1:2 [0] transport/net_ib.cc:90 NCCL WARN NET/IB : rocep1s0f1:1 "
+    "Got async event : port error"
+)
+TIMEOUT = (
+    "[rank0]:[E902 {}:05:59.896772212 ProcessGroupNCCL.cpp:691] [Rank 0] Watchdog caught "
+    "collective operation timeout: WorkNCCL(SeqNum=8, OpType=ALLREDUCE, Timeout(ms)=600000) "
+    "ran for 600012 milliseconds before timing out."
+)
+TOKENS = (
+    "(APIServer pid=1) INFO 09-02 03:04:00 [loggers.py:310] Engine 000: Avg prompt throughput: 0.0 "
+    "tokens/s, Avg generation throughput: {} tokens/s, Running: 1 reqs"
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "passed"),
+    [
+        ([PORT_ERROR, TIMEOUT.format("03")], False),
+        ([PORT_ERROR, TOKENS.format("0.0"), TIMEOUT.format("03")], False),
+        ([PORT_ERROR, TOKENS.format("22.1"), TIMEOUT.format("03")], True),
+        ([PORT_ERROR, TIMEOUT.format("09")], True),
+        ([PORT_ERROR, TOKENS.format("22.1"), PORT_ERROR, TIMEOUT.format("03")], False),
+    ],
+    ids=["minutes before", "no token between", "tokens between", "hours before", "again after it"],
+)
+def test_a_port_event_that_was_survived_is_no_cause_of_a_later_timeout(
+    log: list[str], *, passed: bool
+) -> None:
+    read = knowledge.Reading()
+    for line in log:
+        read.take(line)
+    found = [match.entry.id for match in read.matches()]
+    assert found == (["nccl-timeout"] if passed else ["rdma-port", "nccl-timeout"])
+    assert [match.entry.id for match in read.remarks()] == (["rdma-port"] if passed else [])
+
+
+LINK_UP = "Sep 05 10:00:01 spark1 kernel: mlx5_core 0000:01:00.0 enp1s0f0np0: Link up"
+LINK_DOWN = "Sep 05 12:00:01 spark1 kernel: mlx5_core 0000:01:00.0 enp1s0f0np0: Link down"
+
+
+@pytest.mark.parametrize(
+    ("log", "lost"),
+    [
+        ([LINK_UP, LINK_DOWN], True),
+        ([LINK_DOWN], True),
+        (["[99913.740127] mlx5_core 0000:01:00.0 enp1s0f0np0: Link down"], True),
+        ([LINK_DOWN, LINK_UP], False),
+        (["[   13.740127] mlx5_core 0000:01:00.0 enp1s0f0np0: Link down"], False),
+    ],
+    ids=["after up", "log begins later", "long after boot", "up again", "no cable at boot"],
+)
+def test_a_link_is_lost_when_it_was_in_use(log: list[str], *, lost: bool) -> None:
+    assert [match.entry.id for match in knowledge.read(log)] == (["link-down"] if lost else [])
+
+
+def test_code_of_a_model_that_cannot_be_imported_hides_no_better_answer() -> None:
+    inspected = "ValueError: Model architectures ['X'] failed to be inspected."
+    (alone,) = knowledge.read([inspected])
+    assert alone.entry.id == "model-code-failed"
+    error = "(APIServer pid=1) ERROR 09-12 00:52:32 [registry.py:424] "
+    first = [f"{error}Error in inspecting model architecture 'X'", f"{error}Traceback (most recent"]
+    missing = f"{error}ModuleNotFoundError: No module named 'odd'"
+    known, *_ = knowledge.read([*first, missing, inspected])
+    assert known.entry.id == "missing-package"
+    unknown, *_ = knowledge.read([*first, f"{error}AttributeError: no such thing", inspected])
+    assert unknown.line.endswith("no such thing")
 
 
 STARTS: dict[str, Any] = yaml.safe_load(

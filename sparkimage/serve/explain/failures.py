@@ -65,6 +65,8 @@ class Match:
     """What the lines below go on to say, where the message has several lines."""
     last_number: int = 0
     """The last line that shows it."""
+    last_time: str = ""
+    """Of that line, or of the last one before it that has a time."""
     while_up: bool = False
     """Whether the server was serving at one of them."""
     nccl: tuple[str, ...] = ()
@@ -164,6 +166,10 @@ CONDITIONS = {
         holds=lambda match, facts: match.while_up or match.last_number > facts.progress,
         otherwise="it occurs only while the server loads and compiles, and the start goes on",
     ),
+    "link-lost": Condition(
+        holds=lambda _, facts: bool(facts.lost_links),
+        otherwise="it has no cable since the node started, or came up again",
+    ),
 }
 """By the name that an entry gives as ``when``."""
 
@@ -225,7 +231,7 @@ class Entry(Strict):
     title: Text
     says: Text
     signs: list[Sign] = Field(default=[])
-    when: Literal["rdma-enabled", "tcp-used", "after-start"] | None = None
+    when: Literal["rdma-enabled", "tcp-used", "after-start", "link-lost"] | None = None
     cause: Text
     fix: Text
     rank: Literal["root", "general", "transport", "outcome", "echo", "wrapper"] = "root"
@@ -233,6 +239,8 @@ class Entry(Strict):
     info: bool = False
     hint: bool = False
     persists: bool = False
+    passing: bool = False
+    heads: bool = False
     tells_nccl: bool = False
     near: list[Text] = Field(default=[])
     sources: list[Text] = Field(min_length=1)

@@ -199,6 +199,7 @@ class Reading:
         # The lines of a message are looked up together, too.
         match.count += number > match.last_number
         match.last_number = max(number, match.last_number)
+        match.last_time = self._time
         match.while_up = match.while_up or self.facts.up
         match.captured = {**captured, **match.captured}
 
@@ -215,10 +216,12 @@ class Reading:
 
     def remarks(self) -> list[Match]:
         """What looked like a failure, and did not stop the server."""
-        return sorted(
-            (match for id_, match in self._remarks.items() if id_ not in self._found),
-            key=lambda match: match.line_number,
-        )
+        remarks = [match for id_, match in self._remarks.items() if id_ not in self._found]
+        return sorted([*remarks, *self._passed()], key=lambda match: match.line_number)
+
+    def _passed(self) -> list[Match]:
+        found = self._found.values()
+        return [match for match in found if story.passed(match, found, self.facts.worked)]
 
     def matches(self) -> list[Match]:
         """The failures, what they began with first; without mere consequences of others.
@@ -234,6 +237,8 @@ class Reading:
         if failures.MIXED_NCCL not in self._found and builds:
             found.append(story.mixed(builds, *self.facts.nccl_line, self.source))
         found += story.cold(self.facts, self.source)[:1]
+        over = [match.entry.id for match in self._passed()]
+        found = [match for match in found if match.entry.id not in over]
         said = {one.entry.id for one in found if one.entry.signs and one.entry.rank in story.CAUSES}
         sure = {id_ for id_ in said & self._sure if not self.known.by_id[id_].hint}
         if not sure and self._faults.raised(dead=self._dead):
@@ -253,7 +258,7 @@ class Reading:
         told_to_end = self.facts.up or (self._wrapper and ENDED.search(self._wrapper.line.body))
         if not found and self._wrapper and not told_to_end:
             found = [self._as_match([self._wrapper], failures.ONLY_FOLLOWING)]
-        return story.follow(story.by_rank(specific or found))
+        return story.follow(story.by_rank(story.without_heads(specific or found)))
 
     def began(self) -> Match | None:
         """The first fault, known or not."""
@@ -275,7 +280,7 @@ class Reading:
 
     def _of_last_request(self) -> list[Match]:
         """What the last request failed of, where the server ended after it."""
-        remarks = [match for match in self.remarks() if match.while_up]
+        remarks = [match for match in self._remarks.values() if match.while_up]
         return remarks[-1:] if self._dead else []
 
     def _before(self, found: Sequence[Match]) -> list[Match]:

@@ -88,9 +88,14 @@ class Facts:
     """The last line that ends a phase."""
     up: bool = False
     """Whether the current start has reached serving."""
+    worked: int = 0
+    """The last line that shows an answer or tokens: all ranks went on until there."""
     rebuilt: dict[str, list[int]] = field(default_factory=dict)
     """Cache folder of torch.compile → the lines at which kernels were compiled into it."""
+    lost_links: set[str] = field(default_factory=set)
+    """Interfaces of RDMA adapters that went down and did not come up again."""
     _cache: dict[str, tuple[str, int]] = field(default_factory=dict)
+    _links_up: set[str] = field(default_factory=set)
 
     def take(self, number: int, line: str, node: str) -> str:
         """Read one cleaned line; the phase that it ends and from which on the server is up."""
@@ -165,6 +170,17 @@ class Facts:
     def _channel(self, match: re.Match[str], _number: int, _node: str) -> None:
         self.via[match["via"]] = self.via.get(match["via"], 0) + 1
 
+    def _works(self, _match: re.Match[str], number: int, _node: str) -> None:
+        self.worked = number
+
+    def _link(self, match: re.Match[str], _number: int, _node: str) -> None:
+        name = match["interface"]
+        if match["state"] == "up":
+            self._links_up.add(name)
+            self.lost_links.discard(name)
+        elif name in self._links_up or float(match["uptime"] or BOOT_S) >= BOOT_S:
+            self.lost_links.add(name)
+
     def _ib_disabled(self, _match: re.Match[str], _number: int, _node: str) -> None:
         self.ib_off = True
 
@@ -184,6 +200,13 @@ class Facts:
 
 
 _ANY = re.compile("")
+BOOT_S = 120
+"""Seconds in which a node starts: a port without a cable says then that it is down."""
+_LINK = re.compile(
+    r"(?:\[ *(?P<uptime>\d+\.\d+)\] )?mlx5_core \S+ (?P<interface>\S+): Link (?P<state>up|down)"
+)
+_TOKENS = re.compile(r"generation throughput: (?!0\.0 )\d")
+"""https://github.com/vllm-project/vllm/blob/main/vllm/v1/metrics/loggers.py"""
 _READERS: dict[
     str, tuple[tuple[str, re.Pattern[str], Callable[[Facts, re.Match[str], int, str], None]], ...]
 ] = {
@@ -201,6 +224,9 @@ _READERS: dict[
         (" via ", _VIA, Facts._channel),
         ("NCCL_IB_DISABLE set by environment to 1", _ANY, Facts._ib_disabled),
     ),
+    "mlx5_core": ((": Link ", _LINK, Facts._link),),
+    "throughput": (("generation throughput: ", _TOKENS, Facts._works),),
+    " 200 OK": (('"POST /v1/', _ANY, Facts._works),),
     "graph": (
         ("Directly load the compiled graph", _ANY, Facts._loaded),
         ("Directly lookup the graph", _ANY, Facts._loaded),

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sparkimage.serve.explain import failures
 from sparkimage.serve.explain.failures import RANKS, Match
+from sparkimage.serve.explain.messages import LINES
 
 if TYPE_CHECKING:
     from sparkimage.serve.explain.knowledge import Reading
     from sparkimage.serve.explain.logfacts import Facts
 
 CAUSES = ("root", "general", "transport", "outcome")
+PASSED_S = 3600
+"""What follows from a failure of the network is told within minutes (NCCL's timeout in torch is 600
+seconds): what fails so long after it has another cause."""
 
 
 def by_rank(matches: Iterable[Match]) -> list[Match]:
@@ -55,6 +60,44 @@ def _is_before(cause: Match, match: Match) -> bool:
     if cause.source == match.source:
         return cause.line_number < match.line_number
     return not (cause.time and match.time) or cause.time <= match.time
+
+
+def passed(match: Match, matches: Iterable[Match], worked: int) -> bool:
+    """Whether a failure that may pass was over: ranks worked after it (``worked``: the last line
+    that shows it), or the next failure came much later."""
+    if not match.entry.passing:
+        return False
+    after = [other for other in matches if other.line_number > match.last_number]
+    if not after:
+        return worked > match.last_number
+    next_ = min(after, key=lambda other: other.line_number)
+    return match.last_number < worked or _seconds(match.last_time, next_.time) > PASSED_S
+
+
+def _seconds(earlier: str, later: str) -> float:
+    """Between two times of a log, which have no year; 0 where one is none."""
+    try:
+        # A year with 29 February.
+        first, second = (
+            datetime.strptime(f"2024-{time}", "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+            for time in (earlier, later)
+        )
+    except ValueError:
+        return 0
+    return (second - first).total_seconds()
+
+
+def without_heads(matches: Sequence[Match]) -> list[Match]:
+    """Without what only heads a message in which more is known."""
+    return [
+        match
+        for match in matches
+        if not match.entry.heads
+        or not any(
+            other.entry.rank in CAUSES and 0 < other.line_number - match.line_number <= LINES
+            for other in matches
+        )
+    ]
 
 
 def different(
