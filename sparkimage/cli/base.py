@@ -293,17 +293,25 @@ def check_sources(
 def resolve_context(matrix: Matrix | None, say: Callable[[str], None]) -> ResolveContext:
     """How this machine reaches registries, repositories and indexes. ``--mirror`` overrides the
     user's own file, and that one the matrix."""
-    from sparkimage.config.address import Mirrors, parse_rules, read_rules
+    from sparkimage.config.address import Mirrors, parse_rules
     from sparkimage.core.process import Local
     from sparkimage.resolve.context import ResolveContext
 
     rules = {
         **(matrix.mirrors if matrix is not None else {}),
-        **read_rules(paths.mirrors()),
+        **_users_mirrors(),
         **parse_rules(Settings.mirrors).rules,
     }
     mirrors = Mirrors(rules=rules, logins=matrix.logins if matrix is not None else {})
     return ResolveContext(home=paths.home(), runner=Local(), mirrors=mirrors, say=say)
+
+
+def _users_mirrors() -> Mapping[str, str]:
+    if not paths.mirrors().is_file():
+        return {}
+    from sparkimage.config import mirrors
+
+    return mirrors.read(paths.mirrors())
 
 
 def registry_tools(matrix: Matrix | None = None, say: Callable[[str], None] = say) -> Tools:

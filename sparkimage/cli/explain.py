@@ -43,7 +43,7 @@ def explain(
 
     Example: `docker logs NAME 2>&1 | sparkimage explain -`
     """
-    from sparkimage.serve.explain import pages, story
+    from sparkimage.serve.explain import pages, together
 
     if reference:
         typer.echo("\n".join(pages.pages().values()).rstrip())
@@ -51,8 +51,8 @@ def explain(
     if not logs:
         raise UsageError("no log file given", hint=f"docker logs NAME 2>&1 | {program()} explain -")
     readings = [_read(name) for name in logs]
-    across = story.across(readings)
-    in_order = story.together(readings)
+    across = together.across(readings)
+    in_order = together.in_order(readings)
     count = len(in_order)
     if as_json:
         base.print_json(

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from sparkimage.core.errors import UsageError
@@ -128,17 +127,3 @@ def parse_rules(words: Iterable[str]) -> Mirrors:
             )
         rules[start] = to
     return Mirrors(rules=rules)
-
-
-def read_rules(path: Path) -> Mapping[str, str]:
-    """The ``mirrors:`` of a user's own file; none where there is no file.
-
-    Raises ``ConfigError`` with every problem of the file.
-    """
-    if not path.is_file():
-        return {}
-    # Models are slow to import, and most users have no such file.
-    from sparkimage.config import validation, yamlfile
-    from sparkimage.config.schema import MirrorsFile
-
-    return validation.parse(yamlfile.load(path), MirrorsFile).mirrors

@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.config import series
-from sparkimage.config.pins import DebianPin, DebPin, ImagePin, Pin, WheelsPin
+from sparkimage.config.pins import DebianPin, DebPin, ImagePin, Key, Pin, WheelsPin
 from sparkimage.config.schema import LayerSpec
 from sparkimage.config.series import SERIES
 from sparkimage.core import suites
@@ -15,11 +15,10 @@ from sparkimage.core.arch import GLIBC
 from sparkimage.core.errors import LockError
 
 if TYPE_CHECKING:
-    from sparkimage.config.lockfile import Key
     from sparkimage.config.matrix import Matrix
     from sparkimage.config.variants import Variant
 
-Stack = tuple["Key", ...]
+Stack = tuple[Key, ...]
 """The base of a layer, and the pins whose packages lie below it, from the lowest up; a pin is twice
 in it where both its root and its packages are."""
 ON = "on"

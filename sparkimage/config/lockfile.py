@@ -19,6 +19,7 @@ from pydantic import Field, JsonValue
 
 from sparkimage.config import below, series, validation, yamlfile
 from sparkimage.config.patch_specs import MISSING, PATCHES
+from sparkimage.config.pins import Key
 from sparkimage.config.series import SERIES, Series
 from sparkimage.config.validation import Report, Strict, shown
 from sparkimage.core.errors import ConfigError, LockError
@@ -164,9 +165,6 @@ FORMS: Mapping[str, str] = {
 }
 """The patterns of an item's fields; the others are any text."""
 TEXT = r"[^\x00-\x1f\x7f]+"
-Key = tuple[str, str]
-"""The names of a pin and of its value; ``PATCHES`` and the name of a patch; or ``SERIES`` and the
-key of a series."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sparkimage.config import patch_specs, series
+from sparkimage.config import patch_specs, patched_pins
 from sparkimage.config.patch_specs import PATCHES, Patch
 from sparkimage.config.pins import (
     FILE_NAME,
@@ -375,7 +375,7 @@ class MatrixChecks:
 
     def check_patches(self, variant: Variant) -> None:
         """Check that each patch of a variant is for one of its pins."""
-        found = series.problems(variant, self.spec.layers, self.patches, self.spec.pins)
+        found = patched_pins.problems(variant, self.spec.layers, self.patches, self.spec.pins)
         for layer, what, todo in found:
             self.report.add(("layers", layer, "patches"), what, todo)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from sparkimage.config import lockfile, patch_specs, plan, series
+from sparkimage.config import lockfile, patch_specs, patched_pins, plan, series
 from sparkimage.config.address import without_login
 from sparkimage.config.lockfile import ANY, Commit, Item, Lock, PinnedImage, Wheel
 from sparkimage.config.matrix import Matrix
@@ -78,7 +78,7 @@ class PatchPlanner:
                 )
         lowest = self.matrix.layers[self.variant.layers[0]]
         for name, patch in sorted(self.matrix.patches.items()):
-            pins = series.candidates(patch, LayerSpec(), lowest, self.pins)
+            pins = patched_pins.candidates(patch, LayerSpec(), lowest, self.pins)
             commits = [c for pin in pins if pin in self.pins if (c := self._known_commit(pin))]
             if name not in applied and commits:
                 verdict = patch_specs.judge(patch, commit=commits[0], applied=False)
@@ -120,7 +120,7 @@ class PatchPlanner:
         made = to_plan(self.matrix, one, items, lambda name: self._text(name).sha256)
         targets = self._targets(one)
         projects = [patch.project for patch in (*made.below, *made.patches)]
-        wheels = series.wheels_of(made.wheels, projects, (target.path for target in targets))
+        wheels = wheels_of(made.wheels, projects, (target.path for target in targets))
         return replace(made, wheels=wheels, targets=targets)
 
     def _targets(self, one: Series) -> tuple[lockfile.Target, ...]:
@@ -188,3 +188,15 @@ def patch_plan(matrix: Matrix, name: str, sha256: str) -> plan.PatchPlan:
         exclude=tuple(patch.exclude),
         project=patch.project,
     )
+
+
+def wheels_of(
+    wheels: Iterable[Wheel], projects: Iterable[str | None], paths: Iterable[str]
+) -> tuple[Wheel, ...]:
+    """The wheels with the files of patches: each patch's `project`, and those that are called as
+    the first folder of a path."""
+    from packaging.utils import canonicalize_name
+
+    names = {canonicalize_name(project) for project in projects if project is not None}
+    names |= {canonicalize_name(path.partition("/")[0].removesuffix(".py")) for path in paths}
+    return tuple(wheel for wheel in wheels if wheel.name in names)

@@ -11,6 +11,9 @@ from pydantic import Field
 from sparkimage.config.address import without_login
 from sparkimage.config.validation import Name, Strict
 
+Key = tuple[str, str]
+"""In the lock: the names of a pin and of its value; ``PATCHES`` and the name of a patch; or
+``SERIES`` and the key of a series."""
 Platform = Literal["linux/amd64", "linux/arm64"]
 PLATFORMS: tuple[Platform, ...] = ("linux/amd64", "linux/arm64")
 KINDS = ("debian", "deb", "image", "git", "wheels", "file")

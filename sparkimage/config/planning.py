@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sparkimage.config import below, lockfile, overlays, plan, schema, series
 from sparkimage.config.address import without_login
 from sparkimage.config.defaults import LABEL
-from sparkimage.config.lockfile import Deb, Key, Lock, OneItem, Wheel
+from sparkimage.config.lockfile import Deb, Lock, OneItem, Wheel
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_planning import PatchPlanner
 from sparkimage.config.patch_specs import PATCHES
@@ -24,6 +24,7 @@ from sparkimage.config.pins import (
     FilePin,
     GitPin,
     ImagePin,
+    Key,
     Pin,
     PinBase,
     WheelsPin,

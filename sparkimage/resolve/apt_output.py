@@ -12,7 +12,7 @@ from sparkimage.resolve import outputs
 from sparkimage.resolve.context import unreachable
 
 if TYPE_CHECKING:
-    from sparkimage.resolve.apt import Source
+    from sparkimage.resolve.apt_source import Source
 
 UNREACHABLE = re.compile(
     r"Could not resolve|Temporary failure|Could not connect|Connection (refused|timed out|failed)"

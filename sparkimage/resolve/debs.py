@@ -17,6 +17,7 @@ from sparkimage.config.pins import DebianPin, DebPin, FilePin, Pin
 from sparkimage.config.plan import ROOT
 from sparkimage.core.errors import Locked, LockError
 from sparkimage.resolve import apt, image_files
+from sparkimage.resolve.apt_source import Source
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.files import Download
 
@@ -64,7 +65,7 @@ class DebResolver:
         names = [package.partition("=")[0] for package in sorted(self.pin.packages)]
         return apt.find(self.locked, self.source(self.pin), names, self.context)
 
-    def source(self, pin: DebianPin | DebPin) -> apt.Source:
+    def source(self, pin: DebianPin | DebPin) -> Source:
         """Where a pin's packages come from. Raises ``LockError``, or ``NetworkError`` for a key."""
         address = pin.address(self.platform)
         if address is None and (pin.repository or pin.suite is None):
@@ -72,7 +73,7 @@ class DebResolver:
                 f"{self.locked} names no repository for {self.platform}",
                 hint="add its address to `repository`, or leave the platform out",
             )
-        return apt.Source(
+        return Source(
             suite=pin.suite,
             repository=address,
             components=tuple(pin.components),

@@ -43,6 +43,7 @@ from sparkimage.resolve import (
     wheel_files,
     wheels,
 )
+from sparkimage.resolve.apt_source import Source, mmdebstrap
 from sparkimage.resolve.context import Inputs, ResolveContext
 from sparkimage.resolve.files import Download
 from sparkimage.resolve.wheels import ca_bundle
@@ -271,8 +272,8 @@ def _write_patches(
         (folder / name).write_text("".join(lines))
 
 
-def _source(packages: Packages) -> apt.Source:
-    return apt.Source(
+def _source(packages: Packages) -> Source:
+    return Source(
         suite=packages.suite,
         repository=packages.repository,
         components=packages.components,
@@ -295,7 +296,7 @@ def _debian_root(root: DebianRoot, context: ResolveContext) -> Path:
         debs, sources = new.with_name("debs"), new.with_name("sources.list")
         apt.write_repository(files, debs, root.suite, context)
         sources.write_text(source.in_image(context))
-        apt.mmdebstrap(
+        mmdebstrap(
             context, "--quiet", "--variant=minbase", f"--architectures={root.arch}",
             *WITHOUT_DOCS,
             # Its way to clean apt's folders leaves them to apt's user, or to root where that one

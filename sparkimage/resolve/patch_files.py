@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sparkimage.config import series
 from sparkimage.config.lockfile import PatchText
+from sparkimage.config.patch_planning import wheels_of
 from sparkimage.config.patch_specs import FILE, MISSING
 from sparkimage.config.plan import PatchPlan, PatchSeries
 from sparkimage.core.errors import Locked, LockError
@@ -131,7 +131,7 @@ def tree(one: PatchSeries, project: Path, context: ResolveContext) -> Tree:
     projects = [patch.project for patch in (*one.below, *one.patches)]
 
     def wheels(paths: Iterable[str]) -> list[Path]:
-        found = series.wheels_of(one.wheels, projects, paths)
+        found = wheels_of(one.wheels, projects, paths)
         return [wheel_file(str(locked), wheel, one, links, context) for wheel in found]
 
     return WheelTree(title=one.title, wheels=wheels)

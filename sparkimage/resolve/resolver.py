@@ -20,7 +20,6 @@ from sparkimage.config.lockfile import (
     Deb,
     Entry,
     Item,
-    Key,
     Lock,
     PatchText,
     PinnedImage,
@@ -30,7 +29,7 @@ from sparkimage.config.lockfile import (
 )
 from sparkimage.config.patch_planning import patch_plan, to_plan
 from sparkimage.config.patch_specs import FILE, PATCHES
-from sparkimage.config.pins import DebianPin, DebPin, FilePin, GitPin, ImagePin, WheelsPin
+from sparkimage.config.pins import DebianPin, DebPin, FilePin, GitPin, ImagePin, Key, WheelsPin
 from sparkimage.config.series import SERIES, Series
 from sparkimage.core.errors import Locked, LockError, NetworkError, SparkError, UsageError
 from sparkimage.core.program import program

@@ -18,6 +18,7 @@ from sparkimage.core.errors import CommandError, Locked
 from sparkimage.core.files import new_folder
 from sparkimage.core.process import Runner
 from sparkimage.resolve import apt
+from sparkimage.resolve.apt_source import Source
 from sparkimage.resolve.context import ResolveContext
 
 SUITE = "trixie"
@@ -76,7 +77,7 @@ def _usable(name: str, own: str, runner: Runner) -> bool:
 
 def _install(tree: Path, outside: ResolveContext) -> None:
     outside.say(f"fetching skopeo and cosign from Debian {SUITE}")
-    tools, source = Locked.tool("skopeo and cosign"), apt.Source(suite=SUITE, arch=native_arch())
+    tools, source = Locked.tool("skopeo and cosign"), Source(suite=SUITE, arch=native_arch())
     resolved = apt.resolve(tools, source, ("skopeo", "cosign"), outside)
     debs = [deb for deb in resolved if deb.name in PACKAGES]
     files = apt.fetch(tools, source, debs, outside)

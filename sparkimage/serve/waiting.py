@@ -22,7 +22,7 @@ from sparkimage.core.progress import TransferProgress, View
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.serve import deployments, liveness, readiness, warmup
 from sparkimage.serve.deployments import HEAD, Member
-from sparkimage.serve.explain import story
+from sparkimage.serve.explain import together
 from sparkimage.serve.explain.failures import Match
 from sparkimage.serve.explain.knowledge import Reading
 from sparkimage.serve.followers import End, Followers, Line, Rank
@@ -367,6 +367,6 @@ class Waiting:
         order = sorted(self._logs, key=lambda rank: (rank != first, rank))
         readings = [self._logs[rank].reading for rank in order]
         by_id: dict[str, Match] = {}
-        for match in story.together(readings):
+        for match in together.in_order(readings):
             by_id.setdefault(match.entry.id, match)
         return [line for match in by_id.values() for line in match.as_lines()]

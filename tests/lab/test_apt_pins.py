@@ -22,7 +22,8 @@ from sparkimage.core import paths, suites
 from sparkimage.core.errors import ConfigError, LockError, NetworkError, SparkError
 from sparkimage.core.process import Local
 from sparkimage.image.store import MANIFEST, Descriptor, Store
-from sparkimage.resolve import apt, fetch, resolver
+from sparkimage.resolve import fetch, resolver
+from sparkimage.resolve.apt_source import Source, default_sources
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.resolve.resolver import Outcome
 from sparkimage.resolve.skopeo import Repository
@@ -265,14 +266,14 @@ def test_a_root_is_the_same_wherever_it_is_made(
 
 def test_a_root_names_its_own_keys(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where apt trusts the suite's keys anyway, mmdebstrap names none; elsewhere its own."""
-    source = apt.Source(suite="trixie", arch="arm64")
+    source = Source(suite="trixie", arch="arm64")
     lines = source.in_image(site.context())
     assert re.findall(r"\[.*?\]", lines) == 3 * [f"[signed-by={suites.DEBIAN.keyring}]"]
     (site.root / "none").mkdir()
     none = f'Dir::Etc::TrustedParts "{site.root}/none/"; Dir::Etc::Trusted "/none";'
     (site.root / "apt.conf").write_text(none)
     monkeypatch.setenv("APT_CONFIG", str(site.root / "apt.conf"))
-    assert 'signed-by="' in apt.default_sources("trixie", "arm64", ["main"], site.context())
+    assert 'signed-by="' in default_sources("trixie", "arm64", ["main"], site.context())
     assert source.in_image(site.context()) == lines
 
 

@@ -20,6 +20,7 @@ from sparkimage.core.process import Local
 from sparkimage.image.store import Image
 from sparkimage.registry import sbom
 from sparkimage.resolve import apt
+from sparkimage.resolve.apt_source import Source
 from sparkimage.resolve.context import ResolveContext
 from sparkimage.verify import seal
 from tests.lab import hostile, servers
@@ -192,7 +193,7 @@ def test_skopeo_copies_it_bit_for_bit(there: Published, tmp_path: Path) -> None:
 
 
 def test_oras_copies_it_bit_for_bit(there: Published, tmp_path: Path) -> None:
-    source = apt.Source(suite="trixie", arch=native_arch())
+    source = Source(suite="trixie", arch=native_arch())
     context = ResolveContext(home=paths.home(), runner=Local(), mirrors=Mirrors(), say=print)
     tool = TOOLS / "oras"
     with making(tool.name):

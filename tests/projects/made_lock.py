@@ -13,7 +13,6 @@ from sparkimage.config.lockfile import (
     Deb,
     File,
     Item,
-    Key,
     Lock,
     PatchText,
     PinnedImage,
@@ -23,7 +22,7 @@ from sparkimage.config.lockfile import (
 )
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
-from sparkimage.config.pins import DebianPin, DebPin, FilePin, GitPin, ImagePin, Pin, WheelsPin
+from sparkimage.config.pins import DebianPin, DebPin, FilePin, GitPin, ImagePin, Key, Pin, WheelsPin
 from sparkimage.config.plan import MORE, ROOT
 from sparkimage.config.series import SERIES
 from sparkimage.resolve.wheels import project_name

@@ -17,7 +17,6 @@ from sparkimage.config.lockfile import (
     Entry,
     File,
     Item,
-    Key,
     Lock,
     PatchText,
     PinnedImage,
@@ -27,6 +26,7 @@ from sparkimage.config.lockfile import (
 )
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
+from sparkimage.config.pins import Key
 from sparkimage.config.plan import Origin
 from sparkimage.config.series import SERIES
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.config.address import Mirrors, Place, image_name, parse_rules, read_rules
+from sparkimage.config import mirrors
+from sparkimage.config.address import Mirrors, Place, image_name, parse_rules
 from sparkimage.core.errors import ConfigError, UsageError
 
 DIGEST = f"sha256:{'a' * 64}"
@@ -134,9 +135,11 @@ def test_an_invalid_mirror_option(word: str) -> None:
 
 def test_a_mirrors_file_of_the_user(tmp_path: Path) -> None:
     path = tmp_path / "mirrors.yaml"
-    assert read_rules(path) == {}
     path.write_text("mirrors:\n  docker.io: registry.example\n  wheels: https://index.example\n")
-    assert read_rules(path) == {"docker.io": "registry.example", "wheels": "https://index.example"}
+    assert mirrors.read(path) == {
+        "docker.io": "registry.example",
+        "wheels": "https://index.example",
+    }
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,7 @@ def test_an_invalid_mirrors_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mirrors.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
-        read_rules(path)
+        mirrors.read(path)
     for problem in error.value.problems:
         assert problem.line >= 1
         assert problem.todo

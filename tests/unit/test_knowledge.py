@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sparkimage.serve.explain import failures, knowledge, loglines, story
+from sparkimage.serve.explain import failures, knowledge, loglines, together
 from sparkimage.serve.explain.failures import Entry
 from tests.unit.log_excerpts import HEALTHY, LOOKS_LIKE, TRUE
 
@@ -175,9 +175,9 @@ def test_ranks_with_different_nccl_are_found_in_one_log_and_across_logs() -> Non
     for reading, line in zip(readings, lines, strict=True):
         reading.take(line.split("| ")[1])
         assert reading.matches() == []
-    (across,) = story.across(readings)
+    (across,) = together.across(readings)
     assert across.note == "2.28.9 (head.log); 2.30.4 (worker.log)"
-    assert story.across(readings[:1]) == []
+    assert together.across(readings[:1]) == []
 
 
 PREFIXES = st.sampled_from(

@@ -22,7 +22,6 @@ from sparkimage.config.lockfile import (
     Entry,
     File,
     Item,
-    Key,
     Lock,
     PatchText,
     PinnedImage,
@@ -32,6 +31,7 @@ from sparkimage.config.lockfile import (
 )
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import MISSING
+from sparkimage.config.pins import Key
 from sparkimage.config.series import SERIES
 from sparkimage.core.errors import LockError
 from tests.unit import project_maker as maker

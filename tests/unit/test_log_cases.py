@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sparkimage.serve.explain import knowledge, loglines, story
+from sparkimage.serve.explain import knowledge, loglines, together
 
 LOGS = Path(__file__).parent / "logs"
 
@@ -115,7 +115,7 @@ def test_an_echo_names_what_it_follows_from() -> None:
 
 
 def test_ranks_of_two_builds_are_told_over_two_logs() -> None:
-    in_order = story.together(
+    in_order = together.in_order(
         [reading("vllm-0.25-two-mixed-r0"), reading("vllm-0.25-two-mixed-r1")]
     )
     assert [match.entry.id for match in in_order] == ["mixed-nccl"]
@@ -140,7 +140,7 @@ def test_where_it_began_is_told_without_the_table(name: str) -> None:
 
 
 def test_a_worker_that_a_signal_ended_comes_before_its_echo() -> None:
-    died, echo = story.together([reading("vllm-0.33-killed-r0"), reading("vllm-0.33-killed-r1")])
+    died, echo = together.in_order([reading("vllm-0.33-killed-r0"), reading("vllm-0.33-killed-r1")])
     assert (died.entry.id, died.entry.rank) == ("worker-died", "outcome")
     assert echo.entry.id == "peer-left"
     assert "follows from: A worker process died (vllm-0.33-killed-r1" in echo.note
@@ -163,7 +163,7 @@ def test_two_builds_of_one_release_are_a_finding() -> None:
         read.take(f"{node}:101:101 [0] NCCL INFO NCCL git version HEAD {commit}")
         assert read.matches() == []
         logs.append(read)
-    (mixed,) = story.together(logs)
+    (mixed,) = together.in_order(logs)
     assert mixed.note == "HEAD 747384637 (node1); HEAD fd168324a (node2)"
 
 
@@ -176,7 +176,7 @@ def test_a_worker_that_was_killed_and_a_head_that_hangs_are_one_story() -> None:
         "broadcast block found in 60 seconds."
     )
     worker.take("Nov 29 21:00:05 node2 kernel: Out of memory: Killed process 82 (python3)")
-    root, echo = story.together([head, worker])
+    root, echo = together.in_order([head, worker])
     assert (root.entry.id, root.source) == ("killed-by-kernel", "worker")
     assert echo.entry.id == "shm-broadcast"
     assert "follows from: " + root.title + " (worker, line 1, 11-29 21:00:05)" in echo.note

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from sparkimage.config import lockfile, planning
 from sparkimage.config.address import Mirrors
-from sparkimage.config.lockfile import ANY, CHANGES, KEPT, Commit, Entry, Key, Lock, Step, Target
+from sparkimage.config.lockfile import ANY, CHANGES, KEPT, Commit, Entry, Lock, Step, Target
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
+from sparkimage.config.pins import Key
 from sparkimage.config.series import SERIES
 from sparkimage.core.errors import LockError, NetworkError, UsageError
 from sparkimage.core.process import Completed

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from sparkimage.config import lockfile, matrix, planning
-from sparkimage.config.lockfile import ANY, KEPT, Commit, Entry, Key, Lock, PatchText, Target
+from sparkimage.config.lockfile import ANY, KEPT, Commit, Entry, Lock, PatchText, Target
 from sparkimage.config.patch_specs import PATCHES
+from sparkimage.config.pins import Key
 from sparkimage.config.series import SERIES
 from sparkimage.resolve import source_files
 from tests.lab import command

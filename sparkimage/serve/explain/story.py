@@ -1,19 +1,15 @@
-"""Which failure came first, and which ones only follow from it: in one log, or over many."""
+"""Which failure came first, and which ones only follow from it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from sparkimage.serve.explain import failures
 from sparkimage.serve.explain.failures import RANKS, Match
+from sparkimage.serve.explain.logfacts import Facts
 from sparkimage.serve.explain.messages import LINES
-
-if TYPE_CHECKING:
-    from sparkimage.serve.explain.knowledge import Reading
-    from sparkimage.serve.explain.logfacts import Facts
 
 CAUSES = ("root", "general", "transport", "outcome")
 PASSED_S = 3600
@@ -130,38 +126,3 @@ def cold(facts: Facts, source: str) -> list[Match]:
         for folder, lines in facts.rebuilt.items()
         if len(lines) > 1
     ]  # fmt: skip
-
-
-def across(readings: Sequence[Reading]) -> list[Match]:
-    """What shows only in the logs of several nodes together."""
-    releases: dict[str, list[str]] = {}
-    builds: dict[str, list[str]] = {}
-    for reading in readings:
-        for found, all_ in ((reading.facts.releases, releases), (reading.facts.builds, builds)):
-            for version, nodes in found.items():
-                all_.setdefault(version, []).extend(node or reading.source for node in nodes)
-    unlike = different(releases, builds)
-    alone = (different(one.facts.releases, one.facts.builds) for one in readings)
-    return [mixed(unlike, 0, "", "")] if unlike and not any(alone) else []
-
-
-def together(readings: Sequence[Reading]) -> list[Match]:
-    """All failures of several logs as one story: what it began with first, echoes after."""
-    common = across(readings)
-    told = {match.entry.id for match in common}
-    matches = [
-        match
-        for reading in readings
-        for match in _ended(reading.matches())
-        if match.entry.id not in told
-    ]
-    return follow(by_rank([*common, *matches]))
-
-
-def _ended(matches: Sequence[Match]) -> Sequence[Match]:
-    """Those of one log; where all that it says is that a worker died, it is what became of that
-    process, of which other logs have the echo."""
-    if [match.entry.id for match in matches] != [failures.WORKER_DIED]:
-        return matches
-    (died,) = matches
-    return [replace(died, entry=died.entry.model_copy(update={"rank": "outcome"}))]
