@@ -9,7 +9,7 @@ import gc
 def main() -> None:
     """Run the command line. A sixth of a short command's time would go to the garbage collector:
     what imports make lives as long as the program, and need not be searched at its end, either."""
-    gc.set_threshold(20_000)
+    gc.set_threshold(100_000)
     atexit.register(gc.freeze)
     from sparkimage.cli import app
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from sparkimage.build.secrets import NO_SECRETS, BuildSecrets
 from sparkimage.config.address import WHEELS, Mirrors
-from sparkimage.config.lockfile import PinnedImage
+from sparkimage.config.lock_items import PinnedImage
 from sparkimage.config.plan import GitTree, LayerPlan, Plan, SourceBuild, context_name
 from sparkimage.resolve.context import Inputs
 

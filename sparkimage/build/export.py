@@ -154,7 +154,7 @@ def run(plan: Plan, folder: str, output: str, context: BuildContext, title: str 
     state = buildkit.Build(
         layers, foreign=source, stages=_stages(plan, context), hide=context.secrets.hide(plan)
     )
-    view = context.view if title else View(context.view.console, quiet=True)
+    view = context.view if title else View(quiet=True)
     with buildkit.show(view, state, title) as feed:
         done = context.runner.run(argv, on_stderr=feed, check=False, env=environment)
     log = _keep_log(plan, state, context) if title else None

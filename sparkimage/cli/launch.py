@@ -88,8 +88,6 @@ def launch(
     from sparkimage.nodes import model_store
     from sparkimage.nodes.model_fleet import Comparison
     from sparkimage.serve import choices, nccl
-    from sparkimage.serve.cache_store import CacheStore
-    from sparkimage.serve.caches import Caches
     from sparkimage.serve.command import Request
     from sparkimage.serve.launch import Launch
 
@@ -135,11 +133,17 @@ def launch(
             f"profile {profile_name} has no `caches` to save", hint="add some: docs/caches.md"
         )
     model, view = model.rstrip("/") or "/", base.new_view(quiet=as_json)
-    saved = Caches(
-        store=CacheStore.of(store), image=image, variant=plan.variant, profile_name=profile_name,
-        profile=settings, model=model, view=view, warn=base.warn, save=save_caches,
-        replace=replace_caches, patience_s=patience,
-    )  # fmt: skip
+    only_print = dry_run or print_ is not None
+    saved = None
+    if not share_cache and not only_print:
+        from sparkimage.serve.cache_store import CacheStore
+        from sparkimage.serve.caches import Caches
+
+        saved = Caches(
+            store=CacheStore.of(store), image=image, variant=plan.variant,
+            profile_name=profile_name, profile=settings, model=model, view=view, warn=base.warn,
+            save=save_caches, replace=replace_caches, patience_s=patience,
+        )  # fmt: skip
     deployment = Launch(
         request=Request(
             name=name,
@@ -162,7 +166,7 @@ def launch(
         vllm=plan.expect.version or "",
         cuda=plan.expect.cuda or "",
         pushed=Comparison(model=model_store.find(paths.home(), model)),
-        caches=None if share_cache else saved,
+        caches=saved,
         fleet=Fleet(nodes=ranks, file=fleet.file),
         view=view,
         timeout_s=timeout,
@@ -171,7 +175,7 @@ def launch(
         replace=replace,
         patience_s=patience,
     )
-    if dry_run or print_ is not None:
+    if only_print:
         _print_commands(deployment.plan(), print_ or "run", as_json=as_json)
     else:
         _print_ready(deployment.run, as_json=as_json)

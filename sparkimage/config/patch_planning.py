@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from sparkimage.config import lockfile, patch_specs, patched_pins, plan, series
+from sparkimage.config import lock_items, patch_specs, patched_pins, plan, series
 from sparkimage.config.address import without_login
-from sparkimage.config.lockfile import ANY, Commit, Item, Lock, PinnedImage, Wheel
+from sparkimage.config.lock_items import Commit, Item, PinnedImage, Wheel
+from sparkimage.config.lockfile import ANY, Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import MISSING, PATCHES, State, Verdict
 from sparkimage.config.pins import GitPin, Pin, WheelsPin
@@ -58,7 +59,7 @@ class PatchPlanner:
         if name is None:
             return None
         items = self.lock.find(name, self.variant.pins[name], ANY) or ()
-        locked = (item.commit for item in items if isinstance(item, lockfile.Commit))
+        locked = (item.commit for item in items if isinstance(item, lock_items.Commit))
         return next(locked, series.commit_of(self.pins[name]))
 
     def states(self) -> Iterator[PatchState]:
@@ -98,8 +99,8 @@ class PatchPlanner:
         if (reason := self.lock.unresolved(SERIES, one.key)) is not None:
             return Verdict(State.UNRESOLVED, reason)
         for item in self.lock.find(SERIES, one.key, self.variant.platform) or ():
-            if isinstance(item, lockfile.Step) and item.number == number:
-                if item.state == lockfile.PRESENT:
+            if isinstance(item, lock_items.Step) and item.number == number:
+                if item.state == lock_items.PRESENT:
                     return Verdict(State.PRESENT, f"{verdict.reason}, whose files have it already")
                 return verdict
         return Verdict(State.UNRESOLVED, "the files that it changes are not in the lock")
@@ -123,25 +124,25 @@ class PatchPlanner:
         wheels = wheels_of(made.wheels, projects, (target.path for target in targets))
         return replace(made, wheels=wheels, targets=targets)
 
-    def _targets(self, one: Series) -> tuple[lockfile.Target, ...]:
+    def _targets(self, one: Series) -> tuple[lock_items.Target, ...]:
         """Every file that a series changes."""
         if one.pin is not None:
             items = self.lock.items(SERIES, one.key, self.variant.platform)
-            return tuple(item for item in items if isinstance(item, lockfile.Target))
-        targets: dict[str, lockfile.Target] = {}
+            return tuple(item for item in items if isinstance(item, lock_items.Target))
+        targets: dict[str, lock_items.Target] = {}
         for name in one.names:
             patch, text = self.matrix.patches[name], self._text(name)
             path, expects = str(patch.replaces), str(patch.expects)
-            targets[path] = lockfile.Target(
+            targets[path] = lock_items.Target(
                 path=path, before=targets[path].before if path in targets else expects,
                 after=text.sha256, size=text.size,
-                mode="644" if expects == MISSING else lockfile.KEPT,
+                mode="644" if expects == MISSING else lock_items.KEPT,
             )  # fmt: skip
         return tuple(targets.values())
 
-    def _text(self, name: str) -> lockfile.PatchText:
+    def _text(self, name: str) -> lock_items.PatchText:
         (text,) = self.lock.items(PATCHES, name, ANY)
-        assert isinstance(text, lockfile.PatchText)
+        assert isinstance(text, lock_items.PatchText)
         return text
 
 

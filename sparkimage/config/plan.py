@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sparkimage.config.lockfile import Deb, PinnedImage, Target, Wheel
+from sparkimage.config.lock_items import Deb, PinnedImage, Target, Wheel
 from sparkimage.config.tier import DEFAULT, Tier
 from sparkimage.core.arch import ARCHES
 

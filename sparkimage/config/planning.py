@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from typing import Any, TypeVar
 
-from sparkimage.config import below, lockfile, overlays, plan, schema, series
+from sparkimage.config import below, lock_items, overlays, plan, schema, series
 from sparkimage.config.address import without_login
 from sparkimage.config.defaults import LABEL
-from sparkimage.config.lockfile import Deb, Lock, OneItem, Wheel
+from sparkimage.config.lock_items import Deb, OneItem, Wheel
+from sparkimage.config.lockfile import Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_planning import PatchPlanner
 from sparkimage.config.patch_specs import PATCHES
@@ -340,7 +341,7 @@ class _LockedVariant:
         args |= {arg: text.fill(self.variant.words) for arg, text in spec.templates.items()}
         root, image = None, None
         if spec.base is not None and self.pins[spec.base].kind == "image":
-            image = self._item(spec.base, lockfile.PinnedImage)
+            image = self._item(spec.base, lock_items.PinnedImage)
         elif spec.base is not None:
             root = self._root(spec.base)
         return LayerPlan(
@@ -357,7 +358,7 @@ class _LockedVariant:
             source=source,
             patches=self._patches.of_layer(name),
             inputs=tuple(self._input(*item) for item in sorted(spec.named_inputs.items())),
-            syntax=self._item(spec.syntax, lockfile.PinnedImage) if spec.syntax else None,
+            syntax=self._item(spec.syntax, lock_items.PinnedImage) if spec.syntax else None,
             secrets=tuple(spec.secrets),
             ssh=spec.ssh,
             checks=tuple(spec.checks),
@@ -395,29 +396,29 @@ class _LockedVariant:
         """The commit of a git pin, or the one that an image pin says to be built from."""
         if isinstance(pin := self.pins[name], ImagePin):
             return pin.commit
-        return self._item(name, lockfile.Commit).commit if isinstance(pin, GitPin) else None
+        return self._item(name, lock_items.Commit).commit if isinstance(pin, GitPin) else None
 
     def _input(self, context: str, name: str) -> plan.Input:
         pin, value = self.pins[name], self.variant.pins[name]
-        content: lockfile.PinnedImage | plan.GitTree | plan.WebFile
+        content: lock_items.PinnedImage | plan.GitTree | plan.WebFile
         if isinstance(pin, FilePin):
-            file = self._item(name, lockfile.File)
+            file = self._item(name, lock_items.File)
             content = plan.WebFile(
                 pin=name, value=value, url=pin.url, size=file.size, sha256=file.sha256,
                 # Not the lock's: this one is a name and no path.
                 name=pin.file,
             )  # fmt: skip
         elif isinstance(pin, GitPin):
-            commit = self._item(name, lockfile.Commit)
+            commit = self._item(name, lock_items.Commit)
             content = plan.GitTree(
                 repository=pin.repository, **asdict(commit), pin=name, value=value
             )
         else:
-            content = self._item(name, lockfile.PinnedImage)
+            content = self._item(name, lock_items.PinnedImage)
         return plan.Input(context=context, content=content)
 
     def _source(self, use: schema.SourceUse) -> plan.SourceBuild:
-        pin, commit = self._pin(use.pin, GitPin), self._item(use.pin, lockfile.Commit)
+        pin, commit = self._pin(use.pin, GitPin), self._item(use.pin, lock_items.Commit)
         return plan.SourceBuild(
             pin=use.pin,
             value=self.variant.pins[use.pin],
@@ -429,7 +430,7 @@ class _LockedVariant:
             context=use.context,
             version=pin.version,
             images={
-                arg: None if name == schema.LAYER else self._item(name, lockfile.PinnedImage)
+                arg: None if name == schema.LAYER else self._item(name, lock_items.PinnedImage)
                 for arg, name in sorted(use.images.items())
             },
         )

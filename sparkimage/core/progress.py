@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from sparkimage.core.units import clock, human
 
@@ -131,24 +131,41 @@ class LineProgress(TransferProgress):
 
 
 class View:
-    """Shows phases and transfers on ``console``."""
+    """Shows phases and transfers on ``console``, by default on standard error."""
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        self.console = console
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self._console = console
         self.quiet = quiet
+
+    @property
+    def console(self) -> Console:
+        """What draws on a terminal."""
+        # It takes 25 ms to import, which lines do not need.
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(stderr=True, highlight=False)
+        return self._console
+
+    @property
+    def stream(self) -> IO[str]:
+        """Where it is shown."""
+        return self._console.file if self._console is not None else sys.stderr
 
     @property
     def is_live(self) -> bool:
         """Whether there is a terminal to draw on."""
-        return self.console.is_terminal and not self.quiet
+        if self.quiet:
+            return False
+        return self._console.is_terminal if self._console is not None else self.stream.isatty()
 
     def say(self, text: str) -> None:
         """Print a line about what starts now."""
         if self.is_live:
             self.console.print(f"[dim]·[/] {text}", highlight=False)
         elif not self.quiet:
-            stamp = time.strftime("%H:%M:%S")
-            self.console.print(f"{stamp} {text}", highlight=False, markup=False, soft_wrap=True)
+            self.stream.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+            self.stream.flush()
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from email.parser import Parser
 from typing import IO, Any
 
-from packaging.utils import canonicalize_name
-
 from sparkimage.image import elf, secrets
 
 VERSION = 5
@@ -141,6 +139,9 @@ def wheel(metadata: str) -> list[str]:
 
     https://packaging.python.org/en/latest/specifications/core-metadata/
     """
+    # Most commands read what an earlier scan has found.
+    from packaging.utils import canonicalize_name
+
     fields = Parser().parsestr(metadata, headersonly=True)
     return [canonicalize_name(fields.get("Name", "")), fields.get("Version", "")]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote
 
-from sparkimage.config.lockfile import Deb
+from sparkimage.config.lock_items import Deb
 from sparkimage.config.plan import MORE, ROOT
 from sparkimage.core.errors import CommandError, Locked, LockError
 from sparkimage.resolve.apt_output import REMOVED, explain

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparkimage.config.lockfile import Deb, Item, PinnedImage
+from sparkimage.config.lock_items import Deb, Item, PinnedImage
 from sparkimage.config.pins import DebianPin, DebPin, FilePin, Pin
 from sparkimage.config.plan import ROOT
 from sparkimage.core.errors import Locked, LockError

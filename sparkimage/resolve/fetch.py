@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sparkimage.config import folders
-from sparkimage.config.lockfile import KEPT, Wheel
+from sparkimage.config.lock_items import KEPT, Wheel
 from sparkimage.config.patch_specs import MISSING
 from sparkimage.config.plan import (
     DebianRoot,

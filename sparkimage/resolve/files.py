@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparkimage.config.lockfile import File
+from sparkimage.config.lock_items import File
 from sparkimage.core.errors import Locked, LockError, NetworkError
 from sparkimage.core.files import DATE, atomic_file
 from sparkimage.resolve.context import ResolveContext, unreachable

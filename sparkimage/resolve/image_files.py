@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import zstandard
 
 from sparkimage.config.address import Place
-from sparkimage.config.lockfile import PinnedImage
+from sparkimage.config.lock_items import PinnedImage
 from sparkimage.core import files, locks
 from sparkimage.core.errors import Locked, LockError, PublishedError
 from sparkimage.image.layerindex import decompressed, entry_path

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from sparkimage.config.address import ImageName, image_name
-from sparkimage.config.lockfile import PinnedImage
+from sparkimage.config.lock_items import PinnedImage
 from sparkimage.core.errors import CommandError, Locked, LockError
 from sparkimage.resolve import outputs
 from sparkimage.resolve.context import ResolveContext, unreachable

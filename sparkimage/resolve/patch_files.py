@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sparkimage.config.lockfile import PatchText
+from sparkimage.config.lock_items import PatchText
 from sparkimage.config.patch_planning import wheels_of
 from sparkimage.config.patch_specs import FILE, MISSING
 from sparkimage.config.plan import PatchPlan, PatchSeries

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sparkimage.config.lockfile import PinnedImage
+from sparkimage.config.lock_items import PinnedImage
 from sparkimage.core.errors import Locked
 from sparkimage.resolve import image_files
 from sparkimage.resolve.context import ResolveContext

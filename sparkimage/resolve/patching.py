@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sparkimage.config.lockfile import CHANGES, KEPT, PRESENT, Step, Target
+from sparkimage.config.lock_items import CHANGES, KEPT, PRESENT, Step, Target
 from sparkimage.config.patch_specs import FILE, MISSING
 from sparkimage.core.errors import CommandError, LockError
 from sparkimage.core.process import Runner

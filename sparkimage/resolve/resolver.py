@@ -14,19 +14,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sparkimage.config import below, lockfile
-from sparkimage.config.lockfile import (
-    ANY,
+from sparkimage.config.lock_items import (
     Commit,
     Deb,
-    Entry,
     Item,
-    Lock,
     PatchText,
     PinnedImage,
     Step,
     Target,
     Wheel,
 )
+from sparkimage.config.lockfile import ANY, Entry, Lock
 from sparkimage.config.patch_planning import patch_plan, to_plan
 from sparkimage.config.patch_specs import FILE, PATCHES
 from sparkimage.config.pins import DebianPin, DebPin, FilePin, GitPin, ImagePin, Key, WheelsPin

@@ -11,7 +11,7 @@ from tempfile import NamedTemporaryFile
 from packaging.utils import parse_wheel_filename
 
 from sparkimage.config.address import without_login
-from sparkimage.config.lockfile import Wheel
+from sparkimage.config.lock_items import Wheel
 from sparkimage.config.plan import PatchSeries
 from sparkimage.core.errors import CommandError, LockError, NetworkError
 from sparkimage.core.files import new_folder

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sparkimage.config.address import WHEELS, Mirrors, without_login
-from sparkimage.config.lockfile import Wheel
+from sparkimage.config.lock_items import Wheel
 from sparkimage.core.arch import ARCHES, newest_tag
 from sparkimage.core.errors import CommandError, LockError, SparkError
 from sparkimage.resolve import outputs

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparkimage.config import folders, patch_specs
+from sparkimage.config import folders
 from sparkimage.config.plan import Plan, canonical
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import GateError, UsageError
@@ -160,6 +160,8 @@ def check_folders(plan: Plan, project: Path) -> tuple[Path, ...]:
 
 def sources_checksum(matrix_file: Path) -> str:
     """sha256 of the files that plans are made from: while it is the same, so are the plans."""
+    from sparkimage.config import patch_specs
+
     files = (matrix_file, matrix_file.with_suffix(".lock"), matrix_file.parent / patch_specs.FILE)
     digest = hashlib.sha256()
     for path in files:

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sparkimage.config.lockfile import Wheel
+from sparkimage.config.lock_items import Wheel
 from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.image.layerindex import FACT, STEP, ImageFiles, image_files
 from sparkimage.image.linking import Linker, Root

@@ -16,7 +16,8 @@ import pytest
 
 from sparkimage.config import below, lockfile, plan, planning
 from sparkimage.config.address import Mirrors, Place
-from sparkimage.config.lockfile import Deb, Lock
+from sparkimage.config.lock_items import Deb
+from sparkimage.config.lockfile import Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.core import paths, suites
 from sparkimage.core.errors import ConfigError, LockError, NetworkError, SparkError

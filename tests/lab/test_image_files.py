@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage.config.address import Mirrors, Place
-from sparkimage.config.lockfile import PinnedImage
+from sparkimage.config.lock_items import PinnedImage
 from sparkimage.core.errors import Locked, LockError
 from sparkimage.core.process import Local
 from sparkimage.image.store import MANIFEST, Descriptor, Image, Store

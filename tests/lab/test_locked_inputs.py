@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from sparkimage.config.lockfile import Deb
+from sparkimage.config.lock_items import Deb
 from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.core.errors import BuildError, LockError, SparkError
 from sparkimage.resolve import fetch as inputs

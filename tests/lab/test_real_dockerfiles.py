@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sparkimage.config import dockerfile, matrix, source_checks
-from sparkimage.config.lockfile import PinnedImage
+from sparkimage.config.lock_items import PinnedImage
 from sparkimage.config.plan import LayerPlan, SourceBuild
 from sparkimage.config.schema import LayerSpec
 from sparkimage.config.source_checks import SourceFile

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.config import lockfile
+from sparkimage.config import lock_items, lockfile
 from sparkimage.core.errors import BuildError, VerifyError
 from sparkimage.verify import pipeline, seal
 from tests.lab import fork, mutants, sampling
@@ -47,7 +47,7 @@ def test_the_recipe_builds_for_its_own_platform(recipe: Recipe) -> None:
 def test_the_abbreviated_commit_became_whole(recipe: Recipe) -> None:
     held = lockfile.load(recipe.lab.project / "matrix.lock")
     (commit,) = held.items("vllm", "20260613", lockfile.ANY)
-    assert isinstance(commit, lockfile.Commit)
+    assert isinstance(commit, lock_items.Commit)
     assert commit.commit == recipe.fork.recipe
     assert held.entries[("vllm", "20260613")].requested["commit"] == recipe.fork.recipe[:10]
 

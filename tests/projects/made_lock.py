@@ -6,20 +6,20 @@ import hashlib
 
 from sparkimage.config import lockfile
 from sparkimage.config.address import image_name
-from sparkimage.config.lockfile import (
+from sparkimage.config.lock_items import (
     CHANGES,
     KEPT,
     Commit,
     Deb,
     File,
     Item,
-    Lock,
     PatchText,
     PinnedImage,
     Step,
     Target,
     Wheel,
 )
+from sparkimage.config.lockfile import Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.pins import DebianPin, DebPin, FilePin, GitPin, ImagePin, Key, Pin, WheelsPin

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from sparkimage.config.lockfile import PinnedImage
+from sparkimage.config.lock_items import PinnedImage
 from sparkimage.config.plan import Expected, LayerPlan, Plan, SourceBuild
 from sparkimage.core.arch import ARCHES
 from sparkimage.image.layerindex import FACT, STEP

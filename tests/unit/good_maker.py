@@ -12,7 +12,7 @@ from typing import Any
 
 import zstandard
 
-from sparkimage.config.lockfile import KEPT, Deb, Target, Wheel
+from sparkimage.config.lock_items import KEPT, Deb, Target, Wheel
 from sparkimage.config.plan import DebianRoot, Expected, LayerPlan, PatchPlan, PatchSeries, Plan
 from sparkimage.image.layerindex import STEP
 from sparkimage.image.store import MANIFEST, TAR, Image, Store

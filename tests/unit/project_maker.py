@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from sparkimage.config import lockfile, matrix, patch_specs
-from sparkimage.config.lockfile import (
+from sparkimage.config.lock_items import (
     CHANGES,
     KEPT,
     Commit,
     Deb,
-    Entry,
     File,
     Item,
-    Lock,
     PatchText,
     PinnedImage,
     Step,
     Target,
     Wheel,
 )
+from sparkimage.config.lockfile import Entry, Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.pins import Key

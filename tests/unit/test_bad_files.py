@@ -22,7 +22,8 @@ from sparkimage.build import bake
 from sparkimage.cli import show
 from sparkimage.config import inventory, lockfile, matrix, planning
 from sparkimage.config.address import Mirrors
-from sparkimage.config.lockfile import Entry, Wheel
+from sparkimage.config.lock_items import Wheel
+from sparkimage.config.lockfile import Entry
 from sparkimage.config.patch_planning import PatchPlanner
 from sparkimage.core.errors import ConfigError, LockError
 from tests.unit import project_maker as maker

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sparkimage.build import bake
 from sparkimage.config import planning
 from sparkimage.config.address import WHEELS, Mirrors
-from sparkimage.config.lockfile import PinnedImage
+from sparkimage.config.lock_items import PinnedImage
 from sparkimage.config.plan import Plan
 from sparkimage.resolve.context import Inputs
 from tests.unit import project_maker as maker

@@ -25,6 +25,7 @@ from sparkimage.config import lockfile
 from sparkimage.core.progress import View
 from sparkimage.core.units import clock, human
 from tests.lab import command, terminal
+from tests.unit import reference_home
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOWHERE = Path("nowhere")
@@ -79,17 +80,39 @@ def test_a_call_is_what_a_real_start_is(words: tuple[str, ...]) -> None:
 def test_a_command_imports_only_what_it_needs(
     words: tuple[str, ...], not_needed: tuple[str, ...]
 ) -> None:
+    imported = imports(words)
+    assert "sparkimage.cli.app" in imported
+    assert not imported & set(not_needed)
+
+
+def test_a_command_for_an_image_imports_no_more(tmp_path: Path) -> None:
+    name = "vllm0.32.0-nccl2.30.4-arm64"
+    reference_home.make(tmp_path, name)
+    shown = imports(("inspect", name), tmp_path)
+    assert "sparkimage.verify.summary" in shown
+    assert not shown & {"rich", "packaging", "sparkimage.nodes", "sparkimage.config.lockfile"}
+    image = ("launch", name, "--allow-unverified")
+    launch = (*image, "--model", "/m", "--nodes", "a", "--profile", "single")
+    planned = imports((*launch, "--dry-run"), tmp_path)
+    assert "sparkimage.serve.launch" in planned
+    assert not planned & {"rich", "packaging", CACHES}
+    assert CACHES in imports(launch, tmp_path)
+
+
+CACHES = "sparkimage.serve.caches"
+
+
+def imports(words: tuple[str, ...], home: Path = NOWHERE) -> set[str]:
+    """The modules that a command has imported at its end."""
     script = (
         "import atexit, sys; from sparkimage.cli.app import main; "
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main()"
     )
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script, *words], cwd=PROJECT, env=environment(),
+        [sys.executable, "-P", "-c", script, *words], cwd=PROJECT, env=environment(home),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    imported = set(done.stderr.splitlines()[-1].split())
-    assert "sparkimage.cli.app" in imported
-    assert not imported & set(not_needed)
+    return set(done.stderr.splitlines()[-1].split())
 
 
 def test_help_and_version() -> None:

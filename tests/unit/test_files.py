@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage.config.address import Mirrors
-from sparkimage.config.lockfile import File
+from sparkimage.config.lock_items import File
 from sparkimage.core.errors import Locked, LockError, NetworkError
 from sparkimage.core.files import DATE
 from sparkimage.core.process import Local

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.config.lockfile import PinnedImage
+from sparkimage.config.lock_items import PinnedImage
 from sparkimage.config.plan import LayerPlan, SourceBuild
 from sparkimage.core.errors import BuildError, LockError
 from sparkimage.resolve import frontends

@@ -12,23 +12,21 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.config import lockfile, matrix, yamlfile
-from sparkimage.config.lockfile import (
-    ANY,
+from sparkimage.config import lock_items, lockfile, matrix, yamlfile
+from sparkimage.config.lock_items import (
     KEPT,
     PRESENT,
     Commit,
     Deb,
-    Entry,
     File,
     Item,
-    Lock,
     PatchText,
     PinnedImage,
     Step,
     Target,
     Wheel,
 )
+from sparkimage.config.lockfile import ANY, Entry, Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import MISSING
 from sparkimage.config.pins import Key
@@ -255,7 +253,7 @@ items: dict[str, st.SearchStrategy[Item]] = {
     "patch": st.builds(PatchText, size=size, sha256=sha256),
     "step": st.builds(
         Step, number=st.integers(1, 99),
-        state=st.sampled_from([lockfile.CHANGES, PRESENT]), patch=token,
+        state=st.sampled_from([lock_items.CHANGES, PRESENT]), patch=token,
     ),
     "target": st.builds(
         Target, before=sha256 | st.just(MISSING), after=sha256 | st.just(MISSING), size=size,

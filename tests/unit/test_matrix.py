@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkimage.config import lockfile, matrix, planning
-from sparkimage.config.lockfile import Deb, Entry, Item, Lock, Wheel
+from sparkimage.config.lock_items import Deb, Item, Wheel
+from sparkimage.config.lockfile import Entry, Lock
 from sparkimage.config.plan import Origin
 from sparkimage.core.errors import ConfigError, LockError, UsageError
 from tests.unit import project_maker as maker

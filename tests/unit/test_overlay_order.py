@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkimage.config import planning
-from sparkimage.config.lockfile import Deb, Wheel
+from sparkimage.config.lock_items import Deb, Wheel
 from sparkimage.config.plan import Debs, LayerPlan, Plan
 from sparkimage.core import debian_version
 from sparkimage.core.errors import LockError

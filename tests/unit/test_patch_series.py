@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparkimage.config.lockfile import CHANGES, KEPT, PRESENT
+from sparkimage.config.lock_items import CHANGES, KEPT, PRESENT
 from sparkimage.config.patch_specs import MISSING
 from sparkimage.core.errors import LockError
 from sparkimage.core.process import Local

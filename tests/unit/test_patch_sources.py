@@ -10,7 +10,8 @@ import pytest
 
 from sparkimage.config import planning
 from sparkimage.config.address import WHEELS, Mirrors
-from sparkimage.config.lockfile import ANY, Lock, Target
+from sparkimage.config.lock_items import Target
+from sparkimage.config.lockfile import ANY, Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.series import SERIES

@@ -10,17 +10,8 @@ from typing import Any
 import pytest
 
 from sparkimage.config import lockfile, patch_specs, planning, series
-from sparkimage.config.lockfile import (
-    ANY,
-    CHANGES,
-    KEPT,
-    PRESENT,
-    Entry,
-    Item,
-    Lock,
-    Step,
-    Target,
-)
+from sparkimage.config.lock_items import CHANGES, KEPT, PRESENT, Item, Step, Target
+from sparkimage.config.lockfile import ANY, Entry, Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_planning import PatchPlanner
 from sparkimage.config.patch_specs import MISSING, Patch, State

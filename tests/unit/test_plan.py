@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from sparkimage.build import preflight
 from sparkimage.build.builder import fingerprint
 from sparkimage.config import lockfile, matrix, planning
-from sparkimage.config.lockfile import Deb, Entry, Item, Lock, Wheel
+from sparkimage.config.lock_items import Deb, Item, Wheel
+from sparkimage.config.lockfile import Entry, Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.plan import Answer, Origin, Plan
 from sparkimage.core.errors import LockError

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from sparkimage.config import lockfile, planning
 from sparkimage.config.address import Mirrors
-from sparkimage.config.lockfile import ANY, CHANGES, KEPT, Commit, Entry, Lock, Step, Target
+from sparkimage.config.lock_items import CHANGES, KEPT, Commit, Step, Target
+from sparkimage.config.lockfile import ANY, Entry, Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.pins import Key

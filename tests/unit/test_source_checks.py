@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from sparkimage.config import lockfile, matrix, planning
-from sparkimage.config.lockfile import ANY, KEPT, Commit, Entry, Lock, PatchText, Target
+from sparkimage.config.lock_items import KEPT, Commit, PatchText, Target
+from sparkimage.config.lockfile import ANY, Entry, Lock
 from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.pins import Key
 from sparkimage.config.series import SERIES

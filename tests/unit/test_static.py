@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sparkimage.config.lockfile import PinnedImage
+from sparkimage.config.lock_items import PinnedImage
 from sparkimage.config.plan import Expected, Plan, SourceBuild
 from sparkimage.core.errors import ConfigError
 from sparkimage.image import layerscan

@@ -13,7 +13,8 @@ import pytest
 from sparkimage.build import bake
 from sparkimage.config import lockfile, planning
 from sparkimage.config.address import WHEELS, Mirrors
-from sparkimage.config.lockfile import Lock, Wheel
+from sparkimage.config.lock_items import Wheel
+from sparkimage.config.lockfile import Lock
 from sparkimage.config.matrix import Matrix
 from sparkimage.core.errors import ConfigError, LockError, NetworkError, SparkError
 from sparkimage.core.process import Local
