@@ -157,11 +157,9 @@ def short(digest: str) -> str:
 
 def new_view(*, quiet: bool = False) -> View:
     """Progress on standard error; ``quiet`` shows none."""
-    from rich.console import Console
-
     from sparkimage.core.progress import View
 
-    return View(Console(stderr=True, highlight=False), quiet=quiet)
+    return View(quiet=quiet)
 
 
 def new_table(
@@ -233,7 +231,7 @@ def node_error(message: str, errors: Mapping[str, SparkError], hint: str = "") -
     return NodeError(message, detail="\n".join(lines(dict(errors))), hint=hint)
 
 
-def unreachable(errors: Mapping[str, SparkError], count: int, others: str = "") -> NodeError:
+def unreachable(errors: Mapping[str, SparkError], count: int, others: str = "") -> SparkError:
     """The error for those of ``count`` nodes that did not answer."""
     from sparkimage.nodes.retag import unreached
 

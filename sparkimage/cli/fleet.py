@@ -295,7 +295,7 @@ def gc(
         base.print_json(
             [
                 {
-                    **result.to_dict(),
+                    **vars(result),
                     "caches": dict(caches[result.node].folders) if result.node in caches else None,
                 }
                 for result in results

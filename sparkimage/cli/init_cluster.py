@@ -121,14 +121,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _print(found: Survey) -> None:
-    from sparkimage.nodes import login
+    from sparkimage.nodes import ssh
 
     columns = ("node", "role", "log in", "data", "interface", "RDMA", "GPUs", "")
     table = base.new_table(*columns, wrap=["RDMA"], drop=["role", "GPUs", "interface"])
     for node in found.nodes:
         seen = found.snapshots.get(node.name)
         table.add_row(
-            node.name, node.role or "", login.address(node), node.data or "",
+            node.name, node.role or "", ssh.destination(node)[-1], node.data or "",
             node.interface or "", ", ".join(node.hca),
             str(len(seen.gpus)) if seen is not None else "?",
             "new" if node in found.new else "",

@@ -43,6 +43,16 @@ class Part:
     config: Document
     layers: tuple[Layer, ...]
 
+    @classmethod
+    def whole(cls, image: Image, name: str, store: Store) -> Part:
+        """The image itself, with the exact bytes of its manifest and config."""
+        documents = []
+        for digest in (image.digest, image.manifest["config"]["digest"]):
+            with store.open_blob(digest) as blob:
+                documents.append(Document(digest=digest, data=blob.read()))
+        manifest, config = documents
+        return cls(name=name, manifest=manifest, config=config, layers=image.layers)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -96,12 +106,7 @@ def without_layers(image: Image, name: str, store: Store) -> bytes:
 
     Raises ``StoreError``.
     """
-    own = []
-    for digest in (image.digest, image.manifest["config"]["digest"]):
-        with store.open_blob(digest) as blob:
-            own.append(Document(digest=digest, data=blob.read()))
-    part = Part(name=name, manifest=own[0], config=own[1], layers=image.layers)
-    return partial(Step(part=part, send=()), store)[1]
+    return partial(Step(part=Part.whole(image, name, store), send=()), store)[1]
 
 
 END = bytes(2 * tarfile.BLOCKSIZE)

@@ -13,7 +13,7 @@ from typing import Any
 
 from sparkimage.image.archive import Document, Part, Step
 from sparkimage.image.store import MANIFEST, Image, Layer, Store
-from sparkimage.nodes.snapshot import STAGING, chain_ids
+from sparkimage.nodes.snapshot import STAGING
 
 STEP = 512_000_000
 """Bytes after which a step ends: what a lost connection costs at most, next to one big layer."""
@@ -23,13 +23,8 @@ def parts(store: Store, image: Image) -> tuple[Part, ...]:
     """Every part of an image that a step may end with, the smallest first; the last one is the
     image itself, with the exact bytes of its manifest and config."""
     name = f"{STAGING}:{image.digest[7:19]}"
-    documents = []
-    for digest in (image.digest, image.manifest["config"]["digest"]):
-        with store.open_blob(digest) as blob:
-            documents.append(Document(digest=digest, data=blob.read()))
-    manifest, config = documents
     smaller = (_part(name, image, count) for count in range(1, len(image.layers)))
-    return (*smaller, Part(name=name, manifest=manifest, config=config, layers=image.layers))
+    return (*smaller, Part.whole(image, name, store))
 
 
 def _part(name: str, image: Image, count: int) -> Part:
@@ -57,20 +52,6 @@ def _part(name: str, image: Image, count: int) -> Part:
 
 def _document(content: dict[str, Any]) -> Document:
     return Document.of(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
-
-
-def missing(
-    layers: Sequence[Layer], *, chains: Collection[str] | None, blobs: Collection[str]
-) -> list[int]:
-    """The indexes of the layers that a node lacks.
-
-    ``chains`` are the chain IDs that an overlay2 store has; None for a containerd store, which
-    has ``blobs``.
-    """
-    if chains is not None:
-        own = chain_ids([layer.diff_id for layer in layers])
-        return [index for index, chain in enumerate(own) if chain not in chains]
-    return [index for index, layer in enumerate(layers) if layer.digest not in blobs]
 
 
 def steps(parts: Sequence[Part], lacking: Collection[int], *, size: int = STEP) -> tuple[Step, ...]:

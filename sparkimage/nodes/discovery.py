@@ -17,7 +17,7 @@ from sparkimage.config.address import parse_ip
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import CommandError, UsageError
 from sparkimage.core.process import Runner
-from sparkimage.nodes import fabric
+from sparkimage.nodes import fabric, ssh
 from sparkimage.nodes.rdma import Rdma
 from sparkimage.nodes.snapshot import NodeSnapshot
 
@@ -70,7 +70,8 @@ def of_ssh_config(file: Path, runner: Runner, user: str | None) -> list[Candidat
     return [
         Candidate(node=Node(name=name, control=name, user=user), source=SSH_CONFIG)
         for name in dict.fromkeys(_hosts(file, file.parent))
-        if re.match(inventory.NODE, name) and _setting(name, "user", runner) not in NO_MACHINES
+        if re.match(inventory.NODE, name)
+        if dict(ssh.settings(runner, "--", name)).get("user") not in NO_MACHINES
     ]
 
 
@@ -99,12 +100,6 @@ def _words(line: str) -> list[str]:
     except ValueError:
         return [""]
     return [words[0].lower(), *words[1:]] if words else [""]
-
-
-def _setting(host: str, name: str, runner: Runner) -> str:
-    """What ssh_config sets for a host."""
-    lines = runner.run(["ssh", "-G", "--", host], check=False).stdout.splitlines()
-    return next((line.partition(" ")[2] for line in lines if line.startswith(f"{name} ")), "")
 
 
 def by_mdns(runner: Runner, user: str | None) -> list[Candidate]:

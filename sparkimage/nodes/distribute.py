@@ -8,8 +8,8 @@ under the staging names, and the next one goes on from there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -213,22 +213,16 @@ class Distribution:
 
                 return run_on_all(left, send, stop=NodeSession.abandon)
 
-    @contextmanager
-    def _server(self, sessions: Sequence[NodeSession]) -> Iterator[PullServer | None]:
+    def _server(self, sessions: Sequence[NodeSession]) -> AbstractContextManager[PullServer | None]:
         """The registry that these pull from; None when none of them pulls."""
         if self.via or not any(staging.pulls(session, self.image.layers) for session in sessions):
-            yield None
-            return
+            return nullcontext()
         # An HTTP server takes time to import, which a run that sends nothing saves.
         from sparkimage.nodes.pull_server import PullServer
 
         documents = (document for part in self.parts for document in (part.manifest, part.config))
         socket = sessions[0].remote.sockets / "serving"
-        server = PullServer(socket, self.store, documents, self.image.layers)
-        try:
-            yield server
-        finally:
-            server.close()
+        return closing(PullServer(socket, self.store, documents, self.image.layers))
 
     def _relay(self, todo: Sequence[NodeSession], board: TransferProgress) -> None:
         """Relay chains of nodes that lack the same layers; nodes that it does not reach get them

@@ -33,7 +33,7 @@ def for_connection(node: Node, error: SparkError, runner: Runner) -> Iterator[To
     """What to do for a node that could not be examined."""
     reason = error.reason if isinstance(error, UnreachableError) else ""
     why = error.message.removeprefix(node.name).lstrip(": ")
-    copy = shlex.join(["ssh-copy-id", *_port(node), address(node)])
+    copy = shlex.join(["ssh-copy-id", *ssh.destination(node)])
     if reason == ssh.UNKNOWN_KEY:
         offered = _fingerprints(node, runner)
         shown = f"; it shows {', '.join(offered)}" if offered else ""
@@ -58,47 +58,25 @@ def for_docker(node: Node, snapshot: NodeSnapshot) -> Iterator[ToDo]:
     why = error.message.removeprefix(f"{snapshot.name}: ")
     if isinstance(error, EnginePermissionError) and not node.sudo:
         add = ["sudo", "usermod", "-aG", "docker", snapshot.user]
-        command = shlex.join(["ssh", "-t", *_port(node), address(node), *add])
+        command = shlex.join(["ssh", "-t", *ssh.destination(node), *add])
         yield ToDo(node=node.name, why=why, command=command)
     else:
         yield ToDo(node=node.name, why=f"{why}; {error.hint}")
 
 
-def address(node: Node) -> str:
-    """What ssh is told of it."""
-    return f"{node.user}@{node.control}" if node.user else node.control
-
-
-def _port(node: Node) -> list[str]:
-    return ["-p", str(node.port)] if node.port else []
-
-
-def _config(node: Node, runner: Runner) -> list[tuple[str, str]]:
-    """What ssh uses for this node."""
-    said = runner.run(["ssh", "-G", *_port(node), "--", address(node)], check=False).stdout
-    pairs = (line.partition(" ") for line in said.splitlines())
-    return [(key, value) for key, _, value in pairs]
-
-
 def _has_key(node: Node, runner: Runner) -> bool:
     """An identity of ssh is there, or its agent has one."""
-    files = [Path(value).expanduser() for key, value in _config(node, runner)
-             if key == "identityfile"]  # fmt: skip
+    settings = ssh.settings(runner, *ssh.destination(node))
+    files = [Path(value).expanduser() for key, value in settings if key == "identityfile"]
     return any(map(Path.exists, files)) or not runner.run(["ssh-add", "-l"], check=False).returncode
 
 
 def _fingerprints(node: Node, runner: Runner) -> list[str]:
     """Those of the host keys that a machine at the node's address shows, whoever it is."""
-    config = dict(_config(node, runner))
-    host, port = config.get("hostname", node.control), config.get("port", "22")
-    scan = ["ssh-keyscan", "-T", SCAN_S, "-t", "ed25519", "-p", port, "--", host]
-    keys = runner.run(scan, check=False).stdout
+    config = dict(ssh.settings(runner, *ssh.destination(node)))
+    scan = ["ssh-keyscan", "-T", SCAN_S, "-t", "ed25519", "-p", config["port"], "--"]
+    keys = runner.run([*scan, config["hostname"]], check=False).stdout
     # 256 SHA256:… host (ED25519)
-    words = (line.split() for line in _listed(keys, runner))
+    listed = runner.run(["ssh-keygen", "-lf", "-"], stdin=keys, check=False).stdout.splitlines()
+    words = (line.split() for line in listed)
     return [f"{line[-1].strip('()')} {line[1]}" for line in words if len(line) > 2]
-
-
-def _listed(keys: str, runner: Runner) -> list[str]:
-    if not keys.strip():
-        return []
-    return runner.run(["ssh-keygen", "-lf", "-"], stdin=keys, check=False).stdout.splitlines()

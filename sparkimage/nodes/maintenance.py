@@ -17,7 +17,7 @@ from sparkimage.nodes import refusals
 from sparkimage.nodes.concurrent import Errors, run_on_all
 from sparkimage.nodes.engine_api import RefusedError
 from sparkimage.nodes.refusals import Act
-from sparkimage.nodes.retag import PREVIOUS, FleetUpdate, Retag
+from sparkimage.nodes.retag import FIX, PREVIOUS, FleetUpdate, Retag
 from sparkimage.nodes.session import NodeReport, NodeSession, sessions, survey
 from sparkimage.nodes.snapshot import STAGING, NodeImage, NodeSnapshot
 from sparkimage.nodes.ssh import IMAGES
@@ -188,7 +188,7 @@ def rollback(
     Returns the errors that ``partial`` allows.
     Raises ``NodeError`` when no name was moved, or all were moved back.
     """
-    previous, again = name + PREVIOUS, "fix the node and run the same command again"
+    previous = name + PREVIOUS
 
     def prepare(session: NodeSession) -> None:
         session.open(IMAGES, lock=True, owner=owner)
@@ -202,7 +202,7 @@ def rollback(
 
     with sessions(fleet, patience_s) as nodes:
         update = FleetUpdate(name=name, sessions=nodes, partial=partial, say=say)
-        update.look(prepare, "no name was moved", again)
+        update.look(prepare, "no name was moved", FIX)
         images = [session.now.by_id(session.target) for session in update.ready]
         if len({image.identity for image in images if image is not None}) > 1 and not partial:
             raise NodeError(
@@ -210,7 +210,7 @@ def rollback(
                 hint=f"see which: {program()} nodes; distribute the one that you want",
             )
         update.move([Retag(session=session, tag=name) for session in update.ready])
-        update.check("the move was undone", again)
+        update.check("the move was undone", FIX)
     return update.errors
 
 
@@ -228,10 +228,6 @@ class Removal:
     """Those that its engine did not remove, with its reason."""
     freed: int = 0
     """Bytes that its disks gained; in a dry run, the most that they can."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return asdict(self)
 
 
 def plan_removal(snapshot: NodeSnapshot, keep: int) -> list[str]:

@@ -271,7 +271,9 @@ def hash_file(file: SourceFile, stop: threading.Event, moved: Moved) -> str:
                     git.update(piece)
                 moved(len(piece))
     except OSError as error:
-        raise UsageError(f"{file.real}: {error.strerror}") from None
+        raise UsageError(
+            f"{file.real}: {error.strerror}", hint="make it a file that this user can read"
+        ) from None
     if stop.is_set():
         raise SparkError("interrupted")
     if git_name and git.hexdigest() != git_name:

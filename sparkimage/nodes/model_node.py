@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparkimage.config.address import parse_ip
-from sparkimage.core.errors import CommandError, NodeError, SparkError
+from sparkimage.core.errors import NodeError, SparkError
 from sparkimage.core.process import Completed
 from sparkimage.core.program import program
 from sparkimage.core.progress import Moved
@@ -226,10 +226,7 @@ class FolderMove:
             raise self._failure(self.script, output)
 
     def undo(self) -> None:
-        try:
-            self.node.call("undo")
-        except CommandError as error:
-            raise NodeError(f"{self.name}: {error.message}") from None
+        self.node.call("undo")
 
     def close(self) -> None:
         if self.script is not None:

@@ -55,7 +55,10 @@ class FolderState:
             elif sections:
                 current.append(line)
         if "end" not in sections:
-            raise NodeError(f"{node}: cannot look at its model folder", detail=output.strip())
+            raise NodeError(
+                f"{node}: cannot look at its model folder", detail=output.strip(),
+                hint="its login shell must run `sh -c` and print nothing else",
+            )  # fmt: skip
         facts = dict(line.partition("=")[::2] for line in sections["state"])
         manifest = sections["manifest"]
         recorded = listing(sections["listing"])

@@ -106,7 +106,10 @@ class Stream:
             self.report.error = error
             self.script.process.kill()
         except OSError as error:
-            self.report.error = NodeError(f"{self.source_file}: {error.strerror}")
+            self.report.error = NodeError(
+                f"{self.source_file}: {error.strerror}",
+                hint="make it a file that this user can read",
+            )
             self.script.process.kill()
         finally:
             self._finish(reader, first)

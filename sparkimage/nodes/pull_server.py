@@ -44,21 +44,20 @@ class PullClient:
     """A node that may pull."""
 
     sent: Sent
-    credentials: str = field(
-        default_factory=lambda: base64.b64encode(
-            f"{USER}:{secrets.token_urlsafe(24)}".encode()
-        ).decode()
-    )
-    """User and password of HTTP Basic authentication."""
+    password: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     _requested: list[int] = field(default_factory=list)
     """The indexes of the layers that are on their way to it."""
     _change: threading.Condition = field(default_factory=threading.Condition)
 
+    @property
+    def credentials(self) -> str:
+        """Its user and password, as of HTTP Basic authentication."""
+        return base64.b64encode(f"{USER}:{self.password}".encode()).decode()
+
     def header(self, registry: str) -> str:
         """The header with which an engine can pull from this address:
         https://docs.docker.com/reference/api/engine/#section/Authentication"""
-        user, _, password = base64.b64decode(self.credentials).decode().partition(":")
-        login = {"username": user, "password": password, "serveraddress": registry}
+        login = {"username": USER, "password": self.password, "serveraddress": registry}
         return base64.urlsafe_b64encode(json.dumps(login).encode()).decode()
 
     @contextmanager

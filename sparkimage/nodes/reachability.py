@@ -84,7 +84,10 @@ class _Probe:
                 if line == end:
                     return iter(lines)
                 lines.append(line)
-        raise NodeError(f"{self.name}: it cannot try whether it reaches the others")
+        raise NodeError(
+            f"{self.name}: it cannot try whether it reaches the others",
+            hint=f"look there: {self.session.remote.ssh} perl -v",
+        )
 
     def close(self) -> None:
         if self._script is not None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sparkimage.core import interrupts
-from sparkimage.core.errors import MixedFleetError, NodeError, UnreachableError
+from sparkimage.core.errors import MixedFleetError, NodeError, SparkError, UnreachableError
 from sparkimage.core.process import start_bytes
 from sparkimage.core.program import program
 from sparkimage.core.units import plural
@@ -29,22 +29,27 @@ from sparkimage.nodes.session import NodeSession
 PREVIOUS = "-previous"
 """What is added to a name for the image that had it before."""
 AGAIN = "run the same command again"
+FIX = f"fix the errors above, then {AGAIN}"
 
 
-def unreached(errors: Errors, count: int, others: str = "") -> NodeError:
+def failure(
+    errors: Errors, count: int, what: str, kind: type[SparkError] = NodeError, hint: str = FIX
+) -> SparkError:
+    """The error for those of ``count`` nodes that failed."""
+    failed = f"{len(errors)} of {count} nodes" if count > 1 else "the node"
+    return kind(f"{failed} {what}", detail="\n".join(lines(errors)), hint=hint)
+
+
+def unreached(errors: Errors, count: int, others: str = "") -> SparkError:
     """The error for those of ``count`` nodes that did not answer, or answered with an error;
     ``others``: what is to say of the others."""
-    some = f"{len(errors)} of {count} nodes"
-    if not all(isinstance(error, UnreachableError) for error in errors.values()):
-        message = f"{some} failed"
-    elif len(errors) < count:
-        message = f"could not reach {some}"
-    elif count == 1:
-        message = f"could not reach {next(iter(errors))}"
-    else:
-        message = f"could not reach any of {count} nodes"
     others = others if len(errors) < count else ""
-    return NodeError(f"{message}{others}", detail="\n".join(lines(errors)))
+    if not all(isinstance(error, UnreachableError) for error in errors.values()):
+        return failure(errors, count, f"failed{others}")
+    nodes = f"any of {count} nodes" if count > 1 else next(iter(errors))
+    if len(errors) < count:
+        nodes = f"{len(errors)} of {count} nodes{others}"
+    return NodeError(f"could not reach {nodes}", detail="\n".join(lines(errors)), hint=FIX)
 
 
 def lines(errors: Errors) -> list[str]:

@@ -16,7 +16,7 @@ from sparkimage.core.progress import Moved
 from sparkimage.core.units import human
 from sparkimage.image.archive import Part
 from sparkimage.image.store import Image
-from sparkimage.nodes import delta, fabric, reading, refusals, snapshot, ssh
+from sparkimage.nodes import fabric, reading, refusals, snapshot, ssh
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.engine_api import RefusedError
 from sparkimage.nodes.refusals import Act
@@ -126,12 +126,9 @@ class NodeSession:
     def missing(self, parts: Sequence[Part], known: Mapping[str, Iterable[str]]) -> list[int]:
         """The indexes of the layers that it lacks of the last of ``parts``; ``known`` are the
         layers of other images by their manifests."""
-        layers = parts[-1].layers
-        if not self.now.docker.containerd:
-            return delta.missing(layers, chains=self.now.chains(), blobs=())
         own = {part.manifest.digest: [layer.digest for layer in part.layers] for part in parts}
         now = replace(self.now, content=None) if self.distrusts_content else self.now
-        return delta.missing(layers, chains=None, blobs=now.blobs({**known, **own}))
+        return now.missing(parts[-1].layers, {**known, **own})
 
     def check_space(self, blobs: int, unpacked: int, largest: int) -> None:
         """Whether so many bytes fit: of blobs, of their files, of the largest step's blobs.
@@ -242,7 +239,7 @@ class NodeSession:
             return error
         what = f"{self.name}: {refusals.RECORD_LEFT}"
         self.repaired.append(f"{what}: removed ({record})")
-        return UnreachableError(f"{what}; it is removed")
+        return UnreachableError(f"{what}; it is removed", hint="run the same command again")
 
 
 @contextmanager

@@ -10,13 +10,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import EngineError, EnginePermissionError
 from sparkimage.image.streams import digest_of
 from sparkimage.nodes import engines
 from sparkimage.nodes.rdma import Rdma
+
+if TYPE_CHECKING:
+    from sparkimage.image.store import Layer
 
 STAGING = "sparkimage-staging"
 """The repository of the names that images have until they are proven."""
@@ -328,25 +331,25 @@ class NodeSnapshot:
 
     # Images
 
-    def by_tag(self, name: str) -> NodeImage | None:
-        """The image that has this name."""
-        return next((image for image in self.images if name in image.tags), None)
-
     def by_id(self, id: str) -> NodeImage | None:
         return next((image for image in self.images if image.id == id), None)
 
     def id_of(self, name: str) -> str:
         """The id of the image that has this name, or nothing."""
-        image = self.by_tag(name)
-        return image.id if image is not None else ""
+        return next((image.id for image in self.images if name in image.tags), "")
 
     def staged(self) -> list[str]:
         """All staging names."""
         return [tag for image in self.images for tag in image.tags if is_staging(tag)]
 
-    def chains(self) -> frozenset[str]:
-        """The chain IDs of all layers of all images."""
-        return frozenset(chain for image in self.images for chain in chain_ids(image.diff_ids))
+    def missing(self, layers: Sequence[Layer], known: Mapping[str, Iterable[str]]) -> list[int]:
+        """The indexes of the layers that its store lacks; ``known`` as of ``blobs``."""
+        if self.docker.containerd:
+            keys, there = [layer.digest for layer in layers], self.blobs(known)
+        else:
+            keys = chain_ids([layer.diff_id for layer in layers])
+            there = frozenset(chain for one in self.images for chain in chain_ids(one.diff_ids))
+        return [index for index, key in enumerate(keys) if key not in there]
 
     def blobs(self, known: Mapping[str, Iterable[str]]) -> frozenset[str]:
         """Digests of the layer blobs that a containerd store surely has.

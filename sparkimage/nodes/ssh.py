@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import CommandError, NodeError, UnreachableError
-from sparkimage.core.process import Completed, Local, start_bytes
+from sparkimage.core.process import Completed, Local, Runner, start_bytes
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.script import TRANSPORT, RemoteScript
 
@@ -94,6 +94,19 @@ def lock_owner() -> str:
     return f"{user}@{os.uname().nodename} (process {os.getpid()})"
 
 
+def destination(node: Node) -> list[str]:
+    """The words by which ssh and ssh-copy-id reach a node."""
+    port = ["-p", str(node.port)] if node.port else []
+    return [*port, f"{node.user}@{node.control}" if node.user else node.control]
+
+
+def settings(runner: Runner, *words: str) -> list[tuple[str, str]]:
+    """What ssh would use with these words, after the user's ssh_config; some keys come several
+    times. Raises ``CommandError``."""
+    lines = runner.run(["ssh", "-G", *words]).stdout.splitlines()
+    return [(key, value) for key, _, value in (line.partition(" ") for line in lines)]
+
+
 def script(name: str, docker: str, *words: str) -> list[str]:
     """The command that runs a script of ``data/node`` on a node, with its arguments."""
     return ["sh", "-c", text(name), name, docker, *words]
@@ -148,14 +161,7 @@ class Remote:
     @property
     def ssh(self) -> str:
         """The ssh command that hints show."""
-        port = f" -p {self.node.port}" if self.node.port else ""
-        user = f"{self.node.user}@" if self.node.user else ""
-        return f"ssh{port} {user}{self.node.control}"
-
-    @property
-    def hop(self) -> str:
-        """The arguments of ssh that reach it from another node, over the data addresses."""
-        return " ".join([*self._login(), "--", self.node.data or self.node.control])
+        return " ".join(["ssh", *destination(self.node)])
 
     def hop_to(self, address: str, port: str = "") -> tuple[str, str]:
         """The arguments of ssh that reach it from another node at this address, and the lines of
@@ -244,11 +250,8 @@ class Remote:
 
         Raises ``UnreachableError`` or ``NodeError``.
         """
-        script = RemoteScript(self, words)
-        try:
+        with contextlib.closing(RemoteScript(self, words)) as script:
             return self._read(script, self._link)
-        finally:
-            script.close()
 
     def _hold(self, words: Sequence[str], *, bulk: bool = False) -> tuple[Link, str]:
         """Open a connection that others share, with the command that holds it, and its output.
@@ -424,11 +427,9 @@ class Remote:
         return ["-S", str(socket), *self._options(), *self._ciphers(), "--", self.node.control]
 
     def _options(self) -> list[str]:
-        return [*(word for option in OPTIONS for word in ("-o", option)), *self._login()]
-
-    def _login(self) -> list[str]:
         user = ["-l", self.node.user] if self.node.user else []
-        return user + (["-p", str(self.node.port)] if self.node.port else [])
+        port = ["-p", str(self.node.port)] if self.node.port else []
+        return [*(word for option in OPTIONS for word in ("-o", option)), *user, *port]
 
     def _bulk(self) -> list[str]:
         """To the data address, where there is one, under the host key that is known for the control
@@ -477,8 +478,7 @@ class Remote:
     @cached_property
     def _ssh_config(self) -> dict[str, str]:
         """What ssh_config sets for this node."""
-        lines = Local().run(["ssh", "-G", *self._options(), "--", self.node.control]).stdout
-        return dict(line.split(" ", 1) for line in lines.splitlines() if " " in line)
+        return dict(settings(Local(), *self._options(), "--", self.node.control))
 
     def _keep_alive(self, master: RemoteScript) -> None:
         with contextlib.suppress(OSError, ValueError):

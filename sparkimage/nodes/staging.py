@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -42,7 +43,7 @@ def load(session: NodeSession, steps: Sequence[Step], store: Store, moved: Moved
         exchange = Exchange(engine)
         with session.refused(Act.LOAD), exchange.step():
             exchange.begin("/images/load?quiet=1")
-        return Load([session], step, earlier, exchange)
+        return Load(sessions=[session], step=step, earlier=earlier, channel=exchange)
 
     with session.remote.bulk() as engine:
         _load(session, steps, store, moved, begin)
@@ -60,13 +61,16 @@ def relay(
     """
     first, *others = sessions
     said: dict[str, str] = {}
+    hops: list[str] = []
+    for remote in (session.remote for session in others):
+        hop = remote.hop_to(remote.node.data or remote.node.control)
+        hops += [*hop, remote.name, remote.docker]
 
     def begin(step: Step, earlier: str) -> Load:
-        hops = [word for n in others for word in (n.remote.hop, n.name, n.remote.docker)]
         text = ssh.text("relay")
         words = ["sh", "-c", text, "relay", text, first.name, first.remote.docker, *hops]
         script = RemoteScript(first.remote, words, bulk=True)
-        return RelayLoad(sessions, step, earlier, script, said)
+        return RelayLoad(sessions=sessions, step=step, earlier=earlier, channel=script, said=said)
 
     _load(first, steps, store, moved, begin)
     for session in others:
@@ -109,18 +113,15 @@ def _load(
         before.finish()
 
 
+@dataclass(frozen=True, kw_only=True)
 class Load:
     """A load of a step that gets its archive from here, by the engine of the first of these nodes.
     The ``earlier`` name is not needed after it."""
 
-    def __init__(
-        self,
-        sessions: Sequence[NodeSession],
-        step: Step,
-        earlier: str,
-        channel: Exchange | RemoteScript,
-    ) -> None:
-        self.sessions, self.step, self.earlier, self.channel = sessions, step, earlier, channel
+    sessions: Sequence[NodeSession]
+    step: Step
+    earlier: str
+    channel: Exchange | RemoteScript
 
     def send(self, piece: bytes) -> None:
         """Send a piece of the archive. Raises ``NodeError`` when it is not taken."""
@@ -129,8 +130,8 @@ class Load:
                 self.channel.write(piece)
         except CLOSED:
             self.finish()
-            name = self.sessions[0].name
-            raise NodeError(f"{name}: its engine ended before it had read the archive") from None
+            first, why = self.sessions[0], "it hung up before it had read the archive"
+            raise first.refusal(Act.LOAD, why) from None
 
     def finish(self) -> None:
         """Wait for its end. Raises ``NodeError``."""
@@ -156,23 +157,16 @@ class Load:
             return "".join(str(each.get("stream", "")) for each in self.channel.messages())
 
 
+@dataclass(frozen=True, kw_only=True)
 class RelayLoad(Load):
     """A load of which the first node relays the archive. ``said``: what each node says of it."""
 
-    def __init__(
-        self,
-        sessions: Sequence[NodeSession],
-        step: Step,
-        earlier: str,
-        script: RemoteScript,
-        said: dict[str, str],
-    ) -> None:
-        super().__init__(sessions, step, earlier, script)
-        self.script, self.said = script, said
+    said: dict[str, str]
 
     def _end(self, limit_s: float) -> str:
-        output = self.script.rest(limit_s)
-        if (lost := self.script.lost()) is not None:
+        assert isinstance(self.channel, RemoteScript)
+        output = self.channel.rest(limit_s)
+        if (lost := self.channel.lost()) is not None:
             raise lost
         own, code, name = self.sessions[0].name, "", ""
         for line in output.splitlines():
@@ -274,7 +268,10 @@ class Pulling:
 
     def _keep(self, step: Step) -> None:
         """Give what was pulled the name of its step, in place of the one before it."""
-        engine, pulled = self.session.remote.engine, f"{self.repository}@{_digest(step)}"
+        engine, pulled = (
+            self.session.remote.engine,
+            f"{self.repository}@{step.part.manifest.digest}",
+        )
         engine.tag(pulled, step.part.name)
         engine.remove(pulled, *([self.earlier] if self.earlier else []))
         self.earlier = step.part.name
@@ -282,7 +279,7 @@ class Pulling:
 
     def _messages(self, step: Step) -> Iterator[Mapping[str, Any]]:
         """The messages of a pull, which ends with the connection."""
-        query = urlencode({"fromImage": self.repository, "tag": _digest(step)})
+        query = urlencode({"fromImage": self.repository, "tag": step.part.manifest.digest})
         outer, self.exchange = self.exchange, Exchange(self.engine)
         exchange = self.exchange
         try:
@@ -300,10 +297,6 @@ class Pulling:
             # When all has arrived it may still be unpacked.
             more = 0 if waits else self.left / UNPACK_RATE
             self.exchange.extend(self.session.remote.patience_s + more)
-
-
-def _digest(step: Step) -> str:
-    return step.part.manifest.digest
 
 
 def pull_from(session: NodeSession, origin: str, part: Part, size: int) -> None:

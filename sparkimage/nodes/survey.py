@@ -74,20 +74,17 @@ def examine(
     to_do: list[ToDo] = []
     left_out: list[LeftOut] = []
     for report in reports:
-        source = sources.get(report.node)
-        if report.snapshot is None:
-            assert report.error is not None
-            if source in (None, GIVEN) or (source == MDNS and _wants_a_key(report.error)):
-                to_do += login.for_connection(report.node, report.error, runner)
-            else:
-                why = report.error.message.removeprefix(report.name).lstrip(": ")
-                left_out.append(LeftOut(host=report.name, source=source or "", why=why))
-        elif source in (None, GIVEN) or report.snapshot.smi or report.snapshot.gpus:
-            snapshots.append(report.snapshot)
-        else:
-            left_out.append(
-                LeftOut(host=report.name, source=source or "", why="it has no NVIDIA GPU")
-            )
+        source, snapshot, error = sources.get(report.node), report.snapshot, report.error
+        is_named, why = source in (None, GIVEN), "it has no NVIDIA GPU"
+        if snapshot is not None and (is_named or snapshot.smi or snapshot.gpus):
+            snapshots.append(snapshot)
+            continue
+        if error is not None:
+            if is_named or (source == MDNS and _wants_a_key(error)):
+                to_do += login.for_connection(report.node, error, runner)
+                continue
+            why = error.message.removeprefix(report.name).lstrip(": ")
+        left_out.append(LeftOut(host=report.name, source=source or "", why=why))
     machines = discovery.distinct(snapshots)
     entries = discovery.entries(machines, known) if machines else []
     with_data = [node for node in entries if node.data and node not in known]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sparkimage.core.errors import NodeError
 from sparkimage.core.files import atomic_file
+from sparkimage.core.program import program
 from sparkimage.image.streams import EMPTY_SHA256
 from sparkimage.nodes import ssh
 from sparkimage.nodes.model_manifest import CHUNK
@@ -102,10 +103,10 @@ class CacheNode:
         if (lost := script.lost()) is not None:
             raise lost
         if script.code != 0 or _hashes_of(folder / f"{name}.tar") != files:
+            if script.code != 0:
+                raise self._refusal("read", script.code, output)
             raise NodeError(
-                f"{self.name}: a cache changed while it was read"
-                if script.code == 0
-                else self._why("read", script.code, output),
+                f"{self.name}: a cache changed while it was read",
                 hint="the server must not compile any more: launch --save-caches again",
             )
         sums = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(files.items()))
@@ -118,7 +119,7 @@ class CacheNode:
             self._words("lacks"), check=False, stdin=paths, timeout_s=READ_S
         )
         if done.returncode not in (0, 1):
-            raise NodeError(self._why("read", done.returncode, done.stdout + done.stderr))
+            raise self._refusal("read", done.returncode, done.stdout + done.stderr)
         return done.returncode == 1
 
     def keep_record(self, saved: Saved) -> None:
@@ -152,7 +153,7 @@ class CacheNode:
             self._words(verb, *words, mounts=mounts), check=False, timeout_s=READ_S
         )
         if done.returncode != 0:
-            raise NodeError(self._why(verb, done.returncode, done.stdout + done.stderr))
+            raise self._refusal(verb, done.returncode, done.stdout + done.stderr)
         return done.stdout
 
     def _words(self, verb: str, *words: str, mounts: Sequence[Mount] = ()) -> list[str]:
@@ -167,11 +168,17 @@ class CacheNode:
             self.image, "-c", ssh.text("caches"), "caches", verb, *words,
         ]  # fmt: skip
 
-    def _why(self, verb: str, code: int, output: str) -> str:
+    def _refusal(self, verb: str, code: int, output: str) -> NodeError:
         if FULL in output.lower():
-            return f"{self.name}: the disk of {self.folder} is full"
+            return NodeError(
+                f"{self.name}: the disk of {self.folder} is full",
+                hint=f"free some: {program()} gc; there: docker system df",
+            )
         why = last_line(output) or "it printed nothing"
-        return f"{self.name}: cannot {verb} the caches in {self.folder} (code {code}): {why}"
+        return NodeError(
+            f"{self.name}: cannot {verb} the caches in {self.folder} (code {code}): {why}",
+            hint=f"look there: {self.session.remote.ssh} ls -l {self.folder}",
+        )
 
 
 def _hashes_of(file: Path) -> dict[str, str]:

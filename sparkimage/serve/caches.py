@@ -18,6 +18,7 @@ from pathlib import Path
 from sparkimage.config.inventory import Fleet
 from sparkimage.config.profiles import Profile
 from sparkimage.core.errors import NodeError, SparkError, StoreError
+from sparkimage.core.program import program
 from sparkimage.core.progress import View
 from sparkimage.core.units import human, plural
 from sparkimage.image.store import Image
@@ -79,7 +80,8 @@ class Caches:
             raise NodeError(
                 f"{self.model} has no config.json on {', '.join(without)}"
                 if without
-                else f"{self.model} has not the same config.json on all nodes"
+                else f"{self.model} has not the same config.json on all nodes",
+                hint=f"put the model on all nodes: {program()} model push DIR",
             )
         gpus = [node.gpus for node in self.nodes]
         return Key(
@@ -205,7 +207,10 @@ class Caches:
     def _node(self, rank: int, session: NodeSession) -> CacheNode:
         image = session.has(self.image)
         if image is None:
-            raise NodeError(f"{session.name} does not have the image {self.image.digest[:19]}")
+            raise NodeError(
+                f"{session.name} does not have the image {self.image.digest[:19]}",
+                hint=f"distribute it: {program()} distribute {self.variant}",
+            )
         folder = cache_folder(session.now.caches, self.image.digest)
         return CacheNode(session=session, rank=rank, image=image.id, folder=folder)
 

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparkimage.core.errors import NodeError, SparkError
+from sparkimage.core.errors import NodeError
 from sparkimage.nodes.concurrent import Errors, run_on_all
-from sparkimage.nodes.retag import lines
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import NodeSession
 from sparkimage.nodes.snapshot import NodeSnapshot
@@ -74,8 +73,9 @@ def members(snapshot: NodeSnapshot) -> tuple[Member, ...]:
     """
     if isinstance(snapshot.containers, str):
         raise NodeError(
-            f"{snapshot.name}: Docker did not list its containers", detail=snapshot.containers
-        )
+            f"{snapshot.name}: Docker did not list its containers", detail=snapshot.containers,
+            hint="there: sudo systemctl restart docker; journalctl -u docker",
+        )  # fmt: skip
     identities = {image.id: image.identity for image in snapshot.images}
     parsed = []
     for container in snapshot.containers:
@@ -232,10 +232,3 @@ def remove_all(
 def log(session: NodeSession, id: str, *options: str) -> RemoteScript:
     """A container's log by line, with these options of ``docker logs``, ``--follow`` first."""
     return RemoteScript(session.remote, session.remote.script("logs", id, *options))
-
-
-def failure(
-    errors: Mapping[str, SparkError], count: int, what: str, kind: type[SparkError] = NodeError
-) -> SparkError:
-    """The error for ``errors`` on nodes, of ``count``."""
-    return kind(f"{len(errors)} of {count} nodes {what}", detail="\n".join(lines(dict(errors))))

@@ -24,11 +24,11 @@ from sparkimage.image.store import Image
 from sparkimage.nodes import fabric, reachability
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.model_fleet import Comparison
+from sparkimage.nodes.retag import failure
 from sparkimage.nodes.session import NodeReport, NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
 from sparkimage.nodes.topology import Topology, topology
 from sparkimage.serve import command, deployments, memory, nccl, preflight
-from sparkimage.serve.caches import Caches
 from sparkimage.serve.command import Container, Host, Request
 from sparkimage.serve.deployments import HEAD, Deployment
 from sparkimage.serve.doctor import doctor
@@ -36,6 +36,7 @@ from sparkimage.serve.doctor.checks import ClusterReport
 from sparkimage.serve.followers import Rank
 
 if TYPE_CHECKING:
+    from sparkimage.serve.caches import Caches
     from sparkimage.serve.waiting import Ready
 
 START_S = 120.0
@@ -127,7 +128,7 @@ class Launch:
         with self.view.busy("looking at the nodes"):
             errors = run_on_all(all_, self._look, stop=NodeSession.abandon)
         if errors:
-            raise deployments.failure(errors, len(all_), "did not answer; nothing was started")
+            raise failure(errors, len(all_), "did not answer; nothing was started")
         preflight.require_image(all_, self.image, self.image_name, self.request.variant)
         self._require(all_, ["interface"])
         if shares := memory.shares([one.now for one in all_], self.request.profile, self.vllm):
@@ -193,14 +194,14 @@ class Launch:
         grace_s = deployments.GRACE_S if existing.lives else 0
         errors = deployments.remove_all(all_, existing.members, grace_s=grace_s)
         if errors:
-            raise deployments.failure(
+            raise failure(
                 errors, len(all_), "could not remove it; nothing was started"
             )  # fmt: skip
         # Its ports and its memory are free now.
         with self.view.busy("looking at the nodes again"):
             errors = run_on_all(all_, self._look_again)
         if errors:
-            raise deployments.failure(errors, len(all_), "did not answer; nothing was started")
+            raise failure(errors, len(all_), "did not answer; nothing was started")
         self._require(all_, ["ports"])
 
     # Start
@@ -218,7 +219,7 @@ class Launch:
         with self.view.busy("creating the containers"):
             errors = run_on_all(all_, create)
             if errors:
-                raise deployments.failure(
+                raise failure(
                     errors, len(all_), "could not create its container", LaunchError
                 )  # fmt: skip
             nccl.require(
@@ -253,7 +254,7 @@ class Launch:
             self.view.say(f"starting {len(ranks) - 1} workers")
             errors = run_on_all(ranks[1:], start)
         if errors:
-            raise deployments.failure(errors, len(ranks), "could not start it", LaunchError)
+            raise failure(errors, len(ranks), "could not start it", LaunchError)
 
     def _docker(self, session: NodeSession, rank: int, argv: Sequence[str]) -> str:
         """The output of a command of docker that creates or starts a rank's container."""

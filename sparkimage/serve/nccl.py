@@ -21,8 +21,8 @@ from sparkimage.image.store import Image, Store
 from sparkimage.image.streams import EMPTY_SHA256
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.reading import nccl_conf, parts_of
+from sparkimage.nodes.retag import AGAIN, failure
 from sparkimage.nodes.session import NodeSession
-from sparkimage.serve import deployments
 from sparkimage.verify import static_nccl
 
 READ_S = 120.0
@@ -133,13 +133,14 @@ def require(
         done = session.call(*words, timeout_s=READ_S)
         seen[session.name] = parse(done.stdout)
         if not all(one.is_there for one in seen[session.name]) and not MISSING.search(done.stderr):
-            raise NodeError(f"{session.name}: docker cp failed", detail=done.stderr.strip())
+            raise NodeError(
+                f"{session.name}: docker cp failed", detail=done.stderr.strip(),
+                hint=f"look there: {session.remote.ssh} {session.remote.docker} info",
+            )  # fmt: skip
 
     errors = run_on_all(containers, look, name=lambda of: of[0].name)
     if errors:
-        raise deployments.failure(
-            errors, len(containers), "could not read the NCCL of its container"
-        )  # fmt: skip
+        raise failure(errors, len(containers), "could not read the NCCL of its container")
     by_rank = {session.name: seen[session.name] for session, _ in containers}
     found = problems(by_rank, image, pinned)
     if failed := [name for name, texts in found.items() if texts]:
@@ -151,6 +152,7 @@ def require(
                 for rank, (name, texts) in enumerate(found.items())
                 for text in texts
             ),
+            hint=f"fix that on each node, then {AGAIN}",
         )
 
 

@@ -27,7 +27,7 @@ def require_image(all_: Sequence[NodeSession], image: Image, name: str, variant:
             f"{len(lacking)} of {len(all_)} nodes; nothing was started",
             detail="\n".join(
                 f"✗ {session.name} has another image as {name}"
-                if session.now.by_tag(name)
+                if session.now.id_of(name)
                 else f"✗ {session.name} does not have it"
                 for session in lacking
             ),

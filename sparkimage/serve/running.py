@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +16,12 @@ from sparkimage.core.errors import LaunchError, SparkError, UsageError
 from sparkimage.core.program import program
 from sparkimage.core.progress import View, waiting
 from sparkimage.nodes.concurrent import WAKE_S, Errors, run_on_all
-from sparkimage.nodes.retag import unreached
-from sparkimage.nodes.script import RemoteScript
+from sparkimage.nodes.retag import failure, unreached
 from sparkimage.nodes.session import NodeSession, sessions
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES
 from sparkimage.serve import deployments
 from sparkimage.serve.deployments import HEAD, Deployment, Member
-from sparkimage.serve.followers import Rank
+from sparkimage.serve.followers import Followers, Rank
 
 if TYPE_CHECKING:
     from sparkimage.serve.waiting import Ready
@@ -57,7 +55,7 @@ class Cluster:
 
         errors = run_on_all(members, act, name=lambda member: member.node)
         if errors:
-            raise deployments.failure(errors, len(members), f"failed at docker {words[0]}")
+            raise failure(errors, len(members), f"failed at docker {words[0]}")
 
 
 @contextmanager
@@ -205,7 +203,10 @@ def _restarted(member: Member, session: NodeSession) -> Rank:
     """The rank of a container that was started again, with its log from then on."""
     now = deployments.member(session, member.id)
     if now is None:
-        raise LaunchError(f"{member.node} (rank {member.rank}) was removed")
+        raise LaunchError(
+            f"{member.node} (rank {member.rank}) was removed",
+            hint=f"launch it again: {program()} launch VARIANT --replace",
+        )
     since = ("--since", now.started)
     return Rank(rank=member.rank, session=session, container=member.id, log_options=since)
 
@@ -248,19 +249,17 @@ def logs(
                 "no such logs: " + (f"the deployment is on {nodes}" if nodes else "no deployment"),
                 hint=f"see what runs: {program()} status",
             )
-        options = ["--tail", "all" if tail is None else str(tail)]
         read = _following if follow else _merged
-        yield [member.node for member in wanted], read(wanted, cluster, options), cluster.errors
+        lines = read(wanted, cluster, "all" if tail is None else str(tail))
+        yield [member.node for member in wanted], lines, cluster.errors
 
 
-def _merged(
-    wanted: Sequence[Member], cluster: Cluster, options: Sequence[str]
-) -> Iterator[Line]:  # fmt: skip
+def _merged(wanted: Sequence[Member], cluster: Cluster, tail: str) -> Iterator[Line]:
     lines: list[tuple[str, str, str]] = []
 
     def read(member: Member) -> None:
         remote = cluster.by_name[member.node].remote
-        words = remote.script("logs", member.id, "--timestamps", *options)
+        words = remote.script("logs", member.id, "--timestamps", "--tail", tail)
         for line in remote.run(words, timeout_s=600.0).stdout.splitlines():
             stamp, _, text = line.partition(" ")
             lines.append((stamp, member.node, text))
@@ -268,41 +267,32 @@ def _merged(
     with waiting("reading the logs"):
         errors = run_on_all(wanted, read, name=lambda member: member.node)
     if errors:
-        raise deployments.failure(errors, len(wanted), "could not read their logs")
+        raise failure(errors, len(wanted), "could not read their logs")
     # Lines with the same time keep their order.
     for _, node, text in sorted(lines, key=lambda line: line[0]):
         yield node, text
 
 
-def _following(
-    wanted: Sequence[Member], cluster: Cluster, options: Sequence[str]
-) -> Iterator[Line]:  # fmt: skip
-    lines: queue.Queue[Line | None] = queue.Queue()
-    scripts: list[RemoteScript] = []
-
-    def follow(member: Member) -> None:
-        session = cluster.by_name[member.node]
-        script = deployments.log(session, member.id, "--follow", *options)
-        scripts.append(script)
-        for line in script.lines():
-            lines.put((member.node, line))
-        lines.put((member.node, "(end of the log)"))
-        lines.put(None)
-
-    threads = [threading.Thread(target=follow, args=(member,), daemon=True) for member in wanted]
-    for thread in threads:
-        thread.start()
+def _following(wanted: Sequence[Member], cluster: Cluster, tail: str) -> Iterator[Line]:
+    # By place: two containers of a broken deployment may have one rank.
+    ranks = [
+        Rank(
+            rank=at, session=cluster.by_name[member.node], container=member.id,
+            log_options=("--tail", tail),
+        )
+        for at, member in enumerate(wanted)
+    ]  # fmt: skip
+    followers = Followers(ranks=ranks)
+    followers.start()
     try:
-        left = len(threads)
+        left = len(ranks)
         while left:
             try:
-                line = lines.get(timeout=WAKE_S)
+                at, event = followers.events.get(timeout=WAKE_S)
             except queue.Empty:
                 continue
-            if line is None:
-                left -= 1
-            else:
-                yield line
+            text = event[1] if isinstance(event, tuple) else "(end of the log)"
+            left -= not isinstance(event, tuple)
+            yield ranks[at].name, text
     finally:
-        for script in scripts:
-            script.kill()
+        followers.stop()

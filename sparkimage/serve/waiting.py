@@ -38,6 +38,7 @@ SETTLE_S = 1.0
 POLL_S = 0.3
 LOOK_S = 20.0
 """Seconds between two looks at the ranks' processes."""
+SEE_LOG = f"see the whole log: repeat the command with --keep, then {program()} logs"
 LAST, LAST_OF_OTHERS = 12, 3
 """Lines that an error shows of the log of the rank that failed first, and of the others."""
 
@@ -81,6 +82,7 @@ class ProofError(LaunchError):
         super().__init__(
             f"the proof failed: {len(failed)} of {len(findings)} findings in the ranks' logs",
             detail="\n".join([*failed, *known]),
+            hint=SEE_LOG,
         )
         self.findings = tuple(findings)
 
@@ -191,7 +193,7 @@ class Waiting:
             raise LaunchError(
                 f"ready, but a request failed: {error.message}",
                 detail="\n".join([error.detail, *self.known_failures()]).strip(),
-                hint=f"see the whole log: repeat the command with --keep, then {program()} logs",
+                hint=SEE_LOG,
             ) from error
 
     def _watch(self, until: float = math.inf) -> None:
@@ -330,9 +332,7 @@ class Waiting:
         return LaunchError(
             "; ".join(self._how_it_ended(*pair) for pair in ended),
             detail="\n".join([*last, *known]),
-            hint=""
-            if known
-            else f"see the whole log: repeat the command with --keep, then {program()} logs",
+            hint="" if known else SEE_LOG,
         )
 
     def _ended(self, rank: Rank, container: Member | None) -> list[tuple[Rank, Member | None]]:

@@ -45,14 +45,6 @@ def test_chain_id_covers_all_layers_below() -> None:
     assert chain_ids([]) == []
 
 
-def test_changed_middle_layer_costs_the_layers_above_on_overlay2_only(image: Image) -> None:
-    diff_ids = [layer.diff_id for layer in image.layers]
-    other = [*diff_ids[:2], digest(b"other"), *diff_ids[3:]]
-    blobs = [layer.digest for n, layer in enumerate(image.layers) if n != 2]
-    assert delta.missing(image.layers, chains=chain_ids(other), blobs=()) == [2, 3, 4]
-    assert delta.missing(image.layers, chains=None, blobs=blobs) == [2]
-
-
 @given(lacking=st.sets(st.integers(0, 4)), size=st.integers(1, 30_000))
 def test_steps_bring_each_lacking_layer_once_and_end_with_the_image(
     parts: tuple[Part, ...], image: Image, store: Store, lacking: set[int], size: int

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import EngineError, EnginePermissionError, NodeError
 from sparkimage.core.process import Local
+from sparkimage.image.store import Layer
 from sparkimage.nodes import engines, fabric, reading, ssh
 from sparkimage.nodes.maintenance import plan_removal
-from sparkimage.nodes.snapshot import STAGING, UNLIMITED, NodeSnapshot, chain_ids
+from sparkimage.nodes.snapshot import STAGING, UNLIMITED, NodeSnapshot
 from tests.unit import engine_29
 from tests.unit.spark_facts import NOW, PARTS, edited, info, spark, text
 
@@ -359,10 +360,9 @@ def read(*images: dict[str, Any], **parts: str) -> NodeSnapshot:
     return spark(NODE, images="\n".join(map(json.dumps, images)), **parts)
 
 
-def test_image_by_tag_and_id() -> None:
+def test_the_id_of_a_name() -> None:
     snapshot = read(image(D[1], "a:b"))
-    assert snapshot.by_tag("a:b") == snapshot.by_id(D[1])
-    assert snapshot.by_tag("a:c") is None
+    assert (snapshot.id_of("a:b"), snapshot.id_of("a:c")) == (D[1], "")
 
 
 def test_references_by_digest_are_no_tags() -> None:
@@ -422,9 +422,17 @@ def test_image_disks_by_store() -> None:
     assert len(read().image_disks) == 1
 
 
-def test_overlay2_has_the_chains_of_all_images() -> None:
-    snapshot = read(image(D[1], layers=D[2:4]), image(D[5], layers=D[2:3]))
-    assert snapshot.chains() == set(chain_ids(D[2:4]))
+def test_changed_middle_layer_costs_the_layers_above_on_overlay2_only() -> None:
+    layers = [
+        Layer(digest=f"blob{n}", size=1, media_type="t", diff_id=diff_id)
+        for n, diff_id in enumerate(D[:5])
+    ]
+    other = image(D[6], layers=[*D[:2], D[9], *D[3:5]])
+    overlay2 = info(DriverStatus=[["Backing Filesystem", "extfs"]])
+    snapshot = read(other, image(D[7], layers=D[:1]), docker=overlay2, content="")
+    assert snapshot.missing(layers, {}) == [2, 3, 4]
+    known = {D[6]: [layer.digest for layer in layers if layer is not layers[2]]}
+    assert read(other, content="").missing(layers, known) == [2]
 
 
 def test_identity_does_not_depend_on_the_store() -> None:
