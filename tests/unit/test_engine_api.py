@@ -7,6 +7,7 @@ an HTTP server that says what each test tells it to.
 from __future__ import annotations
 
 import json
+import select
 import sys
 import threading
 from collections.abc import Iterator
@@ -287,6 +288,8 @@ def test_an_archive_in_pieces(engine: Engine, remote: ssh.Remote) -> None:
         exchange.end()
         assert [each["stream"] for each in exchange.messages()] == ["Loaded image: x"]
     assert got == [b"one", b"two", b"end"]
+    # Until the engine has closed the connection.
+    select.select([exchange], [], [], 20)
     assert exchange.ended
     exchange.close()
     # One that breaks off has an end, too.
