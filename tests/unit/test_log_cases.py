@@ -267,3 +267,25 @@ def test_a_start_of_each_release_that_went_well_raises_nothing(release: dict[str
     assert read.facts.up
     assert read.matches() == []
     assert read.began() is None
+
+
+def composed(log: str) -> knowledge.Reading:
+    for _ in range(2):
+        for name, part in STARTS["parts"].items():
+            log = log.replace(f"{{{name}}}", part)
+    read = knowledge.Reading()
+    for line in log.splitlines():
+        read.take(line)
+    return read
+
+
+@pytest.mark.parametrize("case", STARTS["served"], ids=lambda one: str(one["name"]))
+def test_what_a_server_survives_is_no_failure(case: dict[str, str]) -> None:
+    read = composed(case["log"])
+    assert [match.line for match in read.matches()] == []
+    assert read.began() is None
+
+
+@pytest.mark.parametrize("case", STARTS["failed"], ids=lambda one: str(one["name"]))
+def test_what_looks_like_it_and_is_a_failure_is_told(case: dict[str, str]) -> None:
+    assert case["id"] in [match.entry.id for match in composed(case["log"]).matches()]

@@ -20,6 +20,8 @@ SHOWN = 400
 
 REQUESTS = ("APIServer",)
 """Processes in which the failure of one request is none of the server."""
+_FRONTEND = re.compile(r" \[?(?:serving_|api_server|chat_utils|\w+_parser)\w*\.py:\d+\] ")
+"""Their source files, for releases before 0.10, whose lines name no process."""
 
 HINTS = (
     "rror", "ERROR", "xception", "WARN", "fatal", "Fatal", "FATAL", "FAILED", "panic", "CRITICAL",
@@ -102,6 +104,11 @@ class Fault:
     an exception somewhere in it."""
     while_up: bool = False
 
+    def is_of_request(self, worked: int) -> bool:
+        """Whether one request failed, as far as it shows; ``worked``: see ``FirstFaults.first``."""
+        of_none = self.frames and not (self.line.process or self.line.nccl)
+        return self.weak or is_of_request(self.line) or bool(of_none and self.number < worked)
+
 
 @dataclass(kw_only=True)
 class FirstFaults:
@@ -182,27 +189,34 @@ class FirstFaults:
             for key in [key for key, fault in faults.items() if fault.number > since]:
                 del faults[key]
 
-    def first(self, *, dead: bool) -> list[Fault]:
+    def joined(self, line: Line) -> None:
+        """NCCL of this process has joined its ranks: what it warned of did not stop it."""
+        earlier = self._strong.get(_key(line))
+        if earlier and earlier.line.nccl:
+            del self._strong[_key(line)]
+
+    def first(self, *, dead: bool, worked: int) -> list[Fault]:
         """The first one of each process, by line; weak ones where there is no other.
 
         ``dead``: the server ended after it was ready, so that what failed then counts.
+        ``worked``: the last line that shows an answer or tokens.
         """
         for faults in (self._strong, self._weak):
             counted = [
                 fault
                 for fault in faults.values()
-                if dead or not fault.while_up or not (fault.weak or _of_request(fault.line))
+                if dead or not fault.while_up or not fault.is_of_request(worked)
             ]
             if counted:
                 return sorted(counted, key=lambda fault: fault.number)
         return []
 
-    def raised(self, *, dead: bool) -> bool:
+    def raised(self, *, dead: bool, worked: int) -> bool:
         """Whether one of the first ones is an exception of which nothing is known, and that is not
         what a process says whose other end is gone."""
         return any(
             fault.frames and not fault.weak and not (fault.message and fault.message.named)
-            for fault in self.first(dead=dead)
+            for fault in self.first(dead=dead, worked=worked)
             if not _LOST.match(fault.line.body)
         )
 
@@ -246,8 +260,15 @@ def _is_hinted(text: str) -> bool:
     return False
 
 
-def _of_request(line: Line) -> bool:
-    # Before 0.10 vLLM's lines name no process.
+def is_of_frontend(line: Line) -> bool:
+    """Whether a line, while requests are served, is of one that failed."""
+    return line.process.startswith(REQUESTS) or bool(
+        line.level == "ERROR" and not line.process and _FRONTEND.search(line.text)
+    )
+
+
+def is_of_request(line: Line) -> bool:
+    """Whether a line, while requests are served, may be of one that failed."""
     return line.process.startswith(REQUESTS) or (not line.process and line.level == "ERROR")
 
 

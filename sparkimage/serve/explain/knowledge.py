@@ -12,7 +12,12 @@ from operator import itemgetter
 
 from sparkimage.serve.explain import failures, loglines, places, story
 from sparkimage.serve.explain.failures import WORD, Entry, Match, Sign
-from sparkimage.serve.explain.firstfault import REQUESTS, Fault, FirstFaults
+from sparkimage.serve.explain.firstfault import (
+    Fault,
+    FirstFaults,
+    is_of_frontend,
+    is_of_request,
+)
 from sparkimage.serve.explain.logfacts import Facts
 from sparkimage.serve.explain.loglines import QUIET, Line
 from sparkimage.serve.explain.messages import WARNING, Message
@@ -22,6 +27,14 @@ QUOTES = re.compile(r"\b(?:Received request|Generated response) ")
 https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/logger.py"""
 REQUEST = "Exception in ASGI application"
 """What uvicorn writes before the traceback of a request that failed."""
+STOPPING = re.compile(
+    r"Shutting down|WorkerProc(?: was|:) terminated|"
+    r"\[shutdown\] (?:API server: shutdown triggered|\w+: trigger received signal)"
+)
+"""What a server writes that was told to end, before it tears its processes down:
+https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/launcher.py"""
+SAYS_STOPPING = ("INFO", "WARNING")
+INTERRUPTED = re.compile(r"KeyboardInterrupt|SystemExit")
 SHOWN_FAULTS = 3
 ENDED = re.compile(r"KeyboardInterrupt|SystemExit|[Cc]ancelled|Parent process exited")
 BARE = re.compile(r"\b(?:(?P<waited>TimeoutError|Empty)|[A-Z]\w*(?:Error|Timeout)):?\s*$")
@@ -70,11 +83,13 @@ class Reading:
             self._is_up(phase)
         if parsed.level:
             self._request = parsed.level == "ERROR" and self.facts.up and REQUEST in text
+        if parsed.level in SAYS_STOPPING and STOPPING.search(text):
+            self._stops()
         if parsed.level in QUIET:
             if self._message and self._message.first.process == parsed.process:
                 self._message = None
-            if "Shutting down" in text and self.facts.up and not self._dead:
-                self._stopping = True
+            if parsed.nccl and "Init COMPLETE" in text:
+                self._faults.joined(parsed)
             for entry, sign in self.known.info_signs:
                 if sign.literal in text:
                     self._words = WORD.findall(text)
@@ -167,14 +182,16 @@ class Reading:
 
     def _judge(self, fault: Fault, hit: Sequence[Entry]) -> None:
         text = fault.line.text
-        if self._request:
+        if self._request or self._is_stopping:
             return
         if self._faults.has_earlier(fault) and (self._dead or not self.facts.up):
             return
         if self.known.is_handled(text, self._words):
             return
         if self.known.is_wrapper(text, self._words):
-            self._dead = self._dead or self.facts.up
+            if INTERRUPTED.search(fault.line.body):
+                self._stops()
+            self._dead = self._dead or (self.facts.up and not ENDED.search(fault.line.body))
             self._wrapper = self._wrapper or fault
         elif fault.weak and self._wrapper and self._wrapper.line.process == fault.line.process:
             # What a process says after that it ends, without an exception: it follows, too.
@@ -184,11 +201,14 @@ class Reading:
             self._faults.keep(fault)
 
     def _note(self, entry: Entry, line: Line, number: int, captured: dict[str, str]) -> None:
-        if self._stopping and entry.rank in ("echo", "wrapper"):
+        if self._is_stopping and entry.rank not in ("root", "transport"):
             return
         # Where requests are served, the failure of one is none of the server.
-        of_request = self._request or (self.facts.up and line.process.startswith(REQUESTS))
-        found = self._remarks if of_request and entry.rank in story.CAUSES else self._found
+        of_request = self._request or (self.facts.up and is_of_frontend(line))
+        remark = of_request and entry.rank in story.CAUSES
+        # What a client's connection broke off with is an echo of the client.
+        remark = remark or (self._request and entry.rank == "echo")
+        found = self._remarks if remark else self._found
         match = found.get(entry.id)
         if match is None:
             match = found[entry.id] = Match(
@@ -201,7 +221,21 @@ class Reading:
         match.last_number = max(number, match.last_number)
         match.last_time = self._time
         match.while_up = match.while_up or self.facts.up
+        match.of_server = match.of_server or not (self.facts.up and is_of_request(line))
         match.captured = {**captured, **match.captured}
+
+    def _stops(self) -> None:
+        """The server is told to end, unless it ends by itself."""
+        self._stopping = self.facts.up and not self._dead
+
+    @property
+    def _is_stopping(self) -> bool:
+        """What fails then is of no account; a new start ends it."""
+        return self._stopping and self.facts.up
+
+    def _served_on(self, match: Match) -> bool:
+        """Whether requests were served after one that may have failed."""
+        return not (match.of_server or self._dead) and match.last_number < self.facts.worked
 
     def _is_up(self, phase: str) -> None:
         """What this start said before it was ready did not stop it."""
@@ -221,7 +255,10 @@ class Reading:
 
     def _passed(self) -> list[Match]:
         found = self._found.values()
-        return [match for match in found if story.passed(match, found, self.facts.worked)]
+        worked = self.facts.worked
+        return [
+            match for match in found if self._served_on(match) or story.passed(match, found, worked)
+        ]
 
     def matches(self) -> list[Match]:
         """The failures, what they began with first; without mere consequences of others.
@@ -241,7 +278,7 @@ class Reading:
         found = [match for match in found if match.entry.id not in over]
         said = {one.entry.id for one in found if one.entry.signs and one.entry.rank in story.CAUSES}
         sure = {id_ for id_ in said & self._sure if not self.known.by_id[id_].hint}
-        if not sure and self._faults.raised(dead=self._dead):
+        if not sure and self._faults.raised(dead=self._dead, worked=self.facts.worked):
             found = [match for match in found if match.entry.id not in said]
         ranks = {match.entry.rank for match in found}
         if not ranks & {*story.CAUSES}:
@@ -291,7 +328,7 @@ class Reading:
     def _unknown(self, *, named: bool = True) -> list[Match]:
         """The first faults; ``named``: also those whose message has a known failure further on."""
         faults: dict[str, list[Fault]] = {}
-        for fault in self._faults.first(dead=self._dead):
+        for fault in self._faults.first(dead=self._dead, worked=self.facts.worked):
             if named or not (fault.message and fault.message.named):
                 faults.setdefault(fault.line.body.strip(), []).append(fault)
         return [self._as_match(same) for same in list(faults.values())[:SHOWN_FAULTS]]

@@ -90,6 +90,8 @@ class Facts:
     """Whether the current start has reached serving."""
     worked: int = 0
     """The last line that shows an answer or tokens: all ranks went on until there."""
+    ready: bool = False
+    """Whether the current start has said, or shown, that it serves."""
     rebuilt: dict[str, list[int]] = field(default_factory=dict)
     """Cache folder of torch.compile → the lines at which kernels were compiled into it."""
     lost_links: set[str] = field(default_factory=set)
@@ -104,12 +106,19 @@ class Facts:
                 for literal, pattern, read in readers:
                     if literal in line and (match := pattern.search(line)):
                         read(self, match, number, node)
+        if self.worked == number and not self.ready:
+            # uvicorn may say less, or the log begins later.
+            return self._ends("ready", number)
         for text, name in _ENDS:
             if text in line:
-                self.phases.setdefault(name, number)
-                self.progress, self.up = number, name in UP
-                return name if self.up else ""
+                return self._ends(name, number)
         return ""
+
+    def _ends(self, phase: str, number: int) -> str:
+        self.phases.setdefault(phase, number)
+        self.progress, self.up = number, phase in UP
+        self.ready = self.ready or phase == "ready"
+        return phase if self.up else ""
 
     @property
     def releases(self) -> dict[str, list[str]]:
@@ -137,7 +146,7 @@ class Facts:
             self._begin(number, node)
 
     def _begin(self, number: int, node: str) -> None:
-        self.up, self.start_line = False, number
+        self.up, self.ready, self.start_line = False, False, number
         # An earlier start may have loaded another library.
         self.nccl = {
             version: kept
