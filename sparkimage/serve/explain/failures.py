@@ -310,7 +310,11 @@ class Failures(Strict):
 
     def is_survived(self, text: str) -> bool:
         """Whether the line announces a traceback of what its process survives."""
-        return any(literal in text for literal in self.survived)
+        # A loop is twice as fast as any() with a generator, and every line comes here.
+        for literal in self.survived:  # noqa: SIM110
+            if literal in text:
+                return True
+        return False
 
     def is_wrapper(self, text: str, words: Collection[str]) -> bool:
         """Whether the line, of these words, only says that something else failed."""

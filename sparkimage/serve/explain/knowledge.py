@@ -161,6 +161,8 @@ class Reading:
         signs = self.known.signs
         # Few lines hold any: a hundred thousand lines are to take a second.
         self._words = WORD.findall(line.text)
+        if signs.keys().isdisjoint(self._words):
+            return hit
         possible = [
             sign
             for word in self._words
