@@ -219,6 +219,22 @@ def test_a_port_event_that_was_survived_is_no_cause_of_a_later_timeout(
     assert [match.entry.id for match in read.remarks()] == (["rdma-port"] if passed else [])
 
 
+REFUSED = (
+    "[rank0]: torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:93, invalid argument",
+    "[rank0]: ncclInvalidArgument: Invalid value for an argument.",
+    "[rank0]: Last error:",
+)
+
+
+def test_what_nccl_said_last_is_told_where_torch_quotes_it() -> None:
+    (told,) = knowledge.read([*REFUSED, "[rank0]: FP8 reduction support begins with sm90"])
+    assert told.line.endswith("begins with sm90")
+    assert told.place
+    assert told.place.id == "nccl"
+    (silent,) = knowledge.read([*REFUSED, "[rank0]: "])
+    assert silent.entry.id == "nccl-unexplained"
+
+
 LINK_UP = "Sep 05 10:00:01 spark1 kernel: mlx5_core 0000:01:00.0 enp1s0f0np0: Link up"
 LINK_DOWN = "Sep 05 12:00:01 spark1 kernel: mlx5_core 0000:01:00.0 enp1s0f0np0: Link down"
 

@@ -18,6 +18,8 @@ FRAMES = 6
 SHOWN = 400
 """Characters of a neighbouring line that are kept."""
 
+LAST_ERROR = "Last error:"
+"""https://github.com/pytorch/pytorch/blob/main/torch/csrc/distributed/c10d/NCCLUtils.cpp"""
 REQUESTS = ("APIServer",)
 """Processes in which the failure of one request is none of the server."""
 _FRONTEND = re.compile(r" \[?(?:serving_|api_server|chat_utils|\w+_parser)\w*\.py:\d+\] ")
@@ -121,6 +123,8 @@ class FirstFaults:
     _last: deque[str] = field(default_factory=lambda: deque(maxlen=BEFORE))
     _tracebacks: dict[str, deque[str]] = field(default_factory=dict)
     """Process whose last line was of a traceback → the last source files that it named."""
+    _last_errors: set[str] = field(default_factory=set)
+    """Processes of which torch tells NCCL's own last error next."""
     _survived: set[str] = field(default_factory=set)
     """Processes whose next traceback is of what they survived."""
 
@@ -161,7 +165,7 @@ class FirstFaults:
         """
         frames = self._tracebacks.pop(_key(line), None) if self._tracebacks else None
         fault = None
-        if frames is not None or _is_hinted(line.text):
+        if frames is not None or self._last_errors or _is_hinted(line.text):
             fault = self._judge(number, line, frames, while_up)
         for other in self._open:
             other.after.append(line.text[:SHOWN])
@@ -228,7 +232,12 @@ class FirstFaults:
         body = line.body
         if _SAYS_NOTHING.match(body):
             return None
-        strong = line.nccl or bool(EXCEPTION.match(body)) or _is_of_tool(body)
+        if body.rstrip() == LAST_ERROR and len(self._last_errors) < MAX_PROCESSES:
+            self._last_errors.add(_key(line))
+            return None
+        of_nccl = _key(line) in self._last_errors
+        self._last_errors.discard(_key(line))
+        strong = of_nccl or line.nccl or bool(EXCEPTION.match(body)) or _is_of_tool(body)
         strong = strong or (frames is not None and bool(_ENDS_TRACEBACK.match(body)))
         strong = strong or (not line.level and bool(_TOOLS.match(body)))
         if not strong and body.startswith("    "):
@@ -237,9 +246,10 @@ class FirstFaults:
         named = not line.level and not while_up and _NAMED.search(body)
         if not strong and not named and line.level not in ("ERROR", "CRITICAL", "FATAL"):
             return None
+        file = "nccl/" if of_nccl else line.file
         return Fault(
             number=number, line=line, before=tuple(self._last), weak=not strong, while_up=while_up,
-            frames=(line.file,) if line.file else tuple(frames or ()),
+            frames=(file,) if file else tuple(frames or ()),
         )  # fmt: skip
 
 

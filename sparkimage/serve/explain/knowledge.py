@@ -346,7 +346,7 @@ class Reading:
             place = place.model_copy(update={"title": ""})
         said = first.message.lines if first.message else []
         seen = [f"in {processes}"] if processes else []
-        if first.frames and not first.line.nccl:
+        if first.frames and not first.frames[-1].startswith("nccl/"):
             seen.append(f"raised in {places.PACKAGES.sub('', first.frames[-1])}")
         return Match(
             entry=self.known.by_id[id_], line_number=first.number,
