@@ -220,7 +220,7 @@ def test_a_port_event_that_was_survived_is_no_cause_of_a_later_timeout(
 
 
 REFUSED = (
-    "[rank0]: torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:93, invalid argument",
+    "[rank0]: torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:93, invalid usage",
     "[rank0]: ncclInvalidArgument: Invalid value for an argument.",
     "[rank0]: Last error:",
 )
