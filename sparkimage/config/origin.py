@@ -10,7 +10,7 @@ from sparkimage.core.errors import SparkError
 from sparkimage.core.process import Runner
 
 INPUTS = ("images", "patches", "matrix.yaml", "matrix.lock")
-"""What decides an image: a commit to anything else changes neither labels nor digest."""
+"""What decides an image: a commit to anything else changes no label."""
 UNKNOWN = "unknown"
 NONE = Origin(source=UNKNOWN, revision=UNKNOWN, epoch=0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sparkimage.config.lock_items import Deb, PinnedImage, Target, Wheel
@@ -344,14 +344,22 @@ class Plan:
 
         return TypeAdapter(Plan).validate_python(_with_expected(data))
 
+    def of_origin(self, other: Plan) -> Plan:
+        """The same, of the commit that ``other`` is of."""
+        origin = {name: other.labels[name] for name in ORIGIN_LABELS if name in other.labels}
+        return replace(self, labels={**self.labels, **origin}, epoch=other.epoch)
+
     def checksum(self) -> str:
         """sha256 over all that decides the image and its checks, in canonical JSON.
 
-        Required tiers, disk and memory decide neither: seals stay valid when they change.
+        Required tiers, disk and memory decide neither: seals stay valid when they change. Nor do
+        the commit and its time, which a change of a profile moves, too: an image keeps the commit
+        that it was built from.
         """
-        other = ("requires", "disk", "memory")
+        other = ("requires", "disk", "memory", "epoch")
         data = {key: value for key, value in self.to_dict().items() if key not in other}
-        return hashlib.sha256(canonical(data).encode()).hexdigest()
+        labels = {key: value for key, value in self.labels.items() if key not in ORIGIN_LABELS}
+        return hashlib.sha256(canonical({**data, "labels": labels}).encode()).hexdigest()
 
 
 def _with_expected(data: Any) -> Any:
@@ -377,13 +385,17 @@ def installed(layer: LayerPlan) -> tuple[Deb, ...]:
     return (*(layer.root.debs if layer.root else ()), *named)
 
 
+SOURCE_LABEL = "org.opencontainers.image.source"
+REVISION_LABEL = "org.opencontainers.image.revision"
+ORIGIN_LABELS = (SOURCE_LABEL, REVISION_LABEL)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """The source repository of the recipe, for the OCI labels.
 
     ``revision`` is the last commit that touched an input of the images (with ``-dirty`` for
-    uncommitted changes), so that a commit to the docs changes no image. ``epoch`` is its time in
-    seconds since 1970.
+    uncommitted changes). ``epoch`` is its time in seconds since 1970.
     """
 
     source: str

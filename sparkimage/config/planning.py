@@ -33,7 +33,15 @@ from sparkimage.config.pins import (
     version_argument,
     version_of,
 )
-from sparkimage.config.plan import Expected, LayerPlan, Origin, Plan, canonical
+from sparkimage.config.plan import (
+    REVISION_LABEL,
+    SOURCE_LABEL,
+    Expected,
+    LayerPlan,
+    Origin,
+    Plan,
+    canonical,
+)
 from sparkimage.config.schema import Expect
 from sparkimage.config.series import SERIES
 from sparkimage.config.template import Template
@@ -105,8 +113,8 @@ class _Planner:
         checksum = self.lock_checksum(tuple(keys), variant.platform)
         labels = {
             "org.opencontainers.image.title": variant.name,
-            "org.opencontainers.image.source": self.origin.source,
-            "org.opencontainers.image.revision": self.origin.revision,
+            SOURCE_LABEL: self.origin.source,
+            REVISION_LABEL: self.origin.revision,
             f"{LABEL}variant": variant.name,
             f"{LABEL}lock": f"sha256:{checksum}",
             **{f"{LABEL}pin.{pin}": value for pin, value in variant.pins.items()},

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import sparkimage
-from sparkimage.config.plan import Plan, debs
+from sparkimage.config.plan import REVISION_LABEL, SOURCE_LABEL, Plan, debs
 from sparkimage.image.store import Image
 from sparkimage.registry.tags import Measured
 from sparkimage.verify.seal import Verdict
@@ -32,8 +32,8 @@ def predicate(plan: Plan, image: Image, measured: Measured, verdict: Verdict) ->
                 "variant": plan.variant,
                 "image": plan.image,
                 "platform": plan.platform,
-                "source": labels.get("org.opencontainers.image.source", ""),
-                "revision": labels.get("org.opencontainers.image.revision", ""),
+                "source": labels.get(SOURCE_LABEL, ""),
+                "revision": labels.get(REVISION_LABEL, ""),
             },
             "internalParameters": {
                 "lock": {"sha256": plan.lock_checksum},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sparkimage.build import builder, capacity, export, preflight
 from sparkimage.build.builder import Staged, execute, fingerprint
@@ -80,7 +80,8 @@ def _build(plan: Plan, context: BuildContext, *, rebuild: bool, repair: bool) ->
     elif not rebuild and (image := _unchanged(plan, context, key)) is not None:
         verdict = _verdict(record, image, context)
         if verdict is not None:
-            plan_record.save(context.store, image.digest, record)
+            plan = plan.of_origin(plan_record.load(context.store, image.digest).plan)
+            plan_record.save(context.store, image.digest, replace(record, plan=plan))
             return Result(
                 plan=plan, image=image, checks=verdict.checks, not_run=verdict.not_run,
                 seconds=time.monotonic() - started, unchanged=True,

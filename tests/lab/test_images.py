@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage.build.engine import private
+from sparkimage.config.plan import REVISION_LABEL
 from sparkimage.config.tier import Tier
 from sparkimage.core.errors import VerifyError
 from sparkimage.image import layerindex
@@ -70,6 +71,20 @@ def test_nothing_is_done_when_nothing_changed(lab: Lab, good: pipeline.Result) -
     again = lab.build("good-amd64")
     assert again.unchanged
     assert again.image.digest == good.image.digest
+
+
+def test_another_commit_of_the_same_recipe_builds_nothing(lab: Lab, good: pipeline.Result) -> None:
+    """A change of a profile is one. The image keeps the commit that it was built from."""
+    plan = lab.plan("good-amd64")
+    labels = {**plan.labels, REVISION_LABEL: "1" * 40}
+    again = pipeline.build(
+        dataclasses.replace(plan, labels=labels, epoch=plan.epoch + 9), lab.context
+    )
+    assert again.unchanged
+    assert again.image.digest == good.image.digest
+    assert again.plan.labels == good.plan.labels
+    done = lab.run("verify", "good-amd64", "--tier", Tier.STATIC)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.arm64

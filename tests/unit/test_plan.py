@@ -157,7 +157,6 @@ CHANGES: list[Callable[[Plan], Plan]] = [
     lambda p: replace(p, cmd=("x",)),
     lambda p: replace(p, answer=Answer(args=(), says="x")),
     lambda p: replace(p, platform="linux/amd64"),
-    lambda p: replace(p, epoch=8),
     lambda p: replace(p, image="r:other"),
     lambda p: replace(p, labels={**p.labels, "new": "1"}),
     lambda p: replace(p, layers=p.layers[:-1]),
@@ -174,6 +173,16 @@ def test_every_part_is_in_the_checksum_and_the_order_of_keys_is_not(tmp_path: Pa
     assert turned.checksum() == plan.checksum()
     sums = {change(plan).checksum() for change in CHANGES}
     assert len(sums - {plan.checksum()}) == len(CHANGES)
+
+
+def test_the_commit_of_a_recipe_makes_no_other_image(tmp_path: Path) -> None:
+    read = write(tmp_path, ["1.0.0"], ["2.0.0"])
+    later = Origin(source="https://example.org/fork", revision="1" * 40, epoch=9)
+    one, other = (
+        planning.make(read, read.variants[1], locked(read), origin) for origin in (ORIGIN, later)
+    )
+    assert one.labels != other.labels
+    assert one.checksum() == other.checksum()
 
 
 name = st.builds(str.__add__, st.sampled_from("ab"), st.text("abc-", max_size=3))
