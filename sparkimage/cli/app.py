@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except interrupts.Interrupted as interrupt:
         notes = getattr(interrupt, "__notes__", ())
-        base.say(interrupted.sentence(base.Settings.command, notes))
+        base.print_interrupted(interrupted.sentence(base.Settings.command, notes))
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
         # sys.exit would wait for threads that wait for a server's answer.

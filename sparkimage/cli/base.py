@@ -117,6 +117,13 @@ def print_error(error: SparkError) -> None:
     show(error_text(error, text_width() if sys.stderr.isatty() else sys.maxsize), err=True)
 
 
+def print_interrupted(sentence: str) -> None:
+    """Print what is true after a Ctrl-C: on a terminal, below the ``^C`` that it shows itself."""
+    on_terminal = sys.stderr.isatty()
+    columns = text_width() if on_terminal else sys.maxsize
+    show("\n" * on_terminal + markup.fill(plain(sentence), columns), err=True)
+
+
 def error_text(error: SparkError, columns: int) -> str:
     """An error with markup. Text breaks between words; a command stays whole, so that it can be
     pasted."""

@@ -19,7 +19,7 @@ LEFT: Mapping[str, str] = {
     "model push": "no folder was changed, and what was copied is kept",
     "model gc": "what was removed by then stays removed",
     "launch": "nothing was started",
-    "stop": "it may still run on some nodes",
+    "stop": "nothing was stopped",
     "restart": "it may be stopped on some nodes",
     "init": "no file was written",
     "engine up": "the engine may not run yet",

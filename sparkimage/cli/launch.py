@@ -280,8 +280,8 @@ def _show_status(
     from sparkimage.serve import running
 
     deployments, errors = running.look(fleet, name=name, patience_s=patience)
-    if clear and not as_json and sys.stdout.isatty():
-        typer.echo(CLEAR, nl=False)
+    if clear and not as_json:
+        base.show((CLEAR if sys.stdout.isatty() else "") + watched())
     result = {
         "sets": [deployment.to_dict() for deployment in deployments],
         "errors": {node: error.message for node, error in sorted(errors.items())},
@@ -304,6 +304,11 @@ def _show_status(
             if zombies
             else f"read {program()} logs, then run {program()} restart",
         )
+
+
+def watched() -> str:
+    """The head of each look of ``--watch``."""
+    return f"[dim]{time.strftime('%H:%M:%S')}, every {WATCH_S:g} s until Ctrl-C[/]"
 
 
 def _status_table(deployment: Deployment) -> Table:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
+from sparkimage.core.markup import fill
 from sparkimage.core.units import clock, human
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ class View:
     def say(self, text: str) -> None:
         """Print a line about what starts now."""
         if self.is_live:
-            self.console.print(f"[dim]·[/] {text}", highlight=False)
+            lines = fill(text, self.console.width, first="[dim]·[/] ", rest="  ")
+            self.console.print(lines, highlight=False, soft_wrap=True)
         elif not self.quiet:
             self.stream.write(f"{time.strftime('%H:%M:%S')} {text}\n")
             self.stream.flush()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparkimage.core.errors import NodeError
+from sparkimage.core.interrupts import Interrupted
 from sparkimage.nodes.concurrent import Errors, run_on_all
 from sparkimage.nodes.script import RemoteScript
 from sparkimage.nodes.session import NodeSession
@@ -214,6 +215,16 @@ def remove(session: NodeSession, ids: Sequence[str], *, grace_s: int = GRACE_S) 
     """Stop these containers and remove them. Raises ``NodeError`` and its kin."""
     if ids:
         session.call("end", str(grace_s), *ids, timeout_s=grace_s + session.remote.patience_s)
+
+
+@contextlib.contextmanager
+def removal(name: str) -> Iterator[None]:
+    """What an interrupt within the block leaves is named with it."""
+    try:
+        yield
+    except Interrupted as interrupt:
+        interrupt.add_note(f"{name} may still run on some nodes")
+        raise
 
 
 def remove_all(

@@ -190,9 +190,10 @@ class Launch:
 
     def _remove(self, all_: Sequence[NodeSession], existing: Deployment) -> None:
         """Remove a deployment, or what is left of it; then its ports must be free."""
-        self.view.say(f"removing {existing.name} from {plural(len(existing.members), 'node')}")
         grace_s = deployments.GRACE_S if existing.lives else 0
-        errors = deployments.remove_all(all_, existing.members, grace_s=grace_s)
+        what = f"removing {existing.name} from {plural(len(existing.members), 'node')}"
+        with deployments.removal(existing.name), self.view.busy(what):
+            errors = deployments.remove_all(all_, existing.members, grace_s=grace_s)
         if errors:
             raise failure(
                 errors, len(all_), "could not remove it; nothing was started"

@@ -138,7 +138,7 @@ def stop(
         deployment, errors = cluster.pick(name), cluster.errors
         if deployment is not None:
             nodes = list(cluster.by_name.values())
-            with view.busy(f"stopping {deployment.name}"):
+            with deployments.removal(deployment.name), view.busy(f"stopping {deployment.name}"):
                 errors |= deployments.remove_all(nodes, deployment.members)
         return deployment, errors
 
@@ -243,10 +243,13 @@ def logs(
         ]
         if not wanted and cluster.errors:
             raise unreached(cluster.errors, len(fleet.nodes), "; the others have no such logs")
+        if not members:
+            what = f"there is no deployment {name}" if name else "nothing runs on the nodes"
+            raise LaunchError(what, hint=f"see what runs: {program()} status")
         if not wanted:
             nodes = ", ".join(f"{member.node} (rank {member.rank})" for member in members)
             raise LaunchError(
-                "no such logs: " + (f"the deployment is on {nodes}" if nodes else "no deployment"),
+                f"no such logs: the deployment is on {nodes}",
                 hint=f"see what runs: {program()} status",
             )
         read = _following if follow else _merged

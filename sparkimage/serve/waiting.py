@@ -157,9 +157,10 @@ class Waiting:
             findings = self._findings()
             if not all(finding.ok for finding in findings):
                 raise ProofError(findings, self.known_failures())
-            warmed_up = self._warm_up()
-            for rank in self.ranks:
+            for rank in self.ranks[HEAD + 1 :]:
                 self.board.state(rank.title, READY)
+            warmed_up = self._warm_up()
+            self.board.state(self.ranks[HEAD].title, READY)
             return findings, warmed_up
         finally:
             self._followers.stop()

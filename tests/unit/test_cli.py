@@ -8,8 +8,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from rich.console import Console
 
 from sparkimage import __version__
 from sparkimage.build import buildkit
-from sparkimage.cli import examples, interrupted
+from sparkimage.cli import base, examples, interrupted
 from sparkimage.cli.app import app
 from sparkimage.cli.commands import Commands
 from sparkimage.config import lockfile
@@ -370,6 +372,42 @@ def test_nodes_that_cannot_be_reached_are_said_to_be_so(command_name: str, tmp_p
     assert "one cannot be reached" in done.stderr
     # Nothing is said of what nobody has seen.
     assert not re.search("nothing|no such|no deployment|no receipts", done.stdout + done.stderr)
+
+
+def test_status_is_watched_until_an_interrupt(tmp_path: Path) -> None:
+    (tmp_path / "fleet.yaml").write_text(
+        "version: 1\nnodes: {one: {control: 127.0.0.1, port: 1}}\n"
+    )
+    words = ("status", "--watch", "--nodes", str(tmp_path / "fleet.yaml"))
+    with subprocess.Popen(
+        [*command.PROGRAM, *words], cwd=PROJECT, env=environment(tmp_path / "home"), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline().endswith(", every 5 s until Ctrl-C\n")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("interrupted: nothing was changed\n")
+
+
+def test_what_an_interruption_left_is_below_what_the_terminal_shows_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = interrupted.sentence("distribute", ())
+    base.print_interrupted(sentence)
+    assert capsys.readouterr().err == f"{sentence}\n"
+    ours, its = os.openpty()
+    termios.tcsetwinsize(its, (24, 40))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with open(ours, "rb", buffering=0) as screen, open(its, "w") as shown:
+        monkeypatch.setattr(sys, "stderr", shown)
+        base.print_interrupted(sentence)
+        shown.flush()
+        lines = screen.read(4096).decode().splitlines()
+    assert lines[0] == ""
+    assert " ".join(lines[1:]) == sentence
+    assert max(map(len, lines)) <= 40
 
 
 def test_an_example_is_a_command_that_there_is() -> None:

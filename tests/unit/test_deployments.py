@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkimage.core.errors import NodeError
+from sparkimage.core.interrupts import Interrupted
 from sparkimage.serve import deployments, readiness, warmup
 from sparkimage.serve.deployments import Member
 from sparkimage.serve.readiness import Log
@@ -231,3 +232,12 @@ def test_no_line_breaks_the_reading(text: str) -> None:
     made = Log()
     made.feed(text)
     assert len(made.tail) == 1
+
+
+def test_an_interrupted_removal_says_what_may_still_run() -> None:
+    with pytest.raises(Interrupted) as interrupt, deployments.removal("vllm"):
+        raise Interrupted
+    assert interrupt.value.__notes__ == ["vllm may still run on some nodes"]
+    with pytest.raises(NodeError) as error, deployments.removal("vllm"):
+        raise NodeError("node1 is lost")
+    assert not hasattr(error.value, "__notes__")

@@ -101,6 +101,16 @@ def test_states_fit_80_columns() -> None:
     assert output.getvalue().startswith("vllm: ds4-flash, ds4-mtp\n")
 
 
+def test_a_long_line_is_continued_below_its_words() -> None:
+    to, output = console(terminal=True)
+    View(to).say("the model takes " + "all the memory " * 6 + "[dim](1 s)[/]")
+    first, *rest = output.getvalue().splitlines()
+    assert first.startswith("· the model")
+    assert rest
+    assert all(line.startswith("  ") and line[2] != " " for line in rest)
+    assert output.getvalue().split()[-2:] == ["(1", "s)"]
+
+
 def test_lines_come_once_a_state() -> None:
     to, output = console(terminal=False)
     with View(to).states(NAMES, "title", "start") as board:
