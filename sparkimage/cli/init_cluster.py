@@ -60,7 +60,8 @@ def cluster(
             "no node was named, none is in ~/.ssh/config, and none is announced on this network",
             hint=f"name them: {program()} init nv@192.168.1.20 nv@192.168.1.21",
         )
-    base.say(f"asking {plural(len(known) + len(candidates), 'host')}")
+    asked = {(one.control, one.port) for one in (*known, *(each.node for each in candidates))}
+    base.say(f"asking {plural(len(asked), 'host')}")
     with waiting("waiting for their answers"):
         found = survey.examine(known, candidates, runner, patience_s=patience)
     if as_json:

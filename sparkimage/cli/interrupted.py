@@ -37,6 +37,8 @@ RESUMES = frozenset({
 
 def sentence(command: str, notes: Sequence[str]) -> str:
     """What to tell whoever has interrupted ``command``; ``notes``: what it says of this run."""
-    left = ", ".join(notes) or LEFT.get(command, NOTHING)
+    # What follows may be an argument: `init HOST`.
+    of_command = LEFT.get(command) or LEFT.get(command.partition(" ")[0], NOTHING)
+    left = ", ".join(notes) or of_command
     more = "; run the same command again to continue" if command in RESUMES else ""
     return f"interrupted: {left}{more}"

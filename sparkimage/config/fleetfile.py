@@ -11,7 +11,7 @@ from sparkimage.config.inventory import Node
 
 HEADER = """\
 # The nodes of the cluster, as `sparkimage init` found them; yours to edit. All keys:
-# docs/distribute.md.
+# docs/reference/fleet.md.
 version: 1
 nodes:
 """

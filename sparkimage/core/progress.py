@@ -95,6 +95,11 @@ class LiveProgress(TransferProgress):
                 self.progress.tasks[self.rows[name]].start_time = self.progress.get_time()
             self.states[name] = text
             self.progress.update(self.rows[name], state=f"{text} {detail}".rstrip())
+            if text == "proven":
+                # What a node has in another way than by a transfer that is counted.
+                rest = self.progress.tasks[self.rows[name]].remaining or 0
+                for row in (self.rows[name], self.all):
+                    self.progress.advance(row, rest)
             states = list(self.states.values())
             proven = states.count("proven")
             end = "failed" if "failed" in states else "proven" * (proven == len(states))

@@ -464,6 +464,8 @@ def test_what_an_interruption_left_is_said_by_command() -> None:
         "interrupted: no name was changed; run the same command again to continue"
     )
     assert interrupted.sentence("nodes", ()) == "interrupted: nothing was changed"
+    assert interrupted.sentence("model status", ()) == "interrupted: nothing was changed"
+    assert interrupted.sentence("init nv@spark1", ()) == "interrupted: no file was written"
     assert interrupted.sentence("logs", ["the deployment keeps running"]) == (
         "interrupted: the deployment keeps running"
     )
