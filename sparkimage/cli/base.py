@@ -65,8 +65,9 @@ def quiet(line: str) -> None:
 
 
 def warn(text: object) -> None:
-    """Print a warning on standard error."""
-    show(f"[yellow]warning:[/] {plain(text)}", err=True)
+    """Print a warning on standard error: on a terminal in lines that break between words."""
+    columns = text_width() if sys.stderr.isatty() else sys.maxsize
+    show(markup.fill(f"[yellow]warning:[/] {plain(text)}", columns, rest="  "), err=True)
 
 
 def print_json(data: Any) -> None:

@@ -353,8 +353,8 @@ def logs(
         base.read_fleet(nodes), name=name, node=node, rank=rank, tail=tail,
         follow=follow, patience_s=patience,
     ) as (names, lines, errors):  # fmt: skip
-        for lost, error in sorted(errors.items()):
-            base.warn(f"{lost}: {error.message}")
+        for _, error in sorted(errors.items()):
+            base.warn(error.message)
         width = max(map(len, names))
         try:
             for source, line in lines:

@@ -42,10 +42,7 @@ def waiting(text: str) -> Iterator[None]:
     def show() -> None:
         if over.wait(WAIT_S):
             return
-        # Takes long to import, which is for nothing where the wait is short.
-        from rich.console import Console
-
-        with View(Console(stderr=True, highlight=False)).row(text):
+        with View().row(text):
             over.wait()
 
     thread = threading.Thread(target=show, daemon=True)
