@@ -149,11 +149,11 @@ class FirstFaults:
             self._survived.add(_key(line))
 
     def was_survived(self, line: Line) -> bool:
-        """Whether a line ends the traceback of what its process survived."""
-        if not self._survived:
-            return False
+        """Whether a line ends the traceback of what its process survived, as it announced or as the
+        level says."""
         key = _key(line)
-        if key not in self._survived or self._tracebacks.pop(key, None) is None:
+        warns = line.level == "WARNING" and not line.nccl
+        if not (warns or key in self._survived) or self._tracebacks.pop(key, None) is None:
             return False
         self._survived.discard(key)
         return True

@@ -34,7 +34,7 @@ _PREFIX = re.compile(
     | (?P<ray>DEBUG|INFO|WARNING|ERROR|CRITICAL)[ \t]+\S+\.py:\d+[ ]--[ ]
     | \[(?P<rank>rank\d+)\]:?[ \t]?
     | \[?(?P<glog>[DIWEF])(?P<month>\d{1,2})(?P<day>\d\d)[ ](?P<clock__>\d\d:\d\d:\d\d)[^\]]*\][ ]?
-    | (?P<host>[\w.<>-]+):(?P<pid>\d+):\d+[ ]\[-?\d+\][ ](?P<file>\S+[: ]\d+[ ])?
+    | (?P<host>[\w.<>-]+):(?P<pid>\d+):\d+[ ]\[-?\d+\][ ](?P<file>\S+[: ]\d+[ ](?:\(\S+\)[ ])?)?
         NCCL[ ](?P<nccl>[A-Z]+)[ ]?
     | \[\d{4}-(?P<date__>\d\d-\d\d)[ ](?P<clock____>\d\d:\d\d:\d\d),\d+[ ]
         (?P<raylet>[DIWEC])[^\]]*\]
