@@ -84,7 +84,6 @@ def launch(
     of growing length and number compile no kernels any more.
     """
     from sparkimage.config.inventory import Fleet
-    from sparkimage.image import layerindex
     from sparkimage.nodes import model_store
     from sparkimage.nodes.model_fleet import Comparison
     from sparkimage.serve import choices, nccl
@@ -118,8 +117,7 @@ def launch(
     profile_name, settings = choices.pick(dict(matrix.profiles), plan.variant, profile, fleet)
     ranks = choices.order(fleet, settings.nodes)
     with store.in_use(base.say):
-        files = layerindex.image_files(store, image)
-        libraries, conf = nccl.libraries(files), nccl.conf(store, image, files)
+        libraries, conf = nccl.of_image(store, image)
     image_env = image.settings.env
     for file, values in conf.items():
         words = " ".join(f"{name}={value}" for name, value in values.items())

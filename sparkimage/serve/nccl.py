@@ -11,20 +11,24 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from sparkimage.core.errors import LaunchError, NodeError
 from sparkimage.core.program import program
-from sparkimage.image import elf, layerindex
-from sparkimage.image.layerindex import ImageFiles
+from sparkimage.image import elf
 from sparkimage.image.store import Image, Store
 from sparkimage.image.streams import EMPTY_SHA256
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.reading import nccl_conf, parts_of
 from sparkimage.nodes.retag import AGAIN, failure
 from sparkimage.nodes.session import NodeSession
-from sparkimage.verify import static_nccl
 
+if TYPE_CHECKING:
+    from sparkimage.image.layerindex import ImageFiles
+
+FACT = "nccl-1"
+"""The fact of the store. Raise its number with every change of what is kept."""
 READ_S = 120.0
 """Seconds in which a node reads its files, of some 250 MB each."""
 MISSING = re.compile(r"could not find the file|no such file", re.IGNORECASE)
@@ -70,8 +74,28 @@ class Library:
         return ", ".join(words)
 
 
+def of_image(store: Store, image: Image) -> tuple[tuple[Library, ...], dict[str, dict[str, str]]]:
+    """``libraries`` and ``conf`` of an image; kept in the store, for an image has 80,000 files.
+
+    Raises ``StoreError``.
+    """
+    kept = store.get_fact(FACT, image.digest)
+    if kept is None:
+        from sparkimage.image.layerindex import image_files
+
+        files = image_files(store, image)
+        kept = {
+            "libraries": [asdict(one) for one in libraries(files)],
+            "conf": conf(store, image, files),
+        }
+        store.put_fact(FACT, image.digest, kept)
+    return tuple(Library(**one) for one in kept["libraries"]), kept["conf"]
+
+
 def libraries(files: ImageFiles) -> tuple[Library, ...]:
     """Every libnccl that a container of the image sees, by path."""
+    from sparkimage.verify import static_nccl
+
     copies = sorted(
         (entry for entry in files.final.values() if static_nccl.is_copy(entry)),
         key=lambda entry: entry.path,
@@ -90,6 +114,8 @@ def libraries(files: ImageFiles) -> tuple[Library, ...]:
 def conf(store: Store, image: Image, files: ImageFiles) -> dict[str, dict[str, str]]:
     """The settings in the files of an image that NCCL reads where no variable is set, by file, the
     strongest first: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html"""
+    from sparkimage.image import layerindex
+
     found: list[str] = []
     for path in (image.settings.env.get("NCCL_CONF_FILE") or "/root/.nccl.conf", "/etc/nccl.conf"):
         entry = files.final.get(path.lstrip("/"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparkimage.core.errors import LaunchError
+from sparkimage.image import layerindex
 from sparkimage.image.layerindex import image_files
 from sparkimage.image.store import Store
 from sparkimage.image.streams import EMPTY_SHA256
@@ -133,3 +134,17 @@ def test_settings_in_files_of_an_image(
     found = nccl.conf(store, image, image_files(store, image))
     assert found == expected
     assert list(found) == list(expected)
+    assert nccl.of_image(store, image) == ((), expected)
+
+
+def test_what_is_known_of_an_image_is_read_once(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    image = good_maker.make(store)
+    seen = nccl.libraries(image_files(store, image))
+    assert seen
+    for _ in range(2):
+        assert nccl.of_image(store, image) == (seen, {})
+        # It could not be read again.
+        for layer in image.layers:
+            store.path(layer.digest).unlink(missing_ok=True)
+            store.forget_fact(layerindex.FACT, layer.diff_id)
