@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparkimage.nodes.rdma import Rdma
-from sparkimage.nodes.snapshot import Interface, NodeSnapshot
+from sparkimage.nodes.rdma import Interface, Rdma
+from sparkimage.nodes.snapshot import NodeSnapshot
 
 DOMAIN = re.compile(r"P[0-9]+(?=p[0-9])")
 """The PCI domain in the name of an RDMA device: P2 of ``roceP2p1s0f0``."""

@@ -1,4 +1,5 @@
-"""A node's RDMA devices with their GIDs, and its routes, from ``data/node/snapshot.sh``. Pure."""
+"""A node's network interfaces, RDMA devices with their GIDs, and routes, from
+``data/node/snapshot.sh``. Pure."""
 
 from __future__ import annotations
 
@@ -6,15 +7,33 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from sparkimage.nodes.snapshot import Interface
 
 ROCE_V2 = "RoCE v2"
 PORT = re.compile(r"([^|@]*)\|([0-9]{1,18})\|(?:[^|]*: *)?([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)$")
 GID = re.compile(r"@gid ([^|]*)\|([0-9]{1,6})\|([0-9]{1,6})\|([^|]*)\|([0-9a-fA-F:]+)$")
 ROUTE = re.compile(r"(default|[0-9.]+(?:/[0-9]+)?) .*?\bdev ([^ ]+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """A network interface. ``speed`` in Mbit/s and ``mtu`` in bytes; None where unknown."""
+
+    name: str
+    addresses: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    """The network of each address, as ``192.168.100.0/24``; empty for a /32 or a link-local one."""
+    speed: int | None = None
+    mtu: int | None = None
+    state: str = ""
+    """``up``, ``down``, ``unknown``, ...: /sys/class/net/NAME/operstate."""
+
+    @property
+    def rate(self) -> str:
+        """Its speed in words."""
+        return "speed unknown" if self.speed is None else f"{self.speed / 1000:g} Gbit/s"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.rate})"
 
 
 @dataclass(frozen=True, kw_only=True)

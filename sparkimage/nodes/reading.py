@@ -16,6 +16,7 @@ from sparkimage.config.inventory import Node
 from sparkimage.core.arch import arch_name
 from sparkimage.core.errors import NodeError
 from sparkimage.nodes import rdma
+from sparkimage.nodes.rdma import Interface
 from sparkimage.nodes.snapshot import (
     PULLED,
     UNLIMITED,
@@ -24,7 +25,6 @@ from sparkimage.nodes.snapshot import (
     Engine,
     Folder,
     Gpu,
-    Interface,
     NodeImage,
     NodeSnapshot,
 )

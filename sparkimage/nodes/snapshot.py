@@ -16,7 +16,7 @@ from sparkimage.config.inventory import Node
 from sparkimage.core.errors import EngineError, EnginePermissionError
 from sparkimage.image.streams import digest_of
 from sparkimage.nodes import engines
-from sparkimage.nodes.rdma import Rdma
+from sparkimage.nodes.rdma import Interface, Rdma
 
 if TYPE_CHECKING:
     from sparkimage.image.store import Layer
@@ -67,28 +67,6 @@ class Disk:
     at: str
     free: int
     total: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interface:
-    """A network interface. ``speed`` in Mbit/s and ``mtu`` in bytes; None where unknown."""
-
-    name: str
-    addresses: tuple[str, ...] = ()
-    networks: tuple[str, ...] = ()
-    """The network of each address, as ``192.168.100.0/24``; empty for a /32 or a link-local one."""
-    speed: int | None = None
-    mtu: int | None = None
-    state: str = ""
-    """``up``, ``down``, ``unknown``, ...: /sys/class/net/NAME/operstate."""
-
-    @property
-    def rate(self) -> str:
-        """Its speed in words."""
-        return "speed unknown" if self.speed is None else f"{self.speed / 1000:g} Gbit/s"
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.rate})"
 
 
 @dataclass(frozen=True, kw_only=True)

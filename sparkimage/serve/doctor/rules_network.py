@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sparkimage.nodes import fabric
 from sparkimage.nodes.fabric import data_link
-from sparkimage.nodes.snapshot import Interface, NodeSnapshot
+from sparkimage.nodes.rdma import Interface
+from sparkimage.nodes.snapshot import NodeSnapshot
 from sparkimage.serve.doctor.checks import (
     FAIL,
     WARN,
