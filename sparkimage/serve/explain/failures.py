@@ -69,8 +69,6 @@ class Match:
     """Of that line, or of the last one before it that has a time."""
     while_up: bool = False
     """Whether the server was serving at one of them."""
-    of_server: bool = False
-    """Whether one of them cannot be of a mere request that failed."""
     nccl: tuple[str, ...] = ()
     """The versions of NCCL that were loaded at the first one."""
     place: Place | None = None

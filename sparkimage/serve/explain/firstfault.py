@@ -106,10 +106,12 @@ class Fault:
     an exception somewhere in it."""
     while_up: bool = False
 
-    def is_of_request(self, worked: int) -> bool:
-        """Whether one request failed, as far as it shows; ``worked``: see ``FirstFaults.first``."""
+    def is_of_request(self, answered: int) -> bool:
+        """Whether one request failed, as far as it shows; ``answered``: as of ``first``."""
+        if self.weak or _may_be_of_request(self.line):
+            return True
         of_none = self.frames and not (self.line.process or self.line.nccl)
-        return self.weak or is_of_request(self.line) or bool(of_none and self.number < worked)
+        return bool(of_none and self.number < answered)
 
 
 @dataclass(kw_only=True)
@@ -199,28 +201,28 @@ class FirstFaults:
         if earlier and earlier.line.nccl:
             del self._strong[_key(line)]
 
-    def first(self, *, dead: bool, worked: int) -> list[Fault]:
+    def first(self, *, dead: bool, answered: int) -> list[Fault]:
         """The first one of each process, by line; weak ones where there is no other.
 
         ``dead``: the server ended after it was ready, so that what failed then counts.
-        ``worked``: the last line that shows an answer or tokens.
+        ``answered``: the last line that shows an answer or tokens.
         """
         for faults in (self._strong, self._weak):
             counted = [
                 fault
                 for fault in faults.values()
-                if dead or not fault.while_up or not fault.is_of_request(worked)
+                if dead or not fault.while_up or not fault.is_of_request(answered)
             ]
             if counted:
                 return sorted(counted, key=lambda fault: fault.number)
         return []
 
-    def raised(self, *, dead: bool, worked: int) -> bool:
+    def raised(self, *, dead: bool, answered: int) -> bool:
         """Whether one of the first ones is an exception of which nothing is known, and that is not
         what a process says whose other end is gone."""
         return any(
             fault.frames and not fault.weak and not (fault.message and fault.message.named)
-            for fault in self.first(dead=dead, worked=worked)
+            for fault in self.first(dead=dead, answered=answered)
             if not _LOST.match(fault.line.body)
         )
 
@@ -277,7 +279,7 @@ def is_of_frontend(line: Line) -> bool:
     )
 
 
-def is_of_request(line: Line) -> bool:
+def _may_be_of_request(line: Line) -> bool:
     """Whether a line, while requests are served, may be of one that failed."""
     return line.process.startswith(REQUESTS) or (not line.process and line.level == "ERROR")
 

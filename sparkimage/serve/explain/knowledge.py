@@ -12,12 +12,7 @@ from operator import itemgetter
 
 from sparkimage.serve.explain import failures, loglines, places, story
 from sparkimage.serve.explain.failures import WORD, Entry, Match, Sign
-from sparkimage.serve.explain.firstfault import (
-    Fault,
-    FirstFaults,
-    is_of_frontend,
-    is_of_request,
-)
+from sparkimage.serve.explain.firstfault import Fault, FirstFaults, is_of_frontend
 from sparkimage.serve.explain.logfacts import Facts
 from sparkimage.serve.explain.loglines import QUIET, Line
 from sparkimage.serve.explain.messages import WARNING, Message
@@ -83,7 +78,9 @@ class Reading:
             self._is_up(phase)
         if parsed.level:
             self._request = parsed.level == "ERROR" and self.facts.up and REQUEST in text
-        if parsed.level in SAYS_STOPPING and STOPPING.search(text):
+        # A substring is looked for at once, a pattern is not.
+        may_stop = "down" in text or "WorkerProc" in text
+        if may_stop and parsed.level in SAYS_STOPPING and STOPPING.search(text):
             self._stops()
         if parsed.level in QUIET:
             if self._message and self._message.first.process == parsed.process:
@@ -223,7 +220,6 @@ class Reading:
         match.last_number = max(number, match.last_number)
         match.last_time = self._time
         match.while_up = match.while_up or self.facts.up
-        match.of_server = match.of_server or not (self.facts.up and is_of_request(line))
         match.captured = {**captured, **match.captured}
 
     def _stops(self) -> None:
@@ -234,10 +230,6 @@ class Reading:
     def _is_stopping(self) -> bool:
         """What fails then is of no account; a new start ends it."""
         return self._stopping and self.facts.up
-
-    def _served_on(self, match: Match) -> bool:
-        """Whether requests were served after one that may have failed."""
-        return not (match.of_server or self._dead) and match.last_number < self.facts.worked
 
     def _is_up(self, phase: str) -> None:
         """What this start said before it was ready did not stop it."""
@@ -257,10 +249,7 @@ class Reading:
 
     def _passed(self) -> list[Match]:
         found = self._found.values()
-        worked = self.facts.worked
-        return [
-            match for match in found if self._served_on(match) or story.passed(match, found, worked)
-        ]
+        return [match for match in found if story.passed(match, found, self.facts)]
 
     def matches(self) -> list[Match]:
         """The failures, what they began with first; without mere consequences of others.
@@ -280,7 +269,7 @@ class Reading:
         found = [match for match in found if match.entry.id not in over]
         said = {one.entry.id for one in found if one.entry.signs and one.entry.rank in story.CAUSES}
         sure = {id_ for id_ in said & self._sure if not self.known.by_id[id_].hint}
-        if not sure and self._faults.raised(dead=self._dead, worked=self.facts.worked):
+        if not sure and self._faults.raised(dead=self._dead, answered=self.facts.answered):
             found = [match for match in found if match.entry.id not in said]
         ranks = {match.entry.rank for match in found}
         if not ranks & {*story.CAUSES}:
@@ -330,7 +319,7 @@ class Reading:
     def _unknown(self, *, named: bool = True) -> list[Match]:
         """The first faults; ``named``: also those whose message has a known failure further on."""
         faults: dict[str, list[Fault]] = {}
-        for fault in self._faults.first(dead=self._dead, worked=self.facts.worked):
+        for fault in self._faults.first(dead=self._dead, answered=self.facts.answered):
             if named or not (fault.message and fault.message.named):
                 faults.setdefault(fault.line.body.strip(), []).append(fault)
         return [self._as_match(same) for same in list(faults.values())[:SHOWN_FAULTS]]

@@ -89,7 +89,10 @@ class Facts:
     up: bool = False
     """Whether the current start has reached serving."""
     worked: int = 0
-    """The last line that shows an answer or tokens: all ranks went on until there."""
+    """The last line that shows tokens: all ranks went on until there."""
+    answered: int = 0
+    """The last line that shows tokens, or a request that was let in: a stream begins before its
+    first token."""
     ready: bool = False
     """Whether the current start has said, or shown, that it serves."""
     rebuilt: dict[str, list[int]] = field(default_factory=dict)
@@ -106,7 +109,7 @@ class Facts:
                 for literal, pattern, read in readers:
                     if literal in line and (match := pattern.search(line)):
                         read(self, match, number, node)
-        if self.worked == number and not self.ready:
+        if self.answered == number and not self.ready:
             # uvicorn may say less, or the log begins later.
             return self._ends("ready", number)
         for text, name in _ENDS:
@@ -180,7 +183,10 @@ class Facts:
         self.via[match["via"]] = self.via.get(match["via"], 0) + 1
 
     def _works(self, _match: re.Match[str], number: int, _node: str) -> None:
-        self.worked = number
+        self.worked = self.answered = number
+
+    def _answers(self, _match: re.Match[str], number: int, _node: str) -> None:
+        self.answered = number
 
     def _link(self, match: re.Match[str], _number: int, _node: str) -> None:
         name = match["interface"]
@@ -235,7 +241,7 @@ _READERS: dict[
     ),
     "mlx5_core": ((": Link ", _LINK, Facts._link),),
     "throughput": (("generation throughput: ", _TOKENS, Facts._works),),
-    " 200 OK": (('"POST /v1/', _ANY, Facts._works),),
+    " 200 OK": (('"POST /v1/', _ANY, Facts._answers),),
     "graph": (
         ("Directly load the compiled graph", _ANY, Facts._loaded),
         ("Directly lookup the graph", _ANY, Facts._loaded),

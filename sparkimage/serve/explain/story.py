@@ -58,16 +58,17 @@ def _is_before(cause: Match, match: Match) -> bool:
     return not (cause.time and match.time) or cause.time <= match.time
 
 
-def passed(match: Match, matches: Iterable[Match], worked: int) -> bool:
-    """Whether a failure that may pass was over: ranks worked after it (``worked``: the last line
-    that shows it), or the next failure came much later."""
+def passed(match: Match, matches: Iterable[Match], facts: Facts) -> bool:
+    """Whether a failure that may pass was over: ranks worked after it, or the next failure came
+    much later. That a request was let in is enough where nothing else failed."""
     if not match.entry.passing:
         return False
     after = [other for other in matches if other.line_number > match.last_number]
     if not after:
-        return worked > match.last_number
+        is_echo = match.entry.rank == "echo"
+        return match.last_number < (facts.worked if is_echo else facts.answered)
     next_ = min(after, key=lambda other: other.line_number)
-    return match.last_number < worked or _seconds(match.last_time, next_.time) > PASSED_S
+    return match.last_number < facts.worked or _seconds(match.last_time, next_.time) > PASSED_S
 
 
 def _seconds(earlier: str, later: str) -> float:
