@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tests.lab import command
-from tests.lab.conftest import Lab
+from tests.lab.conftest import Lab, spare_engine
 from tests.lab.shipment import PAYLOAD, VARIANT, Shipment
 from tests.lab.spark_standin import LINK, dressed
 from tests.lab.test_doctor import DoctorProject
@@ -72,8 +72,15 @@ def record(name: str, words: list[str], argv: list[str], env: Mapping[str, str],
 
 
 def test_build(lab: Lab) -> None:
-    words = ["image", "good-amd64", "--rebuild"]
-    said = record("build", words[:2], lab.argv(*words), lab.environment(), lab.folder)
+    words = ["image", "good-amd64"]
+    # Another one has the layers in its build cache.
+    with spare_engine("terminals") as (home, _):
+        env = lab.environment(
+            SPARKIMAGE_HOME=str(home),
+            SPARKIMAGE_ENGINE="private",
+            SPARKIMAGE_STORE=str(home / "store"),
+        )
+        said = record("build", words, lab.argv(*words), env, lab.folder)
     assert "PASSED" in said or "verified" in said, said
 
 
