@@ -24,7 +24,11 @@ def after_build(plan: Plan, engine: Engine, *, fleet: bool, gpu: bool) -> list[s
     lines = []
     if gpu and plan.platform == f"linux/{engine.arch}":
         if engine.private:
-            lines.append(f'eval "$({program()} engine env)"')
+            # Its own /usr has no NVIDIA runtime.
+            lines.append(
+                f"{program()} save {plan.variant} -o - | docker load   "
+                "(into the Docker that has the GPU)"
+            )
         serve = " ".join(plan.entrypoint)
         follows = f"   (arguments follow `{serve}`)" if serve else ""
         lines.append(f"docker run --rm --gpus all {plan.image} MODEL{follows}")

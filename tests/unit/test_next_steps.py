@@ -13,6 +13,7 @@ from tests.lab.project import Project
 from tests.unit import project_maker as maker
 
 RUN = "docker run --rm --gpus all r:v MODEL   (arguments follow `run`)"
+LOAD = "sparkimage save v -o - | docker load   (into the Docker that has the GPU)"
 INIT = "sparkimage init   (finds your nodes and writes fleet.yaml)"
 SHIP = [
     "sparkimage distribute v",
@@ -30,7 +31,7 @@ ENGINE = Engine(
     [
         (True, False, True, "arm64", SHIP),
         (False, False, True, "arm64", [INIT, *SHIP]),
-        (True, True, True, "arm64", ['eval "$(sparkimage engine env)"', RUN, *SHIP]),
+        (True, True, True, "arm64", [LOAD, RUN, *SHIP]),
         (False, True, False, "arm64", [RUN, INIT, *SHIP]),
         # No GPU runs programs of another architecture.
         (True, True, False, "amd64", SHIP),
