@@ -79,11 +79,12 @@ def table(rows: Rows) -> str:
 
 
 def cell(row: Mapping[str, Any]) -> str:
-    """Seconds (the median, and of several runs the least and the most), and bytes."""
-    seconds = f"{row['median']:.2f} s"
+    """Seconds (the median, and of several runs the least and the most), and bytes, a line each."""
+    lines = [f"{row['median']:.2f} s"]
     if len(row["seconds"]) > 1:
-        seconds += f" ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})"
-    return f"{seconds}<br>{row['bytes'] / MB:,.1f} MB"
+        lines.append(f"{min(row['seconds']):.2f} to {max(row['seconds']):.2f}")
+    lines.append(f"{row['bytes'] / MB:,.1f} MB")
+    return "<br>".join(lines).replace(" ", "&nbsp;")
 
 
 def write() -> None:
