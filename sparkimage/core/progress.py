@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -34,7 +35,8 @@ Moved = Callable[[int], None]
 def waiting(text: str) -> Iterator[None]:
     """Show ``text`` and its time on a terminal while the block runs, if it takes longer than
     ``WAIT_S``; nothing of it is left there."""
-    if not sys.stderr.isatty():
+    # A dumb terminal cannot erase.
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield
         return
     over = threading.Event()

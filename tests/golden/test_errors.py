@@ -106,6 +106,8 @@ def test_errors_at_60_columns(place: Path, golden: Callable[[str, str], None]) -
     environment = {
         **os.environ, "SPARKIMAGE_HOME": str(place / "home"), "NO_COLOR": "1",
         "SPARKIMAGE_MIRRORS": os.devnull, "SPARKIMAGE_PROGRAM": "sparkimage",
+        # Nothing is shown of how long it takes.
+        "TERM": "dumb",
     }  # fmt: skip
     said = []
     for call in CALLS:

@@ -137,6 +137,7 @@ def test_a_wait_is_shown_on_a_terminal_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(progress, "WAIT_S", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
     ours, its = os.openpty()
     seen = b""
     with open(ours, "rb", buffering=0) as screen, open(its, "w") as terminal:
