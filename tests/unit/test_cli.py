@@ -404,7 +404,10 @@ def test_what_an_interruption_left_is_below_what_the_terminal_shows_of_it(
         monkeypatch.setattr(sys, "stderr", shown)
         base.print_interrupted(sentence)
         shown.flush()
-        lines = screen.read(4096).decode().splitlines()
+        seen = b""
+        while not seen.endswith(b"continue\r\n"):
+            seen += screen.read(4096)
+    lines = seen.decode().splitlines()
     assert lines[0] == ""
     assert " ".join(lines[1:]) == sentence
     assert max(map(len, lines)) <= 40
