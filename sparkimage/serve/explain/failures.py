@@ -87,7 +87,8 @@ class Match:
             return f"{self.place.title}: {said['message'][:LONGEST_TITLE]}"
         if self.place:
             return f"Not in the list of known failures; it began {self.place.where}"
-        return (self._value and self._value.title) or self.entry.title
+        title = (self._value and self._value.title) or self.entry.title
+        return f"{title}: {self._told[:LONGEST_TITLE]}" if self._told else title
 
     @property
     def cause(self) -> str:
@@ -98,8 +99,14 @@ class Match:
     def fix(self) -> str:
         """What to do, by what the line names."""
         fix = as_called((self.place or self._value or self.entry).fix or self.entry.fix)
-        said = "" if self.known else advice([self.line, *self.message])
+        says_all = self._told or not self.known
+        said = advice([self.line, *self.message]) if says_all else ""
         return f"The message says it: {said}. Else: {fix}" if said else fix
+
+    @property
+    def _told(self) -> str:
+        """The text that says all, where the entry has such a one."""
+        return "" if self._value else self.captured.get(self.entry.tells, "")
 
     @property
     def sources(self) -> list[str]:
@@ -241,6 +248,7 @@ class Entry(Strict):
     persists: bool = False
     passing: bool = False
     heads: bool = False
+    tells: str = ""
     tells_nccl: bool = False
     near: list[Text] = Field(default=[])
     sources: list[Text] = Field(min_length=1)

@@ -20,13 +20,29 @@ source line ends it, where it is known:
 https://docs.python.org/3/library/warnings.html#warnings.formatwarning"""
 WARNING_LINES = 3
 """Lines of a warning, where no source line ends it."""
+_VERBS = r"""
+    (?: set | unset | use | pass | increase | decrease | reduce | lower | raise | install | upgrade
+      | downgrade | disable | enable | run | rerun | remove | omit | drop | add | specify | provide
+      | choose | select | switch | configure | adjust | rebuild | build | restart | start | keep
+      | check | ensure | make\ sure | fix | quote | create | correct | split | prefer )
+"""
 _ADVICE = re.compile(
-    r"(?:^|(?<=[.;:,] )|(?<=: ))"
-    r"(?:(?:[Pp]lease|[Tt]ry|[Cc]onsider|[Yy]ou (?:can|may|should|need to)|[Ee]ither)[ ]"
-    r"|(?:Set|Use|Pass|Increase|Decrease|Reduce|Lower|Install|Upgrade|Disable|Enable|Run)[ ])"
-    r"(?!.{0,40}(?:report|issue|stack trace|contact|refer|debug))[^.]*(?:\.\w[^.]*)*"
+    rf"""
+    (?: (?: ^ | (?<=[.;:,]\ ) | (?<=[a-z)][.]) )
+        (?: [Pp]lease | [Tt]ry | [Cc]onsider | [Ee]ither | [Ii]nstead,?
+          | [Yy]ou\ (?:can|may|should|need\ to|must) )
+      | (?: ^ | (?<=[.;:]\ ) | (?<=[a-z)][.]) ) (?=[A-Z]) (?i:{_VERBS})
+      | (?<=;\ ) {_VERBS}
+    )
+    \ (?!\w+ed\b|only\b)
+    (?!.{{0,40}}(?:report|issue|stack\ trace|contact|refer|debug))
+    [^.]*(?:\.\w[^.]*)*
+    """,
+    re.VERBOSE,
 )
 """What to do, in a sentence of an exception's message."""
+_TYPE = re.compile(r" \[type=\w+, input_value=.*")
+"""What pydantic writes after a message."""
 _OTHER = re.compile(
     r"""(?:Traceback\ \(most|File\ "|During\ handling\ of|The\ above\ exception|
     For\ further\ information\ visit|(?:Run|See)\ '[^']*--help'|\[?\d+/\d+\]|[\^~]+$)""",
@@ -83,5 +99,5 @@ class Message:
 
 def advice(lines: Iterable[str]) -> str:
     """What the lines of a message say that is to be done; empty: nothing."""
-    found = _ADVICE.search(" ".join(lines))
+    found = _ADVICE.search(" ".join(_TYPE.sub("", line) for line in lines))
     return found[0].strip()[:SHOWN] if found else ""
