@@ -160,6 +160,8 @@ class NodeSession:
         ]:
             self.remote.engine.remove(*staged)
             removed |= set(staged)
+        if self.now.docker.containerd:
+            self.remote.run(self.remote.script("unlease"), check=False)
         if removed:
             self.repaired.append(f"{self.name}: removed staged layers that were damaged")
 
