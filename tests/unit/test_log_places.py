@@ -26,6 +26,8 @@ FRAMES: dict[str, tuple[str, str]] = {
     "runner": (f"{PACKAGES}/vllm/v1/worker/gpu_model_runner.py", "IndexError: odd"),
     "kv-transfer": (f"{PACKAGES}/lmcache/v1/cache_engine.py", "IndexError: odd"),
     "cuda": (f"{PACKAGES}/torch/cuda/__init__.py", "RuntimeError: odd"),
+    "ray": (f"{PACKAGES}/ray/_private/external_storage.py", "IOError: odd"),
+    "vllm": (f"{PACKAGES}/vllm/snapshot/runtime.py", "RuntimeError: odd"),
     "processes": ("/usr/lib/python3.12/multiprocessing/synchronize.py", "FileNotFoundError: odd"),
 }
 """Part → the deepest source file of a traceback, and the line that ends it."""
