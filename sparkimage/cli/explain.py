@@ -18,7 +18,7 @@ from sparkimage.core.units import plural
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sparkimage.serve.explain.failures import Match
+    from sparkimage.serve.explain.found import Match
     from sparkimage.serve.explain.knowledge import Reading
     from sparkimage.serve.explain.logfacts import Facts
 

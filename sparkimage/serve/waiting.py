@@ -23,7 +23,7 @@ from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.serve import deployments, liveness, readiness, warmup
 from sparkimage.serve.deployments import HEAD, Member
 from sparkimage.serve.explain import together
-from sparkimage.serve.explain.failures import Match
+from sparkimage.serve.explain.found import Match
 from sparkimage.serve.explain.knowledge import Reading
 from sparkimage.serve.followers import End, Followers, Line, Rank
 from sparkimage.serve.openai_api import Server

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Sequence
 
 from sparkimage.serve.explain import knowledge
-from sparkimage.serve.explain.failures import Match
+from sparkimage.serve.explain.found import Match
 from tests.lab.fleet import Fleet
 from tests.lab.node import Node
 

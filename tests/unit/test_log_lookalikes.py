@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sparkimage.serve.explain import knowledge
-from sparkimage.serve.explain.failures import Match
+from sparkimage.serve.explain.found import Match
 
 TABLE: dict[str, dict[str, list[Any]]] = yaml.safe_load(
     Path(__file__).with_name("log_lookalikes.yaml").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparkimage.serve.explain import knowledge
-from sparkimage.serve.explain.failures import Match
+from sparkimage.serve.explain.found import Match
 
 TRACEBACK = ["Traceback (most recent call last):", '  File "/vllm/engine/arg_utils.py", line 2']
 REFUSED = [

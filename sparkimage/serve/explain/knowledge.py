@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
-from sparkimage.serve.explain import failures, loglines, places, story
-from sparkimage.serve.explain.failures import WORD, Entry, Match, Sign
+from sparkimage.serve.explain import conditions, failures, loglines, story, unknown
+from sparkimage.serve.explain.failures import WORD, Entry, Sign
 from sparkimage.serve.explain.firstfault import Fault, FirstFaults, is_of_frontend
+from sparkimage.serve.explain.found import Match
 from sparkimage.serve.explain.logfacts import Facts
 from sparkimage.serve.explain.loglines import QUIET, Line
 from sparkimage.serve.explain.messages import WARNING, Message
@@ -259,7 +260,7 @@ class Reading:
         found = [
             self._with_nccl(self._found[id]) if entry.tells_nccl else self._found[id]
             for id, entry in self.known.by_id.items()
-            if id in self._found and entry.holds(self._found[id], self.facts)
+            if id in self._found and conditions.hold(self._found[id], self.facts)
         ]
         builds = story.different(self.facts.releases, self.facts.builds)
         if failures.MIXED_NCCL not in self._found and builds:
@@ -285,7 +286,9 @@ class Reading:
         specific = [match for match in found if match.entry.rank not in left_out]
         told_to_end = self.facts.up or (self._wrapper and ENDED.search(self._wrapper.line.body))
         if not found and self._wrapper and not told_to_end:
-            found = [self._as_match([self._wrapper], failures.ONLY_FOLLOWING)]
+            found = [
+                unknown.as_match(self.known, [self._wrapper], self.source, failures.ONLY_FOLLOWING)
+            ]
         return story.follow(story.by_rank(story.without_heads(specific or found)))
 
     def began(self) -> Match | None:
@@ -322,30 +325,8 @@ class Reading:
         for fault in self._faults.first(dead=self._dead, answered=self.facts.answered):
             if named or not (fault.message and fault.message.named):
                 faults.setdefault(fault.line.body.strip(), []).append(fault)
-        return [self._as_match(same) for same in list(faults.values())[:SHOWN_FAULTS]]
-
-    def _as_match(self, same: Sequence[Fault], id_: str = failures.FIRST_FAULT) -> Match:
-        first = same[0]
-        processes = ", ".join(dict.fromkeys(f.line.process for f in same if f.line.process))
-        place = None
-        if id_ == failures.FIRST_FAULT:
-            place = places.find(self.known.places, first.frames, first.line.text)
-        if place and place.title and first.frames and not place.has_file(first.frames[-1]):
-            # What was called in it failed.
-            place = place.model_copy(update={"title": ""})
-        said = first.message.lines if first.message else []
-        seen = [f"in {processes}"] if processes else []
-        if first.frames and not first.frames[-1].startswith("nccl/"):
-            seen.append(f"raised in {places.PACKAGES.sub('', first.frames[-1])}")
-        return Match(
-            entry=self.known.by_id[id_], line_number=first.number,
-            line=first.line.text, captured={}, count=len(same), source=self.source,
-            process=first.line.process, time=first.line.time,
-            near=(*first.before, first.line.text, *(said or first.after)),
-            message=said,
-            note=", ".join(seen),
-            place=place,
-        )  # fmt: skip
+        shown = list(faults.values())[:SHOWN_FAULTS]
+        return [unknown.as_match(self.known, same, self.source) for same in shown]
 
     def _with_nccl(self, match: Match) -> Match:
         # A preload is refused before any library prints its version.

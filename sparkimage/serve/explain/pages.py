@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from sparkimage.core import templates
-from sparkimage.serve.explain import failures
+from sparkimage.serve.explain import conditions, failures
 
 
 def areas() -> dict[str, tuple[str, Sequence[failures.Entry]]]:
@@ -25,7 +25,7 @@ def pages() -> dict[str, str]:
     )  # fmt: skip
     return {"troubleshooting.md": overview} | {
         path: templates.render(
-            "failures.md", area=area, entries=entries, conditions=failures.CONDITIONS
+            "failures.md", area=area, entries=entries, conditions=conditions.CONDITIONS
         )
         for path, (area, entries) in areas().items()
     }

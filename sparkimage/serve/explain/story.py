@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from sparkimage.serve.explain import failures
-from sparkimage.serve.explain.failures import RANKS, Match
+from sparkimage.serve.explain.failures import RANKS
+from sparkimage.serve.explain.found import Match
 from sparkimage.serve.explain.logfacts import Facts
 from sparkimage.serve.explain.messages import LINES
 

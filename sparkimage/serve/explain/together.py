@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sparkimage.serve.explain import failures
-from sparkimage.serve.explain.failures import Match
+from sparkimage.serve.explain.found import Match
 from sparkimage.serve.explain.knowledge import Reading
 from sparkimage.serve.explain.story import by_rank, different, follow, mixed
 
