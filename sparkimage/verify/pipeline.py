@@ -78,9 +78,9 @@ def _build(plan: Plan, context: BuildContext, *, rebuild: bool, repair: bool) ->
     if repair:
         _repair(plan, context)
     elif not rebuild and (image := _unchanged(plan, context, key)) is not None:
-        verdict = _verdict(record, image, context)
-        if verdict is not None:
-            plan = plan.of_origin(plan_record.load(context.store, image.digest).plan)
+        verdict, kept = _verdict(record, image, context), _kept(image, context)
+        if verdict is not None and kept is not None:
+            plan = plan.of_origin(kept)
             plan_record.save(context.store, image.digest, replace(record, plan=plan))
             return Result(
                 plan=plan, image=image, checks=verdict.checks, not_run=verdict.not_run,
@@ -126,6 +126,14 @@ def _verdict(record: PlanRecord, image: Image, context: BuildContext) -> seal.Ve
     except GateError:
         return None
     return decision.verdict
+
+
+def _kept(image: Image, context: BuildContext) -> Plan | None:
+    """The plan that an image was built from, if the store has it."""
+    try:
+        return plan_record.load(context.store, image.digest).plan
+    except GateError:
+        return None
 
 
 def _unchanged(plan: Plan, context: BuildContext, key: str) -> Image | None:

@@ -87,6 +87,17 @@ def test_another_commit_of_the_same_recipe_builds_nothing(lab: Lab, good: pipeli
     assert done.returncode == 0, done.stderr
 
 
+def test_an_image_whose_plan_is_lost_is_built_again(lab: Lab, good: pipeline.Result) -> None:
+    (fact,) = (lab.context.store.root / "facts" / plan_record.KIND).glob(
+        f"*{good.image.digest.removeprefix('sha256:')}*"
+    )
+    fact.unlink()
+    again = lab.build("good-amd64")
+    assert not again.unchanged
+    assert again.image.digest == good.image.digest
+    assert plan_record.load(lab.context.store, good.image.digest).plan == good.plan
+
+
 @pytest.mark.arm64
 @pytest.mark.thorough
 def test_another_architecture_is_proven_under_emulation(lab: Lab) -> None:
