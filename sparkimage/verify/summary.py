@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparkimage.config.plan import REVISION_LABEL, SOURCE_LABEL
 from sparkimage.config.tier import Tier
 from sparkimage.image.store import Image
 from sparkimage.verify.plan_record import PlanRecord
@@ -15,15 +16,14 @@ from sparkimage.verify.seal import NCCL_BUILDS, Verdict
 def stored(image: Image, record: PlanRecord, verdict: Verdict | None) -> dict[str, Any]:
     """An image of the store, in the words of a published one."""
     plan, results = record.plan, verdict.results if verdict is not None else ()
-    prefix = "org.opencontainers.image."
     return {
         "names": list(image.names),
         "digest": image.digest,
         "platform": plan.platform,
         "variant": plan.variant,
         "created": image.config.get("created"),
-        "source": plan.labels.get(f"{prefix}source"),
-        "revision": plan.labels.get(f"{prefix}revision"),
+        "source": plan.labels.get(SOURCE_LABEL),
+        "revision": plan.labels.get(REVISION_LABEL),
         "lock": plan.lock_checksum,
         "versions": dict(plan.versions),
         "nccl": nccl([one.predicate for one in results]),

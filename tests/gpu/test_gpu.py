@@ -24,8 +24,6 @@ NOT_OF_THE_IMAGE = {"node/infiniband", "node/memlock"}
 """Checks of the machine: one without RDMA, or that may not lift limits, fails them."""
 SEEN_WITHIN_S = 60.0
 SHORT = ("--streams", "1,4", "--tokens", "16", "--requests", "4")
-LONG = ("--streams", "8", "--tokens", "4000", "--requests")
-"""With --enforce-eager, 8 such requests take a model of 16 layers two minutes."""
 
 
 def pinned(cluster: Cluster) -> str:
@@ -35,8 +33,10 @@ def pinned(cluster: Cluster) -> str:
 
 
 def long(cluster: Cluster) -> tuple[str, ...]:
-    """Long generations for `probe`: 20 on four GPUs and more."""
-    return (*LONG, "20" if len(cluster.numbers) >= 4 else "8")
+    """Long generations for `probe`: with --enforce-eager, 8 take a model of 16 layers two
+    minutes; 20 on four GPUs and more."""
+    count = 20 if len(cluster.numbers) >= 4 else 8
+    return ("--streams", "8", "--tokens", "4000", "--requests", str(count))
 
 
 def causes(explained: dict[str, Any]) -> list[str]:

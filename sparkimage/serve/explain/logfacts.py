@@ -104,7 +104,7 @@ class Facts:
 
     def take(self, number: int, line: str, node: str) -> str:
         """Read one cleaned line; the phase that it ends and from which on the server is up."""
-        for word, readers in _BY_WORD:
+        for word, readers in _READERS.items():
             if word in line:
                 for literal, pattern, read in readers:
                     if literal in line and (match := pattern.search(line)):
@@ -249,4 +249,3 @@ _READERS: dict[
     ),
 }
 """A word of the lines → literals that are looked for next, a pattern, and what reads its match."""
-_BY_WORD = tuple(_READERS.items())
