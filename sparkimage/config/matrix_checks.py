@@ -109,7 +109,7 @@ class MatrixChecks:
             self.report.add(
                 ("pins", name, value, "version"),
                 f"pin {name}: {version!r} is not a version",
-                "write MAJOR.MINOR.PATCH, or remove it",
+                "write MAJOR.MINOR.PATCH (numbers without leading zeros), or remove it",
             )
         return None
 
@@ -248,7 +248,7 @@ class MatrixChecks:
             what = f"{variant.name!r} cannot be an image's tag"
             self.report.add(key, what, "use letters, digits, `.-_`")
         for name in sorted(name for name, n in Counter(variant.layers).items() if n > 1):
-            what = f"{title} has the layer {name} more than once"
+            what = f"the layer {name} is here more than once"
             self.report.add(layers_key, what, "keep one of them")
         pythons = {
             f"{pin} {value} ({python})": python
@@ -272,7 +272,7 @@ class MatrixChecks:
             self._check_expected(variant, layers_key, name, expected)
             if layer.wheels is not None and not layer.wheels.select:
                 pin = layer.wheels.pin
-                if pin in rest:
+                if rest.get(pin, name) != name:
                     what = f"layers {rest[pin]} and {name} both take the rest of pin {pin}"
                     self.report.add(layers_key, what, "give one of them a `select`")
                 rest[pin] = name

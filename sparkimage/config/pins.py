@@ -27,6 +27,11 @@ SHA256 = r"^[0-9a-f]{64}$"
 FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._+~-]{0,199}$"
 INSIDE = r"^\.?[^./:#\s][^/:#\s]*(/\.?[^./:#\s][^/:#\s]*)*$"
 """A path that stays inside the folder that it is below."""
+IMAGE = (
+    r"^[a-z0-9][a-z0-9._-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$"
+)
+"""https://pkg.go.dev/github.com/distribution/reference"""
 REQUIREMENT = r"^[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._-]+(,[A-Za-z0-9._-]+)*\])?==[^\s;,*]+$"
 
 
@@ -115,7 +120,7 @@ class ImagePin(PinBase):
     REQUESTED = ("image",)
     kind: Literal["image"]
     image: str = Field(
-        pattern=r"^[a-z0-9][a-zA-Z0-9._:/-]*(@sha256:[0-9a-f]{64})?$",
+        pattern=IMAGE,
         description="NAME:TAG, and @sha256:… where its digest is known",
     )
     version: str | None = Field(default=None, description=DEFAULT_VERSION)
@@ -141,7 +146,8 @@ class GitPin(PinBase):
     )
     commit: str = Field(
         pattern=r"^[0-9a-f]{7,40}$",
-        description="all 40 digits; where only fewer are known, `lock` finds the rest",
+        description="all 40 digits, as `git ls-remote REPOSITORY TAG` shows; where only fewer are "
+        "known, `lock` finds the rest",
     )
     version: str | None = Field(
         default=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
@@ -11,6 +12,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origi
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from sparkimage.config import suggestions
 from sparkimage.config.address import without_login
 from sparkimage.config.yamlfile import Document, Key
 from sparkimage.core.errors import ConfigError, Problem
@@ -43,8 +45,6 @@ LIMITS = {
     "literal_error": "it must be {expected}",
     "enum": "it must be {expected}",
     "int_parsing_size": "it must be a smaller number",
-    "union_tag_invalid": "give it `kind:` and one of {expected_tags}",
-    "union_tag_not_found": "give it `kind:`",
 }
 """The next action for a value of the right type, with the names of the error's context."""
 TYPE_NAMES = {list: "a list", dict: "a mapping", NoneType: "empty"}
@@ -211,7 +211,18 @@ def _problem(document: Document, model: type[Strict], error: Any) -> Problem:
         todo = f"write {WANTED[kind]}: `{before}{_example(place.wanted, text)}`{about}"
     elif kind == "string_pattern_mismatch":
         what = f"{where}: {text} does not have the right form"
-        todo = f"it must match {error['ctx']['pattern']}{about}"
+        meant = suggestions.meant(value, error["ctx"]["pattern"])
+        if meant == without_login(value):
+            what = f"{where}: {text} has a login, which plans and labels would show"
+        todo = f"did you mean {meant!r}?" if meant else ""
+        todo = (todo or f"it must match {error['ctx']['pattern']}") + about
+    elif kind == "union_tag_invalid":
+        tag = error["ctx"]["tag"]
+        what = f"{where} is of the unknown kind {shown(tag, quote=True)}"
+        todo = nearest(tag, [name for member in place.wanted for name in _kinds(member)])
+    elif kind == "union_tag_not_found":
+        kinds = ", ".join(name for member in place.wanted for name in _kinds(member))
+        what, todo = f"{where} has no `kind`", f"add `kind:` and one of {kinds}"
     elif kind in LIMITS:
         what = f"{where} is {text if value not in ('', [], {}) else 'empty'}"
         todo = LIMITS[kind].format_map(error.get("ctx", {})) + about
@@ -226,11 +237,20 @@ def _example(wanted: tuple[Any, ...], text: str) -> str:
     if get_origin(kind) is dict:
         return "{NAME: …}"
     if get_origin(kind) is list:
-        return "[…]" if text in TYPE_NAMES.values() else f"[{text}]"
+        return "[…]" if text in TYPE_NAMES.values() else f"[{_words(text)}]"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         names = [f"{name}: …" for name, field in _fields(kind).items() if field.is_required()]
         return "{" + ", ".join(names) + "}"
     return {bool: "true", int: "1", float: "0.5"}.get(kind, "…")
+
+
+def _words(text: str) -> str:
+    """The words of a quoted value, as the entries of a list."""
+    try:
+        words = shlex.split(text.strip("'").replace(",", " "))
+    except ValueError:
+        return text
+    return ", ".join(shown(word, quote=True) for word in words) or text
 
 
 def shown(value: object, *, quote: bool = False) -> str:

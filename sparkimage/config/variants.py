@@ -140,6 +140,9 @@ class _Expansion:
                 what = "this exclude matches no variant"
                 todo = "correct its values, or remove it"
                 self.warnings.append(self.report.document.problem(("exclude", i), what, todo))
+        if not kept:
+            what, todo = "the excludes leave no variant of the axes", "remove one, or the axes"
+            self.warnings.append(self.report.document.problem(("exclude",), what, todo))
         return [rows[n] for n in sorted(kept)]
 
     def from_includes(self) -> Iterator[tuple[Variant, Key]]:
@@ -283,6 +286,7 @@ def template(
 ) -> Template | None:
     """The text as a template over ``known``; None with a problem, of which ``title`` says whose
     text it is."""
+    other = None
     try:
         parsed = Template.parse(text)
         missing = parsed.missing(known)
@@ -292,7 +296,9 @@ def template(
         if not missing:
             return parsed
         wrong = f"{missing[0]!r} is no axis"
+        other = closest(missing[0], known)
     todo = "known are " + ", ".join(f"{{{name}}}" for name in known)
+    todo = todo if other is None else f"did you mean {{{other}}}?"
     report.add(key, f"{title} cannot be filled in: {wrong}", todo + more)
     return None
 

@@ -6,6 +6,7 @@ recursive or exploding alias is refused before it is expanded.
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 from yaml.reader import Reader
 
+from sparkimage.config import yamlsyntax
 from sparkimage.core.errors import ConfigError, Problem
 
 MAX_BYTES = 1 << 20
@@ -26,8 +28,11 @@ MAX_DIGITS = 100
 Key = tuple[str | int, ...]
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
-_STRINGS = (f"{_TAG}str", f"{_TAG}timestamp", f"{_TAG}value", f"{_TAG}merge")
-"""Tags of scalars that are strings here: dates, `=` and `<<` have no meaning of their own."""
+_MERGE = f"{_TAG}merge"
+_STRINGS = (f"{_TAG}str", f"{_TAG}timestamp", f"{_TAG}value", _MERGE)
+"""Tags of scalars that are strings here: dates and `=` have no meaning of their own, and `<<` has
+one only as a key."""
+Pairs = list[tuple[yaml.Node, yaml.Node]]
 
 
 @dataclass(kw_only=True)
@@ -69,12 +74,8 @@ def load(
         _check_depth(path, text)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = min(mark.line, text.count("\n")) + 1 if mark else 1
-        todo = "correct the YAML here; indent with spaces, and quote values with `: ` or `#`"
-        if "expected a single document" in str(error):
-            todo = "write one document, without `---` between parts"
-        raise _error(path, line, f"invalid YAML: {error.problem}", todo) from None
+        line, what, todo = yamlsyntax.explain(text, error, _Loader)
+        raise _error(path, line, f"invalid YAML: {what}", todo) from None
     except yaml.YAMLError as error:
         raise _error(path, 1, f"invalid YAML: {error}", "save it as plain UTF-8 text") from None
     if node is None:
@@ -102,6 +103,8 @@ def _read(path: Path, if_missing: str, max_bytes: int) -> str:
         text = content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise _error(path, 1, "the file is UTF-16", "save it as UTF-8") from None
         raise _error(path, line, f"invalid UTF-8: {error.reason}", "save it as UTF-8") from None
     if control := Reader.NON_PRINTABLE.search(text):
         line = text.count("\n", 0, control.start()) + 1
@@ -133,6 +136,7 @@ class _Reader:
         self.document = Document(file=path.name)
         self.problems: list[Problem] = []
         self.open: set[int] = set()
+        self.merged: dict[int, Pairs] = {}
         self.count = 0
         # Only used to give scalars their types by the safe rules.
         self.scalars: Any = yaml.SafeLoader("")
@@ -178,22 +182,49 @@ class _Reader:
     def _check_tag(self, node: yaml.Node, usual: str) -> bool:
         """Whether the node has no other tag written out, such as `!!set` or `!mine`."""
         if node.tag != usual:
-            self._add(node, f"unknown tag `{node.tag.replace(_TAG, '!!')}`", "remove it")
+            tag = node.tag.replace(_TAG, "!!")
+            todo = "remove it"
+            if isinstance(node, yaml.ScalarNode) and not tag.startswith("!!"):
+                todo = f'quote it: "{tag}{" " * bool(node.value)}{node.value}"'
+            self._add(node, f"unknown tag `{tag}`", todo)
         return node.tag == usual
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
         data: dict[str, Any] = {}
-        for name_node, value in node.value:
+        for name_node, value in self._pairs(node):
             if not isinstance(name_node, yaml.ScalarNode):
                 self._add(name_node, "a key must be a plain word", "write `name: value`")
                 continue
             # The text as written: a version such as 2.30 must not become the number 2.3.
             name = name_node.value
             if name in data:
-                self._add(name_node, f"duplicate key {name!r}", "keep one of the two")
+                other = self.document.lines[*key, name]
+                what = f"duplicate key {name!r} (the other: line {other})"
+                self._add(name_node, what, "keep one of the two")
             self.document.lines[(*key, name)] = name_node.start_mark.line + 1
             data[name] = self.value(value, (*key, name))
         return data
+
+    def _pairs(self, node: yaml.MappingNode) -> Pairs:
+        """The keys and values of a mapping, with those that `<<` merges: its own go before.
+
+        https://yaml.org/type/merge.html
+        """
+        if (known := self.merged.get(id(node))) is not None:
+            return known
+        own = [pair for pair in node.value if pair[0].tag != _MERGE]
+        names = {name.value for name, _ in own if isinstance(name, yaml.ScalarNode)}
+        self.merged[id(node)] = own  # for a mapping that merges itself
+        more: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for name, value in (pair for pair in node.value if pair[0].tag == _MERGE):
+            for one in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(one, yaml.MappingNode):
+                    self._add(name, "`<<` merges no mapping", "write `<<: *name`")
+                    break
+                for pair in self._pairs(one):
+                    more.setdefault(str(pair[0].value), pair)
+        self.merged[id(node)] = own + [pair for name, pair in more.items() if name not in names]
+        return self.merged[id(node)]
 
     def _add(self, node: yaml.Node, what: str, todo: str) -> None:
         line = node.start_mark.line + 1

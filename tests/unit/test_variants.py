@@ -171,9 +171,9 @@ WRONG = [
     ('{stack: "!small"}', "{stack: [3.10]}", 11, "must be text, but is 3.10", 'quote it: "3.10"'),
     ('{stack: "!small"}', "small", 11, "layers.tools.when must be a mapping", "when: {NAME: …}"),
     ("{stack} of {app}", "{stakc} of {app}", 12, ("layer start: args.STACK cannot be filled in: "
-      "'stakc' is no axis"), "known are {platform}, {os}, {app}, {stack}, {arch}; a brace"),
+      "'stakc' is no axis"), "did you mean {stack}?; a brace of the value itself is doubled"),
     ("{stack} of {app}", "{stack:>9}", 12, "'stack' takes no format", "known are"),
-    ("{stack} of {app}", "{stack.x}", 12, "'stack.x' is no axis", "known are"),
+    ("{stack} of {app}", "{stack.x}", 12, "'stack.x' is no axis", "did you mean {stack}?"),
     ("{stack} of {app}", "{stack", 12, "cannot be filled in: expected '}'", "is doubled"),
     ("{stack} of {app}", "{stack} }", 12, "cannot be filled in: Single '}' encountered", "doubled"),
     ("{stack} of {app}", "{}", 12, "cannot be filled in: '' is no axis", "known are"),
@@ -195,7 +195,7 @@ WRONG = [
     ("stack: [small,", "stack: [Small,", 2, ("variant Small-1.0.0-arm64: 'team/Small' cannot be a "
       "repository"), "lower-case"),
     ('"team/{stack}"', '"team/{tack}"', 2, ("variant small-1.0.0-arm64: the repository "
-      "'team/{tack}' cannot be filled in: 'tack' is no axis"), "known are"),
+      "'team/{tack}' cannot be filled in: 'tack' is no axis"), "did you mean {stack}?"),
     ('"team/{stack}"', "Team/x", 2, "repository: 'Team/x' does not have the right form", ""),
     ("stack: [small,", 'stack: ["!small",', 21, ("axis stack has '!small', which would mean "
       "all but 'small'"), "another character"),
@@ -222,7 +222,7 @@ WRONG = [
       "{stack}"), "add an axis stack, or `axes: {stack: …}` to the include"),
     ("axes: {stack: full}", 'axes: {stack: "!full"}', 28, ("variant base: stack '!full' would mean "
      "all but one"), "another character"),
-    ("name: debug,", 'name: "debug-{tack}",', 26, "filled in: 'tack' is no axis", "known"),
+    ("name: debug,", 'name: "debug-{tack}",', 26, "filled in: 'tack' is no axis", "{stack}?"),
     ("name: debug,", "name: base,", 27, "two variants are called 'base-arm64'", "rename one"),
 ]  # fmt: skip
 
