@@ -66,8 +66,17 @@ def quiet(line: str) -> None:
 
 def warn(text: object) -> None:
     """Print a warning on standard error: on a terminal in lines that break between words."""
+    _warn(f"[yellow]warning:[/] {plain(text)}")
+
+
+def warn_loudly(line: str) -> None:
+    """Print a line that begins with WARNING, as ``warn`` does."""
+    _warn(plain(line))
+
+
+def _warn(text: str) -> None:
     columns = text_width() if sys.stderr.isatty() else sys.maxsize
-    show(markup.fill(f"[yellow]warning:[/] {plain(text)}", columns, rest="  "), err=True)
+    show(markup.fill(text, columns, rest="  "), err=True)
 
 
 def print_json(data: Any) -> None:

@@ -143,7 +143,7 @@ def _verify_in_registry(
         # The nodes may reach a registry that this machine does not.
         if not allow_unverified:
             raise
-        base.say(f"WARNING: pulling UNVERIFIED from {via}: {error.message}")
+        base.warn_loudly(f"WARNING: pulling UNVERIFIED from {via}: {error.message}")
 
 
 def _outcome_table(outcome: Outcome) -> Table:

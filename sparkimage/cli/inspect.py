@@ -10,6 +10,7 @@ from sparkimage.cli import base, options
 from sparkimage.cli.publish import Identity, Issuer, requirement, trust_of
 from sparkimage.cli.references import find
 from sparkimage.core.errors import ImageMissingError
+from sparkimage.core.program import program
 from sparkimage.core.units import human
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def inspect(
     facts = None if key or identity or issuer else _stored(reference)
     if facts is not None:
         rows = [("name", ", ".join(facts["names"]) or "none"), *_rows(facts, "versions")]
+        if not facts["seal"]:
+            verify = f"{program()} verify {reference}"
+            rows[-1] = ("seal", f"none for its plan and today's checks: {verify}")
         title = f"{facts['platform']}\n{facts['digest']}"
         base.print_result(facts, _table(rows, title), as_json=as_json)
         return

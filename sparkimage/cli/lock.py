@@ -70,6 +70,8 @@ def _check(matrix: Matrix, *, as_json: bool) -> None:
     typer.echo(f"{lock.file} fits {matrix.file.name}")
     for key in missing:
         typer.echo(f"  not resolved yet: {' '.join(key)}")
+    if missing:
+        base.say(f"to resolve them where they can be reached: {program()} lock")
 
 
 def _print_outdated(matrix: Matrix, *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +56,7 @@ def push(
     from sparkimage.nodes import ssh
 
     source = dir.absolute()
-    target = _target(to or str(source))
+    target = _target(to, f"--to {to!r}") if to else _target(os.path.abspath(source), repr(str(dir)))
     fleet = base.read_fleet(nodes)
     with ssh.remotes(fleet.nodes, patience) as remotes:
         # The nodes answer while the folder is read.
@@ -89,15 +90,19 @@ def push(
     base.print_result(outcome.to_dict(), _outcome_table(outcome), as_json=as_json)
 
 
-def _target(path: str) -> str:
-    path = path.rstrip("/")
-    if not path.startswith("/") or not Path(path).name or ".." in Path(path).parts:
+def _target(path: str, given: str) -> str:
+    """The path on the nodes; ``given``: how messages name it. Raises ``UsageError``."""
+    if Path(path) == Path("/"):
         raise UsageError(
-            f"--to {path!r} is not the absolute path of a folder", hint="--to /models/NAME"
+            f"{given} is the root folder", hint="pass the folder of one model: /models/NAME"
+        )
+    if not path.startswith("/") or ".." in Path(path).parts:
+        raise UsageError(
+            f"{given} is not the absolute path of a folder", hint="such as /models/NAME"
         )
     if re.search(r"[\x00-\x1f\\]", path):
-        raise UsageError(f"--to {path!r} has a control character or backslash")
-    return path
+        raise UsageError(f"{given} has a control character or backslash", hint="pass another name")
+    return path.rstrip("/")
 
 
 def _outcome_table(outcome: Outcome) -> Table:
@@ -251,7 +256,9 @@ def gc(
     from sparkimage.nodes import model_fleet
     from sparkimage.nodes.ssh import lock_owner
 
-    folders = [_target(folder)] if folder else [model.folder for model in _models(None)]
+    folders = (
+        [_target(folder, repr(folder))] if folder else [model.folder for model in _models(None)]
+    )
     fleet = base.read_fleet(nodes)
     with waiting("looking for what can be removed" if dry_run else "removing"):
         freed, errors = model_fleet.collect(

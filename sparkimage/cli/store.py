@@ -85,13 +85,16 @@ def images(as_json: options.Json = False) -> None:
 
 
 def _seal(store: Store, digest: str) -> str | None:
-    from sparkimage.verify import seal
+    from sparkimage.verify import plan_record, seal
 
     try:
-        verdict = seal.verdict(store, digest)
+        if not seal.history(store, digest):
+            return None
+        plan = plan_record.load(store, digest).current_checksum
+        verdict = seal.verdict(store, digest, plan_checksum=plan)
     except GateError:
         return "refused"
-    return f"{verdict.result} {'+'.join(verdict.tiers)}".strip() if verdict else None
+    return f"{verdict.result} {'+'.join(verdict.tiers)}".strip() if verdict else "outdated"
 
 
 def save(
@@ -158,6 +161,7 @@ def load(
             tiers=matrix.requires if matrix is not None else None,
             trust=trust,
             allow_unverified=allow_unverified,
+            say=base.warn_loudly,
         )
     seal = "UNVERIFIED" if loaded.decision.unverified else "seal PASSED"
     typer.echo(f"loaded {loaded.name} ({loaded.image.digest}): {seal}")

@@ -48,6 +48,7 @@ def to_ship(
         required=record.required,
         allow_unverified=allow_unverified,
         name=record.plan.image,
+        say=base.warn_loudly,
     )
     if matrix is not None and not IMAGE.fullmatch(reference):
         _warn_if_stale(record, matrix)

@@ -215,7 +215,11 @@ class View:
                 live = LiveProgress(progress, [text])
                 if total:
                     live.total(text, total)
-                yield lambda count: live.moved(text, count)
+                try:
+                    yield lambda count: live.moved(text, count)
+                except Exception:
+                    live.state(text, "failed")
+                    raise
             return
         self.say(f"{text}: {human(total)}" if total else text)
         lines = LineProgress(self.say, text, total)
@@ -247,9 +251,21 @@ class View:
 
     def _rows(self, *, moving: bool = False, transient: bool = False) -> Progress:
         """Rows on the terminal; with ``moving``, each has a bar, bytes, a rate and a time left."""
+        from rich.constrain import Constrain
         from rich.progress import BarColumn, Progress, ProgressColumn
         from rich.table import Column
         from rich.text import Text
+
+        console = self.console
+
+        class Rows(Progress):
+            """All rows."""
+
+            def get_renderables(self) -> Iterator[Constrain]:
+                # The ^C that a terminal shows fits beside them: a line more, and they would be
+                # drawn again one line too low.
+                for rows in super().get_renderables():
+                    yield Constrain(rows, max(1, console.width - len("^C")))
 
         class Cell(ProgressColumn):
             """A column of text."""
@@ -269,14 +285,14 @@ class View:
             ),
             Cell(lambda task: clock(task.time_remaining or 0) * _moves(task), justify="right"),
         ]
-        return Progress(
+        return Rows(
             Cell(_mark, style="cyan"),
             Cell(lambda task: task.description, style="cyan"),
             *(bytes_ if moving else []),
             # A long text, such as an error, is cut off and does not push the bars aside.
             Cell(lambda task: task.fields["state"], ratio=1, overflow="ellipsis", style="dim"),
             *([] if moving else [Cell(lambda task: clock(task.elapsed or 0), justify="right")]),
-            console=self.console,
+            console=console,
             expand=True,
             transient=transient,
             speed_estimate_period=RATE_S,

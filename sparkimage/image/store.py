@@ -120,7 +120,7 @@ class Store:
         """The file of a blob, which need not exist."""
         algorithm, _, value = digest.partition(":")
         if algorithm != "sha256" or len(value) != 64 or not set(value) <= HEX:
-            raise StoreError(f"{digest!r} is no sha256 digest")
+            raise StoreError(f"{digest!r} is not a sha256 digest")
         return self.root / "blobs" / "sha256" / value
 
     def put_bytes(self, data: bytes, media_type: str) -> Descriptor:

@@ -116,7 +116,7 @@ class Source:
 def scan(folder: Path) -> Source:
     """The files of a folder, but for hidden ones. Raises ``UsageError`` with all that is wrong."""
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder", hint="pass the folder of the model")
+        raise UsageError(f"{folder} is not a folder", hint="pass the folder of the model")
     problems: list[str] = []
     found = sorted(_walk(folder, problems), key=lambda one: one.path)
     if not found and not problems:

@@ -163,6 +163,6 @@ def binary_keyring(key: bytes, locked: Locked) -> bytes:
     if key[:1] in (b"\x98", b"\x99", b"\xc6"):
         return key
     raise LockError(
-        f"{locked}: its `key` is no public key of OpenPGP",
+        f"{locked}: its `key` is not an OpenPGP public key",
         hint="take what `gpg --export` writes, with --armor or without",
     )

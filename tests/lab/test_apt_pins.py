@@ -315,7 +315,7 @@ def test_a_snapshot_holds_what_it_held(site: Site) -> None:
         (["git"], {"key": None, "suite": "noble-updates"}, "which this machine does not have",
          "give the pin its `key:`"),
         (["git"], {"key": "other.asc"}, "which its `key` is not", "correct its `key`"),
-        (["git"], {"key": "no-key.asc"}, "is no public key of OpenPGP", "gpg --export"),
+        (["git"], {"key": "no-key.asc"}, "is not an OpenPGP public key", "gpg --export"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_resolved_is_said(

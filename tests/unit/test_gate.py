@@ -281,7 +281,7 @@ AT_LOAD: dict[str, tuple[Callable[[World], bytes], type[Exception], str]] = {
     "an empty one": (lambda _: packed({}), StoreError, "not an archive of one image"),
     "a path that is no blob": (
         lambda w: packed({**members(w.file()), "blobs/sha256/../../x": b""}), StoreError,
-        "no sha256 digest",
+        "not a sha256 digest",
     ),
 }  # fmt: skip
 

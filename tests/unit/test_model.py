@@ -144,7 +144,7 @@ def test_all_problems_of_a_folder_at_once(tmp_path: Path) -> None:
 def test_no_model(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no folder" if name != "empty" else "1 problem in"):
+    with pytest.raises(UsageError, match="is not a folder" if name != "empty" else "1 problem in"):
         scan(tmp_path / name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from typing import Any
 
@@ -73,6 +74,29 @@ def test_one_transfer_has_no_row_for_all() -> None:
         (row,) = shown(board)
     assert row.startswith("✓ spark-1")
     assert "nothing" in row
+
+
+def test_the_interrupt_that_a_terminal_shows_fits_beside_the_rows() -> None:
+    to, output = console(terminal=True)
+    with View(to).transfer("a file", 5_000_000) as moved:
+        moved(1_000_000)
+    rows = [row for row in output.getvalue().split("\x1b[2K") if "a file" in row]
+    assert rows
+    plain = (re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", row).strip("\r\n") for row in rows)
+    assert max(map(len, plain)) <= 80 - len("^C")
+
+
+def test_a_transfer_that_failed_is_not_shown_as_done() -> None:
+    to, output = console(terminal=True)
+
+    def read() -> None:
+        with View(to).transfer("a file", 5) as moved:
+            moved(5)
+            raise OSError("no such file")
+
+    with pytest.raises(OSError, match="no such file"):
+        read()
+    assert "✗ a file" in output.getvalue().rpartition("\x1b[2K")[2]
 
 
 def test_what_moves_is_said_in_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

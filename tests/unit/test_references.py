@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from sparkimage.image.store import Store
+from sparkimage.verify import plan_record, seal
 from tests.lab.command import call
-from tests.unit import good_maker, reference_home
+from tests.unit import good_maker, reference_home, seal_maker
 
 PROJECT = Path(__file__).resolve().parents[2]
 BUILT, OTHER = "vllm0.32.0-nccl2.30.4-arm64", "vllm0.32.0-nccl2.30.4-amd64"
@@ -68,6 +69,26 @@ def test_what_is_not_there_has_the_right_next_step(
     assert done.returncode == code
     assert said in done.stderr
     assert hint in done.stderr
+
+
+def test_a_seal_of_another_plan_is_outdated(home: Path) -> None:
+    environment = {**os.environ, "SPARKIMAGE_HOME": str(home), "SPARKIMAGE_MIRRORS": os.devnull}
+    store, held = Store.open(home / "store"), digest(home)
+
+    def shown() -> tuple[str | None, str]:
+        (image,) = json.loads(call(["images", "--json"], environment, cwd=PROJECT).stdout)
+        text = call(["inspect", "default"], environment, cwd=PROJECT).stdout
+        return image["seal"], text.splitlines()[-1]
+
+    own = plan_record.load(store, held).current_checksum
+    none = "seal\tnone for its plan and today's checks: sparkimage verify default"
+    assert shown() == (None, none)
+    seal.save(store, seal_maker.made(digest=held, plan="0" * 64, finished=1))
+    assert shown() == ("outdated", none)
+    seal.save(store, seal_maker.made(digest=held, plan=own, finished=2))
+    state, row = shown()
+    assert state == "PASSED static+run"
+    assert row.startswith("seal\tPASSED: 2 passed")
 
 
 def test_two_digests_that_begin_alike_are_told_apart(home: Path) -> None:
