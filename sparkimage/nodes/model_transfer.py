@@ -54,22 +54,30 @@ class Transfer:
             board.total(node.name, node.expected)
             board.state(node.name, f"{human(node.expected)} to send")
         began = time.monotonic()
-        while todo:
+        while todo := self._on_all(todo, ModelNode.ready, board):
             self._attempt(todo, board, began)
-            todo = self._left(todo, board)
+            todo = self._on_all(todo, partial(self._look_after, board=board), board)
+            todo = [node for node in todo if self._missing(node)]
             if todo:
                 threading.Event().wait(WAIT_S)
-                self._reconnect(todo, board)
-                todo = self._ready(todo)
+                todo = self._on_all(todo, partial(self._reconnect, board=board), board)
 
-    def _ready(self, nodes: Sequence[ModelNode]) -> list[ModelNode]:
-        """Those that have not failed."""
-        return [node for node in nodes if node.name not in self.update.errors]
+    def _on_all(
+        self, nodes: Sequence[ModelNode], act: Callable[[ModelNode], None], board: TransferProgress
+    ) -> list[ModelNode]:
+        """Run ``act`` for these nodes at once; those that it has not failed for, in their order."""
+        errors = run_on_all(nodes, act, stop=ModelNode.abandon)
+        for name in errors:
+            board.state(name, "failed")
+        self.update.errors |= errors
+        return [node for node in nodes if node.name not in errors]
+
+    def _missing(self, node: ModelNode) -> int:
+        """Bytes that a node lacks."""
+        return sum(lacking(self.manifest, node.now).values())
 
     def _attempt(self, todo: Sequence[ModelNode], board: TransferProgress, began: float) -> None:
         """Send once what these nodes lack."""
-        self.update.errors |= run_on_all(todo, ModelNode.ready, stop=ModelNode.abandon)
-        todo = self._ready(todo)
         nodes = by_name(todo)
         left = {node.name: set(lacking(self.manifest, node.now)) for node in todo}
 
@@ -122,66 +130,42 @@ class Transfer:
                 )
         self.cut |= report.cut
 
-    def _left(self, nodes: Sequence[ModelNode], board: TransferProgress) -> list[ModelNode]:
-        """Those of them that ``_is_left``."""
-        left: list[ModelNode] = []
-
-        def act(node: ModelNode) -> None:
-            if self._is_left(node, board):
-                left.append(node)
-
-        self.update.errors |= run_on_all(nodes, act, stop=ModelNode.abandon)
-        return left
-
-    def _is_left(self, node: ModelNode, board: TransferProgress) -> bool:
-        """Whether a node still lacks something and may get it by another attempt."""
-        error: SparkError | None = None
-        before = sum(lacking(self.manifest, node.now).values())
+    def _look_after(self, node: ModelNode, board: TransferProgress) -> None:
+        """Look at what a node has after an attempt. Raises ``SparkError`` where it lacks something
+        that no other attempt brings."""
+        lost: SparkError | None = None
+        before = self._missing(node)
         try:
             node.look()
-            if not lacking(self.manifest, node.now):
-                return False
-            if sum(lacking(self.manifest, node.now).values()) < before:
-                node.tries = 0
-        except UnreachableError as lost:
-            error = lost
-        except NodeError as other:
-            error, node.tries = other, ATTEMPTS
-        node.tries += 1
-        why = self.cut.get((HERE, node.name), "")
+        except UnreachableError as error:
+            lost = error
+        missing = self._missing(node)
+        if not missing:
+            return
+        node.tries = 1 if missing < before else node.tries + 1
         if node.failed:
-            error = node.refusal("writing what arrived", 1, node.failed)
-        elif error is None:
-            error = NodeError(
-                why or f"{node.name}: not all of it arrives", hint=AGAIN if why else ""
-            )
-        if node.failed or node.tries >= ATTEMPTS:
-            self.update.errors[node.name] = error
-            board.state(node.name, "failed")
-            return False
-        short = (why or error.message).removeprefix(node.name).lstrip(": ")
+            raise node.refusal("writing what arrived", 1, node.failed)
+        why = self.cut.get((HERE, node.name), "")
+        failure = lost or NodeError(
+            why or f"{node.name}: not all of it arrives", hint=AGAIN if why else ""
+        )
+        if node.tries >= ATTEMPTS:
+            raise failure
+        short = (why or failure.message).removeprefix(node.name).lstrip(": ")
         board.state(node.name, f"again: {short}")
-        return True
 
-    def _reconnect(self, nodes: Sequence[ModelNode], board: TransferProgress) -> None:
-        """Look again at nodes that did not get all; one that does not answer has its next
+    def _reconnect(self, node: ModelNode, board: TransferProgress) -> None:
+        """Connect again with a node that did not get all; one that does not answer has its next
         attempts."""
-
-        def act(node: ModelNode) -> None:
-            while True:
-                try:
-                    node.session.remote.close()
-                    self.look(node)
-                    return
-                except UnreachableError as error:
-                    node.tries += 1
-                    if error.definite or node.tries >= ATTEMPTS:
-                        raise
-                    board.state(node.name, f"again: {error.message}")
-                    if node.session.remote.abandoned.wait(WAIT_S):
-                        raise
-
-        errors = run_on_all(nodes, act, stop=ModelNode.abandon)
-        for name in errors:
-            board.state(name, "failed")
-        self.update.errors |= errors
+        while True:
+            try:
+                node.session.remote.close()
+                self.look(node)
+                return
+            except UnreachableError as error:
+                node.tries += 1
+                if error.definite or node.tries >= ATTEMPTS:
+                    raise
+                board.state(node.name, f"again: {error.message}")
+                if node.session.remote.abandoned.wait(WAIT_S):
+                    raise
