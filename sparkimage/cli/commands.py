@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import typer
+import typer.core
+
+# What typer has no public names for.
+from typer._coercion import RuntimeParam, TypeDescriptor, build_runtime_param
 from typer.core import TyperGroup
 
 from sparkimage.cli.base import Settings
@@ -41,6 +45,24 @@ PANELS: Mapping[str, tuple[str, ...]] = {
 MODULE.app one with commands of its own."""
 
 
+class _Lazily(RuntimeParam):
+    """Reads a parameter's value: by pydantic only where it is neither the default nor of the right
+    type yet, as words are. Pydantic takes longer to import than many commands take."""
+
+    @classmethod
+    def of(cls, descriptor: TypeDescriptor) -> RuntimeParam:
+        """In place of typer's own, which asks pydantic even for what is not given."""
+        return cls(descriptor.parameter_info, descriptor.annotation)
+
+    def _coerce_value(self, value: Any, param: Any, ctx: Context) -> Any:
+        if value == param.default or type(value) is self.annotation:
+            return value
+        return build_runtime_param(param.type_descriptor).coerce(value, param, ctx)
+
+
+vars(typer.core)["build_runtime_param"] = _Lazily.of
+
+
 class Group(TyperGroup):
     """A command with commands of its own, each with its whole sentence."""
 
@@ -55,13 +77,6 @@ class Commands(Group):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{**settings, "commands": _OnCall()})
-
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
-        """As of every group. Reading an option imports pydantic, given or not; where a command
-        comes first there is none to read, and the defaults hold."""
-        if args and args[0] in self.commands:
-            self.params, self.add_help_option = [], False
-        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: Context, args: list[str]
