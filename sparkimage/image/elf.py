@@ -155,7 +155,8 @@ def _parse(window: _Window, fields: dict[str, Any]) -> None:
         if place + length <= KEPT or dynamic is None or place < dynamic[2]:
             fields["build_id"] = fields.get("build_id") or _build_id(window.at(place, length))
     if interp is not None:
-        fields["interpreter"] = window.text(interp[2], interp[5])
+        # A program that was stripped to its debug information has none.
+        fields["interpreter"] = window.text(interp[2], interp[5]) or None
     # A library that was stripped to its debug information has the header and no bytes.
     if dynamic is None or not 0 < dynamic[5] <= MOST_DYNAMIC:
         return

@@ -147,7 +147,8 @@ class Linker:
     def find(self, name: str, user: Entry | None = None) -> Entry | None:
         """The library ``name`` that the file ``user`` gets (None: a program without a RUNPATH)."""
         if "/" in name:
-            return self.usable(name)
+            # uv's Pythons need `$ORIGIN/../lib/libpython3.13.so.1.0`.
+            return self.usable(self._expanded(name, user))
         own: Sequence[str] = ()
         if user is not None and user.elf is not None:
             own = user.elf.runpath or user.elf.rpath

@@ -14,8 +14,11 @@ from typing import Any
 
 import yaml
 
+SITE_CA = "CA bundle of a site"
 _SITE_BUNDLE = re.compile(r"^(usr/local/share/ca-certificates/.+|run/.+)$")
 """Where a site's own certificates are; a distribution's are elsewhere."""
+_SECRET = re.compile(r"[^\s/$].{5,}")
+"""What may be a secret: no path of one, no `1`, no EMPTY as vLLM's clients pass it."""
 Rule = tuple[str, re.Pattern[str], list[bytes], re.Pattern[bytes]]
 
 
@@ -55,7 +58,7 @@ def in_file(path: str, data: bytes) -> list[str]:
     if b"\0" not in data[:8192]:
         kinds = _kinds("tokens", data) + _kinds("files", data, path.rpartition("/")[2])
     if _SITE_BUNDLE.match(path) and b"-----BEGIN CERTIFICATE" in data:
-        kinds.append("CA bundle of a site")
+        kinds.append(SITE_CA)
     return sorted(set(kinds))
 
 
@@ -65,7 +68,8 @@ def in_environment(environment: Iterable[str]) -> list[str]:
     for variable in environment:
         name, _, value = variable.partition("=")
         kinds = in_text(value)
-        if value and re.search(_data()["variables"], name, re.IGNORECASE):
+        secret = _SECRET.match(value) is not None
+        if secret and re.search(_data()["variables"], name, re.IGNORECASE):
             kinds.append("by its name")
         findings += [f"{name}: {kind}" for kind in sorted(kinds)]
     return findings

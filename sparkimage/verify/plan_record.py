@@ -23,15 +23,15 @@ from sparkimage.core.program import program
 from sparkimage.image.store import Store
 from sparkimage.verify.policy import Required
 
-CHECKS_VERSION = 8
+CHECKS_VERSION = 9
 """Version of the package's own checks. Raise it with every change that may change a result: older
 seals are then no longer valid. A test compares ``CHECKERS`` with what they were."""
 CHECKERS = (
     "core/arch.py", "data/secrets.yaml", "data/static.yaml", "image/elf.py", "image/layerindex.py",
     "image/layerscan.py", "image/linking.py", "image/secrets.py", "image/settings.py",
     "verify/gpu.py", "verify/gpu_probe.py", "verify/layer_checks.py", "verify/rules.py",
-    "verify/run_entrypoint.py", "verify/static.py", "verify/static_nccl.py",
-    "verify/static_order.py", "core/debian_version.py",
+    "verify/run_entrypoint.py", "verify/static.py", "verify/static_config.py",
+    "verify/static_nccl.py", "verify/static_order.py", "core/debian_version.py",
     "verify/torch_probe.py",
 )  # fmt: skip
 """The package's own files that contain checks."""

@@ -10,7 +10,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,27 @@ from sparkimage.config.plan import installed as installed_debs
 from sparkimage.config.tier import Tier
 from sparkimage.core.units import human
 from sparkimage.image import secrets
-from sparkimage.image.layerindex import Entry, ImageFiles, content, image_files, own_layers
+from sparkimage.image.layerindex import (
+    Entry,
+    ImageFiles,
+    content,
+    entry_path,
+    image_files,
+    own_layers,
+)
 from sparkimage.image.linking import Linker, Root
 from sparkimage.image.settings import Settings
 from sparkimage.image.store import Image, Store
-from sparkimage.verify import layer_checks, static_nccl, static_order
+from sparkimage.verify import layer_checks, static_config, static_nccl, static_order
 from sparkimage.verify import rules as rule_file
 from sparkimage.verify.rules import PathRule, Rules, matches
 from sparkimage.verify.seal import Check
 from sparkimage.verify.static_nccl import Compared
 
 TIER = Tier.STATIC
+BASE = "the base image"
 SHOWN = 20
 """A check lists at most this many faults."""
-SHELL = re.compile(r"(^|/)(ba|da|z|k|a)?sh$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +123,11 @@ class _Target:
         """The package of a layer that is not ours, by that layer's own records, which has the
         file."""
         name = entry.seen.get("package") if entry.layer not in self.own else None
-        return name if name in self.installed else None
+        return f"the base's package {name}" if name in self.installed else None
+
+    def is_base(self, entry: Entry) -> bool:
+        """Whether a file is of the base image: no layer that is not ours is a source's."""
+        return entry.layer not in self.own and not any(layer.source for layer in self.plan.layers)
 
 
 def examine(
@@ -174,7 +185,8 @@ def _steps_above_sources(plan: Plan) -> int | None:
 
 
 def _comparisons(target: _Target) -> Iterator[Compared]:
-    yield from _config(target)
+    read = partial(_content, target)
+    yield from static_config.checks(target.plan, target.image, target.root, read)
     yield from _programs(target)
     yield from static_nccl.checks(target.plan, target.files, target.root, target.own)
     yield from static_order.checks(target.plan, target.files, target.own)
@@ -185,38 +197,6 @@ def _comparisons(target: _Target) -> Iterator[Compared]:
     yield from _origin(target)
     yield from _secrets(target)
     yield from _layers(target)
-
-
-def _config(s: _Target) -> Iterator[Compared]:
-    entrypoint, cmd = s.settings.entrypoint, s.settings.cmd
-    seen = f"{s.image.config['os']}/{s.image.config['architecture']}"
-    yield "platform", "the platform in the image's config is the plan's", seen, s.plan.platform
-    yield "entrypoint", "ENTRYPOINT is the plan's", entrypoint, s.plan.entrypoint
-    yield "cmd", "CMD is the plan's", cmd, s.plan.cmd
-    shells = {
-        name: argv
-        for name, argv in (("ENTRYPOINT", entrypoint), ("CMD", cmd))
-        if len(argv) > 1 and SHELL.search(argv[0]) and re.fullmatch(r"-[a-z]*c", argv[1])
-    }
-    yield "exec-form", "no ENTRYPOINT or CMD in shell form (which forwards no signals)", shells, {}
-    argv = [*entrypoint, *cmd]
-    found = bool(argv) and s.root.program(argv[0], s.env.get("PATH", "")) is not None
-    expected = bool(s.plan.entrypoint or s.plan.cmd)
-    title = f"{argv[0]} is in PATH and executable" if argv else "there is no command"
-    yield "program", title, found, expected
-    yield "user", "USER is the plan's", _user(s.settings.user), _user(s.plan.user)
-    labels = s.settings.labels
-    yield (
-        "labels",
-        "the labels are the plan's",
-        {name: labels.get(name) for name in s.plan.labels},
-        s.plan.labels,
-    )
-
-
-def _user(user: str) -> str:
-    """A USER in one spelling, where it is root."""
-    return "root" if user in ("", "0", "0:0", "root:root") else user
 
 
 def _programs(s: _Target) -> Iterator[Compared]:
@@ -257,7 +237,7 @@ def _reported(found: Iterable[tuple[str | None, str]]) -> tuple[list[str], list[
         if package is None:
             refused.append(text)
         else:
-            known.append(f"{text} (of the base's package {package})")
+            known.append(f"{text} (of {package})")
     known = sorted(known)[:SHOWN]
     return [*sorted(refused)[:SHOWN], *known], known
 
@@ -279,9 +259,12 @@ def _is_for_other_cuda(s: _Target, path: str) -> bool:
 
 
 def _lacked(s: _Target, entry: Entry, name: str) -> str | None:
-    """The package of a base image's program that lacked the library before a layer of ours."""
-    package = s.package(entry)
-    return package if package and s.base_linker.find(name, entry) is None else None
+    """Whose a file is that lacked the library before a layer of ours: what a base image has beside
+    its Python packages, which make a prebuilt image."""
+    part = s.package(entry)
+    if part is None and s.is_base(entry) and "-packages/" not in entry.path:
+        part = BASE
+    return part if part and s.base_linker.find(name, entry) is None else None
 
 
 def _excused(s: _Target, linker: Linker, path: str, name: str) -> bool:
@@ -336,12 +319,28 @@ def _expected(s: _Target) -> Iterator[Compared]:
     if expect.cuda is not None:
         wanted = expect.cuda.split(".")[:2]
         found = [str(e.seen["cuda"]) for e in s.root.final.values() if "cuda" in e.seen]
-        seen = [".".join(version.split(".")[: len(wanted)]) for version in found]
+        seen = sorted({".".join(version.split(".")[: len(wanted)]) for version in found})
         title = f"torch is built for CUDA {'.'.join(wanted)}"
         yield "torch-cuda", title, seen, [".".join(wanted)]
     if expect.project is not None:
-        versions = s.root.wheels(s.plan.python).get(expect.project, [])
-        yield "project", f"{expect.project} is installed once", len(versions), 1
+        number = _installations(s, expect.project)
+        yield "project", f"{expect.project} is installed once", number, 1
+
+
+def _installations(s: _Target, project: str) -> int:
+    """How often a project is installed: for the image's Python where layers of ours install, else
+    wherever a base image has it."""
+    places = {layer.into for layer in s.plan.layers if layer.wheels} | {None}
+    versions = [v for into in places for v in s.root.wheels(s.plan.python, into).get(project, [])]
+    python = f"/python{s.plan.python}/" if s.plan.python else "/"
+    others = (
+        path
+        for path, entry in s.root.final.items()
+        if entry.seen.get("wheel", ("",))[0] == project
+        and entry.layer not in s.own
+        and python in path
+    )
+    return len(versions) or sum(1 for _ in others)
 
 
 def _contents(s: _Target) -> Iterator[Compared]:
@@ -378,23 +377,30 @@ def _contents(s: _Target) -> Iterator[Compared]:
     yield "setuid", "no setuid or setgid file but known ones", rights, known
 
 
+def _content(s: _Target, entry: Entry) -> bytes:
+    """The bytes of a regular file; of a hard link those of what it names."""
+    path = entry.target if entry.kind == "1" else entry.path
+    return content(s.store, s.image.layers[entry.layer], entry_path(path))
+
+
 def _syntax_error(s: _Target, entry: Entry) -> str | None:
     if not entry.path.endswith(".py"):
         return None
     try:
-        ast.parse(content(s.store, s.image.layers[entry.layer], entry.path))
+        ast.parse(_content(s, entry))
     except (SyntaxError, ValueError) as error:
         return str(error)
     return None
 
 
 def _origin(s: _Target) -> Iterator[Compared]:
-    """Whether every file comes from the planned distribution."""
+    """Whether every file of ours comes from the planned distribution: Debian or one of its kin,
+    unless a base image is of another one."""
     globs = tuple(rule.path for rule in s.rules.foreign_distribution)
     known = [
         f"{path}: {rule.reason}"
-        for path in s.root.final
-        if matches(path, *globs)
+        for path, entry in s.root.final.items()
+        if matches(path, *globs) and entry.layer in s.own
         for rule in s.rules.foreign_distribution
         if matches(path, rule.path)
     ]
@@ -411,8 +417,9 @@ def _origin(s: _Target) -> Iterator[Compared]:
     expected = {deb.name: deb.version for layer in s.plan.layers for deb in installed_debs(layer)}
     if expected:
         installed = s.installed
-        # A base image that we do not build has others, too.
-        names = expected.keys() | installed.keys() if lowest is not None else expected.keys()
+        # A base image that we do not build has others, too; and a layer may install a locked file.
+        ours = lowest is not None and not any(layer.inputs for layer in s.plan.layers)
+        names = expected.keys() | installed.keys() if ours else expected.keys()
         wrong = [n for n in sorted(names) if installed.get(n) != expected.get(n)]
         seen = {name: installed.get(name) for name in wrong[:SHOWN]}
         yield "packages", f"all {len(expected)} packages have the lock's versions", seen, {}
@@ -422,6 +429,10 @@ def _origin(s: _Target) -> Iterator[Compared]:
     # A root may have the package's certificates without a bundle made of them.
     total = sum(e.seen.get("certificates", 0) for e in parts) if bundle is not None else 0
     number = bundle.seen.get("certificates") if bundle is not None else 0
+    # A base image has its own, such as a company's.
+    added = any(secrets.SITE_CA in e.seen.get("secrets", ()) for e in s.root.final.values())
+    if bundle is not None and (bundle.layer not in s.own or added):
+        total = number
     yield (
         "ca-bundle",
         "the CA bundle has the distribution's certificates, and no others",
@@ -446,11 +457,12 @@ def _secrets(s: _Target) -> Iterator[Compared]:
         f"{entry}: {kind}"
         for entry in s.entries
         for kind in entry.seen.get("secrets", ())
-        if not _allowed(entry.path, (r for r in s.rules.secrets if kind in r.kinds))
+        if not (kind == secrets.SITE_CA and entry.layer not in s.own)
+        and not _allowed(entry.path, (r for r in s.rules.secrets if kind in r.kinds))
     ]
     yield "secrets", "no secrets in any layer, deleted files included", held[:SHOWN], []
-    places = [str(e) for e in s.entries if e.is_file and _SITE.match(e.path)]
-    yield "site-ca", "no CA bundle or build secret in any layer", places[:SHOWN], []
+    places = [str(e) for e in s.own_entries if e.is_file and _SITE.match(e.path)]
+    yield "site-ca", "no CA bundle or build secret in our layers", places[:SHOWN], []
 
 
 _SITE = re.compile(r"^(run/ca\.pem|run/secrets/.+|usr/local/share/ca-certificates/.+)$")

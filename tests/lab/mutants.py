@@ -380,6 +380,11 @@ MUTANTS = (
         check="program",
         make=lambda c: c.unexecutable(c.plan.entrypoint[0]),
     ),
+    Mutant(
+        name="the script of the ENTRYPOINT has Windows' line ends",
+        check="interpreter",
+        make=lambda c: c.add({c.command(): (0o755, b"#!/usr/bin/python3\r\n")}),
+    ),
     Mutant(name="USER changed", check="user", make=lambda c: c.settings.update(User="1000")),
     Mutant(name="a label that lies", check="labels", make=lambda c: c.label("other")),
     Mutant(name="a label missing", check="labels", make=lambda c: c.label(None)),

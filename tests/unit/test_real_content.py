@@ -19,7 +19,7 @@ from tests.real.inventory import Row
 
 ARM, AMD = "arm64", "amd64"
 NCCL = f"/usr/lib/aarch64-linux-gnu/libnccl.so.{PINNED}"
-VLLM = file("usr/local/bin/vllm", {}, 0o755)
+VLLM = file("usr/local/bin/vllm", {"text": "#!/usr/bin/python3\n"}, 0o755)
 
 
 def base(arch: str) -> Layer:

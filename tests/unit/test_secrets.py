@@ -54,10 +54,10 @@ def test_not_found(path: str, data: bytes) -> None:
 
 
 def test_environment_and_text() -> None:
-    assert secrets.in_environment(["HF_TOKEN=x", "PATH=/bin", "TOKENIZERS_PARALLELISM=false"]) == [
-        "HF_TOKEN: by its name"
-    ]
-    assert secrets.in_environment(["HF_TOKEN="]) == []
+    assert secrets.in_environment(
+        ["HF_TOKEN=secret", "PATH=/bin", "TOKENIZERS_PARALLELISM=false"]
+    ) == ["HF_TOKEN: by its name"]
+    assert secrets.in_environment(["HF_TOKEN=", "API_KEY=EMPTY", "A_TOKEN=/run/secrets/a"]) == []
     assert secrets.in_environment(["PROXY=http://u:p@h/"]) == ["PROXY: login in an address"]
     assert secrets.in_text("RUN |1 NPM_TOKEN=abcdefgh make") == ["by a variable's name"]
     assert secrets.in_text('RUN curl -H "token: $GITHUB_TOKEN"; TOKEN=$(cat /run/secrets/t)') == []
