@@ -605,6 +605,18 @@ TRUE: dict[str, tuple[tuple[str, str], ...]] = {
             "UCX ERROR ibv_reg_mr failed: Cannot allocate memory",
         ),
     ),
+    "ucx-without-cuda": (
+        (
+            "https://github.com/LMCache/LMCache/issues/1998",
+            (
+                "[1754890927.298391] [node-6:270  :0]   ucp_context.c:1100 UCX  WARN  transports "
+                "'cuda_ipc','cuda_copy' are not available\n"
+                "Traceback (most recent call last):\n"
+                '  File "/opt/venv/lib/python3.12/site-packages/nixl/_api.py", line 152, in __init__\n'
+                "nixl._bindings.nixlBackendError: NIXL_ERR_BACKEND"
+            ),
+        ),
+    ),
     "rdma-broke": (
         (
             f"{NCCL}1814",
@@ -802,6 +814,10 @@ LOOKS_LIKE: dict[str, tuple[str, ...]] = {
     ),
     "no-libibverbs": ("host:1:2 [0] NCCL INFO Failed to open libibverbs.so[.1]",),
     "memlock": ("fork: Cannot allocate memory", "ibv_reg_mr took 3 ms"),
+    "ucx-without-cuda": (
+        # Nothing failed.
+        "[1754890927.2] [node-6:270 :0] ucp_context.c:1100 UCX  WARN  transports 'cuda_copy' are not available",
+    ),
     "rdma-broke": ("Got completion from the peer", "status=12"),
     "mixed-nccl": (
         "NCCL version 2.30.4+cuda13.2\nvLLM is using nccl==2.30.4",

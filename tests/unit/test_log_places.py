@@ -82,7 +82,7 @@ def test_a_line_without_a_traceback_says_where(id_: str) -> None:
 
 
 def test_files_that_most_tracebacks_pass_through_count_last() -> None:
-    end = "ValueError: this kernel does not support that"
+    end = "ValueError: this kernel is not available"
     assert place_of(*traceback([f"{PACKAGES}/vllm/v1/engine/core.py"], end)) == "kernels"
     assert place_of(*traceback(["/opt/plugin/loader.py"], "ValueError: odd")) is None
 

@@ -30,6 +30,7 @@ CONDITIONS = {
         holds=lambda match, facts: match.while_up or match.last_number > facts.progress,
         otherwise="it occurs only while the server loads and compiles, and the start goes on",
     ),
+    "start-failed": Condition(holds=lambda _, facts: facts.failed, otherwise="nothing failed"),
     "link-lost": Condition(
         holds=lambda _, facts: bool(facts.lost_links),
         otherwise="it has no cable since the node started, or came up again",

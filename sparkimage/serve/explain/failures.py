@@ -87,7 +87,9 @@ class Entry(Strict):
     title: Text
     says: Text
     signs: list[Sign] = Field(default=[])
-    when: Literal["rdma-enabled", "tcp-used", "after-start", "link-lost"] | None = None
+    when: Literal["rdma-enabled", "tcp-used", "after-start", "link-lost", "start-failed"] | None = (
+        None
+    )
     cause: Text
     fix: Text
     rank: Literal["root", "general", "transport", "outcome", "echo", "wrapper"] = "root"

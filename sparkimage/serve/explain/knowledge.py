@@ -188,6 +188,7 @@ class Reading:
             return
         if self.known.is_handled(text, self._words):
             return
+        self.facts.failed = True
         if self.known.is_wrapper(text, self._words):
             if INTERRUPTED.search(fault.line.body):
                 self._stops()
@@ -230,7 +231,7 @@ class Reading:
     @property
     def _is_stopping(self) -> bool:
         """What fails then is of no account; a new start ends it."""
-        return self._stopping and self.facts.up
+        return self.facts.finished or (self._stopping and self.facts.up)
 
     def _is_up(self, phase: str) -> None:
         """What this start said before it was ready did not stop it."""

@@ -93,6 +93,10 @@ class Facts:
     answered: int = 0
     """The last line that shows tokens, or a request that was let in: a stream begins before its
     first token."""
+    failed: bool = False
+    """Whether something failed, or a line says that it did."""
+    finished: bool = False
+    """A script has its answers (vLLM without a server): it ends then, or begins again."""
     ready: bool = False
     """Whether the current start has said, or shown, that it serves."""
     rebuilt: dict[str, list[int]] = field(default_factory=dict)
@@ -188,6 +192,11 @@ class Facts:
     def _answers(self, _match: re.Match[str], number: int, _node: str) -> None:
         self.answered = number
 
+    def _prompts(self, match: re.Match[str], number: int, _node: str) -> None:
+        self.finished = match["percent"] == "100"
+        if self.finished:
+            self.worked = self.answered = number
+
     def _link(self, match: re.Match[str], _number: int, _node: str) -> None:
         name = match["interface"]
         if match["state"] == "up":
@@ -220,6 +229,8 @@ BOOT_S = 120
 _LINK = re.compile(
     r"(?:\[ *(?P<uptime>\d+\.\d+)\] )?mlx5_core \S+ (?P<interface>\S+): Link (?P<state>up|down)"
 )
+_PROMPTS = re.compile(r"Processed prompts: +(?P<percent>\d+)%(?!.*Processed prompts: )")
+"""https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/llm.py"""
 _TOKENS = re.compile(r"generation throughput: (?!0\.0 )\d")
 """https://github.com/vllm-project/vllm/blob/main/vllm/v1/metrics/loggers.py"""
 _READERS: dict[
@@ -241,6 +252,7 @@ _READERS: dict[
     ),
     "mlx5_core": ((": Link ", _LINK, Facts._link),),
     "throughput": (("generation throughput: ", _TOKENS, Facts._works),),
+    "Processed": (("Processed prompts: ", _PROMPTS, Facts._prompts),),
     " 200 OK": (('"POST /v1/', _ANY, Facts._answers),),
     "graph": (
         ("Directly load the compiled graph", _ANY, Facts._loaded),
