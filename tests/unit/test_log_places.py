@@ -16,6 +16,7 @@ FRAMES: dict[str, tuple[str, str]] = {
     "kernels": (f"{PACKAGES}/vllm/model_executor/layers/fused_moe/layer.py", "ValueError: odd"),
     "hub": (f"{PACKAGES}/huggingface_hub/file_download.py", "OSError: odd"),
     "weights": (f"{PACKAGES}/vllm/model_executor/model_loader/utils.py", "IndexError: odd"),
+    "lora": (f"{PACKAGES}/vllm/lora/layers/fused_moe.py", "AssertionError"),
     "model-files": (f"{PACKAGES}/transformers/tokenization_utils_base.py", "TypeError: odd"),
     "network": (f"{PACKAGES}/torch/distributed/rendezvous.py", "ValueError: odd"),
     "arguments": (f"{PACKAGES}/vllm/config/vllm.py", "ValueError: HiSparse needs CUDA."),
@@ -49,7 +50,9 @@ LINES: dict[str, str] = {
 def place_of(*lines: str) -> str | None:
     (match,) = knowledge.read(lines)
     assert not match.known
-    assert match.place is None or match.title.endswith((match.place.where, match.line[-9:]))
+    assert match.place is None or (
+        match.place.where in match.title or match.title.startswith(match.place.title or "?")
+    )
     return match.place.id if match.place else None
 
 
@@ -93,7 +96,34 @@ def test_what_vllm_says_of_its_arguments_is_in_the_title_unless_another_part_rai
     assert match.title == "vLLM refuses its arguments: HiSparse needs CUDA."
     (match,) = knowledge.read(traceback([frame, "/opt/harmony/__init__.py"], end))
     assert match.place
-    assert match.title.endswith(match.place.where)
+    assert match.title == (
+        f"A value or a feature is refused, {match.place.where}: HiSparse needs CUDA."
+    )
+
+
+KINDS = {
+    "code": "AttributeError: 'ColumnParallelLinear' object has no attribute 'weight'",
+    "value": "ValueError: odd",
+    "file": "FileNotFoundError: [Errno 2] No such file or directory: '/odd'",
+}
+
+
+@pytest.mark.parametrize("id_", KINDS)
+def test_the_type_of_an_exception_says_what_kind_of_failure_it_is(id_: str) -> None:
+    kind = next(kind for kind in failures.known().kinds if kind.id == id_)
+    frame, _ = FRAMES["kernels"]
+    (match,) = knowledge.read(traceback([frame], KINDS[id_]))
+    assert match.place
+    assert match.title.startswith(f"{kind.title}, {match.place.where}: ")
+    assert match.cause.startswith(kind.cause)
+    assert match.cause.endswith(match.place.cause)
+    assert match.fix == match.place.fix
+    (match,) = knowledge.read(traceback(["/opt/plugin/loader.py"], KINDS[id_]))
+    assert match.title.startswith(f"{kind.title}: ")
+    assert match.cause == kind.cause.strip()
+    assert match.place is None
+    (match,) = knowledge.read(traceback([frame], "RuntimeError: odd"))
+    assert match.kind is None
 
 
 def test_a_warning_of_torch_with_a_month_of_one_digit_is_no_failure() -> None:

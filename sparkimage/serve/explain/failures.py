@@ -14,7 +14,7 @@ from pydantic import Field
 from sparkimage.config import validation, yamlfile
 from sparkimage.config.validation import Name, Strict
 from sparkimage.core.program import as_called
-from sparkimage.serve.explain.places import Place
+from sparkimage.serve.explain.places import Kind, Place
 from sparkimage.serve.explain.regex import Pattern
 
 FILE = "failures.yaml"
@@ -132,6 +132,7 @@ class Failures(Strict):
     survived: list[str]
     wrappers: list[Sign]
     combinations: list[Combination]
+    kinds: list[Kind]
     places: list[Place]
     areas: dict[str, list[Entry]]
 

@@ -9,7 +9,7 @@ from typing import Any
 from sparkimage.core.program import as_called
 from sparkimage.serve.explain.failures import FIRST_FAULT, Entry, Value
 from sparkimage.serve.explain.messages import advice
-from sparkimage.serve.explain.places import Place
+from sparkimage.serve.explain.places import Kind, Place
 
 SAID = re.compile(r"\b[A-Z]\w+(?:Error|Exception): (?P<message>\S.*)")
 """An exception's message."""
@@ -51,6 +51,8 @@ class Match:
     """The versions of NCCL that were loaded at the first one."""
     place: Place | None = None
     """The part of the software in which a failure began that no entry knows."""
+    kind: Kind | None = None
+    """The kind of its exception."""
 
     @property
     def known(self) -> bool:
@@ -60,9 +62,13 @@ class Match:
     @property
     def title(self) -> str:
         """What failed."""
-        said = SAID.search(self.line) if self.place and self.place.title else None
-        if self.place and said:
-            return f"{self.place.title}: {said['message'][:LONGEST_TITLE]}"
+        said = SAID.search(self.line)
+        message = f": {said['message'][:LONGEST_TITLE]}" if said else ""
+        if self.place and self.place.title and said:
+            return f"{self.place.title}{message}"
+        if self.kind:
+            where = f", {self.place.where}" if self.place else ""
+            return f"{self.kind.title}{where}{message}"
         if self.place:
             return f"Not in the list of known failures; it began {self.place.where}"
         title = (self._value and self._value.title) or self.entry.title
@@ -71,12 +77,17 @@ class Match:
     @property
     def cause(self) -> str:
         """Why, by what the line names."""
-        return as_called((self.place or self._value or self.entry).cause or self.entry.cause)
+        of_kind = [self.kind.cause] if self.kind else []
+        if of_kind and not self.place:
+            return as_called(of_kind[0])
+        cause = (self.place or self._value or self.entry).cause or self.entry.cause
+        return as_called(" ".join([*of_kind, cause]))
 
     @property
     def fix(self) -> str:
         """What to do, by what the line names."""
-        fix = as_called((self.place or self._value or self.entry).fix or self.entry.fix)
+        told = self.place or self.kind or self._value or self.entry
+        fix = as_called(told.fix or self.entry.fix)
         says_all = self._told or not self.known
         said = advice([self.line, *self.message]) if says_all else ""
         return f"The message says it: {said}. Else: {fix}" if said else fix
@@ -117,6 +128,7 @@ class Match:
             "rank": self.entry.rank,
             "known": self.known,
             "place": self.place.id if self.place else None,
+            "kind": self.kind.id if self.kind else None,
             "source": self.source or None,
             "line_number": self.line_number or None,
             "line": self.line,

@@ -21,7 +21,7 @@ def pages() -> dict[str, str]:
     """The pages of known failures by their paths below docs/: an overview, and one an area."""
     overview = templates.render(
         "troubleshooting.md", areas=areas(), combinations=failures.known().combinations,
-        places=failures.known().places, slug=slug,
+        places=failures.known().places, kinds=failures.known().kinds, slug=slug,
     )  # fmt: skip
     return {"troubleshooting.md": overview} | {
         path: templates.render(

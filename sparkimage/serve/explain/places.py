@@ -42,6 +42,20 @@ class Place(Strict):
         return any(pattern.search(text) for pattern in self.says)
 
 
+class Kind(Strict):
+    """What exceptions of some types have in common, wherever they are raised."""
+
+    id: Name
+    says: Pattern
+    """The types, as they are in the line."""
+    title: Text
+    """Before where it began, and the message."""
+    cause: Text
+    """Before the cause of where it began."""
+    fix: Text
+    """Where that is not known."""
+
+
 def find(places: Iterable[Place], frames: Sequence[str], text: str) -> Place | None:
     """The part of the software that the deepest frame is of, else that which the line names."""
     places = list(places)

@@ -21,6 +21,9 @@ def as_match(
     if place and place.title and first.frames and not place.has_file(first.frames[-1]):
         # What was called in it failed.
         place = place.model_copy(update={"title": ""})
+    kind = None
+    if id_ == failures.FIRST_FAULT and first.frames:
+        kind = next((kind for kind in known.kinds if kind.says.search(first.line.text)), None)
     said = first.message.lines if first.message else []
     seen = [f"in {processes}"] if processes else []
     if first.frames and not first.frames[-1].startswith("nccl/"):
@@ -32,5 +35,5 @@ def as_match(
         near=(*first.before, first.line.text, *(said or first.after)),
         message=said,
         note=", ".join(seen),
-        place=place,
+        place=place, kind=kind,
     )  # fmt: skip
