@@ -20,7 +20,7 @@ def caches(
     nodes: Annotated[
         str, value("FILE|NAMES", "Show which of these nodes have them; default: none.")
     ] = "",
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """List the compiled caches that `launch --save-caches` saved."""

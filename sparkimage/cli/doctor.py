@@ -53,7 +53,7 @@ def doctor(
         ),
     ] = GPU_MEMORY_UTILIZATION,
     strict: Annotated[bool, flag("--strict", "Treat warnings as failures.")] = False,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
     reference: Annotated[bool, flag("--reference", "Print all checks; examine nothing.")] = False,
 ) -> None:

@@ -54,7 +54,7 @@ def distribute(
         bool, flag("--with-caches", "Copy what `launch --save-caches` saved, too.")
     ] = False,
     allow_unverified: options.AllowUnverified = False,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """Send a verified image to all nodes or to none; only the layers that a node lacks."""
@@ -183,7 +183,7 @@ def nodes(
         ),
     ] = None,
     nodes: options.Nodes = options.FLEET_FILE,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """Show which images and pushed models the nodes have (exit code 15 if they differ)."""
@@ -247,7 +247,7 @@ def rollback(
     ],
     nodes: options.Nodes = options.FLEET_FILE,
     partial: options.Partial = False,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
 ) -> None:
     """Tag the previous image again, on all nodes or on none."""
     from sparkimage.nodes import maintenance
@@ -270,7 +270,7 @@ def gc(
     nodes: options.Nodes = options.FLEET_FILE,
     keep: Annotated[int, value("N", "Keep the N newest images of each variant.", min=1)] = 2,
     dry_run: Annotated[bool, flag("--dry-run", "Only show what would be removed.")] = False,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """Remove old images, their compiled caches and what failed runs left from the nodes.
@@ -321,7 +321,7 @@ def gc(
 
 def receipts(
     nodes: Annotated[str, value("FILE|NAMES", "Of these nodes; default: this machine.")] = "",
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """List what was distributed where, when and by whom, and what was verified there.

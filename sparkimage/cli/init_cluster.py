@@ -35,7 +35,7 @@ def cluster(
     dry_run: Annotated[bool, flag("--dry-run", "Print the file; write nothing.")] = False,
     yes: Annotated[bool, flag("--yes", "Add to a file that is there without asking.")] = False,
     partial: Annotated[bool, flag("--partial", "Leave out nodes that do not answer.")] = False,
-    patience: options.Patience = 20.0,
+    patience: options.Patience = 20,
     as_json: options.Json = False,
 ) -> None:
     """Find the nodes of your cluster and write fleet.yaml: how each is reached, the fast network

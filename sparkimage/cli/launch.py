@@ -69,12 +69,12 @@ def launch(
     replace_caches: Annotated[
         bool, flag("--replace-caches", "Saved caches replace those that nodes compiled.")
     ] = False,
-    timeout: Timeout = 1800.0,
-    warm_up: WarmUp = 600.0,
+    timeout: Timeout = 1800,
+    warm_up: WarmUp = 600,
     no_warm_up: NoWarmUp = False,
     keep: Keep = False,
     allow_unverified: options.AllowUnverified = False,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """Start a distributed image as one server on all nodes, or on none.
@@ -256,7 +256,7 @@ def status(
     nodes: options.Nodes = options.FLEET_FILE,
     name: options.Name = None,
     watch: Annotated[bool, flag("--watch", "Show it again and again, until Ctrl-C.")] = False,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """Show the deployments on the nodes (exit code 18 if one is broken).
@@ -342,7 +342,7 @@ def logs(
     rank: Annotated[int | None, value("N", "Only this rank.", min=0)] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the logs.")] = False,
     tail: Annotated[int | None, value("N", "The last N lines of each rank.", min=0)] = None,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
 ) -> None:
     """Print the logs of all ranks together, each line with its node's name."""
     from sparkimage.serve import running
@@ -366,7 +366,7 @@ def logs(
 def stop(
     nodes: options.Nodes = options.FLEET_FILE,
     name: options.Name = None,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
 ) -> None:
     """Stop a deployment on all nodes and remove what is left of it; nothing to stop is OK."""
     from sparkimage.serve import running
@@ -392,11 +392,11 @@ def stop(
 def restart(
     nodes: options.Nodes = options.FLEET_FILE,
     name: options.Name = None,
-    timeout: Timeout = 1800.0,
-    warm_up: WarmUp = 600.0,
+    timeout: Timeout = 1800,
+    warm_up: WarmUp = 600,
     no_warm_up: NoWarmUp = False,
     keep: Keep = False,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """Restart a deployment's containers, with the same image and commands."""

@@ -17,6 +17,7 @@ EXITS = {
     0: "Done.",
     1: "An error of the program itself; run it again with `--debug`.",
     130: "Interrupted (Ctrl-C); the last line says what is left.",
+    141: "What reads the output has ended, such as `head`.",
 }
 """Exit codes that no error has."""
 
@@ -37,7 +38,8 @@ def page() -> Iterator[str]:
     root = typer.main.get_command(app)
     assert isinstance(root, Commands)
     yield f'.TH {NAME.upper()} 1 "" "{NAME} {__version__}" "User Commands"'
-    yield from [".SH NAME", f"{NAME} \\- {_text(root.help or '').rstrip('.').lower()}"]
+    what = (root.help or "").rstrip(".")
+    yield from [".SH NAME", f"{NAME} \\- {what[:1].lower()}{_text(what[1:])}"]
     yield from [".SH SYNOPSIS", f".B {NAME}", "[OPTIONS] COMMAND [ARGUMENTS]"]
     yield from [".SH OPTIONS", *_options(root)]
     for panel, paths in PANELS.items():
@@ -76,11 +78,12 @@ def _command(words: str, command: Any) -> Iterator[str]:
 
 
 def _options(command: Any) -> Iterator[str]:
+    context = typer.Context(command)
     for one in command.params:
-        names = ", ".join(one.opts) if one.param_type_name == "option" else one.metavar
-        value = f" {one.metavar}" if one.param_type_name == "option" and one.metavar else ""
-        if not getattr(one, "hidden", False):
-            yield from [".TP", f".B {_text(names + value)}", _text(one.help or "")]
+        # What --help has of it: names, values, default. None where it is hidden.
+        if record := one.get_help_record(context):
+            names, text = map(_text, record)
+            yield from [".TP", f".B {names}", text]
 
 
 def _text(text: str) -> str:

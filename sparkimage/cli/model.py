@@ -45,7 +45,7 @@ def push(
     to: Annotated[str, value("PATH", "The path on the nodes; default: that of DIR.")] = "",
     limit: Annotated[float | None, value("MB/s", "Send no more than this.", min=0.1)] = None,
     dry_run: Annotated[bool, flag("--dry-run", "Only show what would be sent.")] = False,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """Copy a model's folder to all nodes or to none; only the files that a node lacks.
@@ -141,7 +141,7 @@ def _models(folder: str | None) -> list[Model]:
 def status(
     folder: Folder = None,
     nodes: options.Nodes = options.FLEET_FILE,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """Show which nodes have the pushed models (exit code 15 if they differ)."""
@@ -161,7 +161,7 @@ def status(
 def verify(
     folder: Folder = None,
     nodes: options.Nodes = options.FLEET_FILE,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """Read all files of the pushed models on every node, and compare their hashes."""
@@ -249,7 +249,7 @@ def gc(
     folder: Folder = None,
     nodes: options.Nodes = options.FLEET_FILE,
     dry_run: Annotated[bool, flag("--dry-run", "Only show what would be freed.")] = False,
-    patience: options.Patience = 60.0,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """Remove what failed pushes left on the nodes, and the folder that each push replaced."""

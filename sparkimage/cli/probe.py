@@ -42,8 +42,8 @@ def probe(
     rounds: Annotated[int, value("N", "Run N rounds and show medians.", min=1, max=99)] = 1,
     save: Annotated[Path | None, value("FILE", "Save the result for --compare.")] = None,
     compare: Annotated[Path | None, value("FILE", "Show ratios to a saved result.")] = None,
-    timeout: Annotated[float, value("SECONDS", "Give up on a row after SECONDS.", min=1)] = 1800.0,
-    patience: options.Patience = 60.0,
+    timeout: Annotated[float, value("SECONDS", "Give up on a row after SECONDS.", min=1)] = 1800,
+    patience: options.Patience = 60,
     as_json: options.Json = False,
 ) -> None:
     """Measure tokens/s and time to first token with vLLM's own `vllm bench serve`.

@@ -39,10 +39,10 @@ def draw(rows: Rows) -> str:
         for row in (one for one in rows if one["case"] == case):
             kind = "ours" if row["way"].startswith(OURS) else "peer"
             right = x(row["median"])
+            length = f"{right - LEFT:.1f}"
             body += [
                 f'<text x="{LEFT}" y="{y + 13}">{escape(row["way"])}</text>',
-                f'<rect class="{kind}" x="{LEFT}" y="{y + 18}" width="{right - LEFT:.1f}" '
-                'height="12"/>',
+                f'<rect class="{kind}" x="{LEFT}" y="{y + 18}" width="{length}" height="12"/>',
                 f'<text x="{right + 6:.1f}" y="{y + 29}">{row["median"]:.2f} s</text>',
             ]
             y += STEP

@@ -492,6 +492,10 @@ def test_the_manual_page_has_every_command() -> None:
     assert isinstance(root, Commands)
     assert all(f".SS {name}" in page.replace("\\-", "-") for name in root.commands)
     assert ".B 13\n" in page
+    assert "for clusters of Docker nodes\n" in page
+    # As --help has it: with values and default.
+    assert ".B \\-\\-print <run|compose>\n" in page
+    assert "[default: vllm]\n" in page
     # A line of text that begins with a dot would be a request of troff.
     requests = set(re.findall(r"(?m)^\.(\w+)", page))
     assert requests == {"TH", "SH", "SS", "PP", "TP", "B", "nf", "fi"}
