@@ -162,7 +162,8 @@ def _print_story(story: Sequence[Match]) -> None:
             )
             if part
         )
-        line = base.plain(f"{match.entry.rank}: {what} ({where or 'all logs'})")
+        note = f"; {match.note}" if match.note else ""
+        line = base.plain(f"{match.entry.rank}: {what} ({where or 'all logs'}){note}")
         base.show(fill(line, base.text_width(), first="  ", rest="  "))
     base.show()
 

@@ -1,9 +1,10 @@
 """Which build of NCCL each rank loads, compared on all nodes before anything starts.
 
-Two ranks with different ones hang without a word, and a version is no identity: two builds of one
-version were seen to behave differently (https://github.com/vllm-project/vllm/issues/46097). That
-all nodes have the same image proves it of neither a mount, nor a variable, nor a damaged file: so
-the files are read as the ranks' own containers see them.
+Two ranks with different ones hang without a word, or break off while they join (2.30.4 and 2.30.7
+do: "Message truncated"), and a version is no identity: two builds of one version were seen to
+behave differently (https://github.com/vllm-project/vllm/issues/46097). That all nodes have the same
+image proves it of neither a mount, nor a variable, nor a damaged file: so the files are read as the
+ranks' own containers see them.
 """
 
 from __future__ import annotations

@@ -24,6 +24,9 @@ NOT_OF_THE_IMAGE = {"node/infiniband", "node/memlock"}
 """Checks of the machine: one without RDMA, or that may not lift limits, fails them."""
 SEEN_WITHIN_S = 60.0
 SHORT = ("--streams", "1,4", "--tokens", "16", "--requests", "4")
+LONG = ("--streams", "8", "--tokens", "4000")
+ALL_LONG = "20"
+"""Long generations, as the recipe that this project grew from was tried with."""
 
 
 def pinned(cluster: Cluster) -> str:
@@ -34,9 +37,8 @@ def pinned(cluster: Cluster) -> str:
 
 def long(cluster: Cluster) -> tuple[str, ...]:
     """Long generations for `probe`: with --enforce-eager, 8 take a model of 16 layers two
-    minutes; 20 on four GPUs and more."""
-    count = 20 if len(cluster.numbers) >= 4 else 8
-    return ("--streams", "8", "--tokens", "4000", "--requests", str(count))
+    minutes; all on four GPUs and more."""
+    return (*LONG, "--requests", ALL_LONG if len(cluster.numbers) >= 4 else "8")
 
 
 def causes(explained: dict[str, Any]) -> list[str]:
@@ -93,6 +95,7 @@ def test_one_gpu(gpus: Cluster) -> None:
 
     gpus.restore()
     assert gpus.launch("again", "gpu-one", gpus.nodes[:1]).returncode == 0
+    gpus.probe("again", gpus.nodes[:1], *LONG, "--requests", ALL_LONG)
 
 
 def test_nodes_of_one_gpu_each(gpus: Cluster) -> None:
@@ -127,7 +130,7 @@ def test_a_preload_that_is_missing(gpus: Cluster) -> None:
 
 
 def test_two_versions_of_nccl(gpus: Cluster) -> None:
-    """They hang without a word: `launch` ends at its time limit, and `explain` names them."""
+    """They hang without a word, or break off: `launch` fails, and `explain` names them."""
     other = machine.other_nccl()
     if other is None:
         pytest.skip("no other NCCL: set GPU_OTHER_NCCL")

@@ -66,15 +66,21 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "vllm-0.33-preload-missing-serves": ("preload-ignored", "2.30.7+cuda13.3"),
     "vllm-0.33-killed-r0": ("peer-left", "That rank ended"),
     "vllm-0.33-killed-r1": ("worker-died", "a signal"),
+    # Four ranks on one H200: 2.30.7, and 2.30.4 on the last one.
+    "vllm-0.33-mixed-r0": ("mixed-nccl", "distribute"),
+    "vllm-0.33-mixed-r3": ("mixed-nccl", "distribute"),
+    "vllm-0.33-headless-r1": ("connection-reset", "That rank ended"),
     "vllm-0.25-wedge-stop": ("shm-broadcast", "VllmWorker-1 ended (line 381)"),
 }
 """Log → the failure that it is to be named first, and words of its title, cause, fix or note."""
 HEALTHY = (
     "fa02-dlvsym-nccl230-healthy", "fa04-responses-logged-healthy", "vllm-0.25-two-good-r0",
     "vllm-0.25-two-good-r1", "vllm-0.25-two-mixed-r1", "vllm-0.33-one-gpu", "vllm-0.33-drafts",
-    "vllm-0.33-tp2", "vllm-0.33-served-r0", "vllm-0.33-served-r1",
+    "vllm-0.33-tp2", "vllm-0.33-served-r0", "vllm-0.33-served-r1", "vllm-0.33-caches-brought",
+    "vllm-0.33-tp4-r0", "vllm-0.33-tp4-r3", "vllm-0.33-headless-r0",
 )  # fmt: skip
-"""Nothing failed in them; two-mixed-r1 hangs without a word, which its peer's log shows."""
+"""Nothing failed in them; two-mixed-r1 hangs without a word, which its peer's log shows, and
+headless-r0 was killed from outside."""
 TWO_FAULTS = "vllm-0.33-preload-missing"
 
 
@@ -144,6 +150,17 @@ def test_a_worker_that_a_signal_ended_comes_before_its_echo() -> None:
     assert (died.entry.id, died.entry.rank) == ("worker-died", "outcome")
     assert echo.entry.id == "peer-left"
     assert "follows from: A worker process died (vllm-0.33-killed-r1" in echo.note
+
+
+def test_a_rank_that_was_killed_from_outside_is_named_by_the_others() -> None:
+    head, worker = reading("vllm-0.33-headless-r0"), reading("vllm-0.33-headless-r1")
+    (echo,) = together.in_order([head, worker])
+    assert (
+        echo.note
+        == "the log of node1 (vllm-0.33-headless-r0.log.gz) shows no failure: it was killed"
+    )
+    (alone,) = together.in_order([worker])
+    assert alone.note == ""
 
 
 def test_a_line_that_has_an_entry_is_known_as_where_it_began() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from sparkimage.serve.explain import failures
 from sparkimage.serve.explain.found import Match
 from sparkimage.serve.explain.knowledge import Reading
-from sparkimage.serve.explain.story import by_rank, different, follow, mixed
+from sparkimage.serve.explain.story import CAUSES, by_rank, different, follow, mixed
 
 
 def across(readings: Sequence[Reading]) -> list[Match]:
@@ -18,7 +19,8 @@ def across(readings: Sequence[Reading]) -> list[Match]:
     for reading in readings:
         for found, all_ in ((reading.facts.releases, releases), (reading.facts.builds, builds)):
             for version, nodes in found.items():
-                all_.setdefault(version, []).extend(node or reading.source for node in nodes)
+                named = [node for node in nodes if node]
+                all_.setdefault(version, []).extend(named or [reading.source])
     unlike = different(releases, builds)
     alone = (different(one.facts.releases, one.facts.builds) for one in readings)
     return [mixed(unlike, 0, "", "")] if unlike and not any(alone) else []
@@ -34,7 +36,23 @@ def in_order(readings: Sequence[Reading]) -> list[Match]:
         for match in _ended(reading.matches())
         if match.entry.id not in told
     ]
-    return follow(by_rank([*common, *matches]))
+    found = follow(by_rank([*common, *matches]))
+    if any(match.entry.rank in CAUSES for match in found):
+        return found
+    silent = [reading for reading in readings if not reading.matches()]
+    return [_with_silent(match, silent) for match in found]
+
+
+def _with_silent(match: Match, silent: Sequence[Reading]) -> Match:
+    """An echo with the log of the rank that it names, where that shows nothing: who is killed from
+    outside writes no last line."""
+    for reading in silent:
+        nodes = [node for named in reading.facts.releases.values() for node in named if node]
+        for node in nodes:
+            if re.search(rf"\b{re.escape(node)}\b", match.line):
+                note = f"the log of {node} ({reading.source}) shows no failure: it was killed"
+                return replace(match, note=note)
+    return match
 
 
 def _ended(matches: Sequence[Match]) -> Sequence[Match]:
