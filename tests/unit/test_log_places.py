@@ -18,6 +18,10 @@ FRAMES: dict[str, tuple[str, str]] = {
     "weights": (f"{PACKAGES}/vllm/model_executor/model_loader/utils.py", "IndexError: odd"),
     "lora": (f"{PACKAGES}/vllm/lora/layers/fused_moe.py", "AssertionError"),
     "model-files": (f"{PACKAGES}/transformers/tokenization_utils_base.py", "TypeError: odd"),
+    "all-reduce": (
+        f"{PACKAGES}/vllm/distributed/device_communicators/pcie_allreduce.py",
+        "RuntimeError: invalid argument at pcie_allreduce.cu:321",
+    ),
     "network": (f"{PACKAGES}/torch/distributed/rendezvous.py", "ValueError: odd"),
     "arguments": (f"{PACKAGES}/vllm/config/vllm.py", "ValueError: HiSparse needs CUDA."),
     "cache-memory": (f"{PACKAGES}/vllm/v1/core/kv_cache_utils.py", "ValueError: No free blocks"),
@@ -104,6 +108,7 @@ def test_what_vllm_says_of_its_arguments_is_in_the_title_unless_another_part_rai
 KINDS = {
     "code": "AttributeError: 'ColumnParallelLinear' object has no attribute 'weight'",
     "value": "ValueError: odd",
+    "failure": "RuntimeError: odd",
     "file": "FileNotFoundError: [Errno 2] No such file or directory: '/odd'",
 }
 
@@ -122,7 +127,7 @@ def test_the_type_of_an_exception_says_what_kind_of_failure_it_is(id_: str) -> N
     assert match.title.startswith(f"{kind.title}: ")
     assert match.cause == kind.cause.strip()
     assert match.place is None
-    (match,) = knowledge.read(traceback([frame], "RuntimeError: odd"))
+    (match,) = knowledge.read(traceback([frame], "strange.pkg.OddThing: 42"))
     assert match.kind is None
 
 

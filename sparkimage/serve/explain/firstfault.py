@@ -29,7 +29,7 @@ HINTS = (
     "rror", "ERROR", "xception", "WARN", "fatal", "Fatal", "FATAL", "FAILED", "panic", "CRITICAL",
     "Xid", "NVRM", "not found", "Segmentation", "terminate called", "SIG", "core dumped", "Killed",
     "core proc(s)", "no matching manifest", "cannot find", "refused", "docker: ", "unknown flag",
-    "sh: ",
+    "sh: ", ": line ",
 )  # fmt: skip
 """A line without one of these is none; looked for first."""
 _CLASS = r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*"
@@ -66,6 +66,7 @@ _STARTS = re.compile(
     | [\w./-]+(?:\ [\w-]+){0,3}:\ error:\s
     | terminate\ called | Killed$ | exec\ \S+:
     | (?:/bin/)?(?:ba)?sh:\ .*(?:not\ found|error|denied|No\ such)
+    | \S+:\ line\ \d+:\ .*(?:not\ found|error|denied|No\ such|unbound\ variable|not\ set)
     | panic:\  | (?:fatal\ )?error:\  | thread\ '.*'\ panicked
     """,
     re.VERBOSE,
