@@ -611,8 +611,6 @@ TRUE: dict[str, tuple[tuple[str, str], ...]] = {
             (
                 "[1754890927.298391] [node-6:270  :0]   ucp_context.c:1100 UCX  WARN  transports "
                 "'cuda_ipc','cuda_copy' are not available\n"
-                "Traceback (most recent call last):\n"
-                '  File "/opt/venv/lib/python3.12/site-packages/nixl/_api.py", line 152, in __init__\n'
                 "nixl._bindings.nixlBackendError: NIXL_ERR_BACKEND"
             ),
         ),

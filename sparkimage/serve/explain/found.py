@@ -64,7 +64,7 @@ class Match:
         """What failed."""
         said = SAID.search(self.line)
         message = f": {said['message'][:LONGEST_TITLE]}" if said else ""
-        if self.place and self.place.title and said:
+        if self.place and self.place.title and said and (not self.kind or self.kind.titled):
             return f"{self.place.title}{message}"
         if self.kind:
             where = f", {self.place.where}" if self.place else ""

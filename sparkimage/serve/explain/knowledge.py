@@ -210,6 +210,7 @@ class Reading:
         # What a client's connection broke off with is an echo of the client.
         remark = remark or (self._request and entry.rank == "echo")
         found = self._remarks if remark else self._found
+        self.facts.failed = self.facts.failed or not (entry.info or entry.when)
         match = found.get(entry.id)
         if match is None:
             match = found[entry.id] = Match(

@@ -50,6 +50,8 @@ class Kind(Strict):
     """The types, as they are in the line."""
     title: Text
     """Before where it began, and the message."""
+    titled: bool = False
+    """A part's own title serves, where it has one."""
     cause: Text
     """Before the cause of where it began."""
     fix: Text
