@@ -9,12 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import typer
-import typer.core
-
-# What typer has no public names for.
-from typer._coercion import RuntimeParam, TypeDescriptor, build_runtime_param
 from typer.core import TyperGroup
 
+from sparkimage.cli import lazy_values
 from sparkimage.cli.base import Settings
 from sparkimage.cli.examples import epilog
 from sparkimage.core.program import as_called
@@ -45,22 +42,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
 MODULE.app one with commands of its own."""
 
 
-class _Lazily(RuntimeParam):
-    """Reads a parameter's value: by pydantic only where it is neither the default nor of the right
-    type yet, as words are. Pydantic takes longer to import than many commands take."""
-
-    @classmethod
-    def of(cls, descriptor: TypeDescriptor) -> RuntimeParam:
-        """In place of typer's own, which asks pydantic even for what is not given."""
-        return cls(descriptor.parameter_info, descriptor.annotation)
-
-    def _coerce_value(self, value: Any, param: Any, ctx: Context) -> Any:
-        if value == param.default or type(value) is self.annotation:
-            return value
-        return build_runtime_param(param.type_descriptor).coerce(value, param, ctx)
-
-
-vars(typer.core)["build_runtime_param"] = _Lazily.of
+lazy_values.install()
 
 
 class Group(TyperGroup):
