@@ -15,6 +15,7 @@ from sparkimage.cli.options import value
 from sparkimage.cli.verify import to_ship
 from sparkimage.core.errors import GateError, StoreError, UsageError
 from sparkimage.core.program import program
+from sparkimage.core.progress import waiting
 from sparkimage.core.units import human, plural
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ STDIO = "-"
 def check(as_json: options.Json = False) -> None:
     """Read every blob of every image and report corrupt ones."""
     store = base.open_store()
+    corrupt = {}
     with store.in_use(base.say):
-        corrupt = {name: store.damaged(digest) for name, digest in sorted(store.names().items())}
+        for name, digest in sorted(store.names().items()):
+            with waiting(f"reading {name}"):
+                corrupt[name] = store.damaged(digest)
     if as_json:
         base.print_json([{"name": name, "corrupt": blobs} for name, blobs in corrupt.items()])
     else:
@@ -41,7 +45,7 @@ def check(as_json: options.Json = False) -> None:
     broken = [name for name, blobs in corrupt.items() if blobs]
     if broken:
         raise StoreError(
-            f"{len(broken)} of {plural(len(corrupt), 'image')} in the store are corrupt",
+            f"the store has corrupt blobs of {len(broken)} of {plural(len(corrupt), 'image')}",
             hint=f"{program()} image {broken[0].rpartition(':')[2]} --repair",
         )
 
