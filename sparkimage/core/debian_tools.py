@@ -94,7 +94,7 @@ def install(place: EnginePlace, runner: Runner, say: Callable[[str], None]) -> N
             f"the engine cannot live in {place.engine}: it replaces /usr for itself",
             hint="export SPARKIMAGE_HOME=/var/lib/sparkimage",
         )
-    root_prefix(runner)
+    root_prefix(runner, what="a private Docker engine")
     place.engine.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(place.engine).free
     if free < NEEDED_BYTES:

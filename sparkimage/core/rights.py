@@ -26,10 +26,10 @@ def run_as_root(runner: Runner, argv: Sequence[str]) -> Completed:
     return runner.run((*root_prefix(runner), *argv))
 
 
-def root_prefix(runner: Runner, *, ask: bool = True) -> tuple[str, ...]:
+def root_prefix(runner: Runner, *, ask: bool = True, what: str = "this step") -> tuple[str, ...]:
     """The words before a command that needs root: none, or sudo with its options.
 
-    sudo may ask for a password when there is a terminal and ``ask``.
+    sudo may ask for a password when there is a terminal and ``ask``. Errors name ``what`` needs it.
 
     Raises ``PreflightError`` when this user is not root and cannot use sudo.
     """
@@ -37,14 +37,14 @@ def root_prefix(runner: Runner, *, ask: bool = True) -> tuple[str, ...]:
         return ()
     if shutil.which("sudo") is None:
         raise PreflightError(
-            f"this step needs root; the user id is {os.geteuid()} and sudo is not installed",
+            f"{what} needs root; the user id is {os.geteuid()} and sudo is not installed",
             hint="run the same command as root, or let root run `apt-get install sudo` "
             "and add this user to the group sudo",
         )
     quiet = () if ask and sys.stdin.isatty() else ("-n",)
     if runner.run(("sudo", *quiet, "true"), check=False).returncode != 0:
         raise PreflightError(
-            "this step needs root, and sudo refused"
+            f"{what} needs root, and sudo refused"
             + (" (there is no terminal to ask for a password)" if quiet else ""),
             hint="run `sudo -v` in this terminal and then the same command, or run it as root",
         )
