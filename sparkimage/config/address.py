@@ -114,6 +114,23 @@ class Mirrors:
         return self.rules.get(name)
 
 
+def mirror_problem(start: str, to: str) -> tuple[str, str] | None:
+    """What is wrong with a mirror, and the next action: an address has a scheme, and the name of a
+    registry has none."""
+    scheme = re.match(r"[a-z][a-z0-9+.-]*://|/", to)
+    if start in (WHEELS, DEBIAN, UBUNTU) or "://" in start:
+        if scheme is None:
+            return (
+                f"the mirror of {start} is {to!r}, which is no address",
+                f"did you mean 'https://{to}'?",
+            )
+    elif scheme is not None:
+        name = without_login(to).partition("://")[2] or "registry.example:5000/hub"
+        what = f"the mirror of {start} is {without_login(to)!r}: a registry's name has no scheme"
+        return what, f"did you mean {name!r}?"
+    return None
+
+
 def parse_rules(words: Iterable[str]) -> Mirrors:
     """Mirrors from ``FROM=TO`` words. Raises ``UsageError``."""
     rules: dict[str, str] = {}
@@ -125,5 +142,7 @@ def parse_rules(words: Iterable[str]) -> Mirrors:
                 hint="for instance --mirror docker.io=registry.example:5000/hub; FROM can be the "
                 f"beginning of an address, {WHEELS}, {DEBIAN} or {UBUNTU}",
             )
+        if (wrong := mirror_problem(start, to)) is not None:
+            raise UsageError(wrong[0], hint=wrong[1])
         rules[start] = to
     return Mirrors(rules=rules)

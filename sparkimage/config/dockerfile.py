@@ -44,6 +44,16 @@ class Use:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """One instruction: its line, its name in capitals, and the rest with its continuation lines
+    joined."""
+
+    line: int
+    word: str
+    rest: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One build stage. ``uses`` begins with what its FROM names."""
 
@@ -51,6 +61,8 @@ class Stage:
     args: dict[str, str | None]
     """Its own arguments with their defaults."""
     uses: list[Use]
+    entrypoints: list[Instruction]
+    """Of which the last one counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,18 +146,22 @@ class Reach:
 def parse(text: str) -> Dockerfile:
     """Read a Dockerfile; what it does not understand it leaves to BuildKit."""
     args, lines, stages = dict[str, str | None](), dict[str, int](), list[Stage]()
-    for line, word, rest in _instructions(text):
+    for one in instructions(text):
+        line, word, rest = one.line, one.word, one.rest
         if word == "FROM":
             words = [text for text in _words(rest) if not text.startswith("--")] or [""]
             named = len(words) > 2 and words[1].upper() == "AS"
             use = Use(line=line, instruction="FROM ", name=words[0], written=words[0])
-            stages.append(Stage(name=words[2] if named else None, args={}, uses=[use]))
+            name = words[2] if named else None
+            stages.append(Stage(name=name, args={}, uses=[use], entrypoints=[]))
         elif word == "ARG":
             for name, equals, value in (text.partition("=") for text in _words(rest)):
                 (stages[-1].args if stages else args)[name] = value if equals else None
                 lines.setdefault(name, line)
         elif word in ("COPY", "ADD", "RUN") and stages:
             stages[-1].uses.extend(_uses(line, word, rest))
+        elif word == "ENTRYPOINT" and stages:
+            stages[-1].entrypoints.append(one)
     return Dockerfile(syntax=frontend(text), args=args, lines=lines, stages=stages)
 
 
@@ -187,8 +203,8 @@ def frontend(text: str) -> Use | None:
     return None
 
 
-def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
-    """Line, instruction in capitals, and the rest of it with its continuation lines joined."""
+def instructions(text: str) -> Iterator[Instruction]:
+    """The instructions, without comments and the texts of here-documents."""
     lines = iter(enumerate(text.splitlines(), start=1))
     for number, first in lines:
         line = first.strip()
@@ -204,7 +220,7 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
         if word in ("RUN", "COPY", "ADD"):
             for dash, _, end in HEREDOC.findall(rest):
                 next((t for _, t in lines if (t.lstrip("\t") if dash else t).rstrip() == end), "")
-        yield number, word, rest
+        yield Instruction(line=number, word=word, rest=rest.strip())
 
 
 def _uses(line: int, word: str, rest: str) -> Iterator[Use]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparkimage.config import patch_specs, pin_checks, profiles, validation, yamlfile
+from sparkimage.config import mirrors, patch_specs, pin_checks, profiles, validation, yamlfile
 from sparkimage.config.address import without_login
 from sparkimage.config.matrix_checks import MatrixChecks
 from sparkimage.config.patch_specs import Patch
@@ -94,6 +94,7 @@ def load(path: Path) -> Matrix:
     checks.check_axes()
     checks.check_selectors()
     pin_checks.check_apt(spec, path.parent, report)
+    mirrors.check(spec.mirrors, report)
     # What follows would only repeat these problems for every variant.
     report.close()
     expanded, warnings = expand(spec, report)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from sparkimage.config.plan import Plan
 from sparkimage.config.tier import Tier
+from sparkimage.core.errors import ConfigError, Problem
 from sparkimage.image.linking import Root
 from sparkimage.image.settings import Settings
-from sparkimage.verify.plan_record import check_folders
+from sparkimage.verify.plan_record import check_folders, parsed
 from sparkimage.verify.seal import Check
 
 ARGUMENTS = frozenset({"plan", "root", "env", "check"})
@@ -58,7 +60,10 @@ def examine(plan: Plan, settings: Settings, root: Root, project: Path) -> Iterat
 
 
 def count(plan: Plan, project: Path, *, in_container: bool) -> int:
-    """How many checks of the layers of ``plan`` need a container, or need none; runs none."""
+    """How many checks of the layers of ``plan`` need a container, or need none; runs none.
+
+    Raises ``ConfigError`` for a file of checks that cannot be loaded.
+    """
     functions = (function for _, function in _functions(plan, project))
     return sum(needs_container(function) is in_container for function in functions)
 
@@ -75,7 +80,19 @@ def _execute(path: Path) -> dict[str, Any]:
     """What a file of checks defines. Not by ``runpy``, which two threads cannot use at once, and
     not by an import, which leaves bytecode in the layer's folder."""
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
-    exec(compile(path.read_text(), str(path), "exec", dont_inherit=True), namespace)  # noqa: S102
+    _, module = parsed(path)
+    code = compile(module, str(path), "exec", dont_inherit=True)
+    try:
+        exec(code, namespace)  # noqa: S102
+    except Exception as error:  # noqa: BLE001 - the file is the project's
+        line = [at.lineno for at in extract_tb(error.__traceback__) if at.filename == str(path)]
+        problem = Problem(
+            file=f"images/{path.parent.name}/{path.name}",
+            line=line[-1] if line and line[-1] else 1,
+            what=f"its checks cannot be loaded: {type(error).__name__}: {error}",
+            todo="correct it: it may import what this program's own environment has",
+        )
+        raise ConfigError([problem]) from None
     return namespace
 
 

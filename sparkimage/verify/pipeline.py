@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sparkimage.build import builder, capacity, export, preflight
+from sparkimage.build import builder, capacity, export, layer_files, preflight
 from sparkimage.build.builder import Staged, execute, fingerprint
 from sparkimage.build.context import BuildContext
 from sparkimage.build.engine import content
@@ -21,7 +21,7 @@ from sparkimage.config.tier import DEFAULT
 from sparkimage.core.errors import EngineError, GateError, VerifyError
 from sparkimage.core.locks import owner
 from sparkimage.image.store import Image
-from sparkimage.verify import plan_record, policy, run_tiers, seal
+from sparkimage.verify import plan_record, policy, run_tiers, seal, static
 from sparkimage.verify.plan_record import PlanRecord
 
 REFUSED = "-unproven"
@@ -51,7 +51,9 @@ def build(
     Raises ``BuildError``, ``VerifyError``, ``PreflightError``, ``NetworkError``, ``StoreError``.
     """
     preflight.refuse_unresolved([plan])
+    layer_files.refuse(plan, context.matrix_file)
     preflight.refuse_open_steps(plan, context.project)
+    static.ready(plan, context.project)
     say = context.view.say
     with context.store.naming(plan.image, say), context.store.in_use(say):
         return _build(plan, context, rebuild=rebuild, repair=repair)

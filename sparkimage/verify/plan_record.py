@@ -18,7 +18,7 @@ from typing import Any
 from sparkimage.config import folders
 from sparkimage.config.plan import Plan, canonical
 from sparkimage.config.tier import Tier
-from sparkimage.core.errors import GateError, UsageError
+from sparkimage.core.errors import ConfigError, GateError, Problem, UsageError
 from sparkimage.core.program import program
 from sparkimage.image.store import Store
 from sparkimage.verify.policy import Required
@@ -101,10 +101,10 @@ def record(plan: Plan, project: Path, sources: str = "") -> PlanRecord:
     files, ids = {}, []
     for folder in check_folders(plan, project):
         for path in sorted(folder.glob("*.py")):
-            text = path.read_text()
+            text, module = parsed(path)
             files[f"{folder.name}/{path.name}"] = code_checksum(text)
             if path.name.startswith("test_"):
-                functions = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)]
+                functions = [node for node in module.body if isinstance(node, ast.FunctionDef)]
                 names = [function.name for function in functions]
                 ids += [f"{folder.name}/{name}" for name in names if name.startswith("test_")]
     rules = project / RULES
@@ -115,6 +115,22 @@ def record(plan: Plan, project: Path, sources: str = "") -> PlanRecord:
         "ids": ids,
     }
     return PlanRecord(plan=plan, checks=checks, sources=sources)
+
+
+def parsed(path: Path) -> tuple[str, ast.Module]:
+    """A Python file of a layer's folder, as text and parsed. Raises ``ConfigError``."""
+    place = f"images/{path.parent.name}/{path.name}"
+    line, what, todo = 1, "", "correct it: it has the layer's checks"
+    try:
+        text = path.read_text("utf-8")
+        return text, ast.parse(text)
+    except UnicodeDecodeError as error:
+        what, todo = f"invalid UTF-8: {error.reason}", "save it as UTF-8"
+    except SyntaxError as error:
+        line, what = error.lineno or 1, f"invalid Python: {error.msg}"
+    except ValueError as error:  # a null character
+        what = f"invalid Python: {error}"
+    raise ConfigError([Problem(file=place, line=line, what=what, todo=todo)])
 
 
 def refresh(old: PlanRecord, project: Path) -> PlanRecord:

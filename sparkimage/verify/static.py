@@ -147,6 +147,15 @@ def examine(
     return tuple(checks)
 
 
+def ready(plan: Plan, project: Path) -> None:
+    """Load the project's rules and its layers' checks, which come into use after the build.
+
+    Raises ``ConfigError`` for what is wrong with them.
+    """
+    rule_file.load(project)
+    layer_checks.count(plan, project, in_container=False)
+
+
 def count(plan: Plan, image: Image, store: Store, project: Path) -> int:
     """How many checks ``examine`` makes: of its own as many as for an image without a file."""
     target = _target(plan, image, store, ImageFiles(layers=()), project, Limits())

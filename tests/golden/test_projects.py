@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkimage.build import bake, preflight
+from sparkimage.build import bake, layer_files, preflight
 from sparkimage.cli import show
 from sparkimage.config import lockfile, matrix, planning
 from sparkimage.config.matrix import Matrix
@@ -68,6 +68,7 @@ def test_a_project_is_planned_without_a_warning(name: str) -> None:
     assert lockfile.check(made, made_lock.of(made)) == []
     for plan in plans(made):
         assert plan.unresolved == ()
+        layer_files.refuse(plan, made.file)
         preflight.refuse_open_steps(plan, made.root)
         # The plan is what the store keeps, and what every later command reads.
         assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan

@@ -93,7 +93,8 @@ FAULTS = (
     ),
     Fault(
         name="entrypoint-doubled",
-        layer='ENTRYPOINT ["vllm", "serve", "vllm", "serve"]',
+        # In a stage below: that of the last stage is compared before the build.
+        layer='ENTRYPOINT ["vllm", "serve", "vllm", "serve"]\nFROM fault-entrypoint-doubled',
         checks=("static/entrypoint", "run/entrypoint-answers"),
     ),
     Fault(

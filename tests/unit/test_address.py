@@ -165,3 +165,34 @@ def test_an_invalid_mirrors_file(tmp_path: Path, text: str) -> None:
         assert problem.line >= 1
         assert problem.todo
         assert problem.file == "mirrors.yaml"
+
+
+@pytest.mark.parametrize(
+    ("start", "to", "what", "todo"),
+    [
+        ("wheels", "index.example/simple", "which is no address", "'https://index.example/simple'"),
+        ("debian", "cache.example/debian", "which is no address", "'https://cache.example/debian'"),
+        ("https://github.com", "git.example", "which is no address", "'https://git.example'"),
+        ("docker.io", "https://me:pw@registry.example/hub", "'https://registry.example/hub': a reg",
+         "did you mean 'registry.example/hub'?"),
+        ("wheels", "http://index.example/simple", "", ""),
+        ("https://github.com", "ssh://git@git.example", "", ""),
+        ("docker.io", "registry.example:5000/hub", "", ""),
+        ("docker.io/nvidia", "127.0.0.1:5000/nvidia", "", ""),
+    ],
+)  # fmt: skip
+def test_a_mirror_is_what_it_replaces(
+    tmp_path: Path, start: str, to: str, what: str, todo: str
+) -> None:
+    file = tmp_path / "mirrors.yaml"
+    file.write_text(f'mirrors:\n  "{start}": "{to}"\n')
+    if not what:
+        assert mirrors.read(file) == {start: to}
+        assert parse_rules([f"{start}={to}"]).rules == {start: to}
+        return
+    with pytest.raises(ConfigError) as error:
+        mirrors.read(file)
+    (problem,) = error.value.problems
+    assert (problem.line, what in problem.what, todo in problem.todo) == (2, True, True), problem
+    with pytest.raises(UsageError, match="the mirror of"):
+        parse_rules([f"{start}={to}"])

@@ -12,9 +12,10 @@ import pytest
 from sparkimage.config import folders
 from sparkimage.config.plan import LayerPlan
 from sparkimage.config.tier import Tier
+from sparkimage.core.errors import ConfigError
 from sparkimage.image.linking import Root
 from sparkimage.image.settings import Settings
-from sparkimage.verify import layer_checks
+from sparkimage.verify import layer_checks, static
 from tests.unit import good_maker
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -60,3 +61,31 @@ def test_a_check_that_needs_no_container(
     # Two are the package's own, of every image.
     assert layer_checks.count(plan, tmp_path, in_container=True) == 3
     assert not list(folder.glob("__pycache__"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "what"),
+    [
+        ("def test_a(root, check)\n    pass\n", 1, "invalid Python: expected ':'"),
+        ("import re\nimport nothing_of_this_name\n", 2, "ModuleNotFoundError: No module named"),
+        ("\n\nraise ValueError('no')\n", 3, "its checks cannot be loaded: ValueError: no"),
+    ],
+)
+def test_checks_that_cannot_be_loaded_are_told_before_a_build(
+    tmp_path: Path, text: str, line: int, what: str
+) -> None:
+    folder = tmp_path / "images" / "up"
+    folder.mkdir(parents=True)
+    (folder / "test_up.py").write_text(text)
+    layer = LayerPlan(name="up", dockerfile="images/up/Dockerfile", args={})
+    plan = replace(good_maker.plan(), layers=(layer,))
+    with pytest.raises(ConfigError) as error:
+        static.ready(plan, tmp_path)
+    (problem,) = error.value.problems
+    assert (problem.file, problem.line) == ("images/up/test_up.py", line)
+    assert what in problem.what
+    (folder / "test_up.py").write_text("def test_a(root, check):\n    pass\n")
+    static.ready(plan, tmp_path)
+    (tmp_path / "static.yaml").write_text("absnt: []\n")
+    with pytest.raises(ConfigError, match=r"1 problem in static\.yaml"):
+        static.ready(plan, tmp_path)
