@@ -142,7 +142,8 @@ def parse_rules(words: Iterable[str]) -> Mirrors:
                 hint="for instance --mirror docker.io=registry.example:5000/hub; FROM can be the "
                 f"beginning of an address, {WHEELS}, {DEBIAN} or {UBUNTU}",
             )
-        if (wrong := mirror_problem(start, to)) is not None:
-            raise UsageError(wrong[0], hint=wrong[1])
+        if (found := mirror_problem(start, to)) is not None:
+            what, todo = found
+            raise UsageError(what, hint=todo)
         rules[start] = to
     return Mirrors(rules=rules)

@@ -54,8 +54,9 @@ def _gone(locked: Locked, source: Source, packages: str, tail: str) -> LockError
             detail=tail,
         )
     return LockError(
-        f"{locked}: {source} no longer has {packages}: withdrawn, or superseded",
-        hint=f"take what it has now: {locked.update}; or name a mirror that keeps old versions",
+        f"{locked}: {source} no longer has {packages}: withdrawn, superseded, or never there",
+        hint=f"correct its name, or take what it has now: {locked.update}; or name a mirror that "
+        "keeps old versions",
         detail=tail,
     )
 

@@ -66,7 +66,12 @@ class Repository:
                 self._remote(*FETCH, "--depth=1", "--filter=blob:none", "origin", f"{commit}:{ref}")
 
     def tree(self, commit: str) -> str:
-        """The tree of a fetched commit."""
+        """The tree of a fetched commit. Raises ``LockError`` for the id of a tag."""
+        if (real := self._git("rev-parse", f"{commit}^{{commit}}")) != commit:
+            raise LockError(
+                f"{self.title}: {commit} is a tag, and no commit",
+                hint=f"write its commit in the matrix: {real}",
+            )
         return self._git("rev-parse", f"{commit}^{{tree}}")
 
     def paths(self, commit: str) -> tuple[str, ...]:

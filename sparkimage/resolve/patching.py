@@ -25,6 +25,8 @@ from sparkimage.resolve.patch_trees import File, Tree
 HUNK = re.compile(r"^@@ -(?P<old>\d+)(?:,(?P<lines>\d+))? \+\d+(?:,(?P<more>\d+))? @@")
 MBOX = re.compile(rb"From [0-9a-f]{40,64} \w{3} \w{3} +\d")
 """The first line of what `git format-patch` writes."""
+CRLF = re.compile(rb"^\+\+\+ [^\r\n]*\r$", re.MULTILINE)
+"""The path of a diff whose lines end as Windows' do; those of its hunks may, for such a file."""
 NO_FIT = re.compile(r"^error: patch failed: (.+):(\d+)$", re.MULTILINE)
 ABSENT = re.compile(r"^error: (.+): No such file or directory$", re.MULTILINE)
 THERE = re.compile(r"^error: (.+): already exists in working directory$", re.MULTILINE)
@@ -224,7 +226,7 @@ class _Folder:
         if there == patch.data:
             return PRESENT
         if there is None and patch.expects != MISSING:
-            raise self._error(patch, series, [self._absent(path)], moved=True)
+            raise self._error(patch, series, [self._absent(path)], todo="correct the path")
         if there is not None and patch.expects is not None and patch.expects != sha256(there):
             what = "already there, and is another" if patch.expects == MISSING else "another"
             seen = f"{path} is {what} (sha256 {sha256(there)}, expected {patch.expects})"
@@ -242,7 +244,13 @@ class _Folder:
     def _split(self, patch: Patch, series: Sequence[Patch]) -> list[tuple[bytes, str]]:
         """The diffs of a patch, each with what it is: of a mailbox one for each commit."""
         if not _headers(patch.data.decode("utf-8", "surrogateescape")):
-            raise self._error(patch, series, ["it is no unified diff: it names no file"])
+            what = "it is no unified diff: it names no file"
+            todo = "put the text of `git diff` there, or of a pull request's .diff"
+            raise self._error(patch, series, [what], todo=todo)
+        if CRLF.search(patch.data):
+            what = "its lines end as Windows' do (CRLF), and with them its paths"
+            todo = "save it with LF, and tell git: `patches/** -text` in .gitattributes"
+            raise self._error(patch, series, [what], todo=todo)
         if not MBOX.match(patch.data):
             return [(patch.data, "")]
         with TemporaryDirectory(prefix="sparkimage-mbox-") as name:
@@ -290,7 +298,9 @@ class _Folder:
         wrong += [f"{of}{path} is there already" for path in THERE.findall(output)]
         lines = [line for line in output.splitlines() if line and not line.startswith("Checking ")]
         wrong = wrong or [of + lines[-1].removeprefix("error: ") if lines else "git apply fails"]
-        return self._error(patch, series, wrong, lines[:SHOWN], moved=bool(absent))
+        if not absent:
+            return self._error(patch, series, wrong, lines[:SHOWN])
+        return self._error(patch, series, wrong, lines[:SHOWN], todo="correct the path")
 
     def _absent(self, path: str) -> str:
         places = [p for p in self.tree.named(path.rpartition("/")[2]) if p != path]
@@ -299,14 +309,12 @@ class _Folder:
 
     def _error(
         self, patch: Patch, series: Sequence[Patch], wrong: Sequence[str],
-        lines: Sequence[str] = (), *, moved: bool = False,
+        lines: Sequence[str] = (), *,
+        todo: str = "create it again for that state, or correct the order of `patches`",
     ) -> LockError:  # fmt: skip
         number = next((n for n, one in enumerate(series, 1) if one is patch), 0)
         place = f" ({number} of {len(series)})" if len(series) > 1 else ""
         after = f", after {', '.join(self.applied)}" if self.applied else ""
-        todo = "create it again for that state, or correct the order of `patches`"
-        if moved:
-            todo = "correct the path"
         return LockError(
             f"patch {patch.name}{place} does not apply to {self.tree.title}{after}: {wrong[0]}",
             hint=f"{todo}; where it is not needed, say so in {FILE} (`needed_by`, `not_for`)",

@@ -115,3 +115,15 @@ def test_no_repository_is_not_no_network(
     )
     with pytest.raises(kind, match=f"pin fork 1: {what}"):
         Repository("pin fork 1", f"{SITE}/fork.git", reached).fetch("a" * 40)
+
+
+def test_a_tag_is_no_commit(remote: Remote, repository: Repository) -> None:
+    commit = remote.commit({"a": "1\n"})
+    text = f"object {commit}\ntype commit\ntag v1\ntagger n <n@example.org> 0 +0000\n\nv1\n"
+    tag = remote.git("mktag", stdin=text)
+    remote.git("update-ref", "refs/tags/v1", tag)
+    repository.fetch(tag)
+    with pytest.raises(LockError, match=f"pin fork 1: {tag} is a tag") as error:
+        repository.tree(tag)
+    assert commit in error.value.hint
+    assert repository.full_commit(tag[:8], None) == commit

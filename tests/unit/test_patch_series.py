@@ -191,6 +191,8 @@ TWO = change(5, "x5 = 1", "x5 = 6") + change(5, "x5 = 5", "x5 = 6", "gone.py")
     ("patch", "files", "what"),
     [
         (diff("p", "print('no diff')\n"), {}, "it is no unified diff: it names no file"),
+        (diff("p", change(5, "x5 = 5", "x5 = 6").replace("\n", "\r\n")), {"vllm/a.py": BASE},
+         "its lines end as Windows' do (CRLF)"),
         (diff("p", NEW), {"n": b"o"}, "n is there already"),
         (diff("p", TWO), {"vllm/a.py": BASE}, "hunk 1 of 1 (line 4) does not fit\ngone.py is not"),
         (diff("p", NEW.replace("/n ", "/../n ").replace("b/n\n", "b/../n\n")), {}, "invalid path"),
