@@ -5,12 +5,11 @@ What is not known is told, too: where it began (``firstfault``).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import itemgetter
 
-from sparkimage.serve.explain import conditions, failures, loglines, story, unknown
+from sparkimage.serve.explain import conditions, failures, loglines, story, turns, unknown
 from sparkimage.serve.explain.failures import WORD, Entry, Sign
 from sparkimage.serve.explain.firstfault import Fault, FirstFaults, is_of_frontend
 from sparkimage.serve.explain.found import Match
@@ -18,23 +17,7 @@ from sparkimage.serve.explain.logfacts import Facts
 from sparkimage.serve.explain.loglines import QUIET, Line
 from sparkimage.serve.explain.messages import WARNING, Message
 
-QUOTES = re.compile(r"\b(?:Received request|Generated response) ")
-"""vLLM's logs of requests quote users and models: what they say did not happen here.
-https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/logger.py"""
-REQUEST = "Exception in ASGI application"
-"""What uvicorn writes before the traceback of a request that failed."""
-STOPPING = re.compile(
-    r"Shutting down|WorkerProc(?: was|:) terminated|"
-    r"\[shutdown\] (?:API server: shutdown triggered|\w+: trigger received signal)"
-)
-"""What a server writes that was told to end, before it tears its processes down:
-https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/launcher.py"""
-SAYS_STOPPING = ("INFO", "WARNING")
-INTERRUPTED = re.compile(r"KeyboardInterrupt|SystemExit")
 SHOWN_FAULTS = 3
-ENDED = re.compile(r"KeyboardInterrupt|SystemExit|[Cc]ancelled|Parent process exited")
-BARE = re.compile(r"\b(?:(?P<waited>TimeoutError|Empty)|[A-Z]\w*(?:Error|Timeout)):?\s*$")
-"""An exception without a message."""
 
 
 @dataclass(kw_only=True)
@@ -71,17 +54,17 @@ class Reading:
         text = parsed.text
         if not text and self._message and self._message.ends_at_blank:
             self._message = None
-        if not text or ("d re" in text and QUOTES.search(text)):
+        if not text or ("d re" in text and turns.QUOTES.search(text)):
             return
         self._time = parsed.time or self._time
         phase = self.facts.take(self.lines, text, parsed.node)
         if phase:
             self._is_up(phase)
         if parsed.level:
-            self._request = parsed.level == "ERROR" and self.facts.up and REQUEST in text
+            self._request = parsed.level == "ERROR" and self.facts.up and turns.REQUEST in text
         # A substring is looked for at once, a pattern is not.
         may_stop = "down" in text or "WorkerProc" in text
-        if may_stop and parsed.level in SAYS_STOPPING and STOPPING.search(text):
+        if may_stop and parsed.level in turns.SAYS_STOPPING and turns.STOPPING.search(text):
             self._stops()
         if parsed.level in QUIET:
             if self._message and self._message.first.process == parsed.process:
@@ -190,9 +173,9 @@ class Reading:
             return
         self.facts.failed = True
         if self.known.is_wrapper(text, self._words):
-            if INTERRUPTED.search(fault.line.body):
+            if turns.INTERRUPTED.search(fault.line.body):
                 self._stops()
-            self._dead = self._dead or (self.facts.up and not ENDED.search(fault.line.body))
+            self._dead = self._dead or (self.facts.up and not turns.ENDED.search(fault.line.body))
             self._wrapper = self._wrapper or fault
         elif fault.weak and self._wrapper and self._wrapper.line.process == fault.line.process:
             # What a process says after that it ends, without an exception: it follows, too.
@@ -260,7 +243,7 @@ class Reading:
         Where nothing that was found is a cause, what is not known is told with its line.
         """
         found = [
-            self._with_nccl(self._found[id]) if entry.tells_nccl else self._found[id]
+            self._with_nccl(id) if entry.tells_nccl else self._found[id]
             for id, entry in self.known.by_id.items()
             if id in self._found and conditions.hold(self._found[id], self.facts)
         ]
@@ -286,12 +269,18 @@ class Reading:
         if ranks & {"root", "general", "transport"}:
             left_out.add("outcome")
         specific = [match for match in found if match.entry.rank not in left_out]
-        told_to_end = self.facts.up or (self._wrapper and ENDED.search(self._wrapper.line.body))
+        told_to_end = self.facts.up or (
+            self._wrapper and turns.ENDED.search(self._wrapper.line.body)
+        )
         if not found and self._wrapper and not told_to_end:
             found = [
                 unknown.as_match(self.known, [self._wrapper], self.source, failures.ONLY_FOLLOWING)
             ]
         return story.follow(story.by_rank(story.without_heads(specific or found)))
+
+    def _with_nccl(self, id_: str) -> Match:
+        died = self._found.get(failures.WORKER_DIED)
+        return story.with_nccl(self._found[id_], self.facts, self.known, died)
 
     def began(self) -> Match | None:
         """The first fault, known or not."""
@@ -302,14 +291,8 @@ class Reading:
         return next((one for one in named if one.line_number == first.line_number), first)
 
     def _not_after(self, found: Sequence[Match]) -> list[Match]:
-        """The first faults; not what has no message after an echo, or only waited: it follows."""
-        echoes = [match.line_number for match in found if match.entry.rank == "echo"]
-        return [
-            match
-            for match in self._unknown(named=False)
-            if not (echoes and (bare := BARE.search(match.line)))
-            or (match.line_number < min(echoes) and not bare["waited"])
-        ]
+        """The first faults, without those that follow from what was noticed before them."""
+        return story.not_after(self._unknown(named=False), found)
 
     def _of_last_request(self) -> list[Match]:
         """What the last request failed of, where the server ended after it."""
@@ -329,21 +312,6 @@ class Reading:
                 faults.setdefault(fault.line.body.strip(), []).append(fault)
         shown = list(faults.values())[:SHOWN_FAULTS]
         return [unknown.as_match(self.known, same, self.source) for same in shown]
-
-    def _with_nccl(self, match: Match) -> Match:
-        # A preload is refused before any library prints its version.
-        loaded = match.nccl or tuple(self.facts.nccl)
-        versions = ", ".join(loaded)
-        note = "this log does not show which NCCL was loaded; NCCL_DEBUG=INFO makes it do so"
-        if loaded:
-            note = f"NCCL that was loaded: {versions}"
-            note += self.known.judge_nccl(loaded, match.entry.id, self.facts.nodes)
-        captured = {**match.captured, "nccl": versions}
-        died = self._found.get(failures.WORKER_DIED)
-        if match.entry.rank == "echo" and died and died.captured.get("worker"):
-            captured["worker"] = died.captured["worker"]
-            note = f"{captured['worker']} ended (line {died.line_number}); {note}"
-        return replace(match, captured=captured, note=note)
 
 
 def read(lines: Iterable[str | bytes], *, source: str = "") -> list[Match]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from sparkimage.serve.explain import failures
+from sparkimage.serve.explain import failures, turns
 from sparkimage.serve.explain.failures import RANKS
 from sparkimage.serve.explain.found import Match
 from sparkimage.serve.explain.logfacts import Facts
@@ -128,3 +128,31 @@ def cold(facts: Facts, source: str) -> list[Match]:
         for folder, lines in facts.rebuilt.items()
         if len(lines) > 1
     ]  # fmt: skip
+
+
+def with_nccl(match: Match, facts: Facts, known: failures.Failures, died: Match | None) -> Match:
+    """The same, with the NCCL that was loaded and what is known of it; an echo with the worker that
+    died, where one did."""
+    # A preload is refused before any library prints its version.
+    loaded = match.nccl or tuple(facts.nccl)
+    versions = ", ".join(loaded)
+    note = "this log does not show which NCCL was loaded; NCCL_DEBUG=INFO makes it do so"
+    if loaded:
+        note = f"NCCL that was loaded: {versions}"
+        note += known.judge_nccl(loaded, match.entry.id, facts.nodes)
+    captured = {**match.captured, "nccl": versions}
+    if match.entry.rank == "echo" and died and died.captured.get("worker"):
+        captured["worker"] = died.captured["worker"]
+        note = f"{captured['worker']} ended (line {died.line_number}); {note}"
+    return replace(match, captured=captured, note=note)
+
+
+def not_after(unknown: Iterable[Match], found: Iterable[Match]) -> list[Match]:
+    """The first faults; not what has no message after an echo, or only waited: it follows."""
+    echoes = [match.line_number for match in found if match.entry.rank == "echo"]
+    return [
+        match
+        for match in unknown
+        if not (echoes and (bare := turns.BARE.search(match.line)))
+        or (match.line_number < min(echoes) and not bare["waited"])
+    ]
