@@ -518,6 +518,6 @@ DEFINITE = (
         r"could not resolve hostname",
         NO_HOST,
         "host name not found",
-        "correct `control` or `data` of the node in the fleet file, or your ssh_config",
+        "correct the name (`control` or `data` in a fleet file), or your ssh_config",
     ),
 )

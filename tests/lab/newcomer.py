@@ -72,8 +72,6 @@ CHANGES = {
 """Of the matrix that `init project` writes."""
 SHARED = {
     "SSL_CERT_FILE": CERTIFICATES, "PIP_CERT": CERTIFICATES, "LC_ALL": "C.UTF-8",
-    # README's commands are literal: which tests `make test` runs is said beside them.
-    "MAKEFLAGS": " -- TESTS=tests/unit/test_deb.py",
 }  # fmt: skip
 
 
@@ -112,6 +110,12 @@ class System(StrEnum):
         return "/home/ubuntu" if self is System.NOBLE else "/root"
 
     @property
+    def tests(self) -> str:
+        """Which `make test` runs there: all that need no engine on one system, one file on the
+        others."""
+        return r"tests/unit\ tests/golden" if self is System.TRIXIE else "tests/unit/test_deb.py"
+
+    @property
     def packages(self) -> str:
         """With which it begins."""
         return f"{PACKAGES},sudo" if self is System.NOBLE else PACKAGES
@@ -148,8 +152,8 @@ class Newcomer:
 
 
 def clone(folder: Path) -> Path:
-    """A clone of this project, with what is being worked on, whose default image is the stand-in,
-    locked."""
+    """A clone of this project, with what is being worked on; in a commit more, its default image is
+    the stand-in, locked."""
     made = folder / "clone"
     subprocess.run(["git", "clone", "--quiet", PROJECT, made], check=True)
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -158,6 +162,7 @@ def clone(folder: Path) -> Path:
         if (PROJECT / name).is_file():
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, made / name)
+    _commit(made)
     text = (made / "sparkimage" / "data" / "project" / "matrix.yaml").read_text()
     for old, new in CHANGES.items():
         assert text.count(old) == 1, old
@@ -166,10 +171,15 @@ def clone(folder: Path) -> Path:
     _wheels(made / "wheels")
     locked = command.call(["lock"], os.environ, cwd=made)
     assert locked.returncode == 0, locked.stderr
-    commit = ["-c", "user.name=lab", "-c", "user.email=lab", "commit", "--quiet", "--message=lab"]
-    for words in (["add", "--all"], commit):
-        subprocess.run(["git", *words], cwd=made, check=True)
+    _commit(made)
     return made
+
+
+def _commit(folder: Path) -> None:
+    author = ["-c", "user.name=lab", "-c", "user.email=lab"]
+    commit = [*author, "commit", "--quiet", "--allow-empty", "--message=lab"]
+    for words in (["add", "--all"], commit):
+        subprocess.run(["git", *words], cwd=folder, check=True)
 
 
 def _wheels(folder: Path) -> None:
@@ -196,7 +206,9 @@ def newcomer(
     image, made = _image(engine, system), f"{NAME}-{system}-{os.getpid()}"
     docker = engine.docker
     names = [f"--add-host={name}:{address}" for name, address in (hosts or {}).items()]
-    shared = [f"--env={name}={value}" for name, value in SHARED.items()]
+    # README's commands are literal: which tests are run is said beside them.
+    own = {**SHARED, "MAKEFLAGS": f" -- TESTS={system.tests}"}
+    shared = [f"--env={name}={value}" for name, value in own.items()]
     index = _pip("global.index-url")
     python = _python() if system is System.NOBLE else ""
     if python:
