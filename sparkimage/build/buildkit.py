@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sparkimage.core.progress import View
+from sparkimage.core.progress import View, beside_interrupt
 from sparkimage.core.units import clock, human
 
 if TYPE_CHECKING:
@@ -211,7 +211,9 @@ def show(view: View, build: Build, title: str) -> Iterator[Callable[[str], None]
         from rich.live import Live
 
         with Live(
-            console=view.console, get_renderable=lambda: _table(build, title), refresh_per_second=6
+            console=view.console,
+            get_renderable=lambda: beside_interrupt(_table(build, title), view.console),
+            refresh_per_second=6,
         ):
             yield take
     else:

@@ -14,7 +14,7 @@ from sparkimage.core.markup import fill
 from sparkimage.core.units import clock, human
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress, Task
 
 LINE_S = 10.0
@@ -251,7 +251,6 @@ class View:
 
     def _rows(self, *, moving: bool = False, transient: bool = False) -> Progress:
         """Rows on the terminal; with ``moving``, each has a bar, bytes, a rate and a time left."""
-        from rich.constrain import Constrain
         from rich.progress import BarColumn, Progress, ProgressColumn
         from rich.table import Column
         from rich.text import Text
@@ -261,11 +260,9 @@ class View:
         class Rows(Progress):
             """All rows."""
 
-            def get_renderables(self) -> Iterator[Constrain]:
-                # The ^C that a terminal shows fits beside them: a line more, and they would be
-                # drawn again one line too low.
+            def get_renderables(self) -> Iterator[RenderableType]:
                 for rows in super().get_renderables():
-                    yield Constrain(rows, max(1, console.width - len("^C")))
+                    yield beside_interrupt(rows, console)
 
         class Cell(ProgressColumn):
             """A column of text."""
@@ -297,6 +294,14 @@ class View:
             transient=transient,
             speed_estimate_period=RATE_S,
         )
+
+
+def beside_interrupt(rows: RenderableType, console: Console) -> RenderableType:
+    """Rows that are drawn again and again, with room for the ^C that a terminal shows: were it on
+    a line of its own, they would be drawn one line too low from then on."""
+    from rich.constrain import Constrain
+
+    return Constrain(rows, max(1, console.width - len("^C")))
 
 
 def _mark(task: Task) -> str:
