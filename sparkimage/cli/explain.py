@@ -73,14 +73,14 @@ def explain(
 
 
 def _read(name: str) -> Reading:
-    from sparkimage.serve.explain import loglines
+    from sparkimage.serve.explain import batches, loglines
     from sparkimage.serve.explain.knowledge import Reading
 
     reading = Reading(source="standard input" if name == STDIN else name)
     try:
         with nullcontext(sys.stdin.buffer) if name == STDIN else open(name, "rb") as stream:
-            for line in loglines.lines_of(stream):
-                reading.take(line)
+            for lines in loglines.blocks_of(stream):
+                batches.read(reading, lines)
     except OSError as error:
         raise UsageError(
             f"cannot read {name}: {error.strerror}", hint="pass a log file, or `-` for stdin"

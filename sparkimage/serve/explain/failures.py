@@ -151,6 +151,10 @@ class Failures(Strict):
             signs.setdefault(sign.word, []).append((number, entry, sign))
         return signs
 
+    def has_no_sign(self, text: str) -> bool:
+        """Whether no line of a text can show an entry."""
+        return self.signs.keys().isdisjoint(WORD.findall(text))
+
     @cached_property
     def info_signs(self) -> tuple[tuple[Entry, Sign], ...]:
         """Those of lines that say INFO."""

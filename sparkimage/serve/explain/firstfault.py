@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sparkimage.serve.explain.loglines import QUIET, Line
@@ -18,6 +18,8 @@ FRAMES = 6
 SHOWN = 400
 """Characters of a neighbouring line that are kept."""
 
+_HEAD = "Traceback (most recent call last):"
+_INDENT, _FRAME = "  ", '  File "'
 LAST_ERROR = "Last error:"
 """https://github.com/pytorch/pytorch/blob/main/torch/csrc/distributed/c10d/NCCLUtils.cpp"""
 REQUESTS = ("APIServer",)
@@ -131,13 +133,52 @@ class FirstFaults:
     _survived: set[str] = field(default_factory=set)
     """Processes whose next traceback is of what they survived."""
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no line is waited for that goes on with an earlier one."""
+        return not (self._tracebacks or self._last_errors or self._open)
+
+    def pass_over(self, lines: Sequence[str]) -> None:
+        """Read, while idle, lines that tell nothing."""
+        self._last.extend(line[:SHOWN] for line in [one for one in lines if one][-BEFORE:])
+
+    def pass_frame(self, line: str) -> bool:
+        """Read a line of a traceback, neither with a prefix; False where it is of none."""
+        if line == _HEAD and len(self._tracebacks) < MAX_PROCESSES:
+            self._tracebacks.setdefault(_BARE, deque(maxlen=FRAMES))
+        elif not line.startswith(_INDENT) or _BARE not in self._tracebacks:
+            return False
+        frames = self._tracebacks[_BARE]
+        if line.startswith(_FRAME):
+            frames.append(line[len(_FRAME) :].partition('"')[0])
+        self._last.append(line[:SHOWN])
+        return True
+
+    def is_repeated(self, line: str, *, while_up: bool) -> bool:
+        """Whether a line ends a traceback, neither with a prefix, and their process failed before,
+        in this phase of the server."""
+        earlier = self._strong.get(_BARE)
+        return (
+            earlier is not None
+            and (earlier.while_up or not while_up)
+            and _BARE in self._tracebacks
+            and _BARE not in self._last_errors
+            and _BARE not in self._survived
+            and EXCEPTION.match(line) is not None
+        )
+
+    def pass_repeated(self, line: str) -> None:
+        """Read such a line, of which nothing is known."""
+        del self._tracebacks[_BARE]
+        self._follow(line)
+
     def in_traceback(self, line: Line) -> bool:
         """Whether a line is of a traceback: source code, which says nothing of what happened."""
-        if line.body.startswith(('  File "', "Traceback (most")):
+        if line.body.startswith((_FRAME, "Traceback (most")):
             if len(self._tracebacks) < MAX_PROCESSES:
                 frames = self._tracebacks.setdefault(_key(line), deque(maxlen=FRAMES))
-                if line.body.startswith("  File"):
-                    frames.append(line.body[8:].partition('"')[0])
+                if line.body.startswith(_FRAME):
+                    frames.append(line.body[len(_FRAME) :].partition('"')[0])
         elif "  raise " not in line.body and not (
             line.body.startswith("  ") and _key(line) in self._tracebacks
         ):
@@ -170,12 +211,16 @@ class FirstFaults:
         fault = None
         if frames is not None or self._last_errors or _is_hinted(line.text):
             fault = self._judge(number, line, frames, while_up)
-        for other in self._open:
-            other.after.append(line.text[:SHOWN])
-        if self._open:
-            self._open = [other for other in self._open if len(other.after) < AFTER]
-        self._last.append(line.text[:SHOWN])
+        self._follow(line.text)
         return fault
+
+    def _follow(self, text: str) -> None:
+        """Keep a line with the faults before it, and for those after it."""
+        if self._open:
+            for other in self._open:
+                other.after.append(text[:SHOWN])
+            self._open = [other for other in self._open if len(other.after) < AFTER]
+        self._last.append(text[:SHOWN])
 
     def has_earlier(self, fault: Fault) -> bool:
         """Whether its process failed before, in this phase of the server."""
@@ -287,3 +332,7 @@ def _may_be_of_request(line: Line) -> bool:
 
 def _key(line: Line) -> str:
     return f"{line.node} {line.process}"
+
+
+_BARE = _key(Line("", ""))
+"""That of lines without a prefix."""

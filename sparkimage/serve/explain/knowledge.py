@@ -105,6 +105,30 @@ class Reading:
         if hit and self._message:
             self._attach(self._message, hit)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no line is waited for that goes on with an earlier one."""
+        return self._message is None and self._faults.is_idle
+
+    def pass_over(self, lines: Sequence[str]) -> None:
+        """Read, while idle, lines that tell nothing."""
+        self.lines += len(lines)
+        self._faults.pass_over(lines)
+
+    def passes_by(self, line: str) -> bool:
+        """Read a line that needs no cleaning and tells no facts, if it is of a traceback without
+        prefixes: a frame, or the end of one that only repeats what is not known; else False."""
+        if not self._faults.pass_frame(line):
+            up = self.facts.up
+            if not self._faults.is_repeated(line, while_up=up) or (up and not self._dead):
+                return False
+            if self.known.is_survived(line) or not self.known.has_no_sign(line):
+                return False
+            self._faults.pass_repeated(line)
+        self.lines += 1
+        self._message = None
+        return True
+
     def _goes_on(self, line: Line, fault: Fault | None) -> bool:
         """Whether a line is of the message that was read last."""
         message = self._message

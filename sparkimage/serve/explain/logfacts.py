@@ -261,3 +261,8 @@ _READERS: dict[
     ),
 }
 """A word of the lines → literals that are looked for next, a pattern, and what reads its match."""
+LITERALS = tuple(
+    [literal for readers in _READERS.values() for literal, _, _ in readers]
+    + [text for text, _ in _ENDS]
+)
+"""A line without one of them tells no fact."""

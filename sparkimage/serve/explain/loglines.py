@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import chain
 from typing import IO, BinaryIO, NamedTuple, cast
 
 LONGEST = 16_384
@@ -182,7 +183,12 @@ def plain(text: str) -> str:
 
 
 def lines_of(stream: BinaryIO) -> Iterator[str]:
-    """The lines of a stream; of an endless line the beginning.
+    """As ``blocks_of``, one after the other."""
+    return chain.from_iterable(blocks_of(stream))
+
+
+def blocks_of(stream: BinaryIO) -> Iterator[list[str]]:
+    """The lines of a stream, many at once; of an endless line the beginning.
 
     UTF-16 with a byte order mark is decoded, too: a redirection in PowerShell writes it; and gzip,
     which logrotate leaves, as far as it is whole.
@@ -233,13 +239,14 @@ def _texts(blocks: Iterator[bytes]) -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
-def _split(texts: Iterable[str]) -> Iterator[str]:
+def _split(texts: Iterable[str]) -> Iterator[list[str]]:
     held = ""
     for text in texts:
         *whole, rest = text.replace("\x00", "").split("\n")
-        for line in whole:
-            yield held + line
+        if whole:
+            whole[0] = held + whole[0]
             held = ""
+            yield whole
         held = (held + rest)[: 2 * LONGEST]
     if held:
-        yield held
+        yield [held]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-QUOTES = re.compile(r"\b(?:Received request|Generated response) ")
+QUOTED = ("Received request ", "Generated response ")
+QUOTES = re.compile(rf"\b(?:{'|'.join(QUOTED)})")
 """vLLM's logs of requests quote users and models: what they say did not happen here.
 https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/logger.py"""
 REQUEST = "Exception in ASGI application"
