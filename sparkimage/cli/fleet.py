@@ -59,11 +59,12 @@ def distribute(
 ) -> None:
     """Send a verified image to all nodes or to none; only the layers that a node lacks."""
     from sparkimage.nodes import ssh
+    from sparkimage.nodes.connection import connections
 
     if key is not None and not via:
         raise UsageError("--key needs --via", hint="pass --via REGISTRY/REPOSITORY, or drop --key")
     fleet = base.read_fleet(nodes)
-    with ExitStack() as stack, ssh.remotes(fleet.nodes, patience) as remotes:
+    with ExitStack() as stack, connections(fleet.nodes, patience) as remotes:
         # The nodes answer while the imports below run.
         owner = ssh.lock_owner()
         for remote in remotes:

@@ -54,11 +54,12 @@ def push(
     (models--…, or one of its snapshots) is taken, too.
     """
     from sparkimage.nodes import ssh
+    from sparkimage.nodes.connection import connections
 
     source = dir.absolute()
     target = _target(to, f"--to {to!r}") if to else _target(os.path.abspath(source), repr(str(dir)))
     fleet = base.read_fleet(nodes)
-    with ssh.remotes(fleet.nodes, patience) as remotes:
+    with connections(fleet.nodes, patience) as remotes:
         # The nodes answer while the folder is read.
         owner = ssh.lock_owner()
         for remote in remotes:

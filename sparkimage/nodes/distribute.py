@@ -23,9 +23,10 @@ from sparkimage.image.archive import Step
 from sparkimage.image.store import Image, Store
 from sparkimage.nodes import delta, receipts, staging
 from sparkimage.nodes.concurrent import Errors, run_on_all
+from sparkimage.nodes.connection import Connection
 from sparkimage.nodes.retag import AGAIN, FleetUpdate, Retag
 from sparkimage.nodes.session import ATTEMPTS, NodeSession
-from sparkimage.nodes.ssh import IMAGES, Remote
+from sparkimage.nodes.ssh import IMAGES
 from sparkimage.verify.policy import PolicyDecision
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ class Distribution:
     name: str
     decision: PolicyDecision
     store: Store
-    remotes: Sequence[Remote]
-    """Its nodes, not connected, or begun with ``Remote.snapshot``; the caller closes them."""
+    remotes: Sequence[Connection]
+    """Its nodes, not connected, or begun with ``Connection.begin``; the caller closes them."""
     owner: str
     """Who distributes, as ``ssh.lock_owner`` says."""
     view: View

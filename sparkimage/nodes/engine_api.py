@@ -21,8 +21,8 @@ from urllib.parse import urlencode
 
 from sparkimage.core.errors import NodeError, UnreachableError
 from sparkimage.nodes import reading
-from sparkimage.nodes.script import CLOSE_S, TRANSPORT, Limited
-from sparkimage.nodes.ssh import CONTAINERS, IMAGES, Link, Remote
+from sparkimage.nodes.script import CLOSE_S, Limited, Link
+from sparkimage.nodes.ssh import CONTAINERS, IMAGES, TRANSPORT, Remote
 
 DIAL = ("system", "dial-stdio")
 """The docker command that connects its input and output to the engine's API."""

@@ -17,13 +17,13 @@ from sparkimage.core.errors import NodeError, SparkError
 from sparkimage.core.progress import View
 from sparkimage.core.units import plural
 from sparkimage.nodes.concurrent import run_on_all
+from sparkimage.nodes.connection import Connection
 from sparkimage.nodes.model_manifest import Manifest, Source
 from sparkimage.nodes.model_node import FolderMove, ModelNode, by_name
 from sparkimage.nodes.model_plan import build, differences, lacking, listing, misbuilt
 from sparkimage.nodes.model_transfer import Transfer
 from sparkimage.nodes.retag import AGAIN, FleetUpdate
 from sparkimage.nodes.session import NodeSession
-from sparkimage.nodes.ssh import Remote
 
 KEPT = "no folder was replaced: every node keeps what it had"
 
@@ -73,8 +73,8 @@ class Push:
     folder: str
     """The path on the nodes."""
     source: Source
-    remotes: Sequence[Remote]
-    """Its nodes, not connected, or begun with ``Remote.snapshot``; the caller closes them."""
+    remotes: Sequence[Connection]
+    """Its nodes, not connected, or begun with ``Connection.begin``; the caller closes them."""
     owner: str
     """Who pushes, as ``ssh.lock_owner`` says."""
     view: View

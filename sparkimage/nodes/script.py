@@ -8,15 +8,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 
 from sparkimage.core.errors import NodeError
+from sparkimage.nodes.ssh import TRANSPORT, Remote
 
-if TYPE_CHECKING:
-    from sparkimage.nodes.ssh import Remote
-
-TRANSPORT = 255
-"""ssh's own exit code: the connection failed, not the command."""
 POLL_S = 0.5
 """Seconds between two looks whether a command has timed out."""
 CLOSE_S = 5.0
@@ -171,3 +169,15 @@ class RemoteScript(Limited):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """An ssh connection that others share."""
+
+    script: RemoteScript
+    """The command that holds it."""
+    to: Sequence[str]
+    """The arguments of ssh that go through it."""
+    engine: Path
+    """A socket here that leads to the engine's, where sshd there lets it."""

@@ -16,12 +16,13 @@ from sparkimage.core.progress import Moved
 from sparkimage.core.units import human
 from sparkimage.image.archive import Part
 from sparkimage.image.store import Image
-from sparkimage.nodes import fabric, reading, refusals, snapshot, ssh
+from sparkimage.nodes import connection, fabric, reading, refusals, snapshot
 from sparkimage.nodes.concurrent import run_on_all
+from sparkimage.nodes.connection import Connection
 from sparkimage.nodes.engine_api import RefusedError
 from sparkimage.nodes.refusals import Act
 from sparkimage.nodes.snapshot import SKEW_S, NodeImage, NodeSnapshot
-from sparkimage.nodes.ssh import IMAGES, Remote
+from sparkimage.nodes.ssh import IMAGES
 
 SPARE = 500_000_000
 """Bytes that stay free on a node's disk beside what the image needs."""
@@ -34,7 +35,7 @@ PROOF = "dev.sparkimage.proof"
 class NodeSession:
     """A node, and what it has got of an image."""
 
-    remote: Remote
+    remote: Connection
     seen: NodeSnapshot | None = None
     """The latest snapshot."""
     warnings: list[str] = field(default_factory=list)
@@ -247,7 +248,7 @@ class NodeSession:
 @contextmanager
 def sessions(fleet: Fleet, patience_s: float) -> Iterator[list[NodeSession]]:
     """The fleet's nodes, not yet connected; their connections end with the context."""
-    with ssh.remotes(fleet.nodes, patience_s) as remotes:
+    with connection.connections(fleet.nodes, patience_s) as remotes:
         yield [NodeSession(remote=remote) for remote in remotes]
 
 

@@ -213,7 +213,7 @@ def pull(session: NodeSession, steps: Sequence[Step], server: PullServer, moved:
     """
     try:
         with session.remote.bulk() as engine:
-            port = session.remote.remote_forward(server.socket, engine.link)
+            port = session.remote.remote_forward(server.socket, engine.link.to)
             Pulling(session, engine, steps, f"127.0.0.1:{port}", server, moved).run()
     except CommandError:
         return "its sshd forwards no port to here (AllowTcpForwarding)"

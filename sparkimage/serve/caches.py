@@ -24,6 +24,7 @@ from sparkimage.core.units import human, plural
 from sparkimage.image.store import Image
 from sparkimage.nodes import ssh
 from sparkimage.nodes.concurrent import Errors, run_on_all
+from sparkimage.nodes.connection import connections
 from sparkimage.nodes.model_push import Push
 from sparkimage.nodes.retag import lines
 from sparkimage.nodes.session import NodeSession, sessions
@@ -117,7 +118,7 @@ class Caches:
         if not lacking:
             return []
         self.view.say(f"caches {saved.key.id} ({human(saved.size)}) to {_names(lacking)}")
-        with ssh.remotes([n.session.remote.node for n in lacking], self.patience_s) as remotes:
+        with connections([n.session.remote.node for n in lacking], self.patience_s) as remotes:
             push = Push(
                 folder=lacking[0].packs(saved), source=source, remotes=remotes,
                 owner=ssh.lock_owner(), view=self.view, hash=lambda: saved.manifest,

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from sparkimage.nodes import ssh
+from sparkimage.nodes import connection, ssh
 from tests.lab.fleet import Fleet
 from tests.lab.node import Node
 from tests.lab.standin_nodes import RECORDED
@@ -76,7 +76,7 @@ def _said(fleet: Fleet, node: Node, model: str, image: str) -> dict[str, str]:
     answer = f"{node.store}|/var/lib/docker\n".encode()
     said = fleet.ssh(node.name, *words, given=answer).stdout.decode()
     line, _, rest = said.partition("\n")
-    assert line.startswith(ssh.ASK)
+    assert line.startswith(connection.ASK)
     snapshot = _fixed(fleet, "\n".join([*_engine(node), rest]), image)
     errors = {
         "run": ask("docker", "run", "--detach", "--name", "vllm", image),

@@ -20,7 +20,8 @@ import pytest
 
 from sparkimage.config.inventory import Node
 from sparkimage.core.errors import NodeError, UnreachableError
-from sparkimage.nodes import engine_api, reading, ssh
+from sparkimage.nodes import engine_api, reading
+from sparkimage.nodes.connection import Connection
 from sparkimage.nodes.engine_api import EngineApi, Exchange, RefusedError
 from sparkimage.nodes.snapshot import NodeSnapshot
 from tests.unit import engine_29
@@ -112,15 +113,15 @@ class Engine:
     def socket(self) -> Path:
         return self.folder / "engine"
 
-    def remote(self, *, sudo: bool = False) -> ssh.Remote:
+    def remote(self, *, sudo: bool = False) -> Connection:
         node = Node(name="n", control="n", sudo=sudo)
-        return ssh.Remote(node=node, sockets=self.folder, patience_s=20)
+        return Connection(node=node, sockets=self.folder, patience_s=20)
 
-    def look(self, remote: ssh.Remote, way: str = "socket") -> NodeSnapshot:
+    def look(self, remote: Connection, way: str = "socket") -> NodeSnapshot:
         output = remote.open(["sh", "-c", SCRIPT.format(way=way)])
         return reading.read(output, remote.node, now=0.0)
 
-    def api(self, remote: ssh.Remote) -> EngineApi:
+    def api(self, remote: Connection) -> EngineApi:
         self.look(remote)
         return remote.engine
 
@@ -148,7 +149,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def remote(engine: Engine) -> Iterator[ssh.Remote]:
+def remote(engine: Engine) -> Iterator[Connection]:
     made = engine.remote()
     yield made
     made.close()
@@ -196,7 +197,7 @@ def test_no_engine_or_one_that_hangs(engine: Engine, monkeypatch: pytest.MonkeyP
     remote.close()
 
 
-def test_refusals_are_the_engines_own_words(engine: Engine, remote: ssh.Remote) -> None:
+def test_refusals_are_the_engines_own_words(engine: Engine, remote: Connection) -> None:
     api = engine.api(remote)
     with pytest.raises(RefusedError, match="no such thing: /images/x/json") as caught:
         api.image("x")
@@ -209,7 +210,7 @@ def test_refusals_are_the_engines_own_words(engine: Engine, remote: ssh.Remote) 
     assert engine.asked[-2:] == ["DELETE /images/x", "DELETE /images/y"]
 
 
-def test_a_kept_connection_that_has_ended_is_replaced(engine: Engine, remote: ssh.Remote) -> None:
+def test_a_kept_connection_that_has_ended_is_replaced(engine: Engine, remote: Connection) -> None:
     api = engine.api(remote)
 
     def hang_up(handler: Handler) -> None:
@@ -223,7 +224,7 @@ def test_a_kept_connection_that_has_ended_is_replaced(engine: Engine, remote: ss
         api.get("/x")
 
 
-def test_an_engine_that_answers_too_late(engine: Engine, remote: ssh.Remote) -> None:
+def test_an_engine_that_answers_too_late(engine: Engine, remote: Connection) -> None:
     api, hangs = engine.api(remote), threading.Event()
     engine.answers["/x"] = lambda _: hangs.wait(20)
     with pytest.raises(NodeError, match="n: no progress for 20 s: it hangs"):
@@ -231,7 +232,7 @@ def test_an_engine_that_answers_too_late(engine: Engine, remote: ssh.Remote) -> 
     hangs.set()
 
 
-def test_a_connection_that_is_lost(engine: Engine, remote: ssh.Remote) -> None:
+def test_a_connection_that_is_lost(engine: Engine, remote: Connection) -> None:
     api = engine.api(remote)
 
     def cut(handler: Handler) -> None:
@@ -252,7 +253,7 @@ def test_a_connection_that_is_lost(engine: Engine, remote: ssh.Remote) -> None:
     ],
 )
 def test_messages_of_an_answer(
-    engine: Engine, remote: ssh.Remote, lines: list[str], whole: bool, error: str
+    engine: Engine, remote: Connection, lines: list[str], whole: bool, error: str
 ) -> None:
     exchange = Exchange(engine.api(remote))
     engine.answers["/x"] = lambda handler: handler.stream(*lines, whole=whole)
@@ -270,7 +271,7 @@ def test_messages_of_an_answer(
     exchange.close()
 
 
-def test_an_archive_in_pieces(engine: Engine, remote: ssh.Remote) -> None:
+def test_an_archive_in_pieces(engine: Engine, remote: Connection) -> None:
     exchange, got = Exchange(engine.api(remote)), []
 
     def load(handler: Handler) -> None:
