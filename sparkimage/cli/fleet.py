@@ -102,7 +102,7 @@ def distribute(
         try:
             outcome = distribution.run()
         finally:
-            for warning in distribution.warned():
+            for warning in distribution.update.warned():
                 base.warn(warning)
     base.print_result(outcome.to_dict(), _outcome_table(outcome), as_json=as_json)
     if outcome.failed:

@@ -82,7 +82,7 @@ def push(
         try:
             outcome = run.run()
         finally:
-            for warning in run.warned():
+            for warning in run.update.warned():
                 base.warn(warning)
         if not dry_run:
             model_store.keep(

@@ -22,7 +22,7 @@ from sparkimage.core.units import human, plural
 from sparkimage.image.archive import Step
 from sparkimage.image.store import Image, Store
 from sparkimage.nodes import delta, receipts, staging
-from sparkimage.nodes.concurrent import Errors, run_on_all
+from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.connection import Connection
 from sparkimage.nodes.retag import AGAIN, FleetUpdate, Retag
 from sparkimage.nodes.session import ATTEMPTS, NodeSession
@@ -111,7 +111,6 @@ class Distribution:
     def __post_init__(self) -> None:
         self.parts = delta.parts(self.store, self.image)
         self.whole = self.parts[-1]
-        self.warnings: list[str] = []
         self.update = FleetUpdate(
             name=self.name,
             sessions=[NodeSession(remote=remote) for remote in self.remotes],
@@ -138,7 +137,7 @@ class Distribution:
         ]
         if self.dry_run:
             return self._outcome(unchanged, began, "planned")
-        update.errors |= self._stage(todo)
+        self._stage(todo)
         again = f"{AGAIN}: what has arrived stays there"
         update.check("no name was moved: every node keeps what it had", again)
         ready = [session for session in todo if session in update.ready]
@@ -150,15 +149,6 @@ class Distribution:
             stop=NodeSession.abandon,
         )
         return self._outcome(unchanged, began, "moved")
-
-    def warned(self) -> tuple[str, ...]:
-        """All warnings so far, also those about single nodes."""
-        of_nodes = (
-            warning
-            for session in self.update.sessions
-            for warning in (*session.warnings, *session.repaired)
-        )
-        return (*self.warnings, *of_nodes)
 
     @cached_property
     def known(self) -> Mapping[str, list[str]]:
@@ -190,9 +180,9 @@ class Distribution:
         image = session.has(self.image)
         return image is not None and image.id == session.now.id_of(self.name)
 
-    def _stage(self, todo: Sequence[NodeSession]) -> Errors:
+    def _stage(self, todo: Sequence[NodeSession]) -> None:
         if not todo:
-            return {}
+            return
         title = f"{self.name} to {plural(len(todo), 'node')}"
         with self.view.board([session.name for session in todo], title) as board:
             for session in todo:
@@ -212,7 +202,7 @@ class Distribution:
                         board.state(session.name, "failed")
                         raise
 
-                return run_on_all(left, send, stop=NodeSession.abandon)
+                self.update.run(left, send)
 
     def _server(self, sessions: Sequence[NodeSession]) -> AbstractContextManager[PullServer | None]:
         """The registry that these pull from; None when none of them pulls."""
@@ -252,7 +242,7 @@ class Distribution:
                         session.source = first.name if session is not first else None
                         board.state(session.name, "proven")
                     else:
-                        self.warnings.append(
+                        self.update.warnings.append(
                             f"{session.name}: not reached by relay, its layers are sent from here: "
                             f"{session.relay_error or why}"
                         )
@@ -398,7 +388,7 @@ class Distribution:
             digest=self.image.digest,
             nodes=tuple(result(session) for session in self.update.sessions),
             seconds=time.monotonic() - began,
-            warnings=self.warned(),
+            warnings=self.update.warned(),
         )
 
     def _receipt(self, session: NodeSession) -> dict[str, Any]:

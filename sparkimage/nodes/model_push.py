@@ -89,7 +89,6 @@ class Push:
             ModelNode(session=NodeSession(remote=remote), folder=self.folder)
             for remote in self.remotes
         ]
-        self.warnings: list[str] = []
         self.sent = 0
         self.update = FleetUpdate(
             name=self.folder, sessions=[node.session for node in self.nodes], say=self.view.say
@@ -104,9 +103,7 @@ class Push:
         self.manifest = self.hash()
         unchanged = [n.name for n in self.nodes if not differences(self.manifest, n.now)]
         self._hash([node for node in self.nodes if node.name not in unchanged])
-        update.errors |= run_on_all(
-            self.nodes, lambda node: node.check_space(self.manifest), stop=ModelNode.abandon
-        )
+        update.run(self.nodes, lambda node: node.check_space(self.manifest))
         update.check("nothing was sent")
         for node in self.nodes:
             node.expected = sum(lacking(self.manifest, node.now).values())
@@ -117,23 +114,17 @@ class Push:
         update.check(KEPT, again)
         same = [node for node in self.nodes if not differences(self.manifest, node.now)]
         differing = [node for node in self.nodes if node not in same]
-        update.errors |= run_on_all(differing, self._build, stop=ModelNode.abandon)
+        update.run(differing, self._build)
         update.check(KEPT, again)
         update.move([FolderMove(node=node) for node in differing])
         update.check("the move was undone: every node has what it had", again)
-        update.errors |= run_on_all(
-            [node for node in same if node.name not in unchanged],
-            lambda node: node.record(self.manifest), stop=ModelNode.abandon,
-        )  # fmt: skip
+        verified = [node for node in same if node.name not in unchanged]
+        update.run(verified, lambda node: node.record(self.manifest))
         # What is left there harms nothing, and goes with the next run.
         left = [node for node in self.nodes if node in differing or node.now.staged]
         run_on_all(left, ModelNode.clean, stop=ModelNode.abandon)
         update.check("the folders are there and proven; it could not be recorded everywhere")
         return self._outcome(began, unchanged)
-
-    def warned(self) -> tuple[str, ...]:
-        """All warnings so far, also those about single nodes."""
-        return (*self.warnings, *(text for node in self.nodes for text in node.session.warnings))
 
     # Phases
 
@@ -157,7 +148,7 @@ class Push:
                 node.hash(self.manifest, lambda count: board.moved(node.name, count))
                 board.state(node.name, "hashed")
 
-            self.update.errors |= run_on_all(nodes, act, stop=ModelNode.abandon)
+            self.update.run(nodes, act)
 
     def _transfer(self) -> None:
         files = {
@@ -166,7 +157,7 @@ class Push:
         }
         transfer = Transfer(
             manifest=self.manifest, source=files, limit=self.limit, update=self.update,
-            look=self._look, warnings=self.warnings,
+            look=self._look,
         )  # fmt: skip
         todo = [node for node in self.nodes if node.expected]
         if todo:
@@ -204,5 +195,5 @@ class Push:
                 )
                 for node in self.nodes
             ),
-            warnings=self.warned(),
+            warnings=self.update.warned(),
         )  # fmt: skip

@@ -34,11 +34,9 @@ class Transfer:
     limit: float | None
     """Bytes a second that leave this machine at most."""
     update: FleetUpdate
-    """Its ``errors`` get the nodes that fail."""
+    """Its ``errors`` get the nodes that fail, its ``warnings`` what was made good."""
     look: Callable[[ModelNode], None]
     """Connects with a node and looks at what it has. Raises ``NodeError``."""
-    warnings: list[str]
-    """Get what went wrong and was made good."""
     sent: int = 0
     """Bytes that left this machine."""
     cut: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -66,10 +64,9 @@ class Transfer:
         self, nodes: Sequence[ModelNode], act: Callable[[ModelNode], None], board: TransferProgress
     ) -> list[ModelNode]:
         """Run ``act`` for these nodes at once; those that it has not failed for, in their order."""
-        errors = run_on_all(nodes, act, stop=ModelNode.abandon)
+        errors = self.update.run(nodes, act)
         for name in errors:
             board.state(name, "failed")
-        self.update.errors |= errors
         return [node for node in nodes if node.name not in errors]
 
     def _missing(self, node: ModelNode) -> int:
@@ -120,12 +117,12 @@ class Transfer:
             if own != sha256:
                 raise corrupt(self.source[sha256].real, own, sha256)
         for name, sha256 in report.damaged:
-            self.warnings.append(
+            self.update.warnings.append(
                 f"{name}: {self.source[sha256].path} arrived damaged, and is sent again"
             )
         for (before, name), why in report.cut.items():
             if before != HERE and (before, name) not in self.cut:
-                self.warnings.append(
+                self.update.warnings.append(
                     f"{name}: not reached from {before}, gets its files from here: {why}"
                 )
         self.cut |= report.cut

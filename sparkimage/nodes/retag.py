@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from sparkimage.core import interrupts
 from sparkimage.core.errors import MixedFleetError, NodeError, SparkError, UnreachableError
@@ -66,6 +66,16 @@ def lines(errors: Errors) -> list[str]:
     return shown
 
 
+class Abandonable(Protocol):
+    """What can be given up."""
+
+    def abandon(self) -> None:
+        """Kill what runs with it."""
+
+
+Item = TypeVar("Item", bound=Abandonable)
+
+
 class Move(Protocol):
     """What one node does in a move."""
 
@@ -110,16 +120,28 @@ class FleetUpdate:
     say: Callable[[str], None] = lambda _line: None
     """Gets a line about each phase as it begins."""
     errors: Errors = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def ready(self) -> list[NodeSession]:
         """The nodes that have not failed."""
         return [session for session in self.sessions if session.name not in self.errors]
 
+    def warned(self) -> tuple[str, ...]:
+        """All warnings so far, also those about single nodes."""
+        of_nodes = (text for one in self.sessions for text in (*one.warnings, *one.repaired))
+        return (*self.warnings, *of_nodes)
+
+    def run(self, items: Sequence[Item], act: Callable[[Item], None]) -> Errors:
+        """``run_on_all``; the errors are those of the update, too."""
+        errors = run_on_all(items, act, stop=lambda item: item.abandon())
+        self.errors |= errors
+        return errors
+
     def look(self, look: Callable[[NodeSession], None], outcome: str, hint: str = AGAIN) -> None:
         """Connect to all nodes, with ``look``. Raises as ``check``."""
         self.say(f"looking at {plural(len(self.sessions), 'node')}")
-        self.errors |= run_on_all(self.sessions, look, stop=NodeSession.abandon)
+        self.run(self.sessions, look)
         self.check(outcome, hint)
 
     def check(self, outcome: str, hint: str = AGAIN) -> None:
@@ -130,12 +152,9 @@ class FleetUpdate:
         count = len(self.sessions)
         if not self.errors or (self.partial and len(self.errors) < count):
             return
-        failed = f"{len(self.errors)} of {count} nodes" if count > 1 else "the node"
-        raise NodeError(
-            f"{self.name}: {failed} failed; {outcome}",
-            detail="\n".join(lines(self.errors)),
-            hint=hint,
-        )
+        error = failure(self.errors, count, f"failed; {outcome}", hint=hint)
+        error.message = f"{self.name}: {error.message}"
+        raise error
 
     def move(self, moves: Sequence[Move]) -> None:
         """Do all of these, or none; with ``partial`` those that can. Failures go to ``errors``.
