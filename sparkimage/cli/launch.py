@@ -83,12 +83,8 @@ def launch(
     Returns once the server is ready, the ranks' logs show the pinned NCCL and RDMA, and requests
     of growing length and number compile no kernels any more.
     """
-    from sparkimage.config.inventory import Fleet
-    from sparkimage.nodes import model_store
-    from sparkimage.nodes.model_fleet import Comparison
-    from sparkimage.serve import choices, nccl
-    from sparkimage.serve.command import Request
-    from sparkimage.serve.launch import Launch
+    from sparkimage.nodes.connection import connections
+    from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
 
     if not model.startswith("/") or re.search(r"[\x00-\x1f]", model):
         raise UsageError(
@@ -108,75 +104,85 @@ def launch(
         raise UsageError(
             "only a warmed-up server has compiled all that it needs", hint="drop --no-warm-up"
         )
-    matrix, store = base.read_matrix(), base.open_store()
-    fleet = base.read_fleet(nodes)
-    record, image, _decision = to_ship(
-        store, reference, allow_unverified=allow_unverified, matrix=matrix
-    )
-    plan = record.plan
-    profile_name, settings = choices.pick(dict(matrix.profiles), plan.variant, profile, fleet)
-    ranks = choices.order(fleet, settings.nodes)
-    with store.in_use(base.say):
-        libraries, conf = nccl.of_image(store, image)
-    image_env = image.settings.env
-    for file, values in conf.items():
-        words = " ".join(f"{name}={value}" for name, value in values.items())
-        base.warn(f"NCCL reads {file} of the image, where launch sets nothing else: {words}")
-        image_env = {**values, **image_env}
-    if missing := choices.uncached(image.settings.entrypoint, settings):
-        caches = ", ".join(missing)
-        base.warn(f"profile {profile_name} has no cache for {caches}: every start recompiles")
-    if save_caches and not settings.caches:
-        raise UsageError(
-            f"profile {profile_name} has no `caches` to save", hint="add some: docs/caches.md"
-        )
-    model, view = model.rstrip("/") or "/", base.new_view(quiet=as_json)
-    only_print = dry_run or print_ is not None
-    saved = None
-    if not share_cache and not only_print:
-        from sparkimage.serve.cache_store import CacheStore
-        from sparkimage.serve.caches import Caches
+    model, fleet = model.rstrip("/") or "/", base.read_fleet(nodes)
+    with connections(fleet.nodes, patience) as remotes:
+        # The nodes answer while the rest is read.
+        for remote in remotes:
+            remote.begin(remote.snapshot(IMAGES, CONTAINERS, MACHINE, model=model))
 
-        saved = Caches(
-            store=CacheStore.of(store), image=image, variant=plan.variant,
-            profile_name=profile_name, profile=settings, model=model, view=view, warn=base.warn,
-            save=save_caches, replace=replace_caches, patience_s=patience,
-        )  # fmt: skip
-    deployment = Launch(
-        request=Request(
-            name=name,
-            variant=plan.variant,
-            digest=image.digest,
-            profile_name=profile_name,
-            profile=settings,
-            model=model,
-            entrypoint=image.settings.entrypoint,
-            libraries=libraries,
-            nccl=nccl.choose(libraries, plan.expect.nccl, image.settings.env)
-            if plan.expect.nccl
-            else None,
-            share_cache=share_cache,
-            chat_template=_chat_template(profile_name, settings.chat_template),
-        ),
-        image=image,
-        image_name=plan.image,
-        image_env=image_env,
-        vllm=plan.expect.version or "",
-        cuda=plan.expect.cuda or "",
-        pushed=Comparison(model=model_store.find(paths.home(), model)),
-        caches=saved,
-        fleet=Fleet(nodes=ranks, file=fleet.file),
-        view=view,
-        timeout_s=timeout,
-        warm_up_s=0.0 if no_warm_up else warm_up,
-        keep=keep,
-        replace=replace,
-        patience_s=patience,
-    )
-    if only_print:
-        _print_commands(deployment.plan(), print_ or "run", as_json=as_json)
-    else:
-        _print_ready(deployment.run, as_json=as_json)
+        from sparkimage.nodes import model_store
+        from sparkimage.nodes.model_fleet import Comparison
+        from sparkimage.serve import choices, nccl
+        from sparkimage.serve.command import Request
+        from sparkimage.serve.launch import Launch
+
+        matrix, store = base.read_matrix(), base.open_store()
+        record, image, _decision = to_ship(
+            store, reference, allow_unverified=allow_unverified, matrix=matrix
+        )
+        plan = record.plan
+        profile_name, settings = choices.pick(dict(matrix.profiles), plan.variant, profile, fleet)
+        ranks = choices.order(fleet, settings.nodes)
+        with store.in_use(base.say):
+            libraries, conf = nccl.of_image(store, image)
+        image_env = image.settings.env
+        for file, values in conf.items():
+            words = " ".join(f"{name}={value}" for name, value in values.items())
+            base.warn(f"NCCL reads {file} of the image, where launch sets nothing else: {words}")
+            image_env = {**values, **image_env}
+        if missing := choices.uncached(image.settings.entrypoint, settings):
+            caches = ", ".join(missing)
+            base.warn(f"profile {profile_name} has no cache for {caches}: every start recompiles")
+        if save_caches and not settings.caches:
+            raise UsageError(
+                f"profile {profile_name} has no `caches` to save", hint="add some: docs/caches.md"
+            )
+        view = base.new_view(quiet=as_json)
+        only_print = dry_run or print_ is not None
+        saved = None
+        if not share_cache and not only_print:
+            from sparkimage.serve.cache_store import CacheStore
+            from sparkimage.serve.caches import Caches
+
+            saved = Caches(
+                store=CacheStore.of(store), image=image, variant=plan.variant,
+                profile_name=profile_name, profile=settings, model=model, view=view, warn=base.warn,
+                save=save_caches, replace=replace_caches, patience_s=patience,
+            )  # fmt: skip
+        deployment = Launch(
+            request=Request(
+                name=name,
+                variant=plan.variant,
+                digest=image.digest,
+                profile_name=profile_name,
+                profile=settings,
+                model=model,
+                entrypoint=image.settings.entrypoint,
+                libraries=libraries,
+                nccl=nccl.choose(libraries, plan.expect.nccl, image.settings.env)
+                if plan.expect.nccl
+                else None,
+                share_cache=share_cache,
+                chat_template=_chat_template(profile_name, settings.chat_template),
+            ),
+            image=image,
+            image_name=plan.image,
+            image_env=image_env,
+            vllm=plan.expect.version or "",
+            cuda=plan.expect.cuda or "",
+            pushed=Comparison(model=model_store.find(paths.home(), model)),
+            caches=saved,
+            remotes=[remote for node in ranks for remote in remotes if remote.node == node],
+            view=view,
+            timeout_s=timeout,
+            warm_up_s=0.0 if no_warm_up else warm_up,
+            keep=keep,
+            replace=replace,
+        )
+        if only_print:
+            _print_commands(deployment.plan(), print_ or "run", as_json=as_json)
+        else:
+            _print_ready(deployment.run, as_json=as_json)
 
 
 def _chat_template(profile: str, name: str | None) -> str:

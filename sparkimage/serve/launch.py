@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sparkimage.config.inventory import Fleet
 from sparkimage.core.errors import LaunchError
 from sparkimage.core.program import program
 from sparkimage.core.progress import View
@@ -23,9 +22,10 @@ from sparkimage.core.units import plural
 from sparkimage.image.store import Image
 from sparkimage.nodes import fabric, reachability
 from sparkimage.nodes.concurrent import run_on_all
+from sparkimage.nodes.connection import Connection
 from sparkimage.nodes.model_fleet import Comparison
 from sparkimage.nodes.retag import failure
-from sparkimage.nodes.session import NodeReport, NodeSession, sessions
+from sparkimage.nodes.session import NodeReport, NodeSession
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
 from sparkimage.nodes.topology import Topology, topology
 from sparkimage.serve import command, deployments, memory, nccl, preflight
@@ -54,8 +54,8 @@ class Launch:
     request: Request
     image: Image
     image_name: str
-    fleet: Fleet
-    """The nodes by rank."""
+    remotes: Sequence[Connection]
+    """The nodes by rank, not connected, or begun; the caller closes their connections."""
     view: View
     vllm: str = ""
     """The image's version of vLLM, where it is expected to have one."""
@@ -75,7 +75,6 @@ class Launch:
     """Leave what was started when it fails."""
     replace: bool = False
     """Remove a deployment of this name that runs."""
-    patience_s: float = 60.0
     _created: dict[str, str] = field(default_factory=dict)
     """Ids of the containers that this launch created, by node."""
     _is_started: bool = False
@@ -86,8 +85,7 @@ class Launch:
 
         Raises ``NodeError`` and its kin, ``LaunchError``, ``MixedFleetError``.
         """
-        with sessions(self.fleet, self.patience_s) as all_:
-            return self._plan(all_)
+        return self._plan([NodeSession(remote=remote) for remote in self.remotes])
 
     def run(self) -> Ready:
         """Start it, and wait until it serves and is proven. Raises ``LaunchError``, ``NodeError``
@@ -96,31 +94,31 @@ class Launch:
         from sparkimage.serve import waiting
 
         began = time.monotonic()
-        with sessions(self.fleet, self.patience_s) as all_:
-            containers = self._plan(all_)
-            existing = self._existing(all_)
-            # The ports of an existing deployment are free once it is removed.
-            with self.view.busy("connecting the nodes to each other"):
-                ports = self.request.profile.port, self.request.profile.master_port
-                reachability.probe(all_, all_[HEAD].name, ports)
-            must_hold = [id for id in doctor.PREFLIGHT if id != "ports" or existing is None]
-            self._require(all_, must_hold)
-            if existing is not None:
-                self._remove(all_, existing)
-            snapshots = [session.now for session in all_]
-            memory.require(snapshots, self.request.profile, self.vllm, self.view)
-            if self.caches is not None:
-                self.caches.bring_if_saved(all_)
-            with self._all_or_none(all_):
-                ranks = self._create(all_, containers)
-                self._start(ranks)
-                ready = waiting.until_ready(
-                    self.request.spec(self._hosts(all_)[HEAD].address), ranks, began=began,
-                    timeout_s=self.timeout_s, warm_up_s=self.warm_up_s, view=self.view,
-                )  # fmt: skip
-            if self.caches is not None:
-                self.caches.save_from(all_, unfinished=bool(ready.warm_up.unfinished))
-            return ready
+        all_ = [NodeSession(remote=remote) for remote in self.remotes]
+        containers = self._plan(all_)
+        existing = self._existing(all_)
+        # The ports of an existing deployment are free once it is removed.
+        with self.view.busy("connecting the nodes to each other"):
+            ports = self.request.profile.port, self.request.profile.master_port
+            reachability.probe(all_, all_[HEAD].name, ports)
+        must_hold = [id for id in doctor.PREFLIGHT if id != "ports" or existing is None]
+        self._require(all_, must_hold)
+        if existing is not None:
+            self._remove(all_, existing)
+        snapshots = [session.now for session in all_]
+        memory.require(snapshots, self.request.profile, self.vllm, self.view)
+        if self.caches is not None:
+            self.caches.bring_if_saved(all_)
+        with self._all_or_none(all_):
+            ranks = self._create(all_, containers)
+            self._start(ranks)
+            ready = waiting.until_ready(
+                self.request.spec(self._hosts(all_)[HEAD].address), ranks, began=began,
+                timeout_s=self.timeout_s, warm_up_s=self.warm_up_s, view=self.view,
+            )  # fmt: skip
+        if self.caches is not None:
+            self.caches.save_from(all_, unfinished=bool(ready.warm_up.unfinished))
+        return ready
 
     # Look and decide
 
