@@ -431,7 +431,7 @@ FILE = {"kind": "file", "url": "https://a.example/key.gpg"}
         ({**FLAT, "components": ["main"]}, "`components` is of a suite", "add `suite:`"),
         ({**FLAT, "snapshot": "20260101T000000Z"}, "`snapshot` is of a suite", "add `suite:`"),
         ({**FLAT, "repository": {ARM: "https://me:secret@a.example"}},
-         "'https://a.example' does not have the right form", "without a login"),
+         "'https://a.example' has a login, which plans and labels would show", "without a login"),
         ({**SUITE, "snapshot": "20260101T000000Z"}, "is no snapshot service", "`repository`"),
         ({**SUITE, "pockets": ["updates"]}, "has its pockets anyway", "or remove it"),
         ({**SUITE, "snapshot": "2026-01-01"}, "does not have the right form", "YYYYMMDDTHHMMSSZ"),
