@@ -46,6 +46,7 @@ VERSION = 3
 OLDER = 2
 """The version before, whose wheels, packages, images and commits have the same form."""
 REMEDY = f"run `{program()} lock`, and commit matrix.lock"
+NEWER = f"upgrade to the version that wrote it; or {REMEDY}"
 ANY = "any"
 """The platform of what is the same on all of them: a commit, a file, a patch."""
 MAX_BYTES = 16 << 20
@@ -207,12 +208,15 @@ def load(path: Path, *, older: bool = False) -> Lock:
     """
     if not path.exists():
         raise LockError(f"{path.name} is missing", hint=REMEDY)
+    hint = REMEDY
     try:
         document = yamlfile.load(path, max_bytes=MAX_BYTES)
         version = document.data.get("version") if isinstance(document.data, dict) else None
         if version not in (VERSION, OLDER if older else VERSION):
             what = f"is of version {OLDER}, not" if version == OLDER else "is not a lock of version"
-            raise LockError(f"{path.name} {what} {VERSION}", hint=REMEDY)
+            if isinstance(version, int) and version > VERSION:
+                what, hint = f"is of version {version}, of a newer sparkimage, not", NEWER
+            raise LockError(f"{path.name} {what} {VERSION}", hint=hint)
         text = validation.parse(document, _LockText)
         if version == OLDER:
             text.pins.pop(PATCHES, None)

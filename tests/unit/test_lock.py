@@ -183,6 +183,14 @@ def test_a_damaged_lock_says_what_is_wrong_and_what_to_run(
     assert error.value.hint == lockfile.REMEDY
 
 
+def test_a_lock_of_a_newer_program_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "matrix.lock"
+    path.write_text(GOOD.replace("version: 3", "version: 4"))
+    with pytest.raises(LockError, match="is of version 4, of a newer sparkimage, not 3") as error:
+        lockfile.load(path)
+    assert error.value.hint.startswith("upgrade to the version")
+
+
 def test_what_lock_takes_of_a_lock_of_the_version_before(tmp_path: Path) -> None:
     path = tmp_path / "matrix.lock"
     patch = (
