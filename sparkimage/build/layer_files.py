@@ -42,13 +42,10 @@ def refuse(plan: Plan, matrix_file: Path) -> None:
         problems += _arguments(layer, matrix_file)
         if layer.source is not None or not (project / layer.dockerfile).is_file():
             continue
-        content = (project / layer.dockerfile).read_bytes()
         try:
-            text = content.decode().removeprefix("\ufeff")
+            text = (project / layer.dockerfile).read_bytes().decode().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            what, todo = f"invalid UTF-8: {error.reason}", "save it as UTF-8"
-            problems.append(Problem(file=layer.dockerfile, line=line, what=what, todo=todo))
+            problems.append(Problem.of_encoding(layer.dockerfile, error))
             continue
         if OTHER_ESCAPE.search(text):
             continue

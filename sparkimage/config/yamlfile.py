@@ -102,10 +102,9 @@ def _read(path: Path, if_missing: str, max_bytes: int) -> str:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise _error(path, 1, "the file is UTF-16", "save it as UTF-8") from None
-        raise _error(path, line, f"invalid UTF-8: {error.reason}", "save it as UTF-8") from None
+        raise ConfigError([Problem.of_encoding(path.name, error)]) from None
     if control := Reader.NON_PRINTABLE.search(text):
         line = text.count("\n", 0, control.start()) + 1
         what = f"invalid YAML: the control character U+{ord(control[0]):04X} is not allowed"

@@ -64,6 +64,13 @@ class Problem:
     todo: str
     LETTERS: ClassVar[int] = 500
 
+    @classmethod
+    def of_encoding(cls, file: str, error: UnicodeDecodeError) -> Problem:
+        """The problem of a file whose bytes are not UTF-8."""
+        line = error.object.count(b"\n", 0, error.start) + 1
+        what = f"invalid UTF-8: {error.reason}"
+        return cls(file=file, line=line, what=what, todo="save it as UTF-8")
+
     def __str__(self) -> str:
         what = self.what if len(self.what) <= self.LETTERS else f"{self.what[: self.LETTERS]}…"
         return f"{self.file}:{self.line}: {what}\n    {self.todo}"

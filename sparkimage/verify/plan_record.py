@@ -120,16 +120,17 @@ def record(plan: Plan, project: Path, sources: str = "") -> PlanRecord:
 def parsed(path: Path) -> tuple[str, ast.Module]:
     """A Python file of a layer's folder, as text and parsed. Raises ``ConfigError``."""
     place = f"images/{path.parent.name}/{path.name}"
-    line, what, todo = 1, "", "correct it: it has the layer's checks"
+    line, what = 1, ""
     try:
         text = path.read_text("utf-8")
         return text, ast.parse(text)
     except UnicodeDecodeError as error:
-        what, todo = f"invalid UTF-8: {error.reason}", "save it as UTF-8"
+        raise ConfigError([Problem.of_encoding(place, error)]) from None
     except SyntaxError as error:
         line, what = error.lineno or 1, f"invalid Python: {error.msg}"
     except ValueError as error:  # a null character
         what = f"invalid Python: {error}"
+    todo = "correct it: it has the layer's checks"
     raise ConfigError([Problem(file=place, line=line, what=what, todo=todo)])
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from sparkimage.config.plan import Plan
 from sparkimage.image.layerindex import Entry
 from sparkimage.image.linking import Root
 from sparkimage.image.settings import Settings
 from sparkimage.image.store import Image
+from sparkimage.verify.static_nccl import Compared
 
-Compared = tuple[str, str, Any, Any]
-"""A check's name and title, what was seen, what is expected."""
 SHELL = re.compile(r"(^|/)(ba|da|z|k|a)?sh$")
 EXEC = re.compile(r"(^|[;&|\n])\s*exec\s")
 """A shell's command that replaces the shell, which then takes no signal in its place."""
