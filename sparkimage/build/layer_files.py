@@ -18,8 +18,8 @@ from sparkimage.config.dockerfile import Dockerfile, Instruction, Use
 from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.config.schema import LAYER
 from sparkimage.config.validation import closest, nearest
+from sparkimage.core import secrets
 from sparkimage.core.errors import ConfigError, Problem
-from sparkimage.image import secrets
 
 INSTRUCTIONS = (
     "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL",

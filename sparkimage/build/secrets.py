@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.config.validation import nearest
+from sparkimage.core import secrets
 from sparkimage.core.errors import BuildError, PreflightError, UsageError
 from sparkimage.image.layerindex import decompressed
 from sparkimage.image.store import Image, Store
@@ -119,15 +120,9 @@ class BuildSecrets:
 
     def hide(self, plan: Plan) -> Callable[[str], str]:
         """What replaces the values of a plan's secrets in a text."""
-        values = [line for lines in self._values(plan).values() for line in lines]
-        values.sort(key=len, reverse=True)
-
-        def hidden(text: str) -> str:
-            for value in values:
-                text = text.replace(value, "***")
-            return text
-
-        return hidden
+        return secrets.hider(
+            line for lines in self._values(plan).values() for line in lines
+        )  # fmt: skip
 
     def refuse_leaks(self, plan: Plan, image: Image, store: Store) -> None:
         """Raise ``BuildError`` where a layer or the config has a secret's value; those blobs are

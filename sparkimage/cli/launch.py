@@ -112,7 +112,7 @@ def launch(
 
         from sparkimage.nodes import model_store
         from sparkimage.nodes.model_fleet import Comparison
-        from sparkimage.serve import choices, nccl
+        from sparkimage.serve import choices, nccl, secrets
         from sparkimage.serve.command import Request
         from sparkimage.serve.launch import Launch
 
@@ -123,6 +123,8 @@ def launch(
         plan = record.plan
         profile_name, settings = choices.pick(dict(matrix.profiles), plan.variant, profile, fleet)
         ranks = choices.order(fleet, settings.nodes)
+        only_print = dry_run or print_ is not None
+        given = {} if only_print else secrets.take(profile_name, settings.secrets)
         with store.in_use(base.say):
             libraries, conf = nccl.of_image(store, image)
         image_env = image.settings.env
@@ -138,7 +140,6 @@ def launch(
                 f"profile {profile_name} has no `caches` to save", hint="add some: docs/caches.md"
             )
         view = base.new_view(quiet=as_json)
-        only_print = dry_run or print_ is not None
         saved = None
         if not share_cache and not only_print:
             from sparkimage.serve.cache_store import CacheStore
@@ -170,6 +171,7 @@ def launch(
             image_env=image_env,
             vllm=plan.expect.version or "",
             cuda=plan.expect.cuda or "",
+            secrets=given,
             pushed=Comparison(model=model_store.find(paths.home(), model)),
             caches=saved,
             remotes=[remote for node in ranks for remote in remotes if remote.node == node],

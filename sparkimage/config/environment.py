@@ -3,19 +3,40 @@ file for one node. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 from pydantic import Field
 
 from sparkimage.config.validation import Finding
+from sparkimage.core import secrets
 
-Environment = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+"""The name of an environment variable."""
+Environment = dict[Variable, str]
+LONGEST_WORD = 11
+"""Characters of a value that is no secret, unless its name says so."""
+SENSITIVE = re.compile(r"key|token|pass|secret", re.IGNORECASE)
 DERIVED = (
     "VLLM_HOST_IP", "LD_PRELOAD", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_IB_HCA",
     "NCCL_IB_DISABLE",
 )  # fmt: skip
 GID_INDEX = "NCCL_IB_GID_INDEX"
+
+
+def secret(name: str, value: str) -> str:
+    """The kinds of secret in a value that a file has; empty for none, a path, `1`, EMPTY."""
+    # Most values need no patterns, which take long to read.
+    if value.startswith("/") or (len(value) <= LONGEST_WORD and not SENSITIVE.search(name)):
+        return ""
+    # Nothing would expand `$NAME`.
+    return ", ".join(secrets.in_variable(name, value.removeprefix("$")))
+
+
+def instead(name: str) -> str:
+    """What to do with a variable whose value is a secret."""
+    return f"export {name} for `launch` instead, and write `secrets: [{name}]` in the profile"
 
 
 def problems(env: Mapping[str, str]) -> Iterator[Finding]:
@@ -62,5 +83,7 @@ def _problems(name: str, value: str) -> Iterator[Finding]:
     elif name == "PYTHONUNBUFFERED" and not value:
         what = f"without {name} NCCL's last lines stay in the process, and the proof waits for them"
         yield key, what, "remove it"
+    if kind := secret(name, value):
+        yield key, f"the value of {name} is a secret ({kind})", instead(name)
     if "\0" in value or "\n" in value:
         yield key, f"{name} has more than one line", "write it in one"

@@ -16,7 +16,7 @@ from pydantic import Field, JsonValue
 
 from sparkimage.config import environment, validation
 from sparkimage.config.defaults import API_PORT, MASTER_PORT
-from sparkimage.config.environment import Environment
+from sparkimage.config.environment import Environment, Variable
 from sparkimage.config.validation import Finding, Name, Strict
 
 Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -126,6 +126,10 @@ class Profile(Strict):
     )
     serve: Serve = Field(default=Serve(), description="vLLM's arguments")
     env: Environment = Field(default={}, description="environment variables of the server")
+    secrets: list[Variable] = Field(
+        default=[],
+        description="variables of the server whose values `launch` takes from its own environment",
+    )
     caches: dict[Name, Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f:,]+$")]] = Field(
         default={}, description="name, then the folder in the container that is kept on the node"
     )
@@ -194,6 +198,8 @@ KEYS: Mapping[str, str] = {
     "--master-port": "master_port",
 }
 """The profile's keys by the arguments of vLLM that they set."""
+SECRET_ARGUMENTS = {"--api-key": "VLLM_API_KEY", "--hf-token": "HF_TOKEN"}
+"""The variables that vLLM reads in place of arguments."""
 DERIVED = (
     "serve", "--model", "--host", "--headless", "--nnodes", "-n", "--node-rank", "-r",
     "--master-addr", "--distributed-executor-backend",
@@ -242,6 +248,7 @@ def problems(profile: Profile, variants: Iterable[str]) -> Iterator[Finding]:
         yield ("chat_template",), "--chat-template is in `serve.more`, too", "remove one of them"
     yield from _more(serve.more)
     yield from environment.problems(profile.env)
+    yield from _secrets(profile)
     yield from _caches(profile.caches)
 
 
@@ -254,6 +261,24 @@ def _more(words: Sequence[str]) -> Iterator[Finding]:
             yield key, f"{word} is derived from the fleet and the image", "remove it"
         elif i == 0 and not word.startswith("-"):
             yield key, f"{word!r} is no argument", "an argument begins with --"
+
+
+def _secrets(profile: Profile) -> Iterator[Finding]:
+    for i, name in enumerate(profile.secrets):
+        if name in profile.env:
+            yield ("secrets", i), f"{name} is in `env`, too", "remove it there"
+        elif kind := environment.secret("", name):
+            yield ("secrets", i), f"this is a secret ({kind})", "write the name of its variable"
+    for key, words in ((("serve", "more"), profile.serve.more), (("command",), profile.command)):
+        option = ""
+        for i, word in enumerate(words or ()):
+            value = word
+            if word.startswith("-"):
+                option, value = flag(word), word.partition("=")[2]
+            name = option.lstrip("-").replace("-", "_").upper()
+            if kind := environment.secret(name, value):
+                todo = environment.instead(SECRET_ARGUMENTS.get(option, "NAME"))
+                yield (*key, i), f"the value of {option} is a secret ({kind})", todo
 
 
 def _caches(caches: Mapping[str, str]) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from sparkimage.config.environment import Variable
 from sparkimage.config.pins import INSIDE, KINDS, PLATFORMS, Pin, Platform
 from sparkimage.config.profiles import Profile
 from sparkimage.config.template import Template
@@ -150,7 +151,7 @@ class LayerSpec(Strict):
         description="image pin of the Dockerfile's frontend; without one its `# syntax=` line is "
         "dropped",
     )
-    secrets: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = Field(
+    secrets: list[Variable] = Field(
         default=[], description="build secrets, each an environment variable or `--secret`"
     )
     ssh: bool = Field(default=False, description="RUN --mount=type=ssh: the user's own ssh agent")

@@ -189,11 +189,14 @@ def _problem(document: Document, model: type[Strict], error: Any) -> Problem:
     """One pydantic error in a user's words."""
     place = _place(model, error["loc"])
     key, kind, value = place.key, error["type"], error["input"]
+    if isinstance(value, str):
+        # Before it is cut, or quoted.
+        value = document.hide(value)
     where, last = dotted(key), shown(str(key[-1])) if key else ""
     text = TYPE_NAMES.get(type(value)) or shown(value, quote=True)
     if key in document.literals and value is not None and not isinstance(value, str):
         # As it is in the file, not as Python writes it: 3.10 is the number 3.1.
-        text = shown(document.literals[key])
+        text = shown(document.hide(document.literals[key]))
     about = f" ({place.about})" if place.about else ""
     what, todo = f"{where} cannot be {text}", f"write something else{about}"
     if kind == "extra_forbidden":

@@ -7,7 +7,9 @@ recursive or exploding alias is refused before it is expanded.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 from yaml.reader import Reader
 
 from sparkimage.config import yamlsyntax
+from sparkimage.core import secrets
 from sparkimage.core.errors import ConfigError, Problem
 
 MAX_BYTES = 1 << 20
@@ -40,6 +43,7 @@ class Document:
     """A file's data, with what its data does not tell."""
 
     file: str
+    text: str = ""
     data: Any = None
     lines: dict[Key, int] = field(default_factory=dict)
     """The line, from 1, of every key path."""
@@ -54,7 +58,16 @@ class Document:
 
     def problem(self, key: Key, what: str, todo: str) -> Problem:
         """A problem at ``key``."""
-        return Problem(file=self.file, line=self.line(key), what=what, todo=todo)
+        return self.problem_at(self.line(key), what, todo)
+
+    def problem_at(self, line: int, what: str, todo: str) -> Problem:
+        """A problem in a line. No secret of the file is in its words."""
+        return Problem(file=self.file, line=line, what=self.hide(what), todo=self.hide(todo))
+
+    @cached_property
+    def hide(self) -> Callable[[str], str]:
+        """What replaces the secrets of the file in a text."""
+        return secrets.hider(secrets.values_in(self.text))
 
 
 def own(text: str) -> Any:
@@ -70,17 +83,18 @@ def load(
     Raises ``ConfigError`` for everything that is wrong with it.
     """
     text = _read(path, if_missing, max_bytes)
+    reader = _Reader(Document(file=path.name, text=text))
     try:
         _check_depth(path, text)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line, what, todo = yamlsyntax.explain(text, error, _Loader)
-        raise _error(path, line, f"invalid YAML: {what}", todo) from None
+        problem = reader.document.problem_at(line, f"invalid YAML: {what}", todo)
+        raise ConfigError([problem]) from None
     except yaml.YAMLError as error:
         raise _error(path, 1, f"invalid YAML: {error}", "save it as plain UTF-8 text") from None
     if node is None:
         raise _error(path, 1, "the file is empty", "write at least `version: 1`; see README")
-    reader = _Reader(path)
     reader.document.data = reader.value(node, ())
     if reader.problems:
         raise ConfigError(reader.problems)
@@ -130,9 +144,8 @@ def _error(path: Path, line: int, what: str, todo: str) -> ConfigError:
 class _Reader:
     """Turns nodes into data, with lines, duplicate keys, tags, and aliases that never end."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.document = Document(file=path.name)
+    def __init__(self, document: Document) -> None:
+        self.document = document
         self.problems: list[Problem] = []
         self.open: set[int] = set()
         self.merged: dict[int, Pairs] = {}
@@ -147,12 +160,13 @@ class _Reader:
         if self.count > MAX_NODES:
             what = f"with aliases expanded, the file has more than {MAX_NODES} values"
             todo = "is it the right file? Write values out instead of nesting aliases"
-            raise _error(self.path, line, what, todo)
+            raise ConfigError([self.document.problem_at(line, what, todo)])
         if isinstance(node, yaml.ScalarNode):
             return node.value if node.tag in _STRINGS else self._scalar(node, key)
         if id(node) in self.open:
             what = "an alias contains itself"
-            raise _error(self.path, line, what, "remove the alias (`*name`) here")
+            problem = self.document.problem_at(line, what, "remove the alias (`*name`) here")
+            raise ConfigError([problem])
         self.open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
@@ -226,5 +240,4 @@ class _Reader:
         return self.merged[id(node)]
 
     def _add(self, node: yaml.Node, what: str, todo: str) -> None:
-        line = node.start_mark.line + 1
-        self.problems.append(Problem(file=self.path.name, line=line, what=what, todo=todo))
+        self.problems.append(self.document.problem_at(node.start_mark.line + 1, what, todo))

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from email.parser import Parser
 from typing import IO, Any
 
-from sparkimage.image import elf, secrets
+from sparkimage.core import secrets
+from sparkimage.image import elf
 
 VERSION = 5
 """Raised with every change of the facts, so that those of an older version are not used."""

@@ -33,7 +33,9 @@ from sparkimage.serve.cache_node import CacheNode
 from sparkimage.serve.cache_store import CacheStore, Key, Saved
 from sparkimage.serve.command import cache_folder
 
-NOT_COMPILING = {"variants", "port", "master_port", "shm_size", "restart", "chat_template"}
+NOT_COMPILING = {
+    "variants", "port", "master_port", "shm_size", "restart", "chat_template", "secrets",
+}  # fmt: skip
 """What a profile sets that no kernel depends on."""
 
 

@@ -128,6 +128,8 @@ class Container:
     """Options of ``docker run``."""
     devices: Words
     env: Mapping[str, str]
+    secrets: Words
+    """Variables whose values no command has."""
     mounts: tuple[Mount, ...]
     labels: Mapping[str, str]
     arguments: tuple[Words, ...]
@@ -139,9 +141,18 @@ class Container:
 
     @property
     def groups(self) -> tuple[Words, ...]:
-        """The command's arguments; an option stands with its values."""
+        """The command's arguments; an option stands with its values. Docker takes the secrets out
+        of its own environment."""
+        docker = self.docker
+        if self.secrets and docker[0] == "sudo":
+            docker = (*docker[:-1], f"--preserve-env={','.join(self.secrets)}", docker[-1])
         return (
-            (*self.docker, "run", "--detach"),
+            (*docker, "run", "--detach"),
+            *self._options(*(("--env", name) for name in self.secrets)),
+        )
+
+    def _options(self, *secrets: Words) -> tuple[Words, ...]:
+        return (
             ("--name", self.name),
             ("--restart", self.restart),
             self.gpus,
@@ -151,6 +162,7 @@ class Container:
             *(("--device", device) for device in self.devices),
             *(("--mount", str(mount)) for mount in self.mounts),
             *(("--env", f"{name}={value}") for name, value in self.env.items()),
+            *secrets,
             *(("--label", f"{name}={value}") for name, value in self.labels.items()),
             (self.image,),
             *self.arguments,
@@ -163,13 +175,17 @@ class Container:
 
     @property
     def create_argv(self) -> list[str]:
-        """The command that creates the same container, and starts nothing."""
-        run = len(self.docker)
-        return [*self.docker, "create", *self.argv[run + 2 :]]
+        """The command that creates the same container, and starts nothing. Its input is a file with
+        the secrets, if there are any."""
+        groups = self._options(*([("--env-file", "/dev/stdin")] if self.secrets else []))
+        return [*self.docker, "create", *(word for group in groups for word in group)]
 
     def pasteable(self) -> str:
         """The command for a shell, one option a line, after the one that creates the caches."""
         run = " \\\n    ".join(shlex.join(group) for group in self.groups)
+        for name in self.secrets:
+            # Docker leaves out a variable that is not set, and the server would be open to all.
+            run = f'export {name}="${{{name}:?}}" && \\\n{run}'
         if self.chat_template:
             run = f"# write the profile's chat template first: {self.chat_template}\n{run}"
         if not self.caches:
@@ -208,7 +224,10 @@ class Container:
                 }
                 for mount in self.mounts
             ],
-            "environment": {name: literal(value) for name, value in self.env.items()},
+            "environment": {
+                **{name: literal(value) for name, value in self.env.items()},
+                **{name: f"${{{name}:?}}" for name in self.secrets},
+            },
             "labels": {name: literal(value) for name, value in self.labels.items()},
             "command": [literal(word) for group in self.arguments for word in group],
             "deploy": {
@@ -264,6 +283,7 @@ def _container(request: Request, hosts: Sequence[Host], rank: int) -> Container:
         *([("--chat-template", CHAT_TEMPLATE)] if template else []),
         *_grouped(profile.serve.more),
     )
+    env = _env(request, host)
     return Container(
         node=host.node,
         docker=host.docker,
@@ -274,7 +294,8 @@ def _container(request: Request, hosts: Sequence[Host], rank: int) -> Container:
         shm_size=profile.shm_size,
         gpus=host.gpus,
         devices=(INFINIBAND,) if request.rdma else (),
-        env=_env(request, host),
+        env=env,
+        secrets=tuple(name for name in profile.secrets if name not in env),
         mounts=(
             Mount(source=request.model, target=request.model, readonly=True),
             *(Mount(source=source, target=target) for source, target in caches.items()),

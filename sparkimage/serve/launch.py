@@ -28,7 +28,7 @@ from sparkimage.nodes.retag import failure
 from sparkimage.nodes.session import NodeReport, NodeSession
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
 from sparkimage.nodes.topology import Topology, topology
-from sparkimage.serve import command, deployments, memory, nccl, preflight
+from sparkimage.serve import command, deployments, memory, nccl, preflight, secrets
 from sparkimage.serve.command import Container, Host, Request
 from sparkimage.serve.deployments import HEAD, Deployment
 from sparkimage.serve.doctor import doctor
@@ -63,6 +63,8 @@ class Launch:
     """The image's own variables, and the settings of NCCL in its files."""
     cuda: str = ""
     """The CUDA that the image's torch is built for, where it is expected to have one."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The values of the profile's secrets, by name."""
     pushed: Comparison = field(default_factory=lambda: Comparison(model=None))
     """The model as it was pushed to the nodes, where it was."""
     timeout_s: float = 1800.0
@@ -115,6 +117,7 @@ class Launch:
             ready = waiting.until_ready(
                 self.request.spec(self._hosts(all_)[HEAD].address), ranks, began=began,
                 timeout_s=self.timeout_s, warm_up_s=self.warm_up_s, view=self.view,
+                key=self.secrets.get(secrets.API_KEY, ""),
             )  # fmt: skip
         if self.caches is not None:
             self.caches.save_from(all_, unfinished=bool(ready.warm_up.unfinished))
@@ -212,7 +215,8 @@ class Launch:
         def create(session: NodeSession) -> None:
             container = by_node[session.name]
             self._write_files(session, container)
-            done = self._docker(session, container.rank, container.create_argv)
+            argv = container.create_argv
+            done = self._docker(session, container.rank, argv, container.secrets)
             self._created[session.name] = done.split()[-1]
 
         with self.view.busy("creating the containers"):
@@ -255,9 +259,16 @@ class Launch:
         if errors:
             raise failure(errors, len(ranks), "could not start it", LaunchError)
 
-    def _docker(self, session: NodeSession, rank: int, argv: Sequence[str]) -> str:
-        """The output of a command of docker that creates or starts a rank's container."""
-        done = session.remote.run(argv, check=False, timeout_s=START_S)
+    def _docker(
+        self, session: NodeSession, rank: int, argv: Sequence[str], given: Sequence[str] = ()
+    ) -> str:
+        """The output of a command of docker that creates or starts a rank's container; its input
+        is a file with the ``given`` secrets."""
+        words, stdin = argv, None
+        if given:
+            words = ["sh", "-c", secrets.PIPED, "create", *argv]
+            stdin = secrets.env_file(self.secrets, given)
+        done = session.remote.run(words, check=False, timeout_s=START_S, stdin=stdin)
         if done.returncode == 0:
             return done.stdout
         from sparkimage.serve.explain import knowledge

@@ -98,12 +98,14 @@ class Server:
     model: str = ""
     answer_s: float = ANSWER_S
     """Seconds without an answer after which it counts as hung."""
+    key: str = field(default="", repr=False)
+    """Of its API, where the environment has none."""
     _session: requests.Session = field(default_factory=requests.Session)
 
     def __post_init__(self) -> None:
         self._session.headers["User-Agent"] = "sparkimage"
         self._session.trust_env = self.socket is None and not is_loopback(self.url)
-        if key := api_key():
+        if key := api_key() or self.key:
             self._session.headers["Authorization"] = f"Bearer {key}"
         if self.socket is not None:
             from docker.transport import UnixHTTPAdapter

@@ -89,17 +89,18 @@ class ProofError(LaunchError):
 
 def until_ready(
     spec: ServerSpec, ranks: Sequence[Rank], *, began: float, timeout_s: float, warm_up_s: float,
-    view: View,
+    view: View, key: str = "",
 ) -> Ready:  # fmt: skip
     """Wait until the deployment serves, is proven and warm; ``began``: when, by ``time.monotonic``;
-    ``warm_up_s``: what the warm-up may take, 0 for none.
+    ``warm_up_s``: what the warm-up may take, 0 for none; ``key``: of the server's API, where the
+    environment has none.
 
     Raises ``LaunchError``, ``ProofError``, ``ProbeError``.
     """
     title = f"{spec.name}: {spec.variant}, {spec.profile}"
     with view.states([rank.title for rank in ranks], title, START) as board:
         wait = Waiting(
-            ranks=ranks, spec=spec, timeout_s=timeout_s, warm_up_s=warm_up_s, board=board
+            ranks=ranks, spec=spec, timeout_s=timeout_s, warm_up_s=warm_up_s, board=board, key=key
         )  # fmt: skip
         findings, warmed_up = wait.run()
     return Ready(
@@ -126,6 +127,7 @@ class Waiting:
     warm_up_s: float
     """Seconds that the warm-up may take; 0: none, only a proof that tokens come."""
     board: TransferProgress
+    key: str = field(default="", repr=False)
     _logs: dict[int, Log] = field(default_factory=dict)
     _followers: Followers = field(init=False)
     _poller: threading.Thread | None = None
@@ -179,7 +181,9 @@ class Waiting:
         try:
             return WarmUp(
                 # Its own limit ends it first.
-                connect=lambda: Server(url="http://localhost", socket=path, answer_s=2 * limit_s),
+                connect=lambda: Server(
+                    url="http://localhost", socket=path, answer_s=2 * limit_s, key=self.key
+                ),
                 plan=warmup.PLAN if self.warm_up_s else warmup.PROOF,
                 limit_s=limit_s,
                 wait=self._watch,

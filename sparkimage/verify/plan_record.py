@@ -28,7 +28,7 @@ CHECKS_VERSION = 9
 seals are then no longer valid. A test compares ``CHECKERS`` with what they were."""
 CHECKERS = (
     "core/arch.py", "data/secrets.yaml", "data/static.yaml", "image/elf.py", "image/layerindex.py",
-    "image/layerscan.py", "image/linking.py", "image/secrets.py", "image/settings.py",
+    "image/layerscan.py", "image/linking.py", "core/secrets.py", "image/settings.py",
     "verify/gpu.py", "verify/gpu_probe.py", "verify/layer_checks.py", "verify/rules.py",
     "verify/run_entrypoint.py", "verify/static.py", "verify/static_config.py",
     "verify/static_nccl.py", "verify/static_order.py", "core/debian_version.py",

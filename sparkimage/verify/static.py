@@ -18,8 +18,8 @@ from sparkimage.config.patch_specs import MISSING
 from sparkimage.config.plan import Plan
 from sparkimage.config.plan import installed as installed_debs
 from sparkimage.config.tier import Tier
+from sparkimage.core import secrets
 from sparkimage.core.units import human
-from sparkimage.image import secrets
 from sparkimage.image.layerindex import (
     Entry,
     ImageFiles,

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import pytest
 
 from sparkimage.build.engine.engine import Engine
-from sparkimage.cli import app
+from sparkimage.cli import app, base
 from sparkimage.core.arch import ARCHES
 from sparkimage.core.errors import ProbeError
 from sparkimage.image.store import Image
@@ -66,6 +66,8 @@ import urllib.request
 print(urllib.request.urlopen("http://{address}:8000/metrics").read().decode())
 """
 ENTRY = b'#!/bin/sh\nexec "$@"\n'
+WATCHED = b'#!/bin/sh\nps -eo args >>/run/seen\nexec /usr/bin/docker "$@"\n'
+"""A docker that writes down all that runs on the node when it is called."""
 LOSES = b'#!/bin/sh\nexport LD_PRELOAD=/usr/lib/nowhere/libnccl.so.2.30.4\nexec "$@"\n'
 FOUR = {name: replace(spec, spark=True, older_cli=False) for name, spec in fleets.FOUR.items()}
 """With the client of each engine: `docker run` words its errors in another way from 28 on."""
@@ -242,9 +244,11 @@ class Serving(Project):
         made = good_maker.put_image(store, config, [one for one, _ in layers])
         return self.seal_image(made, variant)
 
-    def launch(self, *words: str, variant: str = "good") -> subprocess.CompletedProcess[str]:
-        """``launch`` of a variant, to its end."""
-        return self.run(*self.launching(*words, variant=variant))
+    def launch(
+        self, *words: str, variant: str = "good", **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """``launch`` of a variant, to its end; ``more``: variables of its environment."""
+        return self.run(*self.launching(*words, variant=variant), **more)
 
     def launching(self, *words: str, variant: str = "good") -> list[str]:
         """The words of ``launch``, for an image that is there; without a warm-up, which takes its
@@ -319,6 +323,10 @@ class Serving(Project):
     @abstractmethod
     def join(self, node: str) -> None:
         """Undo ``cut``."""
+
+    @abstractmethod
+    def watched(self) -> AbstractContextManager[list[str]]:
+        """The command lines on the nodes meanwhile."""
 
     @abstractmethod
     def readers(self) -> int:
@@ -473,6 +481,15 @@ class OnNodes(Serving):
         for wire in self.fleet[node].wires:
             wire.restore()
 
+    @contextmanager
+    def watched(self) -> Iterator[list[str]]:
+        found: list[str] = []
+        files = {"/usr/local/bin/docker": (0o755, WATCHED), "/run/seen": (0o666, b"")}
+        self.fleet.each(lambda node: put(node, files))
+        yield found
+        found += self.fleet.each(lambda node: node.exec("cat", "/run/seen")).values()
+        self.fleet.each(lambda node: node.exec("rm", *files))
+
     def readers(self) -> int:
         said = self.fleet.each(lambda node: node.exec("ps", "-eo", "args"))
         return sum("logs --follow" in one for one in said.values())
@@ -539,6 +556,8 @@ class OnStandins(Serving):
             patch.setenv("SPARKIMAGE_HOME", str(self.folder / "home"))
             # What ends an interrupted command at once would end the tests.
             patch.setattr(os, "_exit", sys.exit)
+            # It lasts as long as the process.
+            patch.setattr(base.Settings, "debug", False)
             # No word is on its way for long.
             patch.setattr(waiting, "SETTLE_S", 0.2)
             patch.setattr(liveness, "LIMIT_S", 1.0)
@@ -627,6 +646,13 @@ class OnStandins(Serving):
 
     def join(self, node: str) -> None:
         self.there.nodes[node].is_cut = False
+
+    @contextmanager
+    def watched(self) -> Iterator[list[str]]:
+        found: list[str] = []
+        before = len(self.there.commands)
+        yield found
+        found += self.there.commands[before:]
 
     def readers(self) -> int:
         return sum(node.followed() for node in self.there.nodes.values())

@@ -34,7 +34,7 @@ import pytest
 from sparkimage.core.process import Completed
 from sparkimage.nodes import ssh
 from sparkimage.nodes.reading import parts_of
-from sparkimage.serve import launch
+from sparkimage.serve import launch, secrets
 from tests.lab.standin_vllm import nccl, server
 from tests.lab.standin_vllm.api import Server
 
@@ -678,6 +678,8 @@ class Nodes:
     """What stands for `ssh`: the nodes by the name that is called."""
 
     nodes: Mapping[str, Node]
+    commands: list[str] = field(default_factory=list)
+    """All that were called."""
 
     def run(
         self,
@@ -690,6 +692,7 @@ class Nodes:
         """As ``Local.run``."""
         del timeout_s
         assert argv[0] == "ssh"
+        self.commands.append(" ".join(argv))
         place = argv.index("--")
         node, words = self.nodes[argv[place + 1]], argv[place + 2 :]
         if "-G" in argv:
@@ -703,6 +706,12 @@ class Nodes:
         elif stdin is not None and launch.WRITE in words[0]:
             node.path(shlex.split(words[0])[-1]).write_text(stdin)
             said = 0, "", ""
+        elif stdin is not None and secrets.PIPED in words[0]:
+            given = [word for line in stdin.splitlines() for word in ("--env", line)]
+            _, _, _, _, *create = shlex.split(words[0])
+            place = create.index("--env-file")
+            assert create[place + 1] == "/dev/stdin"
+            said = node.answer([*create[:place], *given, *create[place + 2 :]])
         elif stdin is not None:
             said = node.bench(shlex.split(words[0]), stdin)
         else:
@@ -713,6 +722,7 @@ class Nodes:
 
     def start(self, argv: Sequence[str], **_: None) -> Process:
         """As ``start_bytes``."""
+        self.commands.append(" ".join(argv))
         place = argv.index("--")
         node, words = self.nodes[argv[place + 1]], shlex.split(argv[place + 2])
         if node.is_cut:

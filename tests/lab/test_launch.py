@@ -42,7 +42,8 @@ from tests.lab.serving import (
 from tests.lab.standin_nodes import NotRecordedError
 from tests.lab.standin_vllm import nccl, server
 
-USAGE, LACKING, NODE_FAILED, MIXED, LAUNCH_FAILED, INTERRUPTED = 2, 5, 13, 15, 18, 130
+USAGE, LACKING, NOT_GIVEN, NODE_FAILED, MIXED, LAUNCH_FAILED = 2, 5, 9, 13, 15, 18
+PROBE_FAILED, INTERRUPTED = 20, 130
 WHOLE = {node: ["vllm running"] for node in NODES}
 NOTHING: dict[str, list[str]] = {node: [] for node in NODES}
 STOPPED = "what was started has been stopped"
@@ -301,6 +302,71 @@ def test_a_chat_template_is_brought_to_the_nodes(ready: Serving) -> None:
         assert found["Config"]["Labels"]["dev.sparkimage.launch.chat_template"] == sha256
         command = found["Config"]["Cmd"]
         assert command[command.index("--chat-template") + 1] == CHAT_TEMPLATE
+
+
+# Secrets
+
+KEY = "k3y-'\"$HOME\\#="
+
+
+@on_both
+def test_a_secret_is_in_the_servers_environment_and_nowhere_else(ready: Serving) -> None:
+    ready.matrix({"four": {**PROFILES["four"], "secrets": ["VLLM_API_KEY"]}})
+    if isinstance(ready, OnNodes):
+        ready.nodes(
+            node2={"user": "sudoer", "sudo": True}, node3={"user": "worker"},
+            node4={"user": "sudoer", "sudo": True},
+        )  # fmt: skip
+    refused(
+        ready.launch(), NOT_GIVEN, "not in the environment: VLLM_API_KEY", "export VLLM_API_KEY="
+    )
+    refused(ready.launch(VLLM_API_KEY="a\nb"), NOT_GIVEN, "not one line of printable text")
+    assert ready.containers() == NOTHING
+    dry = [ready.launch(*words, VLLM_API_KEY=KEY) for words in (
+        ["--dry-run"], ["--dry-run", "--json"], ["--print", "compose"],
+    )]  # fmt: skip
+    assert all("VLLM_API_KEY" in ok(one) for one in dry)
+    pasteable = ok(ready.launch("--dry-run"))
+    assert pasteable == dry[0].stdout
+
+    with ready.watched() as watched:
+        done = ready.launch("--json", "--debug", VLLM_API_KEY=KEY)
+        facts = json.loads(ok(done))
+    # Its own requests were answered.
+    assert facts["warm_up"]["requests"] > 0
+    commands = "\n".join(watched)
+    assert commands.count("--env-file /dev/stdin") >= len(NODES)
+    found = {node: ready.inspect(node) for node in NODES}
+    for one in found.values():
+        assert f"VLLM_API_KEY={KEY}" in one["Config"]["Env"]
+        one["Config"]["Env"] = [word for word in one["Config"]["Env"] if KEY not in word]
+    said = [*dry, done, ready.run("status", "--json"), ready.run("logs")]
+    assert [one.returncode for one in said] == [0] * len(said)
+    kept = [file.read_bytes() for file in ready.folder.rglob("*") if file.is_file()]
+    texts = [json.dumps(found), commands, *(one.stdout + one.stderr for one in said)]
+    for part in (KEY[:4], KEY[-5:]):
+        assert not any(part in text for text in texts)
+        assert not any(part.encode() in content for content in kept)
+
+    # Whoever asks the server has the key in the environment, too.
+    (there,) = json.loads(ok(ready.run("status", "--json", SPARKIMAGE_API_KEY=KEY)))["sets"]
+    assert (there["health"], there["problems"]) == ("ok", [])
+    words = ("probe", "--nodes", "fleet.yaml", "--tokens", "8", "--streams", "1", "--json")
+    refused(ready.run(*words), PROBE_FAILED, "401", "SPARKIMAGE_API_KEY")
+    assert json.loads(ok(ready.run(*words, SPARKIMAGE_API_KEY=KEY)))["marks"] == []
+    again = json.loads(ok(ready.run("restart", "--json", "--no-warm-up", SPARKIMAGE_API_KEY=KEY)))
+    assert again["warm_up"]["unfinished"] == ""
+
+    # Another value is another server.
+    refused(ready.launch(VLLM_API_KEY="another"), LAUNCH_FAILED, "runs already", "--replace")
+    ok(ready.run("stop"))
+    if isinstance(ready, OnNodes):
+        parts = dict(zip(NODES, pasteable.strip().split("\n\n"), strict=True))
+        with pytest.raises(RuntimeError, match="VLLM_API_KEY"):
+            ready.fleet["node2"].exec("sh", "-ec", parts["node2"])
+        for name in ("node1", "node2"):
+            ready.fleet[name].exec("env", f"VLLM_API_KEY={KEY}", "sh", "-ec", parts[name])
+            assert f"VLLM_API_KEY={KEY}" in ready.inspect(name)["Config"]["Env"]
 
 
 # What is refused before anything starts

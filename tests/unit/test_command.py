@@ -208,6 +208,28 @@ def test_what_is_shown_is_what_runs(
             assert words.count(name) == 1
 
 
+def test_secrets_stand_by_their_names() -> None:
+    wanted = profile(secrets=["HF_TOKEN", "VLLM_API_KEY"])
+    hosts = (host("n1"), host("n2", docker=("sudo", "-n", "docker"), env={"HF_TOKEN": "EMPTY"}))
+    one, other = command.containers(request(profile=wanted), hosts)
+    for name in wanted.secrets:
+        assert ("--env", name) in one.groups
+    shown = one.pasteable()
+    assert 'export HF_TOKEN="${HF_TOKEN:?}" && \\\n' in shown
+    assert shown.index("export ") < shown.index("docker run")
+    assert yaml.safe_load(one.compose())["services"]["vllm"]["environment"] == {
+        **one.env, "HF_TOKEN": "${HF_TOKEN:?}", "VLLM_API_KEY": "${VLLM_API_KEY:?}",
+    }  # fmt: skip
+    # What a node has of its own wins.
+    assert other.secrets == ("VLLM_API_KEY",)
+    assert other.env["HF_TOKEN"] == "EMPTY"
+    assert other.groups[0] == ("sudo", "-n", "--preserve-env=VLLM_API_KEY", "docker", "run",
+                               "--detach")  # fmt: skip
+    assert other.create_argv[:4] == ["sudo", "-n", "docker", "create"]
+    assert "--env-file" in other.create_argv
+    assert "--env-file" not in command.containers(request(), HOSTS)[0].create_argv
+
+
 def test_gpus_by_cdi() -> None:
     device = "nvidia.com/gpu=all"
     one, other = command.containers(request(), (host("n1", gpus=("--device", device)), host("n2")))

@@ -123,8 +123,11 @@ def test_variables_of_one_node(tmp_path: Path) -> None:
     env = {"NCCL_IB_GID_INDEX": "4", "NCCL_DEBUG_SUBSYS": "INIT"}
     assert load(tmp_path, {"a": {"env": env}, "b": {}}).nodes[0].env == env
     wrong = {"NCCL_IB_GID_INDEX": "", "LD_PRELOAD": "/x", "NCCL_IB_HCA": "mlx5_0"}
+    wrong["HF_TOKEN"] = "5up3r53cr3t"
     detail = problems(tmp_path, {"a": {"env": wrong}})
     assert "NCCL_IB_GID_INDEX is '': NCCL would read 0" in detail
     assert "LD_PRELOAD is derived from the library in the image" in detail
     assert "set `interface` and `hca` of a node instead" in detail
+    assert "the value of HF_TOKEN is a secret (by its name)" in detail
+    assert wrong["HF_TOKEN"] not in detail
     assert "nodes.a.env.X must be text" in problems(tmp_path, {"a": {"env": {"X": 3}}})

@@ -127,6 +127,85 @@ def test_what_is_refused(tmp_path: Path, values: dict[str, Any], words: str) -> 
     assert detail.startswith("matrix.yaml:")
 
 
+KEY = "sk-5up3r53cr3t"
+HF = "hf_" + "aB" * 17
+EXPORT = "export VLLM_API_KEY for `launch` instead, and write `secrets: [VLLM_API_KEY]`"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"env__VLLM_API_KEY": KEY},
+            f"the value of VLLM_API_KEY is a secret (by its name)\n    {EXPORT}",
+        ),
+        ({"env__vllm_token": KEY}, "the value of vllm_token is a secret (by its name)"),
+        ({"env__A": HF}, "the value of A is a secret (Hugging Face token)"),
+        (
+            {"env__HF_TOKEN": HF},
+            "the value of HF_TOKEN is a secret (Hugging Face token, by its name)",
+        ),
+        ({"env__A": f"https://me:{KEY}@example.org/"}, "is a secret (login in an address)"),
+        ({"env__VLLM_API_KEY": "$VLLM_API_KEY"}, EXPORT),
+        ({"serve__more": ["--seed", "7", "--api-key", "a", KEY]}, EXPORT),
+        ({"serve__more": [f"--api_key={KEY}"]}, "the value of --api-key is a secret"),
+        ({"serve__more": ["--hf-token", HF]}, "write `secrets: [HF_TOKEN]`"),
+        ({"serve__more": [f"--admin-api-key={KEY}"]}, "the value of --admin-api-key is a secret"),
+        ({"serve__more": ["--hf-overrides", f'{{"x": "{HF}"}}']}, "of --hf-overrides is a secret"),
+        ({"command": ["sglang", "--api-key", KEY]}, "the value of --api-key is a secret"),
+        ({"secrets": [HF]}, "this is a secret (Hugging Face token)"),
+        ({"secrets": ["A"]}, "A is in `env`, too"),
+        # As they are mistyped.
+        ({"env__VLLM_API_KEY": 53073105}, "env.VLLM_API_KEY must be text, but is ***"),
+        ({"env__VLLM_API_KEY": [KEY]}, "env.VLLM_API_KEY must be one word"),
+        ({"env": f"VLLM_API_KEY={KEY}"}, "env must be a mapping, but is 'VLLM_API_KEY=***'"),
+        (
+            {"serve__more": f"--seed 7 --api-key {KEY * 9}"},
+            "but is '--seed 7 --api-key ***'",
+        ),
+        ({"secrets": [f"VLLM_API_KEY={KEY}"]}, "secrets.0: 'VLLM_API_KEY=***' does not have"),
+        ({"secrets": {"VLLM_API_KEY": KEY}}, "secrets must be a list, but is a mapping"),
+        ({"envs": {"VLLM_API_KEY": KEY}}, "did you mean 'env'?"),
+    ],
+)
+def test_a_secret_is_refused_and_not_shown(
+    tmp_path: Path, values: dict[str, Any], words: str
+) -> None:
+    detail = problems(tmp_path, **values)
+    assert words in detail
+    assert not any(secret[:6] in detail for secret in (KEY, HF, "53073105"))
+
+
+def test_a_secret_is_not_shown_where_the_file_is_no_yaml(tmp_path: Path) -> None:
+    load(tmp_path, GOOD)
+    file = tmp_path / "matrix.yaml"
+    for value in (f" @{KEY}", f" !{KEY}", f"{KEY}", f' "{KEY}', f" *{KEY}", f" {KEY}: x"):
+        file.write_text(
+            f"version: 1\nprofiles:\n  p:\n    env:\n      HF_TOKEN:{value}\n      A: b\n"
+        )
+        with pytest.raises(ConfigError) as caught:
+            matrix.load(file)
+        assert caught.value.problems[0].line == 5
+        assert KEY not in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"env": {"HF_TOKEN": "/run/secrets/hf", "OPENAI_API_KEY": "EMPTY", "A_SECRET": "1"}},
+        {"env": {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_TOKEN_PATH": "/root/.cache/hf/token"}},
+        {"env": {"TOKENIZERS_PARALLELISM": "false", "VLLM_ATTENTION_BACKEND": "FLASH_ATTN_MLA"}},
+        {"env": {"HTTPS_PROXY": "http://proxy.example:3128", "VLLM_API_KEY": ""}},
+        {"serve__more": ["--hf-token", "--api-key", "EMPTY", "--ssl-keyfile", "/etc/ssl/key.pem"]},
+        {"serve__more": ["--long-prefill-token-threshold", "1000000", "--tokenizer", "org/token"]},
+        {"serve__more": ["--kv-cache-memory-bytes", "6442450944", "--moe-backend", "marlin"]},
+        {"secrets": ["VLLM_API_KEY", "HF_TOKEN"]},
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_a_secret_is_none(tmp_path: Path, values: dict[str, Any]) -> None:
+    assert load(tmp_path, changed(**values)).profiles["p"].nodes == 4
+
+
 def test_all_problems_with_their_lines(tmp_path: Path) -> None:
     load(tmp_path, GOOD)
     text = ((tmp_path / "matrix.yaml").read_text().replace('"nodes": 4', '\n"nodes": 3')).replace(

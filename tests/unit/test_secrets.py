@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sparkimage.image import secrets
+from sparkimage.core import secrets
 
 BODY = b"MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7" * 2
 HEAD, TAIL = b"-----BEGIN PRIVATE KEY-----", b"-----END PRIVATE KEY-----"

@@ -155,7 +155,10 @@ class Rank:
         self.world: int = given.nnodes
         self.faults = self.read_faults()
         self.others: list[socket.socket] = []
-        self.behaviour = Behaviour(model=(given.served_model_name or [given.model])[0])
+        self.behaviour = Behaviour(
+            model=(given.served_model_name or [given.model])[0],
+            api_key=here.env.get("VLLM_API_KEY", ""),
+        )
         self.stepping = threading.Lock()
         self.answers: list[queue.Queue[bool]] = []
         """Of each worker, to the step of the head; False when it has ended."""
