@@ -119,8 +119,9 @@ def prove(
             findings.append(finding(what=f"NCCL {nccl}", seen=seen, ok=ok, pending=not versions))
         if rdma:
             ib, sockets = log.infiniband, log.socket
+            pending = ib == 0 and sockets == 0
             findings += [
-                finding(what="via NET/IB", seen=_lines(ib), ok=ib > 0, pending=ib == 0),
+                finding(what="via NET/IB", seen=_lines(ib), ok=ib > 0, pending=pending),
                 finding(what="no NET/Socket", seen=_lines(sockets), ok=sockets == 0),
             ]
     return tuple(findings)

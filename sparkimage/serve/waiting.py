@@ -70,7 +70,7 @@ class Ready:
 
 
 class ProofError(LaunchError):
-    """The deployment serves, but its logs do not show the pinned NCCL or RDMA."""
+    """The ranks' logs do not show the pinned NCCL or RDMA."""
 
     def __init__(self, findings: Sequence[Finding], known: Sequence[str]) -> None:
         failed = [
@@ -151,6 +151,8 @@ class Waiting:
             self._looked = time.monotonic()
             while not (self._health == HTTPStatus.OK and self._logs[HEAD].complete):
                 self._watch(until)
+                if self._is_refused():
+                    break
             self._catch_up()
             # Docker may have logged less than the ranks wrote.
             latest = min(until, time.monotonic() + PROOF_S)
@@ -224,12 +226,16 @@ class Waiting:
         spec, nodes = self.spec, [rank.name for rank in self.ranks]
         return readiness.prove(self._logs, nodes, nccl=spec.nccl, rdma=spec.rdma, gpus=spec.gpus)
 
-    def _is_pending(self) -> bool:
-        """Something is not in the logs yet, and nothing in them is wrong for good."""
-        findings = self._findings()
-        return any(finding.pending for finding in findings) and all(
-            finding.ok or finding.pending for finding in findings
+    def _is_refused(self) -> bool:
+        """Every rank has said its NCCL, and something is wrong for good: it will be so when they
+        serve, if they ever do."""
+        return all(log.banners for log in self._logs.values()) and any(
+            not finding.ok and not finding.pending for finding in self._findings()
         )
+
+    def _is_pending(self) -> bool:
+        """Something is not in the logs yet."""
+        return any(finding.pending for finding in self._findings())
 
     def _step(self, until: float, *, wait_s: float = 1.0) -> None:
         """Handle the next event, if one comes soon."""

@@ -77,30 +77,34 @@ SHALLOW = {"num_hidden_layers": 2}
 """Of a model on GPUs that nodes share: a GPU runs the kernels of one process at a time, so that
 every collective operation takes some of its time slices."""
 SEQUENCES = (2, 4, 8)
+NOT_FUSED = {"pass_config": {"fuse_allreduce_rms": False}}
+"""What vLLM compiles on Hopper otherwise reduces by multicast, and with the backend of
+``NO_MULTICAST`` it ends where there are several nodes:
+https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/distributed/device_communicators/flashinfer_all_reduce.py"""
 
 
 def profiles(gpus: int, nodes: int) -> dict[str, Any]:
     """The ways in which the tests serve, for this number of GPUs and of nodes."""
     serve: dict[str, Any] = {
         "load_format": "dummy", "max_model_len": model.CONTEXT, "max_num_seqs": 8,
-        "gpu_memory_utilization": 0.3, "more": ["--enforce-eager"],
+        "gpu_memory_utilization": 0.3, "compilation": NOT_FUSED,
     }  # fmt: skip
+    eager = {**serve, "more": ["--enforce-eager"]}
     drafts = {"method": "ngram", "num_speculative_tokens": 4}
     common = {"variants": ["*"], "env": machine.NO_MULTICAST, "caches": CACHES, "rdma": False}
     several = {**serve, "tensor_parallel": gpus}
     everywhere = {**serve, "tensor_parallel": nodes}
     if nodes > gpus:
         everywhere["gpu_memory_utilization"] = round(0.6 * gpus / nodes, 2)
-        everywhere["more"] = [*serve["more"], "--hf-overrides", json.dumps(SHALLOW)]
+        everywhere["more"] = [*eager["more"], "--hf-overrides", json.dumps(SHALLOW)]
     return {
-        "gpu-one": {**common, "serve": {**serve, "more": []}},
-        "gpu-eager": {**common, "serve": serve},
-        "gpu-all-memory": {**common, "serve": {**serve, "gpu_memory_utilization": 0.9}},
-        "gpu-drafts": {**common, "serve": {**serve, "speculative": drafts}},
+        "gpu-one": {**common, "serve": serve},
+        "gpu-all-memory": {**common, "serve": {**eager, "gpu_memory_utilization": 0.9}},
+        "gpu-drafts": {**common, "serve": {**eager, "speculative": drafts}},
         "gpu-several": {**common, "gpus": gpus, "serve": several},
         "gpu-nodes": {**common, "nodes": nodes, "serve": everywhere},
         **{
-            f"gpu-{count}-sequences": {**common, "serve": {**serve, "max_num_seqs": count}}
+            f"gpu-{count}-sequences": {**common, "serve": {**eager, "max_num_seqs": count}}
             for count in SEQUENCES
         },
     }
@@ -165,9 +169,14 @@ class Cluster:
         """Containers of this node preload ``path``; until ``restore``."""
         put(node, {"/usr/local/bin/docker": (0o755, PRELOADS.format(path=path).encode())})
 
-    def put_nccl(self, node: Node, file: Path) -> None:
-        """A node has this libnccl as ``OTHER_NCCL``."""
+    def preload_nccl(self, node: Node, file: Path) -> None:
+        """Containers of this node preload this libnccl; until ``restore``."""
         put(node, {OTHER_NCCL: (0o644, file.read_bytes())})
+        self.preload(node, OTHER_NCCL)
+
+    def forget_caches(self, node: Node) -> None:
+        """Nothing was compiled on a node."""
+        node.exec("rm", "-rf", "/root/.cache/sparkimage")
 
     def restore(self) -> None:
         """No deployment, no fault."""

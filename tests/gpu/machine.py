@@ -7,6 +7,7 @@ https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import shutil
@@ -115,12 +116,20 @@ def specification(
     }  # fmt: skip
 
 
-def other_nccl() -> Path | None:
-    """Another version of NCCL than the image's: $GPU_OTHER_NCCL, or that of this Python's torch."""
-    if own := os.environ.get("GPU_OTHER_NCCL"):
-        return Path(own)
+def other_nccls() -> list[Path]:
+    """Other builds of NCCL than the image's: $GPU_OTHER_NCCL (FILE[:FILE]), and that of this
+    Python's torch."""
+    named = os.environ.get("GPU_OTHER_NCCL", "")
     folders = (Path(folder, "nvidia", "nccl", "lib", "libnccl.so.2") for folder in sys.path)
-    return next((path for path in folders if path.is_file()), None)
+    return [*map(Path, named.split(os.pathsep) if named else ()),
+            *(path for path in folders if path.is_file())]  # fmt: skip
+
+
+def version(nccl: Path) -> str:
+    """The version that a libnccl says in its banner."""
+    with nccl.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = re.search(rb"NCCL version (\d+\.\d+\.\d+)", content)
+        return found[1].decode() if found else nccl.name
 
 
 def write(file: Path, value: object) -> None:

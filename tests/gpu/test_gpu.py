@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,15 +18,14 @@ from sparkimage.cli.base import open_store
 from sparkimage.core.process import Local
 from sparkimage.verify import gpu, plan_record
 from tests.gpu import machine
-from tests.gpu.cluster import NAME, SEQUENCES, Cluster
+from tests.gpu.cluster import BROKEN, NAME, SEQUENCES, Cluster
 from tests.lab.node import Node
 
 NOT_OF_THE_IMAGE = {"node/infiniband", "node/memlock"}
 """Checks of the machine: one without RDMA, or that may not lift limits, fails them."""
 SEEN_WITHIN_S = 60.0
 SHORT = ("--streams", "1,4", "--tokens", "16", "--requests", "4")
-LONG = ("--streams", "8", "--tokens", "4000")
-ALL_LONG = "20"
+LONG = ("--streams", "8", "--tokens", "4000", "--requests", "20")
 """Long generations, as the recipe that this project grew from was tried with."""
 
 
@@ -35,16 +35,16 @@ def pinned(cluster: Cluster) -> str:
     return plan_record.load(store, store.resolve(cluster.image).digest).plan.expect.nccl or ""
 
 
-def long(cluster: Cluster) -> tuple[str, ...]:
-    """Long generations for `probe`: with --enforce-eager, 8 take a model of 16 layers two
-    minutes; all on four GPUs and more."""
-    return (*LONG, "--requests", ALL_LONG if len(cluster.numbers) >= 4 else "8")
-
-
 def causes(explained: dict[str, Any]) -> list[str]:
     """The ids of the known failures."""
     matches = [match for log in explained["logs"] for match in log["matches"]]
     return [str(match["id"]) for match in (*matches, *explained["across"])]
+
+
+def banners(cluster: Cluster, name: str) -> list[list[str]]:
+    """The versions of NCCL in each rank's log."""
+    logs = [log.read_text() for log in cluster.logs(name, cluster.nodes)]
+    return [sorted(set(re.findall(r"NCCL version (\d+\.\d+\.\d+)", log))) for log in logs]
 
 
 def served(cluster: Cluster, name: str) -> None:
@@ -95,7 +95,7 @@ def test_one_gpu(gpus: Cluster) -> None:
 
     gpus.restore()
     assert gpus.launch("again", "gpu-one", gpus.nodes[:1]).returncode == 0
-    gpus.probe("again", gpus.nodes[:1], *LONG, "--requests", ALL_LONG)
+    gpus.probe("again", gpus.nodes[:1], *LONG)
 
 
 def test_nodes_of_one_gpu_each(gpus: Cluster) -> None:
@@ -105,7 +105,7 @@ def test_nodes_of_one_gpu_each(gpus: Cluster) -> None:
     said = "".join(log.read_text() for log in gpus.logs("nodes", gpus.nodes))
     assert "via NET/Socket" in said
     assert set(causes(gpus.explain("nodes", gpus.nodes))) <= {"socket-fallback"}
-    gpus.probe("nodes", gpus.nodes, *(SHORT if gpus.shared else long(gpus)))
+    gpus.probe("nodes", gpus.nodes, *(SHORT if gpus.shared else LONG))
 
     with gpus.busy():
         gpus.signal_worker("stopped", gpus.nodes[-1], "STOP")
@@ -129,23 +129,33 @@ def test_a_preload_that_is_missing(gpus: Cluster) -> None:
     assert causes(gpus.explain("missing", gpus.nodes)) != []
 
 
-def test_two_versions_of_nccl(gpus: Cluster) -> None:
+@pytest.mark.parametrize("other", machine.other_nccls(), ids=str)
+def test_another_nccl_on_all_ranks(gpus: Cluster, other: Path) -> None:
+    """They agree and would serve, or torch does not load with it: `launch` says which."""
+    name = f"all {machine.version(other)}"
+    gpus.fleet.each(lambda node: gpus.preload_nccl(node, other))
+    done = gpus.launch(name, "gpu-nodes", gpus.nodes, "--no-warm-up")
+    assert done.returncode == BROKEN
+    gpus.status(name, gpus.nodes)
+    found = causes(gpus.explain(name, gpus.nodes))
+    seen = banners(gpus, name)
+    gpus.results.note(**{f"{name} banners": seen, f"{name} causes": found})
+    if any(seen):
+        wrong = f"NCCL {pinned(gpus)}; seen: {machine.version(other)}"
+        assert f"looked for: {wrong}" in done.stderr
+    else:
+        assert found != []
+
+
+@pytest.mark.parametrize("other", machine.other_nccls(), ids=str)
+def test_two_versions_of_nccl(gpus: Cluster, other: Path) -> None:
     """They hang without a word, or break off: `launch` fails, and `explain` names them."""
-    other = machine.other_nccl()
-    if other is None:
-        pytest.skip("no other NCCL: set GPU_OTHER_NCCL")
-    last = gpus.nodes[-1]
-    gpus.put_nccl(last, other)
-    gpus.preload(last, "/nccl/libnccl.so.2")
-    done = gpus.launch("versions", "gpu-nodes", gpus.nodes, "--no-warm-up", limit_s=110)
-    assert done.returncode != 0
-    banners = [
-        set(re.findall(r"NCCL version (\d+\.\d+\.\d+)", log.read_text()))
-        for log in gpus.logs("versions", gpus.nodes)
-    ]
-    gpus.results.note(**{"versions banners": [sorted(one) for one in banners]})
-    found = causes(gpus.explain("versions", gpus.nodes))
-    gpus.results.note(**{"versions causes": found})
+    name = f"one {machine.version(other)}"
+    gpus.preload_nccl(gpus.nodes[-1], other)
+    done = gpus.launch(name, "gpu-nodes", gpus.nodes, "--no-warm-up", limit_s=110)
+    assert done.returncode == BROKEN
+    found = causes(gpus.explain(name, gpus.nodes))
+    gpus.results.note(**{f"{name} banners": banners(gpus, name), f"{name} causes": found})
     assert found != []
 
 
@@ -157,7 +167,7 @@ def test_all_gpus_of_one_node(together: Cluster) -> None:
     assert proof[f"NCCL {pinned(together)}"].startswith(pinned(together))
     assert together.complete(256)["usage"]["completion_tokens"] == 256
     assert causes(together.explain("several", together.nodes[:1])) == []
-    together.probe("several", together.nodes[:1], *long(together))
+    together.probe("several", together.nodes[:1], *LONG)
 
     together.signal_worker("several killed", together.head, "KILL")
     assert broken(together, "several killed", together.nodes[:1]) != []
@@ -199,6 +209,7 @@ def test_memory_that_another_process_took(gpus: Cluster) -> None:
 def test_caches_that_another_node_compiled(gpus: Cluster) -> None:
     """The last node compiles nothing of what the first one has saved."""
     first, last = gpus.nodes[:1], gpus.nodes[-1:]
+    gpus.forget_caches(gpus.nodes[-1])
     assert gpus.launch("saved", "gpu-one", first, "--save-caches").returncode == 0
     gpus.restore()
     assert gpus.launch("brought", "gpu-one", last).returncode == 0

@@ -728,7 +728,10 @@ def test_another_nccl_on_one_rank_is_caught(ready: Serving) -> None:
     assert f"✗ node3 (rank 2): looked for: NCCL {PIN}; seen: {OLD}+cuda13.2" in said
     wrong = [one for one in json.loads(done.stdout)["proof"] if not one["ok"]]
     assert [(one["rank"], one["node"]) for one in wrong] == [(2, "node3")]
-    refused(ready.launch("--keep"), LAUNCH_FAILED, "what was started keeps running")
+    # It is known long before it would serve.
+    ready.model("node1", hang="compile")
+    done = ready.launch("--keep")
+    refused(done, LAUNCH_FAILED, "the proof failed: 1 of 12 findings", "keeps running")
     assert ready.containers() == WHOLE
 
 
