@@ -21,8 +21,6 @@ from sparkimage.image.store import Image, Store
 AGENT = "SSH_AUTH_SOCK"
 MAX_BYTES = 500 * 1024
 """Of one secret: https://github.com/moby/buildkit/blob/master/session/secrets/secrets.go"""
-SHORT = 8
-"""Characters of the shortest line that is searched for: a shorter one may be any word."""
 CHUNK_BYTES = 1 << 20
 
 
@@ -115,7 +113,7 @@ class BuildSecrets:
             else:
                 text = os.environ.get(name, "")
             lines = (line.strip() for line in text.splitlines())
-            values[name] = [line for line in lines if len(line) >= SHORT]
+            values[name] = [line for line in lines if len(line) >= secrets.SHORT]
         return values
 
     def hide(self, plan: Plan) -> Callable[[str], str]:

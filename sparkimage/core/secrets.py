@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from functools import cache
-from importlib import resources
 from typing import Any
 
 SITE_CA = "CA bundle of a site"
@@ -17,12 +16,16 @@ _SITE_BUNDLE = re.compile(r"^(usr/local/share/ca-certificates/.+|run/.+)$")
 """Where a site's own certificates are; a distribution's are elsewhere."""
 _SECRET = re.compile(r"[^\s/$].{5,}")
 """What may be a secret: no path of one, no `1`, no EMPTY as vLLM's clients pass it."""
+SHORT = 8
+"""Characters of the shortest value that is looked for: a shorter one may be any word."""
 Rule = tuple[str, re.Pattern[str], list[bytes], re.Pattern[bytes]]
 
 
 @cache
 def _data() -> Any:
     # Most files have nothing for which the patterns are needed.
+    from importlib import resources
+
     import yaml
 
     file = resources.files("sparkimage").joinpath("data", "secrets.yaml")

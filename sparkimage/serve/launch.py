@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sparkimage.core.errors import LaunchError
+from sparkimage.core.errors import LaunchError, SparkError
 from sparkimage.core.program import program
 from sparkimage.core.progress import View
 from sparkimage.core.units import plural
@@ -292,6 +292,8 @@ class Launch:
             # Cleaned up and raised again.
             from sparkimage.serve import waiting
 
+            if isinstance(error, SparkError):
+                secrets.hide(self.secrets, error)
             if self.keep and self._is_started:
                 note = f"what was started keeps running; {program()} stop ends it"
             elif left := self._undo(all_):

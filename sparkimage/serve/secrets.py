@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from sparkimage.core.errors import PreflightError
+from sparkimage.core import secrets
+from sparkimage.core.errors import PreflightError, SparkError
 
 API_KEY = "VLLM_API_KEY"
 """VLLM's own variable for the key of its server."""
@@ -39,3 +40,9 @@ def take(profile: str, names: Sequence[str]) -> dict[str, str]:
 def env_file(values: Mapping[str, str], names: Sequence[str]) -> str:
     """The environment file with these of the values."""
     return "".join(f"{name}={values[name]}\n" for name in names)
+
+
+def hide(values: Mapping[str, str], error: SparkError) -> None:
+    """Replace the values in an error, which may quote what a server has logged."""
+    hidden = secrets.hider(one for one in values.values() if len(one) >= secrets.SHORT)
+    error.message, error.detail = hidden(error.message), hidden(error.detail)

@@ -369,6 +369,13 @@ def test_a_secret_is_in_the_servers_environment_and_nowhere_else(ready: Serving)
             assert f"VLLM_API_KEY={KEY}" in ready.inspect(name)["Config"]["Env"]
 
 
+def test_an_error_hides_a_secret_that_the_server_logs(ready: Serving) -> None:
+    ready.matrix({"four": {**PROFILES["four"], "secrets": ["HF_TOKEN"]}})
+    ready.model("node3", die="weights", words=f"cannot log in with {KEY}")
+    said = refused(ready.launch(HF_TOKEN=KEY), LAUNCH_FAILED, "node3 | cannot log in with ***")
+    assert KEY not in said
+
+
 # What is refused before anything starts
 
 
