@@ -10,7 +10,7 @@ import fnmatch
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
@@ -53,6 +53,7 @@ FLAGS: Mapping[str, str] = {
 class Serve(Strict):
     """vLLM's arguments, in the order of its command line; default: vLLM's own defaults."""
 
+    REMOVED: ClassVar[dict[str, str]] = {"api_key": environment.instead("VLLM_API_KEY")}
     tensor_parallel: Positive = 1
     pipeline_parallel: Positive = 1
     expert_parallel: bool = False
@@ -271,7 +272,8 @@ def _secrets(profile: Profile) -> Iterator[Finding]:
             yield ("secrets", i), f"this is a secret ({kind})", "write the name of its variable"
     for key, words in ((("serve", "more"), profile.serve.more), (("command",), profile.command)):
         option = ""
-        for i, word in enumerate(words or ()):
+        # A word may be several for a shell, or by mistake.
+        for i, word in ((i, word) for i, text in enumerate(words or ()) for word in text.split()):
             value = word
             if word.startswith("-"):
                 option, value = flag(word), word.partition("=")[2]

@@ -54,7 +54,7 @@ class Strict(BaseModel):
     """Base of the models of all files that people write: frozen, unknown keys are refused."""
 
     REMOVED: ClassVar[dict[str, str]] = {}
-    """Keys of earlier versions, and what to write in their place."""
+    """Keys that are known, but not taken, and what to write in their place."""
 
     # Each command builds the validators of only those models that it uses.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)

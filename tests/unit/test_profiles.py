@@ -152,7 +152,10 @@ EXPORT = "export VLLM_API_KEY for `launch` instead, and write `secrets: [VLLM_AP
         ({"serve__more": ["--hf-token", HF]}, "write `secrets: [HF_TOKEN]`"),
         ({"serve__more": [f"--admin-api-key={KEY}"]}, "the value of --admin-api-key is a secret"),
         ({"serve__more": ["--hf-overrides", f'{{"x": "{HF}"}}']}, "of --hf-overrides is a secret"),
+        ({"serve__more": [f"--api-key {KEY}"]}, "the value of --api-key is a secret"),
+        ({"serve__api_key": KEY}, EXPORT),
         ({"command": ["sglang", "--api-key", KEY]}, "the value of --api-key is a secret"),
+        ({"command": ["sh", "-c", f"vllm serve --api-key {KEY}"]}, "the value of --api-key is"),
         ({"secrets": [HF]}, "this is a secret (Hugging Face token)"),
         ({"secrets": ["A"]}, "A is in `env`, too"),
         # As they are mistyped.
