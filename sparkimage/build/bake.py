@@ -174,11 +174,15 @@ def _git_identifier(context: str) -> str:
     return f"git://{url.netloc.rpartition('@')[2]}{url.path}#{url.fragment}"
 
 
-def _named_contexts(layer: LayerPlan, inputs: Inputs, mirrors: Mirrors) -> dict[str, str]:
+def _named_contexts(
+    layer: LayerPlan, inputs: Inputs, below: str, mirrors: Mirrors
+) -> dict[str, str]:
     """The build contexts of a layer's `inputs`."""
     contexts = {}
     for taken in layer.inputs:
         match taken.content:
+            case None:
+                contexts[taken.context] = below
             case PinnedImage() as image:
                 contexts[taken.context] = _reference(image, mirrors)
             case GitTree() as tree:
@@ -200,7 +204,7 @@ def _source_targets(
     source = layer.source
     assert source is not None
     builders: dict[str, dict[str, Any]] = {}
-    contexts = _named_contexts(layer, inputs, mirrors)
+    contexts = _named_contexts(layer, inputs, below, mirrors)
     for arg, image in source.images.items():
         contexts[context_name(arg, image)] = below
         if image is not None and source.version is None:
@@ -232,7 +236,7 @@ def _target(
     contexts = {
         "layer": below,
         "tools": str(inputs.tools),
-        **_named_contexts(layer, inputs, mirrors),
+        **_named_contexts(layer, inputs, below, mirrors),
     }
     if layer.name in inputs.layers:
         contexts["inputs"] = str(inputs.layers[layer.name])

@@ -26,23 +26,22 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSecrets:
-    """The secrets that the user gives: as files with ``--secret``, else in the environment."""
+    """The secrets that the user gives: with ``--secret``, else in the environment."""
 
-    files: Mapping[str, Path] = field(default_factory=dict)
-    """By name."""
+    given: Mapping[str, Path | str] = field(default_factory=dict)
+    """By name, the file or the environment variable of ``--secret``."""
 
     @classmethod
     def parse(cls, words: Iterable[str], known: Collection[str]) -> BuildSecrets:
-        """The files of ``id=NAME,src=FILE`` words; ``known`` are the names that layers have.
-
-        Raises ``UsageError``.
+        """The secrets of ``id=NAME,src=FILE`` and ``id=NAME,env=VARIABLE`` words; ``known`` are the
+        names that layers have. Raises ``UsageError``.
         """
-        files = {}
+        given: dict[str, Path | str] = {}
         for word in words:
             fields = dict(part.partition("=")[::2] for part in word.split(",", 1))
-            if fields.keys() != {"id", "src"} or not all(fields.values()):
+            if fields.keys() not in ({"id", "src"}, {"id", "env"}) or not all(fields.values()):
                 raise UsageError(
-                    f"--secret {word!r} is not id=NAME,src=FILE",
+                    f"--secret {word!r} is not id=NAME,src=FILE or id=NAME,env=VARIABLE",
                     hint="for instance --secret id=HF_TOKEN,src=/run/user/1000/token",
                 )
             if fields["id"] not in known:
@@ -50,6 +49,18 @@ class BuildSecrets:
                     f"--secret {word!r}: no layer has the secret {fields['id']!r}",
                     hint=nearest(fields["id"], known),
                 )
+            if fields["id"] in given:
+                raise UsageError(
+                    f"--secret {word!r}: {fields['id']!r} is given twice", hint="leave one out"
+                )
+            if (variable := fields.get("env")) is not None:
+                if not os.environ.get(variable):
+                    raise UsageError(
+                        f"--secret {word!r}: the environment has no {variable}",
+                        hint=f"export {variable}=…",
+                    )
+                given[fields["id"]] = variable
+                continue
             path = Path(fields["src"]).absolute()
             if not path.is_file() or not os.access(path, os.R_OK):
                 raise UsageError(f"--secret {word!r}: the file cannot be read", hint="correct it")
@@ -58,8 +69,8 @@ class BuildSecrets:
                     f"--secret {word!r}: the file is larger than {MAX_BYTES // 1024} KiB",
                     hint="BuildKit hands over no larger one",
                 )
-            files[fields["id"]] = path
-        return cls(files=files)
+            given[fields["id"]] = path
+        return cls(given=given)
 
     def of(self, layer: LayerPlan) -> Mapping[str, list[str]]:
         """What a layer's bake target has of them.
@@ -71,7 +82,7 @@ class BuildSecrets:
         secret = [
             f'id={name},"src={str(source).replace(chr(34), chr(34) * 2)}"'
             if isinstance(source, Path)
-            else f"id={name},env={name}"
+            else f"id={name},env={source}"
             for name, source in zip(layer.secrets, given, strict=True)
         ]
         ssh = ["default"] if layer.ssh else []
@@ -90,7 +101,12 @@ class BuildSecrets:
                     missing.setdefault("an ssh agent", []).append(where)
         if missing:
             names = [what.split()[-1] for what in missing if what.startswith("the secret")]
-            hints = [f"export {name}=…, or pass --secret id={name},src=FILE" for name in names]
+            hints = [
+                f"export {name}=…, or pass --secret id={name},src=FILE"
+                if name.isidentifier()
+                else f"pass --secret id={name},src=FILE or --secret id={name},env=VARIABLE"
+                for name in names
+            ]
             if "an ssh agent" in missing:
                 hints.append('eval "$(ssh-agent)"; ssh-add')
             raise PreflightError(
@@ -101,7 +117,7 @@ class BuildSecrets:
 
     def _given(self, name: str) -> Path | str | None:
         """The file of a secret, or the name of its variable; None where it is not given."""
-        return self.files.get(name) or (name if os.environ.get(name) else None)
+        return self.given.get(name) or (name if os.environ.get(name) else None)
 
     def _values(self, plan: Plan) -> dict[str, list[str]]:
         """Each secret's value by its lines, which a log has one by one."""
@@ -111,7 +127,7 @@ class BuildSecrets:
             if isinstance(source, Path):
                 text = source.read_text(errors="surrogateescape")
             else:
-                text = os.environ.get(name, "")
+                text = os.environ.get(source or name, "")
             lines = (line.strip() for line in text.splitlines())
             values[name] = [line for line in lines if len(line) >= secrets.SHORT]
         return values

@@ -79,6 +79,9 @@ Print = Annotated[PlanFormat | None, typer.Option("--print", help="Print the pla
 Builder = Annotated[str | None, value("NAME", "Build with this buildx builder.")]
 Secret = Annotated[
     list[str] | None,
-    value("id=NAME,src=FILE", "A layer's build secret; default: the environment variable NAME."),
+    value(
+        "id=NAME,src=FILE",
+        "A layer's build secret (or env=VARIABLE); default: the environment variable NAME.",
+    ),
 ]
 Lean = Annotated[bool, flag("--lean", "Use half the disk: drop the build cache after the build.")]

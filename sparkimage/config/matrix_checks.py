@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sparkimage.config import patch_specs, patched_pins
+from sparkimage.config import dockerfile, patch_specs, patched_pins
 from sparkimage.config.patch_specs import PATCHES, Patch
 from sparkimage.config.pins import (
     FILE_NAME,
@@ -22,7 +22,7 @@ from sparkimage.config.pins import (
     version_argument,
     version_of,
 )
-from sparkimage.config.schema import LAYER, NOT, Expect, LayerSpec, MatrixFile, Selector, SourceUse
+from sparkimage.config.schema import LAYER, NOT, Expect, LayerSpec, MatrixFile, Selector
 from sparkimage.config.template import Template
 from sparkimage.config.validation import Report
 from sparkimage.config.variants import (
@@ -160,10 +160,12 @@ class MatrixChecks:
             taken |= {**OWN_CONTEXTS, name: "the stage of its own Dockerfile"}
         else:
             taken |= {arg.lower(): f"the image of {arg}" for arg in layer.source.images}
-        for context in layer.named_inputs:
+        for written in layer.named_inputs:
+            context = dockerfile.familiar(written)
             if context in taken:
                 what = f"layer {name} has an input called {context!r}: that is {taken[context]}"
-                self.report.add((*key, "inputs", context), what, "give the context another name")
+                self.report.add((*key, "inputs", written), what, "give the context another name")
+            taken[context] = "another one of its inputs"
         for i, secret in enumerate(layer.secrets):
             if secret in RESERVED_SECRETS:
                 what = f"layer {name} has a secret called {secret!r}, as the step of the wheels has"
@@ -174,6 +176,8 @@ class MatrixChecks:
         known = (*known_values(self.spec), ARCH)
         texts: list[tuple[Key, str]] = [(("args", arg), text) for arg, text in layer.args.items()]
         texts += [(("expect", "cuda"), layer.expect.cuda or "")]
+        place = ("inputs",) if layer.source is None else ("source", "inputs")
+        texts += [((*place, context), context) for context in layer.named_inputs]
         more = "; a brace of the value itself is doubled: {{ or }}"
         for below, text in texts:
             title = f"layer {name}: {'.'.join(map(str, below))}"
@@ -302,23 +306,24 @@ class MatrixChecks:
                 self.report.add(key, what, f"`{role}` takes a pin of kind {' or '.join(kinds)}")
         lowest = name == variant.layers[0]
         if layer.source is not None:
-            self._check_below(title, name, layer.source, lowest=lowest)
+            self._check_below(title, name, layer, lowest=lowest)
         elif (layer.base is not None) != lowest:
             what = f"{title} has a `base`, but is not the lowest"
             if layer.base is None:
                 what = f"{title} is the lowest, but has no `base`"
             self.report.add(key, what, "the lowest layer, and no other, has a `base`")
 
-    def _check_below(self, title: str, name: str, source: SourceUse, *, lowest: bool) -> None:
+    def _check_below(self, title: str, name: str, layer: LayerSpec, *, lowest: bool) -> None:
         """Check that a source is built on the layer below, if there is one."""
-        if lowest == (LAYER in source.images.values()):
+        if lowest == layer.takes_below:
             what = f"{title} takes no layer below: the image would have nothing of it"
             todo = (
                 "give the layer below to the argument of the Dockerfile's last FROM: "
-                f"`images: {{FINAL_BASE_IMAGE: {LAYER}}}`; or make it the lowest layer"
+                f"`images: {{FINAL_BASE_IMAGE: {LAYER}}}`, or `inputs: {{IMAGE: {LAYER}}}` where "
+                "it has none; or make it the lowest layer"
             )
             if lowest:
-                what = f"{title} is the lowest, but one of its `images` is the layer below"
+                what = f"{title} is the lowest, but it takes the layer below"
                 todo = f"give it an image pin in place of `{LAYER}`, or a layer below it"
             self.report.add(("layers", name, "source"), what, todo)
 

@@ -103,10 +103,11 @@ class WebFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """A pin that a layer takes as a named build context."""
+    """What a layer takes as a named build context."""
 
     context: str
-    content: PinnedImage | GitTree | WebFile
+    content: PinnedImage | GitTree | WebFile | None
+    """None for the layer below."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from typing import Any, TypeVar
 
-from sparkimage.config import below, lock_items, overlays, plan, schema, series
+from sparkimage.config import below, dockerfile, lock_items, overlays, plan, schema, series
 from sparkimage.config.address import without_login
 from sparkimage.config.defaults import LABEL
 from sparkimage.config.lock_items import Deb, OneItem, Wheel
@@ -365,7 +365,9 @@ class _LockedVariant:
             debs=self._debs(spec.debs) if spec.debs is not None else None,
             source=source,
             patches=self._patches.of_layer(name),
-            inputs=tuple(self._input(*item) for item in sorted(spec.named_inputs.items())),
+            inputs=tuple(
+                self._input(context, name) for context, name in sorted(spec.named_inputs.items())
+            ),
             syntax=self._item(spec.syntax, lock_items.PinnedImage) if spec.syntax else None,
             secrets=tuple(spec.secrets),
             ssh=spec.ssh,
@@ -407,6 +409,10 @@ class _LockedVariant:
         return self._item(name, lock_items.Commit).commit if isinstance(pin, GitPin) else None
 
     def _input(self, context: str, name: str) -> plan.Input:
+        # BuildKit looks for no other form of an image's name.
+        context = dockerfile.familiar(Template.parse(context).fill(self.variant.words))
+        if name == schema.LAYER:
+            return plan.Input(context=context, content=None)
         pin, value = self.pins[name], self.variant.pins[name]
         content: lock_items.PinnedImage | plan.GitTree | plan.WebFile
         if isinstance(pin, FilePin):

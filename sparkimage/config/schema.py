@@ -18,7 +18,8 @@ Value = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]+$", max_length=128)]
 """The name of a pin's value, such as a version."""
 Size = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(MB|GB|TB)$")]
 """A number of bytes, in powers of 1000: ``107GB``."""
-NAME_TEMPLATE = r"([a-z0-9]|\{[a-z0-9_-]+\})+"
+AXIS = r"\{[a-z0-9_-]+\}"
+NAME_TEMPLATE = rf"([a-z0-9]|{AXIS})+"
 USER = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?$"
 ROOT = "root"
 RepositoryName = Annotated[
@@ -50,11 +51,14 @@ class WheelsUse(Strict):
     )
 
 
-Context = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]*$", max_length=255)]
-"""A named build context, or the image of a FROM or a COPY --from, which it then replaces."""
+Context = Annotated[
+    str, Field(pattern=rf"^{NAME_TEMPLATE}([A-Za-z0-9._/:@-]|{AXIS})*$", max_length=255)
+]
+"""A named build context, or the image of a FROM or a COPY --from, which it then replaces;
+``{axis}`` in it is filled in for each variant."""
 INPUTS = (
     "git, image or file pin by named build context, or by the image in a FROM or COPY --from that "
-    "it replaces"
+    "it replaces; {axis} is filled in"
 )
 
 
@@ -82,7 +86,9 @@ class SourceUse(Strict):
     images: dict[str, Name] = Field(
         default={}, description="image pin by build argument; `layer` is the layer below"
     )
-    inputs: dict[Context, Name] = Field(default={}, description=INPUTS)
+    inputs: dict[Context, Name] = Field(
+        default={}, description=f"{INPUTS}; `layer` is the layer below"
+    )
     disk: Size | None = Field(default=None, description="free disk that the build needs")
     memory: Size | None = Field(default=None, description="free memory that the build needs")
 
@@ -151,8 +157,8 @@ class LayerSpec(Strict):
         description="image pin of the Dockerfile's frontend; without one its `# syntax=` line is "
         "dropped",
     )
-    secrets: list[Variable] = Field(
-        default=[], description="build secrets, each an environment variable or `--secret`"
+    secrets: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]] = Field(
+        default=[], description="ids of build secrets, each an environment variable or `--secret`"
     )
     ssh: bool = Field(default=False, description="RUN --mount=type=ssh: the user's own ssh agent")
     platforms: list[Platform] = Field(
@@ -177,6 +183,8 @@ class LayerSpec(Strict):
         source = self.source
         images = sorted({*source.images.values()} - {LAYER}) if source is not None else []
         inputs = dict.fromkeys(self.named_inputs.values())
+        if source is not None:
+            inputs.pop(LAYER, None)
         roles = [
             ("base", self.base, ("debian", "image")),
             ("debs", self.debs, ("deb", "debian")),
@@ -196,6 +204,12 @@ class LayerSpec(Strict):
         return self.inputs if self.source is None else self.source.inputs
 
     @property
+    def takes_below(self) -> bool:
+        """Whether its `source` takes the layer below."""
+        source = self.source
+        return source is not None and LAYER in (*source.images.values(), *source.inputs.values())
+
+    @property
     def only_installs(self) -> bool:
         """Whether all that it does is to install what is locked: it needs no Dockerfile then."""
         installed = [name for name in ("base", "debs", "wheels", "patches") if getattr(self, name)]
@@ -208,8 +222,9 @@ class LayerSpec(Strict):
 
     @cached_property
     def filled(self) -> frozenset[str]:
-        """The axes and pins whose values its arguments have as ``{NAME}``."""
-        return frozenset(name for text in self.templates.values() for name in text.names)
+        """The axes and pins whose values its arguments and inputs have as ``{NAME}``."""
+        texts = [*self.templates.values(), *map(Template.parse, self.named_inputs)]
+        return frozenset(name for text in texts for name in text.names)
 
     @cached_property
     def uses(self) -> tuple[str, ...]:

@@ -49,7 +49,8 @@ def findings(
         yield ("source", "target"), what, nearest(str(spec.source.target), read.targets)
         return
     yield from _arguments(spec, spec.source, read, reach, where)
-    yield from _images(spec.source, reach, contexts, where)
+    yield from _without_name(read, layer, where)
+    yield from _images(spec, layer, reach, contexts, where)
     yield from _versions(matrix, plan, spec, read, reach, where)
 
 
@@ -65,23 +66,43 @@ def _arguments(
             yield key, what, f"{nearest(key[-1], known)}; else remove it"
 
 
-def _images(use: SourceUse, reach: Reach, contexts: set[str], where: str) -> Iterator[Finding]:
+def _without_name(read: Dockerfile, layer: LayerPlan, where: str) -> Iterator[Finding]:
+    """Each FROM whose arguments make no image's name: BuildKit refuses it in every stage, also in
+    one that the target does without."""
+    values = read.values(layer.args)
+    for use in (stage.uses[0] for stage in read.stages):
+        name = dockerfile.expand(use.name, values)
+        if not name or name != name.strip(":/@"):
+            arguments = [match[1] or match[4] for match in dockerfile.VARIABLE.finditer(use.name)]
+            what = f"{where}, line {use.line}, takes FROM {use.written}, which is {name!r} here"
+            yield ("args",), what, f"give {' and '.join(arguments)} a value: `args`, or `images`"
+
+
+def _images(
+    spec: LayerSpec, layer: LayerPlan, reach: Reach, contexts: set[str], where: str
+) -> Iterator[Finding]:
     """What the target takes from outside that nothing pins, and a base that is not the layer."""
     for found in reach.outside:
         name = dockerfile.familiar(found.name)
-        if name.lower() != dockerfile.SCRATCH and name not in contexts:
+        if name.lower() in ("", dockerfile.SCRATCH) or name != name.strip(":/@"):
+            continue
+        if name not in contexts:
             what = f"{where}, line {found.line}, takes {found}, which no pin of the layer has"
-            yield ("source",), what, _pinned(found)
-    if LAYER in use.images.values() and reach.base.name != LAYER:
+            yield ("source",), what, _named(found, "PIN")
+    below = {LAYER, *(taken.context for taken in layer.inputs if taken.content is None)}
+    if spec.takes_below and dockerfile.familiar(reach.base.name) not in below:
         what = f"{where}: the target is built {reach.base}, not on the layer below"
-        yield ("source", "images"), what, f"give `{LAYER}` to the argument of that FROM"
+        yield ("source", "images"), what, _named(reach.base, LAYER)
 
 
-def _pinned(use: Use) -> str:
+def _named(use: Use, pin: str) -> str:
+    """The next action: how a source says that ``pin`` stands for what its Dockerfile names."""
     argument = dockerfile.VARIABLE.fullmatch(use.written)
     if argument is not None:
-        return f"pin that image, and name the pin: `images: {{{argument[1] or argument[4]}: PIN}}`"
-    return f"pin it, and name the pin: `inputs: {{{dockerfile.familiar(use.name)}: PIN}}`"
+        key = f"`images: {{{argument[1] or argument[4]}: {pin}}}`"
+    else:
+        key = f'`inputs: {{"{dockerfile.familiar(use.name)}": {pin}}}`'
+    return f"pin it, and name the pin: {key}" if pin != LAYER else f"write {key}"
 
 
 def _versions(
@@ -94,7 +115,8 @@ def _versions(
     for pin, version in plan.versions.items():
         arg = version_argument(pin)
         default = own.get(arg) or values.get(arg)
-        if not default or default == version or arg in spec.args:
+        # 12.9 is any 12.9.x.
+        if not default or f"{version}.".startswith(f"{default}.") or arg in spec.args:
             continue
         asks = f"{where}, line {read.lines[arg]}, has {arg}={default}"
         if pin not in spec.uses:

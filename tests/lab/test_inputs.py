@@ -68,11 +68,15 @@ COPY --from=lab/other:9 /etc/passwd /opt/passwd
 """,
 }
 SOURCE = f"""{SYNTAX}ARG BASE=debian:13
+ARG IMAGE=registry.example/none
+ARG TAG=1
 FROM $BASE AS first
 ARG SERVER_COMMIT
 COPY . /app/
 RUN echo "$SERVER_COMMIT" >/app/commit
 FROM first AS other
+FROM $IMAGE:$TAG AS again
+COPY server /again/
 """
 
 
@@ -133,8 +137,14 @@ def matrix_data(tree: str, server: str) -> dict[str, Any]:
         "source": {"pin": "server", "context": "docker", "target": "first",
                    "images": {"BASE": "tiny"}}
     }  # fmt: skip
+    layers["again"] = {
+        "source": {"pin": "server", "context": "docker", "target": "again",
+                   "inputs": {"registry.example/{tiny}/below:latest": "layer"}},
+        "args": {"IMAGE": "registry.example/{tiny}/below", "TAG": "latest"},
+    }  # fmt: skip
     names = {
         "taken": ["base", "taken"],
+        "again": ["base", "again"],
         "server": ["server"],
         **{name: ["base", name] for name in ("secret", "telling", "leaking", "agent", "open")},
     }
@@ -222,6 +232,13 @@ def test_a_source_in_a_folder_is_the_lowest_layer(bench: Bench) -> None:
     assert "app/README" not in files
     # Its images are as they are: it has no version that its build would ask git for.
     assert image.settings.env.keys() <= {"PATH"}
+
+
+def test_a_source_whose_base_is_made_of_two_arguments(bench: Bench) -> None:
+    files = bench.files(bench.build("again"))
+    assert files["again/server"] == b"it serves\n"
+    assert files["etc/passwd"]
+    assert "app/server" not in files
 
 
 def test_what_is_not_pinned_is_denied_with_what_to_do(bench: Bench) -> None:

@@ -90,7 +90,8 @@ def test_the_lines_of_a_secret_are_hidden_one_by_one(tmp_path: Path) -> None:
     [
         (NAME, "is not id=NAME,src=FILE", "for instance"),
         (f"id={NAME}", "is not id=NAME,src=FILE", "for instance"),
-        (f"id={NAME},env=X", "is not id=NAME,src=FILE", "for instance"),
+        (f"id={NAME},env=", "is not id=NAME,src=FILE", "for instance"),
+        (f"id={NAME},env=NO_{NAME}", f"the environment has no NO_{NAME}", f"export NO_{NAME}=…"),
         (f"src=/x,id={NAME}", "the file cannot be read", "correct it"),
         (f"id={NAME},src=", "is not id=NAME,src=FILE", "for instance"),
         (f"id={NAME},src=/no/such/file", "the file cannot be read", "correct it"),
@@ -102,6 +103,21 @@ def test_an_option_that_gives_no_secret(word: str, what: str, todo: str) -> None
         BuildSecrets.parse([word], {NAME})
     assert what in error.value.message
     assert todo in error.value.hint
+
+
+def test_a_secret_whose_id_is_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = replace(LAYER, secrets=("aws-key-id",))
+    with pytest.raises(PreflightError) as error:
+        BuildSecrets().require([plan(layer)])
+    ways = "pass --secret id=aws-key-id,src=FILE or --secret id=aws-key-id,env=VARIABLE"
+    assert error.value.hint == ways
+    monkeypatch.setenv(NAME, VALUE)
+    given = BuildSecrets.parse([f"id=aws-key-id,env={NAME}"], {"aws-key-id"})
+    given.require([plan(layer)])
+    assert given.of(layer) == {"secret": [f"id=aws-key-id,env={NAME}"]}
+    assert given.hide(plan(layer))(f"x={VALUE}!") == "x=***!"
+    with pytest.raises(UsageError, match="'aws-key-id' is given twice"):
+        BuildSecrets.parse([f"id=aws-key-id,env={NAME}"] * 2, {"aws-key-id"})
 
 
 def test_a_file_that_buildkit_does_not_take(tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ WRONG_INPUTS = [
      "no pin can be called 'layer': among the images of a source this is the layer below",
      "rename"),
     ("layers: [low, up, made]", "layers: [made, up]", 11,
-     "variant v: layer made is the lowest, but one of its `images` is the layer below",
+     "variant v: layer made is the lowest, but it takes the layer below",
      "give it an image pin in place of `layer`, or a layer below it"),
 ]  # fmt: skip
 

@@ -158,11 +158,11 @@ def test_all_that_does_not_fit_is_said_at_once(project: Project) -> None:
         (f"{where} has no argument BUILD_BASE", "did you mean 'BUILD_BASE_IMAGE'?"),
         (
             f"{where}, line 7, takes FROM builder:cuda13.0.3, which no pin of the layer has",
-            "pin that image, and name the pin: `images: {BUILD_BASE_IMAGE: PIN}`",
+            "pin it, and name the pin: `images: {BUILD_BASE_IMAGE: PIN}`",
         ),
         (
             f"{where}, line 25, takes COPY --from=ghcr.example/uv:1, which no pin",
-            "pin it, and name the pin: `inputs: {ghcr.example/uv:1: PIN}`",
+            'pin it, and name the pin: `inputs: {"ghcr.example/uv:1": PIN}`',
         ),
         (f"{where}, line 26, takes ADD https://a.example/x, which no pin", "pin it"),
     ):
@@ -181,13 +181,13 @@ def test_all_that_does_not_fit_is_said_at_once(project: Project) -> None:
             GOOD,
             {"images": {"BUILD_BASE_IMAGE": "layer", "FINAL_BASE_IMAGE": "devel"}},
             "the target is built FROM final_base_image, not on the layer below",
-            "give `layer` to the argument of that FROM",
+            "write `images: {FINAL_BASE_IMAGE: layer}`",
         ),
         (
             {"docker/Dockerfile": "FROM a AS x\n"},
             {"target": "x", "images": {"BASE": "layer"}},
             "line 1, takes FROM a, which no pin of the layer has",
-            "`inputs: {a: PIN}`",
+            '`inputs: {"a": PIN}`',
         ),
     ],
 )  # fmt: skip
@@ -222,10 +222,64 @@ def test_an_input_stands_for_what_the_dockerfile_names(project: Project) -> None
     text = LIKE_VLLM.replace("FROM ${BUILD_BASE_IMAGE}", "FROM docker.io/library/rust:1")
     source = {**SOURCE, "images": {"FINAL_BASE_IMAGE": "layer"}}
     project.write({"docker/Dockerfile": text}, {"source": source})
-    assert "`inputs: {rust:1: PIN}`" in "\n".join(project.problems())
+    assert '`inputs: {"rust:1": PIN}`' in "\n".join(project.problems())
     source = {**source, "inputs": {"rust:1": "devel"}}
     project.write({"docker/Dockerfile": text}, {"source": source})
     assert project.problems() == []
+
+
+TWO_PARTS = """\
+ARG BASE_IMAGE
+ARG BASE_TAG
+ARG CUDA_VERSION=13.0
+FROM ${BASE_IMAGE}:${BASE_TAG} AS build
+COPY --from=docker.io/tools/uv:latest /uv /bin/
+FROM registry.example/cuda:${CUDA_VERSION}-runtime
+COPY --from=build /bin/uv /bin/
+"""
+"""Images whose names the Dockerfile makes of several arguments."""
+
+
+def test_an_image_made_of_several_arguments(project: Project) -> None:
+    source: dict[str, Any] = {
+        "pin": "fork",
+        "inputs": {
+            "devel.example/cuda:{devel}-x": "devel",
+            # As the Dockerfile has it; BuildKit looks for the shortest form.
+            "docker.io/tools/uv:latest": "devel",
+            "registry.example/cuda:{cuda}-runtime": "layer",
+        },
+    }
+    layer: dict[str, Any] = {"source": source, "pins": ["cuda", "nccl"], "args": {}}
+    layer["args"] = {"BASE_IMAGE": "devel.example/cuda", "BASE_TAG": "{devel}-x",
+                     "CUDA_VERSION": "{cuda}"}  # fmt: skip
+    project.write({"Dockerfile": TWO_PARTS}, layer)
+    assert project.problems() == []
+    read = matrix.load(project.folder / "matrix.yaml")
+    lock = lockfile.load(project.folder / "matrix.lock")
+    compiled = planning.make(read, read.variants[0], lock, maker.ORIGIN).layers[1]
+    assert {one.context: one.content is None for one in compiled.inputs} == {
+        "devel.example/cuda:13.0-x": False,
+        "tools/uv": False,
+        "registry.example/cuda:13.0-runtime": True,
+    }
+    project.write({"Dockerfile": TWO_PARTS}, {**layer, "args": {}})
+    said = "\n".join(project.problems())
+    assert "line 4, takes FROM ${BASE_IMAGE}:${BASE_TAG}, which is ':' here" in said
+    assert "give BASE_IMAGE and BASE_TAG a value: `args`, or `images`" in said
+    del source["inputs"]["registry.example/cuda:{cuda}-runtime"]
+    source["inputs"]["other"] = "layer"
+    project.write({"Dockerfile": TWO_PARTS}, layer)
+    said = "\n".join(project.problems())
+    assert "built FROM registry.example/cuda:13.0-runtime, not on the layer below" in said
+    assert 'write `inputs: {"registry.example/cuda:13.0-runtime": layer}`' in said
+
+
+@pytest.mark.parametrize(("version", "said"), [("2.31.2", False), ("2.31.0", False), ("2.3", True)])
+def test_a_shorter_version_is_any_of_them(project: Project, version: str, said: bool) -> None:
+    text = LIKE_VLLM.replace("NCCL_VERSION=2.31.2", "NCCL_VERSION=2.31")
+    project.write({"docker/Dockerfile": text}, {"pins": []}, nccl=version)
+    assert bool(project.problems()) is said
 
 
 def test_what_is_compiled_and_what_runs_agree(project: Project) -> None:
