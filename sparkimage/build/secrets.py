@@ -45,9 +45,10 @@ class BuildSecrets:
                     hint="for instance --secret id=HF_TOKEN,src=/run/user/1000/token",
                 )
             if fields["id"] not in known:
+                todo = f"add `secrets: [{fields['id']}]` to the layer whose step mounts it"
                 raise UsageError(
                     f"--secret {word!r}: no layer has the secret {fields['id']!r}",
-                    hint=nearest(fields["id"], known),
+                    hint=nearest(fields["id"], known) if known else todo,
                 )
             if fields["id"] in given:
                 raise UsageError(

@@ -20,6 +20,7 @@ from sparkimage.cli.options import flag, value
 from sparkimage.cli.os_errors import refusal
 from sparkimage.core import interrupts
 from sparkimage.core.errors import SparkError, UsageError
+from sparkimage.core.files import work_in
 from sparkimage.core.program import program
 
 ALONE = ("--matrix", "--only")
@@ -48,7 +49,7 @@ def _print_version(wanted: bool) -> None:
 def root(
     context: typer.Context,
     matrix: Annotated[bool, flag("--matrix", "Build every variant.")] = False,
-    only: Annotated[str | None, value("GLOB", "Build the variants that match GLOB.")] = None,
+    only: Annotated[list[str] | None, value("GLOB", "Build the variants that match GLOB.")] = None,
     print_: options.Print = None,
     builder: options.Builder = None,
     secret: options.Secret = None,
@@ -74,7 +75,7 @@ def root(
     """Build, verify and ship container images for clusters of Docker nodes."""
     if directory is not None:
         try:
-            os.chdir(directory)
+            work_in(directory)
         except OSError as error:
             raise UsageError(
                 f"-C {directory}: {error.strerror}", hint="pass a folder that exists"
@@ -95,8 +96,8 @@ def root(
     from sparkimage.config.matrix import select
 
     project = base.read_matrix()
-    variants = select(project, only=only)
-    if print_ == "github" and only is None:
+    variants = select(project, only=only or ())
+    if print_ == "github" and not only:
         image.print_jobs(project, base.plans_of(project, variants))
         return
     image.build(

@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sparkimage.core import markup, paths
-from sparkimage.core.errors import CommandError, ConfigError, LockError, NodeError, SparkError
-from sparkimage.core.files import find_up
+from sparkimage.core.errors import (
+    CommandError,
+    ConfigError,
+    LockError,
+    NodeError,
+    SparkError,
+    UsageError,
+)
+from sparkimage.core.files import find_up, shown
 from sparkimage.core.tables import Table
 
 if TYPE_CHECKING:
@@ -274,11 +281,12 @@ def read_lock(matrix: Matrix) -> Lock:
     """The matrix's lock. Raises ``LockError`` when it is missing or does not fit."""
     from sparkimage.config import lockfile
 
-    lock = lockfile.load(matrix.file.with_suffix(".lock"))
+    path = matrix.file.with_suffix(".lock")
+    lock = lockfile.load(path)
     problems = lockfile.check(matrix, lock)
     if problems:
         raise LockError(
-            f"{lock.file} does not fit {matrix.file.name}", detail="\n".join(problems),
+            f"{shown(path)} does not fit {shown(matrix.file)}", detail="\n".join(problems),
             hint=lockfile.REMEDY,
         )  # fmt: skip
     return lock
@@ -322,6 +330,10 @@ def resolve_context(matrix: Matrix | None, say: Callable[[str], None]) -> Resolv
 
 
 def _users_mirrors() -> Mapping[str, str]:
+    if (named := os.environ.get(paths.MIRRORS)) and not paths.mirrors().exists():
+        raise UsageError(
+            f"{paths.MIRRORS} is {named}, which does not exist", hint="correct it, or unset it"
+        )
     if not paths.mirrors().is_file():
         return {}
     from sparkimage.config import mirrors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,6 +17,7 @@ from sparkimage.core.units import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import BufferedReader
 
     from sparkimage.serve.explain.found import Match
     from sparkimage.serve.explain.knowledge import Reading
@@ -79,6 +80,12 @@ def _read(name: str) -> Reading:
     reading = Reading(source="standard input" if name == STDIN else name)
     try:
         with nullcontext(sys.stdin.buffer) if name == STDIN else open(name, "rb") as stream:
+            head = cast("BufferedReader", stream).peek(4)[:4]
+            if (tool := loglines.OTHER_ARCHIVES.get(head)) is not None:
+                raise UsageError(
+                    f"{reading.source} is compressed with {tool}",
+                    hint=f"unpack it: `{tool} -dc FILE | {program()} explain -`",
+                )
             for lines in loglines.blocks_of(stream):
                 batches.read(reading, lines)
     except OSError as error:

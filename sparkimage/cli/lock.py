@@ -32,7 +32,7 @@ def lock(
     ] = None,
     outdated: Annotated[bool, flag("--outdated", "Only list what has newer versions.")] = False,
     only: Annotated[
-        str | None, value("GLOB", "Resolve the pins of the variants that match GLOB.")
+        list[str] | None, value("GLOB", "Resolve the pins of the variants that match GLOB.")
     ] = None,
     _mirror: options.Mirror = None,
     as_json: options.Json = False,
@@ -50,7 +50,7 @@ def lock(
     elif outdated:
         _print_outdated(matrix, as_json=as_json)
     else:
-        _resolve(matrix, update or (), only)
+        _resolve(matrix, update or (), only or ())
 
 
 def _check(matrix: Matrix, *, as_json: bool) -> None:
@@ -93,19 +93,21 @@ def _print_outdated(matrix: Matrix, *, as_json: bool) -> None:
     _raise_failures(outcome.failures)
 
 
-def _resolve(matrix: Matrix, update: Sequence[str], only: str | None) -> None:
+def _resolve(matrix: Matrix, update: Sequence[str], only: Sequence[str]) -> None:
     from sparkimage.config import lockfile
     from sparkimage.config.matrix import select
     from sparkimage.resolve import resolver
 
     path = matrix.file.with_suffix(".lock")
-    variants = None if only is None else select(matrix, only=only)
+    variants = select(matrix, only=only) if only else None
     # Locked is the folder, since files in it are replaced.
     with locks.exclusive(matrix.root, base.say, f"writes {path.name}"):
         try:
             old = lockfile.load(path, older=True)
-        except LockError:
-            old = None  # missing or damaged: resolved from scratch
+        except LockError as error:
+            old = None
+            if path.exists():
+                base.warn(f"{error.message}: every pin is resolved anew")
         targets = resolver.parse_update(matrix, old, update)
         context = base.resolve_context(matrix, typer.echo)
         outcome = resolver.resolve(matrix, old, context, targets, variants)

@@ -124,6 +124,10 @@ def mirror_problem(start: str, to: str) -> tuple[str, str] | None:
                 f"the mirror of {start} is {to!r}, which is no address",
                 f"did you mean 'https://{to}'?",
             )
+    elif not re.search(r"[.:/]|^localhost$", start):
+        # As Docker tells a registry from the first part of a name.
+        what = f"the mirror of {start} is {without_login(to)!r}, and {start} is no registry"
+        return what, f"write {WHEELS}, {DEBIAN}, {UBUNTU}, an address, or one such as docker.io"
     elif scheme is not None:
         name = without_login(to).partition("://")[2] or "registry.example:5000/hub"
         what = f"the mirror of {start} is {without_login(to)!r}: a registry's name has no scheme"

@@ -36,7 +36,8 @@ class NodeSpec(Strict):
     control: str | None = Field(
         default=None,
         pattern=ADDRESS,
-        description="address for ssh, or a Host of ssh_config; default: the node's name",
+        description="address for ssh, without `user` and `port`, or a Host of ssh_config; default: "
+        "the node's name",
     )
     data: str | None = Field(
         default=None,
@@ -179,6 +180,10 @@ def _check(nodes: tuple[Node, ...]) -> Iterator[Finding]:
         for kind, address in (("control", node.control), ("data", node.data)):
             if address is None:
                 continue
+            if with_port := re.fullmatch(r"([^:]+):([0-9]+)", address):
+                what = f"{address} has a port, which is a key of its own"
+                todo = f"write `{kind}: {with_port[1]}`, and sshd's port as `port: {with_port[2]}`"
+                yield (node.name, kind), what, todo
             other = owners.setdefault((address, node.port), node.name)
             if other != node.name:
                 what = f"{node.name} and {other} have the same address {address}"

@@ -36,6 +36,7 @@ from sparkimage.config.patch_specs import MISSING, PATCHES
 from sparkimage.config.pins import Key
 from sparkimage.config.series import SERIES, Series
 from sparkimage.config.validation import Report, Strict, shown
+from sparkimage.core import files
 from sparkimage.core.errors import ConfigError, LockError
 from sparkimage.core.program import program
 
@@ -91,8 +92,10 @@ FORMS: Mapping[str, str] = {
     "commit": _SHA1,
     "tree": _SHA1,
     "part": "root|more",
+    "file": r"(?!\.\.?$)[^/\x00-\x1f\x7f]+",
+    "path": r"(?!/|(.*/)?\.\.(/|$))[^\x00-\x1f\x7f]+",
 }
-"""The patterns of an item's fields; the others are any text."""
+"""The patterns of an item's fields; the others are any text. No file lies outside of its folder."""
 TEXT = r"[^\x00-\x1f\x7f]+"
 
 
@@ -206,8 +209,9 @@ def load(path: Path, *, older: bool = False) -> Lock:
 
     ``older``: of a lock of version 2, take all but the patches, which had another form.
     """
+    file = files.shown(path)
     if not path.exists():
-        raise LockError(f"{path.name} is missing", hint=REMEDY)
+        raise LockError(f"{file} is missing", hint=REMEDY)
     hint = REMEDY
     try:
         document = yamlfile.load(path, max_bytes=MAX_BYTES)
@@ -216,7 +220,7 @@ def load(path: Path, *, older: bool = False) -> Lock:
             what = f"is of version {OLDER}, not" if version == OLDER else "is not a lock of version"
             if isinstance(version, int) and version > VERSION:
                 what, hint = f"is of version {version}, of a newer sparkimage, not", NEWER
-            raise LockError(f"{path.name} {what} {VERSION}", hint=hint)
+            raise LockError(f"{file} {what} {VERSION}", hint=hint)
         text = validation.parse(document, _LockText)
         if version == OLDER:
             text.pins.pop(PATCHES, None)
@@ -230,7 +234,7 @@ def load(path: Path, *, older: bool = False) -> Lock:
     except ConfigError as error:
         first, *others = error.problems
         raise LockError(
-            f"{path.name} is damaged: {first.what} (line {first.line})",
+            f"{file} is damaged: {first.what} (line {first.line})",
             detail="\n".join(f"{p.file}:{p.line}: {p.what}" for p in others[: error.SHOWN]),
             hint=REMEDY,
         ) from None
@@ -351,12 +355,12 @@ def _what_is_wrong(line: str, rest: str, kind: type[Item] | None) -> str:
     if not names or len(parts) < len(names):
         known = ", ".join(WORDS)
         return f"{shown(line, quote=True)} is not a lock line ({known}, each with its parts)"
-    invalid = (
-        name
+    name, part = next(
+        (name, part)
         for name, part in zip(names, parts, strict=True)
         if not re.fullmatch(FORMS.get(name, TEXT), part)
     )
-    return f"{shown(line, quote=True)} has an invalid {next(invalid)}"
+    return f"{shown(line, quote=True)} has an invalid {name}: {shown(part, quote=True)}"
 
 
 def _parse(line: str) -> Item:

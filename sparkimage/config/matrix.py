@@ -101,12 +101,14 @@ def load(path: Path) -> Matrix:
     variants: dict[str, tuple[Variant, Key]] = {}
     for variant, key in expanded:
         if variant.name in variants:
-            other = document.line(variants[variant.name][1])
-            report.add(
-                key,
-                f"two variants are called {variant.name!r} (the other: line {other})",
-                "use an axis that differs in defaults.name, or rename one",
-            )
+            other, place = variants[variant.name]
+            what = f"two variants are called {variant.name!r} (the other: line "
+            words, others = variant.words, other.words
+            axes = [f"{{{name}}}" for name in words if words[name] != others.get(name)]
+            todo = "rename one of them"
+            if place == key and axes:
+                todo = f"add {' or '.join(axes)}, in which they differ, to defaults.name"
+            report.add(key, f"{what}{document.line(place)})", todo)
         else:
             variants[variant.name] = (variant, key)
             checks.check_variant(variant, key)
@@ -157,10 +159,10 @@ def _cache_warnings(
 
 
 def select(
-    matrix: Matrix, *, names: Sequence[str] = (), only: str | None = None, group: str | None = None
+    matrix: Matrix, *, names: Sequence[str] = (), only: Sequence[str] = (), group: str | None = None
 ) -> tuple[Variant, ...]:
-    """The variants of these names (or groups, or unique beginnings), matching the glob ``only``, or
-    of this group; else all.
+    """The variants of these names (or groups, or unique beginnings), matching one of the globs
+    ``only``, or of this group; else all.
 
     Raises ``UsageError`` for a name, glob or group without a variant.
     """
@@ -168,10 +170,12 @@ def select(
     selected = {variant for name in names for variant in _named(matrix, name)} or set(known)
     if group is not None:
         selected &= set(matrix.groups[group])
-    if only is not None:
-        selected = {name for name in selected if fnmatch.fnmatchcase(name, only)}
-        if not selected:
-            raise UsageError(f"no variant matches {only!r}", hint="known are " + ", ".join(known))
+    matching = {glob: {one for one in known if fnmatch.fnmatchcase(one, glob)} for glob in only}
+    for glob, found in matching.items():
+        if not found:
+            raise UsageError(f"no variant matches {glob!r}", hint=validation.nearest(glob, known))
+    if matching:
+        selected &= set().union(*matching.values())
     return tuple(variant for variant in matrix.variants if variant.name in selected)
 
 

@@ -121,7 +121,11 @@ class MatrixChecks:
             own = layer.source is not None or (self.images / name / "Dockerfile").is_file()
             if not own and not layer.only_installs:
                 what = f"layer {name} has no images/{name}/Dockerfile"
-                self.report.add(key, what, "write it (it begins `FROM layer`), or remove the layer")
+                todo = "write it (it begins `FROM layer`), or remove the layer"
+                if len(layer.installed) > 1:
+                    parts = " and ".join(f"`{part}`" for part in layer.installed)
+                    todo = f"write it (it begins `FROM layer`), or give {parts} a layer each"
+                self.report.add(key, what, todo)
             for pin in layer.uses:
                 what = f"layer {name} uses pin {pin!r}, which is not in pins"
                 require(key, pin, spec.pins, what)
@@ -213,6 +217,9 @@ class MatrixChecks:
         """Check names, values and the number of variants."""
         axes, pins = self.spec.axes, self.spec.pins
         for axis, values in axes.items():
+            for i in (i for i, value in enumerate(values) if values.index(value) < i):
+                what = f"axis {axis} has {values[i]!r} twice"
+                self.report.add(("axes", axis, i), what, "keep one of the two")
             known: Collection[str] = pins.get(axis, {})
             what = f"axis {axis} has {{!r}}, which is not in pins.{axis}"
             if axis == PLATFORM:

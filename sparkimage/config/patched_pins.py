@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from sparkimage.config import patch_specs
+from sparkimage.config import patch_specs, validation
 from sparkimage.config.patch_specs import Patch
 from sparkimage.config.pins import GitPin, ImagePin, Pin, WheelsPin
 from sparkimage.config.schema import LayerSpec
@@ -59,8 +59,13 @@ def problems(
             if (other := seen.setdefault(one, name)) != name or layer.patches.count(one) > 1:
                 yield name, f"{title} is applied twice (layer {other})", "keep one of them"
             of_it = candidates(patch, layer, layers[known[0]], used)
+            if of_it and of_it[0] not in pins:
+                what = f"layer {name}: patch {one} is for {of_it[0]}, which is not in pins"
+                todo = validation.nearest(of_it[0], pins)
+                yield name, what, f"correct `for` in {patch_specs.FILE}: {todo}"
+                continue
             yield from ((name, f"{title} {what}", todo) for what, todo in _wrong(
-                patch, layer, of_it, used, pins
+                patch, layer, of_it, used
             ))  # fmt: skip
 
 
@@ -69,7 +74,6 @@ def _wrong(
     layer: LayerSpec,
     of_it: Sequence[str],
     used: Mapping[str, Pin],
-    pins: Mapping[str, Mapping[str, Pin]],
 ) -> Iterator[tuple[str, str]]:
     where = f"in {patch_specs.FILE}"
     if len(of_it) > 1:
@@ -79,9 +83,6 @@ def _wrong(
     if not of_it:
         if patch.replaces is None or patch.expects is None:
             yield "is for no pin of the variant", f"say which {where}: `for: PIN`"
-    elif of_it[0] not in pins:
-        todo = f"correct `for` {where}: known are {', '.join(sorted(pins))}"
-        yield f"is for {of_it[0]}, which is not in pins", todo
     elif of_it[0] not in used:
         yield f"is for pin {of_it[0]}, which the variant has no value of", f"correct `for` {where}"
     elif layer.source is not None and of_it[0] != layer.source.pin:

@@ -19,6 +19,7 @@ from sparkimage.config.defaults import API_PORT, MASTER_PORT
 from sparkimage.config.environment import Environment, Variable
 from sparkimage.config.validation import Finding, Name, Strict
 
+RANKS = "correct one of them, so that each GPU is one rank"
 Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 """A word of a command line: at least one character, and no control characters."""
 Positive = Annotated[int, Field(ge=1)]
@@ -233,7 +234,7 @@ def problems(profile: Profile, variants: Iterable[str]) -> Iterator[Finding]:
             yield ("serve", "tensor_parallel"), what, "leave them out, or leave out `scale`"
     elif tensor * pipeline != profile.nodes * profile.gpus:
         what = f"tensor {tensor} x pipeline {pipeline} is not nodes {profile.nodes} x gpus "
-        yield ("serve", "tensor_parallel"), f"{what}{profile.gpus}", "each GPU is one rank"
+        yield ("serve", "tensor_parallel"), f"{what}{profile.gpus}", RANKS
     if profile.port == profile.master_port:
         yield ("master_port",), "port and master_port are the same", "use two ports"
     spec = serve.speculative

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from sparkimage.config.environment import Variable
 from sparkimage.config.pins import INSIDE, KINDS, PLATFORMS, Pin, Platform
 from sparkimage.config.profiles import Profile
 from sparkimage.config.template import Template
@@ -210,10 +209,16 @@ class LayerSpec(Strict):
         return source is not None and LAYER in (*source.images.values(), *source.inputs.values())
 
     @property
+    def installed(self) -> tuple[str, ...]:
+        """The keys of what it installs."""
+        return tuple(key for key in ("base", "debs", "wheels", "patches") if getattr(self, key))
+
+    @property
     def only_installs(self) -> bool:
         """Whether all that it does is to install what is locked: it needs no Dockerfile then."""
-        installed = [name for name in ("base", "debs", "wheels", "patches") if getattr(self, name)]
-        return len(installed) == 1 and not (self.inputs or self.secrets or self.ssh or self.syntax)
+        return len(self.installed) == 1 and not (
+            self.inputs or self.secrets or self.ssh or self.syntax
+        )
 
     @cached_property
     def templates(self) -> dict[str, Template]:

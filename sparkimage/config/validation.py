@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -217,8 +218,9 @@ def _problem(document: Document, model: type[Strict], error: Any) -> Problem:
         meant = suggestions.meant(value, error["ctx"]["pattern"])
         if meant == without_login(value):
             what = f"{where}: {text} has a login, which plans and labels would show"
-        todo = f"did you mean {meant!r}?" if meant else ""
-        todo = (todo or f"it must match {error['ctx']['pattern']}") + about
+        todo = suggestions.advice(value, error["ctx"]["pattern"]) or ""
+        todo = todo or (f"did you mean {meant!r}?" if meant else "")
+        todo = (todo or f"it must be {suggestions.FORMS[error['ctx']['pattern']]}") + about
     elif kind == "union_tag_invalid":
         tag = error["ctx"]["tag"]
         what = f"{where} is of the unknown kind {shown(tag, quote=True)}"
@@ -237,9 +239,16 @@ def _example(wanted: tuple[Any, ...], text: str) -> str:
     if len(wanted) > 1:
         return "{kind: …}"
     (kind,) = wanted or (str,)
+    if kind is float and (number := re.fullmatch(r"'?([0-9.]{1,9})(%?)'?", text)):
+        return f"{number[1]}" if not number[2] else f"{float(number[1]) / 100:g}"
+    if kind is int and (number := re.fullmatch(r"'?([0-9]{1,9})(?i:([km])i?)?'?", text)):
+        # vLLM's own short form: 256K are 262144.
+        return str(int(number[1]) << {"": 0, "k": 10, "m": 20}[(number[2] or "").lower()])
     if get_origin(kind) is dict:
         return "{NAME: …}"
     if get_origin(kind) is list:
+        if text == TYPE_NAMES[dict] and get_origin(_options(get_args(kind)[0])[0]) is not None:
+            return "[{NAME: …}]"
         return "[…]" if text in TYPE_NAMES.values() else f"[{_words(text)}]"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         names = [f"{name}: …" for name, field in _fields(kind).items() if field.is_required()]

@@ -20,6 +20,7 @@ REPOSITORY_NAME = re.compile(r"[a-z0-9]+([._/-][a-z0-9]+)*")
 PLATFORM = "platform"
 ARCH = "arch"
 """What ``{arch}`` stands for beside the axes: the platform's architecture."""
+BESIDE = " or `platforms:` beside its name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,10 @@ class _Expansion:
             if not excluded:
                 what = "this exclude matches no variant"
                 todo = "correct its values, or remove it"
+                for axis, selector in entry.items():
+                    if not any(fits(value, selector) for value in axes[axis]):
+                        what = f"{what}: {axis} has no value {selector!r}"
+                        todo = f"{axis} has {', '.join(axes[axis])}; correct it, or remove this"
                 self.warnings.append(self.report.document.problem(("exclude", i), what, todo))
         if not kept:
             what, todo = "the excludes leave no variant of the axes", "remove one, or the axes"
@@ -172,15 +177,23 @@ class _Expansion:
             if value not in values:
                 what = f"variant {entry.name} names {pin} {value!r}, which is not in pins"
                 wrong, known = (value, values) if pin in spec.pins else (pin, spec.pins)
-                self.report.require(("include", i, "pins", pin), wrong, known, what)
+                key: Key = ("include", i, "pins", pin)
+                if pin in (PLATFORM, ARCH):
+                    what = f"variant {entry.name}: {pin} is no pin"
+                    self.report.add(key, what, f"write `platform:`{BESIDE}")
+                elif pin not in spec.pins and pin in spec.axes:
+                    what = f"variant {entry.name}: {pin} is an axis without pins"
+                    self.report.add(key, what, f"write it under `axes`: `axes: {{{pin}: …}}`")
+                else:
+                    self.report.require(key, wrong, known, what)
         for axis in entry.axes:
-            key: Key = ("include", i, "axes", axis)
+            key = ("include", i, "axes", axis)
             if axis in spec.pins:
                 what = f"variant {entry.name}: {axis} is a pin"
                 self.report.add(key, what, f"write it under `pins`: `pins: {{{axis}: …}}`")
             elif axis in (PLATFORM, ARCH):
                 what = f"variant {entry.name} has {axis} as an axis of its own"
-                self.report.add(key, what, "write `platform:` or `platforms:` beside its name")
+                self.report.add(key, what, f"write `platform:`{BESIDE}")
             elif entry.axes[axis].startswith(NOT):
                 what = f"variant {entry.name}: {axis} {entry.axes[axis]!r} would mean all but one"
                 self.report.add(key, what, "begin it with another character")

@@ -19,6 +19,7 @@ from yaml.reader import Reader
 from sparkimage.config import yamlsyntax
 from sparkimage.core import secrets
 from sparkimage.core.errors import ConfigError, Problem
+from sparkimage.core.files import shown
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 200_000
@@ -83,7 +84,7 @@ def load(
     Raises ``ConfigError`` for everything that is wrong with it.
     """
     text = _read(path, if_missing, max_bytes)
-    reader = _Reader(Document(file=path.name, text=text))
+    reader = _Reader(Document(file=shown(path), text=text))
     try:
         _check_depth(path, text)
         node = yaml.compose(text, Loader=_Loader)
@@ -118,7 +119,7 @@ def _read(path: Path, if_missing: str, max_bytes: int) -> str:
     except UnicodeDecodeError as error:
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise _error(path, 1, "the file is UTF-16", "save it as UTF-8") from None
-        raise ConfigError([Problem.of_encoding(path.name, error)]) from None
+        raise ConfigError([Problem.of_encoding(shown(path), error)]) from None
     if control := Reader.NON_PRINTABLE.search(text):
         line = text.count("\n", 0, control.start()) + 1
         what = f"invalid YAML: the control character U+{ord(control[0]):04X} is not allowed"
@@ -138,7 +139,7 @@ def _check_depth(path: Path, text: str) -> None:
 
 
 def _error(path: Path, line: int, what: str, todo: str) -> ConfigError:
-    return ConfigError([Problem(file=path.name, line=line, what=what, todo=todo)])
+    return ConfigError([Problem(file=shown(path), line=line, what=what, todo=todo)])
 
 
 class _Reader:

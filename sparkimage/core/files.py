@@ -86,6 +86,25 @@ def find_up(path: Path) -> Path:
     return path
 
 
+class _Called:
+    folder: Path | None = None
+    """Where the command was called, when it works in another folder."""
+
+
+def work_in(folder: Path) -> None:
+    """Work in ``folder``. Raises ``OSError``."""
+    here = Path.cwd()
+    os.chdir(folder)
+    _Called.folder = here
+
+
+def shown(path: Path) -> str:
+    """A path for messages, as the user would open it: from the folder that the command was called
+    in, or the whole of it where that is shorter."""
+    near = os.path.relpath(path, _Called.folder)
+    return min(near, str(path.absolute()), key=len)
+
+
 def free_bytes(place: Path) -> int:
     """Free bytes of the file system on which ``place`` is or will be."""
     return shutil.disk_usage(_existing(place)).free

@@ -39,9 +39,12 @@ def store() -> Path:
     return Path(own).absolute() if own else home() / "store"
 
 
+MIRRORS = "SPARKIMAGE_MIRRORS"
+
+
 def mirrors() -> Path:
     """The user's own list of mirrors: $SPARKIMAGE_MIRRORS, else in the XDG configuration."""
-    own = os.environ.get("SPARKIMAGE_MIRRORS")
+    own = os.environ.get(MIRRORS)
     return Path(own).absolute() if own else _xdg("XDG_CONFIG_HOME", ".config") / "mirrors.yaml"
 
 

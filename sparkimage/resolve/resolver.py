@@ -29,6 +29,7 @@ from sparkimage.config.patch_planning import patch_plan, to_plan
 from sparkimage.config.patch_specs import FILE, PATCHES
 from sparkimage.config.pins import DebianPin, DebPin, FilePin, GitPin, ImagePin, Key, WheelsPin
 from sparkimage.config.series import SERIES, Series
+from sparkimage.config.validation import nearest
 from sparkimage.core.errors import Locked, LockError, NetworkError, SparkError, UsageError
 from sparkimage.core.program import program
 from sparkimage.resolve import images, patch_files, wheels
@@ -124,7 +125,7 @@ def parse_update(matrix: Matrix, lock: Lock | None, words: Sequence[str]) -> Upd
         else:
             raise UsageError(
                 f"{word!r} is no pin of {matrix.file.name} and no locked project",
-                hint="known are " + ", ".join(sorted({pin for pin, _ in known})),
+                hint=nearest(name, {pin for pin, _ in known if pin != PATCHES}),
             )
     return Update(pins=tuple(dict.fromkeys(pins)), projects=projects)
 

@@ -164,7 +164,7 @@ def test_an_invalid_mirrors_file(tmp_path: Path, text: str) -> None:
     for problem in error.value.problems:
         assert problem.line >= 1
         assert problem.todo
-        assert problem.file == "mirrors.yaml"
+        assert problem.file == str(path)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
+import random
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,6 +105,32 @@ def test_bytes_of_any_kind_are_read() -> None:
     # Brackets in a log are no markup.
     done = run("-", given=b"[red] RuntimeError: Failed to infer device type [/nothing]")
     assert "[red] RuntimeError: Failed to infer device type [/nothing]" in done.stdout
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_what_logrotate_leaves_is_unpacked_as_far_as_it_is_whole(
+    pack: Callable[[bytes], bytes],
+) -> None:
+    line = TRUE["torch-without-cuda"][0][1].encode() + b"\n"
+    packed = pack(line + random.Random(1).randbytes(300_000))
+    # A block of bzip2 has 900 KB, and is read as a whole.
+    for given in (packed, packed[:-1000]) if pack is not bz2.compress else (packed,):
+        assert json.loads(run("-", "--json", given=given).stdout)["found"] == 1
+
+
+def test_an_archive_that_python_does_not_unpack_is_named() -> None:
+    done = run("-", given=b"\x28\xb5\x2f\xfd1234")
+    assert done.returncode == 2
+    assert "error: standard input is compressed with zstd" in done.stderr
+    assert "`zstd -dc FILE | sparkimage explain -`" in done.stderr
+
+
+def test_lines_below_a_heading_of_tail_have_its_file() -> None:
+    line = "RuntimeError: Failed to infer device type"
+    log = f"==> /logs/one/vllm.log <==\nfine\n\n==> /logs/two/vllm.log <==\n{line}\n"
+    (match,) = json.loads(run("-", "--json", given=log.encode()).stdout)["logs"][0]["matches"]
+    assert match["line"] == f"logs-two-vllm.log | {line}"
+    assert match["line_number"] == 5
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:

@@ -83,4 +83,5 @@ def test_what_does_more_needs_one(tmp_path: Path, more: dict[str, Any]) -> None:
         write(tmp_path, {**LAYERS, "more": more})
     (problem,) = error.value.problems
     assert problem.what == "layer more has no images/more/Dockerfile"
-    assert problem.todo == "write it (it begins `FROM layer`), or remove the layer"
+    either = "give `debs` and `wheels` a layer each" if "wheels" in more else "remove the layer"
+    assert problem.todo == f"write it (it begins `FROM layer`), or {either}"

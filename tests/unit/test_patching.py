@@ -121,7 +121,7 @@ def test_a_problem_has_its_line(tmp_path: Path, old: str, new: str, line: int, w
         load(tmp_path, GOOD.replace(old, new, 1))
     reported = [(p.line, p.what) for p in error.value.problems]
     assert any(at == line and what in seen for at, seen in reported), reported
-    assert all(p.todo and p.file == "patches.yaml" for p in error.value.problems)
+    assert all(p.todo and p.file == f"{tmp_path}/patches.yaml" for p in error.value.problems)
 
 
 DEFAULTS = """\
@@ -280,7 +280,7 @@ def test_the_pin_that_a_patch_is_for(
          "`for: fork`"),
         ({"app": "1.0.0"}, {"fix": FREE}, {}, "is for no pin of the variant", "`for: PIN`"),
         ({"fork": "one"}, {"fix": {**FREE, "for": "forc"}}, {}, "for forc, which is not in pins",
-         "known are app, base, fork"),
+         "did you mean 'fork'?"),
         ({"fork": "one"}, {"fix": {**FREE, "for": "app"}}, {}, "for pin app, which the variant has",
          "correct `for`"),
         ({"fork": "one"}, {"fix": {**FREE, "for": "os"}}, {}, "for os, which is of kind debian",
@@ -304,7 +304,7 @@ def test_a_patch_that_is_for_no_pin_is_refused(
     with pytest.raises(ConfigError) as error:
         project(tmp_path, {"os": "trixie", **values}, patches, fix=fix)
     (problem, *_) = error.value.problems
-    assert problem.what.startswith("variant v: layer fix: patch fix ")
+    assert "layer fix: patch fix " in problem.what
     assert what in problem.what
     assert todo in problem.todo
 

@@ -114,6 +114,16 @@ def test_a_project_is_found_from_below_and_by_directory(home: Path, tmp_path: Pa
     assert inspect(home, "default", "-C", str(PROJECT), cwd=tmp_path).returncode == 0
     nowhere = inspect(home, "default", cwd=tmp_path)
     assert nowhere.returncode == 5
+    # Files are named as they are found from where the command was called.
+    below = tmp_path / "p" / "images"
+    below.mkdir(parents=True)
+    (tmp_path / "p" / "matrix.yaml").write_text("version: 2\n")
+    for words, folder, file in (
+        (("-C", "p"), tmp_path, "p/matrix.yaml"),
+        ((), below, "../matrix.yaml"),
+        ((), tmp_path / "p", "matrix.yaml"),
+    ):
+        assert f"  {file}:1: version is 2" in inspect(home, "default", *words, cwd=folder).stderr
     wrong = inspect(home, "default", "-C", str(tmp_path / "none"), cwd=tmp_path)
     assert (wrong.returncode, "No such file or directory" in wrong.stderr) == (2, True)
 

@@ -124,7 +124,7 @@ def test_what_a_word_of_update_means(
         ("fork==three", "pin fork has no value 'three' that a variant uses; it has one, two",
          "add `three` to pins.fork in matrix.yaml"),
         ("patches==other", "pin patches has no value 'other' that a variant uses; it has fix", ""),
-        ("frok", "'frok' is no pin of matrix.yaml and no locked project", "known are app, cuda"),
+        ("frok", "'frok' is no pin of matrix.yaml and no locked project", "did you mean 'fork'?"),
         ("x*", "'x*' is no pin of matrix.yaml and no locked project", "known are app, cuda"),
         ("fix==2", "'fix==2' is no pin of matrix.yaml and no locked project", "known are"),
         ("libs==2.1", "'libs==2.1' is no pin", "known are"),

@@ -298,7 +298,7 @@ def test_a_project_adds_rules_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         rules.load(tmp_path)
     (problem,) = error.value.problems
-    assert (problem.file, problem.line) == ("static.yaml", 2)
+    assert (problem.file, problem.line) == (f"{tmp_path}/static.yaml", 2)
     (tmp_path / "static.yaml").write_text(
         "setuid: [a]\nleftovers: [{name: x, pattern: (, reason: y}]\n"
         "loaded_before:\n  - {from: 3}\n"

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from sparkimage.config import suggestions
+from sparkimage.config.inventory import FleetFile
+from sparkimage.config.patch_specs import ROOT, PatchFile
 from sparkimage.config.pins import COMMIT, IMAGE, INSIDE, PYTHON, REPOSITORY, REQUIREMENT, SHA256
+from sparkimage.config.schema import MatrixFile, MirrorsFile
+from sparkimage.config.validation import Strict
+from sparkimage.verify.rules import Rules
 
+SHM = r"^[1-9][0-9]*[kmg]?$"
 SIZE = r"^[0-9]+(\.[0-9]+)?(MB|GB|TB)$"
 SNAPSHOT = r"^[0-9]{8}T[0-9]{6}Z$"
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
@@ -40,7 +49,27 @@ NAME = r"^[a-z0-9][a-z0-9_-]*$"
         ("my layer", NAME, "my-layer"),
         ("My.Layer", NAME, "my-layer"),
         ("x" * 1000 + " ", NAME, None),
+        ("16GB", SHM, "16g"),
+        ("usr/local", ROOT, "/usr/local"),
+        ("numpy==2.3.0; python_version < '3.13'", REQUIREMENT, "numpy==2.3.0"),
     ],
 )
 def test_what_was_meant(text: str, pattern: str, meant: str | None) -> None:
     assert suggestions.meant(text, pattern) == meant
+
+
+def patterns(schema: dict[str, Any] | list[Any]) -> Iterator[str]:
+    """Every pattern of a JSON schema."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("pattern"), str):
+            yield schema["pattern"]
+        # Its keys are patterns, too.
+        yield from schema.get("patternProperties", {})
+    for part in schema.values() if isinstance(schema, dict) else schema:
+        if isinstance(part, dict | list):
+            yield from patterns(part)
+
+
+@pytest.mark.parametrize("model", [MatrixFile, MirrorsFile, FleetFile, PatchFile, Rules])
+def test_every_form_is_told_in_words(model: type[Strict]) -> None:
+    assert set(patterns(model.json_schema())) <= suggestions.FORMS.keys()

@@ -222,6 +222,8 @@ WRONG = [
       "{stack}"), "add an axis stack, or `axes: {stack: …}` to the include"),
     ("axes: {stack: full}", 'axes: {stack: "!full"}', 28, ("variant base: stack '!full' would mean "
      "all but one"), "another character"),
+    ("pins: {os: trixie,", "pins: {os: trixie, stack: full,", 28, ("variant base: stack is an axis "
+     "without pins"), "write it under `axes`: `axes: {stack: …}`"),
     ("name: debug,", 'name: "debug-{tack}",', 26, "filled in: 'tack' is no axis", "{stack}?"),
     ("name: debug,", "name: base,", 27, "two variants are called 'base-arm64'", "rename one"),
 ]  # fmt: skip

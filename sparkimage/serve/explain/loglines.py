@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
 import html
 import json
+import lzma
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
-from typing import IO, BinaryIO, NamedTuple, cast
+from typing import IO, Any, BinaryIO, NamedTuple
 
 LONGEST = 16_384
 """Characters of a line that are read. vLLM prints its whole configuration in one line."""
 REFILL = 1 << 16
+ARCHIVES: Mapping[bytes, Any] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
+"""What unpacks a log that begins so."""
+OTHER_ARCHIVES = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+"""The programs that unpack what Python does not, by the first bytes."""
+TAIL = re.compile(r"==> (?P<file>.+) <==\r?")
+"""What `tail` says before the lines of each of several files."""
 SHORT = 400
 """Characters of a line that is remembered."""
 
@@ -191,22 +203,24 @@ def blocks_of(stream: BinaryIO) -> Iterator[list[str]]:
     """The lines of a stream, many at once; of an endless line the beginning.
 
     UTF-16 with a byte order mark is decoded, too: a redirection in PowerShell writes it; and gzip,
-    which logrotate leaves, as far as it is whole.
+    bzip2 and xz, which logrotate leaves, as far as they are whole. Of several files of `tail` each
+    line has its file before it.
     """
-    return _split(_texts(_blocks(stream)))
+    return _of_files(_split(_texts(_blocks(stream))))
 
 
 def _blocks(stream: BinaryIO) -> Iterator[bytes]:
     head = stream.read(REFILL)
     source: IO[bytes] = stream
-    if head.startswith(b"\x1f\x8b"):
-        source = cast("IO[bytes]", gzip.GzipFile(fileobj=cast("BinaryIO", _Joined(head, stream))))
-        head = b""
+    for magic, unpack in ARCHIVES.items():
+        if head.startswith(magic):
+            source, head = unpack(_Joined(head, stream)), b""
+            break
     try:
         while head or (head := source.read(REFILL)):
             yield head
             head = b""
-    except (EOFError, zlib.error, gzip.BadGzipFile):
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError):
         # The rest of an archive that was cut off cannot be read.
         return
 
@@ -237,6 +251,23 @@ def _texts(blocks: Iterator[bytes]) -> Iterator[str]:
     for block in blocks:
         yield decoder.decode(block)
     yield decoder.decode(b"", final=True)
+
+
+def _of_files(blocks: Iterable[list[str]]) -> Iterator[list[str]]:
+    """The lines; those below a heading of `tail` with its file, as compose writes a container."""
+    file = ""
+    for lines in blocks:
+        if not file and not any(line.startswith("==> ") for line in lines):
+            yield lines
+            continue
+        named = []
+        for line in lines:
+            if (heading := TAIL.fullmatch(line)) is not None:
+                file = re.sub(r"[^\w.-]+", "-", heading["file"]).strip("-.")[:60]
+                named.append("")
+            else:
+                named.append(f"{file} | {line}" if file and line else line)
+        yield named
 
 
 def _split(texts: Iterable[str]) -> Iterator[list[str]]:
