@@ -73,7 +73,8 @@ def copy_driver(to: Path) -> list[str]:
         for path in _found(name):
             shutil.copyfile(path, to / path.name)
             break
-    if program := shutil.which("nvidia-smi", path=f"{os.environ['PATH']}:/usr/local/nvidia/bin"):
+    # The one in PATH may be a script that starts the driver's.
+    if program := shutil.which("nvidia-smi", path=f"/usr/local/nvidia/bin:{os.environ['PATH']}"):
         shutil.copy(program, to / "nvidia-smi")
     return sorted(path.name for path in to.iterdir())
 

@@ -69,6 +69,11 @@ EXPECTED: dict[str, tuple[str, str]] = {
     # Four ranks on one H200: 2.30.7, and 2.30.4 on the last one.
     "vllm-0.33-mixed-r0": ("mixed-nccl", "distribute"),
     "vllm-0.33-mixed-r3": ("mixed-nccl", "distribute"),
+    # Four ranks of the default image: 2.30.4, and 2.29.7 on the last one; 2.28.9; and no preload.
+    "vllm-0.32-mixed-r0": ("mixed-nccl", "distribute"),
+    "vllm-0.32-mixed-r3": ("mixed-nccl", "distribute"),
+    "vllm-0.32-older-nccl": ("undefined-symbol", "older than torch needs"),
+    "vllm-0.32-preload-missing": ("preload-ignored", "2.30.4+cuda13.2"),
     "vllm-0.33-headless-r1": ("connection-reset", "That rank ended"),
     "vllm-0.25-wedge-stop": ("shm-broadcast", "VllmWorker-1 ended (line 381)"),
 }
@@ -77,10 +82,11 @@ HEALTHY = (
     "fa02-dlvsym-nccl230-healthy", "fa04-responses-logged-healthy", "vllm-0.25-two-good-r0",
     "vllm-0.25-two-good-r1", "vllm-0.25-two-mixed-r1", "vllm-0.33-one-gpu", "vllm-0.33-drafts",
     "vllm-0.33-tp2", "vllm-0.33-served-r0", "vllm-0.33-served-r1", "vllm-0.33-caches-brought",
-    "vllm-0.33-tp4-r0", "vllm-0.33-tp4-r3", "vllm-0.33-headless-r0",
+    "vllm-0.33-tp4-r0", "vllm-0.33-tp4-r3", "vllm-0.33-headless-r0", "vllm-0.32-one-gpu",
+    "vllm-0.32-tp4-r0", "vllm-0.32-tp4-r3", "vllm-0.32-another-nccl",
 )  # fmt: skip
-"""Nothing failed in them; two-mixed-r1 hangs without a word, which its peer's log shows, and
-headless-r0 was killed from outside."""
+"""Nothing failed in them; two-mixed-r1 hangs without a word, which its peer's log shows,
+headless-r0 was killed from outside, and that another-nccl is not the pinned one `launch` knows."""
 TWO_FAULTS = "vllm-0.33-preload-missing"
 
 
