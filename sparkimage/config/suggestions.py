@@ -13,7 +13,8 @@ GUESSES: tuple[Callable[[str], str], ...] = (
     # git's and ssh's short form: https://git-scm.com/docs/git-clone#_git_urls
     lambda text: re.sub(r"^([^@/\s]+@[^:/\s]+):/?", r"ssh://\1/", text),
     without_login,
-    lambda text: re.sub(r"^(https?|docker|oci)://", "", text),
+    lambda text: re.sub(r"^(https?|docker|oci|ssh)://", "", text),
+    lambda text: re.sub(r"^\[([0-9a-fA-F:.]+)\]$", r"\1", text),
     lambda text: f"https://{text}" if re.match(r"[^/:@]+\.[^/:@]+/", text) else text,
     lambda text: text.removeprefix("sha256:"),
     lambda text: text.strip("/"),
@@ -30,7 +31,7 @@ GUESSES: tuple[Callable[[str], str], ...] = (
     lambda text: f"{text}B",
     lambda text: re.sub(r"(?i)([kmg])i?b?$", lambda match: match[1].lower(), text),
     lambda text: text.lower(),
-    lambda text: f"/{text}".rstrip("/"),
+    lambda text: text if text.startswith(".") else f"/{text}".rstrip("/"),
     lambda text: text.rpartition(":")[0],
     lambda text: re.sub(r"[ _.]+", "-", text.lower()) if re.fullmatch(r"[\w .-]+", text) else text,
 )
@@ -123,8 +124,8 @@ def meant(text: str, pattern: str) -> str | None:
     if len(text) > 300:
         return None
     bare = without_login(text)
-    for guess in GUESSES if text == bare else (without_login,):
-        other = guess(text)
+    for guess in (without_login, *GUESSES):
+        other = guess(bare)
         if other and other != text and re.search(pattern, other):
             return other
     return None

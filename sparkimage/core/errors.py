@@ -89,8 +89,10 @@ class ConfigError(SparkError):
         lines = [str(problem) for problem in self.problems[: self.SHOWN]]
         if count > self.SHOWN:
             lines.append(f"and {count - self.SHOWN} more")
+        files = {problem.file for problem in self.problems}
+        place = self.problems[0].file if len(files) == 1 else f"{len(files)} files"
         super().__init__(
-            f"{count} problem{'s' if count != 1 else ''} in {self.problems[0].file}",
+            f"{count} problem{'s' if count != 1 else ''} in {place}",
             detail="\n".join(lines),
         )
 

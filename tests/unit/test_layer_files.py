@@ -119,3 +119,9 @@ def test_a_secret_among_the_matrixs_arguments_has_its_line(tmp_path: Path) -> No
 def test_every_problem_is_in_one_report(tmp_path: Path) -> None:
     found = problems(tmp_path, "FROM layer\nCOPY a /\nCOPY b /\nENV A_TOKEN=correcthorse\n")
     assert [one.line for one in found] == [2, 3, 4]
+
+
+def test_problems_of_several_files_are_counted_together() -> None:
+    problems = [Problem(file=file, line=1, what="x", todo="y") for file in ("a", "a", "b")]
+    assert ConfigError(problems).message == "3 problems in 2 files"
+    assert ConfigError(problems[:2]).message == "2 problems in a"

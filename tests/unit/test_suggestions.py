@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sparkimage.config import suggestions
-from sparkimage.config.inventory import FleetFile
+from sparkimage.config.inventory import ADDRESS, FleetFile
 from sparkimage.config.patch_specs import ROOT, PatchFile
 from sparkimage.config.pins import COMMIT, IMAGE, INSIDE, PYTHON, REPOSITORY, REQUIREMENT, SHA256
 from sparkimage.config.schema import MatrixFile, MirrorsFile
@@ -50,6 +50,9 @@ NAME = r"^[a-z0-9][a-z0-9_-]*$"
         ("My.Layer", NAME, "my-layer"),
         ("x" * 1000 + " ", NAME, None),
         ("16GB", SHM, "16g"),
+        ("[fe80::1]", ADDRESS, "fe80::1"),
+        ("ssh://nv@spark1", ADDRESS, "spark1"),
+        (".cache/vllm", r"^/[^:,]+$", None),
         ("usr/local", ROOT, "/usr/local"),
         ("numpy==2.3.0; python_version < '3.13'", REQUIREMENT, "numpy==2.3.0"),
     ],
