@@ -21,7 +21,7 @@ GUESSES: tuple[Callable[[str], str], ...] = (
     # An address with its network or its user, and a requirement with its marker.
     lambda text: re.sub(r"^([0-9a-fA-F.:]+)/[0-9]{1,3}$", r"\1", text),
     lambda text: re.sub(r"^[^@/:\s]+@([^@/\s]+)$", r"\1", text),
-    lambda text: re.sub(r"\s*;.*$", "", text),
+    lambda text: re.sub(r"(==[^;]+?)\s*;.*$", r"\1", text),
     lambda text: text.removeprefix("./").rstrip("/"),
     # A requirement that is not exact: https://peps.python.org/pep-0440/#version-specifiers
     lambda text: re.sub(r"\s*(?:[<>~!]=|={1,3}|[<>])\s*", "==", text, count=1),
