@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -61,33 +62,43 @@ def doctor(
 
     docs/doctor.md lists the checks and why each one matters.
     """
-    from sparkimage.config import inventory
-    from sparkimage.nodes import reachability, session, ssh
-    from sparkimage.serve.doctor import doctor as doctors
-    from sparkimage.serve.doctor.checks import FAIL, WARN, ClusterReport
-
     if reference:
-        typer.echo(doctors.page(), nl=False)
+        from sparkimage.serve.doctor.doctor import page
+
+        typer.echo(page(), nl=False)
         return
     if local and nodes != options.FLEET_FILE:
         raise UsageError("--local cannot be combined with --nodes", hint="drop one of them")
-    matrix = base.read_matrix_if_any()
     began = time.monotonic()
-    pushed = _pushed(model) if model else None
-    if local:
-        reports = doctors.this_machine(model, patience_s=patience)
-    else:
-        fleet = base.read_fleet(nodes)
-        head = inventory.head_of(fleet.nodes).name
+    with ExitStack() as stack:
+        if not local:
+            from sparkimage.nodes import connection, ssh
 
-        def reach(nodes: Sequence[session.NodeSession]) -> None:
-            reachability.probe(nodes, head, (port, master_port))
+            fleet = base.read_fleet(nodes)
+            remotes = stack.enter_context(
+                connection.begun(fleet.nodes, patience, ssh.MACHINE, model=model)
+            )
+        from sparkimage.serve.doctor import doctor as doctors
+        from sparkimage.serve.doctor.checks import FAIL, WARN, ClusterReport
 
-        with waiting("examining the nodes"):
-            reports = session.survey(
-                fleet, ssh.MACHINE, patience_s=patience, model=model, then=reach,
-                also=pushed.look if pushed is not None else lambda _session: None,
-            )  # fmt: skip
+        matrix = base.read_matrix_if_any()
+        pushed = _pushed(model) if model else None
+        if local:
+            reports = doctors.this_machine(model, patience_s=patience)
+        else:
+            from sparkimage.config import inventory
+            from sparkimage.nodes import reachability, session
+
+            head = inventory.head_of(fleet.nodes).name
+
+            def reach(nodes: Sequence[session.NodeSession]) -> None:
+                reachability.probe(nodes, head, (port, master_port))
+
+            with waiting("examining the nodes"):
+                reports = session.reports(
+                    remotes, ssh.MACHINE, model=model, then=reach,
+                    also=pushed.look if pushed is not None else lambda _session: None,
+                )  # fmt: skip
     cluster = ClusterReport(
         nodes=reports, model=model, port=port, master_port=master_port, rdma=rdma,
         utilization=utilization, cuda=matrix.cuda if matrix is not None else "",

@@ -59,17 +59,16 @@ def distribute(
 ) -> None:
     """Send a verified image to all nodes or to none; only the layers that a node lacks."""
     from sparkimage.nodes import ssh
-    from sparkimage.nodes.connection import connections
+    from sparkimage.nodes.connection import begun
 
     if key is not None and not via:
         raise UsageError("--key needs --via", hint="pass --via REGISTRY/REPOSITORY, or drop --key")
     fleet = base.read_fleet(nodes)
-    with ExitStack() as stack, connections(fleet.nodes, patience) as remotes:
-        # The nodes answer while the imports below run.
-        owner = ssh.lock_owner()
-        for remote in remotes:
-            remote.begin(remote.snapshot(ssh.IMAGES, lock=not dry_run, owner=owner))
-
+    owner = ssh.lock_owner()
+    with ExitStack() as stack:
+        remotes = stack.enter_context(
+            begun(fleet.nodes, patience, ssh.IMAGES, lock=not dry_run, owner=owner)
+        )
         from sparkimage.nodes import receipts
         from sparkimage.nodes.distribute import Distribution
 

@@ -83,7 +83,7 @@ def launch(
     Returns once the server is ready, the ranks' logs show the pinned NCCL and RDMA, and requests
     of growing length and number compile no kernels any more.
     """
-    from sparkimage.nodes.connection import connections
+    from sparkimage.nodes.connection import begun
     from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
 
     if not model.startswith("/") or re.search(r"[\x00-\x1f]", model):
@@ -105,11 +105,7 @@ def launch(
             "only a warmed-up server has compiled all that it needs", hint="drop --no-warm-up"
         )
     model, fleet = model.rstrip("/") or "/", base.read_fleet(nodes)
-    with connections(fleet.nodes, patience) as remotes:
-        # The nodes answer while the rest is read.
-        for remote in remotes:
-            remote.begin(remote.snapshot(IMAGES, CONTAINERS, MACHINE, model=model))
-
+    with begun(fleet.nodes, patience, IMAGES, CONTAINERS, MACHINE, model=model) as remotes:
         from sparkimage.nodes import model_store
         from sparkimage.nodes.model_fleet import Comparison
         from sparkimage.serve import choices, nccl, secrets

@@ -54,17 +54,13 @@ def push(
     (models--…, or one of its snapshots) is taken, too.
     """
     from sparkimage.nodes import ssh
-    from sparkimage.nodes.connection import connections
+    from sparkimage.nodes.connection import begun
 
     source = dir.absolute()
     target = _target(to, f"--to {to!r}") if to else _target(os.path.abspath(source), repr(str(dir)))
     fleet = base.read_fleet(nodes)
-    with connections(fleet.nodes, patience) as remotes:
-        # The nodes answer while the folder is read.
-        owner = ssh.lock_owner()
-        for remote in remotes:
-            remote.begin(remote.snapshot(lock=not dry_run, owner=owner))
-
+    owner = ssh.lock_owner()
+    with begun(fleet.nodes, patience, lock=not dry_run, owner=owner) as remotes:
         from sparkimage.nodes import model_manifest, model_store
         from sparkimage.nodes.model_push import Push
 

@@ -55,6 +55,19 @@ def connections(nodes: Sequence[Node], patience_s: float) -> Iterator[list[Conne
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def begun(
+    nodes: Sequence[Node], patience_s: float, *parts: str, lock: bool = False, owner: str = "",
+    model: str = "",
+) -> Iterator[list[Connection]]:  # fmt: skip
+    """``connections`` that take a snapshot, as ``Remote.snapshot`` says: the nodes answer while the
+    caller imports and reads what it needs."""
+    with connections(nodes, patience_s) as remotes:
+        for remote in remotes:
+            remote.begin(remote.snapshot(*parts, lock=lock, owner=owner, model=model))
+        yield remotes
+
+
 @dataclass(kw_only=True)
 class Connection(Remote):
     """A node that is connected, or will be, with its engine."""

@@ -269,21 +269,30 @@ def survey(
     fleet: Fleet,
     *parts: str,
     patience_s: float,
+    also: Callable[[NodeSession], None] = lambda _session: None,
+) -> tuple[NodeReport, ...]:
+    """``reports`` of a fleet's nodes."""
+    with connection.connections(fleet.nodes, patience_s) as remotes:
+        return reports(remotes, *parts, also=also)
+
+
+def reports(
+    remotes: Sequence[Connection],
+    *parts: str,
     model: str = "",
     also: Callable[[NodeSession], None] = lambda _session: None,
     then: Callable[[Sequence[NodeSession]], None] = lambda _nodes: None,
 ) -> tuple[NodeReport, ...]:
-    """A snapshot with these parts of every node, and ``also``, all at once, one connection each;
-    ``then`` is called while the connections are open. Errors as ``NodeSession.open`` raises
-    them."""
-    with sessions(fleet, patience_s) as nodes:
+    """A snapshot with these parts of every node, and ``also``, all at once; ``then`` is called
+    afterwards. The caller closes the connections. Errors as ``NodeSession.open`` raises them."""
+    nodes = [NodeSession(remote=remote) for remote in remotes]
 
-        def look(session: NodeSession) -> None:
-            session.open(*parts, model=model)
-            also(session)
+    def look(session: NodeSession) -> None:
+        session.open(*parts, model=model)
+        also(session)
 
-        errors = run_on_all(nodes, look, stop=NodeSession.abandon)
-        then(nodes)
+    errors = run_on_all(nodes, look, stop=NodeSession.abandon)
+    then(nodes)
     return tuple(
         NodeReport(
             node=session.remote.node,
