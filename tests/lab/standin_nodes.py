@@ -98,6 +98,7 @@ class Rank(server.Container):
         """Not set while its process is stopped."""
         self.goes_on.set()
         self._open: list[socket.socket | Server] = []
+        self._opening = threading.Lock()
 
     # As its process sees it
 
@@ -145,7 +146,13 @@ class Rank(server.Container):
         self.goes_on.wait()
 
     def opened(self, thing: socket.socket | Server) -> None:
-        self._open.append(thing)
+        with self._opening:
+            if not self._over.is_set():
+                self._open.append(thing)
+                return
+        # It was ended while this was opened.
+        (thing.server_close if isinstance(thing, Server) else thing.close)()
+        raise SystemExit(KILLED)
 
     # As Docker sees it
 
@@ -195,7 +202,9 @@ class Rank(server.Container):
             self._end(code)
 
     def _end(self, code: int, state: str = "exited") -> None:
-        for thing in self._open:
+        with self._opening:
+            left, self._open = self._open, []
+        for thing in left:
             if isinstance(thing, Server):
                 thing.shutdown()
                 thing.server_close()
@@ -203,7 +212,6 @@ class Rank(server.Container):
                 with contextlib.suppress(OSError):
                     thing.shutdown(socket.SHUT_RDWR)
                 thing.close()
-        self._open.clear()
         with self.changed:
             self.state, self.code, self.ended = state, code, now()
             self.restarts += state == "restarting"
