@@ -19,7 +19,7 @@ from sparkimage.core.program import program
 from sparkimage.core.units import clock, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sparkimage.config.inventory import Fleet
     from sparkimage.core.tables import Table
@@ -86,57 +86,43 @@ def launch(
     from sparkimage.nodes.connection import begun
     from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
 
-    if not model.startswith("/") or re.search(r"[\x00-\x1f]", model):
-        raise UsageError(
-            f"--model {model!r} is not an absolute path",
-            hint="pass the folder on the nodes: --model /models/NAME",
-        )
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise UsageError(
-            f"--name {name!r} is not a valid container name", hint="use letters, digits and -"
-        )
-    if (save_caches or replace_caches) and share_cache:
-        raise UsageError(
-            "a cache that images share is not saved or copied",
-            hint="drop --share-cache, or --save-caches and --replace-caches",
-        )
-    if save_caches and no_warm_up:
-        raise UsageError(
-            "only a warmed-up server has compiled all that it needs", hint="drop --no-warm-up"
-        )
+    _check_words(model, name)
+    _check_cache_options(save_caches, replace_caches, share_cache, no_warm_up)
     model, fleet = model.rstrip("/") or "/", base.read_fleet(nodes)
-    with begun(fleet.nodes, patience, IMAGES, CONTAINERS, MACHINE, model=model) as remotes:
+    # A profile that is named may be for fewer nodes; else all take part, and answer while the
+    # matrix is read.
+    matrix, ranks = None, fleet.ranks(len(fleet.nodes))
+    if profile is not None:
+        from sparkimage.serve import choices
+
+        matrix = base.read_matrix()
+        chosen = choices.named(matrix.profiles, profile)
+        ranks = fleet.ranks(choices.node_count(chosen, fleet))
+    with begun(ranks, patience, IMAGES, CONTAINERS, MACHINE, model=model) as remotes:
         from sparkimage.nodes import model_store
         from sparkimage.nodes.model_fleet import Comparison
         from sparkimage.serve import choices, nccl, secrets
         from sparkimage.serve.command import Request
         from sparkimage.serve.launch import Launch
 
-        matrix, store = base.read_matrix(), base.open_store()
+        matrix, store = matrix or base.read_matrix(), base.open_store()
+        view = base.new_view(quiet=as_json)
         record, image, _decision = to_ship(
             store, reference, allow_unverified=allow_unverified, matrix=matrix
         )
-        plan = record.plan
-        profile_name, settings = choices.pick(dict(matrix.profiles), plan.variant, profile, fleet)
-        ranks = choices.order(fleet, settings.nodes)
-        only_print = dry_run or print_ is not None
-        given = {} if only_print else secrets.take(profile_name, settings.secrets)
-        with store.in_use(base.say):
-            libraries, conf = nccl.of_image(store, image)
-        image_env = image.settings.env
-        for file, values in conf.items():
-            words = " ".join(f"{name}={value}" for name, value in values.items())
-            base.warn(f"NCCL reads {file} of the image, where launch sets nothing else: {words}")
-            image_env = {**values, **image_env}
-        if missing := choices.uncached(image.settings.entrypoint, settings):
-            caches = ", ".join(missing)
-            base.warn(f"profile {profile_name} has no cache for {caches}: every start recompiles")
+        plan, config = record.plan, image.settings
+        profile_name, settings = choices.pick(matrix.profiles, plan.variant, profile, fleet)
         if save_caches and not settings.caches:
             raise UsageError(
                 f"profile {profile_name} has no `caches` to save", hint="add some: docs/caches.md"
             )
-        view = base.new_view(quiet=as_json)
-        saved = None
+        with store.in_use(base.say):
+            libraries, conf = nccl.of_image(store, image)
+        _warn_of_conf(conf)
+        if missing := choices.uncached(config.entrypoint, settings):
+            caches = ", ".join(missing)
+            base.warn(f"profile {profile_name} has no cache for {caches}: every start recompiles")
+        only_print, saved = dry_run or print_ is not None, None
         if not share_cache and not only_print:
             from sparkimage.serve.cache_store import CacheStore
             from sparkimage.serve.caches import Caches
@@ -146,6 +132,7 @@ def launch(
                 profile_name=profile_name, profile=settings, model=model, view=view, warn=base.warn,
                 save=save_caches, replace=replace_caches, patience_s=patience,
             )  # fmt: skip
+        pin = plan.expect.nccl
         deployment = Launch(
             request=Request(
                 name=name,
@@ -154,23 +141,18 @@ def launch(
                 profile_name=profile_name,
                 profile=settings,
                 model=model,
-                entrypoint=image.settings.entrypoint,
+                entrypoint=config.entrypoint,
                 libraries=libraries,
-                nccl=nccl.choose(libraries, plan.expect.nccl, image.settings.env)
-                if plan.expect.nccl
-                else None,
+                nccl=nccl.choose(libraries, pin, config.env) if pin else None,
                 share_cache=share_cache,
                 chat_template=_chat_template(profile_name, settings.chat_template),
             ),
             image=image,
-            image_name=plan.image,
-            image_env=image_env,
-            vllm=plan.expect.version or "",
-            cuda=plan.expect.cuda or "",
-            secrets=given,
+            plan=plan,
+            nccl_conf=conf,
             pushed=Comparison(model=model_store.find(paths.home(), model)),
             caches=saved,
-            remotes=[remote for node in ranks for remote in remotes if remote.node == node],
+            remotes=remotes,
             view=view,
             timeout_s=timeout,
             warm_up_s=0.0 if no_warm_up else warm_up,
@@ -178,9 +160,42 @@ def launch(
             replace=replace,
         )
         if only_print:
-            _print_commands(deployment.plan(), print_ or "run", as_json=as_json)
-        else:
-            _print_ready(deployment.run, as_json=as_json)
+            _print_commands(deployment.dry_run(), print_ or "run", as_json=as_json)
+            return
+        deployment.secrets = secrets.take(profile_name, settings.secrets)
+        _print_ready(deployment.run, as_json=as_json)
+
+
+def _check_words(model: str, name: str) -> None:
+    """Raises ``UsageError``."""
+    if not model.startswith("/") or re.search(r"[\x00-\x1f]", model):
+        raise UsageError(
+            f"--model {model!r} is not an absolute path",
+            hint="pass the folder on the nodes: --model /models/NAME",
+        )
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UsageError(
+            f"--name {name!r} is not a valid container name", hint="use letters, digits and -"
+        )
+
+
+def _check_cache_options(save: bool, replace: bool, share: bool, no_warm_up: bool) -> None:
+    """Raises ``UsageError``."""
+    if (save or replace) and share:
+        raise UsageError(
+            "a cache that images share is not saved or copied",
+            hint="drop --share-cache, or --save-caches and --replace-caches",
+        )
+    if save and no_warm_up:
+        raise UsageError(
+            "only a warmed-up server has compiled all that it needs", hint="drop --no-warm-up"
+        )
+
+
+def _warn_of_conf(conf: Mapping[str, Mapping[str, str]]) -> None:
+    for file, values in conf.items():
+        words = " ".join(f"{name}={value}" for name, value in values.items())
+        base.warn(f"NCCL reads {file} of the image, where launch sets nothing else: {words}")
 
 
 def _chat_template(profile: str, name: str | None) -> str:

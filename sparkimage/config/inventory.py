@@ -113,6 +113,19 @@ class Fleet:
     def names(self) -> tuple[str, ...]:
         return tuple(node.name for node in self.nodes)
 
+    def ranks(self, count: int) -> tuple[Node, ...]:
+        """So many nodes by rank: the head first, then in the order of the file.
+
+        Raises ``UsageError`` where there are fewer.
+        """
+        if len(self.nodes) < count:
+            raise UsageError(
+                f"the profile is for {count} nodes, {self.file or '--nodes'} has {len(self.nodes)}",
+                hint="add nodes, or pass another --profile",
+            )
+        head = head_of(self.nodes)
+        return (head, *(node for node in self.nodes if node != head))[:count]
+
 
 def read(nodes: str, folder: Path) -> Fleet:
     """The fleet of ``--nodes``: a file, or names with commas between them (``user@host`` too).

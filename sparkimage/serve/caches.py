@@ -28,7 +28,7 @@ from sparkimage.nodes.connection import connections
 from sparkimage.nodes.model_push import Push
 from sparkimage.nodes.retag import lines
 from sparkimage.nodes.session import NodeSession, sessions
-from sparkimage.serve import cache_store, choices
+from sparkimage.serve import cache_store
 from sparkimage.serve.cache_node import CacheNode
 from sparkimage.serve.cache_store import CacheStore, Key, Saved
 from sparkimage.serve.command import cache_folder
@@ -253,7 +253,7 @@ def bring_all(
         if name not in profiles or settings_of(profiles[name]) != saved.key.settings:
             view.say(f"caches {saved.key.id} are for another profile than {name} is now: not used")
             continue
-        ranks = choices.order(fleet, profiles[name].nodes)
+        ranks = fleet.ranks(profiles[name].nodes)
         caches = Caches(
             store=store, image=image, variant=saved.variant, profile_name=name,
             profile=profiles[name], model=saved.model, view=view, warn=view.say,

@@ -1,8 +1,10 @@
-"""Selects what a launch runs with: profile, nodes by rank. Pure."""
+"""Selects the profile that a launch runs with. Pure."""
 
 from __future__ import annotations
 
-from sparkimage.config.inventory import Fleet, Node, head_of
+from collections.abc import Mapping
+
+from sparkimage.config.inventory import Fleet
 from sparkimage.config.profiles import BUILT_IN, Profile, fitting
 from sparkimage.config.validation import nearest
 from sparkimage.core.errors import UsageError
@@ -13,22 +15,21 @@ CACHES = {"/.cache/vllm": "vllm", "/.triton/cache": "triton"}
 """Where compiled kernels are kept below the home of the container's user, and by whom."""
 
 
-def order(fleet: Fleet, count: int) -> tuple[Node, ...]:
-    """The nodes by rank: the head first, then in the order of the file.
+def named(profiles: Mapping[str, Profile], name: str) -> Profile:
+    """The profile of this name, built-in ones included. Raises ``UsageError``."""
+    known = {**BUILT_IN, **profiles}
+    if name not in known:
+        raise UsageError(f"no profile {name!r}", hint=nearest(name, known))
+    return known[name]
 
-    Raises ``UsageError`` where there are fewer than ``count``.
-    """
-    if len(fleet.nodes) < count:
-        raise UsageError(
-            f"the profile is for {count} nodes, {fleet.file or '--nodes'} has {len(fleet.nodes)}",
-            hint="add nodes, or pass another --profile",
-        )
-    head = head_of(fleet.nodes)
-    return (head, *(node for node in fleet.nodes if node != head))[:count]
+
+def node_count(profile: Profile, fleet: Fleet) -> int:
+    """How many nodes the profile takes of a fleet."""
+    return max(len(fleet.nodes), profile.nodes) if profile.scale else profile.nodes
 
 
 def pick(
-    profiles: dict[str, Profile], variant: str, wanted: str | None, fleet: Fleet
+    profiles: Mapping[str, Profile], variant: str, wanted: str | None, fleet: Fleet
 ) -> tuple[str, Profile]:
     """The requested profile, as it is on these nodes; else the one for the variant on this number
     of nodes; and for a variant that no profile is made for, the one that scales.
@@ -37,7 +38,7 @@ def pick(
     """
     name, profile = _pick({**BUILT_IN, **profiles}, variant, wanted, len(fleet.nodes))
     gpus = min(node.gpus if node.gpus is not None else profile.gpus for node in fleet.nodes)
-    return name, profile.on(max(len(fleet.nodes), profile.nodes), gpus or 1)
+    return name, profile.on(node_count(profile, fleet), gpus or 1)
 
 
 def _pick(
@@ -45,8 +46,7 @@ def _pick(
 ) -> tuple[str, Profile]:
     fits = fitting(profiles, variant)
     if wanted is not None:
-        if wanted not in profiles:
-            raise UsageError(f"no profile {wanted!r}", hint=nearest(wanted, profiles))
+        profile = named(profiles, wanted)
         if wanted not in fits:
             raise UsageError(
                 f"profile {wanted} is not for {variant}",
@@ -54,7 +54,7 @@ def _pick(
                 if fits
                 else f"add a glob for {variant} to its `variants` in the matrix",
             )
-        return wanted, profiles[wanted]
+        return wanted, profile
     scaling = [name for name in fits if profiles[name].scale and profiles[name].nodes <= nodes]
     same = [name for name in fits if profiles[name].nodes == nodes and name not in scaling]
     if not same and all("*" in profiles[name].variants for name in fits):

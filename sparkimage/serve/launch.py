@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import posixpath
 import time
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from sparkimage.serve.doctor.checks import ClusterReport
 from sparkimage.serve.followers import Rank
 
 if TYPE_CHECKING:
+    from sparkimage.config.plan import Plan
     from sparkimage.serve.caches import Caches
     from sparkimage.serve.waiting import Ready
 
@@ -53,16 +55,13 @@ class Launch:
 
     request: Request
     image: Image
-    image_name: str
+    plan: Plan
+    """What the image was built from."""
+    nccl_conf: dict[str, dict[str, str]]
+    """The settings in the image's files, which NCCL reads where no variable is set, by file."""
     remotes: Sequence[Connection]
     """The nodes by rank, not connected, or begun; the caller closes their connections."""
     view: View
-    vllm: str = ""
-    """The image's version of vLLM, where it is expected to have one."""
-    image_env: Mapping[str, str] = field(default_factory=dict)
-    """The image's own variables, and the settings of NCCL in its files."""
-    cuda: str = ""
-    """The CUDA that the image's torch is built for, where it is expected to have one."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The values of the profile's secrets, by name."""
     pushed: Comparison = field(default_factory=lambda: Comparison(model=None))
@@ -82,7 +81,7 @@ class Launch:
     _is_started: bool = False
     """At least one of them may have been started."""
 
-    def plan(self) -> tuple[Container, ...]:
+    def dry_run(self) -> tuple[Container, ...]:
         """What it would start, as the nodes are now; changes nothing.
 
         Raises ``NodeError`` and its kin, ``LaunchError``, ``MixedFleetError``.
@@ -108,7 +107,7 @@ class Launch:
         if existing is not None:
             self._remove(all_, existing)
         snapshots = [session.now for session in all_]
-        memory.require(snapshots, self.request.profile, self.vllm, self.view)
+        memory.require(snapshots, self.request.profile, self._vllm, self.view)
         if self.caches is not None:
             self.caches.bring_if_saved(all_)
         with self._all_or_none(all_):
@@ -125,14 +124,19 @@ class Launch:
 
     # Look and decide
 
+    @property
+    def _vllm(self) -> str:
+        """The image's version of vLLM, where it is expected to have one."""
+        return self.plan.expect.version or ""
+
     def _plan(self, all_: Sequence[NodeSession]) -> tuple[Container, ...]:
         with self.view.busy("looking at the nodes"):
             errors = run_on_all(all_, self._look, stop=NodeSession.abandon)
         if errors:
             raise failure(errors, len(all_), "did not answer; nothing was started")
-        preflight.require_image(all_, self.image, self.image_name, self.request.variant)
+        preflight.require_image(all_, self.image, self.plan.image, self.request.variant)
         self._require(all_, ["interface"])
-        if shares := memory.shares([one.now for one in all_], self.request.profile, self.vllm):
+        if shares := memory.shares([one.now for one in all_], self.request.profile, self._vllm):
             self.view.say(shares)
         return command.containers(self.request, self._hosts(all_))
 
@@ -165,12 +169,13 @@ class Launch:
 
     def _require(self, all_: Sequence[NodeSession], checks: Sequence[str]) -> None:
         request, profile = self.request, self.request.profile
+        image_env = {**ChainMap(self.image.settings.env, *self.nccl_conf.values())}
         cluster = ClusterReport(
             nodes=tuple(NodeReport(node=one.remote.node, snapshot=one.now) for one in all_),
             model=request.model, port=profile.port, master_port=profile.master_port,
-            rdma=request.rdma, gpus=profile.gpus, cuda=self.cuda,
+            rdma=request.rdma, gpus=profile.gpus, cuda=self.plan.expect.cuda or "",
             nccl=request.nccl.version if request.nccl else "",
-            image_env=self.image_env, env=profile.env, pushed=self.pushed.differences,
+            image_env=image_env, env=profile.env, pushed=self.pushed.differences,
         )  # fmt: skip
         preflight.require(cluster, checks, self.view)
 

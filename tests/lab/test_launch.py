@@ -219,8 +219,12 @@ def test_a_doubled_entry_point_takes_an_order(ready: Serving) -> None:
 
 
 def test_one_node_alone(ready: Serving) -> None:
-    said = ok(ready.launch("--profile", "single"))
+    with ready.watched() as commands:
+        said = ok(ready.launch("--profile", "single"))
     assert said.splitlines()[-1] == f"http://{ready.address('node1')}:8200/v1"
+    # The others are not even connected to.
+    assert commands
+    assert not any("node2" in command for command in commands)
     assert ready.containers() == {**NOTHING, "node1": ["vllm running"]}
     command = ready.inspect("node1")["Config"]["Cmd"]
     assert "--nnodes" not in command

@@ -256,11 +256,11 @@ def test_a_mount_survives_its_commas_and_quotes(source: str, target: str) -> Non
 def test_the_head_is_first() -> None:
     nodes = [Node(name=n, control=n, role="head" if n == "c" else None) for n in "abcd"]
     fleet = Fleet(nodes=tuple(nodes))
-    assert [node.name for node in choices.order(fleet, 4)] == ["c", "a", "b", "d"]
-    assert [node.name for node in choices.order(fleet, 2)] == ["c", "a"]
-    assert choices.order(Fleet(nodes=tuple(nodes[:2])), 1)[0].name == "a"
+    assert [node.name for node in fleet.ranks(4)] == ["c", "a", "b", "d"]
+    assert [node.name for node in fleet.ranks(2)] == ["c", "a"]
+    assert Fleet(nodes=tuple(nodes[:2])).ranks(1)[0].name == "a"
     with pytest.raises(UsageError, match="for 5 nodes"):
-        choices.order(fleet, 5)
+        fleet.ranks(5)
 
 
 def on(count: int, *, gpus: int | None = None) -> Fleet:
