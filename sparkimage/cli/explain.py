@@ -88,6 +88,11 @@ def _read(name: str) -> Reading:
                 )
             for lines in loglines.blocks_of(stream):
                 batches.read(reading, lines)
+    except loglines.EmptyArchiveError as error:
+        raise UsageError(
+            f"{reading.source} is a damaged or incomplete archive: nothing of it can be unpacked",
+            hint="copy it again (of bzip2 900 KB must be complete), or give the log itself",
+        ) from error
     except OSError as error:
         raise UsageError(
             f"cannot read {name}: {error.strerror}", hint="pass a log file, or `-` for stdin"

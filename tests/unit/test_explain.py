@@ -118,6 +118,18 @@ def test_what_logrotate_leaves_is_unpacked_as_far_as_it_is_whole(
         assert json.loads(run("-", "--json", given=given).stdout)["found"] == 1
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_an_archive_of_which_nothing_can_be_unpacked_is_no_log_without_failures(
+    pack: Callable[[bytes], bytes],
+) -> None:
+    packed = pack(random.Random(1).randbytes(300_000))
+    for given in (packed[:40], packed[:9] + b"\xff" * 60):
+        done = run("-", given=given)
+        assert done.returncode == 2
+        assert "standard input is a damaged or incomplete archive" in done.stderr
+        assert "→ copy it again" in done.stderr
+
+
 def test_an_archive_that_python_does_not_unpack_is_named() -> None:
     done = run("-", given=b"\x28\xb5\x2f\xfd1234")
     assert done.returncode == 2

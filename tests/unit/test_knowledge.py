@@ -8,6 +8,7 @@ import json
 import re
 import string
 import tracemalloc
+from contextlib import suppress
 
 import pytest
 from hypothesis import example, given
@@ -183,7 +184,8 @@ def test_ranks_with_different_nccl_are_found_in_one_log_and_across_logs() -> Non
 PREFIXES = st.sampled_from(
     ["", "2026-08-13T11:27:02.123456789Z ", "spark-1  | ", "vllm-ds4-1  | ", "[rank3]: ",
      "(EngineCore_DP0 pid=77352) ", "\x1b[36m(Worker_TP0 pid=1)\x1b[0;0m ", "^[[0;36mone^[[0m ",
-     "spark-2  | 2026-08-13T11:27:02.1Z ", "2026-08-13 11:27:02 "]
+     "spark-2  | 2026-08-13T11:27:02.1Z ", "2026-08-13 11:27:02 ",
+     "2026-08-13T11:27:02.123456789+00:00 stderr F "]
 )  # fmt: skip
 
 
@@ -217,7 +219,8 @@ def test_no_text_raises(lines: list[str | bytes]) -> None:
 
 @given(st.binary(max_size=4000))
 def test_no_bytes_raise(data: bytes) -> None:
-    knowledge.read(loglines.lines_of(io.BytesIO(data)))
+    with suppress(loglines.EmptyArchiveError):
+        knowledge.read(loglines.lines_of(io.BytesIO(data)))
 
 
 @given(
@@ -240,8 +243,27 @@ def test_gzip_is_read_as_far_as_it_is_whole() -> None:
     packed = gzip.compress(text)
     (match,) = knowledge.read(loglines.lines_of(io.BytesIO(packed)))
     assert (match.entry.id, match.line_number) == ("no-device-type", 5001)
-    assert knowledge.read(loglines.lines_of(io.BytesIO(packed[:-20]))) in ([], [match])
-    assert knowledge.read(loglines.lines_of(io.BytesIO(packed[:30] + b"x" * 99))) == []
+    with pytest.raises(loglines.EmptyArchiveError):
+        list(loglines.lines_of(io.BytesIO(packed[:30] + b"x" * 99)))
+
+
+@pytest.mark.parametrize("size", [30, 4_000, loglines.REFILL])
+def test_a_line_that_containerd_cut_is_one_line(size: int) -> None:
+    said = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. " + "x" * size
+    pieces = [said[at : at + 30] for at in range(0, len(said), 30)]
+    tags = ["P"] * (len(pieces) - 1) + ["F"]
+    log = [
+        f"2026-09-14T08:11:41.183920384+00:00 {stream} {tag} {text}"
+        for tag, piece in zip(tags, pieces, strict=True)
+        for stream, text in (("stderr", piece), ("stdout", "two "))
+    ]
+    (match,) = knowledge.read(loglines.lines_of(io.BytesIO("\n".join(log).encode())))
+    assert match.captured == {"asked": "2.00 GiB"}
+    assert match.line_number == len(log) - 1
+    # A log that ends within a line keeps what it has of it.
+    lines = list(loglines.lines_of(io.BytesIO("\n".join(log[:5]).encode())))
+    assert lines[:5] == [""] * 5
+    assert knowledge.read(lines)[0].captured == match.captured
 
 
 @pytest.mark.parametrize(

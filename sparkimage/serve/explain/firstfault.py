@@ -28,7 +28,7 @@ _FRONTEND = re.compile(r" \[?(?:serving_|api_server|chat_utils|\w+_parser)\w*\.p
 """Their source files, for releases before 0.10, whose lines name no process."""
 
 HINTS = (
-    "rror", "ERROR", "xception", "WARN", "fatal", "Fatal", "FATAL", "FAILED", "panic", "CRITICAL",
+    "rror", "ERRO", "xception", "WARN", "fatal", "Fatal", "FATA", "FAILED", "panic", "CRITICAL",
     "Xid", "NVRM", "not found", "Segmentation", "terminate called", "SIG", "core dumped", "Killed",
     "core proc(s)", "no matching manifest", "cannot find", "refused", "docker: ", "unknown flag",
     "sh: ", ": line ",
@@ -46,7 +46,7 @@ _LOST = re.compile(
     r"\w*Interrupt|SystemExit|CancelledError)\b"
 )
 """Exceptions of a process whose other end is gone, or that is told to end."""
-_TOOLS = re.compile(r"(?:ERROR|Error|FATAL|fatal|FATA)\b\W")
+_TOOLS = re.compile(r"(?:ERROR|ERRO|Error|FATAL|fatal|FATA)\b\W")
 """How a tool without levels of its own begins."""
 _SAYS_NOTHING = re.compile(
     r"\s*(?:$|The above exception was the direct cause of|During handling of the above exception|"

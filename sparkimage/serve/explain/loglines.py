@@ -31,6 +31,11 @@ TAIL = re.compile(r"==> (?P<file>.+) <==\r?")
 SHORT = 400
 """Characters of a line that is remembered."""
 
+_CRI = re.compile(r"\d{4}-\d\d-\d\dT\S+ (?P<stream>stdout|stderr) (?P<tag>[PF]) ")
+"""What containerd writes before a line on a node of Kubernetes; of one that it cut, all pieces but
+the last are tagged P:
+https://github.com/kubernetes/design-proposals-archive/blob/main/node/kubelet-cri-logging.md"""
+
 _COLOUR = re.compile(r"(?:\x1b|\\u001b|\^\[|ESC)\[[0-9;?]*[ -/]*[@-~]")
 _ENTITY = re.compile(r"&(?:lt|gt|quot|amp|apos|#\d{1,6}|#x[0-9a-fA-F]{1,6});")
 _ESCAPED = re.compile(r"""\\(["'])""")
@@ -42,7 +47,7 @@ _PREFIX = re.compile(
     | (?P<plain>DEBUG|INFO|WARNING|ERROR|CRITICAL):[ \t]+
     | (?P<name>[A-Za-z0-9][\w.-]{0,62})[ \t]*\|[ \t]?
     | \[?(?:\d{4}-)?(?P<date>\d\d-\d\d)[T ](?P<clock>\d\d:\d\d:\d\d)
-        [\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?[ \t](?:\|[ ])?
+        [\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?[ \t](?:\|[ ]|std(?:out|err)[ ][PF][ ])?
     | [A-Z]+[ ]\d{4}-\d\d-\d\dT[\d:.]+Z?[ ](?P<shipper>\[[^\]]*\][ ]?)
     | (?P<ray>DEBUG|INFO|WARNING|ERROR|CRITICAL)[ \t]+\S+\.py:\d+[ ]--[ ]
     | \[(?P<rank>rank\d+)\]:?[ \t]?
@@ -216,13 +221,22 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
         if head.startswith(magic):
             source, head = unpack(_Joined(head, stream)), b""
             break
+    count = 0
     try:
         while head or (head := source.read(REFILL)):
+            count += len(head)
             yield head
             head = b""
-    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError):
-        # The rest of an archive that was cut off cannot be read.
-        return
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        # The rest of an archive that was cut off, or is damaged, cannot be read.
+        if not count:
+            raise EmptyArchiveError from error
+
+
+class EmptyArchiveError(Exception):
+    """An archive was cut off, or is damaged, before anything of it can be unpacked."""
 
 
 class _Joined:
@@ -272,12 +286,33 @@ def _of_files(blocks: Iterable[list[str]]) -> Iterator[list[str]]:
 
 def _split(texts: Iterable[str]) -> Iterator[list[str]]:
     held = ""
+    cut: dict[str, str] = {}
     for text in texts:
         *whole, rest = text.replace("\x00", "").split("\n")
         if whole:
             whole[0] = held + whole[0]
             held = ""
-            yield whole
+            yield _rejoined(whole, cut) if cut or " P " in text or " P " in whole[0] else whole
         held = (held + rest)[: 2 * LONGEST]
-    if held:
-        yield [held]
+    if last := [*_rejoined(filter(None, [held]), cut), *cut.values()]:
+        yield last
+
+
+def _rejoined(lines: Iterable[str], cut: dict[str, str]) -> list[str]:
+    """The lines; pieces of one that containerd cut are empty, and the last one is all of it.
+
+    ``cut``: stream → the pieces of a line that is not at its end.
+    """
+    whole = []
+    for line in lines:
+        piece = _CRI.match(line)
+        if piece is None:
+            whole.append(line)
+            continue
+        before = cut.pop(piece["stream"], "")
+        joined = (before + line[piece.end() :])[: 2 * LONGEST] if before else line
+        if piece["tag"] == "P":
+            cut[piece["stream"]] = joined.rstrip("\r")
+            joined = ""
+        whole.append(joined)
+    return whole
