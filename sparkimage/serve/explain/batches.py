@@ -14,8 +14,8 @@ from sparkimage.serve.explain.failures import Failures
 from sparkimage.serve.explain.knowledge import Reading
 from sparkimage.serve.explain.turns import QUOTED
 
-LINES = 64
-"""Lines that are judged together."""
+LINES, FEW = 64, 8
+"""Lines that are judged together: halves where those tell something, down to a few."""
 PUNCTUATION = re.compile(r'[(:|\["&\r]')
 """A line without it has nothing before its message, and needs no cleaning."""
 PREFIXES = ("pid=", "INFO ", "WARNING ", "ERROR ", "DEBUG ", "CRITICAL ", "NCCL ")
@@ -27,17 +27,24 @@ UNCLEAN = ("&", "\r", "\x1b", "^[", "u001b", "ESC[", 'msg="')
 def read(reading: Reading, lines: Sequence[str]) -> None:
     """Read the next lines, which hold no NUL, with the results of ``Reading.take`` for each."""
     for at in range(0, len(lines), LINES):
-        some = lines[at : at + LINES]
-        text = "\n".join(some)
-        if reading.is_idle and _says_nothing(text, reading.known):
-            reading.pass_over(some)
-        elif _holds(text, _NOT_BARE):
-            for line in some:
+        _read(reading, lines[at : at + LINES])
+
+
+def _read(reading: Reading, lines: Sequence[str]) -> None:
+    text = "\n".join(lines)
+    if reading.is_idle and _says_nothing(text, reading.known):
+        reading.pass_over(lines)
+    elif len(lines) > FEW:
+        half = len(lines) // 2
+        _read(reading, lines[:half])
+        _read(reading, lines[half:])
+    elif _holds(text, _NOT_BARE):
+        for line in lines:
+            reading.take(line)
+    else:
+        for line in lines:
+            if not reading.passes_by(line):
                 reading.take(line)
-        else:
-            for line in some:
-                if not reading.passes_by(line):
-                    reading.take(line)
 
 
 def _says_nothing(text: str, known: Failures) -> bool:
