@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sparkimage.config.variants import Variant
     from sparkimage.core.progress import View
     from sparkimage.image.store import Store
+    from sparkimage.nodes.model_fleet import Comparison
     from sparkimage.resolve.context import ResolveContext
     from sparkimage.resolve.tools import Tools
 
@@ -246,6 +247,18 @@ def read_fleet(nodes: str) -> Fleet:
     if nodes.endswith((".yaml", ".yml")):
         nodes = str(find_up(Path(nodes)))
     return inventory.read(nodes, project_folder())
+
+
+def pushed_models(folder: str | None = None) -> list[Comparison]:
+    """The models that were pushed from here, or the one at this path, to be compared with what the
+    nodes have."""
+    if not (paths.home() / paths.MODELS).is_dir():
+        return []
+    from sparkimage.nodes import model_store
+    from sparkimage.nodes.model_fleet import Comparison
+
+    models = model_store.kept(paths.home())
+    return [Comparison(model=one) for one in models if folder in (None, one.folder)]
 
 
 def node_error(message: str, errors: Mapping[str, SparkError], hint: str = "") -> NodeError:

@@ -11,7 +11,6 @@ import typer
 from sparkimage.cli import base, options
 from sparkimage.cli.options import flag, value
 from sparkimage.config.defaults import API_PORT, GPU_MEMORY_UTILIZATION, MASTER_PORT
-from sparkimage.core import paths
 from sparkimage.core.errors import DoctorError, UsageError
 from sparkimage.core.markup import fill
 from sparkimage.core.progress import waiting
@@ -20,7 +19,6 @@ from sparkimage.core.units import clock, plural
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sparkimage.nodes.model_fleet import Comparison
     from sparkimage.serve.doctor.checks import Diagnosis, Result
 
 MARKS = {
@@ -82,7 +80,7 @@ def doctor(
         from sparkimage.serve.doctor.checks import FAIL, WARN, ClusterReport
 
         matrix = base.read_matrix_if_any()
-        pushed = _pushed(model) if model else None
+        pushed = next(iter(base.pushed_models(model.rstrip("/"))), None)
         if local:
             reports = doctors.this_machine(model, patience_s=patience)
         else:
@@ -118,13 +116,6 @@ def doctor(
             + f" on {', '.join(report.name for report in reports if report.name in names)}",
             hint="apply the fixes above and run the same command again",
         )
-
-
-def _pushed(model: str) -> Comparison:
-    from sparkimage.nodes import model_store
-    from sparkimage.nodes.model_fleet import Comparison
-
-    return Comparison(model=model_store.find(paths.home(), model.rstrip("/")))
 
 
 def _print(diagnosis: Diagnosis, seconds: float) -> None:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from sparkimage.image.store import Image
     from sparkimage.nodes.distribute import Outcome
     from sparkimage.nodes.maintenance import NodeView
-    from sparkimage.nodes.model_fleet import Comparison
     from sparkimage.nodes.session import NodeSession
     from sparkimage.verify.plan_record import PlanRecord
 
@@ -106,9 +105,9 @@ def distribute(
     base.print_result(outcome.to_dict(), _outcome_table(outcome), as_json=as_json)
     if outcome.failed:
         raise base.node_error(
-            f"MIXED FLEET (--partial): {', '.join(node.name for node in outcome.failed)} did "
+            f"MIXED FLEET (--partial): {', '.join(one.node for one in outcome.failed)} did "
             f"not get {outcome.name}",
-            {node.name: node.error for node in outcome.failed if node.error is not None},
+            {one.node: one.error for one in outcome.failed if one.error is not None},
             hint="fix these nodes and run the same command again without --partial",
         )
     if with_caches and not dry_run:
@@ -153,25 +152,15 @@ def _outcome_table(outcome: Outcome) -> Table:
         "", "node", "state", sent, "layers", right=[sent], wrap=["layers"],
         title=f"{outcome.name} ({base.short(outcome.digest)}), {clock(outcome.seconds)}",
     )  # fmt: skip
-    for node in outcome.nodes:
-        cells = [MARKS.get(node.state, "·"), node.name, node.state]
-        if node.state != "failed":
+    for one in outcome.nodes:
+        cells = [MARKS.get(one.state, "·"), one.node, one.state]
+        if one.state != "failed":
             cells += [
-                f"from {node.source}" if node.source else human(node.sent),
-                f"{node.layers_sent} {sent}, {node.layers_kept} present",
+                f"from {one.source}" if one.source else human(one.sent),
+                f"{one.layers_sent} {sent}, {one.layers_kept} present",
             ]
         table.add_row(*cells)
     return table
-
-
-def _pushed_models() -> list[Comparison]:
-    """The models that were pushed from here, to be compared with the nodes'."""
-    if not (paths.home() / paths.MODELS).is_dir():
-        return []
-    from sparkimage.nodes import model_store
-    from sparkimage.nodes.model_fleet import Comparison
-
-    return [Comparison(model=model) for model in model_store.kept(paths.home())]
 
 
 def nodes(
@@ -191,7 +180,7 @@ def nodes(
     from sparkimage.nodes.retag import PREVIOUS
 
     store = base.open_store()
-    pushed = _pushed_models() if variant is None else []
+    pushed = base.pushed_models() if variant is None else []
 
     def compare(session: NodeSession) -> None:
         for comparison in pushed:
@@ -207,11 +196,11 @@ def nodes(
     tables = [_nodes_table(views)]
     if maintenance.names(views):
         tables.append(_images_table(views, differing))
-    found = {one.model.folder: [*one.found.values()] for one in pushed if one.model and one.found}
+    found = {one.model.folder: [*one.found.values()] for one in pushed if one.found}
     if found:
         from sparkimage.cli.model import models_table
 
-        models = [one.model for one in pushed if one.model and one.found]
+        models = [one.model for one in pushed if one.found]
         tables.append(models_table(models, found))
     facts = [
         {

@@ -13,7 +13,6 @@ import typer
 from sparkimage.cli import base, complete, options
 from sparkimage.cli.options import flag, value
 from sparkimage.cli.verify import to_ship
-from sparkimage.core import paths
 from sparkimage.core.errors import LaunchError, UsageError
 from sparkimage.core.program import program
 from sparkimage.core.units import clock, plural
@@ -99,8 +98,6 @@ def launch(
         chosen = choices.named(matrix.profiles, profile)
         ranks = fleet.ranks(choices.node_count(chosen, fleet))
     with begun(ranks, patience, IMAGES, CONTAINERS, MACHINE, model=model) as remotes:
-        from sparkimage.nodes import model_store
-        from sparkimage.nodes.model_fleet import Comparison
         from sparkimage.serve import choices, nccl, secrets
         from sparkimage.serve.command import Request
         from sparkimage.serve.launch import Launch
@@ -150,7 +147,7 @@ def launch(
             image=image,
             plan=plan,
             nccl_conf=conf,
-            pushed=Comparison(model=model_store.find(paths.home(), model)),
+            pushed=next(iter(base.pushed_models(model)), None),
             caches=saved,
             remotes=remotes,
             view=view,

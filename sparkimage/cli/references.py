@@ -23,19 +23,27 @@ DIGEST = re.compile(r"[0-9a-f]{4,}")
 def find(
     store: Store, reference: str, matrix: Matrix | None = None
 ) -> tuple[PlanRecord, Image, Matrix | None]:
-    """The record and the image of a reference, and the matrix if a variant's name needed it.
+    """The record and the image of a reference, and the matrix if a variant's name needed it: not
+    that of an image that was built from the files as they are, which would say the same.
 
     Raises ``ImageMissingError`` when the store does not have it, ``UsageError`` when it may mean
     several, ``GateError`` for an image without a plan.
     """
     from sparkimage.verify import plan_record
 
-    name = reference
-    if not IMAGE.fullmatch(reference) and not _is_digest(store, reference):
-        matrix = matrix or base.read_matrix_if_any()
-        name = _name_in(store, reference, matrix)
-    image = store.resolve(name)
-    return plan_record.load(store, image.digest), image, matrix
+    def kept(name: str) -> tuple[PlanRecord, Image]:
+        image = store.resolve(name)
+        return plan_record.load(store, image.digest), image
+
+    if IMAGE.fullmatch(reference) or _is_digest(store, reference):
+        return *kept(reference), matrix
+    names = [name for name in store.names() if name.rpartition(":")[2] == reference]
+    if matrix is None and len(names) == 1:
+        record, image = kept(names[0])
+        if record.sources == plan_record.sources_checksum(base.matrix_file()):
+            return record, image, None
+    matrix = matrix or base.read_matrix_if_any()
+    return *kept(_name_in(store, reference, matrix)), matrix
 
 
 def image_name(store: Store, reference: str) -> str:

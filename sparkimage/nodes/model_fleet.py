@@ -58,9 +58,9 @@ def _on_all(
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A model as it was pushed, and how that on each node differs; without one, nothing does."""
+    """A model as it was pushed, and how that on each node differs."""
 
-    model: Model | None
+    model: Model
     found: dict[str, NodeModel] = field(default_factory=dict)
     """By node, of those that it was pushed to."""
 
@@ -71,7 +71,7 @@ class Comparison:
 
     def look(self, session: NodeSession) -> None:
         """Compare on a connected node, by its record there. Raises ``NodeError``."""
-        if self.model is not None and session.name in self.model.nodes:
+        if session.name in self.model.nodes:
             node = ModelNode(session=session, folder=self.model.folder)
             node.look()
             self.found[node.name] = _inspect(node, self.model.manifest)

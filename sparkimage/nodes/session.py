@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from sparkimage.config.inventory import Fleet, Node
 from sparkimage.core.errors import NodeError, SparkError, UnreachableError
@@ -14,7 +15,6 @@ from sparkimage.core.process import Completed
 from sparkimage.core.program import program
 from sparkimage.core.progress import Moved
 from sparkimage.core.units import human
-from sparkimage.image.archive import Part
 from sparkimage.image.store import Image
 from sparkimage.nodes import connection, fabric, reading, refusals, snapshot
 from sparkimage.nodes.concurrent import run_on_all
@@ -23,6 +23,9 @@ from sparkimage.nodes.engine_api import RefusedError
 from sparkimage.nodes.refusals import Act
 from sparkimage.nodes.snapshot import SKEW_S, NodeImage, NodeSnapshot
 from sparkimage.nodes.ssh import IMAGES
+
+if TYPE_CHECKING:
+    from sparkimage.image.archive import Part
 
 SPARE = 500_000_000
 """Bytes that stay free on a node's disk beside what the image needs."""

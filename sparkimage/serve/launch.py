@@ -24,7 +24,6 @@ from sparkimage.image.store import Image
 from sparkimage.nodes import fabric, reachability
 from sparkimage.nodes.concurrent import run_on_all
 from sparkimage.nodes.connection import Connection
-from sparkimage.nodes.model_fleet import Comparison
 from sparkimage.nodes.retag import failure
 from sparkimage.nodes.session import NodeReport, NodeSession
 from sparkimage.nodes.ssh import CONTAINERS, IMAGES, MACHINE
@@ -38,6 +37,7 @@ from sparkimage.serve.followers import Rank
 
 if TYPE_CHECKING:
     from sparkimage.config.plan import Plan
+    from sparkimage.nodes.model_fleet import Comparison
     from sparkimage.serve.caches import Caches
     from sparkimage.serve.waiting import Ready
 
@@ -64,7 +64,7 @@ class Launch:
     view: View
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The values of the profile's secrets, by name."""
-    pushed: Comparison = field(default_factory=lambda: Comparison(model=None))
+    pushed: Comparison | None = None
     """The model as it was pushed to the nodes, where it was."""
     timeout_s: float = 1800.0
     """Seconds until it must be ready."""
@@ -142,7 +142,8 @@ class Launch:
 
     def _look(self, session: NodeSession) -> None:
         session.open(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
-        self.pushed.look(session)
+        if self.pushed is not None:
+            self.pushed.look(session)
 
     def _look_again(self, session: NodeSession) -> None:
         session.seen = session.look(IMAGES, CONTAINERS, MACHINE, model=self.request.model)
@@ -175,7 +176,8 @@ class Launch:
             model=request.model, port=profile.port, master_port=profile.master_port,
             rdma=request.rdma, gpus=profile.gpus, cuda=self.plan.expect.cuda or "",
             nccl=request.nccl.version if request.nccl else "",
-            image_env=image_env, env=profile.env, pushed=self.pushed.differences,
+            image_env=image_env, env=profile.env,
+            pushed=self.pushed.differences if self.pushed is not None else None,
         )  # fmt: skip
         preflight.require(cluster, checks, self.view)
 

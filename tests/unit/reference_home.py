@@ -1,4 +1,4 @@
-"""A home whose store has an image of a real variant, without a seal."""
+"""A home whose store has an image of a real variant, of the matrix as it is, without a seal."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def make(home: Path, name: str) -> Store:
     store = Store.open(home / "store")
     layer, diff_id = good_maker.put_layer(store, {"file": b""})
     image = good_maker.put_image(store, good_maker.config([diff_id]), [layer])
-    plan_record.save(store, image.digest, plan_record.record(plan, PROJECT))
+    sources = plan_record.sources_checksum(PROJECT / "matrix.yaml")
+    plan_record.save(store, image.digest, plan_record.record(plan, PROJECT, sources))
     store.name(plan.image, store.descriptor(image.digest))
     return store
