@@ -15,9 +15,6 @@ from sparkimage.image.archive import Document, Part, Step
 from sparkimage.image.store import MANIFEST, Image, Layer, Store
 from sparkimage.nodes.snapshot import STAGING
 
-STEP = 512_000_000
-"""Bytes after which a step ends: what a lost connection costs at most, next to one big layer."""
-
 
 def parts(store: Store, image: Image) -> tuple[Part, ...]:
     """Every part of an image that a step may end with, the smallest first; the last one is the
@@ -54,10 +51,11 @@ def _document(content: dict[str, Any]) -> Document:
     return Document.of(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
-def steps(parts: Sequence[Part], lacking: Collection[int], *, size: int = STEP) -> tuple[Step, ...]:
+def steps(parts: Sequence[Part], lacking: Collection[int], *, size: int) -> tuple[Step, ...]:
     """The steps that bring the layers with these indexes; the last one is the image itself.
 
-    A step ends when its blobs have ``size`` bytes.
+    A step ends when its blobs have ``size`` bytes: what a lost connection costs at most, next to
+    one big layer.
     """
     steps: list[Step] = []
     send: list[Layer] = []

@@ -53,10 +53,6 @@ class NodeResult:
     layers_kept: int
     error: SparkError | None
 
-    @property
-    def name(self) -> str:
-        return self.node
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -101,10 +97,10 @@ class Distribution:
     """Nodes that lack the same layers pass them on; only the first one gets them from here."""
     via: str = ""
     """A registry's repository that the nodes pull from; empty: the layers are sent from here."""
-    step: int = delta.STEP
+    step: int
     """Bytes after which a node keeps what has arrived, even when the rest does not arrive."""
-    receipts_folder: Path | None = None
-    """The folder for this machine's receipts; None to keep none."""
+    receipts_folder: Path
+    """The folder for this machine's receipts."""
     examine: Callable[[NodeSession, str], Sequence[str]] | None = None
     """Proves more of the image of this name on a node, before any name is moved; returns what."""
 
@@ -319,8 +315,7 @@ class Distribution:
         ignored."""
         if moved:
             receipt = self._receipt(session)
-            if self.receipts_folder is not None:
-                receipts.keep(self.receipts_folder, receipt)
+            receipts.keep(self.receipts_folder, receipt)
             words = ["sh", "-c", receipts.KEEP, "keep", receipts.file_of(receipt)]
             try:
                 session.remote.run(words, stdin=receipts.text_of(receipt))

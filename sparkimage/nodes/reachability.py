@@ -6,7 +6,7 @@ stops them (https://docs.vllm.ai/en/latest/serving/parallelism_scaling/).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
@@ -56,9 +56,8 @@ class _Probe:
     def listen(self) -> None:
         """Listen there. Raises ``NodeError``."""
         words = (self.address, str(CONNECT_S), *map(str, self.ports))
-        self._script = RemoteScript(
-            self.session.remote, self.session.remote.script("reach", *words)
-        )
+        remote = self.session.remote
+        self._script = RemoteScript(remote, remote.script("reach", *words))
         lines = self._until("ready")
         self.listening = [line.removeprefix("port ") for line in lines if line.startswith("port ")]
 
@@ -76,13 +75,13 @@ class _Probe:
         )
         self.session.seen = replace(self.session.now, unreached=unreached)
 
-    def _until(self, end: str) -> Iterator[str]:
+    def _until(self, end: str) -> list[str]:
         assert self._script is not None
         lines: list[str] = []
         with self._script.limit(LIMIT_S):
             for line in self._script.lines():
                 if line == end:
-                    return iter(lines)
+                    return lines
                 lines.append(line)
         raise NodeError(
             f"{self.name}: it cannot try whether it reaches the others",

@@ -275,10 +275,8 @@ class NodeSnapshot:
             )
         last, kind = output.splitlines()[-1], EngineError
         if SUDO_DENIED.search(output) or ("permission denied" in output and self.node.sudo):
-            kind, what = (
-                EnginePermissionError,
-                f"{user} may not run docker through sudo without a password",
-            )
+            kind = EnginePermissionError
+            what = f"{user} may not run docker through sudo without a password"
             hint = (
                 "there: a NOPASSWD rule for docker in sudoers; or "
                 f"`sudo usermod -aG docker {user}` and no `sudo: true` in the fleet file"

@@ -268,10 +268,8 @@ class Pulling:
 
     def _keep(self, step: Step) -> None:
         """Give what was pulled the name of its step, in place of the one before it."""
-        engine, pulled = (
-            self.session.remote.engine,
-            f"{self.repository}@{step.part.manifest.digest}",
-        )
+        engine = self.session.remote.engine
+        pulled = f"{self.repository}@{step.part.manifest.digest}"
         engine.tag(pulled, step.part.name)
         engine.remove(pulled, *([self.earlier] if self.earlier else []))
         self.earlier = step.part.name

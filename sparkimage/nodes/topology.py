@@ -71,19 +71,14 @@ def without_nvlink(snapshot: NodeSnapshot) -> bool:
     return bool(gpus) and all(fnmatch.fnmatchcase(gpu.name, WITHOUT_NVLINK) for gpu in gpus)
 
 
-def topology(snapshots: Sequence[NodeSnapshot]) -> Topology:
-    """The RDMA network of these nodes."""
-    return Topology(ring=_ring(snapshots))
-
-
 def cabled(snapshot: NodeSnapshot) -> list[Rdma]:
     """Its ports that are up and have a network."""
     return [port for port in snapshot.rdma if port.active and port.networks]
 
 
-def _ring(snapshots: Sequence[NodeSnapshot]) -> tuple[str, ...]:
-    """The nodes along their ring: each is alone with one neighbour in some RDMA networks, and alone
-    with another one in others."""
+def topology(snapshots: Sequence[NodeSnapshot]) -> Topology:
+    """The RDMA network of these nodes. On a ring each is alone with one neighbour in some networks,
+    and alone with another one in others."""
     members: dict[str, set[str]] = {}
     for snapshot in snapshots:
         for port in cabled(snapshot):
@@ -92,15 +87,15 @@ def _ring(snapshots: Sequence[NodeSnapshot]) -> tuple[str, ...]:
     neighbours: Mapping[str, set[str]] = {snapshot.name: set() for snapshot in snapshots}
     for names in members.values():
         if len(names) > 2:
-            return ()
+            return Topology()
         for name in names:
             neighbours[name].update(names - {name})
     if len(snapshots) < 3 or any(len(others) != 2 for others in neighbours.values()):
-        return ()
+        return Topology()
     ring = [snapshots[0].name]
     while more := [name for name in sorted(neighbours[ring[-1]]) if name not in ring]:
         ring.append(more[0])
-    return tuple(ring) if len(ring) == len(snapshots) else ()
+    return Topology(ring=tuple(ring) if len(ring) == len(snapshots) else ())
 
 
 def reaches(snapshot: NodeSnapshot, port: Rdma, addresses: Iterable[str]) -> bool:
