@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 TOOLS, BUILDER, EVERY = "_tools", "_builder", "_every"
 """What our steps call, the image that a source is compiled in, and the checks of every image."""
+PATCH_FILE = "patches/patches.yaml"
+"""The file of a project's patches."""
 INSTALLS = {
     "root": "_root", "image": "_image", "debs": "_debs", "wheels": "_wheels", "patches": "_patches",
 }  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sparkimage.config import mirrors, patch_specs, pin_checks, profiles, validation, yamlfile
 from sparkimage.config.address import without_login
+from sparkimage.config.folders import PATCH_FILE
 from sparkimage.config.matrix_checks import MatrixChecks
 from sparkimage.config.patch_specs import Patch
 from sparkimage.config.pins import Pin, WheelsPin
@@ -86,7 +87,7 @@ def load(path: Path) -> Matrix:
         f"one: {program()} init project",
     )
     spec = validation.parse(document, MatrixFile)
-    patches = patch_specs.load(path.parent / patch_specs.FILE)
+    patches = patch_specs.load(path.parent / PATCH_FILE)
     report = Report(document)
     checks = MatrixChecks(report=report, spec=spec, patches=patches, images=path.parent / "images")
     checks.check_pins()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sparkimage.config import dockerfile, patch_specs, patched_pins
+from sparkimage.config import dockerfile, folders, patched_pins
 from sparkimage.config.patch_specs import PATCHES, Patch
 from sparkimage.config.pins import (
     FILE_NAME,
@@ -136,8 +136,8 @@ class MatrixChecks:
                 what = f"layer {name} takes the checks of {other!r}, which is no layer"
                 require((*key, "checks", i), other, spec.layers, what)
             for i, patch in enumerate(layer.patches):
-                what = f"layer {name} applies patch {patch!r}, which is not in {patch_specs.FILE}"
-                todo = f"write {patch_specs.FILE}"
+                what = f"layer {name} applies patch {patch!r}, which is not in {folders.PATCH_FILE}"
+                todo = f"write {folders.PATCH_FILE}"
                 require((*key, "patches", i), patch, self.patches, what, if_none=todo)
 
     def _check_source(self, name: str, layer: LayerSpec) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from sparkimage.config import lock_items, patch_specs, patched_pins, plan, series
+from sparkimage.config import folders, lock_items, patch_specs, patched_pins, plan, series
 from sparkimage.config.address import without_login
 from sparkimage.config.lock_items import Commit, Item, PinnedImage, Wheel
 from sparkimage.config.lockfile import ANY, Lock
@@ -112,8 +112,8 @@ class PatchPlanner:
             if verdict.state not in (State.APPLIED, State.PRESENT):
                 raise LockError(
                     f"patch {name} does not fit variant {self.variant.name}: {verdict.reason}",
-                    hint=f"correct {patch_specs.FILE}, take the patch out of the variant's layers, "
-                    f"or look at `{program()} patches`",
+                    hint=f"correct {folders.PATCH_FILE}, take the patch out of the variant's "
+                    f"layers, or look at `{program()} patches`",
                 )
         items = () if one.pin is None or one.value is None else self.lock.items(
             one.pin, one.value, self.variant.platform

@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sparkimage.config import validation, yamlfile
+from sparkimage.config.folders import PATCH_FILE
 from sparkimage.config.pins import COMMIT, REPOSITORY, SHA256
 from sparkimage.config.validation import Finding, Name, Report, Strict
 
-FILE = "patches/patches.yaml"
 PATCHES = "patches"
 """The lock has the patches under this name, as values of a pin."""
 MISSING = "missing"
@@ -256,7 +256,7 @@ def judge(patch: Patch, *, commit: str | None, applied: bool) -> Verdict:
             return Verdict(State.APPLIED, f"to {short}")
         return Verdict(State.NOT_NEEDED, "no layer applies it")
     if not any(same_commit(commit, known) for known in patch.needed_by):
-        return Verdict(unneeded, f"{short} is not in `needed_by` of {FILE}")
+        return Verdict(unneeded, f"{short} is not in `needed_by` of {PATCH_FILE}")
     if not applied:
         return Verdict(State.NEEDED, f"{short} is in `needed_by`")
     return Verdict(State.APPLIED, f"to {short}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from sparkimage.config import patch_specs, validation
+from sparkimage.config import folders, patch_specs, validation
 from sparkimage.config.patch_specs import Patch
 from sparkimage.config.pins import GitPin, ImagePin, Pin, WheelsPin
 from sparkimage.config.schema import LayerSpec
@@ -62,7 +62,7 @@ def problems(
             if of_it and of_it[0] not in pins:
                 what = f"layer {name}: patch {one} is for {of_it[0]}, which is not in pins"
                 todo = validation.nearest(of_it[0], pins)
-                yield name, what, f"correct `for` in {patch_specs.FILE}: {todo}"
+                yield name, what, f"correct `for` in {folders.PATCH_FILE}: {todo}"
                 continue
             yield from ((name, f"{title} {what}", todo) for what, todo in _wrong(
                 patch, layer, of_it, used
@@ -75,7 +75,7 @@ def _wrong(
     of_it: Sequence[str],
     used: Mapping[str, Pin],
 ) -> Iterator[tuple[str, str]]:
-    where = f"in {patch_specs.FILE}"
+    where = f"in {folders.PATCH_FILE}"
     if len(of_it) > 1:
         names = " or ".join(sorted(of_it))
         yield f"may be for {names}", f"say which {where}: `for: {min(of_it)}`"

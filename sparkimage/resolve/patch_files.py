@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from sparkimage.config.folders import PATCH_FILE
 from sparkimage.config.lock_items import PatchText
 from sparkimage.config.patch_planning import wheels_of
-from sparkimage.config.patch_specs import FILE, MISSING
+from sparkimage.config.patch_specs import MISSING
 from sparkimage.config.plan import PatchPlan, PatchSeries
 from sparkimage.core.errors import Locked, LockError
 from sparkimage.core.program import program
@@ -37,7 +38,9 @@ def read(patch: PatchPlan, project: Path, context: ResolveContext) -> bytes:
     if patch.repository is None or patch.commit is None:
         local = project / "patches" / patch.path
         if not local.is_file():
-            raise LockError(f"{title}: patches/{patch.path} is missing", hint=f"correct {FILE}")
+            raise LockError(
+                f"{title}: patches/{patch.path} is missing", hint=f"correct {PATCH_FILE}"
+            )
         return local.read_bytes()
     repository = Repository(title, patch.repository, context)
     repository.fetch(patch.commit)
@@ -45,7 +48,7 @@ def read(patch: PatchPlan, project: Path, context: ResolveContext) -> bytes:
     if data is None:
         raise LockError(
             f"{title}: {patch.path} is not in {patch.repository} at {patch.commit[:9]}",
-            hint=f"correct {FILE}",
+            hint=f"correct {PATCH_FILE}",
         )
     return data
 

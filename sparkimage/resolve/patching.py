@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from sparkimage.config.folders import PATCH_FILE
 from sparkimage.config.lock_items import CHANGES, KEPT, PRESENT, Step, Target
-from sparkimage.config.patch_specs import FILE, MISSING
+from sparkimage.config.patch_specs import MISSING
 from sparkimage.core.errors import CommandError, LockError
 from sparkimage.core.process import Runner
 from sparkimage.resolve.patch_trees import File, Tree
@@ -317,7 +318,7 @@ class _Folder:
         after = f", after {', '.join(self.applied)}" if self.applied else ""
         return LockError(
             f"patch {patch.name}{place} does not apply to {self.tree.title}{after}: {wrong[0]}",
-            hint=f"{todo}; where it is not needed, say so in {FILE} (`needed_by`, `not_for`)",
+            hint=f"{todo}; where it is not needed, say so in {PATCH_FILE} (`needed_by`, `not_for`)",
             detail="\n".join([*wrong[1:], *lines]),
         )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sparkimage.config import below, lockfile
+from sparkimage.config.folders import PATCH_FILE
 from sparkimage.config.lock_items import (
     Commit,
     Deb,
@@ -26,7 +27,7 @@ from sparkimage.config.lock_items import (
 )
 from sparkimage.config.lockfile import ANY, Entry, Lock
 from sparkimage.config.patch_planning import patch_plan, to_plan
-from sparkimage.config.patch_specs import FILE, PATCHES
+from sparkimage.config.patch_specs import PATCHES
 from sparkimage.config.pins import DebianPin, DebPin, FilePin, GitPin, ImagePin, Key, WheelsPin
 from sparkimage.config.series import SERIES, Series
 from sparkimage.config.validation import nearest
@@ -372,8 +373,9 @@ class _Resolver:
         expected = self.matrix.patches[name].sha256
         if expected not in (None, text.sha256):
             raise LockError(
-                f"patch {name}: {patch.url} has sha256 {text.sha256}, and {FILE} says {expected}",
-                hint=f"look at what changed, then correct `sha256` in {FILE}",
+                f"patch {name}: {patch.url} has sha256 {text.sha256}, and {PATCH_FILE} says "
+                f"{expected}",
+                hint=f"look at what changed, then correct `sha256` in {PATCH_FILE}",
             )
         return (text,)
 

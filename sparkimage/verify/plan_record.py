@@ -177,9 +177,7 @@ def check_folders(plan: Plan, project: Path) -> tuple[Path, ...]:
 
 def sources_checksum(matrix_file: Path) -> str:
     """sha256 of the files that plans are made from: while it is the same, so are the plans."""
-    from sparkimage.config import patch_specs
-
-    files = (matrix_file, matrix_file.with_suffix(".lock"), matrix_file.parent / patch_specs.FILE)
+    files = (matrix_file, matrix_file.with_suffix(".lock"), matrix_file.parent / folders.PATCH_FILE)
     digest = hashlib.sha256()
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparkimage.config import lockfile, matrix, patch_specs
+from sparkimage.config import folders, lockfile, matrix
 from sparkimage.config.lock_items import (
     CHANGES,
     KEPT,
@@ -81,7 +81,7 @@ def write(
             (folder / "images" / name / "Dockerfile").write_text(f"FROM layer AS {name}\n")
     if patches is not None:
         (folder / "patches").mkdir(exist_ok=True)
-        (folder / patch_specs.FILE).write_text(json.dumps({"version": 1, "patches": patches}))
+        (folder / folders.PATCH_FILE).write_text(json.dumps({"version": 1, "patches": patches}))
     (folder / "matrix.yaml").write_text(json.dumps(data))
     return matrix.load(folder / "matrix.yaml")
 

@@ -95,7 +95,7 @@ def test_a_command_for_an_image_imports_no_more(tmp_path: Path) -> None:
     shown = imports(("inspect", name), tmp_path)
     assert "sparkimage.verify.summary" in shown
     # The image was built from the matrix as it is.
-    matrix = {"sparkimage.config.matrix", "sparkimage.config.lockfile"}
+    matrix = {f"sparkimage.config.{name}" for name in ("matrix", "pins", "lockfile")}
     assert not shown & {"rich", "packaging", "sparkimage.nodes", *matrix}
     image = ("launch", name, "--allow-unverified")
     launch = (*image, "--model", "/m", "--nodes", "a", "--profile", "single")
