@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from tests.lab.node import READY_S
 from tests.lab.servers import LOOPBACK, answering
 
 PIECE = 1 << 16
@@ -94,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(length)
             self._say(fault.status, dict(fault.headers), fault.body)
             return
-        with contextlib.closing(http.client.HTTPConnection(self.to, timeout=30)) as upstream:
+        with contextlib.closing(http.client.HTTPConnection(self.to, timeout=READY_S)) as upstream:
             self._pass_on(upstream, fault, length)
 
     def _pass_on(

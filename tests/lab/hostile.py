@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from sparkimage.image.store import INDEX, MANIFEST
 from sparkimage.image.streams import digest_of
+from tests.lab.node import READY_S
 
 Layer = tuple[dict[str, Any], bytes]
 KINDS = f"{MANIFEST}, {INDEX}"
@@ -38,7 +39,7 @@ class Client:
     def ask(
         self, method: str, path: str, body: bytes | None = None, kind: str = "", *, ok: int = 200
     ) -> tuple[int, Mapping[str, str], bytes]:
-        connection = http.client.HTTPConnection(self.address, timeout=30)
+        connection = http.client.HTTPConnection(self.address, timeout=READY_S)
         headers = {"Accept": KINDS, **({"Content-Type": kind} if kind else {})}
         where = path if path.startswith("/") else f"/v2/{self.repository}/{path}"
         connection.request(method, where, body, headers)

@@ -17,13 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tests.lab.node import READY_S
 from tests.lab.tools import TOOLS, making
 
 LOOPBACK = "127.0.0.1"
-READY_S = 30.0
 END_S = 10.0
-ATTEMPTS = 5
-"""A free port may be taken by another program before the server takes it."""
 
 
 USER, PASSWORD = "lab", "only-for-the-lab"
@@ -273,16 +271,17 @@ class _Handler(SimpleHTTPRequestHandler):
 @contextmanager
 def _serving(argv: Callable[[int], Sequence[str]], log: Path) -> Iterator[int]:
     """Run ``argv(port)`` until it listens on that port; it has ended afterwards."""
-    for attempt in range(1, ATTEMPTS + 1):
-        port = free_port()
+    with quiet_port() as port:
         with log.open("w") as out:
             process = subprocess.Popen(
                 argv(port), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
             )
         try:
-            if _listens(process, port):
-                yield port
-                return
+            if not _listens(process, port):
+                raise RuntimeError(
+                    f"{process.args!r} does not listen on port {port}:\n{log.read_text()}"
+                )
+            yield port
         finally:
             process.terminate()
             try:
@@ -290,16 +289,17 @@ def _serving(argv: Callable[[int], Sequence[str]], log: Path) -> Iterator[int]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        said = log.read_text()
-        if attempt == ATTEMPTS or "address already in use" not in said.lower():
-            raise RuntimeError(f"{process.args!r} does not listen on port {port}:\n{said}")
 
 
-def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
-    with socket.create_server((LOOPBACK, 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+@contextmanager
+def quiet_port() -> Iterator[int]:
+    """A port of the loopback that nobody else is given meanwhile: it is bound, and does not listen,
+    so that who connects is refused, and one server that sets SO_REUSEADDR may have it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((LOOPBACK, 0))
+        port: int = held.getsockname()[1]
+        yield port
 
 
 def _listens(process: subprocess.Popen[bytes], port: int) -> bool:

@@ -35,6 +35,7 @@ from sparkimage.core.process import Completed
 from sparkimage.nodes import ssh
 from sparkimage.nodes.reading import parts_of
 from sparkimage.serve import launch, secrets
+from tests.lab.node import READY_S
 from tests.lab.standin_vllm import nccl, server
 from tests.lab.standin_vllm.api import Server
 
@@ -92,18 +93,23 @@ class Rank(server.Container):
         self.started = self.ended = NEVER
         self.lines: list[tuple[str, str]] = []
         self.changed = threading.Condition()
-        self._runs = 0
+        self._process: threading.Thread | None = None
         self._over = threading.Event()
+        """Its process is ended, or has come to its end."""
         self.goes_on = threading.Event()
         """Not set while its process is stopped."""
         self.goes_on.set()
         self._open: list[socket.socket | Server] = []
-        self._opening = threading.Lock()
+        self._ending = threading.Lock()
+        """Held to change ``_over`` and ``_open``."""
 
     # As its process sees it
 
     def say(self, text: str) -> None:
         with self.changed:
+            if self._over.is_set():
+                # Who was killed says nothing of it.
+                return
             self.lines += [(now(), line) for line in text.splitlines()]
             self.changed.notify_all()
 
@@ -146,7 +152,7 @@ class Rank(server.Container):
         self.goes_on.wait()
 
     def opened(self, thing: socket.socket | Server) -> None:
-        with self._opening:
+        with self._ending:
             if not self._over.is_set():
                 self._open.append(thing)
                 return
@@ -158,13 +164,14 @@ class Rank(server.Container):
 
     def start(self) -> None:
         """Start its process."""
+        self._join()
         self._over.clear()
         self.goes_on.set()
-        self._runs += 1
         self.state, self.started = "running", now()
-        threading.Thread(target=self._run, args=(self._runs,), daemon=True).start()
+        self._process = threading.Thread(target=self._run, daemon=True)
+        self._process.start()
 
-    def _run(self, number: int) -> None:
+    def _run(self) -> None:
         code = 0
         try:
             words = self._words()
@@ -177,8 +184,7 @@ class Rank(server.Container):
             # Its sockets were closed.
             code = 1
         again = self.given.one("--restart", "no") != "no"
-        if number == self._runs and not self._over.is_set():
-            self._end(code, state="restarting" if again and code else "exited")
+        self._end(code, state="restarting" if again and code else "exited")
 
     def _words(self) -> list[str]:
         """What its entry point comes to, with what that does to the environment."""
@@ -195,15 +201,26 @@ class Rank(server.Container):
         self.state = "paused" if paused else "running"
 
     def end(self, code: int) -> None:
-        """End its process, if it runs."""
-        self._over.set()
-        self.goes_on.set()
-        if self.state in ("running", "restarting", "paused"):
+        """End its process, if it runs: nothing is left of it then, as of a real one."""
+        if self.state in ("running", "paused"):
             self._end(code)
+        self._join()
+        if self.state == "restarting":
+            self.state = "exited"
+
+    def _join(self) -> None:
+        if self._process is not None:
+            self._process.join(READY_S)
+            assert not self._process.is_alive(), f"the process of {self.name} does not end"
 
     def _end(self, code: int, state: str = "exited") -> None:
-        with self._opening:
+        with self._ending:
+            if self._over.is_set():
+                # It was killed, or had come to its end before that.
+                return
+            self._over.set()
             left, self._open = self._open, []
+        self.goes_on.set()
         for thing in left:
             if isinstance(thing, Server):
                 thing.shutdown()

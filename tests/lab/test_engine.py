@@ -23,6 +23,7 @@ from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Local
 from sparkimage.core.rights import root_prefix, run_as_root
 from tests.lab import command
+from tests.lab.node import READY_S
 from tests.lab.tools import making
 
 NOBODY = 65534
@@ -190,7 +191,7 @@ def test_a_dead_engine_is_an_error_and_up_recovers(lab: Lab, tmp_path: Path) -> 
     dead = processes.daemon(lab.place)
     assert dead is not None
     run_as_root(RUNNER, ("kill", "-KILL", str(dead.pid)))
-    assert dead.wait(10.0)
+    assert dead.wait(READY_S)
     with pytest.raises(EngineError, match="it has died") as caught:
         engine.find(lab.home, RUNNER)
     assert not isinstance(caught.value, EnginePermissionError)

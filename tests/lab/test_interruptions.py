@@ -17,6 +17,7 @@ from sparkimage.core.paths import EnginePlace
 from sparkimage.core.process import Local
 from sparkimage.core.rights import run_as_root
 from tests.lab.conftest import REPOSITORY, STORE, Lab, matrix_data, spare_engine
+from tests.lab.node import READY_S
 
 RUNNER = Local()
 
@@ -81,7 +82,7 @@ def test_an_interrupt_leaves_nothing_half_named(lab: Lab, slow: str) -> None:
         wait_for(process, "layer waits: running")
         (buildx,) = children(process.pid)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=READY_S)
     assert process.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said
@@ -170,8 +171,8 @@ def test_a_daemon_killed_in_mid_build_is_named_and_the_next_run_resumes(
         daemon = processes.daemon(EnginePlace.of(home))
         assert daemon is not None
         run_as_root(RUNNER, ("kill", "-9", str(daemon.pid)))
-        assert daemon.wait(20)
-        _, said = process.communicate(timeout=60)
+        assert daemon.wait(READY_S)
+        _, said = process.communicate(timeout=READY_S)
     assert process.returncode == EngineError.exit_code, said
     assert "stopped during the build of waits" in said
     assert f"{REPOSITORY}:waits" not in fragile.context.store.names()

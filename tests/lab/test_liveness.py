@@ -43,7 +43,7 @@ def asked(server: Server, going: threading.Event) -> Iterator[None]:
     hangs_unless(server, going)
     thread = threading.Thread(target=ask)
     thread.start()
-    wait(lambda: server.counters["generation_tokens"] > 0, "no token came", 20)
+    wait(lambda: server.counters["generation_tokens"] > 0, "no token came")
     yield
     server.engine = ends
     going.set()

@@ -69,10 +69,12 @@ def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(
     publisher: Publisher, open_registry: Registry
 ) -> None:
     publisher.image()
-    dead = f"http://127.0.0.1:{servers.free_port()}"
-    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), dead)
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
     to = f"{open_registry.address}/proxy/image"
-    done = publisher.run("publish", name("amd64"), "--to", to, **proxies, NO_PROXY="", no_proxy="")
+    words = ("publish", name("amd64"), "--to", to)
+    with servers.quiet_port() as port:
+        proxies = dict.fromkeys(names, f"http://127.0.0.1:{port}")
+        done = publisher.run(*words, **proxies, NO_PROXY="", no_proxy="")
     assert done.returncode == 0, done.stderr
 
 

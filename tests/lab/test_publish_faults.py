@@ -21,6 +21,7 @@ from sparkimage.verify.policy import Required
 from tests.lab import faulty, sampling, servers
 from tests.lab.faulty import Answer, Asked, Cut, Fault, Proxy, once
 from tests.lab.hostile import Client
+from tests.lab.node import READY_S
 from tests.lab.payload import PLAIN, Payload
 from tests.lab.publisher import Publisher
 from tests.lab.servers import Registry
@@ -82,9 +83,10 @@ def brings_a_blob(asked: Asked) -> bool:
 
 
 def test_a_registry_that_is_down(publisher: Publisher) -> None:
-    way = Way(publisher, f"{servers.LOOPBACK}:{servers.free_port()}", "down")
-    with pytest.raises(NetworkError, match="does not answer") as caught:
-        way.publish(publisher, publisher.image())
+    with servers.quiet_port() as port:
+        way = Way(publisher, f"{servers.LOOPBACK}:{port}", "down")
+        with pytest.raises(NetworkError, match="does not answer") as caught:
+            way.publish(publisher, publisher.image())
     assert "refused" in caught.value.detail
     assert way.waits == [1, 2, 4, 8]
 
@@ -289,7 +291,7 @@ def test_a_command_that_is_interrupted_leaves_no_tag_and_waits_for_no_registry(
         if asked.method in ("PATCH", "PUT") and "/blobs/uploads/" in asked.path:
             stopped.set()
             # Silent for as long as the command runs.
-            ended.wait(300)
+            ended.wait(READY_S)
         return None
 
     proxy.rule = rule
@@ -298,9 +300,9 @@ def test_a_command_that_is_interrupted_leaves_no_tag_and_waits_for_no_registry(
         env=publisher.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        assert stopped.wait(60)
+        assert stopped.wait(READY_S)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=READY_S)
     finally:
         ended.set()
     assert process.returncode == 130, said

@@ -17,7 +17,7 @@ from sparkimage.image.store import Store
 from sparkimage.verify import pipeline
 from tests.lab import hostile
 from tests.lab.conftest import Lab
-from tests.lab.node import Node
+from tests.lab.node import READY_S, Node
 from tests.lab.shipment import NAME, NODES, PAYLOAD, VARIANT, Shipment, everywhere, ok
 
 
@@ -183,7 +183,7 @@ def test_an_interrupt_leaves_no_file(lab: Lab, tiny: pipeline.Result, tmp_path: 
         assert process.poll() is None
         select.select([], [], [], 0.001)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=READY_S)[1]
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []

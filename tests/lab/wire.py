@@ -162,8 +162,14 @@ class Wire:
         self.cut()
         assert self._socket is not None
         self._socket.close()
-        for thread in list(self._threads):
-            thread.join()
+        while threads := self._running():
+            for thread in threads:
+                thread.join()
+
+    def _running(self) -> list[threading.Thread]:
+        """Its threads; one that accepts may begin another one."""
+        with self._state:
+            return list(self._threads)
 
     def _bind(self) -> None:
         made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -181,8 +187,9 @@ class Wire:
                     self._threads.discard(thread)
 
         thread = threading.Thread(target=run, daemon=True, name=f"wire {self.port}")
-        self._threads.add(thread)
-        thread.start()
+        with self._state:
+            self._threads.add(thread)
+            thread.start()
 
     def _accept(self, listening: socket.socket) -> None:
         while True:

@@ -140,8 +140,9 @@ def test_another_content_is_refused(download: Download, script: Script) -> None:
 
 
 def test_a_server_that_is_not_there(download: Download) -> None:
-    nowhere = Mirrors(rules={"https://files.example": f"http://127.0.0.1:{servers.free_port()}"})
-    other = replace(download, context=replace(download.context, mirrors=nowhere))
-    with pytest.raises(NetworkError, match=f"^pin words v1: {URL} cannot be reached$") as error:
-        other.fetch(SHA256)
+    with servers.quiet_port() as port:
+        nowhere = Mirrors(rules={"https://files.example": f"http://127.0.0.1:{port}"})
+        other = replace(download, context=replace(download.context, mirrors=nowhere))
+        with pytest.raises(NetworkError, match=f"^pin words v1: {URL} cannot be reached$") as error:
+            other.fetch(SHA256)
     assert "Connection refused" in error.value.detail

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -117,6 +118,11 @@ class Server(ThreadingHTTPServer):
         self.released.set()
         self.shutdown()
         self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Of a request; a client that is gone is none."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def note(self, path: str, body: dict[str, Any], prompt: str) -> tuple[bool, str]:
         """Take a request in: whether its prompt is known, and what is to go wrong."""

@@ -322,12 +322,19 @@ class Rank:
         self.behaviour.healthy = not self.faults.get("sick", False)
         if not self.faults.get("silent"):
             self.say("INFO:     Application startup complete.")
+        watching = []
         for other in self.others:
             self.answers.append(queue.Queue())
             words = other, self.answers[-1]
-            threading.Thread(target=self.watch, args=words, daemon=True).start()
+            watching.append(threading.Thread(target=self.watch, args=words, daemon=True))
+            watching[-1].start()
         server.engine, server.gate = self.step, self.here.gate
         server.serve_forever(0.05)
+        # It was ended: nothing of it goes on.
+        for thread in watching:
+            thread.join()
+        with self.stepping:
+            self.behaviour.healthy = False
 
     def watch(self, other: socket.socket, answers: queue.Queue[bool]) -> None:
         """A worker that ends makes the engine dead, and the server stays."""
@@ -340,10 +347,10 @@ class Rank:
 
     def step(self, running: int, words: int) -> None:
         """All ranks take a step; it ends with the last of them, however long that takes."""
-        if not self.behaviour.healthy or self.read_faults().get("fails"):
-            raise EngineDeadError
         interval = float(self.here.env.get("VLLM_RINGBUFFER_WARNING_INTERVAL", "60"))
         with self.stepping:
+            if not self.behaviour.healthy or self.read_faults().get("fails"):
+                raise EngineDeadError
             for other in self.others:
                 with contextlib.suppress(OSError):
                     other.sendall(f"step {running} {words}\n".encode())
