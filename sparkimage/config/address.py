@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,9 @@ UBUNTU = "ubuntu"
 
 DEFAULT_REGISTRY = "docker.io"
 """The registry of a name without one: https://pkg.go.dev/github.com/distribution/reference."""
+
+REGISTRIES = (DEFAULT_REGISTRY, "ghcr.io", "quay.io", "nvcr.io")
+"""Registries that a mirror's misspelled name may mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +131,9 @@ def mirror_problem(start: str, to: str) -> tuple[str, str] | None:
     elif not re.search(r"[.:/]|^localhost$", start):
         # As Docker tells a registry from the first part of a name.
         what = f"the mirror of {start} is {without_login(to)!r}, and {start} is no registry"
+        known = (WHEELS, DEBIAN, UBUNTU, *REGISTRIES)
+        if near := difflib.get_close_matches(start, known, n=1):
+            return what, f"did you mean {near[0]!r}?"
         return what, f"write {WHEELS}, {DEBIAN}, {UBUNTU}, an address, or one such as docker.io"
     elif scheme is not None:
         name = without_login(to).partition("://")[2] or "registry.example:5000/hub"

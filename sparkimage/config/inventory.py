@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,9 +162,13 @@ def load(path: Path) -> Fleet:
     """Read a fleet file. Raises ``ConfigError`` with every problem that it has, ``UsageError``
     where there is none."""
     if not path.exists():
+        # By the names' stems: endings are alike in all of them.
+        files = {file.stem: file for file in path.parent.glob("*.y*ml")}
+        near = next(iter(difflib.get_close_matches(path.stem, files, n=1)), None)
         raise UsageError(
             f"{path} does not exist: it says which nodes there are",
-            hint=f"write it: {program()} init; or pass names: --nodes spark1,spark2",
+            hint=(f"did you mean {files[near]}? Or " if near else "")
+            + f"write it: {program()} init; or pass names: --nodes spark1,spark2",
         )
     document = yamlfile.load(path)
     specs = validation.parse(document, FleetFile).nodes

@@ -122,6 +122,20 @@ def test_a_file_beside_the_matrix_is_found(tmp_path: Path) -> None:
     assert caught.value.hint == "write it: sparkimage init; or pass names: --nodes spark1,spark2"
 
 
+def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
+    (tmp_path / "matrix.yaml").touch()
+    with pytest.raises(UsageError) as missing:
+        inventory.read(str(tmp_path / "fleet.yaml"), tmp_path)
+    assert missing.value.hint is not None
+    assert missing.value.hint.startswith("write it: ")
+    near = tmp_path / "fleet-lab.yaml"
+    near.touch()
+    with pytest.raises(UsageError) as missing:
+        inventory.read(str(tmp_path / "flet-lab.yml"), tmp_path)
+    assert missing.value.hint is not None
+    assert missing.value.hint.startswith(f"did you mean {near}? Or write it: ")
+
+
 def test_variables_of_one_node(tmp_path: Path) -> None:
     env = {"NCCL_IB_GID_INDEX": "4", "NCCL_DEBUG_SUBSYS": "INIT"}
     assert load(tmp_path, {"a": {"env": env}, "b": {}}).nodes[0].env == env
