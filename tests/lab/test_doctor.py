@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -143,7 +144,10 @@ def test_what_is_wrong_with_one_node_is_said_of_it(project: DoctorProject) -> No
     }  # fmt: skip
     assert "modprobe -a ib_uverbs" in found["verbs"]["node2"]
     assert "port 8000 (API) is in use" in found["ports"]["node1"]
-    assert "its clock is +400 s off" in found["clock"]["node3"]
+    # Less the time that a loaded machine takes to ask.
+    off = re.search(r"its clock is \+(\d+) s off", found["clock"]["node3"])
+    assert off is not None
+    assert 370 <= int(off[1]) <= 401
     assert "index names are missing: a.safetensors" in found["shards"]["node4"]
     assert "a.safetensors" in found["model-equal"]["node3"]
     assert project.findings("ports", "--port", "8001") == {}
