@@ -17,9 +17,10 @@ from sparkimage.config import dockerfile, yamlfile
 from sparkimage.config.dockerfile import Dockerfile, Instruction, Use
 from sparkimage.config.plan import LayerPlan, Plan
 from sparkimage.config.schema import LAYER
-from sparkimage.config.validation import closest, nearest
+from sparkimage.config.validation import nearest
 from sparkimage.core import secrets
 from sparkimage.core.errors import ConfigError, Problem
+from sparkimage.core.spelling import closest
 
 INSTRUCTIONS = (
     "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL",

@@ -78,7 +78,7 @@ def _variant(store: Store, reference: str, matrix: Matrix | None) -> str:
     group = matrix.groups.get(reference) if matrix is not None else None
     meant = list(group) if group is not None else sorted(_beginning(reference, names))
     if not meant:
-        from sparkimage.config.validation import closest
+        from sparkimage.core.spelling import closest
 
         near = closest(reference, names)
         raise ImageMissingError(

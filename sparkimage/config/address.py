@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import urlsplit
 
 from sparkimage.core.errors import UsageError
+from sparkimage.core.spelling import closest
 
 WHEELS = "wheels"
 DEBIAN = "debian"
@@ -132,8 +132,8 @@ def mirror_problem(start: str, to: str) -> tuple[str, str] | None:
         # As Docker tells a registry from the first part of a name.
         what = f"the mirror of {start} is {without_login(to)!r}, and {start} is no registry"
         known = (WHEELS, DEBIAN, UBUNTU, *REGISTRIES)
-        if near := difflib.get_close_matches(start, known, n=1):
-            return what, f"did you mean {near[0]!r}?"
+        if near := closest(start, known, cutoff=0.6):
+            return what, f"did you mean {near!r}?"
         return what, f"write {WHEELS}, {DEBIAN}, {UBUNTU}, an address, or one such as docker.io"
     elif scheme is not None:
         name = without_login(to).partition("://")[2] or "registry.example:5000/hub"

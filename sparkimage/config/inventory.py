@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from sparkimage.config.environment import Environment
 from sparkimage.config.validation import Finding, Report, Strict
 from sparkimage.core.errors import UsageError
 from sparkimage.core.program import program
+from sparkimage.core.spelling import closest
 
 NODE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 ADDRESS = r"^[A-Za-z0-9][A-Za-z0-9._:%-]{0,252}$"
@@ -164,7 +164,7 @@ def load(path: Path) -> Fleet:
     if not path.exists():
         # By the names' stems: endings are alike in all of them.
         files = {file.stem: file for file in path.parent.glob("*.y*ml")}
-        near = next(iter(difflib.get_close_matches(path.stem, files, n=1)), None)
+        near = closest(path.stem, files, cutoff=0.6)
         raise UsageError(
             f"{path} does not exist: it says which nodes there are",
             hint=(f"did you mean {files[near]}? Or " if near else "")

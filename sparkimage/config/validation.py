@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Collection, Iterable
@@ -17,6 +16,7 @@ from sparkimage.config import suggestions
 from sparkimage.config.address import without_login
 from sparkimage.config.yamlfile import Document, Key
 from sparkimage.core.errors import ConfigError, Problem
+from sparkimage.core.spelling import closest
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=128)]
 Model = TypeVar("Model", bound="Strict")
@@ -120,12 +120,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"did you mean {other!r}?"
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return "known are " + ", ".join(names[:MAX_NAMES]) + more if names else "none is known"
-
-
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that ``name`` may be a misspelling of."""
-    names = sorted(known)[:1000]
-    return next(iter(difflib.get_close_matches(name[:MAX_LETTERS], names, n=1, cutoff=0.5)), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,10 @@ from typing import Any
 from sparkimage.config.pins import PLATFORMS
 from sparkimage.config.schema import NOT, ROOT, AnswerSpec, Include, LayerSpec, MatrixFile, Selector
 from sparkimage.config.template import Template
-from sparkimage.config.validation import Report, closest
+from sparkimage.config.validation import Report
 from sparkimage.config.yamlfile import Key
 from sparkimage.core.errors import Problem
+from sparkimage.core.spelling import closest
 
 REPOSITORY_NAME = re.compile(r"[a-z0-9]+([._/-][a-z0-9]+)*")
 PLATFORM = "platform"
